@@ -1,0 +1,63 @@
+"""What the job says while it works: a line and a progress bar for a person, one JSON object a line for a machine."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work advances."""
+
+_BAR_EVERY_S = 0.1
+_LINE_EVERY_S = 10.0
+
+
+def terminal() -> bool:
+    """Whether a person is watching."""
+    return sys.stderr.isatty()
+
+
+def emit(event: str, **fields: object) -> None:
+    """Say that `event` happened. Values must be JSON-serialisable."""
+    if terminal():
+        details = "  ".join(f"{name}={_short(value)}" for name, value in fields.items())
+        print(f"\r\033[K{event}  {details}".rstrip(), file=sys.stderr, flush=True)
+    else:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        print(json.dumps({"time": stamp, "event": event, **fields}, default=str), flush=True)
+
+
+def warn(message: str, **fields: object) -> None:
+    """Say something that a person should look at, though the job goes on."""
+    emit("warning", message=message, **fields)
+
+
+def progress(phase: str) -> Progress:
+    """A callable (done, total) that draws a bar on a terminal and writes a line now and then elsewhere."""
+    interval = _BAR_EVERY_S if terminal() else _LINE_EVERY_S
+    last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < interval and done < total:
+            return
+        last = now
+        if terminal():
+            _draw(phase, done, total)
+        else:
+            emit("progress", phase=phase, done=done, total=total)
+
+    return show
+
+
+def _draw(phase: str, done: int, total: int) -> None:
+    share = done / total if total else 1.0
+    filled = int(30 * share)
+    print(f"\r\033[K{phase:<10} [{'#' * filled}{'.' * (30 - filled)}] {share:4.0%}", end="", file=sys.stderr, flush=True)
+    if done >= total:
+        print(file=sys.stderr)
+
+
+def _short(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
