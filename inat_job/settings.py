@@ -1,0 +1,187 @@
+"""Every setting of a run, as frozen sections that check themselves, and the fingerprint of those that decide the result."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from inat_job import knobs
+from inat_job.errors import UsageError
+from inat_job.knobs import knob
+
+DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
+RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+BLOCKS = 5
+
+
+class _Section:
+    def __post_init__(self) -> None:
+        knobs.check(self)
+
+
+@dataclass(frozen=True)
+class DataSettings(_Section):
+    """Which pictures, and how they are cut."""
+
+    uri: str = knob(DEFAULT_DATA, "Archive, prefix, folder or demo:, with an optional #sha256=", name="data")
+    cache_dir: str = knob("cache", "Folder for downloads and decoded pictures", decides=False)
+    image_size: int = knob(224, "Side of the network's input in pixels", minimum=32, maximum=1024)
+    eval_crop: float = knob(0.95, "Share of the short side that the centre crop keeps", minimum=0.1, maximum=1.0)
+    max_broken: float = knob(0.01, "Share of pictures that may be unreadable", minimum=0.0, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class StorageSettings(_Section):
+    """How object storage is spoken to; credentials and endpoint come from the usual AWS variables."""
+
+    sse_kms_key_id: str | None = knob(None, "KMS key that encrypts what is written to S3", decides=False)
+    requester_pays: bool = knob(False, "Pay for requests to a requester-pays bucket", decides=False)
+    anonymous: bool = knob(False, "Send unsigned requests, for public buckets", decides=False)
+
+
+@dataclass(frozen=True)
+class RunSettings(_Section):
+    """Where a run lives and how it is taken up again."""
+
+    output: str = knob("runs", "Local folder or s3:// prefix for run folders", decides=False)
+    run_id: str | None = knob(None, "Name of the run folder; by default made from what decides the result", decides=False)
+    resume: str = knob("auto", "Take up an earlier attempt", choices=("auto", "never", "must"), decides=False)
+    force: bool = knob(False, "With --resume never: start an existing run anew", decides=False)
+    init_from: str | None = knob(None, "Run (id under --output, or URI) whose best weights to start from")
+    checkpoint_minutes: float = knob(5.0, "Minutes between checkpoints within an epoch", minimum=0.0, decides=False)
+    grace_seconds: float = knob(30.0, "Seconds between the stop signal and the kill", minimum=1.0, decides=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.run_id is not None and not RUN_ID.fullmatch(self.run_id):
+            raise UsageError(f"--run-id is {self.run_id!r}: use 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+
+
+@dataclass(frozen=True)
+class FiveBlockSettings(_Section):
+    """Part A's network."""
+
+    filters: tuple[int, ...] = knob((32, 64, 128, 256, 512), "Filters of the five blocks, or of the first", minimum=1)
+    filter_organisation: str = knob("double", "With one number in --filters", choices=("same", "double", "half"))
+    kernel_sizes: tuple[int, ...] = knob((3,), "Kernel sizes of the five blocks, or one for all", minimum=1, maximum=31)
+    activation: str = knob("relu", "Activation", choices=("relu", "gelu", "silu", "mish"))
+    dense: int = knob(256, "Neurons of the dense layer", minimum=1)
+    pooling: str = knob("gap", "From maps to the dense layer", choices=("flatten", "gap"))
+    batch_norm: bool = knob(True, "Batch norm after each convolution")
+    dropout: float = knob(0.2, "Dropout before the output layer", minimum=0.0, maximum=0.95)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, values in (("--filters", self.filters), ("--kernel-sizes", self.kernel_sizes)):
+            if len(values) not in (1, BLOCKS):
+                raise UsageError(f"{flag} has {len(values)} numbers: give one, or one for each of the {BLOCKS} blocks.")
+
+
+@dataclass(frozen=True)
+class BackboneSettings(_Section):
+    """Part B's network and how much of it is trained."""
+
+    backbone: str = knob("resnet50", "A classification model of torchvision's registry")
+    weights: str = knob("DEFAULT", "torchvision's name, a path or URI with an optional #sha256=, or none")
+    allow_partial_weights: bool = knob(False, "Accept weights that lack some of the network's layers")
+    strategy: str = knob("full", "What is trained", choices=("head", "last-k", "gradual", "full"))
+    last_k: int = knob(1, "Stages that --strategy last-k trains beside the head", minimum=1)
+    layer_decay: float = knob(0.5, "Learning rate of a stage over that of the next", minimum=0.01, maximum=1.0)
+
+
+@dataclass(frozen=True)
+class TrainSettings(_Section):
+    """The recipe, and the device it runs on."""
+
+    epochs: int = knob(30, "Passes over the training pictures", minimum=1)
+    max_time: float | None = knob(None, "End training after this long, then test", duration=True, minimum=1.0)
+    batch_size: int = knob(64, "Pictures per optimiser step, over all devices", minimum=2)
+    accumulate: int = knob(1, "Slices that a batch is worked through in, to save memory", minimum=1)
+    lr: float = knob(2e-3, "Peak learning rate", minimum=1e-8, maximum=10.0)
+    weight_decay: float = knob(0.05, "AdamW's weight decay", minimum=0.0, maximum=10.0)
+    warmup: float = knob(0.1, "Share of the steps in which the rate rises", minimum=0.0, maximum=0.9)
+    label_smoothing: float = knob(0.1, "Label smoothing", minimum=0.0, maximum=0.9)
+    augment: bool = knob(True, "Random crop, flip, rotation and colour")
+    crop_scale: float = knob(0.35, "Smallest share of a picture that a random crop keeps", minimum=0.05, maximum=1.0)
+    rotation: float = knob(0.0, "Largest random rotation in degrees, either way", minimum=0.0, maximum=180.0)
+    colour: float = knob(0.3, "Largest change of brightness, contrast and saturation", minimum=0.0, maximum=0.95)
+    early_stop: int | None = knob(None, "Epochs without a better validation accuracy that end training", minimum=1)
+    seed: int = knob(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
+    accelerator: str = knob("auto", "Device", choices=("auto", "cpu", "cuda", "mps"), decides=False)
+    precision: str = knob("auto", "Arithmetic of the forward pass", choices=("auto", "bf16", "fp16", "fp32"))
+    devices: int = knob(1, "Devices on this machine", minimum=1, maximum=1, decides=False)
+    num_nodes: int = knob(1, "Machines", minimum=1, maximum=1, decides=False)
+    compile: bool = knob(False, "Compile the network with torch.compile; needs a C compiler")
+    deterministic: bool = knob(False, "Refuse operations whose result varies between runs")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"--accumulate is {self.accumulate}: it must divide --batch-size, which is {self.batch_size}."
+            )
+
+
+@dataclass(frozen=True)
+class TrackerSettings(_Section):
+    """Weights & Biases."""
+
+    mode: str = knob("auto", "Tracker", name="wandb", choices=("online", "offline", "off", "auto"), decides=False)
+    project: str = knob("inat-job", "Tracker project", name="wandb-project", decides=False)
+    entity: str | None = knob(None, "Tracker user or team", name="wandb-entity", decides=False)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run, completely."""
+
+    part: str
+    model: FiveBlockSettings | BackboneSettings
+    train: TrainSettings
+    data: DataSettings = DataSettings()
+    storage: StorageSettings = StorageSettings()
+    run: RunSettings = RunSettings()
+    tracker: TrackerSettings = TrackerSettings()
+
+    def sections(self) -> dict[str, Any]:
+        """Section by name, in the order of the fields."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "part"}
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section and field, without what a URI must not show."""
+        plain = {name: dataclasses.asdict(section) for name, section in self.sections().items()}
+        plain["data"]["uri"] = public_uri(self.data.uri)
+        return plain
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what decides the result: data, model, recipe and seed."""
+        deciding: dict[str, Any] = {"part": self.part}
+        for name, section in self.sections().items():
+            for field, (each, _) in knobs.knobs_of(type(section)).items():
+                if each.decides:
+                    deciding[f"{name}.{field}"] = getattr(section, field)
+        deciding["data.uri"] = _absolute(public_uri(self.data.uri))
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def run_id(self) -> str:
+        """The given run id, or one that the same command always gets."""
+        return self.run.run_id or f"part{self.part}-{self.fingerprint()[:12]}"
+
+
+def public_uri(uri: str) -> str:
+    """`uri` without user, password and query, which can be secrets."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment))
+
+
+def _absolute(uri: str) -> str:
+    if "://" in uri or uri.startswith("demo:"):
+        return uri
+    return str(Path(uri).absolute())
