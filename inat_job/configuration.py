@@ -41,7 +41,9 @@ class Configuration:
             lines.append(f"[{section}]")
             for field, value in fields.items():
                 comment = f"  # {self.sources.get(f'{section}.{field}', 'default')}"
-                lines.append(f"# {field} is not set{comment}" if value is None else f"{field} = {_toml(value)}{comment}")
+                lines.append(
+                    f"# {field} is not set{comment}" if value is None else f"{field} = {_toml(value)}{comment}"
+                )
             lines.append("")
         return "\n".join(lines)
 

@@ -54,7 +54,9 @@ def progress(phase: str) -> Progress:
 def _draw(phase: str, done: int, total: int) -> None:
     share = done / total if total else 1.0
     filled = int(30 * share)
-    print(f"\r\033[K{phase:<10} [{'#' * filled}{'.' * (30 - filled)}] {share:4.0%}", end="", file=sys.stderr, flush=True)
+    print(
+        f"\r\033[K{phase:<10} [{'#' * filled}{'.' * (30 - filled)}] {share:4.0%}", end="", file=sys.stderr, flush=True
+    )
     if done >= total:
         print(file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Every setting of a run, as frozen sections that check themselves, and the fingerprint of those that decide the result."""
+"""Every setting of a run, as frozen sections that check themselves, and the fingerprint of what decides the result."""
 
 import dataclasses
 import hashlib
@@ -48,7 +48,7 @@ class RunSettings(_Section):
     """Where a run lives and how it is taken up again."""
 
     output: str = knob("runs", "Local folder or s3:// prefix for run folders", decides=False)
-    run_id: str | None = knob(None, "Name of the run folder; by default made from what decides the result", decides=False)
+    run_id: str | None = knob(None, "Name of the run folder; else made from what decides the result", decides=False)
     resume: str = knob("auto", "Take up an earlier attempt", choices=("auto", "never", "must"), decides=False)
     force: bool = knob(False, "With --resume never: start an existing run anew", decides=False)
     init_from: str | None = knob(None, "Run (id under --output, or URI) whose best weights to start from")

@@ -1,0 +1,137 @@
+"""Reads picture files where they are: in a zip or tar, a folder or under a prefix. Nothing is unpacked to disk."""
+
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from inat_job.data.decode import Rejected
+from inat_job.errors import BadDataError, JobError
+from inat_job.storage import Store
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+LARGEST_FILE = 256 * 2**20
+"""Bytes beyond which a member is not read: no photo is that large."""
+
+Load = Callable[[], bytes]
+
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError)
+
+
+class Container(Protocol):
+    """What holds picture files."""
+
+    def names(self) -> list[str]:
+        """Paths of the regular files, with `/`."""
+
+    def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
+        """Each name once, in the order that is cheapest to read, with a function that any thread may call."""
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file name is that of an archive."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def open_archive(path: Path) -> "Zip | Tar":
+    """The container in a file. Raises BadDataError when it is damaged."""
+    with _damage(path):
+        return Zip(path) if path.name.lower().endswith(".zip") else Tar(path)
+
+
+class Zip:
+    """A zip file; members are found by its directory and read by any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = zipfile.ZipFile(path)
+        self._members = {member.filename: member for member in self._file.infolist() if not member.is_dir()}
+
+    def names(self) -> list[str]:
+        return list(self._members)
+
+    def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
+        for name in sorted(names, key=lambda name: self._members[name].header_offset):
+            yield name, lambda member=self._members[name]: self._read(member)  # type: ignore[misc]
+
+    def _read(self, member: zipfile.ZipInfo) -> bytes:
+        if member.flag_bits & 1:
+            raise BadDataError(f"{self._path} is encrypted: give an archive without a password.")
+        _check_size(member.file_size)
+        try:
+            return self._file.read(member)
+        except (*_DAMAGE, NotImplementedError) as error:
+            raise Rejected(f"damaged in the archive: {error}") from None
+
+
+class Tar:
+    """A tar file, compressed or not, read in its own order."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with tarfile.open(path) as archive:
+            self._names = [member.name.removeprefix("./") for member in archive if member.isreg()]
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
+        wanted = set(names)
+        with _damage(self._path), tarfile.open(self._path) as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                if name not in wanted or not member.isreg():
+                    continue
+                wanted.discard(name)
+                yield name, _loaded(archive, member)
+
+
+class Loose:
+    """The files of a folder or under a prefix, each an object of its own."""
+
+    def __init__(self, store: Store, names: Collection[str]) -> None:
+        self._store = store
+        self._names = list(names)
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
+        for name in names:
+            yield name, lambda name=name: self._store.read(name)  # type: ignore[misc]
+
+
+def _loaded(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Load:
+    """A tar is one stream, so its bytes are read here, in order, and only handed over later."""
+    try:
+        _check_size(member.size)
+    except Rejected as reason:
+        return lambda reason=reason: _raise(reason)  # type: ignore[misc]
+    file = archive.extractfile(member)
+    assert file is not None
+    data = file.read()
+    return lambda: data
+
+
+def _raise(reason: Rejected) -> bytes:
+    raise reason
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST_FILE:
+        raise Rejected(f"{size} bytes are more than {LARGEST_FILE}")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except JobError:
+        raise
+    except FileNotFoundError:
+        raise BadDataError(f"{path} does not exist: check --data.") from None
+    except _DAMAGE as error:
+        raise BadDataError(f"{path} is no intact archive ({error}): fetch it again.") from None

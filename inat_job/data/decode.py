@@ -1,0 +1,56 @@
+"""One picture file to square uint8 pixels, with libjpeg-turbo through Pillow; a broken file becomes a named reason."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from inat_job.errors import BadDataError
+
+LARGEST_PIXELS = 100_000_000
+"""Width times height beyond which a file is taken for a decompression bomb."""
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow would warn and raise by turns; the check is ours
+
+_RGB_LIKE = ("RGB", "L", "CMYK", "YCbCr", "1")
+
+
+class Rejected(BadDataError):
+    """A picture that cannot be read; the message is the reason."""
+
+
+def decode(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode `data` and squash it to a square.
+
+    Returns uint8 RGB pixels of shape (side, side, 3), and the original (width, height) as it is to be looked at
+    (EXIF orientation applied). JPEGs are scaled within the DCT down to no less than twice `side`. Raises Rejected.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > LARGEST_PIXELS:
+                raise Rejected(f"{width}x{height} pixels are more than {LARGEST_PIXELS}")
+            image.draft("RGB", (2 * side, 2 * side))
+            upright = ImageOps.exif_transpose(image)
+            if _lies_on_its_side(image):
+                width, height = height, width
+            squashed = _rgb(upright).resize((side, side), Image.Resampling.BILINEAR)
+            return np.asarray(squashed), (width, height)
+    except (Rejected, MemoryError):
+        raise
+    except Exception as error:  # foreign bytes make Pillow's plugins raise nearly anything
+        raise Rejected(f"{type(error).__name__}: {error}".replace("\n", " ")[:200] if data else "empty file") from None
+
+
+def _lies_on_its_side(image: Image.Image) -> bool:
+    return image.getexif().get(0x0112) in (5, 6, 7, 8)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB; what is transparent becomes white, and 16-bit greys keep their upper byte."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in _RGB_LIKE and "transparency" not in image.info:
+        return image.convert("RGB")
+    layered = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")

@@ -1,0 +1,92 @@
+"""The decoded cache as it lies on disk: one memory-mapped file of pixels and an index that says what they are."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inat_job.data.layout import TEST, TRAIN
+
+FORMAT = 1
+PIXELS, INDEX = "pixels.u8", "index.json"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the rows of the pixel file are; every list has one item a row, sorted by id."""
+
+    source: str
+    digest: str
+    side: int
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    labels: tuple[int, ...]
+    splits: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+    hashes: tuple[str, ...]
+    rejected: tuple[dict[str, str], ...]
+    pixels_sha256: str
+    format: int = FORMAT
+
+    def in_both_splits(self) -> tuple[str, ...]:
+        """Ids of test pictures whose very bytes also stand in train."""
+        train = {content for content, split in zip(self.hashes, self.splits, strict=True) if split == TRAIN}
+        rows = zip(self.ids, self.hashes, self.splits, strict=True)
+        return tuple(name for name, content, split in rows if split == TEST and content in train)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers of a split, int64."""
+        return np.flatnonzero(np.array(self.splits) == split)
+
+    def save(self, folder: Path) -> None:
+        """Write the index beside the pixels."""
+        (folder / INDEX).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A published cache folder; nothing in it ever changes."""
+
+    folder: Path
+    index: Index
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """uint8 RGB of shape (rows, side, side, 3), memory-mapped, read only."""
+        shape = (len(self.index.ids), self.index.side, self.index.side, 3)
+        return np.memmap(self.folder / PIXELS, dtype=np.uint8, mode="r", shape=shape)
+
+
+def load(folder: Path) -> Cache | None:
+    """The cache in a folder, or None if there is none that is whole: hash, size and format are checked."""
+    try:
+        fields: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = Index(**{name: _frozen(value) for name, value in fields.items()})
+    except (OSError, ValueError, TypeError):
+        return None
+    if index.format != FORMAT or file_sha256(folder / PIXELS) != index.pixels_sha256:
+        return None
+    return Cache(folder, index)
+
+
+def file_sha256(path: Path, check: Callable[[], None] = lambda: None) -> str | None:
+    """SHA-256 of a file, None if it cannot be read; `check` is called between blocks and may raise."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+                check()
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

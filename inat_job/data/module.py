@@ -1,0 +1,56 @@
+"""The data set as Lightning's trainer takes it: the cache, its three splits and their batches."""
+
+from functools import cached_property
+
+import numpy as np
+from lightning import LightningDataModule
+
+from inat_job.data import layout, splits
+from inat_job.data.batches import EvalBatches, TrainBatches
+from inat_job.data.index import Cache
+from inat_job.errors import ConflictError
+from inat_job.settings import TrainSettings
+
+
+class Pictures(LightningDataModule):
+    """Train, validation and test batches of a cache."""
+
+    def __init__(self, cache: Cache, train: TrainSettings) -> None:
+        super().__init__()
+        self.cache = cache
+        self._settings = train
+        rows = cache.index.rows(layout.TRAIN)
+        hashes = [cache.index.hashes[row] for row in rows]
+        labels = [cache.index.labels[row] for row in rows]
+        held_out = splits.validation(hashes, labels, train.seed)
+        self.split_digest = splits.digest(hashes, held_out)
+        self.train_rows: np.ndarray = rows[~np.array(held_out)]
+        self.val_rows: np.ndarray = rows[np.array(held_out)]
+        self.test_rows: np.ndarray = cache.index.rows(layout.TEST)
+        if len(self.train_rows) < train.batch_size:
+            raise ConflictError(
+                f"--batch-size is {train.batch_size} and there are {len(self.train_rows)} pictures to train on: "
+                "lower it, since a last partial batch is dropped."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch."""
+        return len(self.train_rows) // self._settings.batch_size
+
+    @cached_property
+    def train_batches(self) -> TrainBatches:
+        """Batches for training, each a slice of the global batch where gradients are accumulated."""
+        settings = self._settings
+        size, length = settings.batch_size // settings.accumulate, self.steps_per_epoch * settings.accumulate
+        return TrainBatches(self.cache, self.train_rows, size, length, seed=settings.seed, augment=settings.augment)
+
+    def train_dataloader(self) -> TrainBatches:
+        return self.train_batches
+
+    def val_dataloader(self) -> EvalBatches:
+        return self.batches(self.val_rows)
+
+    def batches(self, rows: np.ndarray) -> EvalBatches:
+        """Evaluation batches of any rows."""
+        return EvalBatches(self.cache, rows, self._settings.batch_size)

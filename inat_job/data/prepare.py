@@ -1,0 +1,214 @@
+"""Builds the decoded cache: every picture read, hashed, decoded and squashed once, then published by one rename."""
+
+import fcntl
+import hashlib
+import math
+import os
+import shutil
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from inat_job import events, signals
+from inat_job.data import layout
+from inat_job.data.archives import Container, Load
+from inat_job.data.decode import Rejected, decode
+from inat_job.data.index import FORMAT, PIXELS, Cache, Index, file_sha256, load
+from inat_job.data.layout import Picture
+from inat_job.data.pull import Source
+from inat_job.errors import BadDataError, ConflictError
+from inat_job.signals import Stop
+
+MARGIN = 1.15
+"""Cache side over the network's input, so that a random crop rarely enlarges."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What is known of one picture after decoding: its content hash and size, or why it was rejected."""
+
+    sha256: str = ""
+    size: tuple[int, int] = (0, 0)
+    reason: str | None = None
+
+
+def cache_side(image_size: int) -> int:
+    """Side of the cached squares for an input of `image_size` pixels, a multiple of eight."""
+    return max(8 * round(MARGIN * image_size / 8), image_size)
+
+
+def prepare(source: Source, cache_dir: Path, image_size: int, max_broken: float, stop: Stop) -> Cache:
+    """The cache of a source at this geometry, built if it is not there.
+
+    Any number of jobs may ask at once: one builds, the others wait and find it. Raises BadDataError for a data set
+    that is unusable or more than `max_broken` unreadable, ConflictError when the disk is too small, Preempted.
+    """
+    side = cache_side(image_size)
+    key = hashlib.sha256(f"{source.identity} {side} {FORMAT}".encode()).hexdigest()[:24]
+    folder = cache_dir / "prepared" / key
+    cache = load(folder)
+    if cache is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder.with_suffix(".lock"), stop), _disk_errors(cache_dir):
+            cache = load(folder) or _build(source, folder, side, max_broken, stop)
+    _judge(cache.index, max_broken)
+    source.verify(cache.index.digest)
+    return cache
+
+
+def _build(source: Source, folder: Path, side: int, max_broken: float, stop: Stop) -> Cache:
+    unfinished = folder.with_suffix(".tmp")
+    for leftover in (unfinished, folder):  # a killed job's, or a cache that failed its check
+        shutil.rmtree(leftover, ignore_errors=True)
+    container = source.open()
+    pictures = layout.find(container.names(), source.uri)
+    need = len(pictures) * side * side * 3
+    _check_disk(folder.parent, need)
+    unfinished.mkdir()
+    decoded = _decode_all(container, pictures, unfinished / PIXELS, side, stop)
+    index = _index(source, pictures, decoded, side, unfinished / PIXELS)
+    _judge(index, max_broken)
+    index.save(unfinished)
+    unfinished.replace(folder)
+    return Cache(folder, index)
+
+
+def _decode_all(
+    container: Container, pictures: Sequence[Picture], path: Path, side: int, stop: Stop
+) -> Sequence[Decoded]:
+    """Decode on all cores straight into the file at `path`; Pillow lets go of the interpreter while it decodes."""
+    pixels = np.memmap(path, dtype=np.uint8, mode="w+", shape=(len(pictures), side, side, 3))
+    rows = {picture.name: row for row, picture in enumerate(pictures)}
+    results = [Decoded(reason="missing from the archive")] * len(pictures)
+    show = events.progress("prepare")
+    done = 0
+    with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd metadata
+        for row, result in _in_parallel(pool, container.load(rows), rows, pixels):
+            results[row] = result
+            done += 1
+            show(done, len(pictures))
+            signals.check(stop, "decoding the pictures")
+    pixels.flush()
+    return results
+
+
+def _in_parallel(
+    pool: ThreadPoolExecutor, loads: Iterator[tuple[str, Load]], rows: Mapping[str, int], pixels: np.ndarray
+) -> Iterator[tuple[int, Decoded]]:
+    """Row and result as they come; few are in flight, so that a stream's bytes don't pile up in memory."""
+    flying: deque[tuple[int, Future[Decoded]]] = deque()
+    for name, read in loads:
+        row = rows[name]
+        flying.append((row, pool.submit(_decode_into, pixels[row], read)))
+        if len(flying) > 64:
+            row, future = flying.popleft()
+            yield row, future.result()
+    for row, future in flying:
+        yield row, future.result()
+
+
+def _decode_into(pixels: np.ndarray, read: Load) -> Decoded:
+    try:
+        data = read()
+        pixels[:], size = decode(data, pixels.shape[0])
+    except Rejected as reason:
+        return Decoded(reason=str(reason))
+    return Decoded(hashlib.sha256(data).hexdigest(), size)
+
+
+def _index(source: Source, pictures: Sequence[Picture], decoded: Sequence[Decoded], side: int, path: Path) -> Index:
+    kept = [row for row, each in enumerate(decoded) if each.reason is None]
+    _close_gaps(path, kept, len(pictures), side)
+    classes = layout.classes(pictures)
+    number = {name: label for label, name in enumerate(classes)}
+    sha256 = file_sha256(path)
+    assert sha256 is not None
+    hashes = tuple(decoded[row].sha256 for row in kept)
+    ids = tuple(pictures[row].id for row in kept)
+    return Index(
+        source=source.uri,
+        digest=source.digest or _content_digest(ids, hashes),
+        side=side,
+        classes=classes,
+        ids=ids,
+        labels=tuple(number[pictures[row].label] for row in kept),
+        splits=tuple(pictures[row].split for row in kept),
+        sizes=tuple(decoded[row].size for row in kept),
+        hashes=hashes,
+        rejected=tuple(
+            {"id": picture.id, "reason": each.reason}
+            for picture, each in zip(pictures, decoded, strict=True)
+            if each.reason is not None
+        ),
+        pixels_sha256=sha256,
+    )
+
+
+def _content_digest(ids: Sequence[str], hashes: Sequence[str]) -> str:
+    lines = (f"{name} {content}\n" for name, content in zip(ids, hashes, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _close_gaps(path: Path, kept: Sequence[int], rows: int, side: int) -> None:
+    if len(kept) == rows:
+        return
+    pixels = np.memmap(path, dtype=np.uint8, mode="r+", shape=(rows, side, side, 3))
+    for row, old in enumerate(kept):
+        pixels[row] = pixels[old]
+    pixels.flush()
+    os.truncate(path, len(kept) * side * side * 3)
+
+
+def _judge(index: Index, max_broken: float) -> None:
+    """Raise BadDataError if too many pictures were rejected or a class has none left in a split."""
+    total = len(index.ids) + len(index.rejected)
+    if len(index.rejected) > math.floor(max_broken * total):
+        first = index.rejected[0]
+        raise BadDataError(
+            f"{len(index.rejected)} of {total} pictures of {index.source} cannot be read, first {first['id']} "
+            f"({first['reason']}): mend them, or raise --max-broken, which is {max_broken:g}."
+        )
+    present = set(zip(index.splits, index.labels, strict=True))
+    for split in (layout.TRAIN, layout.TEST):
+        for label, name in enumerate(index.classes):
+            if (split, label) not in present:
+                raise BadDataError(f"{index.source} has no readable picture of class {name} in {split}.")
+
+
+def _check_disk(folder: Path, need: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise ConflictError(
+            f"--cache-dir {folder.parent} has {free / 1e9:.1f} GB free, "
+            f"and the decoded pictures need {need / 1e9:.1f} GB: free some, or name another folder."
+        )
+
+
+@contextmanager
+def _disk_errors(cache_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConflictError(f"--cache-dir {cache_dir} cannot be written ({error.strerror}): name another.") from error
+
+
+@contextmanager
+def _lock(path: Path, stop: Stop) -> Iterator[None]:
+    """Hold the file's lock, which the system lets go of whatever becomes of its holder."""
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                signals.check(stop, "waiting for another job that prepares the same pictures")
+                time.sleep(0.2)
+        yield
