@@ -1,0 +1,194 @@
+"""A folder of a web server as a store, read only: the standard library's client, with patience and clear errors."""
+
+import base64
+import http.client
+import re
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed
+from inat_job.events import Progress
+from inat_job.signals import Stop, never
+from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions, checked_key, without_query
+from inat_job.storage.retry import PassingError, persist
+from inat_job.storage.transfer import BLOCK, Source, pull
+
+_TIMEOUT_S = 60.0
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
+_CHANGED = frozenset({412, 416})
+
+
+class HttpsStore:
+    """What a web server has under `uri`. A key may carry a query; messages and `uri` never do."""
+
+    def __init__(self, uri: str, options: StorageOptions) -> None:
+        self.uri = without_query(uri).rstrip("/")
+        self._options = options
+        self._login = _login(uri)
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        raise ConflictError(f"{self.uri} can't be listed, a web server has no such thing: name one archive instead.")
+
+    def stat(self, key: str) -> Entry | None:
+        if not key:
+            return None
+        try:
+            return self._probe(key)[0]
+        except _MissingError:
+            return None
+
+    def read(self, key: str) -> bytes:
+        return persist(lambda: b"".join(self._blocks(Entry(key, UNKNOWN_SIZE, ""), 0, None)), self._options.retries)
+
+    def get(
+        self, key: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None, stop: Stop = never
+    ) -> Entry:
+        source = Source(self._name(key), lambda: self._probe(key), self._blocks)
+        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop)
+
+    def put(
+        self,
+        key: str,
+        source: Path | bytes,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        progress: Progress | None = None,
+    ) -> Entry:
+        raise ConflictError(f"{self.uri} is read only: write to a folder or to s3://.")
+
+    def delete(self, key: str) -> None:
+        raise ConflictError(f"{self.uri} is read only: nothing can be deleted there.")
+
+    def _probe(self, key: str) -> tuple[Entry, bool]:
+        """The object's entry, and whether it can be had in ranges that are sure to be of one version.
+
+        Asks for one byte: a HEAD is refused by some servers and by signed addresses, and promises ranges not kept.
+        """
+        with closing(self._open(key, {"Range": "bytes=0-0"}, empty_is_fine=True)) as answer:
+            size, version = _size(answer), _version(answer)
+            return Entry(key, size, version), answer.status == 206 and size != UNKNOWN_SIZE and version != ""
+
+    def _blocks(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
+        """Blocks of the object. Raises PassingError for a body that broke, PreconditionFailed for another version."""
+        ranged = end is not None and entry.version != ""
+        headers = {"Range": f"bytes={start}-{end - 1}", **_only_if(entry.version)} if ranged and end else {}
+        with closing(self._open(entry.key, headers)) as answer:
+            if entry.version and _version(answer) != entry.version:
+                raise PreconditionFailed(f"{self._name(entry.key)} changed.")
+            if start > 0 and answer.status != 206:
+                raise PassingError(f"{self._name(entry.key)} came whole where a range was asked: try again.")
+            yield from self._body(answer, self._name(entry.key))
+
+    def _body(self, answer: http.client.HTTPResponse, name: str) -> Iterator[bytes]:
+        left = answer.length  # None where the server doesn't say
+        try:
+            while block := answer.read(BLOCK):
+                left = None if left is None else left - len(block)
+                yield block
+        except (OSError, http.client.HTTPException) as error:
+            raise PassingError(f"{name} broke off ({type(error).__name__}), for all the retries: try later.") from error
+        if left:
+            raise PassingError(f"{name} ended {left} bytes early, for all the retries: try again later.")
+
+    def _open(self, key: str, headers: dict[str, str], *, empty_is_fine: bool = False) -> http.client.HTTPResponse:
+        request = self._request(key, headers)
+
+        def attempt() -> http.client.HTTPResponse:
+            try:
+                return urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # type: ignore[no-any-return]  # noqa: S310
+            except urllib.error.HTTPError as error:
+                with closing(error):
+                    if empty_is_fine and error.code == 416:  # an empty object has no first byte
+                        return self._open(key, {})
+                    raise self._meaning(error, key) from None
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                raise self._unreached(error, key) from None
+
+        return persist(attempt, self._options.retries)
+
+    def _request(self, key: str, headers: dict[str, str]) -> urllib.request.Request:
+        checked_key(re.split(r"[?#]", key, maxsplit=1)[0], self.uri)
+        address = quote(f"{self.uri}/{key}", safe="%/:?=&+,;@!$'()*~#[]")
+        # identity: a length and ranges are those of the object only if nothing is compressed on its way
+        request = urllib.request.Request(address, headers={"Accept-Encoding": "identity", **headers})  # noqa: S310
+        if self._login:
+            request.add_unredirected_header("Authorization", self._login)
+        return request
+
+    def _meaning(self, error: urllib.error.HTTPError, key: str) -> Exception:
+        name, code = self._name(key), error.code
+        if code in (401, 403):
+            return NoPermissionError(f"No permission for {name} (HTTP {code}): check the address and its signature.")
+        if code in (404, 410):
+            return _MissingError(f"{name} does not exist (HTTP {code}): check the address.")
+        if code in _CHANGED:
+            return PreconditionFailed(f"{name} changed (HTTP {code}).")
+        if code in _PASSING:
+            sentence = f"{name} was not served (HTTP {code}), for all the retries: try again later."
+            return PassingError(sentence, _seconds(error.headers.get("Retry-After")))
+        return ConflictError(f"{name} was refused (HTTP {code}): check the address.")
+
+    def _unreached(self, error: Exception, key: str) -> Exception:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return ConflictError(f"The certificate of {urlsplit(self.uri).netloc} is not trusted: set SSL_CERT_FILE.")
+        if isinstance(error, ValueError):
+            return ConflictError(f"{self._name(key)} is no valid address: check it.")
+        return PassingError(
+            f"{urlsplit(self.uri).netloc} can't be reached for {self._name(key)} ({type(reason).__name__}), "
+            "for all the retries: check the network, or try again later."
+        )
+
+    def _name(self, key: str) -> str:
+        return without_query(f"{self.uri}/{key}")
+
+
+class _MissingError(BadDataError):
+    pass
+
+
+def _login(uri: str) -> str | None:
+    parts = urlsplit(uri)
+    if parts.username is None:
+        return None
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def _size(answer: http.client.HTTPResponse) -> int:
+    """The object's size, of the range's header or of the whole answer's."""
+    if answer.status == 206:
+        total = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.headers.get("Content-Range", "").strip())
+        return int(total[1]) if total else UNKNOWN_SIZE
+    return UNKNOWN_SIZE if answer.length is None else answer.length
+
+
+def _version(answer: http.client.HTTPResponse) -> str:
+    return str(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
+
+
+def _only_if(version: str) -> dict[str, str]:
+    """The condition that the object is still this one; a weak ETag matches nothing, so the answer's is compared."""
+    if version.startswith('"'):
+        return {"If-Match": version}
+    return {} if version.startswith("W/") else {"If-Unmodified-Since": version}
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After's seconds; None when it is absent, malformed or in the past."""
+    if retry_after is None:
+        return None
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        moment = parsedate_to_datetime(retry_after)
+        return max(0.0, (moment - moment.now(moment.tzinfo)).total_seconds())
+    except ValueError:
+        return None

@@ -1,0 +1,111 @@
+"""What is known of a half-finished pull: a line for the object and one for each finished chunk, with its CRC.
+
+The CRC is read back before a chunk is believed, so that a machine that lost power costs a chunk and not the truth.
+"""
+
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from inat_job.storage.base import Entry
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An object cut into chunks. Chunk i holds the bytes from `span(i)[0]` up to, not including, `span(i)[1]`."""
+
+    size: int
+    chunk: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.size // self.chunk)
+
+    def span(self, index: int) -> tuple[int, int]:
+        return index * self.chunk, min(self.size, (index + 1) * self.chunk)
+
+    def length(self, index: int) -> int:
+        start, end = self.span(index)
+        return end - start
+
+
+def plan_for(size: int) -> Plan:
+    """Small chunks share out a small object among threads; large ones cost a large object fewer requests."""
+    return Plan(size, 8 * MIB if size < 512 * MIB else 16 * MIB)
+
+
+@dataclass
+class Journal:
+    """The journal of pulling one version of one object. `done` maps a finished chunk to the CRC-32 of its bytes."""
+
+    version: str
+    plan: Plan
+    done: dict[int, int] = field(default_factory=dict)
+
+    def header(self) -> str:
+        return json.dumps({"version": self.version, "size": self.plan.size, "chunk": self.plan.chunk}) + "\n"
+
+    def line(self, index: int) -> str:
+        return json.dumps([index, self.done[index]]) + "\n"
+
+    def text(self) -> str:
+        return self.header() + "".join(self.line(index) for index in self.done)
+
+    def missing(self) -> list[int]:
+        return [index for index in range(self.plan.count) if index not in self.done]
+
+    def bytes_done(self) -> int:
+        return sum(self.plan.length(index) for index in self.done)
+
+
+def parse(text: str) -> Journal | None:
+    """The journal in `text`; a torn or foreign line ends it, a torn header makes it None."""
+    lines = text.split("\n")[:-1]  # what follows the last newline was never finished
+    try:
+        head = json.loads(lines[0])
+        journal = Journal(str(head["version"]), Plan(int(head["size"]), int(head["chunk"])))
+    except (ValueError, LookupError, TypeError):
+        return None
+    for line in lines[1:]:
+        try:
+            index, crc = json.loads(line)
+        except (ValueError, TypeError):
+            break
+        if index in range(journal.plan.count):
+            journal.done[index] = crc
+    return journal
+
+
+def journal_path(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def resume(part: Path, entry: Entry) -> Journal:
+    """What is left to do for `entry`: an earlier journal of the same version, each chunk verified, or a fresh one.
+
+    Afterwards `part` has the object's size, and the journal beside it says what is returned.
+    """
+    path = journal_path(part)
+    found = parse(path.read_text(errors="replace")) if path.exists() and part.exists() else None
+    journal = Journal(entry.version, plan_for(entry.size))
+    if found is not None and (found.version, found.plan) == (journal.version, journal.plan):
+        journal.done = {i: crc for i, crc in found.done.items() if _crc(part, journal.plan.span(i)) == crc}
+    else:
+        part.unlink(missing_ok=True)  # a new file, so that a straggler of an earlier pull writes to the old one
+    with part.open("ab") as file:
+        file.truncate(entry.size)
+    path.write_text(journal.text())
+    return journal
+
+
+def _crc(part: Path, span: tuple[int, int]) -> int:
+    crc, left = 0, span[1] - span[0]
+    with part.open("rb") as file:
+        file.seek(span[0])
+        while left > 0 and (block := file.read(min(left, MIB))):
+            crc = zlib.crc32(block, crc)
+            left -= len(block)
+    return crc if left == 0 else -1

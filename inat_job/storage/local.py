@@ -1,0 +1,207 @@
+"""A folder as a store: what development, tests and mounted volumes use, as strict as the remote ones."""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from inat_job.errors import BadDataError, PreconditionFailed, TransientError
+from inat_job.events import Progress
+from inat_job.signals import Stop, never
+from inat_job.storage.base import Entry, StorageOptions, checked_key
+from inat_job.storage.disk import disk_errors, sync_folder
+from inat_job.storage.transfer import BLOCK, Source, pull
+
+_OURS = ".inat-"  # how the names of our temporary and lock files begin; they are no objects
+
+
+class LocalStore:
+    """The files under `root`, which need not exist yet."""
+
+    def __init__(self, root: Path, options: StorageOptions) -> None:
+        self.root = root
+        self.uri = str(root)
+        self._options = options
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        start = self.root / prefix.rpartition("/")[0]
+        with disk_errors(start):
+            keys = sorted(key for key in self._keys(start) if key.startswith(prefix))
+        for key in keys:
+            entry = self.stat(key)
+            if entry is not None:  # removed since
+                yield entry
+
+    def _keys(self, start: Path) -> Iterator[str]:
+        """Keys of the files under `start`, through linked folders too, but into each folder once only."""
+        seen: set[str] = set()
+        for folder, folders, names in os.walk(start, followlinks=True, onerror=_refuse):
+            real = os.path.realpath(folder)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield from ((Path(folder) / name).relative_to(self.root).as_posix() for name in names if _is_object(name))
+
+    def stat(self, key: str) -> Entry | None:
+        if not key:
+            return None
+        path = self._path(key)
+        with disk_errors(path):
+            try:
+                return _entry(key, path.stat()) if path.is_file() else None
+            except FileNotFoundError:
+                return None
+
+    def read(self, key: str) -> bytes:
+        path = self._path(key)
+        with disk_errors(path, missing=_missing(path)):
+            return path.read_bytes()
+
+    def get(
+        self, key: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None, stop: Stop = never
+    ) -> Entry:
+        source = Source(str(self._path(key)), lambda: (self._present(key), True), self._blocks)
+        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop)
+
+    def put(
+        self,
+        key: str,
+        source: Path | bytes,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        progress: Progress | None = None,
+    ) -> Entry:
+        path = self._path(key)
+        draft = path.with_name(f"{_OURS}{secrets.token_hex(8)}.tmp")
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                size = _write(draft, source, progress)
+                entry = self._publish(key, draft, if_none_match, if_match)
+            finally:
+                draft.unlink(missing_ok=True)
+            sync_folder(path.parent)
+        if entry.size != size:
+            raise TransientError(f"{path} holds {entry.size} bytes, not the {size} written: check the disk; try again.")
+        return entry
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with disk_errors(path):
+            path.unlink(missing_ok=True)
+
+    def _publish(self, key: str, draft: Path, if_none_match: bool, if_match: str | None) -> Entry:
+        path = self._path(key)
+        if if_none_match:
+            _link(draft, path)
+            return _entry(key, draft.stat())
+        # Who writes with if_match must be alone between look and rename; plain writers don't ask, so don't wait.
+        with _locked(path.parent) if if_match is not None else nullcontext():
+            current = self.stat(key)
+            if if_match is not None and (current is None or current.version != if_match):
+                raise PreconditionFailed(f"{path} is not at version {if_match} any more.")
+            _outdate(draft, path)
+            entry = _entry(key, draft.stat())
+            draft.replace(path)
+        return entry
+
+    def _present(self, key: str) -> Entry:
+        entry = self.stat(key)
+        if entry is None:
+            raise BadDataError(_missing(self._path(key)))
+        return entry
+
+    def _blocks(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
+        path = self._path(entry.key)
+        with disk_errors(path, missing=_missing(path)), path.open("rb") as file:
+            if _entry(entry.key, os.fstat(file.fileno())) != entry:
+                raise PreconditionFailed(f"{path} changed.")
+            file.seek(start)
+            left = entry.size - start if end is None else end - start
+            while left > 0 and (block := file.read(min(left, BLOCK))):
+                left -= len(block)
+                yield block
+
+    def _path(self, key: str) -> Path:
+        return self.root / checked_key(key, self.uri)
+
+
+def _entry(key: str, stat: os.stat_result) -> Entry:
+    return Entry(key, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
+
+
+def _missing(path: Path) -> str:
+    return f"{path} does not exist or is no file: check the path."
+
+
+def _is_object(name: str) -> bool:
+    return not name.startswith(_OURS)
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _write(draft: Path, source: Path | bytes, progress: Progress | None) -> int:
+    """Write `source` to a new file `draft`, durably; returns the number of bytes."""
+    done = 0
+    with draft.open("xb") as out:
+        for block, total in _blocks_of(source):
+            out.write(block)
+            done += len(block)
+            if progress is not None:
+                progress(done, max(done, total))
+        out.flush()
+        os.fsync(out.fileno())
+    return done
+
+
+def _blocks_of(source: Path | bytes) -> Iterator[tuple[bytes, int]]:
+    """Blocks of `source`, each with the total size; its own door, since trouble here isn't the target's."""
+    if isinstance(source, bytes):
+        yield source, len(source)
+        return
+    with disk_errors(source, missing=_missing(source)), source.open("rb") as file:
+        total = os.fstat(file.fileno()).st_size
+        while block := file.read(BLOCK):
+            yield block, total
+
+
+def _link(draft: Path, path: Path) -> None:
+    """Give `draft` the name `path` unless it is taken; of many at once exactly one succeeds."""
+    try:
+        os.link(draft, path)
+    except FileExistsError as error:
+        raise PreconditionFailed(f"{path} exists already.") from error
+    except OSError:
+        _claim(path)  # a file system without hard links
+        draft.replace(path)
+
+
+def _claim(path: Path) -> None:
+    try:
+        path.open("xb").close()
+    except FileExistsError as error:
+        raise PreconditionFailed(f"{path} exists already.") from error
+
+
+def _outdate(draft: Path, path: Path) -> None:
+    """Let `draft` be newer than `path`: clocks tick in milliseconds, and two quick writes must differ in version."""
+    try:
+        old = path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return
+    if draft.stat().st_mtime_ns <= old:
+        os.utime(draft, ns=(old + 1, old + 1))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / f"{_OURS}lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,162 @@
+"""One upload to S3: whole or in parts, with a condition, checked on its way and after.
+
+Each attempt carries a token of its own as metadata. Where a condition seems to have failed, the token tells a lost
+race from a won one whose answer got lost.
+"""
+
+import base64
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inat_job.errors import PreconditionFailed
+from inat_job.events import Progress
+from inat_job.signals import Stop
+from inat_job.storage import s3_errors
+from inat_job.storage.base import StorageOptions
+from inat_job.storage.crew import work_through
+from inat_job.storage.disk import disk_errors
+from inat_job.storage.journal import MIB, Plan
+from inat_job.storage.retry import PassingError
+
+WHOLE_LIMIT = 64 * MIB
+PART_SIZE = 16 * MIB
+_MOST_PARTS = 10_000
+_ABORT_PATIENCE_S = 60.0
+_TOKEN = "inat-put"  # noqa: S105 (the name of a metadata field)
+_LOST_RACES = frozenset({"PreconditionFailed", "412", "NoSuchUpload"})
+
+
+@dataclass(frozen=True)
+class Upload:
+    """`target` names bucket and key, `condition` holds IfMatch or IfNoneMatch; `door` translates errors."""
+
+    client: Any
+    target: dict[str, str]
+    condition: dict[str, str]
+    encryption: dict[str, str]
+    options: StorageOptions
+    door: Callable[[], AbstractContextManager[None]]
+    progress: Progress | None
+
+    def run(self, source: Path | bytes) -> tuple[int, str]:
+        """Store `source`; returns its size and the new version.
+
+        Raises PassingError for trouble worth another attempt, PreconditionFailed.
+        """
+        size = len(source) if isinstance(source, bytes) else _size_of(source)
+        token = secrets.token_hex(16)
+        with self.door():
+            try:
+                version = self._in_parts(source, size, token) if size > WHOLE_LIMIT else self._whole(source, token)
+            except Exception as error:
+                version = self._after_all(error, token)
+            self._verify(size, version)
+        self._show(size, size)
+        return size, version
+
+    def _whole(self, source: Path | bytes, token: str) -> str:
+        body = source if isinstance(source, bytes) else _slice(source, (0, WHOLE_LIMIT))
+        answer = self.client.put_object(
+            **self.target,
+            **self.condition,
+            **self.encryption,
+            Body=body,
+            ContentMD5=_md5(body),
+            Metadata={_TOKEN: token},
+        )
+        return _version(answer)
+
+    def _in_parts(self, source: Path | bytes, size: int, token: str) -> str:
+        opened = self.client.create_multipart_upload(**self.target, **self.encryption, Metadata={_TOKEN: token})
+        upload = {**self.target, "UploadId": opened["UploadId"]}
+        try:
+            parts = self._parts(source, part_plan(size), upload)
+            done = self.client.complete_multipart_upload(**upload, **self.condition, MultipartUpload={"Parts": parts})
+        except BaseException:
+            self._abort(upload)
+            raise
+        return _version(done)
+
+    def _parts(self, source: Path | bytes, plan: Plan, upload: dict[str, str]) -> list[dict[str, Any]]:
+        def send(index: int, halt: Stop) -> str:
+            body = _slice(source, plan.span(index))
+            answer = self.client.upload_part(**upload, PartNumber=index + 1, Body=body, ContentMD5=_md5(body))
+            return str(answer["ETag"])
+
+        tags: dict[int, str] = {}
+        crew = work_through(
+            range(plan.count), send, threads=self.options.threads, tick=lambda: None, patience_s=_ABORT_PATIENCE_S
+        )
+        for index, tag in crew:
+            tags[index] = tag
+            self._show(sum(map(plan.length, tags)), plan.size)
+        return [{"PartNumber": index + 1, "ETag": tags[index]} for index in sorted(tags)]
+
+    def _abort(self, upload: dict[str, str]) -> None:
+        """Parts left behind cost money; but what made us abort is what matters."""
+        with suppress(Exception):
+            self.client.abort_multipart_upload(**upload)
+
+    def _after_all(self, error: Exception, token: str) -> str:
+        """The version stored if it was this attempt that won, its answer lost and repeated; else raise `error`."""
+        code = s3_errors.answer_code(error)
+        if code in _LOST_RACES:
+            head = self._head()
+            if head is not None and head.get("Metadata", {}).get(_TOKEN) == token:
+                return _version(head)
+        if code == "NoSuchKey" and "IfMatch" in self.condition:
+            raise PreconditionFailed(f"s3://{self.target['Bucket']}/{self.target['Key']} is gone.") from error
+        raise error
+
+    def _verify(self, size: int, version: str) -> None:
+        head = self._head()
+        found = None if head is None else int(head["ContentLength"])
+        overwritten = head is not None and _version(head) != version  # by another writer, since: not ours to judge
+        if found != size and not overwritten:
+            place = f"s3://{self.target['Bucket']}/{self.target['Key']}"
+            raise PassingError(f"{place} holds {found} bytes, not the {size} sent: try again.")
+
+    def _head(self) -> dict[str, Any] | None:
+        try:
+            answer: dict[str, Any] = self.client.head_object(**self.target)
+        except Exception as error:
+            if s3_errors.answer_code(error) == "404":
+                return None
+            raise
+        return answer
+
+    def _show(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(done, total)
+
+
+def part_plan(size: int) -> Plan:
+    """Parts of PART_SIZE, or of as many whole MiB as keep an object within S3's 10,000 parts."""
+    least = -(-size // _MOST_PARTS)
+    return Plan(size, max(PART_SIZE, -(-least // MIB) * MIB))
+
+
+def _size_of(source: Path) -> int:
+    with disk_errors(source, missing=f"{source} does not exist: nothing to store."):
+        return source.stat().st_size
+
+
+def _slice(source: Path | bytes, span: tuple[int, int]) -> bytes:
+    if isinstance(source, bytes):
+        return source[span[0] : span[1]]
+    with disk_errors(source, missing=f"{source} does not exist: nothing to store."), source.open("rb") as file:
+        return os.pread(file.fileno(), span[1] - span[0], span[0])
+
+
+def _md5(body: bytes) -> str:
+    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+
+
+def _version(answer: dict[str, Any]) -> str:
+    return str(answer.get("ETag", "")).strip('"')

@@ -1,0 +1,174 @@
+"""Pulling one object to one file: in parallel ranges and resumable where the server can, in one stream where not."""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from inat_job.errors import BadDataError, PreconditionFailed, TransientError
+from inat_job.events import Progress
+from inat_job.signals import Stop, check, never
+from inat_job.storage import journal as journals
+from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions
+from inat_job.storage.crew import work_through
+from inat_job.storage.disk import disk_errors, publish, require_space
+from inat_job.storage.journal import Journal
+from inat_job.storage.retry import PassingError, Patience, persist
+
+R = TypeVar("R")
+
+BLOCK = 1024 * 1024
+_CHANGES = 3
+
+
+class Blocks(Protocol):
+    """The bytes of `entry` from `start` up to `end` (None: to its end), in blocks.
+
+    A generator; it raises PassingError for a body that broke, PreconditionFailed for an object that changed.
+    """
+
+    def __call__(self, entry: Entry, start: int, end: int | None, /) -> Iterator[bytes]: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """An object to pull: its name for messages, how to look at it (entry, has ranges?) and how to read it."""
+
+    name: str
+    look: Callable[[], tuple[Entry, bool]]
+    blocks: Blocks
+
+
+def pull(
+    source: Source,
+    path: Path,
+    options: StorageOptions,
+    *,
+    sha256: str | None = None,
+    progress: Progress | None = None,
+    stop: Stop = never,
+) -> Entry:
+    """Bring the object to `path` and return its entry, starting over when it changes meanwhile.
+
+    Raises BadDataError for another sha256, Preempted when `stop` turns true; what came so far is kept for next time.
+    """
+    for _ in range(_CHANGES):
+        check(stop, f"fetching {source.name}")
+        entry, ranged = _attended(lambda _: source.look(), lambda: check(stop, f"looking for {source.name}"))
+        work = _Pull(source, entry, path, options, progress, stop)
+        try:
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                size = work.in_ranges() if ranged else work.in_one_stream()
+                work.accept(sha256)
+        except PreconditionFailed:
+            continue
+        return Entry(entry.key, size, entry.version)
+    raise TransientError(f"{source.name} changed {_CHANGES} times while it was fetched: try again when it is at rest.")
+
+
+def _attended(work: Callable[[Stop], R], tick: Callable[[], None]) -> R:
+    """`work(halt)`, done by a thread so that a stalled server doesn't keep this one from reading the stop flag."""
+    ((_, result),) = work_through([None], lambda _, halt: work(halt), threads=1, tick=tick)
+    return result
+
+
+class _Pull:
+    def __init__(
+        self, source: Source, entry: Entry, path: Path, options: StorageOptions, progress: Progress | None, stop: Stop
+    ) -> None:
+        self.source, self.entry, self.path, self.options, self.stop = source, entry, path, options, stop
+        self.progress = progress
+        self.part = path.with_name(path.name + ".part")
+        self.received = 0
+
+    def in_ranges(self) -> int:
+        """Pull what the journal misses, chunk by chunk, on several threads."""
+        journal = journals.resume(self.part, self.entry)
+        self.received = journal.bytes_done()
+        require_space(self.path, self.entry.size - self.received)
+        missing = journal.missing()
+
+        def fetch(index: int, halt: Stop) -> int:
+            return self._chunk(journal, index, halt)
+
+        with journals.journal_path(self.part).open("a") as log:
+            for index, crc in work_through(missing, fetch, threads=self.options.threads, tick=self._tick):
+                journal.done[index] = crc
+                log.write(journal.line(index))
+                log.flush()
+        return self.entry.size
+
+    def _chunk(self, journal: Journal, index: int, halt: Stop) -> int:
+        """Pull one chunk, going on after a broken body where it broke; returns the CRC of the chunk's bytes."""
+        at, end = journal.plan.span(index)
+        crc, patience = 0, Patience(self.options.retries, halt)
+        with self.part.open("r+b") as file:
+            file.seek(at)
+            while at < end:
+                began = at
+                try:
+                    for block in self._blocks(at, end, halt):
+                        file.write(block)
+                        crc = zlib.crc32(block, crc)
+                        at += len(block)
+                except PassingError as error:
+                    patience.spend(error, progressed=at > began)
+        return crc
+
+    def _blocks(self, start: int, end: int | None, halt: Stop) -> Iterator[bytes]:
+        """The source's blocks, counted; exactly those of the range, however long the server's answer is."""
+        at = start
+        with closing(self.source.blocks(self.entry, start, end)) as blocks:  # type: ignore[type-var]  # generators
+            for block in blocks:
+                check(halt, f"fetching {self.source.name}")
+                fitting = block if end is None else block[: end - at]
+                at += len(fitting)
+                self.received += len(fitting)  # only shown: a lost update among threads does no harm
+                yield fitting
+        if end is not None and at < end:
+            raise PassingError(f"{self.source.name} ended {end - at} bytes early: try again.")
+
+    def in_one_stream(self) -> int:
+        """Pull a whole object of a server without ranges; a broken body starts over."""
+        journals.journal_path(self.part).unlink(missing_ok=True)
+        return _attended(lambda halt: persist(lambda: self._stream(halt), self.options.retries, halt), self._tick)
+
+    def _stream(self, halt: Stop) -> int:
+        self.received = 0
+        end = None if self.entry.size == UNKNOWN_SIZE else self.entry.size
+        with self.part.open("wb") as file:
+            for block in self._blocks(0, end, halt):
+                file.write(block)
+        return self.received
+
+    def _tick(self) -> None:
+        check(self.stop, f"fetching {self.source.name}")
+        if self.progress is not None and self.entry.size != UNKNOWN_SIZE:
+            self.progress(min(self.received, self.entry.size), self.entry.size)
+
+    def accept(self, sha256: str | None) -> None:
+        """Believe the part, if it hashes to `sha256`, and publish it."""
+        if sha256 is not None and (found := self._sha256()) != sha256.lower():
+            self._discard()
+            raise BadDataError(
+                f"{self.source.name} has sha256 {found}, not {sha256}: it changed or is damaged; "
+                f"if it is what you want, say #sha256={found}."
+            )
+        publish(self.part, self.path)
+        journals.journal_path(self.part).unlink(missing_ok=True)
+
+    def _sha256(self) -> str:
+        digest = hashlib.sha256()
+        with self.part.open("rb") as file:
+            while block := file.read(BLOCK):
+                check(self.stop, f"verifying {self.source.name}")
+                digest.update(block)
+        return digest.hexdigest()
+
+    def _discard(self) -> None:
+        self.part.unlink(missing_ok=True)
+        journals.journal_path(self.part).unlink(missing_ok=True)
