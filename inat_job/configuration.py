@@ -57,15 +57,19 @@ def all_knobs(settings: Settings) -> dict[str, tuple[Knob, Any]]:
     }
 
 
-def configure(part: str, flags: Mapping[str, Any], sets: Sequence[str], file: str | None) -> Configuration:
-    """The settings of a part: command line over environment over file over the recipe's defaults.
+def configure(
+    part: str, flags: Mapping[str, Any], sets: Sequence[str], file: str | None, run: Mapping[str, Any] | None = None
+) -> Configuration:
+    """The settings of a part: command line over environment over file over a run's own over the recipe's defaults.
 
-    `flags` holds the values given on the command line by "section.field", `sets` the texts of `--set`.
-    Raises UsageError for an unknown key, a value of the wrong kind or out of range.
+    `flags` holds the values given on the command line by "section.field", `sets` the texts of `--set`, `run` the
+    settings in the config.json of a run to be taken up. Raises UsageError for an unknown key, a value of the wrong
+    kind or out of range.
     """
     defaults = RECIPES[part]()
     known = all_knobs(defaults)
     layers = [
+        Layer("the run", {key: value for key, value in _flatten(run or {}) if key in known and known[key][0].decides}),
         Layer("file", _file_layer(file or os.environ.get("INAT_CONFIG"), known)),
         Layer("environment", _environment_layer(os.environ, known)),
         Layer("--set", _set_layer(sets, known)),

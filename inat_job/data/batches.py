@@ -1,5 +1,6 @@
 """Batches out of the memory map: a batch is a pure function of seed, epoch and step, in training as in evaluation."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ class EvalBatches:
         self._rows, self._batch_size = rows, batch_size
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // self._batch_size)
+        return math.ceil(len(self._rows) / self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self._rows), self._batch_size):

@@ -1,9 +1,7 @@
 """The decoded cache as it lies on disk: one memory-mapped file of pixels and an index that says what they are."""
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from inat_job.data.layout import TEST, TRAIN
+from inat_job.storage.hashing import sha256_of
 
 FORMAT = 1
 PIXELS, INDEX = "pixels.u8", "index.json"
@@ -68,24 +67,10 @@ def load(folder: Path) -> Cache | None:
     try:
         fields: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         index = Index(**{name: _frozen(value) for name, value in fields.items()})
+        whole = index.format == FORMAT and sha256_of(folder / PIXELS) == index.pixels_sha256
     except (OSError, ValueError, TypeError):
         return None
-    if index.format != FORMAT or file_sha256(folder / PIXELS) != index.pixels_sha256:
-        return None
-    return Cache(folder, index)
-
-
-def file_sha256(path: Path, check: Callable[[], None] = lambda: None) -> str | None:
-    """SHA-256 of a file, None if it cannot be read; `check` is called between blocks and may raise."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(2**22):
-                digest.update(block)
-                check()
-    except OSError:
-        return None
-    return digest.hexdigest()
+    return Cache(folder, index) if whole else None
 
 
 def _frozen(value: Any) -> Any:

@@ -38,6 +38,11 @@ class Pictures(LightningDataModule):
         """Optimiser steps in an epoch."""
         return len(self.train_rows) // self._settings.batch_size
 
+    @property
+    def dropped_per_epoch(self) -> int:
+        """Training pictures that an epoch leaves out, others each time, since its last batch would be partial."""
+        return len(self.train_rows) % self._settings.batch_size
+
     @cached_property
     def train_batches(self) -> TrainBatches:
         """Batches for training, each a slice of the global batch where gradients are accumulated."""

@@ -20,11 +20,12 @@ from inat_job import events, signals
 from inat_job.data import layout
 from inat_job.data.archives import Container, Load
 from inat_job.data.decode import Rejected, decode
-from inat_job.data.index import FORMAT, PIXELS, Cache, Index, file_sha256, load
+from inat_job.data.index import FORMAT, PIXELS, Cache, Index, load
 from inat_job.data.layout import Picture
 from inat_job.data.pull import Source
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.signals import Stop
+from inat_job.storage.hashing import sha256_of
 
 MARGIN = 1.15
 """Cache side over the network's input, so that a random crop rarely enlarges."""
@@ -129,8 +130,6 @@ def _index(source: Source, pictures: Sequence[Picture], decoded: Sequence[Decode
     _close_gaps(path, kept, len(pictures), side)
     classes = layout.classes(pictures)
     number = {name: label for label, name in enumerate(classes)}
-    sha256 = file_sha256(path)
-    assert sha256 is not None
     hashes = tuple(decoded[row].sha256 for row in kept)
     ids = tuple(pictures[row].id for row in kept)
     return Index(
@@ -148,7 +147,7 @@ def _index(source: Source, pictures: Sequence[Picture], decoded: Sequence[Decode
             for picture, each in zip(pictures, decoded, strict=True)
             if each.reason is not None
         ),
-        pixels_sha256=sha256,
+        pixels_sha256=sha256_of(path),
     )
 
 

@@ -11,12 +11,13 @@ from urllib.parse import urlsplit
 
 from inat_job import events, signals
 from inat_job.data import archives, demo
-from inat_job.data.index import file_sha256
 from inat_job.data.layout import is_litter
-from inat_job.errors import BadDataError, UsageError
+from inat_job.errors import BadDataError, NoPermissionError, UsageError
 from inat_job.settings import public_uri
 from inat_job.signals import Stop
-from inat_job.storage import Entry, LocalStore, StorageOptions, Store, open_store, split_uri
+from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
+from inat_job.storage.hashing import sha256_of
+from inat_job.storage.local import LocalStore
 
 REMOTE = ("s3://", "http://", "https://")
 
@@ -72,7 +73,7 @@ def _folder(folder: Path, expected: str | None, cache_dir: Path, stop: Stop) -> 
     files = [path for path in folder.iterdir() if not is_litter(path.name)]
     if len(files) == 1 and files[0].is_file() and archives.is_archive(files[0].name):
         return _archive(str(files[0]), expected, cache_dir, StorageOptions(), stop)
-    return _loose(LocalStore(folder), str(folder), expected)
+    return _loose(open_store(str(folder)), str(folder), expected)
 
 
 def _loose(store: Store, uri: str, expected: str | None) -> Source:
@@ -92,7 +93,7 @@ def _archive(uri: str, expected: str | None, cache_dir: Path, options: StorageOp
     entry = store.stat(key)
     if entry is None:
         raise BadDataError(f"{shown} does not exist: check --data.")
-    name = hashlib.sha256(f"{Path(uri).absolute() if isinstance(store, LocalStore) else shown}".encode()).hexdigest()
+    name = hashlib.sha256(f"{store.uri}/{public_uri(key)}".encode()).hexdigest()
     note = cache_dir / "sources" / f"{name[:24]}.json"
     here = partial(_local_path, store, key, entry, cache_dir / "downloads" / name[:24], stop)
     digest = _noted(note, entry) or _note(note, entry, here(), stop)
@@ -104,10 +105,10 @@ def _archive(uri: str, expected: str | None, cache_dir: Path, options: StorageOp
 def _local_path(store: Store, key: str, entry: Entry, folder: Path, stop: Stop) -> Path:
     """Where the archive lies on this machine, after fetching it if need be."""
     if isinstance(store, LocalStore):
-        return store.path(key)
+        return store.root / key
     version = hashlib.sha256(f"{entry.version} {entry.size}".encode()).hexdigest()[:12]
     path = folder / f"{version}-{Path(urlsplit(key).path).name}"
-    if not path.exists():
+    if not path.exists() or not entry.version:  # a server that tells no version may have another file each time
         path.parent.mkdir(parents=True, exist_ok=True)
         store.get(key, path, progress=events.progress("pull"), stop=stop)
     return path
@@ -119,14 +120,15 @@ def _noted(note: Path, entry: Entry) -> str | None:
         known = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = (known.get("version"), known.get("size")) == (entry.version, entry.size)
-    return known["digest"] if same else None
+    same = entry.version and (known.get("version"), known.get("size")) == (entry.version, entry.size)
+    return str(known["digest"]) if same else None
 
 
 def _note(note: Path, entry: Entry, path: Path, stop: Stop) -> str:
-    digest = file_sha256(path, lambda: signals.check(stop, "hashing the data set"))
-    if digest is None:
-        raise BadDataError(f"{path} cannot be read: check its permissions.")
+    try:
+        digest = sha256_of(path, lambda: signals.check(stop, "hashing the data set"))
+    except OSError as error:
+        raise NoPermissionError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
     note.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"version": entry.version, "size": entry.size, "digest": digest})
     fresh = note.with_suffix(f".{digest[:8]}.tmp")

@@ -1,0 +1,139 @@
+"""The command line: every option is a knob of the settings, and every error of ours becomes its exit code."""
+
+import time
+
+STARTED = time.perf_counter()
+
+import sys  # noqa: E402
+import traceback  # noqa: E402
+import warnings  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from typing import Any  # noqa: E402
+
+import click  # noqa: E402
+
+import inat_job  # noqa: E402
+from inat_job import signals  # noqa: E402
+from inat_job.configuration import Configuration, all_knobs, configure  # noqa: E402
+from inat_job.errors import JobError, Preempted  # noqa: E402
+from inat_job.recipes import RECIPES  # noqa: E402
+
+STOP = signals.StopFlag()
+
+Command = Callable[..., None]
+
+
+def knob_options(part: str, *sections: str) -> Callable[[Command], Command]:
+    """Options for the knobs of some sections of a part, and for all that sets knobs otherwise."""
+
+    def decorate(command: Command) -> Command:
+        command = click.option("--print-config", is_flag=True, help="Show each value and its source, and stop.")(
+            command
+        )
+        command = click.option(
+            "--set", "sets", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set any value by its name in the file."
+        )(command)
+        command = click.option("--config", "file", metavar="FILE", help="TOML or JSON file of settings.")(command)
+        for key, (each, kind) in reversed(all_knobs(RECIPES[part]()).items()):
+            if key.partition(".")[0] in sections:
+                command = _option(key, each, kind)(command)
+        return command
+
+    return decorate
+
+
+def _option(key: str, each: Any, kind: Any) -> Callable[[Command], Command]:
+    name = key.replace(".", "__")
+    if kind is bool:
+        return click.option(f"{each.flag}/--no-{each.name}", name, default=None, help=f"{each.help}.")
+    metavar = "|".join(each.choices) or each.name.rpartition("-")[2].upper()
+    return click.option(each.flag, name, metavar=metavar, help=f"{each.help}.")
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The knobs that the command line set, by "section.field"."""
+    return {name.replace("__", "."): value for name, value in options.items() if value is not None}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(inat_job.__version__, prog_name="inat-job")
+def cli() -> None:
+    """Train, test and report an image classifier; a job that is stopped goes on where it was."""
+
+
+@cli.command()
+@knob_options("a", "data", "storage", "run", "model", "train", "tracker")
+def parta(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+    """Train a five-block CNN from scratch, test it, report."""
+    _run_part(configure("a", _given(options), sets, file), print_config)
+
+
+@cli.command()
+@knob_options("b", "data", "storage", "run", "model", "train", "tracker")
+def partb(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+    """Fine-tune a network pretrained on ImageNet, test it, report."""
+    _run_part(configure("b", _given(options), sets, file), print_config)
+
+
+@cli.command()
+@click.option("--checkpoint", required=True, metavar="URI", help="A run folder, or one <step>.ckpt in it.")
+@knob_options("a", "data", "storage", "run", "train", "tracker")
+def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+    """Evaluate a run's checkpoint on the test split, without training."""
+    from inat_job.jobs import evaluate
+
+    configuration = evaluate.settings_of(checkpoint, _given(options), sets, file)
+    if print_config:
+        click.echo(configuration.text())
+        return
+    evaluate.run(configuration.settings, checkpoint, STOP, STARTED)
+
+
+@cli.command()
+@knob_options("a", "data", "storage")
+def prepare(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+    """Pull and decode a data set, and stop: later runs find it ready."""
+    configuration = configure("a", _given(options), sets, file)
+    if print_config:
+        click.echo(configuration.text())
+        return
+    from inat_job.jobs import prepare as job
+
+    job.run(configuration.settings, STOP, STARTED)
+
+
+def _run_part(configuration: Configuration, print_config: bool) -> None:
+    if print_config:
+        click.echo(configuration.text())
+        return
+    from inat_job.jobs import part
+
+    part.run(configuration.settings, STOP, STARTED)
+
+
+def main() -> None:
+    """Run a command; the last line on stderr of a failure is one sentence."""
+    STOP.install()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # the libraries' remarks are for who develops this, not for who runs it
+    try:
+        cli.main(standalone_mode=False)
+    except JobError as error:
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("Stopped.", Preempted.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The report's pictures, and the only place that knows matplotlib: learning curves and the confusion matrix."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+
+def curves(rows: Sequence[Row], path: Path) -> None:
+    """Training loss, and validation loss and accuracy, over optimiser steps, from the rows of metrics.jsonl."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, accuracy = figure.subplots(1, 2)
+    for axes, names in ((loss, ("train_loss", "val_loss")), (accuracy, ("val_accuracy",))):
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            axes.plot(*zip(*points, strict=True), label=name) if points else None
+        axes.set_xlabel("step")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
+    """True class by row, predicted class by column, shaded by share of the row."""
+    side = 3 + 0.5 * len(classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, row in enumerate(matrix):
+        for j, count in enumerate(row):
+            axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i][j] > 0.5 else "black")
+    axes.set_xticks(range(len(classes)), classes, rotation=90)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figure.savefig(path, dpi=110)

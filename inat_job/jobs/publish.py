@@ -1,0 +1,51 @@
+"""The end of a run: the report and its companions written here, then stored, then told to the tracker."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from inat_job import events
+from inat_job.errors import TransientError
+from inat_job.evaluation import plots
+from inat_job.jobs.claim import REPORT
+from inat_job.reporting import html, report
+from inat_job.reporting.tracking import Tracker
+from inat_job.storage.run_folder import RunFolder
+from inat_job.training.checkpoints import Checkpoints
+
+Row = Mapping[str, Any]
+
+
+def publish(
+    folder: RunFolder, checkpoints: Checkpoints | None, tracker: Tracker, done: Mapping[str, Any], rows: Sequence[Row]
+) -> None:
+    """Finish a run; its report, written and stored last, is what makes it finished.
+
+    Raises TransientError, which says where everything is, when the store cannot be reached.
+    """
+    pictures = [folder.path("plots/confusion.png")]
+    plots.confusion(done["test"]["confusion"], done["data"]["classes"], pictures[0])
+    if rows:
+        pictures.insert(0, folder.path("plots/curves.png"))
+        plots.curves(rows, pictures[0])
+    folder.write("report.html", html.page(done, pictures))
+    folder.write_json(REPORT, done)
+    if tracker.mode == "offline":  # it writes into the run folder, which goes up whole
+        _finish(tracker, done)
+    _upload(folder, checkpoints)
+    if tracker.mode != "offline":
+        _finish(tracker, done)
+    events.emit("done", message=report.sentence(done), report=f"{folder.uri}/{REPORT}")
+
+
+def _upload(folder: RunFolder, checkpoints: Checkpoints | None) -> None:
+    try:
+        if checkpoints:
+            checkpoints.flush()
+        folder.publish_all(last=REPORT)
+    except TransientError as error:
+        raise TransientError(f"{error} The whole run is in {folder.local}: run the same command again.") from error
+
+
+def _finish(tracker: Tracker, done: Mapping[str, Any]) -> None:
+    tracker.summary(report.flat(done))
+    tracker.finish(0)

@@ -1,0 +1,184 @@
+"""What the commands share: from settings to pictures, to a network, to the metrics of a split, to a report."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inat_job import events, signals
+from inat_job.data import prepare, pull
+from inat_job.data.index import Cache
+from inat_job.data.module import Pictures
+from inat_job.errors import ConflictError, JobError, Preempted
+from inat_job.evaluation.metrics import summarise
+from inat_job.evaluation.predictions import TestWatch, predict
+from inat_job.jobs.clock import Clock
+from inat_job.models.architecture import Architecture
+from inat_job.models.build import build
+from inat_job.models.classifier import Classifier
+from inat_job.models.count import count
+from inat_job.platforms import local
+from inat_job.reporting import report
+from inat_job.reporting.tracking import Tracker, open_tracker
+from inat_job.settings import Settings, StorageSettings
+from inat_job.signals import StopFlag
+from inat_job.storage import StorageOptions
+from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.training.checkpoints import Checkpoints, Manifest
+from inat_job.training.execution import Execution
+from inat_job.training.fit import make_trainer, memory_errors
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a command works with, once the pictures are there."""
+
+    settings: Settings
+    folder: RunFolder
+    pictures: Pictures
+    execution: Execution
+    checkpoints: Checkpoints
+    clock: Clock
+    stop: StopFlag
+
+
+def storage_options(settings: StorageSettings) -> StorageOptions:
+    """The settings as the stores take them."""
+    return StorageOptions(
+        sse_kms_key_id=settings.sse_kms_key_id, requester_pays=settings.requester_pays, anonymous=settings.anonymous
+    )
+
+
+def run_folder(settings: Settings, run_id: str) -> RunFolder:
+    """The folder of a run under `--output`."""
+    return folder_of(settings, f"{settings.run.output.rstrip('/')}/{run_id}")
+
+
+def folder_of(settings: Settings, name: str) -> RunFolder:
+    """The folder of an existing run: a run id under `--output`, or a URI."""
+    output, _, run_id = name.rstrip("/").rpartition("/")
+    spools = Path(settings.data.cache_dir) / "spool"
+    return open_run_folder(output or settings.run.output, run_id, storage_options(settings.storage), spools)
+
+
+def pictures_cache(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
+    """Pull and prepare, or find that nothing is left to do."""
+    data, cache_dir = settings.data, Path(settings.data.cache_dir)
+    with clock.phase("pull_s"):
+        source = pull.find(data.uri, cache_dir, storage_options(settings.storage), stop)
+    with clock.phase("prepare_s"):
+        cache = prepare.prepare(source, cache_dir, data.image_size, data.max_broken, stop)
+    index = cache.index
+    events.emit("data", pictures=len(index.ids), classes=len(index.classes), digest=index.digest)
+    for each in index.rejected:
+        events.warn(f"{each['id']} is left out: {each['reason']}")
+    if both := index.in_both_splits():
+        events.warn(f"{len(both)} test pictures also stand in train, so the accuracy flatters", first=both[0])
+    return cache
+
+
+def network(work: Work, pretrained: bool) -> tuple[Architecture, Classifier]:
+    """The network, with pretrained weights where no checkpoint will replace them, and its LightningModule."""
+    settings, stop = work.settings, work.stop
+    signals.check(stop, "building the network")
+    torch.manual_seed(settings.train.seed)
+    architecture = build(
+        settings.model,
+        classes=len(work.pictures.cache.index.classes),
+        image_size=settings.data.image_size,
+        pretrained=pretrained,
+        cache_dir=Path(settings.data.cache_dir),
+        options=storage_options(settings.storage),
+        stop=stop,
+    )
+    if work.execution.channels_last:
+        architecture.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if work.execution.compile:
+        architecture.network.compile()
+    return architecture, Classifier(architecture, settings.train, settings.data, work.pictures.steps_per_epoch)
+
+
+def load_weights(classifier: Classifier, path: Path) -> None:
+    """Put a checkpoint's weights into the classifier. Raises ConflictError when they are of another network."""
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        classifier.load_state_dict(state)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise ConflictError(f"{path} holds the weights of another network: {detail}") from None
+
+
+@contextmanager
+def tracked(settings: Settings, folder: RunFolder) -> Iterator[Tracker]:
+    """The tracker of a run, ended with the job's exit code when it fails; who succeeds ends it with the report."""
+    tracker = open_tracker(
+        settings.tracker.mode,  # type: ignore[arg-type]
+        run_id=folder.run_id,
+        project=settings.tracker.project,
+        entity=settings.tracker.entity,
+        folder=folder.local,
+        config=settings.as_dict(),
+        has_key=local.has_wandb_key(),
+    )
+    try:
+        yield tracker
+    except Preempted:
+        tracker.preempting()
+        tracker.finish(Preempted.exit_code)
+        raise
+    except BaseException as error:
+        tracker.finish(error.exit_code if isinstance(error, JobError) else 1)
+        raise
+
+
+def evaluate(work: Work, classifier: Classifier, rows: Any) -> dict[str, Any]:
+    """The report's section of a split, given the rows of the cache that it is."""
+    trainer = make_trainer(work.execution, work.settings.train, [TestWatch(work.stop)])
+    with work.clock.phase("test_s"), memory_errors():
+        logits, labels = predict(trainer, classifier, work.pictures.batches(rows))
+    return summarise(logits, labels, work.pictures.cache.index.classes)
+
+
+def report_of(
+    work: Work, architecture: Architecture, checkpoint: Manifest, tracker: Tracker, measured: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The whole report; `measured` has the sections of the splits."""
+    settings, newest = work.settings, work.checkpoints.newest()
+    return report.build(
+        part=settings.part,
+        run_id=work.folder.run_id,
+        **measured,
+        model={"name": architecture.name, **count(architecture.network, settings.data.image_size).as_dict()},
+        data=_data_section(work.pictures),
+        settings=settings.as_dict(),
+        timing=work.clock.timing(newest.train_s),
+        throughput={"train_images_per_s": newest.images_per_s},
+        checkpoint={
+            "uri": f"{work.checkpoints.folder.uri}/{checkpoint.name}",
+            "sha256": checkpoint.sha256,
+            "epoch": checkpoint.epoch,
+            "step": checkpoint.step,
+        },
+        history=newest.history,
+        tracker={"mode": tracker.mode, "run_id": tracker.run_id, "url": tracker.url},
+        environment=report.environment(work.execution.device, work.execution.as_dict()),
+    )
+
+
+def _data_section(pictures: Pictures) -> Mapping[str, Any]:
+    index = pictures.cache.index
+    return {
+        "uri": index.source,
+        "digest": index.digest,
+        "split_digest": pictures.split_digest,
+        "n_train": len(pictures.train_rows),
+        "n_val": len(pictures.val_rows),
+        "n_test": len(pictures.test_rows),
+        "n_train_dropped_per_epoch": pictures.dropped_per_epoch,
+        "in_both_train_and_test": len(index.in_both_splits()),
+        "classes": list(index.classes),
+        "rejected": list(index.rejected),
+    }

@@ -1,0 +1,96 @@
+"""The LightningModule of both parts: cut the view, classify it, and learn what the strategy lets learn."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from inat_job.data.augment import Augmentation, centre_view, random_view
+from inat_job.data.batches import Batch
+from inat_job.errors import ConflictError
+from inat_job.models.architecture import Architecture
+from inat_job.models.schedule import rate
+from inat_job.models.strategies import apply_strategy, parameter_groups, trainable_stages
+from inat_job.settings import DataSettings, TrainSettings
+
+
+class Classifier(LightningModule):
+    """A network with its recipe. `val_loss` and `val_accuracy` hold the last validation's result."""
+
+    def __init__(
+        self, architecture: Architecture, train: TrainSettings, data: DataSettings, steps_per_epoch: int
+    ) -> None:
+        super().__init__()
+        self.network = architecture.network
+        self._architecture = architecture
+        self._train, self._data = train, data
+        self._total_steps = train.epochs * steps_per_epoch
+        self._augmentation = Augmentation(train.crop_scale, train.rotation, train.colour)
+        self.loss = torch.tensor(float("nan"))
+        self._finite = torch.tensor(True)
+        self.val_loss = self.val_accuracy = float("nan")
+        self._val_sums = torch.zeros(3)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, classes) of the evaluation's view."""
+        return self._classify(centre_view(batch.pixels, batch.sizes, self._data.image_size, self._data.eval_crop))
+
+    def _classify(self, view: Tensor) -> Tensor:
+        logits: Tensor = self.network(view.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        size = self._data.image_size
+        if batch.draws is None:
+            logits = self(batch)
+        else:
+            logits = self._classify(random_view(batch.pixels, batch.sizes, batch.draws, size, self._augmentation))
+        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self._train.label_smoothing)
+        # Kept on the device: to look at it each step would make the device wait.
+        self.loss = loss.detach()
+        self._finite = self._finite.to(loss.device) & torch.isfinite(self.loss)
+        return loss
+
+    def check_finite(self, step: int) -> None:
+        """Raise ConflictError if any loss so far was not finite."""
+        if not self._finite:
+            raise ConflictError(
+                f"The training loss is not finite at step {step}: lower --lr, which is {self._train.lr:g}, "
+                "or use --precision fp32."
+            )
+
+    def on_train_epoch_start(self) -> None:
+        self._freeze(self.current_epoch)
+
+    def _freeze(self, epoch: int) -> None:
+        """Open the stages of this epoch; what is frozen is in eval mode too, so its batch norm does not move."""
+        apply_strategy(self._architecture, trainable_stages(self._architecture, epoch, self._train.epochs))
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_sums = torch.zeros(3, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self(batch).float()
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        correct = (logits.argmax(dim=1) == batch.labels).sum()
+        self._val_sums += torch.stack([loss, correct.float(), loss.new_tensor(len(batch.labels))])
+
+    def on_validation_epoch_end(self) -> None:
+        loss, correct, n = self._val_sums.tolist()
+        self.val_loss, self.val_accuracy = loss / n, correct / n
+        self.log("val_accuracy", self.val_accuracy)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Logits float32 (B, classes) and labels int64 (B,), on the CPU."""
+        return self(batch).float().cpu(), batch.labels.cpu()
+
+    def configure_optimizers(self) -> Any:
+        groups = parameter_groups(self._architecture, lr=self._train.lr, weight_decay=self._train.weight_decay)
+        optimiser = AdamW(groups, lr=self._train.lr, fused=True)
+        total, warmup = self._total_steps, self._train.warmup
+        schedule = LambdaLR(optimiser, lambda step: rate(step, total, warmup))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,65 @@
+"""report.html: the report as one page that needs nothing beside it."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from inat_job.reporting.report import rows_of_classes, sentence
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; }}
+td, th {{ padding: .2rem .8rem; border-bottom: 1px solid #ccc; text-align: right; }}
+td:first-child, th:first-child {{ text-align: left; }} img {{ max-width: 100%; }} pre {{ overflow-x: auto; }}
+</style>
+<h1>{title}</h1>
+<p><strong>{sentence}</strong></p>
+<p>{facts}</p>
+<h2>Classes</h2>
+{classes}
+{plots}
+<h2>Settings</h2>
+<pre>{settings}</pre>
+</html>
+"""
+
+
+def page(report: Mapping[str, Any], plots: Sequence[Path]) -> str:
+    """The page, with the plots inside it."""
+    return _PAGE.format(
+        title=escape(report["run_id"]),
+        sentence=escape(sentence(report)),
+        facts=escape(_facts(report)),
+        classes=_table(("class", "n", "precision", "recall", "F1"), rows_of_classes(report)),
+        plots="\n".join(_image(path) for path in plots),
+        settings=escape(json.dumps(report["settings"], indent=2)),
+    )
+
+
+def _facts(report: Mapping[str, Any]) -> str:
+    model, data = report["model"], report["data"]
+    return (
+        f"{model['name']}: {model['parameters']:,} parameters, {model['macs']:,} multiply-adds a picture. "
+        f"{data['n_train']:,} pictures to train on, {data['n_val']:,} to validate, {data['n_test']:,} to test."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{escape(_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _image(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'

@@ -1,0 +1,67 @@
+"""report.json: one run in plain values, built purely from what the job measured; its schema is report.schema.json."""
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import inat_job
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "wandb", "boto3")
+
+
+def build(**sections: Any) -> dict[str, Any]:
+    """The report of a finished run, its sections in the order in which they are read."""
+    return {"schema_version": SCHEMA_VERSION, "status": "done", **sections}
+
+
+def environment(device: str, execution: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run ran on, and how its arithmetic was done."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "device": device,
+        "platform": f"{sys.platform} {platform.machine()}",
+        "code_version": inat_job.__version__,
+        "execution": dict(execution),
+    }
+
+
+def flat(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report's single values by dotted name, for a tracker's summary; lists stay out."""
+    values: dict[str, Any] = {}
+    for name, value in report.items():
+        if isinstance(value, Mapping):
+            values.update({f"{name}.{inner}": leaf for inner, leaf in flat(value).items()})
+        elif isinstance(value, str | int | float):
+            values[name] = value
+    return values
+
+
+def sentence(report: Mapping[str, Any]) -> str:
+    """The result as a person wants to hear it."""
+    test = report["test"]
+    low, high = test["ci95"]
+    return (
+        f"Test accuracy {test['accuracy']:.4f} ({test['correct']} of {test['n']} pictures, "
+        f"95 % interval {low:.3f} to {high:.3f})."
+    )
+
+
+def rows_of_classes(report: Mapping[str, Any]) -> Sequence[tuple[str, int, float, float, float]]:
+    """Name, n, precision, recall and F1 of each class on the test set."""
+    return [
+        (name, each["n"], each["precision"], each["recall"], each["f1"])
+        for name, each in report["test"]["per_class"].items()
+    ]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

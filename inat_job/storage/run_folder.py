@@ -1,0 +1,93 @@
+"""A run's folder: files are written here first, then published to the store, which may be the same place."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from inat_job.errors import BadDataError, ConflictError
+from inat_job.storage.base import Entry, StorageOptions, Store
+from inat_job.storage.local import LocalStore
+from inat_job.storage.open import open_store
+
+
+class RunFolder:
+    """`<output>/<run-id>/`, with a local copy of what this machine wrote or fetched."""
+
+    def __init__(self, store: Store, spool: Path) -> None:
+        self.store = store
+        self.uri = store.uri
+        self.run_id = store.uri.rpartition("/")[2]
+        self.remote = not isinstance(store, LocalStore)
+        self.local = store.root if isinstance(store, LocalStore) else spool
+
+    def path(self, name: str) -> Path:
+        """Where the local copy of `name` is, its parent folder made."""
+        path = self.local / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConflictError(f"{path.parent} cannot be made ({error.strerror}): change --output.") from error
+        return path
+
+    def write(self, name: str, data: str | bytes) -> Path:
+        """Write a file whole or not at all."""
+        path = self.path(name)
+        fresh = path.with_name(f".{path.name}.tmp")
+        try:
+            with fresh.open("wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(path)
+        except OSError as error:
+            raise ConflictError(f"{path} cannot be written ({error.strerror}): check --output and its disk.") from error
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write `value`, indented, ending in a newline."""
+        return self.write(name, json.dumps(value, indent=2) + "\n")
+
+    def publish(self, name: str) -> Entry | None:
+        """Store the local file under its name; what was stored, or None where local is the store."""
+        return self.store.put(name, self.local / name) if self.remote else None
+
+    def publish_all(self, last: str) -> None:
+        """Store every local file but checkpoints, which have their own way, and `last` after all others."""
+        names = [path.relative_to(self.local).as_posix() for path in sorted(self.local.rglob("*")) if path.is_file()]
+        for name in [each for each in names if each != last and not each.startswith("checkpoints/")]:
+            self.publish(name)
+        self.publish(last)
+
+    def fetch(self, name: str) -> Path | None:
+        """The local copy of a stored file, or None where there is none; a local copy is never believed newer."""
+        path = self.path(name)
+        if not self.remote:
+            return path if path.exists() else None
+        if self.store.stat(name) is None:
+            path.unlink(missing_ok=True)
+            return None
+        self.store.get(name, path)
+        return path
+
+    def read_json(self, name: str) -> Any | None:
+        """A stored JSON file, or None where there is none. Raises BadDataError when it is damaged."""
+        if self.store.stat(name) is None:
+            return None
+        try:
+            return json.loads(self.store.read(name))
+        except ValueError:
+            raise BadDataError(f"{self.uri}/{name} is damaged: delete it, or use --resume never --force.") from None
+
+    def clear(self) -> None:
+        """Delete everything in the folder, here and in the store."""
+        for entry in list(self.store.list()):
+            self.store.delete(entry.key)
+        shutil.rmtree(self.local, ignore_errors=True)
+
+
+def open_run_folder(output: str, run_id: str, options: StorageOptions, spools: Path) -> RunFolder:
+    """The folder of a run under `output`, its local copies under `spools`."""
+    store = open_store(f"{output.rstrip('/')}/{run_id}", options, role="output")
+    return RunFolder(store, spools / run_id)

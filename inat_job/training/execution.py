@@ -1,0 +1,100 @@
+"""How the arithmetic is done, decided once at a run's first start and stored with it, so that a resume repeats it."""
+
+import dataclasses
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from inat_job import events
+from inat_job.errors import ConflictError
+from inat_job.settings import TrainSettings
+
+_LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Everything beside data, model and recipe that the last bits depend on."""
+
+    accelerator: str
+    device: str
+    precision: str
+    channels_last: bool
+    compile: bool
+    deterministic: bool
+    threads: int
+    torch: str
+
+    @property
+    def lightning_precision(self) -> str:
+        """The trainer's word for it."""
+        return _LIGHTNING_PRECISION[self.precision]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as `decide` takes them back."""
+        return dataclasses.asdict(self)
+
+    def apply(self) -> None:
+        """Set what torch keeps globally."""
+        torch.set_num_threads(self.threads)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = not self.deterministic
+        torch.use_deterministic_algorithms(self.deterministic)
+
+
+def decide(settings: TrainSettings, stored: dict[str, Any] | None) -> Execution:
+    """The decisions of the run's first start where they can be kept, else new ones and a warning of what changed.
+
+    Raises ConflictError when the accelerator asked for is not here.
+    """
+    fresh = _fresh(settings)
+    if stored is None:
+        return fresh
+    first = Execution(**stored)
+    kept = dataclasses.replace(first, device=fresh.device, torch=fresh.torch, accelerator=fresh.accelerator)
+    if first.accelerator != fresh.accelerator:
+        kept = fresh
+    changed = {name: (old, getattr(kept, name)) for name, old in stored.items() if getattr(kept, name) != old}
+    if changed:
+        events.warn("This resume is not bit-equal to an uninterrupted run", changed=changed)
+    return kept
+
+
+def _fresh(settings: TrainSettings) -> Execution:
+    accelerator = _accelerator(settings.accelerator)
+    return Execution(
+        accelerator=accelerator,
+        device=_device_name(accelerator),
+        precision=_precision(accelerator) if settings.precision == "auto" else settings.precision,
+        channels_last=True,
+        compile=settings.compile,
+        deterministic=settings.deterministic,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+
+
+def _accelerator(wanted: str) -> str:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available[wanted]:
+        here = ", ".join(name for name, there in available.items() if there)
+        raise ConflictError(f"--accelerator is {wanted}, which this machine does not offer: it has {here}.")
+    return wanted
+
+
+def _device_name(accelerator: str) -> str:
+    return torch.cuda.get_device_name() if accelerator == "cuda" else f"{accelerator} {platform.machine()}"
+
+
+def _precision(accelerator: str) -> str:
+    """bf16 where the hardware multiplies it, since elsewhere it is emulated and slower than fp32."""
+    if accelerator == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if accelerator == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return "fp32"

@@ -1,0 +1,81 @@
+"""Says how training goes: rows for the journal and the tracker, a line an epoch, the rate in pictures per second."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from inat_job import events
+from inat_job.models.classifier import Classifier
+from inat_job.training.journal import Journal
+
+LOG_EVERY = 10
+"""Optimiser steps between two rows."""
+
+WARM_UP_STEPS = 10
+"""Steps at an attempt's start that the rate leaves out."""
+
+Log = Callable[[dict[str, float], int], None]
+
+
+class MetricsLog(Callback):
+    """Journal, tracker and progress bar of a fit.
+
+    `rate` is its pictures per second so far, `first_step_at` the time.perf_counter() of its first step; both may be
+    None.
+    """
+
+    def __init__(self, journal: Journal, log: Log, batch_size: int) -> None:
+        self._journal, self._log, self._batch_size = journal, log, batch_size
+        self._batches = self._timed_batches = 0
+        self._timed_s = self._mark = 0.0
+        self.first_step_at: float | None = None
+        self._show = events.progress("train")
+
+    @property
+    def rate(self) -> float | None:
+        return self._timed_batches * self._batch_size / self._timed_s if self._timed_s else None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._show = events.progress(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._mark == 0.0:
+            self._mark = time.perf_counter()
+        if self.first_step_at is None:
+            self.first_step_at = self._mark
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Classifier)
+        now = time.perf_counter()
+        self._batches += 1
+        if self._batches > WARM_UP_STEPS * trainer.accumulate_grad_batches:
+            self._timed_s += now - self._mark
+            self._timed_batches += 1
+        self._mark = now
+        self._show(batch_idx + 1, int(trainer.num_training_batches))
+        step = trainer.global_step
+        if step % LOG_EVERY == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            pl_module.check_finite(step)
+            self._add(step, {"epoch": trainer.current_epoch, "train_loss": float(pl_module.loss), "lr": _lr(trainer)})
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        self._mark = 0.0  # the clock of training steps stands still while others work
+        values = {"val_loss": pl_module.val_loss, "val_accuracy": pl_module.val_accuracy}
+        self._add(trainer.global_step, {"epoch": trainer.current_epoch, **values})
+        rounded = {name: round(value, 4) for name, value in values.items()}
+        rate = round(self.rate, 1) if self.rate else None
+        events.emit("epoch", epoch=trainer.current_epoch + 1, step=trainer.global_step, **rounded, images_per_s=rate)
+
+    def _add(self, step: int, values: dict[str, float]) -> None:
+        self._journal.add(step, values)
+        self._log(values, step)
+
+
+def _lr(trainer: Trainer) -> float:
+    """The largest group's rate: that of the head."""
+    return max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
