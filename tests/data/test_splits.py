@@ -1,0 +1,46 @@
+"""The validation split: stratified, by content, whatever the order."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inat_job.data import splits
+
+ITEMS = st.lists(st.tuples(st.integers(0, 40).map(str), st.integers(0, 3)), min_size=1, max_size=120)
+
+
+@given(ITEMS, st.integers(0, 5), st.randoms(use_true_random=False))
+def test_a_picture_is_held_out_or_not_whatever_the_order(items, seed, random) -> None:
+    def sides(pairs):
+        held = splits.validation([content for content, _ in pairs], [label for _, label in pairs], seed)
+        return Counter(zip(pairs, held, strict=True))
+
+    shuffled = list(items)
+    random.shuffle(shuffled)
+    assert sides(items) == sides(shuffled)
+
+
+@given(ITEMS, st.integers(0, 5))
+def test_copies_stay_together_and_every_class_can_be_trained(items, seed) -> None:
+    hashes, labels = [content for content, _ in items], [label for _, label in items]
+    held = splits.validation(hashes, labels, seed)
+    by_picture = {}
+    for picture, out in zip(items, held, strict=True):
+        assert by_picture.setdefault(picture, out) == out
+    for label in set(labels):
+        assert not all(out for out, other in zip(held, labels, strict=True) if other == label)
+
+
+def test_a_fifth_of_every_class() -> None:
+    labels = [0] * 100 + [1] * 50
+    held = splits.validation([str(at) for at in range(150)], labels, seed=0)
+    assert Counter(label for label, out in zip(labels, held, strict=True) if out) == {0: 20, 1: 10}
+
+
+def test_another_seed_is_another_split_with_another_digest() -> None:
+    hashes = [str(at) for at in range(100)]
+    one, two = (splits.validation(hashes, [0] * 100, seed) for seed in (0, 1))
+    assert one != two
+    assert splits.digest(hashes, one) != splits.digest(hashes, two)
+    assert splits.digest(hashes, one) == splits.digest(hashes[::-1], one[::-1])
