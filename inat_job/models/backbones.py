@@ -1,0 +1,161 @@
+"""Part B's networks: torchvision's classification models with a new head, cut into stages from stem to last."""
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import get_model, list_models
+
+from inat_job.errors import UsageError
+from inat_job.models.count import count
+from inat_job.models.preprocess import Preprocess
+from inat_job.models.strategies import Architecture, under
+
+KIND = "torchvision"
+_STAGES = 5
+
+# Stages by family, cut where the maps get smaller. Prefixes that a member lacks (features.8) are dropped.
+_CUTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    r"(wide_)?res(net|next)\d+.*": (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)),
+    r"densenet\d+": (
+        ("features.conv0", "features.norm0"),
+        ("features.denseblock1", "features.transition1"),
+        ("features.denseblock2", "features.transition2"),
+        ("features.denseblock3", "features.transition3"),
+        ("features.denseblock4", "features.norm5"),
+    ),
+    r"efficientnet_.*": (
+        ("features.0", "features.1"),
+        ("features.2",),
+        ("features.3",),
+        ("features.4", "features.5"),
+        ("features.6", "features.7", "features.8"),
+    ),
+    r"(convnext|swin)_.*": (
+        ("features.0", "features.1"),
+        ("features.2", "features.3"),
+        ("features.4", "features.5"),
+        ("features.6", "features.7", "classifier.0", "norm"),
+    ),
+}
+# Their auxiliary classifiers would return more than logits, and their pretrained weights expect other statistics.
+_INCEPTION = {"aux_logits": False, "init_weights": True, "transform_input": True}
+
+
+class Pretrained(nn.Module):
+    """Pixels (B, 3, S, S) uint8 or float in 0..255 to logits (B, classes); `backbone` has torchvision's key names."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.preprocess = Preprocess()
+        self.backbone = backbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.backbone(self.preprocess(pixels))
+        return logits
+
+
+def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Architecture:
+    """A model of torchvision's registry for `num_classes`, with fresh weights from torch's generator.
+
+    Raises UsageError for an unknown name, a model whose head can't be found, and an image size that it can't take.
+    """
+    _check_name(name)
+    try:
+        backbone = get_model(name, weights=None, num_classes=num_classes, **_arguments(name, image_size))
+        network = Pretrained(backbone)
+        head = _head(name, backbone, num_classes)
+        count(network, image_size)  # one picture without numbers: the cheapest proof that the size fits
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UsageError(f"--image-size is {image_size}, which {name} cannot take: {_first_line(error)}") from None
+    return Architecture(
+        name=name,
+        network=network,
+        stages=tuple(tuple(f"backbone.{prefix}" for prefix in stage) for stage in _stages(name, backbone, head)),
+        head=(f"backbone.{head}",),
+        blueprint={"kind": KIND, "name": name, "num_classes": num_classes, "image_size": image_size},
+    )
+
+
+def _check_name(name: str) -> None:
+    known = list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise UsageError(f"--backbone is {name!r}, which torchvision does not have: did you mean {near}?")
+
+
+def _arguments(name: str, image_size: int) -> dict[str, Any]:
+    """What some models must be told when they are made."""
+    if name in ("googlenet", "inception_v3"):
+        return dict(_INCEPTION)
+    if name.startswith("vit_"):
+        return {"image_size": image_size}
+    if name.startswith("maxvit_"):
+        return {"input_size": (image_size, image_size)}
+    return {}
+
+
+def _head(name: str, backbone: nn.Module, num_classes: int) -> str:
+    """Name of the output layer: the last dense layer, in torchvision's models."""
+    dense: list[tuple[str, nn.Linear]] = [
+        (each, module) for each, module in backbone.named_modules() if isinstance(module, nn.Linear)
+    ]
+    if not dense or dense[-1][1].out_features != num_classes:
+        raise UsageError(f"--backbone is {name}, whose last layer is no dense layer: take another, such as resnet50.")
+    return dense[-1][0]
+
+
+def _stages(name: str, backbone: nn.Module, head: str) -> tuple[tuple[str, ...], ...]:
+    """Prefixes by stage, which cover every parameter but the head's exactly once."""
+    if name.startswith("vit_"):
+        return _vit_stages(backbone)
+    names = [each for each, _ in backbone.named_parameters()]
+    for family, cut in _CUTS.items():
+        if re.fullmatch(family, name):
+            return tuple(
+                tuple(prefix for prefix in stage if any(under(each, [prefix]) for each in names)) for stage in cut
+            )
+    return _even(_units(backbone, head), _STAGES)
+
+
+def _vit_stages(backbone: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """The embedding, then the encoder's layers in four quarters, the last with the final norm."""
+    layers = [f"encoder.layers.{each}" for each, _ in backbone.get_submodule("encoder.layers").named_children()]
+    *quarters, last = _even(layers, 4)
+    return (("class_token", "conv_proj", "encoder.pos_embedding"), *quarters, (*last, "encoder.ln"))
+
+
+def _units(backbone: nn.Module, head: str) -> list[str]:
+    """The parts of any model in order of registration: its largest part is opened until there are enough of them."""
+    sizes = {name: each.numel() for name, each in backbone.named_parameters()}
+    units = [""]
+    while True:
+        opened = {unit: _children(unit, sizes) for unit in units}
+        holding = [unit for unit in units if under(head, [unit]) and unit != head]
+        large = [unit for unit in units if unit != head and not set(opened[unit]) <= set(sizes)]  # more than one layer
+        if not holding and (len(units) > _STAGES or not large):
+            return [unit for unit in units if unit != head]
+        largest = max(holding or large, key=lambda unit: sum(sizes[name] for name in sizes if under(name, [unit])))
+        at = units.index(largest)
+        units[at : at + 1] = opened[largest]
+
+
+def _children(unit: str, names: Iterable[str]) -> list[str]:
+    depth = unit.count(".") + 2 if unit else 1
+    inside = [name for name in names if under(name, [unit])]
+    return list(dict.fromkeys(".".join(name.split(".")[:depth]) for name in inside))
+
+
+def _even(units: list[str], parts: int) -> tuple[tuple[str, ...], ...]:
+    """Contiguous parts of about the same length, the longer ones last; fewer parts if there are fewer units."""
+    parts = min(parts, len(units))
+    bounds = [len(units) * part // parts for part in range(parts + 1)]
+    return tuple(tuple(units[start:end]) for start, end in itertools.pairwise(bounds))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,133 @@
+"""Part A's network: five blocks of convolution, activation and max-pool, one dense layer and an output layer."""
+
+import dataclasses
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from inat_job.errors import UsageError
+from inat_job.models.preprocess import Preprocess
+from inat_job.models.strategies import Architecture
+
+KIND = "five_block"
+BLOCKS = 5
+SMALLEST = 2**BLOCKS  # every block halves the side, and one pixel must be left
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish}
+
+
+@dataclass(frozen=True)
+class FiveBlockSpec:
+    """All that decides the shape of the network. Raises UsageError for values that make no network."""
+
+    filters: tuple[int, ...]
+    kernel_sizes: tuple[int, ...]
+    activation: str
+    dense: int
+    pooling: str
+    batch_norm: bool
+    dropout: float
+    image_size: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        for flag, values in (("--filters", self.filters), ("--kernel-sizes", self.kernel_sizes)):
+            if len(values) != BLOCKS or min(values) < 1:
+                given = ",".join(map(str, values))
+                raise UsageError(f"{flag} is {given}: give {BLOCKS} whole numbers of at least 1, one for each block.")
+        if self.image_size < SMALLEST:
+            raise UsageError(
+                f"--image-size is {self.image_size}: {BLOCKS} blocks halve it each, so give {SMALLEST} or more."
+            )
+        _choice("--activation", self.activation, tuple(ACTIVATIONS))
+        _choice("--pooling", self.pooling, ("flatten", "gap"))
+
+    @property
+    def features(self) -> int:
+        """Inputs of the dense layer."""
+        side = self.image_size // SMALLEST if self.pooling == "flatten" else 1
+        return self.filters[-1] * side**2
+
+
+def filters_of(base: int, organisation: Literal["same", "double", "half"] | str) -> tuple[int, ...]:
+    """The filters of the five blocks from those of the first, at least 1 each. Raises UsageError."""
+    _choice("--filter-organisation", organisation, ("same", "double", "half"))
+    factor = {"same": 1.0, "double": 2.0, "half": 0.5}[organisation]
+    return tuple(max(1, int(base * factor**block)) for block in range(BLOCKS))
+
+
+class FiveBlockNet(nn.Module):
+    """Pixels (B, 3, S, S) uint8 or float in 0..255, S = `spec.image_size`, to logits (B, `spec.num_classes`)."""
+
+    def __init__(self, spec: FiveBlockSpec) -> None:
+        super().__init__()
+        channels = (3, *spec.filters)
+        self.preprocess = Preprocess()
+        self.blocks = nn.Sequential(
+            *(_block(*each, spec) for each in zip(channels[:-1], spec.filters, spec.kernel_sizes, strict=True))
+        )
+        self.pooling = nn.Flatten() if spec.pooling == "flatten" else _global_average()
+        self.dense = nn.Linear(spec.features, spec.dense)
+        self.activation = ACTIVATIONS[spec.activation]()
+        self.dropout = nn.Dropout(spec.dropout)
+        self.output = nn.Linear(spec.dense, spec.num_classes)
+        self.apply(_initialise)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps = self.blocks(self.preprocess(pixels))
+        hidden = self.activation(self.dense(self.pooling(maps)))
+        logits: Tensor = self.output(self.dropout(hidden))
+        return logits
+
+
+def build_five_block(spec: FiveBlockSpec) -> Architecture:
+    """The network with fresh weights from torch's generator; a block is a stage, and every one trains at one rate."""
+    return Architecture(
+        name=KIND,
+        network=FiveBlockNet(spec),
+        stages=tuple((f"blocks.{block}",) for block in range(BLOCKS)),
+        head=("dense", "output"),
+        blueprint={"kind": KIND, **dataclasses.asdict(spec)},
+    )
+
+
+def spec_of(blueprint: dict[str, Any]) -> FiveBlockSpec:
+    """The spec that a blueprint, which may come from JSON, was made of. Raises TypeError for other fields."""
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in blueprint.items()
+    }
+    del fields["kind"]
+    return FiveBlockSpec(**fields)
+
+
+def _block(inputs: int, filters: int, kernel: int, spec: FiveBlockSpec) -> nn.Sequential:
+    before, after = (kernel - 1) // 2, kernel // 2
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if before != after:  # an even kernel: torch's own padding="same" warns and copies, too
+        layers["pad"] = nn.ZeroPad2d((before, after, before, after))
+    padding = before if before == after else 0
+    # Batch norm has a bias of its own and would take the convolution's away.
+    layers["conv"] = nn.Conv2d(inputs, filters, kernel, padding=padding, bias=not spec.batch_norm)
+    if spec.batch_norm:
+        layers["norm"] = nn.BatchNorm2d(filters)
+    layers["activation"] = ACTIVATIONS[spec.activation]()  # not in place: guided backpropagation hooks its output
+    layers["pool"] = nn.MaxPool2d(2)
+    return nn.Sequential(layers)
+
+
+def _global_average() -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _initialise(module: nn.Module) -> None:
+    """He initialisation (He et al., Delving Deep into Rectifiers, 2015), which keeps the scale on the way forward."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{flag} is {value!r}: give one of {', '.join(choices)}.")

@@ -1,0 +1,96 @@
+"""What learns, when and how fast: the stages that are open at an epoch, frozen modules, and the optimiser's groups."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network, cut for fine-tuning: the same for both parts.
+
+    `stages` go from stem to last, each a tuple of prefixes of parameter names; with `head` they cover every parameter
+    once. `blueprint` holds the plain values that `export.load_exported` rebuilds the network from. `strategy` is one of
+    head, last-k, gradual, full; `layer_decay` is a stage's learning rate over that of the next.
+    """
+
+    name: str
+    network: nn.Module
+    stages: tuple[tuple[str, ...], ...]
+    head: tuple[str, ...]
+    blueprint: dict[str, Any] = field(default_factory=dict)
+    strategy: str = "full"
+    last_k: int = 1
+    layer_decay: float = 1.0
+
+
+def open_stages(strategy: str, n_stages: int, last_k: int, epoch: int, epochs: int) -> int:
+    """How many of the last stages train beside the head at an epoch (from 0) of `epochs`: 0..n_stages, never falling.
+
+    gradual begins with the head alone, opens stage after stage from the last, evenly over the first half of the run,
+    and then trains all of them (gradual unfreezing: Howard and Ruder, ULMFiT, 2018).
+    """
+    if strategy == "head":
+        return 0
+    if strategy == "last-k":
+        return min(last_k, n_stages)
+    if strategy == "gradual":
+        return min(n_stages, 2 * n_stages * epoch // epochs)
+    assert strategy == "full", strategy
+    return n_stages
+
+
+def trainable_stages(architecture: Architecture, epoch: int, epochs: int) -> int:
+    """`open_stages` of an architecture."""
+    return open_stages(architecture.strategy, len(architecture.stages), architecture.last_k, epoch, epochs)
+
+
+def apply_strategy(architecture: Architecture, n_trainable_stages: int) -> None:
+    """Let the head and the last `n_trainable_stages` stages train, and nothing else.
+
+    A frozen module goes into eval mode as a whole: its batch norm would move, and its dropout add noise, without
+    gradients too. The rest goes into training mode, whatever the modes were before.
+    """
+    network, stages = architecture.network, architecture.stages
+    frozen = [prefix for stage in stages[: len(stages) - n_trainable_stages] for prefix in stage]
+    network.train()
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not under(name, frozen))
+    for name, module in network.named_modules():
+        if under(name, frozen):
+            module.training = False
+
+
+def parameter_groups(architecture: Architecture, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """The optimiser's groups for the whole run: each parameter that may ever train is in exactly one, the head's first.
+
+    They never change, so that a resumed optimiser fits. Biases and the parameters of norms (one dimension or none)
+    have no weight decay. For gradual and full a stage's rate is lr * layer_decay**(distance from the head)
+    (discriminative fine-tuning: Howard and Ruder, ULMFiT, 2018); head and last-k train at one rate.
+    """
+    reach = trainable_stages(architecture, epoch=1, epochs=1)  # the end of the run, where most is open
+    decay = architecture.layer_decay if architecture.strategy in ("gradual", "full") else 1.0
+    groups = []
+    for distance, prefixes in enumerate((architecture.head, *reversed(architecture.stages))):
+        if distance > reach:
+            break
+        groups += _groups_of(architecture.network, prefixes, lr * decay**distance, weight_decay)
+    return groups
+
+
+def under(name: str, prefixes: Iterable[str]) -> bool:
+    """Whether a parameter or module is one of `prefixes` or lies within one; the empty prefix is the network."""
+    return any(prefix in ("", name) or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def _groups_of(network: nn.Module, prefixes: Iterable[str], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    parameters = [each for name, each in network.named_parameters() if under(name, prefixes)]
+    decayed = [each for each in parameters if each.ndim > 1]
+    plain = [each for each in parameters if each.ndim <= 1]
+    groups = [
+        {"params": decayed, "lr": lr, "weight_decay": weight_decay},
+        {"params": plain, "lr": lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
