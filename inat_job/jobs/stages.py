@@ -16,10 +16,10 @@ from inat_job.errors import ConflictError, JobError, Preempted
 from inat_job.evaluation.metrics import summarise
 from inat_job.evaluation.predictions import TestWatch, predict
 from inat_job.jobs.clock import Clock
-from inat_job.models.architecture import Architecture
-from inat_job.models.build import build
+from inat_job.models.build import Needs, build
 from inat_job.models.classifier import Classifier
 from inat_job.models.count import count
+from inat_job.models.strategies import Architecture
 from inat_job.platforms import local
 from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
@@ -85,8 +85,7 @@ def network(work: Work, pretrained: bool) -> tuple[Architecture, Classifier]:
     settings, stop = work.settings, work.stop
     signals.check(stop, "building the network")
     torch.manual_seed(settings.train.seed)
-    architecture = build(
-        settings.model,
+    needs = Needs(
         classes=len(work.pictures.cache.index.classes),
         image_size=settings.data.image_size,
         pretrained=pretrained,
@@ -94,6 +93,7 @@ def network(work: Work, pretrained: bool) -> tuple[Architecture, Classifier]:
         options=storage_options(settings.storage),
         stop=stop,
     )
+    architecture = build(settings.model, needs)
     if work.execution.channels_last:
         architecture.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if work.execution.compile:

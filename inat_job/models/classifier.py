@@ -12,9 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from inat_job.data.augment import Augmentation, centre_view, random_view
 from inat_job.data.batches import Batch
 from inat_job.errors import ConflictError
-from inat_job.models.architecture import Architecture
 from inat_job.models.schedule import rate
-from inat_job.models.strategies import apply_strategy, parameter_groups, trainable_stages
+from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
 from inat_job.settings import DataSettings, TrainSettings
 
 

@@ -1,0 +1,96 @@
+"""From the settings of a part to its architecture; which part it is, is known by the type of its settings alone."""
+
+import dataclasses
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import singledispatch
+from pathlib import Path
+
+import torch
+
+from inat_job import events
+from inat_job.errors import BadDataError, UsageError
+from inat_job.models.backbones import build_backbone
+from inat_job.models.five_block import BLOCKS, FiveBlockSpec, build_five_block, filters_of
+from inat_job.models.strategies import Architecture
+from inat_job.models.weights import LoadedWeights, is_name, load_weights
+from inat_job.settings import BackboneSettings, FiveBlockSettings, public_uri
+from inat_job.signals import Stop
+from inat_job.storage import StorageOptions, open_store, split_uri
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What building needs beside the settings of the model; `pretrained` is off where a checkpoint follows."""
+
+    classes: int
+    image_size: int
+    pretrained: bool
+    cache_dir: Path
+    options: StorageOptions
+    stop: Stop
+
+
+@singledispatch
+def build(settings: object, needs: Needs) -> Architecture:
+    """The network for some settings, its fresh weights drawn from torch's generator."""
+    raise AssertionError(f"no network for {type(settings).__name__}")
+
+
+@build.register
+def _(settings: FiveBlockSettings, needs: Needs) -> Architecture:
+    filters, kernels = settings.filters, settings.kernel_sizes
+    return build_five_block(
+        FiveBlockSpec(
+            filters=filters if len(filters) > 1 else filters_of(filters[0], settings.filter_organisation),
+            kernel_sizes=kernels if len(kernels) > 1 else kernels * BLOCKS,
+            activation=settings.activation,
+            dense=settings.dense,
+            pooling=settings.pooling,
+            batch_norm=settings.batch_norm,
+            dropout=settings.dropout,
+            image_size=needs.image_size,
+            num_classes=needs.classes,
+        )
+    )
+
+
+@build.register
+def _(settings: BackboneSettings, needs: Needs) -> Architecture:
+    built = build_backbone(settings.backbone, needs.classes, needs.image_size)
+    architecture = dataclasses.replace(
+        built, strategy=settings.strategy, last_k=settings.last_k, layer_decay=settings.layer_decay
+    )
+    if needs.pretrained and settings.weights != "none":
+        loaded = _weights(architecture, settings, needs)
+        events.emit("weights", sha256=loaded.sha256, loaded=loaded.loaded, missing=len(loaded.missing))
+    return architecture
+
+
+def _weights(architecture: Architecture, settings: BackboneSettings, needs: Needs) -> LoadedWeights:
+    """Load the weights that `--weights` names: torchvision's, or a file that is fetched first."""
+    hub = Path(torch.hub.get_dir()) / "checkpoints"
+    if is_name(settings.weights):
+        return load_weights(architecture, settings.weights, folder=hub, allow_partial=settings.allow_partial_weights)
+    uri, mark, fragment = settings.weights.partition("#")
+    sha256 = fragment.removeprefix("sha256=") if mark else None
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise UsageError(f"--weights ends in #{fragment}: write #sha256= and 64 hexadecimal digits.")
+    path = _fetched(uri, needs) if "://" in uri else Path(uri)
+    return load_weights(architecture, path, sha256=sha256, allow_partial=settings.allow_partial_weights)
+
+
+def _fetched(uri: str, needs: Needs) -> Path:
+    """The file behind a URI, fetched unless this version of it is here."""
+    parent, key = split_uri(uri)
+    store = open_store(parent, needs.options)
+    entry = store.stat(key)
+    if entry is None:
+        raise BadDataError(f"--weights names {public_uri(uri)}, which does not exist: check it.")
+    version = hashlib.sha256(f"{store.uri} {key} {entry.version} {entry.size}".encode()).hexdigest()[:16]
+    path = needs.cache_dir / "weights" / version / Path(public_uri(uri)).name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.get(key, path, progress=events.progress("weights"), stop=needs.stop)
+    return path
