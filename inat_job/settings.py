@@ -14,7 +14,7 @@ from inat_job.errors import UsageError
 from inat_job.knobs import knob
 
 DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
-RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. would be other folders
 BLOCKS = 5
 
 

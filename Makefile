@@ -1,0 +1,37 @@
+# make demo   runs the main job on made-up pictures        make test      runs the tests
+# make lint   checks style and types                       make test-all  also the slow ones (see tests/README in pyproject's markers)
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: venv demo test test-all lint lock clean
+
+venv: $(STAMP)
+
+$(STAMP): requirements.lock tests/requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock -r tests/requirements.lock
+	touch $@
+
+demo: venv
+	$(BIN)/python entrypoint.py parta --data demo: --image-size 64 --epochs 12 --batch-size 32 --wandb offline
+
+test: venv
+	$(BIN)/python -m pytest -m "not real_s3 and not image and not slow"
+
+test-all: venv
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Needs uv (pip install uv). Locks what requirements.txt pins and all that it pulls in, for Python 3.11 and newer.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.txt -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock tests/requirements.txt -o tests/requirements.lock
+
+clean:
+	rm -rf $(VENV) runs cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
