@@ -69,6 +69,8 @@ def parse(text: str) -> Journal | None:
         journal = Journal(str(head["version"]), Plan(int(head["size"]), int(head["chunk"])))
     except (ValueError, LookupError, TypeError):
         return None
+    if journal.plan.size < 0 or journal.plan.chunk < 1:
+        return None
     for line in lines[1:]:
         try:
             index, crc = json.loads(line)

@@ -97,8 +97,9 @@ class LocalStore:
     def _publish(self, key: str, draft: Path, if_none_match: bool, if_match: str | None) -> Entry:
         path = self._path(key)
         if if_none_match:
+            entry = _entry(key, draft.stat())
             _link(draft, path)
-            return _entry(key, draft.stat())
+            return entry
         # Who writes with if_match must be alone between look and rename; plain writers don't ask, so don't wait.
         with _locked(path.parent) if if_match is not None else nullcontext():
             current = self.stat(key)

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import create_loader
 
 from inat_job.errors import BadDataError
 from inat_job.events import Progress
@@ -19,6 +22,7 @@ from inat_job.storage.base import Entry, Role, StorageOptions, checked_key
 from inat_job.storage.retry import PassingError, persist
 from inat_job.storage.transfer import BLOCK, Source, pull
 
+LIST_PAGE = 1000  # the most that S3 gives at once
 _CONNECT_S, _READ_S = 10, 60
 
 
@@ -39,9 +43,9 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         base = f"{self.root}/" if self.root else ""
-        pages = self._client.get_paginator("list_objects_v2")
+        pages, size = self._client.get_paginator("list_objects_v2"), {"PageSize": LIST_PAGE}
         with self._door(base + prefix):
-            for page in pages.paginate(Bucket=self.bucket, Prefix=base + prefix, **self._payer):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=base + prefix, PaginationConfig=size, **self._payer):
                 for found in page.get("Contents", []):
                     key = str(found["Key"])[len(base) :]
                     if key and not key.endswith("/"):  # a console's folder marker is no object of ours
@@ -165,7 +169,9 @@ class S3Store:
 
 def _client(options: StorageOptions) -> Any:
     """A client; for a custom endpoint with what S3-compatible stores need: the path style and no new checksums."""
-    session = boto3.session.Session()
+    core = botocore.session.Session()
+    core.register_component("data_loader", _models())
+    session = boto3.session.Session(botocore_session=core)
     client = session.client("s3", config=_config(options))
     host = urlsplit(str(client.meta.endpoint_url)).hostname or ""
     if host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
@@ -176,6 +182,12 @@ def _client(options: StorageOptions) -> Any:
         response_checksum_validation="when_required",
     )
     return session.client("s3", config=_config(options).merge(compatible))
+
+
+@cache
+def _models() -> Any:
+    """S3's description, read once a process: that is most of what a new client costs."""
+    return create_loader()
 
 
 def _config(options: StorageOptions) -> Config:

@@ -1,6 +1,6 @@
 """One upload to S3: whole or in parts, with a condition, checked on its way and after.
 
-Each attempt carries a token of its own as metadata. Where a condition seems to have failed, the token tells a lost
+Each upload carries a token of its own as metadata. Where a condition seems to have failed, the token tells a lost
 race from a won one whose answer got lost.
 """
 
@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Upload:
     options: StorageOptions
     door: Callable[[], AbstractContextManager[None]]
     progress: Progress | None
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def run(self, source: Path | bytes) -> tuple[int, str]:
         """Store `source`; returns its size and the new version.
@@ -50,17 +51,16 @@ class Upload:
         Raises PassingError for trouble worth another attempt, PreconditionFailed.
         """
         size = len(source) if isinstance(source, bytes) else _size_of(source)
-        token = secrets.token_hex(16)
         with self.door():
             try:
-                version = self._in_parts(source, size, token) if size > WHOLE_LIMIT else self._whole(source, token)
+                version = self._in_parts(source, size) if size > WHOLE_LIMIT else self._whole(source)
             except Exception as error:
-                version = self._after_all(error, token)
-            self._verify(size, version)
+                version = self._after_all(error)
+            version = self._verified(size, version)
         self._show(size, size)
         return size, version
 
-    def _whole(self, source: Path | bytes, token: str) -> str:
+    def _whole(self, source: Path | bytes) -> str:
         body = source if isinstance(source, bytes) else _slice(source, (0, WHOLE_LIMIT))
         answer = self.client.put_object(
             **self.target,
@@ -68,12 +68,13 @@ class Upload:
             **self.encryption,
             Body=body,
             ContentMD5=_md5(body),
-            Metadata={_TOKEN: token},
+            Metadata={_TOKEN: self.token},
         )
         return _version(answer)
 
-    def _in_parts(self, source: Path | bytes, size: int, token: str) -> str:
-        opened = self.client.create_multipart_upload(**self.target, **self.encryption, Metadata={_TOKEN: token})
+    def _in_parts(self, source: Path | bytes, size: int) -> str:
+        self._look_first()
+        opened = self.client.create_multipart_upload(**self.target, **self.encryption, Metadata={_TOKEN: self.token})
         upload = {**self.target, "UploadId": opened["UploadId"]}
         try:
             parts = self._parts(source, part_plan(size), upload)
@@ -103,24 +104,45 @@ class Upload:
         with suppress(Exception):
             self.client.abort_multipart_upload(**upload)
 
-    def _after_all(self, error: Exception, token: str) -> str:
+    def _after_all(self, error: Exception) -> str:
         """The version stored if it was this attempt that won, its answer lost and repeated; else raise `error`."""
         code = s3_errors.answer_code(error)
         if code in _LOST_RACES:
             head = self._head()
-            if head is not None and head.get("Metadata", {}).get(_TOKEN) == token:
+            if head is not None and self._is_ours(head):
                 return _version(head)
         if code == "NoSuchKey" and "IfMatch" in self.condition:
-            raise PreconditionFailed(f"s3://{self.target['Bucket']}/{self.target['Key']} is gone.") from error
+            raise PreconditionFailed(f"{self._uri} is gone.") from error
         raise error
 
-    def _verify(self, size: int, version: str) -> None:
+    def _look_first(self) -> None:
+        """Learn of a lost race before many parts are sent; and at all from a store that completes unconditionally."""
+        head = self._head() if self.condition else None
+        if self._is_ours(head):
+            return  # an earlier attempt's, which the completion will tell
+        met = {
+            "IfNoneMatch": head is None,
+            "IfMatch": head is not None and f'"{_version(head)}"' == self.condition.get("IfMatch"),
+        }
+        if not all(met[name] for name in self.condition):
+            raise PreconditionFailed(f"{self._uri} exists already, or is not at the version named.")
+
+    def _verified(self, size: int, version: str) -> str:
+        """The version, which some stores leave out of their answer, of what is now seen to be stored whole."""
         head = self._head()
+        if head is not None and not self._is_ours(head) and _version(head) != version:
+            return version  # another writer came since: what is there now is not ours to judge
         found = None if head is None else int(head["ContentLength"])
-        overwritten = head is not None and _version(head) != version  # by another writer, since: not ours to judge
-        if found != size and not overwritten:
-            place = f"s3://{self.target['Bucket']}/{self.target['Key']}"
-            raise PassingError(f"{place} holds {found} bytes, not the {size} sent: try again.")
+        if head is None or found != size:
+            raise PassingError(f"{self._uri} holds {found} bytes, not the {size} sent: try again.")
+        return _version(head)
+
+    def _is_ours(self, head: dict[str, Any] | None) -> bool:
+        return head is not None and head.get("Metadata", {}).get(_TOKEN) == self.token
+
+    @property
+    def _uri(self) -> str:
+        return f"s3://{self.target['Bucket']}/{self.target['Key']}"
 
     def _head(self) -> dict[str, Any] | None:
         try:

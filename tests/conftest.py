@@ -1,0 +1,58 @@
+"""Fixtures that several rooms share: an S3 server on loopback, or the real one that INAT_TEST_S3_ENDPOINT names."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server: moto's, in this process, unless the environment names another."""
+    named = os.environ.get("INAT_TEST_S3_ENDPOINT")
+    if named:
+        yield named
+        return
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_server: str) -> Iterator[Callable[[], str]]:
+    """AWS's variables set to the S3 server, for this process and those it starts; gives a maker of fresh buckets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", s3_server)
+        if "INAT_TEST_S3_ENDPOINT" not in os.environ:
+            patch.setenv("AWS_ACCESS_KEY_ID", "test")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        yield _bucket_maker()
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: Callable[[], str]) -> str:
+    """The name of a fresh bucket."""
+    return s3_endpoint()
+
+
+def _bucket_maker() -> Callable[[], str]:
+    import boto3
+    from botocore.config import Config
+
+    client = boto3.session.Session().client("s3", config=Config(s3={"addressing_style": "path"}))
+
+    def make() -> str:
+        name = f"inat-test-{uuid.uuid4().hex[:16]}"
+        client.create_bucket(Bucket=name)
+        return name
+
+    return make

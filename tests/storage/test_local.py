@@ -1,0 +1,139 @@
+"""What only a folder has: its errors, its leftovers, its links, many processes at once."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inat_job.errors import BadDataError, ConflictError, JobError, NoPermissionError, PreconditionFailed, TransientError
+from inat_job.storage import open_store
+from inat_job.storage.disk import disk_errors
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (errno.ENOSPC, ConflictError, "No space left in .* MB free"),
+        (errno.EDQUOT, ConflictError, "No space left"),
+        (errno.EACCES, NoPermissionError, "No permission for"),
+        (errno.EROFS, NoPermissionError, "No permission for"),
+        (errno.ENOENT, ConflictError, "went away"),
+        (errno.ENOTDIR, ConflictError, "in the way"),
+        (errno.EIO, TransientError, "disk failed"),
+    ],
+)
+def test_errors_of_the_disk(tmp_path: Path, code: int, kind: type[JobError], words: str) -> None:
+    with pytest.raises(kind, match=words) as caught, disk_errors(tmp_path / "x"):
+        raise OSError(code, os.strerror(code))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_really_full_disk() -> None:
+    with pytest.raises(ConflictError, match="No space left in /dev"), disk_errors(Path("/dev/full")):
+        Path("/dev/full").write_bytes(b"x")
+
+
+def test_a_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = open_store(str(tmp_path))
+    store.put("key", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConflictError, match="No space left"):
+        store.put("key", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+    assert (tmp_path / "key").read_bytes() == b"old"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_not_ours(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(NoPermissionError):
+        open_store(str(tmp_path)).put("key", b"")
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    store = open_store(str(tmp_path))
+    with pytest.raises(ConflictError, match="in the way"):
+        store.put("file/key", b"")
+    assert store.stat("file/key") is None
+    with pytest.raises(BadDataError):
+        store.read("file/key")
+    assert list(open_store(str(tmp_path / "file")).list()) == []
+
+
+def test_a_folder_is_no_object(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    store = open_store(str(tmp_path))
+    assert store.stat("folder") is None
+    with pytest.raises(JobError):
+        store.read("folder")
+
+
+def test_our_own_files_are_no_objects(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    entry = store.put("key", b"1")
+    store.put("key", b"2", if_match=entry.version)
+    (tmp_path / ".inat-0123.tmp").write_bytes(b"left by a crash")
+    (tmp_path / ".hidden").write_bytes(b"")
+    assert [entry.key for entry in store.list()] == [".hidden", "key"]
+
+
+def test_linked_folders_are_listed_once_each(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/file").write_bytes(b"")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "store/loop").symlink_to(tmp_path / "store")
+    (tmp_path / "store/dangling").symlink_to(tmp_path / "nowhere")
+    assert [entry.key for entry in open_store(str(tmp_path / "store")).list()] == ["link/file"]
+
+
+def test_files_are_readable_by_others(tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        open_store(str(tmp_path)).put("key", b"")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: object, target: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = open_store(str(tmp_path))
+    assert store.put("key", b"1", if_none_match=True) == store.stat("key")
+    with pytest.raises(PreconditionFailed):
+        store.put("key", b"2", if_none_match=True)
+    assert store.read("key") == b"1"
+
+
+_COUNT = """
+import sys
+from inat_job.errors import PreconditionFailed
+from inat_job.storage import open_store
+store, done = open_store(sys.argv[1]), 0
+while done < 25:
+    entry, value = store.stat("count"), int(store.read("count"))
+    try:
+        store.put("count", b"%04d" % (value + 1), if_match=entry.version)
+    except PreconditionFailed:
+        continue
+    done += 1
+"""
+
+
+def test_processes_count_together_and_lose_nothing(tmp_path: Path) -> None:
+    """Quick writes of one size: what a version made of size and time alone would take for the same object."""
+    store = open_store(str(tmp_path))
+    store.put("count", b"0000")
+    crew = [subprocess.Popen([sys.executable, "-c", _COUNT, str(tmp_path)]) for _ in range(4)]
+    assert [member.wait(60) for member in crew] == [0, 0, 0, 0]
+    assert store.read("count") == b"0100"
