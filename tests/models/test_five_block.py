@@ -1,0 +1,107 @@
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inat_job.errors import UsageError
+from inat_job.models.count import count
+from inat_job.models.five_block import ACTIVATIONS, FiveBlockSpec, build_five_block, filters_of
+
+SMALL = FiveBlockSpec(
+    filters=(4, 6, 8, 8, 10),
+    kernel_sizes=(3, 5, 2, 4, 1),
+    activation="relu",
+    dense=12,
+    pooling="flatten",
+    batch_norm=True,
+    dropout=0.5,
+    image_size=40,
+    num_classes=7,
+)
+
+
+def test_the_textbook_network_has_the_size_worked_out_by_hand():
+    spec = FiveBlockSpec((32,) * 5, (3,) * 5, "relu", 128, "flatten", False, 0.0, 224, 10)
+    counts = count(build_five_block(spec).network, 224)
+    # First convolution 896, four of 9,248, dense 32*7*7*128 + 128, output 1,290; 9 * C_in * 32 multiply-adds a pixel.
+    assert counts.parameters == counts.trainable_parameters == 240_010
+    assert counts.macs == 197_092_608
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("pooling", ["flatten", "gap"])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_every_variant_classifies_and_learns(activation: str, pooling: str, batch_norm: bool):
+    spec = dataclasses.replace(SMALL, activation=activation, pooling=pooling, batch_norm=batch_norm)
+    network = build_five_block(spec).network
+    logits = network(torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8))
+    logits.square().sum().backward()
+    assert logits.shape == (2, 7)
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 7, 8])
+def test_each_block_halves_the_side_whatever_the_kernel(kernel: int):
+    network = build_five_block(dataclasses.replace(SMALL, kernel_sizes=(kernel,) * 5, image_size=64)).network
+    maps, sides = torch.zeros(1, 3, 64, 64), []
+    for block in network.get_submodule("blocks").children():
+        maps = block(maps)
+        sides.append(tuple(maps.shape[-2:]))
+    assert sides == [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
+
+
+def test_the_layers_of_a_block_in_order():
+    block = build_five_block(SMALL).network.get_submodule("blocks.0")
+    assert [name for name, _ in block.named_children()] == ["conv", "norm", "activation", "pool"]
+
+
+def test_a_smaller_picture_than_five_halvings_allow_is_refused():
+    with pytest.raises(UsageError, match="--image-size is 31"):
+        dataclasses.replace(SMALL, image_size=31)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [
+        ("filters", (1, 2, 3), "--filters"),
+        ("kernel_sizes", (3, 3, 3, 3, 0), "--kernel-sizes"),
+        ("activation", "tanh", "--activation"),
+        ("pooling", "max", "--pooling"),
+    ],
+)
+def test_a_bad_value_names_its_flag(field: str, value: object, flag: str):
+    with pytest.raises(UsageError, match=flag):
+        dataclasses.replace(SMALL, **{field: value})
+
+
+def test_the_seed_decides_the_weights():
+    def weights() -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        return list(build_five_block(SMALL).network.parameters())
+
+    assert all(torch.equal(*pair) for pair in zip(weights(), weights(), strict=True))
+
+
+def test_the_first_activations_keep_their_scale():
+    torch.manual_seed(0)
+    spec = dataclasses.replace(SMALL, filters=(64,) * 5, kernel_sizes=(3,) * 5, batch_norm=False, image_size=64)
+    block = build_five_block(spec).network.get_submodule("blocks.1.conv")
+    # He initialisation: half of the second moment is lost in the activation before it, and the weights bring it back.
+    assert block(torch.randn(4, 64, 32, 32).relu()).var().item() == pytest.approx(1.0, rel=0.2)
+
+
+@given(st.integers(1, 4096), st.sampled_from(["same", "double", "half"]))
+def test_filters_follow_their_organisation(base: int, organisation: str):
+    filters = filters_of(base, organisation)
+    assert len(filters) == 5
+    assert filters[0] == base
+    factor = {"same": 1, "double": 2, "half": 0.5}[organisation]
+    assert all(after == max(1, int(before * factor)) for before, after in pairwise(filters))
+
+
+def test_an_unknown_organisation_is_refused():
+    with pytest.raises(UsageError, match="--filter-organisation"):
+        filters_of(32, "triple")
