@@ -130,7 +130,13 @@ class TrainSettings(_Section):
 class TrackerSettings(_Section):
     """Weights & Biases."""
 
-    mode: str = knob("auto", "Tracker", name="wandb", choices=("online", "offline", "off", "auto"), decides=False)
+    mode: str = knob(
+        "auto",
+        "Track with wandb; auto is online with a key",
+        name="wandb",
+        choices=("online", "offline", "off", "auto"),
+        decides=False,
+    )
     project: str = knob("inat-job", "Tracker project", name="wandb-project", decides=False)
     entity: str | None = knob(None, "Tracker user or team", name="wandb-entity", decides=False)
 

@@ -19,6 +19,7 @@ from inat_job.signals import StopFlag
 from inat_job.training.checkpoints import Checkpoints, Manifest
 from inat_job.training.execution import decide
 from inat_job.training.fit import fit, make_trainer
+from inat_job.training.journal import NAME as METRICS
 from inat_job.training.journal import Journal
 from inat_job.training.keeper import Keeper
 from inat_job.training.metrics_log import MetricsLog
@@ -32,11 +33,13 @@ def run(settings: Settings, stop: StopFlag, started: float) -> None:
     if standing is Claim.FINISHED:
         events.emit("done", message="Already finished; there is nothing to do.", report=f"{folder.uri}/report.json")
         return
+    if standing is Claim.NEW:
+        folder.forget()
     events.emit("run", run=folder.uri, standing=standing.value)
     pictures = Pictures(stages.pictures_cache(settings, clock, stop), settings.train)
     execution = decide(settings.train, stored["execution"] if stored else None)
     execution.apply()
-    work = Work(settings, folder, pictures, execution, Checkpoints(folder), clock, stop)
+    work = Work(settings, folder, pictures, execution, Checkpoints(folder, [METRICS]), clock, stop)
     latest = work.checkpoints.discover().latest()
     architecture, classifier = stages.network(work, pretrained=latest is None)
     if latest:

@@ -1,5 +1,6 @@
 """A run's folder: files are written here first, then published to the store, which may be the same place."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -55,7 +56,8 @@ class RunFolder:
 
     def publish_all(self, last: str) -> None:
         """Store every local file but checkpoints, which have their own way, and `last` after all others."""
-        names = [path.relative_to(self.local).as_posix() for path in sorted(self.local.rglob("*")) if path.is_file()]
+        files = [path for path in sorted(self.local.rglob("*")) if path.is_file() and not path.is_symlink()]
+        names = [path.relative_to(self.local).as_posix() for path in files]
         for name in [each for each in names if each != last and not each.startswith("checkpoints/")]:
             self.publish(name)
         self.publish(last)
@@ -86,8 +88,13 @@ class RunFolder:
             self.store.delete(entry.key)
         shutil.rmtree(self.local, ignore_errors=True)
 
+    def forget(self) -> None:
+        """Drop local copies that an earlier run of this name left behind."""
+        if self.remote:
+            shutil.rmtree(self.local, ignore_errors=True)
+
 
 def open_run_folder(output: str, run_id: str, options: StorageOptions, spools: Path) -> RunFolder:
     """The folder of a run under `output`, its local copies under `spools`."""
     store = open_store(f"{output.rstrip('/')}/{run_id}", options, role="output")
-    return RunFolder(store, spools / run_id)
+    return RunFolder(store, spools / hashlib.sha256(store.uri.encode()).hexdigest()[:16] / run_id)

@@ -61,10 +61,11 @@ def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run; `companions` are files of its folder that are stored with each of them."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, companions: Sequence[str] = ()) -> None:
         self.folder = folder
+        self._companions = companions
         self.uri = f"{folder.uri}/{FOLDER}"
         self._pointer: Entry | None = None
         self._pending: list[Manifest] = []
@@ -111,7 +112,8 @@ class Checkpoints:
         """Store what is only here, oldest first: checkpoint, manifest, then the pointer."""
         while self._pending:
             manifest = self._pending[0]
-            self.folder.publish(manifest.name)
+            for name in (manifest.name, *self._companions):
+                self.folder.publish(name)
             self.folder.write_json(manifest.manifest_name, dataclasses.asdict(manifest))
             self.folder.publish(manifest.manifest_name)
             self._move_pointer(manifest)

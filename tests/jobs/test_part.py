@@ -1,0 +1,334 @@
+"""The main job in one process: a whole run, its run folder, and every way of taking it up again."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from pictures import tree, write_zip
+
+import inat_job
+from inat_job.configuration import configure
+from inat_job.errors import BadDataError, ConflictError, Preempted, TransientError, UsageError
+from inat_job.jobs import evaluate, part
+from inat_job.settings import Settings
+from inat_job.signals import StopFlag
+from inat_job.storage import open_store
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
+
+SCHEMA = json.loads((Path(inat_job.__file__).parent / "report.schema.json").read_text())
+SMALL_A = {"model.filters": "4", "model.dense": "8"}
+SMALL_B = {"model.backbone": "resnet18", "model.weights": "none"}
+
+
+class StopAfter(StopFlag):
+    """A stop flag that a signal sets while the job asks for the n-th time."""
+
+    def __init__(self, asked: int) -> None:
+        super().__init__()
+        self._left = asked
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        return self._left < 0 or super().__call__()
+
+    def install(self) -> None:
+        """Leave pytest's handlers alone."""
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_zip(tmp_path_factory.mktemp("data") / "x.zip", tree(train=20, test=5))
+
+
+@pytest.fixture
+def settings(archive: Path, tmp_path: Path) -> Callable[..., Settings]:
+    """Makes small settings; `dotted__names` stand for section.field."""
+
+    def make(which: str = "a", **changes: Any) -> Settings:
+        flags = {
+            "data.uri": str(archive),
+            "data.cache_dir": str(tmp_path / "cache"),
+            "data.image_size": "32",
+            "run.output": str(tmp_path / "runs"),
+            "run.run_id": "r",
+            "train.epochs": "2",
+            "train.batch_size": "8",
+            "tracker.mode": "off",
+            **(SMALL_A if which == "a" else SMALL_B),
+        }
+        flags |= {name.replace("__", "."): value for name, value in changes.items()}
+        return configure(which, flags, [], None).settings
+
+    return make
+
+
+def run(settings: Settings, asked: int = 10**9) -> None:
+    part.run(settings, StopAfter(asked), time.perf_counter())
+
+
+def report_of(settings: Settings) -> dict[str, Any]:
+    store = open_store(f"{settings.run.output}/{settings.run_id}")
+    return json.loads(store.read("report.json"))
+
+
+def model_of(settings: Settings) -> bytes:
+    return open_store(f"{settings.run.output}/{settings.run_id}").read("model/model.safetensors")
+
+
+def test_a_run_leaves_a_complete_folder_and_a_valid_report(settings: Callable[..., Settings]) -> None:
+    run(settings())
+    folder = Path(settings().run.output) / "r"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names >= {
+        "report.json",
+        "report.html",
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints/latest.json",
+        "checkpoints/12.ckpt",
+        "checkpoints/12.json",
+        "model/model.safetensors",
+        "model/model.json",
+        "plots/confusion.png",
+        "plots/curves.png",
+    }
+    report = report_of(settings())
+    jsonschema.validate(report, SCHEMA)
+    test = report["test"]
+    assert (report["status"], report["part"], report["run_id"], test["n"]) == ("done", "a", "r", 15)
+    assert sum(map(sum, test["confusion"])) == 15
+    assert test["accuracy"] == test["correct"] / 15
+    assert (report["data"]["n_train"], report["data"]["n_val"], report["data"]["n_test"]) == (48, 12, 15)
+    assert report["history"] == [{"started_step": 0, "ended_step": 12, "why": "finished"}]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "val_accuracy" in row] == [6, 12]
+    assert any("train_loss" in row for row in rows)
+
+
+def test_local_and_s3_agree_to_the_last_digit(settings: Callable[..., Settings], archive: Path, s3_bucket: str) -> None:
+    open_store(f"s3://{s3_bucket}").put("x.zip", archive)
+    local = settings()
+    remote = settings(data__uri=f"s3://{s3_bucket}/x.zip", run__output=f"s3://{s3_bucket}/out")
+    run(local)
+    run(remote)
+    assert report_of(local)["test"] == report_of(remote)["test"]
+    assert model_of(local) == model_of(remote)
+    keys = {entry.key for entry in open_store(f"s3://{s3_bucket}/out/r").list()}
+    assert {"report.json", "report.html", "config.json", "metrics.jsonl", "checkpoints/latest.json"} <= keys
+
+
+def test_a_finished_run_is_left_alone(settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]) -> None:
+    run(settings())
+    before = report_of(settings())
+    capsys.readouterr()
+    run(settings(), asked=0)
+    assert "Already finished" in capsys.readouterr().out
+    assert report_of(settings()) == before
+
+
+def test_other_settings_under_the_same_id_are_refused(settings: Callable[..., Settings]) -> None:
+    run(settings())
+    with pytest.raises(ConflictError, match=r"train.epochs 2 there, 3 here.*change --run-id"):
+        run(settings(train__epochs="3"))
+    with pytest.raises(ConflictError, match="other settings"):
+        run(settings("b"))
+
+
+def test_with_the_report_deleted_it_only_evaluates(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(settings())
+    before = report_of(settings())
+    (Path(settings().run.output) / "r" / "report.json").unlink()
+    monkeypatch.setattr(part, "fit", lambda *args: pytest.fail("trained again"))
+    run(settings())
+    after = report_of(settings())
+    for section in ("test", "val", "checkpoint", "throughput", "history"):
+        assert after[section] == before[section]
+
+
+@pytest.mark.parametrize(
+    ("which", "changes"),
+    [
+        ("a", {"train__precision": "fp32"}),
+        ("a", {"train__precision": "bf16"}),
+        ("a", {"train__accumulate": "2", "train__early_stop": "1"}),
+        ("b", {"model__strategy": "head"}),
+        ("b", {"model__strategy": "last-k"}),
+        ("b", {"model__strategy": "gradual", "train__epochs": "3"}),
+        ("b", {"model__strategy": "full"}),
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    which: str, changes: dict[str, str], settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    whole = settings(which, run__output=str(tmp_path / "whole"), **changes)
+    run(whole)
+    stopped = settings(which, **changes)
+    attempts = 0
+    while not (Path(stopped.run.output) / "r" / "report.json").exists():
+        try:
+            # The pictures are prepared already, so each attempt gets a few steps further.
+            run(stopped, asked=2 + attempts)
+        except Preempted:
+            attempts += 1
+        assert attempts < 60
+    assert attempts > 3
+    assert model_of(stopped) == model_of(whole)
+    assert report_of(stopped)["test"] == report_of(whole)["test"]
+    rows = [(Path(each.run.output) / "r" / "metrics.jsonl").read_text() for each in (stopped, whole)]
+    assert rows[0] == rows[1]
+    assert [attempt["why"] for attempt in report_of(stopped)["history"]].count("preempted") > 1
+
+
+def test_a_killed_run_is_taken_up_from_a_new_machine(
+    settings: Callable[..., Settings], s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = settings(run__output=f"s3://{s3_bucket}", run__checkpoint_minutes="0")
+    with monkeypatch.context() as patch:
+        patch.setattr("inat_job.training.keeper.Keeper.on_validation_batch_end", _killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(remote)
+    elsewhere = settings(
+        run__output=f"s3://{s3_bucket}", run__checkpoint_minutes="0", data__cache_dir=str(tmp_path / "new")
+    )
+    run(elsewhere)
+    run(settings())
+    assert model_of(elsewhere) == model_of(settings())
+    assert [attempt["why"] for attempt in report_of(elsewhere)["history"]] == ["killed", "finished"]
+    rows = [open_store(f"{each.run.output}/r").read("metrics.jsonl") for each in (elsewhere, settings())]
+    assert rows[0] == rows[1]
+
+
+def _killed(*args: Any) -> None:
+    raise RuntimeError("killed")
+
+
+def test_a_damaged_checkpoint_is_passed_over(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    with pytest.raises(Preempted):
+        run(settings(run__checkpoint_minutes="0"), asked=22)
+    folder = Path(settings().run.output) / "r" / "checkpoints"
+    newest = max(folder.glob("*.ckpt"), key=lambda path: int(path.stem))
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
+    run(settings(run__checkpoint_minutes="0"))
+    whole = settings(run__output=str(tmp_path / "whole"))
+    run(whole)
+    assert model_of(settings()) == model_of(whole)
+
+
+def test_resume_never_and_must(settings: Callable[..., Settings]) -> None:
+    with pytest.raises(BadDataError, match="--resume is must"):
+        run(settings(run__resume="must"))
+    with pytest.raises(UsageError, match="--force goes with"):
+        run(settings(run__force="true"))
+    run(settings())
+    with pytest.raises(ConflictError, match="add --force"):
+        run(settings(run__resume="never"))
+    run(settings(run__resume="never", run__force="true", train__epochs="1"))
+    assert report_of(settings())["checkpoint"]["step"] == 6
+
+
+def test_changed_pictures_under_the_same_run_are_refused(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "y.zip", tree(train=20, test=5))
+    with pytest.raises(Preempted):
+        run(settings(data__uri=str(path)), asked=22)
+    write_zip(path, tree(train=21, test=5))
+    with pytest.raises(ConflictError, match="is not the one that"):
+        run(settings(data__uri=str(path)))
+
+
+def test_max_time_ends_training_and_tests(settings: Callable[..., Settings]) -> None:
+    run(settings(train__max_time="1", train__epochs="10000"))
+    report = report_of(settings())
+    assert report["history"][-1]["why"] == "max-time"
+    assert report["test"]["n"] == 15
+
+
+def test_a_run_is_extended_by_init_from(settings: Callable[..., Settings]) -> None:
+    run(settings())
+    longer = settings(run__run_id="longer", run__init_from="r", train__lr="1e-8", train__epochs="1")
+    run(longer)
+    first, second = (torch.load(_best(each), weights_only=True)["state_dict"] for each in (settings(), longer))
+    assert torch.allclose(first["network.output.weight"], second["network.output.weight"], atol=1e-5)
+    with pytest.raises(ConflictError, match="another network"):
+        run(settings("b", run__run_id="other", run__init_from="r"))
+
+
+def _best(settings: Settings) -> Path:
+    return Path(report_of(settings)["checkpoint"]["uri"])
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_lower(settings: Callable[..., Settings]) -> None:
+    with pytest.raises(ConflictError, match=r"not finite at step \d+: lower --lr, which is 10"):
+        run(settings(train__lr="10", train__epochs="60", train__precision="fp16", train__weight_decay="10"))
+
+
+def test_too_little_memory_says_what_to_lower(settings: Callable[..., Settings], monkeypatch: Any) -> None:
+    def hungry(*args: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("inat_job.models.classifier.Classifier.training_step", hungry)
+    with pytest.raises(ConflictError, match="lower --batch-size"):
+        run(settings())
+
+
+def test_a_batch_larger_than_the_data_is_refused(settings: Callable[..., Settings]) -> None:
+    with pytest.raises(ConflictError, match="--batch-size is 64 and there are 48"):
+        run(settings(train__batch_size="64"))
+
+
+def test_a_store_that_fails_does_not_end_training_but_the_job(
+    settings: Callable[..., Settings], s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inat_job.storage.s3 import S3Store
+
+    remote = settings(run__output=f"s3://{s3_bucket}")
+    original = S3Store.put
+
+    def failing(self: S3Store, key: str, *args: Any, **options: Any) -> Any:
+        if key != "config.json":
+            raise TransientError(f"{key} cannot be stored.")
+        return original(self, key, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Store, "put", failing)
+        with pytest.raises(TransientError, match=r"The whole run is in .*spool/r"):
+            run(remote)
+    run(remote)
+    assert report_of(remote)["status"] == "done"
+
+
+def test_test_evaluates_a_run_without_training(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    run(settings())
+    uri = f"{settings().run.output}/r"
+    flags = {"run.output": settings().run.output, "data.cache_dir": str(tmp_path / "cache"), "tracker.mode": "off"}
+    for checkpoint, name in ((uri, "test-r"), (f"{uri}/checkpoints/6.ckpt", "first")):
+        made = evaluate.settings_of(checkpoint, flags | ({} if name == "test-r" else {"run.run_id": name}), [], None)
+        evaluate.run(made.settings, checkpoint, StopAfter(10**9), time.perf_counter())
+        report = json.loads((Path(settings().run.output) / name / "report.json").read_text())
+        jsonschema.validate(report, SCHEMA)
+        assert report["run_id"] == name
+        if name == "test-r":
+            assert report["test"] == report_of(settings())["test"]
+        else:
+            assert report["checkpoint"]["step"] == 6
+
+
+def test_test_says_what_is_wrong_with_a_checkpoint(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    run(settings())
+    uri = f"{settings().run.output}/r"
+    flags = {"run.output": settings().run.output, "data.cache_dir": str(tmp_path / "cache"), "tracker.mode": "off"}
+    with pytest.raises(BadDataError, match="holds no run"):
+        evaluate.settings_of(f"{uri}x", flags, [], None)
+    made = evaluate.settings_of(uri, flags, [], None).settings
+    with pytest.raises(BadDataError, match=r"no intact checkpoint of step 7: it has 6, 12"):
+        evaluate.run(made, f"{uri}/checkpoints/7.ckpt", StopAfter(10**9), time.perf_counter())
+    made = evaluate.settings_of(uri, flags | {"run.run_id": "r"}, [], None).settings
+    with pytest.raises(ConflictError, match="is a training run"):
+        evaluate.run(made, uri, StopAfter(10**9), time.perf_counter())
