@@ -67,11 +67,14 @@ def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Archit
     _check_name(name)
     try:
         backbone = get_model(name, weights=None, num_classes=num_classes, **_arguments(name, image_size))
-        network = Pretrained(backbone)
-        head = _head(name, backbone, num_classes)
+    except (ValueError, AssertionError) as error:
+        raise _unfit(name, image_size, error) from None
+    network = Pretrained(backbone)
+    head = _head(name, backbone, num_classes)
+    try:
         count(network, image_size)  # one picture without numbers: the cheapest proof that the size fits
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UsageError(f"--image-size is {image_size}, which {name} cannot take: {_first_line(error)}") from None
+        raise _unfit(name, image_size, error) from None
     return Architecture(
         name=name,
         network=network,
@@ -157,5 +160,6 @@ def _even(units: list[str], parts: int) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(units[start:end]) for start, end in itertools.pairwise(bounds))
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _unfit(name: str, image_size: int, error: Exception) -> UsageError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UsageError(f"--image-size is {image_size}, which {name} cannot take ({reason}): 224 is the usual size.")

@@ -73,6 +73,8 @@ class FiveBlockNet(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
         self.output = nn.Linear(spec.dense, spec.num_classes)
         self.apply(_initialise)
+        # Max-pools raise the scale from block to block; a small output makes the first loss that of a blind guess.
+        nn.init.normal_(self.output.weight, std=0.01)
 
     def forward(self, pixels: Tensor) -> Tensor:
         maps = self.blocks(self.preprocess(pixels))

@@ -79,7 +79,7 @@ def test_a_backbone_whose_head_is_no_dense_layer_is_refused():
         build_backbone("squeezenet1_0", 10)
 
 
-@pytest.mark.parametrize(("name", "image_size"), [("vit_b_16", 225), ("alexnet", 32)])
+@pytest.mark.parametrize(("name", "image_size"), [("vit_b_32", 225), ("alexnet", 32), ("maxvit_t", 100)])
 def test_a_size_that_the_backbone_cannot_take_is_refused(name: str, image_size: int):
     with pytest.raises(UsageError, match=f"--image-size is {image_size}, which {name} cannot take"):
         build_backbone(name, 10, image_size)

@@ -1,10 +1,12 @@
 import dataclasses
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
 from inat_job.errors import UsageError
 from inat_job.models.count import count
@@ -100,6 +102,15 @@ def test_filters_follow_their_organisation(base: int, organisation: str):
     assert filters[0] == base
     factor = {"same": 1, "double": 2, "half": 0.5}[organisation]
     assert all(after == max(1, int(before * factor)) for before, after in pairwise(filters))
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_the_first_loss_is_that_of_a_blind_guess(batch_norm: bool):
+    torch.manual_seed(0)
+    network = build_five_block(dataclasses.replace(SMALL, filters=(32,) * 5, batch_norm=batch_norm)).network
+    labels = torch.arange(28) % 7
+    loss = cross_entropy(network(torch.rand(28, 3, 40, 40) * 255), labels)
+    assert loss.item() == pytest.approx(math.log(7), abs=0.1)
 
 
 def test_an_unknown_organisation_is_refused():
