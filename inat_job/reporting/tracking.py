@@ -1,0 +1,261 @@
+"""The experiment tracker: the only door to wandb, which may be absent, unreachable or slow and never fails or holds up
+the job for it. An online run that cannot be had becomes an offline one, whose upload is a command for later."""
+
+import contextlib
+import importlib.util
+import re
+import shlex
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from inat_job import events
+from inat_job.errors import UsageError
+
+Mode = Literal["auto", "online", "offline", "off"]
+
+STEP = "trainer/step"
+"""The metric that is every chart's x axis. wandb's own step may only grow, but a resumed run repeats steps."""
+
+FINISH_TIMEOUT_S = 10.0
+"""How long the end of a run may wait for its upload: less than a preempted container's grace."""
+
+_TEARDOWN_TIMEOUT_S = 3.0
+
+_REFUSED_IN_ID = re.compile(r"[^A-Za-z0-9._-]")
+
+
+class Tracker(Protocol):
+    """Where metrics go; nothing here raises for the tracker's own troubles."""
+
+    mode: str
+    """"online", "offline" or "off": what it really is, after any fallback."""
+    run_id: str | None
+    url: str | None
+
+    sync_command: str | None
+    """Uploads what lies only in the run folder; None where nothing does, as far as is known."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics of a step, which may repeat."""
+
+    def summary(self, values: Mapping[str, object]) -> None:
+        """Record a run's final values by name."""
+
+    def preempting(self) -> None:
+        """Say that the run is stopped from outside and will go on; `finish` follows with another code than 0."""
+
+    def finish(self, exit_code: int) -> None:
+        """End the run, failed unless `exit_code` is 0, in bounded time."""
+
+
+@dataclass
+class Off:
+    """The tracker that tracks nothing."""
+
+    mode: str = "off"
+    run_id: str | None = None
+    url: str | None = None
+    sync_command: str | None = None
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def summary(self, values: Mapping[str, object]) -> None: ...
+
+    def preempting(self) -> None: ...
+
+    def finish(self, exit_code: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What wandb.init is asked for."""
+
+    run_id: str
+    project: str
+    entity: str | None
+    folder: Path
+    config: Mapping[str, object]
+    timeout_s: float
+
+    def folders(self) -> set[Path]:
+        """What wandb keeps of this run's attempts, online or offline."""
+        return set((self.folder / "wandb").glob(f"*run-*-{self.run_id}*"))
+
+
+def open_tracker(
+    mode: Mode,
+    *,
+    run_id: str,
+    project: str,
+    entity: str | None,
+    folder: Path,
+    config: Mapping[str, object],
+    has_key: bool,
+    init_timeout_s: float = 5,
+) -> Tracker:
+    """Start or resume the run `run_id`, whose files go to `folder`/wandb.
+
+    "auto" is online with a key and else offline. Raises UsageError when wandb is asked for by name and not installed.
+    """
+    wanted = ("online" if has_key else "offline") if mode == "auto" else mode
+    if wanted == "off" or not _installed(mode):
+        return Off()
+    if wanted == "online" and not has_key:
+        events.warn("The tracker stays offline for want of an API key: set WANDB_API_KEY, or run wandb login.")
+        wanted = "offline"
+    start = _Start(_REFUSED_IN_ID.sub("-", run_id), project, entity, folder.resolve(), config, init_timeout_s)
+    online = _started("online", start) if wanted == "online" else None
+    return online or _started("offline", start) or Off()
+
+
+def _installed(mode: Mode) -> bool:
+    """Whether wandb can be imported. Raises UsageError where it can't and `mode` asks for it by name."""
+    if importlib.util.find_spec("wandb"):
+        return True
+    if mode != "auto":
+        raise UsageError(f"--wandb {mode} needs the package wandb, which is not installed: install it, or say off.")
+    events.warn("The tracker is off, because the package wandb is not installed.")
+    return False
+
+
+def _started(mode: Literal["online", "offline"], start: _Start) -> Tracker | None:
+    """A running tracker, or None and a warning where it cannot be had in this mode."""
+    before = start.folders()
+    try:
+        tracker = _Wandb(_init(mode, start), mode)
+    except Exception as error:  # whatever it is, the job is worth more than its tracker
+        _teardown()
+        for debris in start.folders() - before:
+            shutil.rmtree(debris, ignore_errors=True)
+        instead = "offline" if mode == "online" else "off"
+        events.warn(f"The tracker could not start {mode} and is {instead}.", reason=_one_line(error))
+        return None
+    events.emit("tracker", mode=mode, run_id=tracker.run_id, url=tracker.url)
+    return tracker
+
+
+def _init(mode: Literal["online", "offline"], start: _Start) -> Any:
+    """wandb's run. Raises what wandb raises, within 10 s of the time-out."""
+    import wandb
+
+    wandb.setup(_settings(start.timeout_s))  # here and not in init, which logs in, and says so, before it reads any
+    run = wandb.init(
+        mode=mode,
+        id=start.run_id,
+        name=start.run_id,
+        resume="allow",
+        project=start.project,
+        entity=start.entity,
+        dir=str(start.folder),
+        config=dict(start.config),
+    )
+    run.define_metric(STEP, hidden=True)
+    run.define_metric("*", step_metric=STEP)
+    return run
+
+
+def _settings(timeout_s: float) -> Any:
+    import wandb
+
+    return wandb.Settings(
+        init_timeout=timeout_s,
+        finish_timeout=FINISH_TIMEOUT_S,
+        finish_timeout_raises=True,
+        # Tried again once and soon: these also bound the start. An upload under way has its own, longer patience.
+        x_graphql_retry_max=1,
+        x_graphql_retry_wait_min_seconds=0.2,
+        x_graphql_retry_wait_max_seconds=0.5,
+        x_graphql_timeout_seconds=max(1.0, 0.6 * timeout_s),
+        # The job says itself what it does, and nothing of the machine or the code is told.
+        silent=True,
+        console="off",
+        save_code=False,
+        disable_code=True,
+        disable_git=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        # Where and what the run is, is decided by the job alone.
+        use_dot_wandb=False,
+        symlink=False,
+        sagemaker_disable=True,
+    )
+
+
+class _Wandb:
+    """A run of wandb's that cannot fail the job: the first error is told, and nothing is tracked after it."""
+
+    def __init__(self, run: Any, mode: str) -> None:
+        self._run, self.mode = run, mode
+        self.run_id: str | None = run.id
+        self.url: str | None = run.url if mode == "online" else None
+        self._folder = Path(run.settings.sync_dir)
+        self._upload = f"wandb sync {shlex.quote(str(self._folder))}"
+        self.sync_command = None if mode == "online" else self._upload
+        self._broken = False
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._try(lambda: self._run.log({**metrics, STEP: step}))
+
+    def summary(self, values: Mapping[str, object]) -> None:
+        self._try(lambda: self._run.summary.update(dict(values)))
+
+    def preempting(self) -> None:
+        self._try(self._run.mark_preempting)
+
+    def finish(self, exit_code: int) -> None:
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        self._try(lambda: _within(FINISH_TIMEOUT_S + 2, lambda: run.finish(exit_code=exit_code)))
+        _teardown()
+        if self.mode == "online" and not self._broken:
+            shutil.rmtree(self._folder, ignore_errors=True)  # all of it is on the server
+            return
+        self.sync_command = self._upload
+        events.emit("tracker", message="The tracker's server lacks this run.", upload=self.sync_command)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self._broken:
+            return
+        try:
+            action()
+        except Exception as error:
+            self._broken = True
+            events.warn("The tracker failed; the job goes on without it.", reason=_one_line(error))
+
+
+def _teardown() -> None:
+    """End wandb's own process now, and not at Python's exit, where nobody could say what it waits for."""
+    import wandb
+
+    with contextlib.suppress(Exception, SystemExit):
+        _within(_TEARDOWN_TIMEOUT_S, wandb.teardown)
+
+
+def _within(seconds: float, action: Callable[[], object]) -> None:
+    """Run `action` for so long at most. Raises what it raises, or TimeoutError and leaves it behind."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="tracker", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:g} s")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
