@@ -4,7 +4,14 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
+
+# A busy machine is no failure, and nothing is left in the checkout.
+hypothesis.settings.register_profile(
+    "inat", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("inat")
 
 
 @pytest.fixture(scope="session")

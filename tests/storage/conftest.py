@@ -18,7 +18,7 @@ import pytest
 
 @dataclass
 class Site:
-    """What a loopback web server serves, how it misbehaves, and what it has sent.
+    """What a loopback web server serves, how it misbehaves, and how much it has sent.
 
     `faults` are taken one by one by requests for more than a byte: a status, "reset", "truncate", "stall"; "" for none.
     """
@@ -31,6 +31,7 @@ class Site:
     retry_after: str = "0"
     faults: list[str] = field(default_factory=list)
     sent: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
     requests: list[tuple[str, str]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     before: Callable[[str], None] = lambda path: None
@@ -86,8 +87,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             for at in range(0, cut, 65536):
                 block = body[at : min(at + 65536, cut)]
+                with self.site.lock:  # before it is sent, so that who has received it finds it counted
+                    self.site.sent += len(block) if len(body) > 1 else 0  # a look doesn't wait for its byte
                 self.wfile.write(block)
-                self.site.sent += len(block)
             if fault == "stall":
                 time.sleep(3)
         except OSError:
@@ -115,6 +117,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a client that leaves early is what some tests are about

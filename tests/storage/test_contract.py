@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from inat_job.errors import BadDataError, ConflictError, PreconditionFailed, Preempted
-from inat_job.storage import Entry, StorageOptions, Store, journal, open_store, s3, s3_upload, split_uri
+from inat_job.storage import Entry, StorageOptions, Store, journal, open_store, s3, s3_upload, split_uri, transfer
 from inat_job.storage.journal import Plan
 
 OPTIONS = StorageOptions(threads=4, retries=3)
@@ -187,18 +187,23 @@ def test_an_object_that_changed_starts_over(store: Store, tmp_path: Path, small_
     assert (tmp_path / "big").read_bytes() == data
 
 
-def test_an_object_that_changes_meanwhile_starts_over(store: Store, tmp_path: Path, small_chunks: int) -> None:
+def test_an_object_that_changes_meanwhile_starts_over(
+    store: Store, tmp_path: Path, small_chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.put("big", os.urandom(1_000_000))
-    data = os.urandom(900_000)
+    data = os.urandom(1_000_000)
     changed: list[Entry] = []
+    fetch = transfer._Pull._chunk
 
-    def change(at: int, total: int) -> None:
-        if at > 0 and not changed:
+    def change_then_fetch(self: transfer._Pull, plan: journal.Journal, index: int, halt: Callable[[], bool]) -> int:
+        if index == 7 and not changed:
             changed.append(store.put("big", data))
+        return fetch(self, plan, index, halt)
 
-    assert store.get("big", tmp_path / "big", progress=change).size in (900_000, 1_000_000)
-    if (tmp_path / "big").stat().st_size == 900_000:
-        assert (tmp_path / "big").read_bytes() == data
+    monkeypatch.setattr(transfer._Pull, "_chunk", change_then_fetch)
+    entry = store.get("big", tmp_path / "big")
+    assert entry == changed[0]
+    assert (tmp_path / "big").read_bytes() == data
 
 
 def test_a_damaged_part_is_fetched_again(store: Store, tmp_path: Path, small_chunks: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from inat_job.errors import BadDataError, ConflictError, JobError, NoPermissionError, PreconditionFailed, TransientError
-from inat_job.storage import open_store
+from inat_job.storage import local, open_store
 from inat_job.storage.disk import disk_errors
 
 
@@ -118,7 +118,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
 _COUNT = """
 import sys
 from inat_job.errors import PreconditionFailed
-from inat_job.storage import open_store
+from inat_job.storage import local, open_store
 store, done = open_store(sys.argv[1]), 0
 while done < 25:
     entry, value = store.stat("count"), int(store.read("count"))
@@ -137,3 +137,16 @@ def test_processes_count_together_and_lose_nothing(tmp_path: Path) -> None:
     crew = [subprocess.Popen([sys.executable, "-c", _COUNT, str(tmp_path)]) for _ in range(4)]
     assert [member.wait(60) for member in crew] == [0, 0, 0, 0]
     assert store.read("count") == b"0100"
+
+
+def test_two_writes_in_one_tick_of_the_clock_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = local._write
+
+    def write_at_noon(draft: Path, source: Path | bytes, progress: None) -> int:
+        size = write(draft, source, progress)
+        os.utime(draft, ns=(10**18, 10**18))
+        return size
+
+    monkeypatch.setattr(local, "_write", write_at_noon)
+    store = open_store(str(tmp_path))
+    assert len({store.put("key", b"%d" % turn).version for turn in range(5)}) == 5
