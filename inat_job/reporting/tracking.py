@@ -52,24 +52,6 @@ class Tracker(Protocol):
         """End the run, failed unless `exit_code` is 0, in bounded time."""
 
 
-@dataclass
-class Off:
-    """The tracker that tracks nothing."""
-
-    mode: str = "off"
-    run_id: str | None = None
-    url: str | None = None
-    sync_command: str | None = None
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def summary(self, values: Mapping[str, object]) -> None: ...
-
-    def preempting(self) -> None: ...
-
-    def finish(self, exit_code: int) -> None: ...
-
-
 @dataclass(frozen=True)
 class _Start:
     """What wandb.init is asked for."""
@@ -103,13 +85,13 @@ def open_tracker(
     """
     wanted = ("online" if has_key else "offline") if mode == "auto" else mode
     if wanted == "off" or not _installed(mode):
-        return Off()
+        return _Run(None, "off")
     if wanted == "online" and not has_key:
         events.warn("The tracker stays offline for want of an API key: set WANDB_API_KEY, or run wandb login.")
         wanted = "offline"
     start = _Start(_REFUSED_IN_ID.sub("-", run_id), project, entity, folder.resolve(), config, init_timeout_s)
     online = _started("online", start) if wanted == "online" else None
-    return online or _started("offline", start) or Off()
+    return online or _started("offline", start) or _Run(None, "off")
 
 
 def _installed(mode: Mode) -> bool:
@@ -126,7 +108,7 @@ def _started(mode: Literal["online", "offline"], start: _Start) -> Tracker | Non
     """A running tracker, or None and a warning where it cannot be had in this mode."""
     before = start.folders()
     try:
-        tracker = _Wandb(_init(mode, start), mode)
+        tracker = _Run(_init(mode, start), mode)
     except Exception as error:  # whatever it is, the job is worth more than its tracker
         _teardown()
         for debris in start.folders() - before:
@@ -142,6 +124,7 @@ def _init(mode: Literal["online", "offline"], start: _Start) -> Any:
     """wandb's run. Raises what wandb raises, within 10 s of the time-out."""
     import wandb
 
+    (start.folder / "wandb").mkdir(parents=True, exist_ok=True)  # wandb itself would silently take /tmp instead
     wandb.setup(_settings(start.timeout_s))  # here and not in init, which logs in, and says so, before it reads any
     run = wandb.init(
         mode=mode,
@@ -187,47 +170,50 @@ def _settings(timeout_s: float) -> Any:
     )
 
 
-class _Wandb:
-    """A run of wandb's that cannot fail the job: the first error is told, and nothing is tracked after it."""
+class _Run:
+    """A run of wandb's, or none, that cannot fail the job: each call is tried, and the first error is told."""
 
     def __init__(self, run: Any, mode: str) -> None:
         self._run, self.mode = run, mode
-        self.run_id: str | None = run.id
+        self.run_id: str | None = run and run.id
         self.url: str | None = run.url if mode == "online" else None
-        self._folder = Path(run.settings.sync_dir)
+        self._folder = Path(run.settings.sync_dir if run else "")
         self._upload = f"wandb sync {shlex.quote(str(self._folder))}"
-        self.sync_command = None if mode == "online" else self._upload
-        self._broken = False
+        self.sync_command = self._upload if mode == "offline" else None
+        self._failed = False
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._try(lambda: self._run.log({**metrics, STEP: step}))
+        self._try(lambda run: run.log({**metrics, STEP: step}))
 
     def summary(self, values: Mapping[str, object]) -> None:
-        self._try(lambda: self._run.summary.update(dict(values)))
+        self._try(lambda run: run.summary.update(dict(values)))
 
     def preempting(self) -> None:
-        self._try(self._run.mark_preempting)
+        self._try(lambda run: run.mark_preempting())
 
     def finish(self, exit_code: int) -> None:
         if self._run is None:
             return
-        run, self._run = self._run, None
-        self._try(lambda: _within(FINISH_TIMEOUT_S + 2, lambda: run.finish(exit_code=exit_code)))
+        self._try(lambda run: _within(FINISH_TIMEOUT_S + 2, lambda: run.finish(exit_code=exit_code)))
+        self._run = None
         _teardown()
-        if self.mode == "online" and not self._broken:
+        if self.mode == "online" and not self._failed:
             shutil.rmtree(self._folder, ignore_errors=True)  # all of it is on the server
+            with contextlib.suppress(OSError):  # an earlier attempt's run may lie beside it
+                self._folder.parent.rmdir()
             return
         self.sync_command = self._upload
         events.emit("tracker", message="The tracker's server lacks this run.", upload=self.sync_command)
 
-    def _try(self, action: Callable[[], object]) -> None:
-        if self._broken:
+    def _try(self, action: Callable[[Any], object]) -> None:
+        if self._run is None:
             return
         try:
-            action()
+            action(self._run)
         except Exception as error:
-            self._broken = True
-            events.warn("The tracker failed; the job goes on without it.", reason=_one_line(error))
+            if not self._failed:
+                events.warn("The tracker failed; the job goes on without it.", reason=_one_line(error))
+            self._failed = True
 
 
 def _teardown() -> None:

@@ -1,0 +1,290 @@
+"""The tracker against a real wandb: online to a server on loopback, offline to disk, and without a server to be had."""
+
+import importlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inat_job.errors import UsageError
+from inat_job.reporting.tracking import STEP, Tracker, open_tracker
+
+sys.path.insert(0, str(Path(__file__).parent))
+from wandb_stub import Recorded, wandb_server
+
+KEY = "0123456789abcdef" * 2 + "cafecafe"
+FALLBACK_S = 15.0
+
+Open = Callable[..., Tracker]
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """wandb's variables as the image sets them, a key, and a home that nobody can write to."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "scratch" / name.lower()))
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    yield monkeypatch
+    importlib.import_module("wandb").teardown()
+
+
+@pytest.fixture
+def run(tmp_path: Path, environment: pytest.MonkeyPatch) -> Open:
+    """open_tracker with most of it filled in."""
+
+    def opened(mode: str, **changes: Any) -> Tracker:
+        given = {"run_id": "part-a:1", "project": "p", "entity": None, "folder": tmp_path / "run", "has_key": True}
+        config = {"train": {"lr": 0.1}, "part": "a"}
+        return open_tracker(mode, **{**given, "config": config, **changes})  # type: ignore[arg-type]
+
+    return opened
+
+
+@pytest.fixture
+def server(environment: pytest.MonkeyPatch) -> Iterator[tuple[Recorded, Any]]:
+    with wandb_server() as (recorded, running):
+        environment.setenv("WANDB_BASE_URL", recorded.url)
+        yield recorded, running
+
+
+def _train(tracker: Tracker) -> None:
+    for step in (1, 2, 3, 2, 3, 4):  # a resumed run repeats steps
+        tracker.log({"train_loss": 1 / step}, step)
+
+
+def test_an_online_run_ends_with_the_test_accuracy_on_the_server(run: Open, server: Any, tmp_path: Path) -> None:
+    recorded, _ = server
+    tracker = run("auto")
+    assert (tracker.mode, tracker.run_id) == ("online", "part-a-1")
+    assert tracker.url == f"{recorded.url}/tester/p/runs/part-a-1"
+    _train(tracker)
+    tracker.summary({"test.accuracy": 0.5, "status": "done"})
+    tracker.finish(0)
+    assert recorded.summary["test.accuracy"] == 0.5
+    assert recorded.exit_code == 0
+    assert [row[STEP] for row in recorded.history] == [1, 2, 3, 2, 3, 4]
+    assert tracker.sync_command is None
+    assert not (tmp_path / "run" / "wandb").exists()  # nothing is left that only this machine has
+
+
+def test_nothing_is_told_of_the_machine_or_the_code(run: Open, server: Any) -> None:
+    recorded, _ = server
+    tracker = run("online")
+    print("a line of output")
+    tracker.finish(0)
+    assert set(recorded.files) <= {"config.yaml", "wandb-summary.json"}
+    told = str(recorded)
+    assert socket.gethostname() not in told
+    assert "a line of output" not in told
+
+
+def test_a_preempted_run_says_so_and_fails(run: Open, server: Any) -> None:
+    recorded, _ = server
+    tracker = run("online")
+    tracker.preempting()
+    tracker.finish(143)
+    assert recorded.preempting
+    assert recorded.exit_code == 143
+
+
+def test_a_server_that_dies_does_not_hold_up_the_end(
+    run: Open, server: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _, running = server
+    tracker = run("online")
+    running.shutdown()
+    running.server_close()
+    _train(tracker)
+    tracker.summary({"test.accuracy": 0.5})
+    began = time.monotonic()
+    tracker.finish(0)
+    assert time.monotonic() - began < FALLBACK_S
+    said = "".join(capfd.readouterr())
+    assert tracker.sync_command
+    assert tracker.sync_command in said
+    assert _summary(_records(tmp_path / "run"))["test.accuracy"] == "0.5"
+    _assert_no_key(said, tmp_path)
+
+
+def _refused(stack: list[Any]) -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def _black_hole(stack: list[Any]) -> str:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=50)
+    stack.append(listener)
+
+    def accept() -> None:
+        while True:
+            try:
+                stack.append(listener.accept()[0])
+            except OSError:
+                return
+
+    threading.Thread(target=accept, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("host", [_refused, _black_hole])
+def test_an_unreachable_server_costs_seconds_and_the_run_is_kept_offline(
+    host: Callable[[list[Any]], str],
+    run: Open,
+    environment: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    sockets: list[Any] = []
+    environment.setenv("WANDB_BASE_URL", host(sockets))
+    began = time.monotonic()
+    tracker = run("online")
+    _train(tracker)
+    tracker.finish(0)
+    assert time.monotonic() - began < FALLBACK_S
+    for each in sockets:
+        each.close()
+    assert tracker.mode == "offline"
+    assert "could not start online" in capfd.readouterr().out
+    assert [path.name.partition("-run")[0] for path in (tmp_path / "run" / "wandb").iterdir()] == ["offline"]
+
+
+def test_an_offline_run_is_a_file_that_wandb_can_upload(
+    run: Open, server: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recorded, _ = server
+    tracker = run("auto", has_key=False)
+    assert (tracker.mode, tracker.url) == ("offline", None)
+    _train(tracker)
+    tracker.summary({"test.accuracy": 0.5})
+    tracker.finish(0)
+    assert not recorded.operations
+    records = _records(tmp_path / "run")
+    config = {item.key: item.value_json for each in records for item in each.run.config.update}
+    assert json.loads(config["train"]) == {"lr": 0.1}
+    assert _summary(records)["test.accuracy"] == "0.5"
+    assert [each.exit.exit_code for each in records if each.HasField("exit")] == [0]
+    said = "".join(capfd.readouterr())
+    assert tracker.sync_command
+    assert tracker.sync_command in said
+    _assert_no_key(said, tmp_path)
+
+    command = shlex.split(tracker.sync_command)
+    subprocess.run([str(Path(sys.executable).with_name(command[0])), *command[1:]], check=True, capture_output=True)
+    assert recorded.summary["test.accuracy"] == 0.5
+
+
+def test_a_key_that_is_none_means_offline(
+    run: Open, environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    environment.setenv("WANDB_API_KEY", "notakey")
+    tracker = run("online")
+    tracker.finish(0)
+    assert tracker.mode == "offline"
+    assert "notakey" not in "".join(capfd.readouterr())
+
+
+def test_online_without_a_key_is_offline_and_asks_nobody(run: Open, capfd: pytest.CaptureFixture[str]) -> None:
+    tracker = run("online", has_key=False)
+    tracker.finish(0)
+    assert tracker.mode == "offline"
+    assert "WANDB_API_KEY" in capfd.readouterr().out
+
+
+def test_signals_stay_ours(run: Open) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGWINCH)
+    before = [signal.getsignal(number) for number in numbers]
+    tracker = run("offline")
+    during = [signal.getsignal(number) for number in numbers]
+    tracker.finish(0)
+    assert before == during == [signal.getsignal(number) for number in numbers]
+
+
+def test_a_folder_that_cannot_be_written_turns_the_tracker_off(run: Open, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    tracker = run("offline", folder=tmp_path / "file" / "run")
+    assert (tracker.mode, tracker.run_id, tracker.sync_command) == ("off", None, None)
+
+
+def test_finish_twice_and_use_after_it_are_harmless(run: Open, capfd: pytest.CaptureFixture[str]) -> None:
+    tracker = run("offline")
+    tracker.finish(0)
+    capfd.readouterr()
+    tracker.finish(1)
+    tracker.log({"train_loss": 1.0}, 1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_off_never_imports_wandb(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from inat_job.reporting.tracking import open_tracker\n"
+        "given = dict(run_id='r', project='p', entity=None, folder=Path('.'), config={}, has_key=True)\n"
+        "tracker = open_tracker('off', **given)\n"
+        "tracker.log({'a': 1.0}, 1); tracker.summary({}); tracker.preempting(); tracker.finish(0)\n"
+        "assert tracker.mode == 'off' and 'wandb' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_without_the_package_a_mode_by_name_is_refused(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UsageError, match=f"--wandb {mode} needs the package wandb"):
+        open_tracker(mode, run_id="r", project="p", entity=None, folder=tmp_path, config={}, has_key=True)  # type: ignore[arg-type]
+
+
+def test_without_the_package_auto_is_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    tracker = open_tracker("auto", run_id="r", project="p", entity=None, folder=tmp_path, config={}, has_key=True)
+    assert tracker.mode == "off"
+    assert "not installed" in capsys.readouterr().out
+
+
+def _assert_no_key(said: str, folder: Path) -> None:
+    """Neither what was printed nor any file, logs and caches included, holds the key."""
+    written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"train_loss" in written
+    assert KEY.encode() not in written
+    assert KEY not in said
+
+
+def _records(folder: Path) -> list[Any]:
+    """What the .wandb file of the only run below `folder` holds: a LevelDB log of protobuf records."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    [path] = folder.glob("wandb/*/*.wandb")
+    data, at, parts, records = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:  # no header fits: the block ends in padding
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last of several
+            records.append(Record.FromString(parts))
+            parts = b""
+    return records
+
+
+def _summary(records: list[Any]) -> dict[str, str]:
+    return {item.key: item.value_json for each in records for item in each.summary.update}
