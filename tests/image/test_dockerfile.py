@@ -1,0 +1,111 @@
+"""What the image promises, read off the Dockerfile: no container is needed."""
+
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "Dockerfile").read_text()
+IGNORED = (ROOT / ".dockerignore").read_text().split("\n")
+
+
+def _instructions() -> list[tuple[str, str]]:
+    lines = [line for line in TEXT.splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ").splitlines()
+    split = [line.strip().partition(" ") for line in joined if line.strip()]
+    return [(word.upper(), rest.strip()) for word, _, rest in split]
+
+
+INSTRUCTIONS = _instructions()
+
+
+def _all(word: str) -> list[str]:
+    return [rest for each, rest in INSTRUCTIONS if each == word]
+
+
+def _environment() -> dict[str, str]:
+    return dict(pair.split("=", 1) for rest in _all("ENV") for pair in shlex.split(rest))
+
+
+def _place(word: str, part: str) -> int:
+    return next(i for i, (each, rest) in enumerate(INSTRUCTIONS) if each == word and part in rest)
+
+
+def test_the_entry_point_is_a_list_and_the_process_of_number_one() -> None:
+    [entry] = _all("ENTRYPOINT")
+    assert json.loads(entry) == ["/opt/venv/bin/python", "/app/entrypoint.py"]
+    assert _all("STOPSIGNAL") == ["SIGTERM"]
+
+
+def test_the_user_is_a_number_and_not_root() -> None:
+    [user] = _all("USER")
+    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", user)
+
+
+def test_dependencies_are_installed_by_hash_and_before_the_code_is_copied() -> None:
+    install = _place("RUN", "pip install")
+    assert _place("COPY", "requirements.lock") < install < _place("COPY", "inat_job")
+    command = INSTRUCTIONS[install][1]
+    assert "--require-hashes" in command
+    assert "--no-cache-dir" in command
+
+
+def test_every_cache_lies_below_scratch() -> None:
+    environment = _environment()
+    writable = {
+        "HOME": None,
+        "TMPDIR": None,
+        "XDG_CACHE_HOME": None,
+        "XDG_CONFIG_HOME": None,
+        "TORCHINDUCTOR_CACHE_DIR": None,
+        "TRITON_CACHE_DIR": None,
+        "MPLCONFIGDIR": None,
+        **dict.fromkeys(f"WANDB{name}_DIR" for name in ("", "_CACHE", "_CONFIG", "_DATA", "_ARTIFACT")),
+    }
+    for name in writable:
+        path = Path(environment[name])
+        assert path == Path("/scratch") or Path("/scratch") in path.parents, name
+    assert _all("WORKDIR") == ["/scratch"]  # the defaults `runs` and `cache` are relative
+
+
+def test_no_variable_overrules_a_configuration_file() -> None:
+    assert not [name for name in _environment() if name.startswith("INAT_")]
+
+
+def test_a_gpu_is_asked_for() -> None:
+    environment = _environment()
+    assert environment["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert environment["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+    assert not re.search(r"nvidia/cuda:|\+cpu|\+cu\d", TEXT)
+
+
+def test_no_package_index_is_named() -> None:
+    assert not re.search(r"https?://|index-url|find-links|trusted-host", TEXT)
+
+
+@pytest.mark.parametrize("pattern", [r"<<\s*-?['\"]?\w+", r"--mount=", r"--link\b", r"--checksum"])
+def test_every_builder_can_read_it(pattern: str) -> None:
+    assert not re.search(pattern, TEXT)
+
+
+def test_no_secret_and_no_compiler_goes_in() -> None:
+    assert not re.search(r"(?i)\b(gcc|g\+\+|build-essential|clang)\b", TEXT)
+    assert not re.search(r"(?i)(api_key|secret|password|token)", TEXT)
+
+
+def test_only_what_is_copied_reaches_the_builder() -> None:
+    assert IGNORED[1] == "*"
+    allowed = {line.removeprefix("!") for line in IGNORED if line.startswith("!")}
+    copied = {source for rest in _all("COPY") for source in shlex.split(rest)[:-1]}
+    assert copied == allowed
+    assert all((ROOT / each).exists() for each in copied)
+
+
+def test_a_python_that_is_too_old_is_refused() -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    major, minor = wanted.removeprefix(">=").split(".")
+    assert f"({major}, {minor})" in TEXT
