@@ -29,11 +29,11 @@ RUN python3 -m venv /opt/venv \
     && find /opt/venv -name '*.a' -delete
 
 # Names of torchvision's models, such as "resnet50", whose best ImageNet weights the image shall hold, for machines
-# that cannot download them. TORCH_HOME is only ever read in the image; other weights are downloaded below /scratch.
-ARG PRETRAINED=none
-ENV TORCH_HOME=/opt/torch
-RUN mkdir -p "$TORCH_HOME/hub/checkpoints" \
-    && if [ "$PRETRAINED" != none ]; then \
+# that cannot download them: `--build-arg PRETRAINED=resnet50`. They lie in a TORCH_HOME outside of /scratch, so that no
+# mount hides them; with none, TORCH_HOME is /scratch/torch, where downloads can be written.
+ARG PRETRAINED=
+ENV TORCH_HOME=${PRETRAINED:+/opt}/scratch/torch
+RUN if [ -n "$PRETRAINED" ]; then \
         /opt/venv/bin/python -c 'import sys; from torchvision.models import get_model_weights; \
 [get_model_weights(name).DEFAULT.get_state_dict(check_hash=True) for name in sys.argv[1].split()]' "$PRETRAINED"; \
     fi

@@ -56,20 +56,18 @@ def test_dependencies_are_installed_by_hash_and_before_the_code_is_copied() -> N
 
 def test_every_cache_lies_below_scratch() -> None:
     environment = _environment()
-    writable = {
-        "HOME": None,
-        "TMPDIR": None,
-        "XDG_CACHE_HOME": None,
-        "XDG_CONFIG_HOME": None,
-        "TORCHINDUCTOR_CACHE_DIR": None,
-        "TRITON_CACHE_DIR": None,
-        "MPLCONFIGDIR": None,
-        **dict.fromkeys(f"WANDB{name}_DIR" for name in ("", "_CACHE", "_CONFIG", "_DATA", "_ARTIFACT")),
-    }
-    for name in writable:
+    folders = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "CUDA_CACHE_PATH")
+    compiled = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    trackers = (f"WANDB{name}_DIR" for name in ("", "_CACHE", "_CONFIG", "_DATA", "_ARTIFACT"))
+    for name in (*folders, *compiled, *trackers):
         path = Path(environment[name])
         assert path == Path("/scratch") or Path("/scratch") in path.parents, name
     assert _all("WORKDIR") == ["/scratch"]  # the defaults `runs` and `cache` are relative
+
+
+def test_weights_are_downloaded_to_scratch_unless_the_image_holds_some() -> None:
+    assert "PRETRAINED=" in _all("ARG")
+    assert _environment()["TORCH_HOME"] == "${PRETRAINED:+/opt}/scratch/torch"
 
 
 def test_no_variable_overrules_a_configuration_file() -> None:
