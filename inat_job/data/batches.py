@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class _Rows:
 class TrainBatches:
     """An epoch of `length` training batches at each iteration; what is left over of the pictures is dropped.
 
-    `state_dict` is taken and given back at any step, also in the middle of an epoch: what follows is the same.
+    `position` is asked for and gone to at any step, also in the middle of an epoch: what follows is the same.
     """
 
     def __init__(
@@ -69,11 +69,13 @@ class TrainBatches:
             self._position += 1
             yield self._take(shuffled[start : start + self._batch_size], table)
 
-    def state_dict(self) -> dict[str, Any]:
+    def position(self) -> dict[str, int]:
+        """Where the epoch stands, the batch in work counted as done."""
         return {"epoch": self._epoch, "position": self._position}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._epoch, self._position = state["epoch"], state["position"]
+    def go_to(self, epoch: int, position: int) -> None:
+        """Go on as if the batches before had been given out."""
+        self._epoch, self._position = epoch, position
 
 
 class EvalBatches:

@@ -50,6 +50,14 @@ class Pictures(LightningDataModule):
         size, length = settings.batch_size // settings.accumulate, self.steps_per_epoch * settings.accumulate
         return TrainBatches(self.cache, self.train_rows, size, length, seed=settings.seed, augment=settings.augment)
 
+    def state_dict(self) -> dict[str, int]:
+        """The position in the epoch, for checkpoints. Were it the loader's own state, which Lightning would also keep,
+        it would come back in the middle of an epoch, and not after one."""
+        return self.train_batches.position()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.train_batches.go_to(**state_dict)
+
     def train_dataloader(self) -> TrainBatches:
         return self.train_batches
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from inat_job import events
-from inat_job.errors import BadDataError, UsageError
+from inat_job.errors import BadDataError, TransientError, UsageError
 from inat_job.models.backbones import build_backbone
 from inat_job.models.five_block import BLOCKS, FiveBlockSpec, build_five_block, filters_of
 from inat_job.models.strategies import Architecture
-from inat_job.models.weights import LoadedWeights, is_name, load_weights
+from inat_job.models.weights import LoadedWeights, is_name, load_weights, named_weights
 from inat_job.settings import BackboneSettings, FiveBlockSettings, public_uri
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, open_store, split_uri
@@ -69,16 +69,27 @@ def _(settings: BackboneSettings, needs: Needs) -> Architecture:
 
 
 def _weights(architecture: Architecture, settings: BackboneSettings, needs: Needs) -> LoadedWeights:
-    """Load the weights that `--weights` names: torchvision's, or a file that is fetched first."""
-    hub = Path(torch.hub.get_dir()) / "checkpoints"
-    if is_name(settings.weights):
-        return load_weights(architecture, settings.weights, folder=hub, allow_partial=settings.allow_partial_weights)
+    """Load the weights that `--weights` names: torchvision's, or a file at a path or URI."""
     uri, mark, fragment = settings.weights.partition("#")
     sha256 = fragment.removeprefix("sha256=") if mark else None
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise UsageError(f"--weights ends in #{fragment}: write #sha256= and 64 hexadecimal digits.")
-    path = _fetched(uri, needs) if "://" in uri else Path(uri)
+    if is_name(uri):
+        path = _named(named_weights(architecture.name, uri).url, needs)
+    else:
+        path = _fetched(uri, needs) if "://" in uri else Path(uri)
     return load_weights(architecture, path, sha256=sha256, allow_partial=settings.allow_partial_weights)
+
+
+def _named(url: str, needs: Needs) -> Path:
+    """torchvision's own file: where torch keeps such files, if it is there, or else fetched as any other."""
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if kept.exists():
+        return kept
+    try:
+        return _fetched(url, needs)
+    except TransientError as error:
+        raise TransientError(f"{error} Or fetch it elsewhere, and name the file by --weights.") from error
 
 
 def _fetched(uri: str, needs: Needs) -> Path:

@@ -33,6 +33,7 @@ class Classifier(LightningModule):
         self._finite = torch.tensor(True)
         self.val_loss = self.val_accuracy = float("nan")
         self._val_sums = torch.zeros(3)
+        self._opened_for = -1
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, classes) of the evaluation's view."""
@@ -62,12 +63,15 @@ class Classifier(LightningModule):
                 "or use --precision fp32."
             )
 
-    def on_train_epoch_start(self) -> None:
-        self._freeze(self.current_epoch)
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let this epoch's stages learn; what is frozen is in eval mode too, so its batch norm does not move.
 
-    def _freeze(self, epoch: int) -> None:
-        """Open the stages of this epoch; what is frozen is in eval mode too, so its batch norm does not move."""
-        apply_strategy(self._architecture, trainable_stages(self._architecture, epoch, self._train.epochs))
+        Not at the epoch's start, since Lightning knows no such moment after a resume.
+        """
+        if self._opened_for != self.current_epoch:
+            self._opened_for = self.current_epoch
+            open_stages = trainable_stages(self._architecture, self.current_epoch, self._train.epochs)
+            apply_strategy(self._architecture, open_stages)
 
     def on_validation_epoch_start(self) -> None:
         self._val_sums = torch.zeros(3, device=self.device)

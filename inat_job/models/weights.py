@@ -1,6 +1,5 @@
 """Pretrained weights for a backbone: found by name or file, believed by hash, and loaded only if they belong to it."""
 
-import http.client
 import pickle
 import re
 import zipfile
@@ -17,7 +16,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum, get_model_weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from inat_job.errors import BadDataError, ConflictError, TransientError, UsageError
+from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.models.backbones import Pretrained
 from inat_job.models.strategies import Architecture, under
 from inat_job.storage.hashing import sha256_of
@@ -64,38 +63,15 @@ def named_weights(backbone: str, name: str) -> WeightsEnum:
     return known[short]
 
 
-def download(url: str, folder: Path) -> Path:
-    """The file behind `url` in `folder`, fetched unless it is there. Raises TransientError."""
-    path = folder / url.rpartition("/")[2]
-    if path.exists():
-        return path
-    expected = _HASH_IN_NAME.search(path.name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), expected and expected[1], progress=False)
-    except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: the hash is wrong
-        raise TransientError(
-            f"--weights could not be downloaded from {url} ({error}): try again, or fetch the file and name it by "
-            "--weights PATH."
-        ) from None
-    return path
-
-
 def load_weights(
-    architecture: Architecture,
-    source: Path | str,
-    *,
-    folder: Path = Path("cache"),
-    sha256: str | None = None,
-    allow_partial: bool = False,
+    architecture: Architecture, path: Path, *, sha256: str | None = None, allow_partial: bool = False
 ) -> LoadedWeights:
-    """Load a file, or weights that torchvision has under a name and that are kept in `folder`, into a backbone.
+    """Load a file into a backbone.
 
-    A head of another class count is left as it is. Raises UsageError for an unknown name, TransientError for a failed
-    download, BadDataError for a file that is missing, damaged or no state dict of tensors, and ConflictError for
-    weights that lack layers or have foreign ones (accepted with `allow_partial`), or that don't fit at all.
+    A head of another class count is left as it is. Raises BadDataError for a file that is missing, damaged or no state
+    dict of tensors, and ConflictError for weights that lack layers or have foreign ones (accepted with
+    `allow_partial`), or that don't fit at all.
     """
-    path = source if isinstance(source, Path) else download(named_weights(architecture.name, source).url, folder)
     digest = _verified(path, sha256)
     network = architecture.network
     assert isinstance(network, Pretrained)
@@ -103,12 +79,12 @@ def load_weights(
     given = _adapted(read_state(path), own, architecture)
     head = [prefix.removeprefix("backbone.") for prefix in architecture.head]
     match = compare(own, given, head)
-    _judge(match, f"--weights {source}", architecture.name, allow_partial)
+    _judge(match, f"--weights {path}", architecture.name, allow_partial)
     with torch.no_grad():
         for key in match.matched:
             own[key].copy_(given[key])
     _normalise(network, architecture.name, path.name)
-    return LoadedWeights(str(source), digest, len(match.matched), match.missing)
+    return LoadedWeights(str(path), digest, len(match.matched), match.missing)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

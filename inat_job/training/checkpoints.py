@@ -86,9 +86,15 @@ class Checkpoints:
         self.manifests.sort(key=lambda manifest: manifest.step)
         return self
 
+    @property
+    def known(self) -> list[Manifest]:
+        """The checkpoints stored, and those that are only here because the store could not be reached."""
+        waiting = {manifest.step for manifest in self._pending}
+        return [*(each for each in self.manifests if each.step not in waiting), *self._pending]
+
     def newest(self) -> Manifest:
-        """The last checkpoint taken, stored or not yet."""
-        return max([*self.manifests, *self._pending], key=lambda manifest: manifest.step)
+        """The last checkpoint taken."""
+        return max(self.known, key=lambda manifest: manifest.step)
 
     def save(self, write: Callable[[Path], None], manifest: Manifest) -> Manifest:
         """Write a checkpoint here and store it. Trouble with the store is a warning: the next save tries again."""
@@ -123,12 +129,12 @@ class Checkpoints:
 
     def latest(self) -> tuple[Manifest, Path] | None:
         """The newest checkpoint whose bytes have their hash, or None where there is none."""
-        return self._first_intact(sorted(self.manifests, key=lambda manifest: -manifest.step))
+        return self._first_intact(sorted(self.known, key=lambda manifest: -manifest.step))
 
     def best(self) -> tuple[Manifest, Path]:
         """The best intact checkpoint by validation accuracy, or else the newest."""
-        top = best_of(self.manifests)
-        ordered = sorted(self.manifests, key=lambda manifest: (manifest is not top, -manifest.step))
+        top = best_of(self.known)
+        ordered = sorted(self.known, key=lambda manifest: (manifest is not top, -manifest.step))
         found = self._first_intact(ordered)
         if found is None:
             raise BadDataError(f"{self.folder.uri} holds no intact checkpoint: train it first.")

@@ -31,20 +31,21 @@ class MetricsLog(Callback):
         self._batches = self._timed_batches = 0
         self._timed_s = self._mark = 0.0
         self.first_step_at: float | None = None
+        self._epoch = -1
         self._show = events.progress("train")
 
     @property
     def rate(self) -> float | None:
         return self._timed_batches * self._batch_size / self._timed_s if self._timed_s else None
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._show = events.progress(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._mark == 0.0:
             self._mark = time.perf_counter()
         if self.first_step_at is None:
             self.first_step_at = self._mark
+        if self._epoch != trainer.current_epoch:
+            self._epoch = trainer.current_epoch
+            self._show = events.progress(f"epoch {self._epoch + 1}/{trainer.max_epochs}")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

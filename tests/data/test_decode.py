@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from pictures import encoded
 
 from inat_job.data.decode import Rejected, decode
+from pictures import encoded
 
 SIDE = 24
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import CLASSES, encoded, tree, write_folder, write_tar, write_zip
 
 from inat_job.data import archives, prepare, pull
 from inat_job.data.index import INDEX, PIXELS, Cache, load
 from inat_job.errors import BadDataError, ConflictError, Preempted, UsageError
 from inat_job.signals import never
 from inat_job.storage import StorageOptions, open_store
+from pictures import CLASSES, encoded, tree, write_folder, write_tar, write_zip
 
 WRITERS: dict[str, Callable[[Path, Mapping[str, bytes]], Path]] = {
     "data.zip": write_zip,

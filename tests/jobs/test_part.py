@@ -9,7 +9,6 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from pictures import tree, write_zip
 
 import inat_job
 from inat_job.configuration import configure
@@ -18,6 +17,7 @@ from inat_job.jobs import evaluate, part
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage import open_store
+from pictures import tree, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
@@ -206,13 +206,34 @@ def test_a_killed_run_is_taken_up_from_a_new_machine(
     assert rows[0] == rows[1]
 
 
+def test_a_stop_at_any_moment_changes_nothing(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    """Among them: in mid-epoch, at an epoch's last step, in validation, and right after it."""
+    changes = {"model__strategy": "gradual"}
+    whole = settings("b", run__output=str(tmp_path / "whole"), **changes)
+    run(whole)
+    reached = set()
+    for asked in (2, 5, 6, 7, 8, 9, 12, 15):
+        stopped = settings("b", run__run_id=f"stopped-{asked}", **changes)
+        with pytest.raises(Preempted):
+            run(stopped, asked=asked)
+        reached.add(max(json.loads(file.read_text())["step"] for file in _manifests(stopped)))
+        run(stopped)
+        assert model_of(stopped) == model_of(whole), asked
+    assert 6 in reached
+    assert len(reached) > 4
+
+
+def _manifests(settings: Settings) -> list[Path]:
+    return list((Path(settings.run.output) / settings.run_id / "checkpoints").glob("[0-9]*.json"))
+
+
 def _killed(*args: Any) -> None:
     raise RuntimeError("killed")
 
 
 def test_a_damaged_checkpoint_is_passed_over(settings: Callable[..., Settings], tmp_path: Path) -> None:
     with pytest.raises(Preempted):
-        run(settings(run__checkpoint_minutes="0"), asked=22)
+        run(settings(run__checkpoint_minutes="0"), asked=90)
     folder = Path(settings().run.output) / "r" / "checkpoints"
     newest = max(folder.glob("*.ckpt"), key=lambda path: int(path.stem))
     newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
@@ -237,7 +258,7 @@ def test_resume_never_and_must(settings: Callable[..., Settings]) -> None:
 def test_changed_pictures_under_the_same_run_are_refused(settings: Callable[..., Settings], tmp_path: Path) -> None:
     path = write_zip(tmp_path / "y.zip", tree(train=20, test=5))
     with pytest.raises(Preempted):
-        run(settings(data__uri=str(path)), asked=22)
+        run(settings(data__uri=str(path)), asked=90)
     write_zip(path, tree(train=21, test=5))
     with pytest.raises(ConflictError, match="is not the one that"):
         run(settings(data__uri=str(path)))
@@ -298,7 +319,7 @@ def test_a_store_that_fails_does_not_end_training_but_the_job(
 
     with monkeypatch.context() as patch:
         patch.setattr(S3Store, "put", failing)
-        with pytest.raises(TransientError, match=r"The whole run is in .*spool/r"):
+        with pytest.raises(TransientError, match=r"The whole run is in .*spool/\w+/r:"):
             run(remote)
     run(remote)
     assert report_of(remote)["status"] == "done"

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torchvision.models import VisionTransformer, Weights, WeightsEnum, get_model
 from torchvision.transforms._presets import ImageClassification
 
-from inat_job.errors import BadDataError, ConflictError, TransientError, UsageError
+from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.models.backbones import Pretrained, build_backbone
 from inat_job.models.strategies import Architecture
-from inat_job.models.weights import download, is_name, load_weights, named_weights, read_state
+from inat_job.models.weights import is_name, load_weights, named_weights, read_state
 
 State = dict[str, torch.Tensor]
 
@@ -182,36 +182,9 @@ def test_names_lead_to_torchvisions_files():
     assert named_weights("resnet50", "IMAGENET1K_V2").url.endswith("/resnet50-11ad3fa6.pth")
 
 
-def test_an_unknown_name_brings_the_list(architecture, tmp_path):
+def test_an_unknown_name_brings_the_list():
     with pytest.raises(UsageError, match="IMAGENET1K_V1, DEFAULT for resnet18"):
-        load_weights(architecture, "IMAGENET1K_V9", folder=tmp_path)
-
-
-def _published(folder: Path, content: bytes) -> str:
-    path = folder / f"net-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    path.write_bytes(content)
-    return path.as_uri()
-
-
-def test_a_download_is_kept(tmp_path):
-    url = _published(tmp_path, b"weights")
-    path = download(url, tmp_path / "cache" / "weights")
-    assert path.read_bytes() == b"weights"
-    (tmp_path / path.name).unlink()
-    assert download(url, path.parent) == path
-
-
-def test_a_download_with_another_hash_is_not_kept(tmp_path):
-    url = _published(tmp_path, b"weights")
-    (tmp_path / url.rpartition("/")[2]).write_bytes(b"a login page")
-    with pytest.raises(TransientError, match=r"--weights could not be downloaded .*hash"):
-        download(url, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_no_network_is_transient(tmp_path):
-    with pytest.raises(TransientError, match="--weights PATH"):
-        download("http://127.0.0.1:9/resnet18-f37072fd.pth", tmp_path)
+        named_weights("resnet18", "IMAGENET1K_V9")
 
 
 def _tiny_transformer(image_size: int) -> VisionTransformer:
