@@ -216,7 +216,7 @@ def test_a_stop_at_any_moment_changes_nothing(settings: Callable[..., Settings],
         stopped = settings("b", run__run_id=f"stopped-{asked}", **changes)
         with pytest.raises(Preempted):
             run(stopped, asked=asked)
-        reached.add(max(json.loads(file.read_text())["step"] for file in _manifests(stopped)))
+        reached.add(max((json.loads(file.read_text())["step"] for file in _manifests(stopped)), default=0))
         run(stopped)
         assert model_of(stopped) == model_of(whole), asked
     assert 6 in reached
