@@ -29,10 +29,10 @@ RUN python3 -m venv /opt/venv \
     && find /opt/venv -name '*.a' -delete
 
 # Names of torchvision's models, such as "resnet50", whose best ImageNet weights the image shall hold, for machines
-# that cannot download them: `--build-arg PRETRAINED=resnet50`. They lie in a TORCH_HOME outside of /scratch, so that no
-# mount hides them; with none, TORCH_HOME is /scratch/torch, where downloads can be written.
+# that cannot download them: `--build-arg PRETRAINED=resnet50`. The job looks for weights in TORCH_HOME and downloads
+# what is not there to its own cache, so this folder is outside of /scratch, where no mount hides it.
 ARG PRETRAINED=
-ENV TORCH_HOME=${PRETRAINED:+/opt}/scratch/torch
+ENV TORCH_HOME=/opt/torch
 RUN if [ -n "$PRETRAINED" ]; then \
         /opt/venv/bin/python -c 'import sys; from torchvision.models import get_model_weights; \
 [get_model_weights(name).DEFAULT.get_state_dict(check_hash=True) for name in sys.argv[1].split()]' "$PRETRAINED"; \
@@ -40,7 +40,6 @@ RUN if [ -n "$PRETRAINED" ]; then \
 
 COPY LICENSE pyproject.toml entrypoint.py /app/
 COPY inat_job /app/inat_job
-COPY tests /app/tests
 
 # All that is ever written lies below /scratch, whoever the user is: with --read-only, mount something there. The
 # working directory makes the job's own defaults, `runs` and `cache`, folders of it; variables would overrule a

@@ -15,7 +15,7 @@ $(STAMP): requirements.lock tests/requirements.lock
 	touch $@
 
 demo: venv
-	$(BIN)/python entrypoint.py parta --data demo: --image-size 64 --epochs 12 --batch-size 32 --wandb offline
+	$(BIN)/python entrypoint.py parta --data demo: --image-size 64 --epochs 30 --batch-size 32 --wandb offline
 
 test: venv
 	$(BIN)/python -m pytest -m "not real_s3 and not image and not slow"

@@ -10,7 +10,11 @@ from inat_job.jobs.claim import REPORT
 from inat_job.reporting import html, report
 from inat_job.reporting.tracking import Tracker
 from inat_job.storage.run_folder import RunFolder
+from inat_job.training.checkpoints import FOLDER as CHECKPOINTS
 from inat_job.training.checkpoints import Checkpoints
+
+TRACKED = "wandb"
+"""The folder that the tracker writes to; it is still writing when the report goes up."""
 
 Row = Mapping[str, Any]
 
@@ -29,11 +33,11 @@ def publish(
         plots.curves(rows, pictures[0])
     folder.write("report.html", html.page(done, pictures))
     folder.write_json(REPORT, done)
-    if tracker.mode == "offline":  # it writes into the run folder, which goes up whole
-        _finish(tracker, done)
     _upload(folder, checkpoints)
-    if tracker.mode != "offline":
-        _finish(tracker, done)
+    tracker.summary(report.flat(done))
+    tracker.finish(0)
+    if tracker.sync_command:  # what the tracker's server lacks is kept with the run
+        folder.publish_folder(TRACKED)
     events.emit("done", message=report.sentence(done), report=f"{folder.uri}/{REPORT}")
 
 
@@ -41,11 +45,6 @@ def _upload(folder: RunFolder, checkpoints: Checkpoints | None) -> None:
     try:
         if checkpoints:
             checkpoints.flush()
-        folder.publish_all(last=REPORT)
+        folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKED])
     except TransientError as error:
         raise TransientError(f"{error} The whole run is in {folder.local}: run the same command again.") from error
-
-
-def _finish(tracker: Tracker, done: Mapping[str, Any]) -> None:
-    tracker.summary(report.flat(done))
-    tracker.finish(0)

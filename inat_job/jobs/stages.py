@@ -114,6 +114,7 @@ def load_weights(classifier: Classifier, path: Path) -> None:
 @contextmanager
 def tracked(settings: Settings, folder: RunFolder) -> Iterator[Tracker]:
     """The tracker of a run, ended with the job's exit code when it fails; who succeeds ends it with the report."""
+    local.calm_wandb()
     tracker = open_tracker(
         settings.tracker.mode,  # type: ignore[arg-type]
         run_id=folder.run_id,

@@ -29,11 +29,11 @@ def environment(device: str, execution: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report's single values by dotted name, for a tracker's summary; lists stay out."""
+    """The report's single values by name, such as test/accuracy, for a tracker's summary; lists stay out."""
     values: dict[str, Any] = {}
     for name, value in report.items():
         if isinstance(value, Mapping):
-            values.update({f"{name}.{inner}": leaf for inner, leaf in flat(value).items()})
+            values.update({f"{name}/{inner}": leaf for inner, leaf in flat(value).items()})
         elif isinstance(value, str | int | float):
             values[name] = value
     return values

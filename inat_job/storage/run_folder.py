@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,21 @@ class RunFolder:
         """Store the local file under its name; what was stored, or None where local is the store."""
         return self.store.put(name, self.local / name) if self.remote else None
 
-    def publish_all(self, last: str) -> None:
-        """Store every local file but checkpoints, which have their own way, and `last` after all others."""
-        files = [path for path in sorted(self.local.rglob("*")) if path.is_file() and not path.is_symlink()]
-        names = [path.relative_to(self.local).as_posix() for path in files]
-        for name in [each for each in names if each != last and not each.startswith("checkpoints/")]:
+    def publish_all(self, last: str, leave_out: Sequence[str]) -> None:
+        """Store every local file, `last` after all others, but those in the folders `leave_out`."""
+        names = [name for name in self._names() if name != last and name.partition("/")[0] not in leave_out]
+        for name in [*names, last]:
             self.publish(name)
-        self.publish(last)
+
+    def publish_folder(self, folder: str) -> None:
+        """Store the local files in a folder of the run's."""
+        for name in self._names():
+            if name.partition("/")[0] == folder:
+                self.publish(name)
+
+    def _names(self) -> list[str]:
+        files = [path for path in sorted(self.local.rglob("*")) if path.is_file() and not path.is_symlink()]
+        return [path.relative_to(self.local).as_posix() for path in files]
 
     def fetch(self, name: str) -> Path | None:
         """The local copy of a stored file, or None where there is none; a local copy is never believed newer."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,7 @@ def _fresh(settings: TrainSettings) -> Execution:
         device=_device_name(accelerator),
         precision=_precision(accelerator) if settings.precision == "auto" else settings.precision,
         channels_last=True,
-        compile=settings.compile,
+        compile=settings.compile and _can_compile(),
         deterministic=settings.deterministic,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
@@ -85,6 +86,13 @@ def _accelerator(wanted: str) -> str:
         here = ", ".join(name for name, there in available.items() if there)
         raise ConflictError(f"--accelerator is {wanted}, which this machine does not offer: it has {here}.")
     return wanted
+
+
+def _can_compile() -> bool:
+    if shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"):
+        return True
+    events.warn("--compile is left out: it needs a C compiler, and there is none on PATH.")
+    return False
 
 
 def _device_name(accelerator: str) -> str:
