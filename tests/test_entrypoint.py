@@ -154,7 +154,7 @@ def test_75_an_unreachable_store(job: Callable[..., Ended], archive: str, monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    monkeypatch.setattr("inat_job.jobs.stages.StorageOptions", _impatient)
+    monkeypatch.setattr("inat_job.jobs.folders.StorageOptions", _impatient)
     ended = job("parta", "--data", archive, "--output", "s3://bucket/out")
     assert (ended.code, "127.0.0.1:9" in ended.last) == (75, True)
 

@@ -6,7 +6,7 @@ from typing import Any
 from inat_job.configuration import Configuration, configure
 from inat_job.data.module import Pictures
 from inat_job.errors import BadDataError, ConflictError
-from inat_job.jobs import stages
+from inat_job.jobs import folders, stages
 from inat_job.jobs.claim import CONFIG, config_of
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.publish import publish
@@ -35,7 +35,7 @@ def settings_of(checkpoint: str, flags: Mapping[str, Any], sets: Sequence[str], 
     Where the run itself is read with the given storage settings, which part it is being unknown yet.
     """
     given = configure("a", flags, sets, file).settings
-    stored = _config(stages.folder_of(given, locate(checkpoint)[0]))
+    stored = _config(folders.folder_of(given, locate(checkpoint)[0]))
     return configure(stored["part"], flags, sets, file, stored["settings"])
 
 
@@ -43,9 +43,9 @@ def run(settings: Settings, checkpoint: str, stop: StopFlag, started: float) -> 
     """Write a run folder of its own, `test-<run-id>` by default, with the report."""
     clock = Clock(started)
     name, step = locate(checkpoint)
-    tested = stages.folder_of(settings, name)
+    tested = folders.folder_of(settings, name)
     stored = _config(tested)
-    folder = stages.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64])
+    folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64])
     earlier = folder.read_json(CONFIG)
     if earlier is not None and earlier.get("command") != "test":
         raise ConflictError(f"{folder.uri} is a training run: give the test another --run-id.")

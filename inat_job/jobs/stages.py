@@ -16,6 +16,7 @@ from inat_job.errors import ConflictError, JobError, Preempted
 from inat_job.evaluation.metrics import summarise
 from inat_job.evaluation.predictions import TestWatch, predict
 from inat_job.jobs.clock import Clock
+from inat_job.jobs.folders import storage_options
 from inat_job.models.build import Needs, build
 from inat_job.models.classifier import Classifier
 from inat_job.models.count import count
@@ -23,10 +24,9 @@ from inat_job.models.strategies import Architecture
 from inat_job.platforms import local
 from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
-from inat_job.settings import Settings, StorageSettings
+from inat_job.settings import Settings
 from inat_job.signals import StopFlag
-from inat_job.storage import StorageOptions
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder
 from inat_job.training.checkpoints import Checkpoints, Manifest
 from inat_job.training.execution import Execution
 from inat_job.training.fit import make_trainer, memory_errors
@@ -43,25 +43,6 @@ class Work:
     checkpoints: Checkpoints
     clock: Clock
     stop: StopFlag
-
-
-def storage_options(settings: StorageSettings) -> StorageOptions:
-    """The settings as the stores take them."""
-    return StorageOptions(
-        sse_kms_key_id=settings.sse_kms_key_id, requester_pays=settings.requester_pays, anonymous=settings.anonymous
-    )
-
-
-def run_folder(settings: Settings, run_id: str) -> RunFolder:
-    """The folder of a run under `--output`."""
-    return folder_of(settings, f"{settings.run.output.rstrip('/')}/{run_id}")
-
-
-def folder_of(settings: Settings, name: str) -> RunFolder:
-    """The folder of an existing run: a run id under `--output`, or a URI."""
-    output, _, run_id = name.rstrip("/").rpartition("/")
-    spools = Path(settings.data.cache_dir) / "spool"
-    return open_run_folder(output or settings.run.output, run_id, storage_options(settings.storage), spools)
 
 
 def pictures_cache(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:

@@ -13,7 +13,7 @@ import torch
 import inat_job
 from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError, Preempted, TransientError, UsageError
-from inat_job.jobs import evaluate, part
+from inat_job.jobs import evaluate, part, train
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage import open_store
@@ -146,7 +146,7 @@ def test_with_the_report_deleted_it_only_evaluates(
     run(settings())
     before = report_of(settings())
     (Path(settings().run.output) / "r" / "report.json").unlink()
-    monkeypatch.setattr(part, "fit", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
     run(settings())
     after = report_of(settings())
     for section in ("test", "val", "checkpoint", "throughput", "history"):
