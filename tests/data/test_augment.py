@@ -1,0 +1,134 @@
+"""Views have the geometry of the original picture: the squash is undone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.transforms import v2
+
+from inat_job.data.augment import Augmentation, centre_view, random_view
+from inat_job.data.draws import COLUMNS
+
+PLAIN = Augmentation(crop_scale=1.0, rotation=0.0, colour=0.0)
+
+
+def squashed(image: Image.Image, side: int) -> tuple[Tensor, Tensor]:
+    square = np.array(image.resize((side, side), Image.Resampling.BILINEAR))
+    pixels = torch.from_numpy(square).permute(2, 0, 1).unsqueeze(0)
+    return pixels, torch.tensor([image.size], dtype=torch.float32)
+
+
+def draws(**columns: float) -> Tensor:
+    """Draws that change nothing, but for the columns given: the middle of each range, and no flip."""
+    values = dict.fromkeys(COLUMNS, 0.5) | {"flip": 0.9, "area": 1.0} | columns
+    return torch.tensor([[values[name] for name in COLUMNS]])
+
+
+def disc(width: int, height: int) -> Image.Image:
+    image = Image.new("RGB", (width, height))
+    radius = min(width, height) // 4
+    box = (width // 2 - radius, height // 2 - radius, width // 2 + radius, height // 2 + radius)
+    ImageDraw.Draw(image).ellipse(box, fill="white")
+    return image
+
+
+def extents(view: Tensor) -> tuple[int, int]:
+    bright = view[0, 0] > 127
+    return int(bright.any(dim=0).sum()), int(bright.any(dim=1).sum())
+
+
+@pytest.mark.parametrize("size", [(400, 200), (200, 400), (300, 300)])
+def test_a_disc_is_round_again(size: tuple[int, int]) -> None:
+    pixels, sizes = squashed(disc(*size), 256)
+    views = [
+        centre_view(pixels, sizes, 128, 1.0),
+        random_view(pixels, sizes, draws(area=0.0), 128, Augmentation(0.3, 0, 0)),
+    ]
+    for view in views:
+        width, height = extents(view)
+        assert abs(width - height) <= 3
+
+
+@pytest.mark.parametrize("size", [(400, 200), (200, 400), (256, 256)])
+def test_the_centre_view_is_torchvisions(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    image = coarse.resize(size, Image.Resampling.BICUBIC)
+    pixels, sizes = squashed(image, 256)
+    ours = centre_view(pixels, sizes, 112, 0.875)
+    reference = v2.functional.center_crop(v2.functional.resize(v2.functional.pil_to_tensor(image), 128), 112)
+    assert (ours[0] - reference).abs().mean() < 3
+    assert ours.dtype == torch.float32
+
+
+def test_the_whole_square_comes_through_unchanged() -> None:
+    pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    sizes = torch.tensor([[32.0, 32.0]])
+    assert torch.allclose(centre_view(pixels, sizes, 32, 1.0), pixels.float(), atol=1e-2)
+    assert torch.allclose(random_view(pixels, sizes, draws(), 32, PLAIN), pixels.float(), atol=1e-2)
+
+
+def test_flip_and_rotation() -> None:
+    pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    sizes = torch.tensor([[32.0, 32.0]])
+    flipped = random_view(pixels, sizes, draws(flip=0.1), 32, PLAIN)
+    assert torch.allclose(flipped, pixels.flip(3).float(), atol=1e-2)
+    quarter = random_view(pixels, sizes, draws(angle=1.0), 32, Augmentation(1.0, 90.0, 0.0))
+    turned = pixels.float().rot90(1, (2, 3)), pixels.float().rot90(-1, (2, 3))
+    assert min((quarter - each).abs().mean() for each in turned) < 1
+
+
+def test_left_and_top_move_the_box() -> None:
+    pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    pixels[:, :, :32, :32] = 255
+    sizes = torch.tensor([[64.0, 64.0]])
+    how = Augmentation(0.25, 0.0, 0.0)
+    corner = random_view(pixels, sizes, draws(area=0.0, left=0.0, top=0.0), 16, how)
+    opposite = random_view(pixels, sizes, draws(area=0.0, left=1.0, top=1.0), 16, how)
+    assert corner.mean() > 250
+    assert opposite.mean() < 5
+
+
+def test_colour_changes_as_named() -> None:
+    pixels = torch.randint(60, 190, (1, 3, 16, 16), dtype=torch.uint8)
+    sizes = torch.tensor([[16.0, 16.0]])
+    how = Augmentation(1.0, 0.0, 0.2)
+
+    def view(**columns: float) -> Tensor:
+        return random_view(pixels, sizes, draws(**columns), 16, how)
+
+    plain = pixels.float()
+    assert torch.allclose(view(), plain, atol=1e-2)
+    assert torch.allclose(view(brightness=1.0), plain * 1.2, atol=1e-1)
+    assert view(contrast=0.0).std() < plain.std() < view(contrast=1.0).std()
+    spread = [each.std(dim=1).mean() for each in (view(saturation=0.0), plain, view(saturation=1.0))]
+    assert spread[0] < spread[1] < spread[2]
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.floats(0, 0.999), min_size=len(COLUMNS), max_size=len(COLUMNS)),
+    st.integers(20, 500),
+    st.integers(20, 500),
+)
+def test_any_draws_give_a_view_in_range(values: list[float], width: int, height: int) -> None:
+    pixels = torch.full((1, 3, 24, 24), 200, dtype=torch.uint8)
+    sizes = torch.tensor([[float(width), float(height)]])
+    view = random_view(pixels, sizes, torch.tensor([values]), 16, Augmentation(0.1, 45.0, 0.5))
+    assert view.shape == (1, 3, 16, 16)
+    assert torch.isfinite(view).all()
+    assert 0 <= view.min() <= view.max() <= 255
+
+
+def test_each_picture_of_a_batch_has_its_own_view() -> None:
+    pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    sizes = torch.tensor([[16.0, 16.0], [32.0, 16.0], [16.0, 48.0]])
+    table = torch.rand(3, len(COLUMNS))
+    how = Augmentation(0.3, 20.0, 0.3)
+    together = random_view(pixels, sizes, table, 16, how)
+    for row in range(3):
+        alone = random_view(pixels[row : row + 1], sizes[row : row + 1], table[row : row + 1], 16, how)
+        assert torch.allclose(together[row : row + 1], alone, atol=1e-3)

@@ -1,0 +1,117 @@
+"""A batch is a pure function of seed, epoch and step."""
+
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inat_job.data import draws
+from inat_job.data.batches import Batch, EvalBatches, TrainBatches
+from inat_job.data.index import PIXELS, Cache, Index
+
+ROWS, SIDE = 23, 4
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    folder = tmp_path_factory.mktemp("cache")
+    pixels = np.arange(ROWS * SIDE * SIDE * 3, dtype=np.uint32).astype(np.uint8).reshape(ROWS, SIDE, SIDE, 3)
+    (folder / PIXELS).write_bytes(pixels.tobytes())
+    index = Index(
+        source="x",
+        digest="0" * 64,
+        side=SIDE,
+        classes=("A", "B"),
+        ids=tuple(f"train/A/{row:02d}" for row in range(ROWS)),
+        labels=tuple(row % 2 for row in range(ROWS)),
+        splits=("train",) * ROWS,
+        sizes=tuple((row + 1, 2 * row + 1) for row in range(ROWS)),
+        hashes=tuple(str(row) for row in range(ROWS)),
+        rejected=(),
+        pixels_sha256="",
+    )
+    return Cache(folder, index)
+
+
+def train_batches(cache: Cache, seed: int = 0, augment: bool = True) -> TrainBatches:
+    return TrainBatches(cache, np.arange(2, ROWS), 4, 5, seed=seed, augment=augment)
+
+
+def rows_of(batch: Batch) -> list[int]:
+    return [int(width) - 1 for width in batch.sizes[:, 0]]
+
+
+def same(one: Batch, two: Batch) -> bool:
+    return all((a is None and b is None) or torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_batch_holds_the_rows_it_names(cache: Cache) -> None:
+    for batch in train_batches(cache):
+        rows = rows_of(batch)
+        assert torch.equal(batch.pixels, torch.from_numpy(cache.pixels[rows]).permute(0, 3, 1, 2))
+        assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+        assert (batch.pixels.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
+        assert batch.labels.tolist() == [row % 2 for row in rows]
+        assert batch.sizes[:, 1].tolist() == [2 * row + 1 for row in rows]
+
+
+def test_an_epoch_has_each_picture_at_most_once_and_drops_the_rest(cache: Cache) -> None:
+    batches = train_batches(cache)
+    for _ in range(3):
+        rows = [row for batch in batches for row in rows_of(batch)]
+        assert len(rows) == len(set(rows)) == 20
+        assert set(rows) <= set(range(2, ROWS))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 3), st.integers(0, 5), st.integers(0, 10))
+def test_going_to_any_position_gives_what_follows(cache: Cache, epoch: int, position: int, seed: int) -> None:
+    through = train_batches(cache, seed)
+    epochs = [list(through) for _ in range(epoch + 2)]
+    resumed = train_batches(cache, seed)
+    resumed.go_to(epoch, position)
+    expected = epochs[epoch][position:] if position < 5 else epochs[epoch + 1]
+    assert [same(*pair) for pair in zip(resumed, expected, strict=True)] == [True] * len(expected)
+
+
+def test_the_position_counts_the_batch_in_work(cache: Cache) -> None:
+    batches = train_batches(cache)
+    iterator = iter(batches)
+    for step in range(1, 6):
+        next(iterator)
+        assert batches.position() == {"epoch": 0, "position": step}
+
+
+def test_epochs_and_seeds_differ_in_order_and_draws(cache: Cache) -> None:
+    batches = train_batches(cache)
+    first, second = list(batches), list(batches)
+    other = list(train_batches(cache, seed=1))
+    assert [rows_of(batch) for batch in first] != [rows_of(batch) for batch in second]
+    assert [rows_of(batch) for batch in first] != [rows_of(batch) for batch in other]
+
+
+def test_draws_belong_to_picture_and_view_and_not_to_the_batch(cache: Cache) -> None:
+    table = draws.augmentation(0, 0, ROWS)
+    for batch in train_batches(cache):
+        assert batch.draws is not None
+        assert np.array_equal(batch.draws.numpy(), table[rows_of(batch)])
+
+
+def test_without_augmentation_there_are_no_draws(cache: Cache) -> None:
+    assert all(batch.draws is None for batch in train_batches(cache, augment=False))
+
+
+def test_evaluation_has_every_row_once_in_order_and_never_draws(cache: Cache) -> None:
+    batches = list(EvalBatches(cache, np.arange(ROWS), 5))
+    assert [row for batch in batches for row in rows_of(batch)] == list(range(ROWS))
+    assert len(batches) == len(EvalBatches(cache, np.arange(ROWS), 5)) == 5
+    assert all(batch.draws is None for batch in batches)
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(0, 10**6), st.integers(0, 64))
+def test_step_seeds_fit_torch_and_differ(seed: int, step: int, rank: int) -> None:
+    one = draws.step_seed(seed, step, rank)
+    assert 0 <= one < 2**63
+    assert one not in (draws.step_seed(seed, step + 1, rank), draws.step_seed(seed, step, rank + 1))

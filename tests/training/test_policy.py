@@ -1,0 +1,79 @@
+"""The pure policies of training: retention, the rate, and what a resume keeps of its arithmetic."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inat_job.errors import ConflictError
+from inat_job.models.schedule import rate
+from inat_job.settings import TrainSettings
+from inat_job.training.checkpoints import Manifest, best_of, to_keep
+from inat_job.training.execution import decide
+
+SCORES = st.lists(st.one_of(st.none(), st.integers(0, 5).map(lambda tenth: tenth / 10)), max_size=12)
+
+
+def manifests(scores: list[float | None]) -> list[Manifest]:
+    return [Manifest(step, 0, score, False, "", "", 0.0, None, []) for step, score in enumerate(scores)]
+
+
+@given(SCORES)
+def test_the_best_and_the_last_two_are_kept(scores: list[float | None]) -> None:
+    made = manifests(scores)
+    kept = to_keep(made)
+    assert set(range(len(scores))[-2:]) <= kept
+    scored = [score for score in scores if score is not None]
+    if scored:
+        best = best_of(made)
+        assert best is not None
+        assert best.val_accuracy == max(scored)
+        assert best.step == scores.index(max(scored))
+        assert best.step in kept
+    assert len(kept) <= 3
+
+
+@given(SCORES)
+def test_keeping_after_each_checkpoint_never_loses_the_best(scores: list[float | None]) -> None:
+    held: list[Manifest] = []
+    for manifest in manifests(scores):
+        held.append(manifest)
+        keep = to_keep(held)
+        held = [each for each in held if each.step in keep]
+    assert best_of(held) == best_of(manifests(scores))
+
+
+@given(st.integers(1, 500), st.floats(0, 0.9))
+def test_the_rate_rises_to_one_and_falls_to_nothing(total: int, warmup: float) -> None:
+    rates = [rate(step, total, warmup) for step in range(total + 1)]
+    peak = rates.index(max(rates))
+    assert max(rates) <= 1
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] == pytest.approx(0, abs=1e-9) or total <= 1
+
+
+def test_a_resume_keeps_the_first_decisions(capsys: pytest.CaptureFixture[str]) -> None:
+    first = decide(TrainSettings(precision="fp32", accelerator="cpu"), None)
+    stored: dict[str, Any] = dataclasses.asdict(first) | {"threads": 7}
+    kept = decide(TrainSettings(precision="auto", accelerator="cpu"), stored)
+    assert (kept.precision, kept.threads) == ("fp32", 7)
+    assert "not bit-equal" not in capsys.readouterr().out
+    decide(TrainSettings(accelerator="cpu"), stored | {"torch": "1.0"})
+    assert "not bit-equal" in capsys.readouterr().out
+
+
+def test_an_accelerator_that_is_not_here_is_a_conflict() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConflictError, match="--accelerator is cuda"):
+        decide(TrainSettings(accelerator="cuda"), None)
+
+
+def test_compile_without_a_compiler_is_said(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not decide(TrainSettings(compile=True, accelerator="cpu"), None).compile
+    assert "--compile is left out" in capsys.readouterr().out
