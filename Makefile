@@ -1,5 +1,5 @@
-# make demo   runs the main job on made-up pictures        make test      runs the tests
-# make lint   checks style and types                       make test-all  also the slow ones (see tests/README in pyproject's markers)
+# make demo   runs the main job on made-up pictures    make test      runs the tests
+# make lint   checks style and types                   make test-all  also against a real object store and in a container
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -18,10 +18,13 @@ demo: venv
 	$(BIN)/python entrypoint.py parta --data demo: --image-size 64 --epochs 30 --batch-size 32 --wandb offline
 
 test: venv
-	$(BIN)/python -m pytest -m "not real_s3 and not image and not slow"
+	$(BIN)/python -m pytest -m "not image"
 
+# tests/image/test_image.py and tests/storage/with_radosgw.sh say at their heads what they need, and are left out without.
 test-all: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m image
+	tests/storage/with_radosgw.sh $(BIN)/python -m pytest tests/storage
+	$(BIN)/python -m pytest -m "not image"
 
 lint: venv
 	$(BIN)/ruff check .
