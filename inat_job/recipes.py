@@ -12,8 +12,8 @@ def part_a() -> Settings:
 
 def part_b() -> Settings:
     """A fine-tuned ImageNet network, ResNet-50 by default: `python entrypoint.py partb`."""
-    recipe = TrainSettings(epochs=10, lr=1e-3, weight_decay=0.02, colour=0.2)
-    return Settings(part="b", model=BackboneSettings(), train=recipe)
+    recipe = TrainSettings(epochs=10, lr=3e-3, weight_decay=0.02, colour=0.2)
+    return Settings(part="b", model=BackboneSettings(), train=recipe, data=DataSettings(eval_crop=0.875))
 
 
 RECIPES: dict[str, Callable[[], Settings]] = {"a": part_a, "b": part_b}

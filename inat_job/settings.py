@@ -90,7 +90,7 @@ class BackboneSettings(_Section):
     allow_partial_weights: bool = knob(False, "Accept weights that lack some of the network's layers")
     strategy: str = knob("full", "What is trained", choices=("head", "last-k", "gradual", "full"))
     last_k: int = knob(1, "Stages that --strategy last-k trains beside the head", minimum=1)
-    layer_decay: float = knob(0.5, "Learning rate of a stage over that of the next", minimum=0.01, maximum=1.0)
+    layer_decay: float = knob(0.3, "Learning rate of a stage over that of the next", minimum=0.01, maximum=1.0)
 
 
 @dataclass(frozen=True)
