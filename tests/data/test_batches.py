@@ -1,6 +1,5 @@
 """A batch is a pure function of seed, epoch and step."""
 
-
 import numpy as np
 import pytest
 import torch

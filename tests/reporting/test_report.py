@@ -1,0 +1,49 @@
+"""The report's other forms: single values for the tracker, a sentence and a page for people."""
+
+from pathlib import Path
+
+from inat_job.reporting import html, report
+
+DONE = {
+    "run_id": "<b>run</b>",
+    "test": {
+        "n": 4,
+        "correct": 3,
+        "accuracy": 0.75,
+        "ci95": [0.3, 0.95],
+        "per_class": {"A & B": {"n": 4, "precision": 0.5, "recall": 1.0, "f1": 2 / 3}},
+        "confusion": [[3, 1], [0, 0]],
+    },
+    "model": {"name": "five_block", "parameters": 1234, "macs": 5678},
+    "data": {"n_train": 8, "n_val": 2, "n_test": 4},
+    "settings": {"train": {"epochs": 1}},
+}
+
+
+def test_single_values_have_names_and_lists_stay_out() -> None:
+    values = report.flat(DONE)
+    assert values["test/accuracy"] == 0.75
+    assert values["settings/train/epochs"] == 1
+    assert not [name for name in values if "confusion" in name or "ci95" in name]
+
+
+def test_the_sentence() -> None:
+    assert report.sentence(DONE) == "Test accuracy 0.7500 (3 of 4 pictures, 95 % interval 0.300 to 0.950)."
+
+
+def test_the_page_shows_what_is_there_and_runs_nothing(tmp_path: Path) -> None:
+    plot = tmp_path / "curves.png"
+    plot.write_bytes(b"png")
+    page = html.page(DONE, [plot])
+    assert "<b>run</b>" not in page
+    assert "&lt;b&gt;run&lt;/b&gt;" in page
+    assert "A &amp; B" in page
+    assert "0.667" in page
+    assert 'src="data:image/png;base64,cG5n"' in page
+    assert "http" not in page
+
+
+def test_the_environment_names_versions() -> None:
+    section = report.environment("cpu", {"precision": "fp32"})
+    assert section["versions"].keys() >= {"python", "torch", "lightning"}
+    assert section["execution"] == {"precision": "fp32"}

@@ -1,0 +1,51 @@
+"""A run's folder, local and in S3."""
+
+from pathlib import Path
+
+import pytest
+
+from inat_job.errors import BadDataError
+from inat_job.storage import StorageOptions
+from inat_job.storage.run_folder import RunFolder, open_run_folder
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> RunFolder:
+    output = str(tmp_path / "out") if request.param == "local" else f"s3://{request.getfixturevalue('s3_bucket')}/out"
+    return open_run_folder(output, "r", StorageOptions(), tmp_path / "spool")
+
+
+def test_what_is_published_can_be_read_anywhere(folder: RunFolder, tmp_path: Path) -> None:
+    folder.write_json("config.json", {"a": 1})
+    folder.write("plots/x.png", b"png")
+    folder.write("checkpoints/1.ckpt", b"left out")
+    folder.write("report.json", "{}")
+    folder.publish_all(last="report.json", leave_out=["checkpoints"])
+    assert folder.read_json("config.json") == {"a": 1}
+    keys = {entry.key for entry in folder.store.list()}
+    assert keys >= {"config.json", "plots/x.png", "report.json"}
+    assert ("checkpoints/1.ckpt" in keys) != folder.remote
+    fetched = RunFolder(folder.store, tmp_path / "elsewhere").fetch("plots/x.png")
+    assert fetched is not None
+    assert fetched.read_bytes() == b"png"
+
+
+def test_what_is_missing_is_none_and_what_is_damaged_is_said(folder: RunFolder) -> None:
+    assert folder.read_json("config.json") is None
+    assert folder.fetch("metrics.jsonl") is None
+    folder.store.put("config.json", b"{")
+    with pytest.raises(BadDataError, match="damaged"):
+        folder.read_json("config.json")
+
+
+def test_clear_leaves_nothing(folder: RunFolder) -> None:
+    folder.write("a", b"1")
+    folder.publish_all(last="a", leave_out=[])
+    folder.clear()
+    assert list(folder.store.list()) == []
+    assert not folder.local.exists()
+
+
+def test_runs_of_one_name_in_two_places_do_not_share_a_spool(tmp_path: Path) -> None:
+    one, two = (open_run_folder(f"s3://bucket-{each}", "r", StorageOptions(), tmp_path) for each in "12")
+    assert one.local != two.local
