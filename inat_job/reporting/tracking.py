@@ -96,7 +96,8 @@ def open_tracker(
 
 def _installed(mode: Mode) -> bool:
     """Whether wandb can be imported. Raises UsageError where it can't and `mode` asks for it by name."""
-    if importlib.util.find_spec("wandb"):
+    found = importlib.util.find_spec("wandb")
+    if found and found.origin:  # a mere folder of that name, which offline runs leave behind, has none
         return True
     if mode != "auto":
         raise UsageError(f"--wandb {mode} needs the package wandb, which is not installed: install it, or say off.")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,8 @@ def test_an_offline_run_is_a_file_that_wandb_can_upload(
     _assert_no_key(said, tmp_path)
 
     command = shlex.split(tracker.sync_command)
-    subprocess.run([str(Path(sys.executable).with_name(command[0])), *command[1:]], check=True, capture_output=True)
+    command[0] = str(Path(sys.executable).with_name(command[0]))
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
     assert recorded.summary["test.accuracy"] == 0.5
 
 
@@ -244,7 +246,7 @@ def test_off_never_imports_wandb(tmp_path: Path) -> None:
 def test_without_the_package_a_mode_by_name_is_refused(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: ModuleSpec(name, None))  # a folder called wandb
     with pytest.raises(UsageError, match=f"--wandb {mode} needs the package wandb"):
         open_tracker(mode, run_id="r", project="p", entity=None, folder=tmp_path, config={}, has_key=True)  # type: ignore[arg-type]
 
