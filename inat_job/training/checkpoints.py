@@ -25,6 +25,7 @@ class Manifest:
     step: int
     epoch: int
     val_accuracy: float | None
+    val_loss: float | None
     complete: bool
     data_digest: str
     split_digest: str

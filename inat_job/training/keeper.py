@@ -100,6 +100,7 @@ class Keeper(Callback):
             step=trainer.global_step,
             epoch=trainer.current_epoch + 1 if val_accuracy is not None else trainer.current_epoch,
             val_accuracy=val_accuracy,
+            val_loss=None if val_accuracy is None else module.val_loss,
             complete=complete,
             data_digest=self._pictures.cache.index.digest,
             split_digest=self._pictures.split_digest,

@@ -18,7 +18,10 @@ SCORES = st.lists(st.one_of(st.none(), st.integers(0, 5).map(lambda tenth: tenth
 
 
 def manifests(scores: list[float | None]) -> list[Manifest]:
-    return [Manifest(step, 0, score, False, "", "", 0.0, None, []) for step, score in enumerate(scores)]
+    return [
+        Manifest(step, 0, score, None if score is None else 1.0, False, "", "", 0.0, None, [])
+        for step, score in enumerate(scores)
+    ]
 
 
 @given(SCORES)
@@ -44,6 +47,11 @@ def test_keeping_after_each_checkpoint_never_loses_the_best(scores: list[float |
         keep = to_keep(held)
         held = [each for each in held if each.step in keep]
     assert best_of(held) == best_of(manifests(scores))
+
+
+def test_of_equal_accuracies_the_lower_loss_is_better() -> None:
+    made = [Manifest(step, 0, 0.5, loss, False, "", "", 0.0, None, []) for step, loss in ((1, 0.9), (2, 0.7), (3, 0.8))]
+    assert best_of(made) == made[1]
 
 
 @given(st.integers(1, 500), st.floats(0, 0.9))
