@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 
+_COUNTED, _NAMED = 30, 60
+"""Numbers of classes up to which the confusion matrix has counts in its cells, and names beside them."""
+
 
 def curves(rows: Sequence[Row], path: Path) -> None:
     """Training loss, and validation loss and accuracy, over optimiser steps, from the rows of metrics.jsonl."""
@@ -20,24 +23,31 @@ def curves(rows: Sequence[Row], path: Path) -> None:
             points = [(row["step"], row[name]) for row in rows if name in row]
             axes.plot(*zip(*points, strict=True), label=name) if points else None
         axes.set_xlabel("step")
-        axes.legend()
+        if axes.lines:
+            axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
-    """True class by row, predicted class by column, shaded by share of the row."""
-    side = 3 + 0.5 * len(classes)
+    """True class by row, predicted class by column, shaded by share of the row; with many classes, the shades alone."""
+    side = 3 + 0.5 * min(len(classes), _NAMED)
     figure = Figure(figsize=(side, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(classes) <= _COUNTED:
+        _counts(axes, matrix, shares)
+    if len(classes) <= _NAMED:
+        axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(classes)), classes, parse_math=False)
+    figure.savefig(path, dpi=110)
+
+
+def _counts(axes: Any, matrix: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]) -> None:
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
             axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i][j] > 0.5 else "black")
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    figure.savefig(path, dpi=110)

@@ -1,6 +1,7 @@
 """The end of a run: the report and its companions written here, then stored, then told to the tracker."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from inat_job import events
@@ -26,12 +27,7 @@ def publish(
 
     Raises TransientError, which says where everything is, when the store cannot be reached.
     """
-    pictures = [folder.path("plots/confusion.png")]
-    plots.confusion(done["test"]["confusion"], done["data"]["classes"], pictures[0])
-    if rows:
-        pictures.insert(0, folder.path("plots/curves.png"))
-        plots.curves(rows, pictures[0])
-    folder.write("report.html", html.page(done, pictures))
+    folder.write("report.html", html.page(done, _plots(folder, done, rows)))
     folder.write_json(REPORT, done)
     _upload(folder, checkpoints)
     tracker.summary(report.flat(done))
@@ -39,6 +35,18 @@ def publish(
     if tracker.sync_command:  # what the tracker's server lacks is kept with the run
         folder.publish_folder(TRACKED)
     events.emit("done", message=report.sentence(done), report=f"{folder.uri}/{REPORT}")
+
+
+def _plots(folder: RunFolder, done: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:
+    """The plots that could be drawn: a result is worth more than its picture."""
+    curves, confusion = folder.path("plots/curves.png"), folder.path("plots/confusion.png")
+    try:
+        plots.confusion(done["test"]["confusion"], done["data"]["classes"], confusion)
+        if rows:
+            plots.curves(rows, curves)
+    except Exception as error:
+        events.warn(f"The plots could not be drawn ({error}).")
+    return [path for path in (curves, confusion) if path.exists()]
 
 
 def _upload(folder: RunFolder, checkpoints: Checkpoints | None) -> None:

@@ -20,7 +20,7 @@ from inat_job.jobs.folders import storage_options
 from inat_job.models.build import Needs, build
 from inat_job.models.classifier import Classifier
 from inat_job.models.count import count
-from inat_job.models.strategies import Architecture
+from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
 from inat_job.platforms import local
 from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
@@ -129,6 +129,8 @@ def report_of(
 ) -> dict[str, Any]:
     """The whole report; `measured` has the sections of the splits."""
     settings, newest = work.settings, work.checkpoints.newest()
+    epochs = settings.train.epochs
+    apply_strategy(architecture, trainable_stages(architecture, epochs - 1, epochs))  # what the run trained in the end
     return report.build(
         part=settings.part,
         run_id=work.folder.run_id,

@@ -12,6 +12,7 @@ from inat_job.jobs.publish import publish
 from inat_job.jobs.stages import Work
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
+from inat_job.platforms import local
 from inat_job.reporting.tracking import Tracker
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
@@ -30,10 +31,11 @@ def run(settings: Settings, folder: RunFolder, stored: dict[str, Any] | None, st
     clock = Clock(started)
     pictures = Pictures(stages.pictures_cache(settings, clock, stop), settings.train)
     execution = decide(settings.train, stored["execution"] if stored else None)
+    local.settle_cublas()
     execution.apply()
     work = Work(settings, folder, pictures, execution, Checkpoints(folder, [METRICS]), clock, stop)
     latest = work.checkpoints.discover().latest()
-    architecture, classifier = stages.network(work, pretrained=latest is None)
+    architecture, classifier = stages.network(work, pretrained=latest is None and not settings.run.init_from)
     if latest:
         _check_data(work, latest[0])
     else:
@@ -86,7 +88,7 @@ def _train(
     journal = Journal(work.folder, resumed.step if resumed else 0)
     log = MetricsLog(journal, tracker.log, settings.train.batch_size // settings.train.accumulate)
     if not (resumed and resumed.complete):
-        keeper = Keeper(settings, work.pictures, work.checkpoints, resumed, lambda: log.rate, work.stop)
+        keeper = Keeper(settings, work.pictures, work.checkpoints, resumed, log, work.stop)
         fit(make_trainer(work.execution, settings.train, [log, keeper]), classifier, work.pictures, path)
     work.clock.first_step(log.first_step_at)
     return journal.rows

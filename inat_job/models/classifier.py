@@ -1,5 +1,6 @@
 """The LightningModule of both parts: cut the view, classify it, and learn what the strategy lets learn."""
 
+import math
 from typing import Any
 
 import torch
@@ -58,10 +59,13 @@ class Classifier(LightningModule):
     def check_finite(self, step: int) -> None:
         """Raise ConflictError if any loss so far was not finite."""
         if not self._finite:
-            raise ConflictError(
-                f"The training loss is not finite at step {step}: lower --lr, which is {self._train.lr:g}, "
-                "or use --precision fp32."
-            )
+            raise self._not_finite("training", step)
+
+    def _not_finite(self, which: str, step: int) -> ConflictError:
+        return ConflictError(
+            f"The {which} loss is not finite at step {step}: lower --lr, which is {self._train.lr:g}, "
+            "or use --precision fp32."
+        )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let this epoch's stages learn; what is frozen is in eval mode too, so its batch norm does not move.
@@ -85,7 +89,8 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         loss, correct, n = self._val_sums.tolist()
         self.val_loss, self.val_accuracy = loss / n, correct / n
-        self.log("val_accuracy", self.val_accuracy)
+        if not math.isfinite(self.val_loss):
+            raise self._not_finite("validation", self.global_step)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Logits float32 (B, classes) and labels int64 (B,), on the CPU."""

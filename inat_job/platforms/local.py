@@ -15,6 +15,11 @@ def calm_wandb(environment: MutableMapping[str, str] = os.environ) -> None:
     environment.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
+def settle_cublas(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Give cuBLAS the fixed workspace without which --deterministic is refused; it is read when CUDA starts."""
+    environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def has_wandb_key(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether wandb would find a key: in the environment, or in a netrc file as `wandb login` leaves it."""
     if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):

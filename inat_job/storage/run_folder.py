@@ -93,9 +93,10 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete everything in the folder, here and in the store."""
-        for entry in list(self.store.list()):
-            self.store.delete(entry.key)
-        shutil.rmtree(self.local, ignore_errors=True)
+        if self.remote:
+            for entry in list(self.store.list()):
+                self.store.delete(entry.key)
+        shutil.rmtree(self.local, ignore_errors=True)  # removes links, and nothing that they lead to
 
     def forget(self) -> None:
         """Drop local copies that an earlier run of this name left behind."""

@@ -20,12 +20,13 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a checkpoint without opening it."""
+    """What is known of a checkpoint without opening it; `accuracies` are the validation's of all epochs so far."""
 
     step: int
     epoch: int
     val_accuracy: float | None
     val_loss: float | None
+    accuracies: list[float]
     complete: bool
     data_digest: str
     split_digest: str
@@ -54,11 +55,18 @@ def to_keep(manifests: Sequence[Manifest]) -> set[int]:
 
 
 def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
-    """The earliest of those with the highest validation accuracy."""
-    scored = [
-        (-manifest.val_accuracy, manifest.step, manifest) for manifest in manifests if manifest.val_accuracy is not None
-    ]
-    return min(scored, key=lambda entry: entry[:2])[2] if scored else None
+    """That with the highest validation accuracy; of several, that with the lowest validation loss."""
+    scored = [each for each in manifests if each.val_accuracy is not None and each.val_loss is not None]
+    return min(scored, key=lambda each: (-(each.val_accuracy or 0.0), each.val_loss, each.step), default=None)
+
+
+def stale(accuracies: Sequence[float]) -> int:
+    """Epochs since the best validation accuracy was first reached."""
+    return len(accuracies) - 1 - list(accuracies).index(max(accuracies)) if accuracies else 0
+
+
+class ForeignWriterError(ConflictError):
+    """Another job writes to the same run; to go on would mix the two."""
 
 
 class Checkpoints:
@@ -70,6 +78,7 @@ class Checkpoints:
         self.uri = f"{folder.uri}/{FOLDER}"
         self._pointer: Entry | None = None
         self._pending: list[Manifest] = []
+        self._damaged: list[Manifest] = []
         self.manifests: list[Manifest] = []
 
     def discover(self) -> Self:
@@ -98,7 +107,10 @@ class Checkpoints:
         return max(self.known, key=lambda manifest: manifest.step)
 
     def save(self, write: Callable[[Path], None], manifest: Manifest) -> Manifest:
-        """Write a checkpoint here and store it. Trouble with the store is a warning: the next save tries again."""
+        """Write a checkpoint here and store it. Trouble with the store is a warning: the next save tries again.
+
+        Raises ConflictError for a full disk, ForeignWriterError when another job has moved the pointer.
+        """
         path = self.folder.path(manifest.name)
         fresh = path.with_suffix(".tmp")
         try:
@@ -111,6 +123,8 @@ class Checkpoints:
         self._pending.append(complete)
         try:
             self.flush()
+        except ForeignWriterError:
+            raise
         except JobError as error:
             events.warn(f"checkpoint {complete.step} is not stored yet: {error}")
         return complete
@@ -155,6 +169,9 @@ class Checkpoints:
             if path:
                 return manifest, path
             events.warn(f"{self.folder.uri}/{manifest.name} is missing or damaged and is passed over")
+            # No longer counted among those that retention keeps, or it would let go of intact ones instead.
+            self.manifests = [each for each in self.manifests if each is not manifest]
+            self._damaged.append(manifest)
         return None
 
     def _intact(self, manifest: Manifest) -> Path | None:
@@ -181,13 +198,18 @@ class Checkpoints:
             if now and self._pointer and now.version == self._pointer.version:  # a store without If-Match says so
                 self._pointer = store.put(POINTER, text)
                 return
-            raise ConflictError(f"Another job writes to {self.folder.uri}: give this one its own --run-id.") from None
+            raise ForeignWriterError(
+                f"Another job writes to {self.folder.uri}: give this one its own --run-id."
+            ) from None
 
     def _retire(self) -> None:
         """Delete what retention lets go of, in the store and here; the manifest goes first, so none dangles."""
         keep = to_keep(self.manifests)
-        for manifest in [each for each in self.manifests if each.step not in keep]:
+        present = {each.step for each in self.manifests}
+        damaged = [each for each in self._damaged if each.step not in present]
+        for manifest in [*damaged, *(each for each in self.manifests if each.step not in keep)]:
             for name in (manifest.manifest_name, manifest.name):
                 self.folder.store.delete(name)
                 (self.folder.local / name).unlink(missing_ok=True)
         self.manifests = [each for each in self.manifests if each.step in keep]
+        self._damaged = []

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from inat_job.data.module import Pictures
@@ -20,15 +19,13 @@ from inat_job.training.execution import Execution
 def make_trainer(execution: Execution, train: TrainSettings, callbacks: Sequence[Callback]) -> Trainer:
     """A trainer that runs as `execution` says; pictures, recipe and checkpoints come with the callbacks."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    patience = train.early_stop
-    stopping = [EarlyStopping("val_accuracy", mode="max", patience=patience)] if patience else []
     return Trainer(
         accelerator=execution.accelerator,
         devices=1,
         precision=execution.lightning_precision,  # type: ignore[arg-type]
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
-        callbacks=[*stopping, *callbacks],
+        callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

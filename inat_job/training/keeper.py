@@ -1,7 +1,6 @@
 """Keeps what training has reached: when a checkpoint is due, what goes into it, and what a signal or the clock ends."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from inat_job.errors import Preempted
 from inat_job.models.classifier import Classifier
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
-from inat_job.training.checkpoints import Checkpoints, Manifest
+from inat_job.training.checkpoints import Checkpoints, Manifest, stale
+from inat_job.training.metrics_log import MetricsLog
 
 _GRACE_SHARE = 0.7
 """Share of the grace that a save may take before it is warned about."""
@@ -30,14 +30,15 @@ class Keeper(Callback):
         pictures: Pictures,
         checkpoints: Checkpoints,
         resumed: Manifest | None,
-        rate: Callable[[], float | None],
+        log: MetricsLog,
         stop: StopFlag,
     ) -> None:
         self._settings, self._pictures, self._checkpoints, self._stop = settings, pictures, checkpoints, stop
-        self._rate = rate
+        self._log = log
         self._earlier = [_ended(attempt) for attempt in resumed.history] if resumed else []
         self._started_step = resumed.step if resumed else 0
         self._earlier_s = resumed.train_s if resumed else 0.0
+        self._accuracies = list(resumed.accuracies) if resumed else []
         self._started = self._saved = time.monotonic()
         self._out_of_time = False
 
@@ -65,20 +66,26 @@ class Keeper(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self._stop():
-            self._preempted(self._last_step())
+            self._preempted(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        self._out_of_time = self._out_of_time or self._overtime()
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        complete = last or trainer.should_stop or self._out_of_time
-        why = "finished" if last else "max-time" if self._out_of_time else "early stop" if complete else "running"
-        if self._stop() and not complete:
-            why = "preempted"
-        self._save(trainer, why, pl_module.val_accuracy, complete)
+        self._accuracies.append(pl_module.val_accuracy)
+        why = self._why_ended(trainer.current_epoch + 1 == trainer.max_epochs)
+        complete = why is not None
+        self._save(trainer, why or ("preempted" if self._stop() else "running"), pl_module.val_accuracy, complete)
         trainer.should_stop = complete
-        if why == "preempted":
+        if self._stop() and not complete:
             self._preempted(trainer.global_step)
+
+    def _why_ended(self, last: bool) -> str | None:
+        """Why training is over after this epoch, or None while it isn't."""
+        patience = self._settings.train.early_stop
+        if last:
+            return "finished"
+        if self._out_of_time or self._overtime():
+            return "max-time"
+        return "early stop" if patience and stale(self._accuracies) >= patience else None
 
     def _overtime(self) -> bool:
         limit = self._settings.train.max_time
@@ -86,9 +93,6 @@ class Keeper(Callback):
 
     def _train_s(self) -> float:
         return self._earlier_s + time.monotonic() - self._started
-
-    def _last_step(self) -> int:
-        return max((manifest.step for manifest in self._checkpoints.manifests), default=0)
 
     def _save(self, trainer: Trainer, why: str, val_accuracy: float | None, complete: bool = False) -> None:
         module = trainer.lightning_module
@@ -101,15 +105,17 @@ class Keeper(Callback):
             epoch=trainer.current_epoch + 1 if val_accuracy is not None else trainer.current_epoch,
             val_accuracy=val_accuracy,
             val_loss=None if val_accuracy is None else module.val_loss,
+            accuracies=self._accuracies,
             complete=complete,
             data_digest=self._pictures.cache.index.digest,
             split_digest=self._pictures.split_digest,
             train_s=self._train_s(),
-            images_per_s=self._rate(),
+            images_per_s=self._log.rate,
             history=[*self._earlier, attempt],
         )
         self._checkpoints.save(lambda path: _write(trainer, path), manifest)
         self._saved = time.monotonic()
+        self._log.pause()
         self._mind_the_grace(self._saved - begun)
 
     def _mind_the_grace(self, took: float) -> None:
@@ -118,8 +124,11 @@ class Keeper(Callback):
             events.warn(f"A checkpoint took {took:.1f} s to store, and --grace-seconds is {grace:g}: raise the grace.")
 
     def _preempted(self, step: int) -> None:
-        where = f"{self._checkpoints.uri}, step {step}" if step else "nowhere yet"
-        raise Preempted(f"Preempted; the last checkpoint is stored ({where}): run the same command again to go on.")
+        stored = {manifest.step for manifest in self._checkpoints.manifests}
+        if step in stored:
+            raise Preempted(f"Preempted; step {step} is stored in {self._checkpoints.uri}: run the same command again.")
+        at = f"only up to step {max(stored)}" if stored else "not at all yet"
+        raise Preempted(f"Preempted; training is stored in {self._checkpoints.uri} {at}: run the same command again.")
 
 
 def _write(trainer: Trainer, path: Path) -> None:

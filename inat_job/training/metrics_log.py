@@ -38,6 +38,10 @@ class MetricsLog(Callback):
     def rate(self) -> float | None:
         return self._timed_batches * self._batch_size / self._timed_s if self._timed_s else None
 
+    def pause(self) -> None:
+        """Stop the clock of training steps until the next one begins, since others work meanwhile."""
+        self._mark = 0.0
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._mark == 0.0:
             self._mark = time.perf_counter()
@@ -65,7 +69,7 @@ class MetricsLog(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        self._mark = 0.0  # the clock of training steps stands still while others work
+        self.pause()
         values = {"val_loss": pl_module.val_loss, "val_accuracy": pl_module.val_accuracy}
         self._add(trainer.global_step, {"epoch": trainer.current_epoch, **values})
         rounded = {name: round(value, 4) for name, value in values.items()}

@@ -153,12 +153,23 @@ def test_with_the_report_deleted_it_only_evaluates(
         assert after[section] == before[section]
 
 
+def test_what_trained_is_counted_whether_or_not_it_trained_just_now(settings: Callable[..., Settings]) -> None:
+    made = settings("b", model__strategy="head", train__epochs="1")
+    run(made)
+    before = report_of(made)["model"]
+    (Path(made.run.output) / "r" / "report.json").unlink()
+    run(made)
+    assert report_of(made)["model"] == before
+    assert before["trainable_parameters"] == 512 * 3 + 3
+
+
 @pytest.mark.parametrize(
     ("which", "changes"),
     [
         ("a", {"train__precision": "fp32"}),
         ("a", {"train__precision": "bf16"}),
-        ("a", {"train__accumulate": "2", "train__early_stop": "1"}),
+        ("a", {"train__accumulate": "2"}),
+        ("a", {"train__early_stop": "2", "train__epochs": "30", "train__lr": "1e-6"}),
         ("b", {"model__strategy": "head"}),
         ("b", {"model__strategy": "last-k"}),
         ("b", {"model__strategy": "gradual", "train__epochs": "3"}),
@@ -231,6 +242,44 @@ def _killed(*args: Any) -> None:
     raise RuntimeError("killed")
 
 
+def test_early_stop_is_decided_once_and_kept(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = settings(train__early_stop="2", train__epochs="30", train__lr="1e-6")
+    run(stopped)
+    before = report_of(stopped)
+    assert before["history"][-1]["why"] == "early stop"
+    (Path(stopped.run.output) / "r" / "report.json").unlink()
+    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    run(stopped)
+    assert report_of(stopped)["history"] == before["history"]
+
+
+def test_damaged_checkpoints_do_not_push_out_intact_ones(settings: Callable[..., Settings]) -> None:
+    made = settings(run__checkpoint_minutes="0", train__epochs="3")
+    with pytest.raises(Preempted):
+        run(made, asked=90)
+    folder = Path(made.run.output) / "r" / "checkpoints"
+    before = {int(path.stem) for path in folder.glob("*.ckpt")}
+    for path in folder.glob("*.ckpt"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(Preempted):
+        run(made, asked=5)
+    after = {int(path.stem) for path in folder.glob("*.ckpt")}
+    assert max(after) < max(before)
+    run(made)
+
+
+def test_force_deletes_nothing_that_a_link_leads_to(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    run(settings())
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    (Path(settings().run.output) / "r" / "link").symlink_to(tmp_path / "precious")
+    run(settings(run__resume="never", run__force="true", train__epochs="1"))
+    assert (tmp_path / "precious" / "file").exists()
+    assert not (Path(settings().run.output) / "r" / "link").exists()
+
+
 def test_a_damaged_checkpoint_is_passed_over(settings: Callable[..., Settings], tmp_path: Path) -> None:
     with pytest.raises(Preempted):
         run(settings(run__checkpoint_minutes="0"), asked=90)
@@ -275,6 +324,9 @@ def test_a_run_is_extended_by_init_from(settings: Callable[..., Settings]) -> No
     run(settings())
     longer = settings(run__run_id="longer", run__init_from="r", train__lr="1e-8", train__epochs="1")
     run(longer)
+    offline = settings("b", run__run_id="first", model__strategy="head", train__epochs="1")
+    run(offline)
+    run(settings("b", run__run_id="second", model__weights="/none.pth", run__init_from="first", train__epochs="1"))
     first, second = (torch.load(_best(each), weights_only=True)["state_dict"] for each in (settings(), longer))
     assert torch.allclose(first["network.output.weight"], second["network.output.weight"], atol=1e-5)
     with pytest.raises(ConflictError, match="another network"):

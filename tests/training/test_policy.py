@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inat_job.errors import ConflictError
 from inat_job.models.schedule import rate
 from inat_job.settings import TrainSettings
-from inat_job.training.checkpoints import Manifest, best_of, to_keep
+from inat_job.training.checkpoints import Manifest, best_of, stale, to_keep
 from inat_job.training.execution import decide
 
 SCORES = st.lists(st.one_of(st.none(), st.integers(0, 5).map(lambda tenth: tenth / 10)), max_size=12)
@@ -19,7 +19,7 @@ SCORES = st.lists(st.one_of(st.none(), st.integers(0, 5).map(lambda tenth: tenth
 
 def manifests(scores: list[float | None]) -> list[Manifest]:
     return [
-        Manifest(step, 0, score, None if score is None else 1.0, False, "", "", 0.0, None, [])
+        Manifest(step, 0, score, None if score is None else 1.0, [], False, "", "", 0.0, None, [])
         for step, score in enumerate(scores)
     ]
 
@@ -50,8 +50,17 @@ def test_keeping_after_each_checkpoint_never_loses_the_best(scores: list[float |
 
 
 def test_of_equal_accuracies_the_lower_loss_is_better() -> None:
-    made = [Manifest(step, 0, 0.5, loss, False, "", "", 0.0, None, []) for step, loss in ((1, 0.9), (2, 0.7), (3, 0.8))]
+    made = [
+        Manifest(step, 0, 0.5, loss, [], False, "", "", 0.0, None, []) for step, loss in ((1, 0.9), (2, 0.7), (3, 0.8))
+    ]
     assert best_of(made) == made[1]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "epochs"), [([], 0), ([0.5], 0), ([0.5, 0.5], 1), ([0.1, 0.9, 0.2, 0.9, 0.3], 3), ([0.1, 0.2], 0)]
+)
+def test_epochs_without_a_better_accuracy(accuracies: list[float], epochs: int) -> None:
+    assert stale(accuracies) == epochs
 
 
 @given(st.integers(1, 500), st.floats(0, 0.9))
