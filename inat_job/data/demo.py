@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from inat_job import signals
+from inat_job.data.locks import cache_errors, write
 from inat_job.signals import Stop
 
 CLASSES = ("Bars", "Discs", "Rings", "Stars")
@@ -16,11 +17,13 @@ TRAIN_EACH, TEST_EACH = 100, 25
 
 
 def make(folder: Path, stop: Stop) -> Path:
-    """The archive of made-up pictures, drawn at the first call; its bytes are always the same."""
+    """The archive of made-up pictures, drawn at the first call; its bytes are always the same.
+
+    Raises ConflictError when the folder cannot be written, Preempted.
+    """
     path = folder / "demo-v1.zip"
     if path.exists():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     rng = np.random.Generator(np.random.Philox(key=2024))
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -30,9 +33,9 @@ def make(folder: Path, stop: Stop) -> Path:
                 for number in range(each):
                     member = zipfile.ZipInfo(f"demo/{split}/{name}/{number:03d}.jpg")
                     archive.writestr(member, _jpeg(name, rng))
-    fresh = path.with_suffix(".tmp")
-    fresh.write_bytes(buffer.getvalue())
-    return fresh.replace(path)
+    with cache_errors(folder.parent):
+        write(path, buffer.getvalue())
+    return path
 
 
 def _jpeg(name: str, rng: np.random.Generator) -> bytes:

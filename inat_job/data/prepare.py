@@ -1,16 +1,13 @@
 """Builds the decoded cache: every picture read, hashed, decoded and squashed once, then published by one rename."""
 
-import fcntl
 import hashlib
 import math
 import os
 import shutil
-import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from inat_job.data.archives import Container, Load
 from inat_job.data.decode import Rejected, decode
 from inat_job.data.index import FORMAT, PIXELS, Cache, Index, load
 from inat_job.data.layout import Picture
+from inat_job.data.locks import cache_errors, lock
 from inat_job.data.pull import Source
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.signals import Stop
@@ -29,6 +27,8 @@ from inat_job.storage.hashing import sha256_of
 
 MARGIN = 1.15
 """Cache side over the network's input, so that a random crop rarely enlarges."""
+
+_WAITING = "waiting for another job that prepares the same pictures"
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ def prepare(source: Source, cache_dir: Path, image_size: int, max_broken: float,
     """The cache of a source at this geometry, built if it is not there.
 
     Any number of jobs may ask at once: one builds, the others wait and find it. Raises BadDataError for a data set
-    that is unusable or more than `max_broken` unreadable, ConflictError when the disk is too small, Preempted.
+    that is unusable or more than `max_broken` unreadable, ConflictError when the cache folder is too small
+    or cannot be written, Preempted.
     """
     side = cache_side(image_size)
     key = hashlib.sha256(f"{source.identity} {side} {FORMAT}".encode()).hexdigest()[:24]
     folder = cache_dir / "prepared" / key
     cache = load(folder)
     if cache is None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_suffix(".lock"), stop), _disk_errors(cache_dir):
+        with lock(folder.with_suffix(".lock"), cache_dir, stop, _WAITING), cache_errors(cache_dir):
             cache = load(folder) or _build(source, folder, side, max_broken, stop)
     _judge(cache.index, max_broken)
     source.verify(cache.index.digest)
@@ -189,25 +189,3 @@ def _check_disk(folder: Path, need: int) -> None:
             f"--cache-dir {folder.parent} has {free / 1e9:.1f} GB free, "
             f"and the decoded pictures need {need / 1e9:.1f} GB: free some, or name another folder."
         )
-
-
-@contextmanager
-def _disk_errors(cache_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConflictError(f"--cache-dir {cache_dir} cannot be written ({error.strerror}): name another.") from error
-
-
-@contextmanager
-def _lock(path: Path, stop: Stop) -> Iterator[None]:
-    """Hold the file's lock, which the system lets go of whatever becomes of its holder."""
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                signals.check(stop, "waiting for another job that prepares the same pictures")
-                time.sleep(0.2)
-        yield

@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from inat_job import events, signals
-from inat_job.data import archives, demo
+from inat_job import signals
+from inat_job.data import archives, demo, locks
 from inat_job.data.layout import is_litter
 from inat_job.errors import BadDataError, NoPermissionError, UsageError
 from inat_job.settings import public_uri
@@ -46,7 +47,7 @@ class Source:
 
 
 def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Source:
-    """Look the data set up. Raises UsageError, BadDataError and what the store raises."""
+    """Look the data set up. Raises UsageError, BadDataError, ConflictError and what the store raises."""
     plain, expected = _split_hash(uri)
     if plain == "demo:":
         plain = str(demo.make(cache_dir / "demo", stop))
@@ -95,23 +96,21 @@ def _archive(uri: str, expected: str | None, cache_dir: Path, options: StorageOp
         raise BadDataError(f"{shown} does not exist: check --data.")
     name = hashlib.sha256(f"{store.uri}/{public_uri(key)}".encode()).hexdigest()
     note = cache_dir / "sources" / f"{name[:24]}.json"
-    here = partial(_local_path, store, key, entry, cache_dir / "downloads" / name[:24], stop)
+    here = partial(_local_path, store, key, entry, cache_dir, name[:24], stop)
     digest = _noted(note, entry) or _note(note, entry, here(), stop)
     source = Source(shown, digest, digest, expected, lambda: archives.open_archive(here()))
     source.verify(digest)
     return source
 
 
-def _local_path(store: Store, key: str, entry: Entry, folder: Path, stop: Stop) -> Path:
+def _local_path(store: Store, key: str, entry: Entry, cache_dir: Path, name: str, stop: Stop) -> Path:
     """Where the archive lies on this machine, after fetching it if need be."""
     if isinstance(store, LocalStore):
         return store.root / key
     version = hashlib.sha256(f"{entry.version} {entry.size}".encode()).hexdigest()[:12]
-    path = folder / f"{version}-{Path(urlsplit(key).path).name}"
-    if not path.exists() or not entry.version:  # a server that tells no version may have another file each time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store.get(key, path, progress=events.progress("pull"), stop=stop)
-    return path
+    path = cache_dir / "downloads" / name / f"{version}-{Path(urlsplit(key).path).name}"
+    # A server that tells no version may have another file each time.
+    return locks.fetch(store, key, path, cache_dir, stop, what="pull", anew=not entry.version)
 
 
 def _noted(note: Path, entry: Entry) -> str | None:
@@ -129,9 +128,7 @@ def _note(note: Path, entry: Entry, path: Path, stop: Stop) -> str:
         digest = sha256_of(path, lambda: signals.check(stop, "hashing the data set"))
     except OSError as error:
         raise NoPermissionError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
-    note.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"version": entry.version, "size": entry.size, "digest": digest})
-    fresh = note.with_suffix(f".{digest[:8]}.tmp")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(note)
+    with suppress(OSError):  # a note only saves time, and a cache that is complete may be read only
+        locks.write(note, text.encode())
     return digest

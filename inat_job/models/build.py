@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from inat_job import events
+from inat_job.data import locks
 from inat_job.errors import BadDataError, TransientError, UsageError
 from inat_job.models.backbones import build_backbone
 from inat_job.models.five_block import BLOCKS, FiveBlockSpec, build_five_block, filters_of
@@ -93,7 +94,10 @@ def _named(url: str, needs: Needs) -> Path:
 
 
 def _fetched(uri: str, needs: Needs) -> Path:
-    """The file behind a URI, fetched unless this version of it is here."""
+    """The file behind a URI, fetched unless this version of it is here.
+
+    Raises BadDataError when there is none, ConflictError when the cache folder cannot be written.
+    """
     parent, key = split_uri(uri)
     store = open_store(parent, needs.options)
     entry = store.stat(key)
@@ -101,7 +105,4 @@ def _fetched(uri: str, needs: Needs) -> Path:
         raise BadDataError(f"--weights names {public_uri(uri)}, which does not exist: check it.")
     version = hashlib.sha256(f"{store.uri} {key} {entry.version} {entry.size}".encode()).hexdigest()[:16]
     path = needs.cache_dir / "weights" / version / Path(public_uri(uri)).name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store.get(key, path, progress=events.progress("weights"), stop=needs.stop)
-    return path
+    return locks.fetch(store, key, path, needs.cache_dir, needs.stop, what="weights")

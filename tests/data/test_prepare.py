@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -197,8 +198,12 @@ def _prepare_in_child(path: str, cache_dir: str, barrier: Any, results: Any) -> 
     results.put(prepared(path, Path(cache_dir)).index.pixels_sha256)
 
 
-def test_two_jobs_at_once_both_succeed(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "x.zip", tree(train=40))
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_two_jobs_at_once_both_succeed(scheme: str, tmp_path: Path, s3_bucket: str) -> None:
+    path: Path | str = write_zip(tmp_path / "x.zip", tree(train=40))
+    if scheme == "s3":
+        open_store(f"s3://{s3_bucket}").put("x.zip", path)
+        path = f"s3://{s3_bucket}/x.zip"
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
     children = [
@@ -212,6 +217,29 @@ def test_two_jobs_at_once_both_succeed(tmp_path: Path) -> None:
         child.join(timeout=60)
     assert len(digests) == 1
     assert [child.exitcode for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize("scheme", ["demo", "file", "folder", "s3"])
+def test_a_cache_folder_that_takes_nothing_is_a_conflict(scheme: str, tmp_path: Path, s3_bucket: str) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    open_store(f"s3://{s3_bucket}").put("x.zip", path)
+    folder = write_folder(tmp_path / "loose", tree())
+    uri = {"demo": "demo:", "file": path, "folder": folder, "s3": f"s3://{s3_bucket}/x.zip"}[scheme]
+    (tmp_path / "file").touch()
+    with pytest.raises(ConflictError, match="--cache-dir .*/file cannot be written"):
+        prepared(uri, tmp_path / "file")
+
+
+def test_a_complete_cache_is_opened_though_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    first = prepared(path, tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "sources")
+    (tmp_path / "cache" / "sources").touch()
+    forbidden: Any = lambda *args: pytest.fail("a lock was taken")  # noqa: E731
+    monkeypatch.setattr(prepare, "lock", forbidden)
+    assert prepared(path, tmp_path / "cache") == first
 
 
 def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,16 @@ def test_partial_weights_need_a_word(needs: Needs, saved: Path) -> None:
     with pytest.raises(ConflictError, match=r"layer4.* and \d+ more .*--allow-partial-weights"):
         loaded(str(saved), needs)
     assert torch.equal(loaded(str(saved), needs, allow_partial_weights=True), state["conv1.weight"])
+
+
+def test_jobs_that_fetch_the_same_weights_take_turns(needs: Needs, saved: Path, s3_bucket: str) -> None:
+    open_store(f"s3://{s3_bucket}").put("given.pth", saved)
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: building._fetched(f"s3://{s3_bucket}/given.pth", needs), range(4)))
+    assert {path.read_bytes() for path in paths} == {saved.read_bytes()}
+
+
+def test_a_cache_folder_that_takes_nothing_is_a_conflict(needs: Needs, saved: Path, s3_bucket: str) -> None:
+    open_store(f"s3://{s3_bucket}").put("given.pth", saved)
+    with pytest.raises(ConflictError, match="--cache-dir .*given.pth cannot be written"):
+        loaded(f"s3://{s3_bucket}/given.pth", dataclasses.replace(needs, cache_dir=saved))
