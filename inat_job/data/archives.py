@@ -1,10 +1,13 @@
 """Reads picture files where they are: in a zip or tar, a folder or under a prefix. Nothing is unpacked to disk."""
 
+import stat
 import tarfile
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,14 +21,15 @@ LARGEST_FILE = 256 * 2**20
 
 Load = Callable[[], bytes]
 
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, UnicodeError)
+_LINK = "a link, not a picture"
 
 
 class Container(Protocol):
     """What holds picture files."""
 
     def names(self) -> list[str]:
-        """Paths of the regular files, with `/`."""
+        """Paths of the files and links, with `/`, each once."""
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         """Each name once, in the order that is cheapest to read, with a function that any thread may call."""
@@ -36,6 +40,11 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
+def plain_name(name: str) -> str:
+    """A member's path without `.` parts and doubled or leading slashes, and with `/` where Windows wrote `\\`."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
 def open_archive(path: Path) -> "Zip | Tar":
     """The container in a file. Raises BadDataError when it is damaged."""
     with _damage(path):
@@ -43,12 +52,13 @@ def open_archive(path: Path) -> "Zip | Tar":
 
 
 class Zip:
-    """A zip file; members are found by its directory and read by any thread."""
+    """A zip file; members are found by its directory and read by any thread. Of a name's members the last counts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = zipfile.ZipFile(path)
-        self._members = {member.filename: member for member in self._file.infolist() if not member.is_dir()}
+        files = (member for member in self._file.infolist() if not member.filename.endswith(("/", "\\")))
+        self._members = {plain_name(member.filename): member for member in files}
 
     def names(self) -> list[str]:
         return list(self._members)
@@ -60,6 +70,8 @@ class Zip:
     def _read(self, member: zipfile.ZipInfo) -> bytes:
         if member.flag_bits & 1:
             raise BadDataError(f"{self._path} is encrypted: give an archive without a password.")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise Rejected(_LINK)
         _check_size(member.file_size)
         try:
             return self._file.read(member)
@@ -68,25 +80,44 @@ class Zip:
 
 
 class Tar:
-    """A tar file, compressed or not, read in its own order."""
+    """A tar file, compressed or not, read in its own order.
+
+    A hard link has the bytes of the file that stood under its target's name before it; of a name that stands there
+    more than once (`tar -r`) the last counts, as when it is unpacked.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._numbers: dict[str, int] = {}  # which member of the archive holds the bytes of a name
+        self._rejected: dict[str, str] = {}
         with tarfile.open(path) as archive:
-            self._names = [member.name.removeprefix("./") for member in archive if member.isreg()]
+            for number, member in enumerate(archive):
+                self._enter(plain_name(member.name), number, member)
 
     def names(self) -> list[str]:
-        return self._names
+        return [*self._numbers, *self._rejected]
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
-        wanted = set(names)
+        wanted: dict[int, list[str]] = defaultdict(list)
+        for name in names:
+            if name in self._rejected:
+                yield name, partial(_raise, Rejected(self._rejected[name]))
+            else:
+                wanted[self._numbers[name]].append(name)
         with _damage(self._path), tarfile.open(self._path) as archive:
-            for member in archive:
-                name = member.name.removeprefix("./")
-                if name not in wanted or not member.isreg():
-                    continue
-                wanted.discard(name)
-                yield name, _loaded(archive, member)
+            for number, member in enumerate(archive):
+                if number in wanted:
+                    read = _loaded(archive, member)
+                    yield from ((name, read) for name in wanted[number])
+
+    def _enter(self, name: str, number: int, member: tarfile.TarInfo) -> None:
+        target = plain_name(member.linkname)
+        if member.isreg() or (member.islnk() and target in self._numbers):
+            self._rejected.pop(name, None)
+            self._numbers[name] = number if member.isreg() else self._numbers[target]
+        elif member.issym() or member.islnk():
+            self._numbers.pop(name, None)
+            self._rejected[name] = _LINK if member.issym() else f"a hard link to {target}, which is not before it"
 
 
 class Loose:
@@ -109,7 +140,7 @@ def _loaded(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Load:
     try:
         _check_size(member.size)
     except Rejected as reason:
-        return lambda reason=reason: _raise(reason)  # type: ignore[misc]
+        return partial(_raise, reason)
     file = archive.extractfile(member)
     assert file is not None
     data = file.read()
