@@ -2,13 +2,13 @@
 `.../val/<Class>/*` (or `test/`) at any depth."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from inat_job.errors import BadDataError
 
 TRAIN, TEST = "train", "test"
-_TEST_NAMES = ("val", "test")
+_SPLIT_NAMES = {TRAIN, "val", "test"}
 _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -22,25 +22,42 @@ class Picture:
     label: str
 
 
+@dataclass(frozen=True)
+class _Member:
+    """A name as it would be read under one root; `folder` is the split's, as it is spelled."""
+
+    name: str
+    folder: str
+    label: str
+    file: str
+
+    @property
+    def split(self) -> str:
+        return TRAIN if self.folder.lower() == TRAIN else TEST
+
+
 def is_litter(name: str) -> bool:
     """Whether a path is hidden or something that an operating system leaves behind."""
-    return any(part.startswith(".") or part in _LITTER for part in name.split("/"))
+    return any((part.startswith(".") and part != ".") or part in _LITTER for part in name.split("/"))
 
 
 def find(names: Iterable[str], where: str) -> list[Picture]:
     """The pictures among `names` (paths with `/`), sorted by id.
 
-    Raises BadDataError when there is no such tree, more than one, or train and test differ in their classes.
+    Train/ and Val/ are taken where nothing is spelled train/ and val/. Raises BadDataError when there is no such
+    tree, more than one, or train and test differ in their classes.
     """
-    roots: dict[str, list[tuple[str, str, str, str]]] = defaultdict(list)
-    for name in names:
-        parsed = _parse(name)
-        if parsed:
-            roots[parsed[0]].append((name, *parsed[1:]))
-    complete = [root for root, members in roots.items() if {TRAIN, *_test_name(root, members)} <= _splits(members)]
+    names = [name for name in names if not is_litter(name) and not name.endswith("/")]
+    roots = _roots(names, lambda part: part)
+    complete = _complete(roots)
+    if not complete:
+        roots = _roots(names, str.lower)
+        complete = _complete(roots)
     if len(complete) != 1:
         raise BadDataError(_no_tree(where, complete, roots))
-    pictures = sorted(_picture(*member) for member in roots[complete[0]])
+    members = roots[complete[0]]
+    _check_folders(members, complete[0])
+    pictures = sorted(_picture(member) for member in members)
     _check_classes(pictures, where)
     return pictures
 
@@ -50,31 +67,38 @@ def classes(pictures: Iterable[Picture]) -> tuple[str, ...]:
     return tuple(sorted({picture.label for picture in pictures}))
 
 
-def _parse(name: str) -> tuple[str, str, str, str] | None:
-    """Root, split folder, class and file of a name, or None if it is no picture of the tree."""
-    if is_litter(name) or name.endswith("/"):
-        return None
-    parts = name.split("/")
-    for at, part in enumerate(parts[:-2]):
-        if part == TRAIN or part in _TEST_NAMES:
-            return "/".join(parts[:at]), part, parts[at + 1], "/".join(parts[at + 2 :])
-    return None
+def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, list[_Member]]:
+    """Every way to read the names: by root, since a folder above or below the split's may be called train too."""
+    roots: dict[str, list[_Member]] = defaultdict(list)
+    for name in names:
+        parts = name.split("/")
+        for at, part in enumerate(parts[:-2]):
+            if spelled(part) in _SPLIT_NAMES:
+                roots["/".join(parts[:at])].append(_Member(name, part, parts[at + 1], "/".join(parts[at + 2 :])))
+    return roots
 
 
-def _splits(members: list[tuple[str, str, str, str]]) -> set[str]:
-    return {member[1] for member in members}
+def _complete(roots: Mapping[str, list[_Member]]) -> list[str]:
+    """The roots that hold train and test; one inside another belongs to the pictures of the outer one."""
+    whole = {root for root, members in roots.items() if {member.split for member in members} == {TRAIN, TEST}}
+    return sorted(root for root in whole if not whole & set(_above(root)))
 
 
-def _test_name(root: str, members: list[tuple[str, str, str, str]]) -> set[str]:
-    present = _splits(members) & set(_TEST_NAMES)
-    if len(present) > 1:
-        raise BadDataError(f"{root or 'The data set'} holds both val/ and test/: keep the one to test on.")
-    return present or {TEST}
+def _above(root: str) -> list[str]:
+    parts = root.split("/") if root else []
+    return ["/".join(parts[:at]) for at in range(len(parts))]
 
 
-def _picture(name: str, folder: str, label: str, file: str) -> Picture:
-    split = TRAIN if folder == TRAIN else TEST
-    return Picture(f"{split}/{label}/{file}", name, split, label)
+def _check_folders(members: list[_Member], root: str) -> None:
+    for split in (TRAIN, TEST):
+        present = sorted({member.folder for member in members if member.split == split}, reverse=True)
+        if len(present) > 1:
+            both = " and ".join(f"{folder}/" for folder in present)
+            raise BadDataError(f"{root or 'The data set'} holds both {both}: keep the one to {split} on.")
+
+
+def _picture(member: _Member) -> Picture:
+    return Picture(f"{member.split}/{member.label}/{member.file}", member.name, member.split, member.label)
 
 
 def _no_tree(where: str, complete: list[str], roots: Iterable[str]) -> str:
