@@ -5,7 +5,7 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,21 @@ from inat_job.knobs import Knob, knobs_of, parse
 from inat_job.recipes import RECIPES
 from inat_job.settings import Settings
 
-# Variables that are read by the tests and the measuring scripts, not by the job.
-_OTHER_VARIABLES = ("INAT_BENCH_", "INAT_TEST_", "INAT_CONFIG")
+# Read by the tests and the measuring scripts, or set by Kubernetes for a Service called inat-job.
+_OTHER_PREFIXES = ("INAT_BENCH_", "INAT_TEST_", "INAT_JOB_")
+_OTHER_VARIABLES = ("INAT_CONFIG", "INAT_CHECKPOINT")  # options that are no knobs
+
+PREPARE_TAKES = ("data", "storage")
+"""The sections that have an effect on `prepare`."""
+
+TEST_TAKES = (
+    *("data", "storage", "run.output", "run.run_id", "tracker"),
+    *(f"train.{field}" for field in ("batch_size", "accelerator", "precision", "deterministic", "compile")),
+)
+"""The sections and single settings that have an effect on `test`; the run that it tests fixes the rest."""
+
+
+_RUN = "the run"
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,11 @@ class Configuration:
 
     settings: Settings
     sources: Mapping[str, str]
+
+    @property
+    def given(self) -> set[str]:
+        """The settings that were set for this command, and not by the run that it takes up."""
+        return {key for key, source in self.sources.items() if source != _RUN}
 
     def text(self) -> str:
         """A TOML file that `--config` takes, each value followed by its source."""
@@ -57,25 +75,46 @@ def all_knobs(settings: Settings) -> dict[str, tuple[Knob, Any]]:
     }
 
 
+def takes(names: Collection[str] | None, key: str) -> bool:
+    """Whether a command takes the setting `key`: `names` are its sections and single settings, None is all."""
+    return names is None or key in names or key.partition(".")[0] in names
+
+
 def configure(
-    part: str, flags: Mapping[str, Any], sets: Sequence[str], file: str | None, run: Mapping[str, Any] | None = None
+    part: str,
+    flags: Mapping[str, Any],
+    sets: Sequence[str],
+    file: str | None,
+    run: Mapping[str, Any] | None = None,
+    taken: Collection[str] | None = None,
 ) -> Configuration:
     """The settings of a part: command line over environment over file over a run's own over the recipe's defaults.
 
     `flags` holds the values given on the command line by "section.field", `sets` the texts of `--set`, `run` the
-    settings in the config.json of a run to be taken up. Raises UsageError for an unknown key, a value of the wrong
-    kind or out of range.
+    settings in the config.json of a run to be taken up. Of a command that takes only some settings (see `takes`), one
+    file serves it and the others: the rest, of either part, is passed over. Raises UsageError for an unknown key, a
+    value of the wrong kind or out of range.
     """
     defaults = RECIPES[part]()
     known = all_knobs(defaults)
+    accepted = known if taken is None else everything()
     layers = [
-        Layer("the run", {key: value for key, value in _flatten(run or {}) if key in known and known[key][0].decides}),
-        Layer("file", _file_layer(file or os.environ.get("INAT_CONFIG"), known)),
+        Layer("file", _file_layer(file or os.environ.get("INAT_CONFIG"), accepted)),
         Layer("environment", _environment_layer(os.environ, known)),
-        Layer("--set", _set_layer(sets, known)),
+        Layer("--set", _set_layer(sets, accepted)),
         Layer("command line", flags),
     ]
-    return _merge(defaults, known, layers)
+    own = {key: value for key, value in _flatten(run or {}) if key in known and known[key][0].decides}
+    return _merge(defaults, known, [Layer(_RUN, own), *(_only(layer, taken) for layer in layers)])
+
+
+def everything() -> dict[str, tuple[Knob, Any]]:
+    """The knobs of all parts."""
+    return {key: entry for recipe in RECIPES.values() for key, entry in all_knobs(recipe()).items()}
+
+
+def _only(layer: Layer, taken: Collection[str] | None) -> Layer:
+    return Layer(layer.source, {key: value for key, value in layer.values.items() if takes(taken, key)})
 
 
 def _merge(defaults: Settings, known: Mapping[str, tuple[Knob, Any]], layers: Sequence[Layer]) -> Configuration:
@@ -102,6 +141,11 @@ def _file_layer(file: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"--config {file} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise UsageError(f"--config {file} is neither TOML nor (named *.json) JSON: {error}.") from None
+    if not isinstance(tables, dict):
+        raise UsageError(f"--config {file} holds no sections: write it as --print-config does.")
+    for section, fields in tables.items():
+        if "." not in section and not isinstance(fields, dict):
+            raise UsageError(f"--config {file}: {section!r} is no section: write its settings as --print-config does.")
     return {known_key(key, known, f"--config {file}"): value for key, value in _flatten(tables)}
 
 
@@ -125,16 +169,19 @@ def _set_layer(sets: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _environment_layer(environment: Mapping[str, str], known: Mapping[str, tuple[Knob, Any]]) -> dict[str, Any]:
     keys = {each.variable: key for key, (each, _) in known.items()}
-    everywhere = {each.variable for recipe in RECIPES.values() for each, _ in all_knobs(recipe()).values()}
+    everywhere = {each.variable for each, _ in everything().values()}
     values = {}
     for variable in sorted(environment):
-        if not variable.startswith("INAT_") or variable.startswith(_OTHER_VARIABLES):
-            continue
         if variable in keys:
             values[keys[variable]] = environment[variable]
-        elif variable not in everywhere:
+        elif _is_ours(variable) and variable not in everywhere:
             raise UsageError(f"The environment variable {variable} sets nothing.{_nearest(variable, everywhere)}")
     return values
+
+
+def _is_ours(variable: str) -> bool:
+    other = variable.startswith(_OTHER_PREFIXES) or variable in _OTHER_VARIABLES
+    return variable.startswith("INAT_") and not other
 
 
 def known_key(key: str, known: Mapping[str, Any], where: str) -> str:

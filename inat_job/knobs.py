@@ -2,20 +2,31 @@
 
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from inat_job.errors import UsageError
+
+# Parameters that sign a URL, at Amazon, Google and Azure, or let one in: another of them is the same object.
+_SIGNATURE = re.compile(
+    r"x-(amz|goog)-.*|.*(signature|token|secret|passw|key).*|googleaccessid|expires|policy"
+    r"|sig|s[eprtv]|spr|sip|sk(oid|tid|[tesv])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Knob:
     """What is known of one setting.
 
-    `name` is the flag without dashes; `decides` tells whether its value decides the result, and so the run id.
+    `name` is the flag without dashes; `decides` tells whether its value decides the result, and so the run id. `uri` is
+    for URIs and paths, which can hold secrets; `names` is a pattern of the values that are neither, but names.
     """
 
     help: str
@@ -25,6 +36,8 @@ class Knob:
     maximum: float = math.inf
     decides: bool = True
     duration: bool = False
+    uri: bool = False
+    names: str = ""
 
     @property
     def flag(self) -> str:
@@ -57,34 +70,47 @@ def parse(each: Knob, kind: Any, value: Any) -> Any:
 
     Raises UsageError, which names the flag, the value and what would do.
     """
-    if isinstance(kind, types.UnionType):
-        if value is None or str(value).lower() in ("none", ""):
-            return None
-        kind = next(arm for arm in kind.__args__ if arm is not type(None))
     try:
-        if each.duration:
-            return _seconds(value)
-        if kind is bool:
-            return _boolean(value)
-        if typing.get_origin(kind) is tuple:
-            parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-            return tuple(int(part) for part in parts)
-        if kind is int and isinstance(value, bool | float):
-            raise ValueError
-        return kind(value)
-    except (TypeError, ValueError):
+        return _parsed(each, kind, value)
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{each.flag} is {value!r}: it must be {_wanted(each, kind)}.") from None
+
+
+def _parsed(each: Knob, kind: Any, value: Any) -> Any:
+    if isinstance(kind, types.UnionType):
+        kind = next(arm for arm in kind.__args__ if arm is not type(None))
+        if value is None or (kind is not str and str(value).lower() == "none"):
+            return None
+    if each.duration:
+        return _seconds(value)
+    if kind is bool:
+        return _boolean(value)
+    if kind is str:
+        return _text(value)
+    if typing.get_origin(kind) is tuple:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        return tuple(_number(int, part) for part in parts)
+    return _number(kind, value)
 
 
 def check(section: Any) -> None:
     """Raise UsageError for the first value of a section that is out of its range."""
     for field, (each, _) in knobs_of(type(section)).items():
         value = getattr(section, field)
+        if each.uri and value is not None:
+            _check_uri(each, value)
         if each.choices and value not in each.choices:
             raise UsageError(f"{each.flag} is {value!r}: it must be one of {', '.join(each.choices)}.")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not each.minimum <= number <= each.maximum:
                 raise UsageError(f"{each.flag} is {number}: it must be {_range(each)}.")
+
+
+def _check_uri(each: Knob, value: str) -> None:
+    try:
+        urlsplit(value)
+    except ValueError as error:  # the value itself may hold a password
+        raise UsageError(f"{each.flag} is no URI ({error}): check its brackets.") from None
 
 
 def _range(each: Knob) -> str:
@@ -97,7 +123,22 @@ def _wanted(each: Knob, kind: Any) -> str:
         return "a duration such as 90m, 1h30m or a number of seconds"
     if typing.get_origin(kind) is tuple:
         return "whole numbers separated by commas"
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text")
+    if isinstance(kind, types.UnionType):
+        return _wanted(each, kind.__args__[0])
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text, and not empty")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value
+
+
+def _number(kind: type, value: Any) -> Any:
+    """Text or a number of this kind: a file's `true` is no 1, and its 4.7 no 4."""
+    if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+        raise ValueError
+    return kind(value)
 
 
 def _boolean(value: Any) -> bool:
@@ -113,4 +154,34 @@ def _seconds(value: Any) -> float:
     if match and any(match.groups()):
         days, hours, minutes, seconds = (int(group or 0) for group in match.groups())
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-    return float(value)
+    return float(_number(float, value))
+
+
+def public_uri(uri: str) -> str:
+    """`uri` without user, password and query, which can be secrets."""
+    return _without_secrets(uri, lambda parameter: False)
+
+
+def identity(each: Knob, uri: str) -> str:
+    """What a URI or path names, whatever the folder, credentials and signature that it is named with.
+
+    It keeps the rest of the query, so it may go nowhere but into a hash.
+    """
+    if re.fullmatch(each.names, uri):
+        return uri
+    if "://" not in uri:
+        return absolute(uri)
+    return _without_secrets(uri, lambda parameter: not _SIGNATURE.fullmatch(parameter.partition("=")[0]))
+
+
+def _without_secrets(uri: str, keep: Callable[[str], bool]) -> str:
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    query = "&".join(parameter for parameter in parts.query.split("&") if keep(parameter))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, parts.fragment))
+
+
+def absolute(path: str) -> str:
+    """A local path that holds in any folder."""
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (resolve() would follow links)

@@ -4,14 +4,14 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from inat_job import knobs
 from inat_job.errors import UsageError
-from inat_job.knobs import knob
+from inat_job.knobs import Knob, knob
+from inat_job.knobs import public_uri as public_uri
 
 DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
 RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. would be other folders
@@ -27,7 +27,13 @@ class _Section:
 class DataSettings(_Section):
     """Which pictures, and how they are cut."""
 
-    uri: str = knob(DEFAULT_DATA, "Archive, prefix, folder or demo:, with an optional #sha256=", name="data")
+    uri: str = knob(
+        DEFAULT_DATA,
+        "Archive, prefix, folder or demo:, with an optional #sha256=",
+        name="data",
+        uri=True,
+        names="demo:",
+    )
     cache_dir: str = knob("cache", "Folder for downloads and decoded pictures", decides=False)
     image_size: int = knob(224, "Side of the network's input in pixels", minimum=32, maximum=1024)
     eval_crop: float = knob(0.95, "Share of the short side that the centre crop keeps", minimum=0.1, maximum=1.0)
@@ -47,11 +53,13 @@ class StorageSettings(_Section):
 class RunSettings(_Section):
     """Where a run lives and how it is taken up again."""
 
-    output: str = knob("runs", "Local folder or s3:// prefix for run folders", decides=False)
+    output: str = knob("runs", "Local folder or s3:// prefix for run folders", decides=False, uri=True)
     run_id: str | None = knob(None, "Name of the run folder; else made from what decides the result", decides=False)
     resume: str = knob("auto", "Take up an earlier attempt", choices=("auto", "never", "must"), decides=False)
     force: bool = knob(False, "With --resume never: start an existing run anew", decides=False)
-    init_from: str | None = knob(None, "Run (id under --output, or URI) whose best weights to start from")
+    init_from: str | None = knob(
+        None, "Run (id under --output, or URI) whose best weights to start from", uri=True, names="[^/]+"
+    )
     checkpoint_minutes: float = knob(5.0, "Minutes between checkpoints within an epoch", minimum=0.0, decides=False)
     grace_seconds: float = knob(30.0, "Seconds between the stop signal and the kill", minimum=1.0, decides=False)
 
@@ -86,7 +94,12 @@ class BackboneSettings(_Section):
     """Part B's network and how much of it is trained."""
 
     backbone: str = knob("resnet50", "A classification model of torchvision's registry")
-    weights: str = knob("DEFAULT", "torchvision's name, a path or URI with an optional #sha256=, or none")
+    weights: str = knob(
+        "DEFAULT",
+        "torchvision's name, a path or URI with an optional #sha256=, or none",
+        uri=True,
+        names=r"none|(\w+_Weights\.)?[A-Z][A-Z0-9_]*",
+    )
     allow_partial_weights: bool = knob(False, "Accept weights that lack some of the network's layers")
     strategy: str = knob("full", "What is trained", choices=("head", "last-k", "gradual", "full"))
     last_k: int = knob(1, "Stages that --strategy last-k trains beside the head", minimum=1)
@@ -159,35 +172,33 @@ class Settings:
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section and field, without what a URI must not show."""
-        plain = {name: dataclasses.asdict(section) for name, section in self.sections().items()}
-        plain["data"]["uri"] = public_uri(self.data.uri)
+        plain: dict[str, dict[str, Any]] = {name: {} for name in self.sections()}
+        for name, field, each, value in self._values():
+            plain[name][field] = public_uri(value) if each.uri and value else value
         return plain
+
+    def anchored(self) -> "Settings":
+        """The same with a path that holds in any folder for local data."""
+        each = knobs.knobs_of(DataSettings)["uri"][0]
+        if "://" in self.data.uri or re.fullmatch(each.names, self.data.uri):
+            return self
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, uri=knobs.absolute(self.data.uri)))
 
     def fingerprint(self) -> str:
         """SHA-256 over what decides the result: data, model, recipe and seed."""
         deciding: dict[str, Any] = {"part": self.part}
+        for name, field, each, value in self._values():
+            if each.decides:
+                deciding[f"{name}.{field}"] = knobs.identity(each, value) if each.uri and value else value
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+    def _values(self) -> Iterator[tuple[str, str, Knob, Any]]:
+        """Section, field, knob and value of everything."""
         for name, section in self.sections().items():
             for field, (each, _) in knobs.knobs_of(type(section)).items():
-                if each.decides:
-                    deciding[f"{name}.{field}"] = getattr(section, field)
-        deciding["data.uri"] = _absolute(public_uri(self.data.uri))
-        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+                yield name, field, each, getattr(section, field)
 
     @property
     def run_id(self) -> str:
         """The given run id, or one that the same command always gets."""
         return self.run.run_id or f"part{self.part}-{self.fingerprint()[:12]}"
-
-
-def public_uri(uri: str) -> str:
-    """`uri` without user, password and query, which can be secrets."""
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment))
-
-
-def _absolute(uri: str) -> str:
-    if "://" in uri or uri.startswith("demo:"):
-        return uri
-    return str(Path(uri).absolute())

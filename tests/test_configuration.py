@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.configuration import all_knobs, configure
+from inat_job.configuration import PREPARE_TAKES, all_knobs, configure
 from inat_job.errors import UsageError
 from inat_job.knobs import Knob, parse
 from inat_job.recipes import RECIPES
@@ -68,6 +68,54 @@ def test_the_printed_configuration_can_be_read_back(part: str, tmp_path: Path) -
     assert "max_time = 5400.0  # command line" in made.text()
 
 
+def test_none_unsets_a_number_and_names_anything_else() -> None:
+    flags = dict.fromkeys(("train.max_time", "train.early_stop", "run.run_id", "run.init_from"), "none")
+    made = configure("a", flags, [], None).settings
+    assert (made.train.max_time, made.train.early_stop) == (None, None)
+    assert (made.run.run_id, made.run.init_from) == ("none", "none")
+
+
+@pytest.mark.parametrize("part", RECIPES)
+def test_nothing_is_set_to_an_empty_text(part: str) -> None:
+    for key, (each, _) in all_knobs(RECIPES[part]()).items():
+        for empty in ("", " "):
+            with pytest.raises(UsageError, match=f"{each.flag} is "):
+                configure(part, {key: empty}, [], None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["train"]',
+        "3",
+        "null",
+        '{"train": 3}',
+        '{"train": {"lr": true}}',
+        '{"train": {"max_time": true}}',
+        '{"train": {"epochs": 1.5}}',
+        '{"train": {"epochs": null}}',
+        '{"train": {"lr": {"peak": 1}}}',
+        '{"model": {"filters": [4.7]}}',
+        '{"model": {"filters": [true]}}',
+        '{"data": {"uri": null}}',
+        '{"data": {"uri": ["x.zip"]}}',
+        '{"run": {"run_id": 7}}',
+    ],
+)
+def test_a_files_value_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text(text)
+    with pytest.raises(UsageError):
+        configure("a", {}, [], str(file))
+
+
+def test_a_files_null_unsets_what_may_be_unset(tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    file.write_text('{"train": {"max_time": null, "augment": false}, "run": {"run_id": null}}')
+    made = configure("a", {}, [], str(file)).settings
+    assert (made.train.max_time, made.train.augment, made.run_id.startswith("parta-")) == (None, False, True)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
@@ -110,6 +158,28 @@ def test_the_other_parts_variables_are_let_be(monkeypatch: pytest.MonkeyPatch) -
     assert configure("b", {}, [], None).settings.model.backbone == "resnet18"
 
 
+def test_what_others_put_into_the_environment_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("INAT_JOB_SERVICE_HOST", "INAT_JOB_PORT_80_TCP", "INAT_TEST_X", "INAT_CHECKPOINT"):
+        monkeypatch.setenv(name, "10.0.0.1")
+    assert configure("a", {}, [], None).settings == RECIPES["a"]()
+    monkeypatch.setenv("INAT_CHECKPOINT_MINUTES", "2")
+    assert configure("a", {}, [], None).settings.run.checkpoint_minutes == 2
+    monkeypatch.setenv("INAT_CONFIGURATION", "x")
+    with pytest.raises(UsageError, match="INAT_CONFIGURATION sets nothing"):
+        configure("a", {}, [], None)
+
+
+@pytest.mark.parametrize(("part", "other"), [("a", "strategy"), ("b", "dense")])
+def test_a_command_that_takes_less_passes_over_the_rest(part: str, other: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(f'[model]\n{other} = "head"\n[train]\nlr = "much"\n[data]\nimage_size = 64\n')
+    made = configure(part, {}, ["model.strategy=head", "train.seed=3"], str(file), taken=PREPARE_TAKES)
+    assert (made.settings.data.image_size, made.settings.train.seed) == (64, 0)
+    assert made.given == {"data.image_size"}
+    with pytest.raises(UsageError, match="there is no setting"):
+        configure(part, {}, ["model.strateg=head"], None, taken=PREPARE_TAKES)
+
+
 @pytest.mark.parametrize("text", ["not toml", "[train\n"])
 def test_a_bad_file_is_named(text: str, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
@@ -139,6 +209,51 @@ def test_secrets_in_a_uri_are_shown_nowhere() -> None:
         assert "secret" not in text
         assert "pass@" not in text
     assert made.settings.data.uri == uri
+
+
+@pytest.mark.parametrize("key", ["model.weights", "run.init_from", "run.output"])
+def test_secrets_in_any_uri_are_shown_nowhere(key: str) -> None:
+    made = configure("b", {key: "https://user:pass@host/x.pth?sig=secret"}, [], None)
+    for text in (made.text(), json.dumps(made.settings.as_dict())):
+        assert "https://host/x.pth" in text
+        assert "secret" not in text
+        assert "pass@" not in text
+
+
+@pytest.mark.parametrize("key", ["data.uri", "model.weights", "run.init_from"])
+def test_a_renewed_signature_is_the_same_run_and_another_object_is_not(key: str) -> None:
+    def run_id(uri: str) -> str:
+        return configure("b", {key: uri}, [], None).settings.run_id
+
+    plain = run_id("https://host/get.zip?id=1")
+    assert plain != run_id("https://host/get.zip?id=2")
+    for signature in ("X-Amz-Signature=a&X-Amz-Date=b", "sv=1&se=2&sig=3", "Expires=1&AWSAccessKeyId=2&Signature=3"):
+        assert run_id(f"https://host/get.zip?id=1&{signature}") == plain
+    assert run_id("https://user:pass@host/get.zip?token=3&id=1") == plain
+
+
+def test_a_path_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_id(folder: Path, **flags: str) -> str:
+        monkeypatch.chdir(folder)
+        return configure("b", {key.replace("__", "."): flag for key, flag in flags.items()}, [], None).settings.run_id
+
+    below = tmp_path / "below"
+    below.mkdir()
+    for key in ("data__uri", "model__weights", "run__init_from"):
+        assert run_id(tmp_path, **{key: "./x.pth"}) == run_id(below, **{key: "../x.pth"})
+    for name in ({"data__uri": "demo:"}, {"model__weights": "none"}, {"model__weights": "IMAGENET1K_V1"}, {}):
+        assert run_id(tmp_path, **name) == run_id(below, **name)
+    assert run_id(tmp_path, run__init_from="first") == run_id(below, run__init_from="first")
+
+
+def test_local_data_can_be_named_for_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = configure("a", {"data.uri": "x.zip"}, [], None).settings
+    assert (made.as_dict()["data"]["uri"], made.anchored().data.uri) == ("x.zip", str(tmp_path / "x.zip"))
+    assert made.anchored().run_id == made.run_id
+    for uri in ("demo:", "https://host/x.zip?a=b"):
+        made = configure("a", {"data.uri": uri}, [], None).settings
+        assert made.anchored() == made
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 59), st.integers(1, 59))
