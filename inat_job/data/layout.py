@@ -98,7 +98,13 @@ def _check_folders(members: list[_Member], root: str) -> None:
 
 
 def _picture(member: _Member) -> Picture:
-    return Picture(f"{member.split}/{member.label}/{member.file}", member.name, member.split, member.label)
+    shown = member.file.encode(errors="backslashreplace").decode()  # an id is written to reports, in UTF-8
+    return Picture(f"{member.split}/{member.label}/{shown}", member.name, member.split, member.label)
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is one in UTF-8: of a file's name that is not, Python keeps the odd bytes as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _no_tree(where: str, complete: list[str], roots: Iterable[str]) -> str:
@@ -111,6 +117,9 @@ def _no_tree(where: str, complete: list[str], roots: Iterable[str]) -> str:
 
 
 def _check_classes(pictures: list[Picture], where: str) -> None:
+    for name in classes(pictures):
+        if not is_text(name):
+            raise BadDataError(f"{where} has a class folder {name!a}, which is not UTF-8: rename it.")
     train, test = (classes(p for p in pictures if p.split == split) for split in (TRAIN, TEST))
     if train != test:
         odd = ", ".join(sorted(set(train) ^ set(test))[:5])

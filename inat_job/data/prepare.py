@@ -86,8 +86,11 @@ def _decode_all(
 ) -> Sequence[Decoded]:
     """Decode on all cores straight into the file at `path`; Pillow lets go of the interpreter while it decodes."""
     pixels = np.memmap(path, dtype=np.uint8, mode="w+", shape=(len(pictures), side, side, 3))
-    rows = {picture.name: row for row, picture in enumerate(pictures)}
-    results = [Decoded(reason="missing from the archive")] * len(pictures)
+    rows = {picture.name: row for row, picture in enumerate(pictures) if layout.is_text(picture.name)}
+    results = [
+        Decoded(reason="missing from the archive" if picture.name in rows else "a name that is not UTF-8")
+        for picture in pictures
+    ]
     show = events.progress("prepare")
     done = 0
     with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -82,7 +82,7 @@ def _loose(store: Store, uri: str, expected: str | None) -> Source:
     if not entries:
         raise BadDataError(f"{uri} holds no files: check --data.")
     listing = json.dumps([(entry.key, entry.size, entry.version) for entry in entries])
-    identity = hashlib.sha256(f"{uri}{listing}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
     container = archives.Loose(store, [entry.key for entry in entries])
     return Source(uri, identity, None, expected, lambda: container)
 
@@ -94,7 +94,7 @@ def _archive(uri: str, expected: str | None, cache_dir: Path, options: StorageOp
     entry = store.stat(key)
     if entry is None:
         raise BadDataError(f"{shown} does not exist: check --data.")
-    name = hashlib.sha256(f"{store.uri}/{public_uri(key)}".encode()).hexdigest()
+    name = hashlib.sha256(f"{store.uri}/{public_uri(key)}".encode(errors="backslashreplace")).hexdigest()
     note = cache_dir / "sources" / f"{name[:24]}.json"
     here = partial(_local_path, store, key, entry, cache_dir, name[:24], stop)
     digest = _noted(note, entry) or _note(note, entry, here(), stop)
