@@ -16,6 +16,7 @@ from inat_job.knobs import public_uri as public_uri
 DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
 RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. would be other folders
 BLOCKS = 5
+_DECAYED = ("gradual", "full")  # the strategies in which each stage has its own learning rate
 
 
 class _Section:
@@ -73,7 +74,7 @@ class RunSettings(_Section):
 class FiveBlockSettings(_Section):
     """Part A's network."""
 
-    filters: tuple[int, ...] = knob((32, 64, 128, 256, 512), "Filters of the five blocks, or of the first", minimum=1)
+    filters: tuple[int, ...] = knob((32,), "Filters of the five blocks, or of the first", minimum=1)
     filter_organisation: str = knob("double", "With one number in --filters", choices=("same", "double", "half"))
     kernel_sizes: tuple[int, ...] = knob((3,), "Kernel sizes of the five blocks, or one for all", minimum=1, maximum=31)
     activation: str = knob("relu", "Activation", choices=("relu", "gelu", "silu", "mish"))
@@ -87,6 +88,11 @@ class FiveBlockSettings(_Section):
         for flag, values in (("--filters", self.filters), ("--kernel-sizes", self.kernel_sizes)):
             if len(values) not in (1, BLOCKS):
                 raise UsageError(f"{flag} has {len(values)} numbers: give one, or one for each of the {BLOCKS} blocks.")
+        if len(self.filters) > 1 and self.filter_organisation != type(self).filter_organisation:
+            raise UsageError(
+                f"--filter-organisation is {self.filter_organisation} and --filters has a number for each block: "
+                "give that of the first alone."
+            )
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,14 @@ class BackboneSettings(_Section):
     strategy: str = knob("full", "What is trained", choices=("head", "last-k", "gradual", "full"))
     last_k: int = knob(1, "Stages that --strategy last-k trains beside the head", minimum=1)
     layer_decay: float = knob(0.3, "Learning rate of a stage over that of the next", minimum=0.01, maximum=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, field, users in (("--last-k", "last_k", ("last-k",)), ("--layer-decay", "layer_decay", _DECAYED)):
+            if self.strategy not in users and getattr(self, field) != getattr(type(self), field):
+                raise UsageError(
+                    f"{flag} does nothing with --strategy {self.strategy}: leave it out, or use {' or '.join(users)}."
+                )
 
 
 @dataclass(frozen=True)

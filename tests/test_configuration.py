@@ -68,6 +68,27 @@ def test_the_printed_configuration_can_be_read_back(part: str, tmp_path: Path) -
     assert "max_time = 5400.0  # command line" in made.text()
 
 
+@pytest.mark.parametrize(
+    ("part", "flags", "words"),
+    [
+        ("a", {"model.filters": "1,2,3,4,5", "model.filter_organisation": "half"}, "--filter-organisation is half"),
+        ("b", {"model.last_k": "2"}, "--last-k does nothing with --strategy full"),
+        ("b", {"model.strategy": "head", "model.layer_decay": "0.5"}, "--layer-decay does nothing with"),
+        ("b", {"model.strategy": "last-k", "model.layer_decay": "0.5"}, "or use gradual or full."),
+    ],
+)
+def test_what_would_do_nothing_is_refused(part: str, flags: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        configure(part, flags, [], None)
+    assert words in str(caught.value)
+
+
+def test_what_does_something_is_taken() -> None:
+    assert configure("a", {"model.filter_organisation": "half"}, [], None).settings.model.filters == (32,)
+    for flags in ({"model.last_k": "2", "model.strategy": "last-k"}, {"model.layer_decay": "0.5"}):
+        configure("b", flags, [], None)
+
+
 def test_none_unsets_a_number_and_names_anything_else() -> None:
     flags = dict.fromkeys(("train.max_time", "train.early_stop", "run.run_id", "run.init_from"), "none")
     made = configure("a", flags, [], None).settings
