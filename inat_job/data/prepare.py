@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,8 @@ def prepare(source: Source, cache_dir: Path, image_size: int, max_broken: float,
     if cache is None:
         with lock(folder.with_suffix(".lock"), cache_dir, stop, _WAITING), cache_errors(cache_dir):
             cache = load(folder) or _build(source, folder, side, max_broken, stop)
+    # The same pictures may have been prepared from elsewhere; what is said of them names where this run has them from.
+    cache = replace(cache, index=replace(cache.index, source=source.uri))
     _judge(cache.index, max_broken)
     source.verify(cache.index.digest)
     return cache

@@ -4,21 +4,19 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from inat_job import signals
-from inat_job.data import archives, demo, locks
+from inat_job.data import archives, demo
+from inat_job.data.download import Download
 from inat_job.data.layout import is_litter
-from inat_job.errors import BadDataError, NoPermissionError, UsageError
+from inat_job.errors import BadDataError, UsageError
 from inat_job.settings import public_uri
 from inat_job.signals import Stop
-from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
-from inat_job.storage.hashing import sha256_of
-from inat_job.storage.local import LocalStore
+from inat_job.storage import StorageOptions, Store, open_store, split_uri
+from inat_job.storage.base import without_query
+from inat_job.storage.https import HttpsStore
 
 REMOTE = ("s3://", "http://", "https://")
 
@@ -28,7 +26,7 @@ class Source:
     """A data set that is known to exist.
 
     `identity` changes whenever the pictures may have; `digest` is the SHA-256 of an archive, and None for loose
-    files, whose digest comes of reading them. `open` fetches what is not here yet and gives the container.
+    files, whose digest comes of reading them. `open` fetches what is not here yet, hashes an archive and gives the container.
     """
 
     uri: str
@@ -50,14 +48,16 @@ def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Sour
     """Look the data set up. Raises UsageError, BadDataError, ConflictError and what the store raises."""
     plain, expected = _split_hash(uri)
     if plain == "demo:":
-        plain = str(demo.make(cache_dir / "demo", stop))
+        return _archive(str(demo.make(cache_dir / "demo", stop)), expected, cache_dir, options, stop, shown=plain)
+    if plain.lower().startswith("file://"):
+        plain = open_store(plain).uri
     elif ":" in plain.split("/")[0] and not plain.startswith(REMOTE):
-        raise UsageError(f"--data is {public_uri(plain)!r}: use s3://, https://, a path, or demo:")
+        raise UsageError(f"--data is {public_uri(plain)!r}: use s3://, https://, file://, a path, or demo:")
     if plain.startswith(REMOTE) and not archives.is_archive(urlsplit(plain).path):
         return _loose(open_store(plain, options), public_uri(plain), expected)
     if not plain.startswith(REMOTE) and Path(plain).is_dir():
         return _folder(Path(plain), expected, cache_dir, stop)
-    return _archive(plain, expected, cache_dir, options, stop)
+    return _archive(plain, expected, cache_dir, options, stop, shown=public_uri(plain))
 
 
 def _split_hash(uri: str) -> tuple[str, str | None]:
@@ -73,7 +73,7 @@ def _split_hash(uri: str) -> tuple[str, str | None]:
 def _folder(folder: Path, expected: str | None, cache_dir: Path, stop: Stop) -> Source:
     files = [path for path in folder.iterdir() if not is_litter(path.name)]
     if len(files) == 1 and files[0].is_file() and archives.is_archive(files[0].name):
-        return _archive(str(files[0]), expected, cache_dir, StorageOptions(), stop)
+        return _archive(str(files[0]), expected, cache_dir, StorageOptions(), stop, shown=str(files[0]))
     return _loose(open_store(str(folder)), str(folder), expected)
 
 
@@ -84,51 +84,25 @@ def _loose(store: Store, uri: str, expected: str | None) -> Source:
     listing = json.dumps([(entry.key, entry.size, entry.version) for entry in entries])
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
     container = archives.Loose(store, [entry.key for entry in entries])
-    return Source(uri, identity, None, expected, lambda: container)
+    return Source(_readable(uri), identity, None, expected, lambda: container)
 
 
-def _archive(uri: str, expected: str | None, cache_dir: Path, options: StorageOptions, stop: Stop) -> Source:
+def _archive(
+    uri: str, expected: str | None, cache_dir: Path, options: StorageOptions, stop: Stop, *, shown: str
+) -> Source:
     parent, key = split_uri(uri)
-    shown = public_uri(uri)
     store = open_store(parent, options)
     entry = store.stat(key)
     if entry is None:
         raise BadDataError(f"{shown} does not exist: check --data.")
-    name = hashlib.sha256(f"{store.uri}/{public_uri(key)}".encode(errors="backslashreplace")).hexdigest()
-    note = cache_dir / "sources" / f"{name[:24]}.json"
-    here = partial(_local_path, store, key, entry, cache_dir, name[:24], stop)
-    digest = _noted(note, entry) or _note(note, entry, here(), stop)
-    source = Source(shown, digest, digest, expected, lambda: archives.open_archive(here()))
+    name = without_query(key) if isinstance(store, HttpsStore) else key
+    download = Download(store, entry, f"{store.uri}/{name}", cache_dir, stop)
+    digest = download.digest()
+    source = Source(_readable(shown), digest, digest, expected, lambda: download.open(digest))
     source.verify(digest)
     return source
 
 
-def _local_path(store: Store, key: str, entry: Entry, cache_dir: Path, name: str, stop: Stop) -> Path:
-    """Where the archive lies on this machine, after fetching it if need be."""
-    if isinstance(store, LocalStore):
-        return store.root / key
-    version = hashlib.sha256(f"{entry.version} {entry.size}".encode()).hexdigest()[:12]
-    path = cache_dir / "downloads" / name / f"{version}-{Path(urlsplit(key).path).name}"
-    # A server that tells no version may have another file each time.
-    return locks.fetch(store, key, path, cache_dir, stop, what="pull", anew=not entry.version)
-
-
-def _noted(note: Path, entry: Entry) -> str | None:
-    """The digest found the last time, if the object is still the same."""
-    try:
-        known = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    same = entry.version and (known.get("version"), known.get("size")) == (entry.version, entry.size)
-    return str(known["digest"]) if same else None
-
-
-def _note(note: Path, entry: Entry, path: Path, stop: Stop) -> str:
-    try:
-        digest = sha256_of(path, lambda: signals.check(stop, "hashing the data set"))
-    except OSError as error:
-        raise NoPermissionError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
-    text = json.dumps({"version": entry.version, "size": entry.size, "digest": digest})
-    with suppress(OSError):  # a note only saves time, and a cache that is complete may be read only
-        locks.write(note, text.encode())
-    return digest
+def _readable(uri: str) -> str:
+    """A URI that a report can hold: a path may have bytes that are no UTF-8."""
+    return uri.encode(errors="backslashreplace").decode()

@@ -19,6 +19,8 @@ from inat_job.models.weights import LoadedWeights, is_name, load_weights, named_
 from inat_job.settings import BackboneSettings, FiveBlockSettings, public_uri
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, open_store, split_uri
+from inat_job.storage.base import without_query
+from inat_job.storage.https import HttpsStore
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def _fetched(uri: str, needs: Needs) -> Path:
     entry = store.stat(key)
     if entry is None:
         raise BadDataError(f"--weights names {public_uri(uri)}, which does not exist: check it.")
-    version = hashlib.sha256(f"{store.uri} {key} {entry.version} {entry.size}".encode()).hexdigest()[:16]
+    name = without_query(key) if isinstance(store, HttpsStore) else key  # another signature is not another file
+    version = hashlib.sha256(f"{store.uri} {name} {entry.version} {entry.size}".encode()).hexdigest()[:16]
     path = needs.cache_dir / "weights" / version / Path(public_uri(uri)).name
     return locks.fetch(store, key, path, needs.cache_dir, needs.stop, what="weights")
