@@ -1,12 +1,15 @@
 """Whether a run folder is new, unfinished, finished or somebody else's; all that is decided before any work."""
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
 from inat_job import events
 from inat_job.errors import BadDataError, ConflictError, UsageError
+from inat_job.recipes import RECIPES
 from inat_job.settings import Settings
 from inat_job.storage.run_folder import RunFolder
+from inat_job.training.checkpoints import FOLDER, POINTER
 
 CONFIG, REPORT = "config.json", "report.json"
 
@@ -19,16 +22,35 @@ class Claim(Enum):
     FINISHED = "finished"
 
 
-def config_of(settings: Settings, execution: dict[str, Any], command: str) -> dict[str, Any]:
-    """What config.json holds."""
+def config_of(
+    settings: Settings, execution: dict[str, Any], command: str, classes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What config.json holds; it is read in other folders too, and so local data are named from the root."""
     return {
         "command": command,
         "part": settings.part,
         "run_id": settings.run_id,
         "fingerprint": settings.fingerprint(),
-        "settings": settings.as_dict(),
+        "settings": settings.anchored().as_dict(),
         "execution": execution,
+        "classes": list(classes),
     }
+
+
+def read_config(folder: RunFolder) -> dict[str, Any] | None:
+    """The config.json of a run, or None where there is none. Raises BadDataError when it is damaged."""
+    stored = folder.read_json(CONFIG)
+    if stored is None:
+        return None
+    sections = stored.get("settings") if isinstance(stored, dict) else None
+    if (
+        not isinstance(sections, dict)
+        or not all(isinstance(section, dict) for section in sections.values())
+        or not isinstance(stored.get("execution"), dict)
+        or stored.get("part") not in RECIPES
+    ):
+        raise BadDataError(f"{folder.uri}/{CONFIG} is not what a run writes: delete the run, or name another.")
+    return dict(stored)
 
 
 def claim(folder: RunFolder, settings: Settings) -> tuple[Claim, dict[str, Any] | None]:
@@ -40,26 +62,53 @@ def claim(folder: RunFolder, settings: Settings) -> tuple[Claim, dict[str, Any] 
     run = settings.run
     if run.force and run.resume != "never":
         raise UsageError("--force goes with --resume never: it deletes the run and starts it anew.")
-    stored = folder.read_json(CONFIG)
-    if run.resume == "never" and stored is not None:
-        if not run.force:
-            raise ConflictError(
-                f"{folder.uri} exists and --resume is never: add --force to delete it, or change --run-id."
-            )
-        events.emit("deleted", run=folder.uri)
-        folder.clear()
+    if run.force:
+        _clear(folder)
         return Claim.NEW, None
+    stored = read_config(folder)
     if stored is None:
+        _check_empty(folder)
         if run.resume == "must":
             raise BadDataError(f"{folder.uri} holds no run and --resume is must: check --output and --run-id.")
         return Claim.NEW, None
+    if run.resume == "never":
+        raise ConflictError(f"{folder.uri} exists and --resume is never: add --force to delete it, or change --run-id.")
     _check_same(stored, settings, folder)
     report = folder.read_json(REPORT)
-    done = report is not None and report.get("status") == "done"
-    return (Claim.FINISHED if done else Claim.RESUME), stored
+    if isinstance(report, dict) and report.get("status") == "done":
+        return Claim.FINISHED, stored
+    if run.resume == "must" and not any(map(_is_manifest, _checkpoints(folder))):
+        raise BadDataError(f"{folder.uri} holds no checkpoint and --resume is must: resume it with --resume auto.")
+    return Claim.RESUME, stored
+
+
+def _clear(folder: RunFolder) -> None:
+    """Delete the run in a folder, however damaged; what was never a run is left alone."""
+    if folder.store.stat(CONFIG) is not None or _checkpoints(folder):
+        events.emit("deleted", run=folder.uri)
+        folder.clear()
+
+
+def _check_empty(folder: RunFolder) -> None:
+    """Raise ConflictError for checkpoints of nobody knows whom."""
+    if _checkpoints(folder):
+        raise ConflictError(
+            f"{folder.uri} holds checkpoints and no {CONFIG} that says whose they are: change --run-id, or delete them "
+            "with --resume never --force."
+        )
+
+
+def _checkpoints(folder: RunFolder) -> list[str]:
+    return [entry.key for entry in folder.store.list(f"{FOLDER}/")]
+
+
+def _is_manifest(key: str) -> bool:
+    return key.endswith(".json") and key != POINTER
 
 
 def _check_same(stored: dict[str, Any], settings: Settings, folder: RunFolder) -> None:
+    if stored.get("command") == "test":
+        raise ConflictError(f"{folder.uri} is the folder of a test: change --run-id, or use --resume never --force.")
     if stored.get("fingerprint") == settings.fingerprint():
         return
     differing = ", ".join(_differences(stored, settings)[:5]) or "the part"
@@ -69,9 +118,9 @@ def _check_same(stored: dict[str, Any], settings: Settings, folder: RunFolder) -
 
 
 def _differences(stored: dict[str, Any], settings: Settings) -> list[str]:
-    old = stored.get("settings", {})
+    old = stored["settings"]
     found = []
-    for section, fields in settings.as_dict().items():
+    for section, fields in settings.anchored().as_dict().items():
         for field, value in fields.items():
             before = old.get(section, {}).get(field)
             now = list(value) if isinstance(value, tuple) else value
