@@ -8,12 +8,15 @@ from lightning import LightningDataModule
 from inat_job.data import layout, splits
 from inat_job.data.batches import EvalBatches, TrainBatches
 from inat_job.data.index import Cache
-from inat_job.errors import ConflictError
+from inat_job.errors import BadDataError, ConflictError
 from inat_job.settings import TrainSettings
 
 
 class Pictures(LightningDataModule):
-    """Train, validation and test batches of a cache."""
+    """Train, validation and test batches of a cache.
+
+    Raises BadDataError where nothing is left to validate on, ConflictError for a batch larger than the training set.
+    """
 
     def __init__(self, cache: Cache, train: TrainSettings) -> None:
         super().__init__()
@@ -27,6 +30,11 @@ class Pictures(LightningDataModule):
         self.train_rows: np.ndarray = rows[~np.array(held_out)]
         self.val_rows: np.ndarray = rows[np.array(held_out)]
         self.test_rows: np.ndarray = cache.index.rows(layout.TEST)
+        if len(self.val_rows) == 0:
+            raise BadDataError(
+                f"{cache.index.source} leaves no picture for validation, since no class has two different ones "
+                "in train: add some."
+            )
         if len(self.train_rows) < train.batch_size:
             raise ConflictError(
                 f"--batch-size is {train.batch_size} and there are {len(self.train_rows)} pictures to train on: "

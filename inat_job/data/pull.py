@@ -26,7 +26,8 @@ class Source:
     """A data set that is known to exist.
 
     `identity` changes whenever the pictures may have; `digest` is the SHA-256 of an archive, and None for loose
-    files, whose digest comes of reading them. `open` fetches what is not here yet, hashes an archive and gives the container.
+    files, whose digest comes of reading them. `open` fetches what is not here yet and gives the container; the bytes
+    of an archive are hashed before they are believed.
     """
 
     uri: str

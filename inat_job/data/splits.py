@@ -1,7 +1,7 @@
 """Which training pictures are held out for validation: a pure function of content and seed, whatever the order."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 VALIDATION_SHARE = 0.2
@@ -10,23 +10,25 @@ VALIDATION_SHARE = 0.2
 def validation(hashes: Sequence[str], labels: Sequence[int], seed: int, share: float = VALIDATION_SHARE) -> list[bool]:
     """Whether each picture is held out.
 
-    Stratified: in every class the pictures with the smallest keyed hash of their content are taken until they are
-    `share` of it, so neither file names nor order matter, and copies of one picture never stand on both sides.
-    A class always keeps at least one distinct picture to train on.
+    Stratified: the pictures are gone through by a keyed hash of their content, and one is taken as long as its class
+    has fewer than `share` of its pictures held out, and at least one. So neither file names nor order matter. A class
+    always keeps a distinct picture to train on. Copies never stand on both sides, also not those in several classes:
+    they are held out when one of the classes wants more and each keeps another picture.
     """
-    members: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for at, (content, label) in enumerate(zip(hashes, labels, strict=True)):
-        members[label][content].append(at)
+    places: dict[str, list[int]] = defaultdict(list)
+    for at, content in enumerate(hashes):
+        places[content].append(at)
+    wanted = {label: max(1, round(share * count)) for label, count in Counter(labels).items()}
+    left = Counter(label for _, label in set(zip(hashes, labels, strict=True)))
     held_out = [False] * len(hashes)
-    for copies in members.values():
-        wanted = round(share * sum(map(len, copies.values())))
-        taken = 0
-        for content in sorted(copies, key=lambda content: _key(seed, content))[: len(copies) - 1]:
-            if taken >= wanted:
-                break
-            taken += len(copies[content])
-            for at in copies[content]:
+    for content in sorted(places, key=lambda content: _key(seed, content)):
+        copies = Counter(labels[at] for at in places[content])
+        if any(wanted[label] > 0 for label in copies) and all(left[label] > 1 for label in copies):
+            for at in places[content]:
                 held_out[at] = True
+            for label, count in copies.items():
+                wanted[label] -= count
+                left[label] -= 1
     return held_out
 
 

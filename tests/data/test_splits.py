@@ -25,11 +25,27 @@ def test_a_picture_is_held_out_or_not_whatever_the_order(items, seed, random) ->
 def test_copies_stay_together_and_every_class_can_be_trained(items, seed) -> None:
     hashes, labels = [content for content, _ in items], [label for _, label in items]
     held = splits.validation(hashes, labels, seed)
-    by_picture = {}
-    for picture, out in zip(items, held, strict=True):
-        assert by_picture.setdefault(picture, out) == out
+    sides = {}
+    for content, out in zip(hashes, held, strict=True):
+        assert sides.setdefault(content, out) == out
     for label in set(labels):
         assert not all(out for out, other in zip(held, labels, strict=True) if other == label)
+
+
+@given(ITEMS, st.integers(0, 5))
+def test_every_class_of_two_pictures_can_be_validated(items, seed) -> None:
+    hashes, labels = [f"{content} {label}" for content, label in items], [label for _, label in items]
+    held = splits.validation(hashes, labels, seed)
+    for label, distinct in Counter(label for _, label in set(items)).items():
+        assert any(out for out, other in zip(held, labels, strict=True) if other == label) == (distinct > 1)
+
+
+def test_a_copy_in_another_class_leaves_enough_of_both() -> None:
+    hashes = [str(at) for at in range(100)] + [str(at) for at in range(10)]
+    held = splits.validation(hashes, [0] * 100 + [1] * 10, seed=0)
+    assert held[:10] == held[100:]
+    assert sum(held[100:]) >= 2
+    assert 20 <= sum(held[:100]) <= 22
 
 
 def test_a_fifth_of_every_class() -> None:
