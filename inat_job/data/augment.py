@@ -40,7 +40,8 @@ def random_view(pixels: Tensor, sizes: Tensor, draws: Tensor, size: int, how: Au
     """A random resized crop, flipped, rotated and recoloured by `draws` (B, len(COLUMNS)), uniform in [0, 1).
 
     Shapes and range as in `centre_view`. The crop is that of Szegedy et al., Going deeper with convolutions, 2014,
-    as torchvision's RandomResizedCrop draws it, with the box clipped to the picture instead of drawn again.
+    as torchvision's RandomResizedCrop draws it. A box that does not fit is made smaller, in its own aspect, until it
+    does, instead of drawn again: so in a long picture it may be of less than the smallest area, but squeezes nothing.
     """
     column = dict(zip(COLUMNS, draws.unbind(1), strict=True))
     share, centre = _random_box(column, sizes, how.crop_scale)
@@ -49,12 +50,13 @@ def random_view(pixels: Tensor, sizes: Tensor, draws: Tensor, size: int, how: Au
 
 
 def _random_box(column: dict[str, Tensor], sizes: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-    """Shares (B, 2) of width and height, and centres (B, 2) in -1..1."""
+    """Shares (B, 2) of width and height, and centres (B, 2) in -1..1; the aspect is in RATIO, in original pixels."""
     area = (smallest + (1 - smallest) * column["area"]) * sizes.prod(dim=1)
     low, high = (math.log(ratio) for ratio in RATIO)
     ratio = torch.exp(low + (high - low) * column["ratio"])
     box = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1)
-    share = (box / sizes).clamp(max=1.0)
+    share = box / sizes
+    share = share / share.amax(dim=1, keepdim=True).clamp(min=1.0)
     place = torch.stack([column["left"], column["top"]], dim=1)
     return share, (1 - share) * (2 * place - 1)
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms import v2
 
-from inat_job.data.augment import Augmentation, centre_view, random_view
+from inat_job.data.augment import RATIO, Augmentation, _random_box, centre_view, random_view
 from inat_job.data.draws import COLUMNS
 
 PLAIN = Augmentation(crop_scale=1.0, rotation=0.0, colour=0.0)
@@ -121,6 +121,22 @@ def test_any_draws_give_a_view_in_range(values: list[float], width: int, height:
     assert view.shape == (1, 3, 16, 16)
     assert torch.isfinite(view).all()
     assert 0 <= view.min() <= view.max() <= 255
+
+
+@given(
+    st.lists(st.floats(0, 0.999), min_size=len(COLUMNS), max_size=len(COLUMNS)),
+    st.integers(1, 6000),
+    st.integers(1, 6000),
+    st.floats(0.05, 1.0),
+)
+def test_a_box_keeps_its_aspect_and_lies_inside(values: list[float], width: int, height: int, scale: float) -> None:
+    sizes = torch.tensor([[float(width), float(height)]])
+    column = dict(zip(COLUMNS, torch.tensor([values]).unbind(1), strict=True))
+    share, centre = _random_box(column, sizes, scale)
+    assert 0 < share.min() <= share.max() <= 1
+    assert (centre.abs() + share).max() <= 1 + 1e-6
+    box = (share * sizes)[0]
+    assert RATIO[0] * (1 - 1e-5) <= box[0] / box[1] <= RATIO[1] * (1 + 1e-5)
 
 
 def test_each_picture_of_a_batch_has_its_own_view() -> None:
