@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -191,55 +189,6 @@ def test_a_stop_ends_preparing_and_leaves_nothing_half_done(tmp_path: Path) -> N
     with pytest.raises(Preempted):
         prepare.prepare(source, tmp_path / "cache", 32, 0.01, lambda: True)
     assert len(prepared(path, tmp_path / "cache").index.ids) == 42
-
-
-def _prepare_in_child(path: str, cache_dir: str, barrier: Any, results: Any) -> None:
-    barrier.wait()
-    results.put(prepared(path, Path(cache_dir)).index.pixels_sha256)
-
-
-@pytest.mark.parametrize("scheme", ["file", "s3"])
-def test_two_jobs_at_once_both_succeed(scheme: str, tmp_path: Path, s3_bucket: str) -> None:
-    path: Path | str = write_zip(tmp_path / "x.zip", tree(train=40))
-    if scheme == "s3":
-        open_store(f"s3://{s3_bucket}").put("x.zip", path)
-        path = f"s3://{s3_bucket}/x.zip"
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    children = [
-        context.Process(target=_prepare_in_child, args=(str(path), str(tmp_path / "cache"), barrier, results))
-        for _ in range(2)
-    ]
-    for child in children:
-        child.start()
-    digests = {results.get(timeout=60) for _ in children}
-    for child in children:
-        child.join(timeout=60)
-    assert len(digests) == 1
-    assert [child.exitcode for child in children] == [0, 0]
-
-
-@pytest.mark.parametrize("scheme", ["demo", "file", "folder", "s3"])
-def test_a_cache_folder_that_takes_nothing_is_a_conflict(scheme: str, tmp_path: Path, s3_bucket: str) -> None:
-    path = write_zip(tmp_path / "x.zip", tree())
-    open_store(f"s3://{s3_bucket}").put("x.zip", path)
-    folder = write_folder(tmp_path / "loose", tree())
-    uri = {"demo": "demo:", "file": path, "folder": folder, "s3": f"s3://{s3_bucket}/x.zip"}[scheme]
-    (tmp_path / "file").touch()
-    with pytest.raises(ConflictError, match="--cache-dir .*/file cannot be written"):
-        prepared(uri, tmp_path / "file")
-
-
-def test_a_complete_cache_is_opened_though_nothing_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_zip(tmp_path / "x.zip", tree())
-    first = prepared(path, tmp_path / "cache")
-    shutil.rmtree(tmp_path / "cache" / "sources")
-    (tmp_path / "cache" / "sources").touch()
-    forbidden: Any = lambda *args: pytest.fail("a lock was taken")  # noqa: E731
-    monkeypatch.setattr(prepare, "lock", forbidden)
-    assert prepared(path, tmp_path / "cache") == first
 
 
 def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
