@@ -7,14 +7,21 @@ STARTED = time.perf_counter()
 import sys  # noqa: E402
 import traceback  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Collection  # noqa: E402
 from typing import Any  # noqa: E402
 
 import click  # noqa: E402
 
 import inat_job  # noqa: E402
 from inat_job import signals  # noqa: E402
-from inat_job.configuration import Configuration, all_knobs, configure  # noqa: E402
+from inat_job.configuration import (  # noqa: E402
+    PREPARE_TAKES,
+    TEST_TAKES,
+    Configuration,
+    all_knobs,
+    configure,
+    takes,
+)
 from inat_job.errors import JobError, Preempted  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 
@@ -23,8 +30,8 @@ STOP = signals.StopFlag()
 Command = Callable[..., None]
 
 
-def knob_options(part: str, *sections: str) -> Callable[[Command], Command]:
-    """Options for the knobs of some sections of a part, and for all that sets knobs otherwise."""
+def knob_options(part: str, taken: Collection[str] | None = None) -> Callable[[Command], Command]:
+    """Options for the knobs of a part that a command takes, and for all that sets knobs otherwise."""
 
     def decorate(command: Command) -> Command:
         command = click.option("--print-config", is_flag=True, help="Show each value and its source, and stop.")(
@@ -35,7 +42,7 @@ def knob_options(part: str, *sections: str) -> Callable[[Command], Command]:
         )(command)
         command = click.option("--config", "file", metavar="FILE", help="TOML or JSON file of settings.")(command)
         for key, (each, kind) in reversed(all_knobs(RECIPES[part]()).items()):
-            if key.partition(".")[0] in sections:
+            if takes(taken, key):
                 command = _option(key, each, kind)(command)
         return command
 
@@ -62,22 +69,28 @@ def cli() -> None:
 
 
 @cli.command()
-@knob_options("a", "data", "storage", "run", "model", "train", "tracker")
+@knob_options("a")
 def parta(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
     """Train a five-block CNN from scratch, test it, report."""
     _run_part(configure("a", _given(options), sets, file), print_config)
 
 
 @cli.command()
-@knob_options("b", "data", "storage", "run", "model", "train", "tracker")
+@knob_options("b")
 def partb(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
     """Fine-tune a network pretrained on ImageNet, test it, report."""
     _run_part(configure("b", _given(options), sets, file), print_config)
 
 
 @cli.command()
-@click.option("--checkpoint", required=True, metavar="URI", help="A run folder, or one <step>.ckpt in it.")
-@knob_options("a", "data", "storage", "run", "train", "tracker")
+@click.option(
+    "--checkpoint",
+    required=True,
+    envvar="INAT_CHECKPOINT",
+    metavar="URI",
+    help="A run folder, or one <step>.ckpt in it.",
+)
+@knob_options("a", TEST_TAKES)
 def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
     """Evaluate a run's checkpoint on the test split, without training."""
     from inat_job.jobs import evaluate
@@ -86,16 +99,16 @@ def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config:
     if print_config:
         click.echo(configuration.text())
         return
-    evaluate.run(configuration.settings, checkpoint, STOP, STARTED)
+    evaluate.run(configuration.settings, checkpoint, STOP, STARTED, configuration.given)
 
 
 @cli.command()
-@knob_options("a", "data", "storage")
+@knob_options("a", PREPARE_TAKES)
 def prepare(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
     """Pull and decode a data set, and stop: later runs find it ready."""
-    configuration = configure("a", _given(options), sets, file)
+    configuration = configure("a", _given(options), sets, file, taken=PREPARE_TAKES)
     if print_config:
-        click.echo(configuration.text())
+        click.echo(configuration.text(PREPARE_TAKES))
         return
     from inat_job.jobs import prepare as job
 

@@ -52,10 +52,13 @@ class Configuration:
         """The settings that were set for this command, and not by the run that it takes up."""
         return {key for key, source in self.sources.items() if source != _RUN}
 
-    def text(self) -> str:
-        """A TOML file that `--config` takes, each value followed by its source."""
+    def text(self, taken: Collection[str] | None = None) -> str:
+        """A TOML file that `--config` takes, each value followed by its source; of some settings alone, see `takes`."""
         lines = []
-        for section, fields in self.settings.as_dict().items():
+        for section, every in self.settings.as_dict().items():
+            fields = {field: value for field, value in every.items() if takes(taken, f"{section}.{field}")}
+            if not fields:
+                continue
             lines.append(f"[{section}]")
             for field, value in fields.items():
                 comment = f"  # {self.sources.get(f'{section}.{field}', 'default')}"

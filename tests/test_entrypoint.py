@@ -76,7 +76,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_the_readme_names_every_option_and_no_other() -> None:
     text = (ROOT / "README.md").read_text()
     flags = {each.flag for recipe in RECIPES.values() for each, _ in all_knobs(recipe()).values()}
-    others = {"--help", "--print-config", "--config", "--set", "--checkpoint", "--gpus"}
+    others = {"--help", "--print-config", "--config", "--set", "--checkpoint", "--gpus", "--user"}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - others
     assert named == flags
 
@@ -92,6 +92,36 @@ def test_every_command_line_in_the_readme_parses(job: Callable[..., Ended]) -> N
         words = line.partition("#")[0].split()
         if words[0] != "test":  # it looks its run up first
             assert job(*words, "--print-config").code == 0, line
+
+
+def options(job: Callable[..., Ended], command: str) -> set[str]:
+    return set(re.findall(r"^ +(--[a-z-]+)", job(command, "--help").stdout, re.M))
+
+
+def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) -> None:
+    always = {"--config", "--set", "--print-config"}
+    data = set("--data --cache-dir --image-size --eval-crop --max-broken --sse-kms-key-id --anonymous".split())
+    data |= {"--requester-pays"}
+    assert options(job, "prepare") - {"-h"} == always | data
+    testing = set("--output --run-id --batch-size --accelerator --precision --deterministic --compile".split())
+    tracker = {"--wandb", "--wandb-project", "--wandb-entity"}
+    assert options(job, "test") == always | data | testing | tracker | {"--checkpoint"}
+    assert job("test", "--checkpoint", "x", "--epochs", "2").code == 2
+
+
+def test_prepare_takes_the_file_of_either_part(job: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "pb.toml").write_text('[model]\nstrategy = "head"\n[data]\nimage_size = 64\n')
+    ended = job("prepare", "--config", "pb.toml", "--set", "model.backbone=resnet18", "--print-config")
+    assert (ended.code, "image_size = 64  # file" in ended.stdout, "[model]" in ended.stdout) == (0, True, False)
+    assert job("parta", "--config", "pb.toml", "--print-config").code == 2
+
+
+def test_the_checkpoint_comes_from_the_environment_too(
+    job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INAT_CHECKPOINT", "from-the-environment")
+    ended = job("test")
+    assert (ended.code, "from-the-environment" in ended.last) == (65, True)
 
 
 def test_0_done(job: Callable[..., Ended], archive: str) -> None:
@@ -123,6 +153,7 @@ def test_1_a_bug(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> 
         (["parta", "--devices", "2"], "--devices is 2"),
         (["parta", "--data", "ftp://x/y.zip"], "use s3://"),
         (["test"], "--checkpoint"),
+        (["parta", "--output", ""], "--output is ''"),
         (["partb", "--data", "demo:", "--backbone", "resnet5", "--wandb", "off"], "did you mean resnet50?"),
         (
             ["partb", "--data", "demo:", "--weights", "BEST", "--wandb", "off", "--batch-size", "8"],

@@ -67,7 +67,7 @@ def claim(folder: RunFolder, settings: Settings) -> tuple[Claim, dict[str, Any] 
         return Claim.NEW, None
     stored = read_config(folder)
     if stored is None:
-        _check_empty(folder)
+        check_empty(folder)
         if run.resume == "must":
             raise BadDataError(f"{folder.uri} holds no run and --resume is must: check --output and --run-id.")
         return Claim.NEW, None
@@ -89,7 +89,7 @@ def _clear(folder: RunFolder) -> None:
         folder.clear()
 
 
-def _check_empty(folder: RunFolder) -> None:
+def check_empty(folder: RunFolder) -> None:
     """Raise ConflictError for checkpoints of nobody knows whom."""
     if _checkpoints(folder):
         raise ConflictError(

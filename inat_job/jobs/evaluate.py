@@ -1,21 +1,26 @@
 """`test`: evaluate the checkpoint of a finished or interrupted run on the test split, without training."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from inat_job.configuration import Configuration, configure
+from inat_job.configuration import TEST_TAKES, Configuration, configure, everything, takes
+from inat_job.data.index import Cache
 from inat_job.data.module import Pictures
-from inat_job.errors import BadDataError, ConflictError
+from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.jobs import folders, stages
-from inat_job.jobs.claim import CONFIG, config_of
+from inat_job.jobs.claim import CONFIG, check_empty, config_of, read_config
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.publish import publish
 from inat_job.jobs.stages import Work
+from inat_job.platforms import local
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training.checkpoints import Checkpoints, Manifest
-from inat_job.training.execution import decide
+from inat_job.training.execution import Execution, decide
+
+_KEPT = ("precision", "channels_last", "compile", "deterministic", "threads")
 
 
 def locate(checkpoint: str) -> tuple[str, int | None]:
@@ -30,39 +35,86 @@ def locate(checkpoint: str) -> tuple[str, int | None]:
 
 
 def settings_of(checkpoint: str, flags: Mapping[str, Any], sets: Sequence[str], file: str | None) -> Configuration:
-    """The settings of the run that `--checkpoint` means, with what is given on top.
+    """The settings of the run that `--checkpoint` means, with what is given on top and has an effect.
 
     Where the run itself is read with the given storage settings, which part it is being unknown yet.
     """
-    given = configure("a", flags, sets, file).settings
-    stored = _config(folders.folder_of(given, locate(checkpoint)[0]))
-    return configure(stored["part"], flags, sets, file, stored["settings"])
+    for key in (text.partition("=")[0] for text in sets):
+        if key in everything() and not takes(TEST_TAKES, key):
+            raise UsageError(f"--set {key} does nothing here: the run that --checkpoint names fixes it.")
+    given = configure("a", flags, sets, file, taken=TEST_TAKES)
+    stored = _config(folders.folder_of(given.settings, locate(checkpoint)[0]))
+    own = stored["settings"]
+    if "train.batch_size" in given.given:  # which the run's slices need not divide
+        own = {**own, "train": {**own.get("train", {}), "accumulate": 1}}
+    return configure(stored["part"], flags, sets, file, own, TEST_TAKES)
 
 
-def run(settings: Settings, checkpoint: str, stop: StopFlag, started: float) -> None:
-    """Write a run folder of its own, `test-<run-id>` by default, with the report."""
+def run(settings: Settings, checkpoint: str, stop: StopFlag, started: float, given: Collection[str] = ()) -> None:
+    """Write a run folder of its own, `test-<run-id>` by default, with the report.
+
+    `given` are the settings that are not the run's own. Raises ConflictError when the data have other classes.
+    """
     clock = Clock(started)
     name, step = locate(checkpoint)
     tested = folders.folder_of(settings, name)
     stored = _config(tested)
     folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64])
-    earlier = folder.read_json(CONFIG)
-    if earlier is not None and earlier.get("command") != "test":
-        raise ConflictError(f"{folder.uri} is a training run: give the test another --run-id.")
+    _claim(folder)
     checkpoints = Checkpoints(tested).discover()
     manifest, path = checkpoints.best() if step is None else checkpoints.at(step)
-    execution = decide(settings.train, stored["execution"])
+    execution = _execution(settings, stored["execution"], given)
+    local.settle_cublas()
     execution.apply()
-    pictures = Pictures(stages.pictures_cache(settings, clock, stop), settings.train)
+    pictures = _pictures(stages.pictures_cache(settings, clock, stop), settings)
+    classes = pictures.cache.index.classes
+    _check_classes(tested, stored, classes)
     work = Work(settings, folder, pictures, execution, checkpoints, clock, stop)
     architecture, classifier = stages.network(work, pretrained=False)
     stages.load_weights(classifier, path)
-    folder.write_json(CONFIG, config_of(settings, execution.as_dict(), command="test"))
+    folder.write_json(CONFIG, config_of(settings, execution.as_dict(), command="test", classes=classes))
     with stages.tracked(settings, folder) as tracker:
-        measured = _measure(work, classifier, manifest)
         clock.first_step(None)
+        measured = _measure(work, classifier, manifest)
         done = stages.report_of(work, architecture, manifest, tracker, measured)
         publish(folder, None, tracker, done, [])
+
+
+def _claim(folder: RunFolder) -> None:
+    """Raise ConflictError unless the folder is free, or an earlier test's."""
+    earlier = read_config(folder)
+    if earlier is None:
+        check_empty(folder)
+    elif earlier.get("command") != "test":
+        raise ConflictError(f"{folder.uri} is a training run: give the test another --run-id.")
+
+
+def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[str]) -> Execution:
+    """The run's own arithmetic where this is the same kind of device, but for what was given."""
+    fresh = decide(settings.train, None)
+    if stored.get("accelerator") != fresh.accelerator:
+        return fresh
+    kept = {name: stored[name] for name in _KEPT if name in stored and f"train.{name}" not in given}
+    return dataclasses.replace(fresh, **kept)
+
+
+def _pictures(cache: Cache, settings: Settings) -> Pictures:
+    """The splits; batches are no larger than the training split, which a test does not need to be filled."""
+    least = Pictures(cache, dataclasses.replace(settings.train, batch_size=2, accumulate=1))
+    batch_size = min(settings.train.batch_size, len(least.train_rows))
+    return Pictures(cache, dataclasses.replace(settings.train, batch_size=batch_size, accumulate=1))
+
+
+def _check_classes(tested: RunFolder, stored: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Raise ConflictError if the run learnt other classes, where its config.json or its model tells."""
+    model = None if stored.get("classes") else tested.read_json("model/model.json")
+    learnt = (model if isinstance(model, dict) else stored).get("classes")
+    if learnt and list(learnt) != list(classes):
+        other = sorted(set(learnt) ^ set(classes))
+        raise ConflictError(
+            f"{tested.uri} learnt {len(learnt)} classes and --data has {len(classes)}, differing in "
+            f"{', '.join(other[:5]) or 'their order'}: test it on data of the same classes."
+        )
 
 
 def _measure(work: Work, classifier: Any, manifest: Manifest) -> dict[str, Any]:
@@ -75,8 +127,7 @@ def _measure(work: Work, classifier: Any, manifest: Manifest) -> dict[str, Any]:
 
 
 def _config(folder: RunFolder) -> dict[str, Any]:
-    stored = folder.read_json(CONFIG)
+    stored = read_config(folder)
     if stored is None:
         raise BadDataError(f"{folder.uri} holds no run: check --checkpoint.")
-    assert isinstance(stored, dict)
     return stored
