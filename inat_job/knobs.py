@@ -162,16 +162,19 @@ def public_uri(uri: str) -> str:
     return _without_secrets(uri, lambda parameter: False)
 
 
-def identity(each: Knob, uri: str) -> str:
-    """What a URI or path names, whatever the folder, credentials and signature that it is named with.
+def unsigned_uri(uri: str) -> str:
+    """`uri` without user, password and signature: the same object by any of its signatures.
 
-    It keeps the rest of the query, so it may go nowhere but into a hash.
+    It keeps the rest of the query, which can be secret too, so it may go nowhere but into a hash.
     """
-    if re.fullmatch(each.names, uri):
-        return uri
-    if "://" not in uri:
-        return absolute(uri)
     return _without_secrets(uri, lambda parameter: not _SIGNATURE.fullmatch(parameter.partition("=")[0]))
+
+
+def identity(each: Knob, value: str) -> str:
+    """What a URI, path or name means in any folder and by any signature, for a hash alone."""
+    if re.fullmatch(each.names, value):
+        return value
+    return unsigned_uri(value) if "://" in value else absolute(value)
 
 
 def _without_secrets(uri: str, keep: Callable[[str], bool]) -> str:

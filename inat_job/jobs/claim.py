@@ -1,10 +1,12 @@
 """Whether a run folder is new, unfinished, finished or somebody else's; all that is decided before any work."""
 
+import json
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
 from inat_job import events
+from inat_job.configuration import all_knobs
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.recipes import RECIPES
 from inat_job.settings import Settings
@@ -111,19 +113,20 @@ def _check_same(stored: dict[str, Any], settings: Settings, folder: RunFolder) -
         raise ConflictError(f"{folder.uri} is the folder of a test: change --run-id, or use --resume never --force.")
     if stored.get("fingerprint") == settings.fingerprint():
         return
-    differing = ", ".join(_differences(stored, settings)[:5]) or "the part"
+    same_part = stored["part"] == settings.part
+    differing = ", ".join(_differences(stored, settings)[:5]) if same_part else "it is of the other part"
     raise ConflictError(
-        f"{folder.uri} is a run with other settings ({differing}): change --run-id, or use --resume never --force."
+        f"{folder.uri} is a run with other settings ({differing or 'in a URI'}): change --run-id, or use --resume never "
+        "--force."
     )
 
 
 def _differences(stored: dict[str, Any], settings: Settings) -> list[str]:
-    old = stored["settings"]
+    old, now = stored["settings"], json.loads(json.dumps(settings.anchored().as_dict()))  # tuples are lists there
     found = []
-    for section, fields in settings.anchored().as_dict().items():
-        for field, value in fields.items():
-            before = old.get(section, {}).get(field)
-            now = list(value) if isinstance(value, tuple) else value
-            if before != now and section in ("model", "train", "data"):
-                found.append(f"{section}.{field} {before} there, {now} here")
+    for key, (each, _) in all_knobs(settings).items():
+        section, _, field = key.partition(".")
+        before, value = old.get(section, {}).get(field), now[section][field]
+        if each.decides and before != value:
+            found.append(f"{key} {before} there, {value} here")
     return found

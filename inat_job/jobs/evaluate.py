@@ -14,7 +14,7 @@ from inat_job.jobs.clock import Clock
 from inat_job.jobs.publish import publish
 from inat_job.jobs.stages import Work
 from inat_job.platforms import local
-from inat_job.settings import Settings
+from inat_job.settings import Settings, public_uri
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training.checkpoints import Checkpoints, Manifest
@@ -30,7 +30,7 @@ def locate(checkpoint: str) -> tuple[str, int | None]:
         return checkpoint, None
     step = file.removesuffix(".ckpt")
     if not step.isdigit():
-        raise BadDataError(f"--checkpoint is {checkpoint}: name a run folder, or one <step>.ckpt in it.")
+        raise BadDataError(f"--checkpoint is {public_uri(checkpoint)}: name a run folder, or one <step>.ckpt in it.")
     return run, int(step)
 
 

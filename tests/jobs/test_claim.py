@@ -100,3 +100,13 @@ def test_differences_are_named_and_the_folder_is_none(
     assert claim(folder, settings(data__uri="./x.zip"))[0] is Claim.RESUME
     with pytest.raises(ConflictError, match=r"\(train.seed 0 there, 1 here\)"):
         claim(folder, settings(data__uri="x.zip", train__seed="1"))
+    with pytest.raises(ConflictError, match=r"\(run.init_from None there, other here\)"):
+        claim(folder, settings(data__uri="x.zip", run__init_from="other"))
+    with pytest.raises(ConflictError, match="it is of the other part"):
+        claim(folder, configure("b", {"run.run_id": "r"}, [], None).settings)
+
+
+def test_a_difference_that_may_be_secret_is_not_shown(folder: RunFolder) -> None:
+    put(folder, "config.json", config_of(settings(data__uri="https://host/x.zip?id=1"), {}, command="train"))
+    with pytest.raises(ConflictError, match=r"\(in a URI\)"):
+        claim(folder, settings(data__uri="https://host/x.zip?id=2"))
