@@ -236,7 +236,7 @@ def test_143_a_signal_stores_a_checkpoint_and_the_same_command_goes_on(
     child.send_signal(number)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 143
-    assert re.search(r"Preempted; the last checkpoint is stored \(.*/r/checkpoints, step \d+\)", err.splitlines()[-1])
+    assert re.search(r"Preempted; step \d+ is stored in .*/r/checkpoints: run the same", err.splitlines()[-1])
     latest = json.loads((tmp_path / "runs/r/checkpoints/latest.json").read_text())
     assert latest["step"] > 0
 
