@@ -116,8 +116,8 @@ def _check_same(stored: dict[str, Any], settings: Settings, folder: RunFolder) -
     same_part = stored["part"] == settings.part
     differing = ", ".join(_differences(stored, settings)[:5]) if same_part else "it is of the other part"
     raise ConflictError(
-        f"{folder.uri} is a run with other settings ({differing or 'in a URI'}): change --run-id, or use --resume never "
-        "--force."
+        f"{folder.uri} is a run with other settings ({differing or 'in a URI'}): change --run-id, or use "
+        "--resume never --force."
     )
 
 
