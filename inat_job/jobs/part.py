@@ -1,10 +1,13 @@
 """`parta` and `partb`: what is known before any work, at once and without torch; then the work, if there is any."""
 
+from typing import Any
+
 from inat_job import events
 from inat_job.jobs import folders
-from inat_job.jobs.claim import Claim, claim
+from inat_job.jobs.claim import CONFIG, Claim, claim, config_of
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
+from inat_job.storage.run_folder import RunFolder
 
 
 def run(settings: Settings, stop: StopFlag, started: float) -> None:
@@ -14,9 +17,18 @@ def run(settings: Settings, stop: StopFlag, started: float) -> None:
     if standing is Claim.FINISHED:
         events.emit("done", message="Already finished; there is nothing to do.", report=f"{folder.uri}/report.json")
         return
-    if standing is Claim.NEW:
-        folder.forget()
+    if stored is None:
+        stored = _begin(folder, settings)
     events.emit("run", run=folder.uri, standing=standing.value)
     from inat_job.jobs import train  # torch and Lightning take seconds to import
 
     train.run(settings, folder, stored, stop, started)
+
+
+def _begin(folder: RunFolder, settings: Settings) -> dict[str, Any]:
+    """Claim a new run's folder, which also shows whether it can be written to, before hours are spent on it."""
+    folder.forget()
+    config = config_of(settings, {}, command="train")
+    folder.write_json(CONFIG, config)
+    folder.publish(CONFIG)
+    return config

@@ -26,11 +26,11 @@ from inat_job.training.keeper import Keeper
 from inat_job.training.metrics_log import MetricsLog
 
 
-def run(settings: Settings, folder: RunFolder, stored: dict[str, Any] | None, stop: StopFlag, started: float) -> None:
-    """Do what is left of a run, whose folder holds the config.json `stored`, if it has begun."""
+def run(settings: Settings, folder: RunFolder, stored: dict[str, Any], stop: StopFlag, started: float) -> None:
+    """Do what is left of a run, whose folder holds the config.json `stored`."""
     clock = Clock(started)
     pictures = Pictures(stages.pictures_cache(settings, clock, stop), settings.train)
-    execution = decide(settings.train, stored["execution"] if stored else None)
+    execution = decide(settings.train, stored["execution"])
     local.settle_cublas()
     execution.apply()
     work = Work(settings, folder, pictures, execution, Checkpoints(folder, [METRICS]), clock, stop)
@@ -58,7 +58,8 @@ def _start(work: Work, classifier: Classifier) -> None:
     settings = work.settings
     if settings.run.init_from:
         _init_from(work, settings.run.init_from, classifier)
-    work.folder.write_json(CONFIG, config_of(settings, work.execution.as_dict(), command="train"))
+    classes = work.pictures.cache.index.classes
+    work.folder.write_json(CONFIG, config_of(settings, work.execution.as_dict(), command="train", classes=classes))
     work.folder.publish(CONFIG)
 
 

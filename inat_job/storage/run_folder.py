@@ -89,7 +89,7 @@ class RunFolder:
         try:
             return json.loads(self.store.read(name))
         except ValueError:
-            raise BadDataError(f"{self.uri}/{name} is damaged: delete it, or use --resume never --force.") from None
+            raise BadDataError(f"{self.uri}/{name} is damaged: delete it, or name another run.") from None
 
     def clear(self) -> None:
         """Delete everything in the folder, here and in the store."""

@@ -52,9 +52,11 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None) -> Execution:
     Raises ConflictError when the accelerator asked for is not here.
     """
     fresh = _fresh(settings)
-    if stored is None:
+    if not stored:
         return fresh
-    first = Execution(**stored)
+    known = {field.name for field in dataclasses.fields(Execution)}  # another version may have stored others
+    stored = {name: value for name, value in stored.items() if name in known}
+    first = dataclasses.replace(fresh, **stored)
     kept = dataclasses.replace(first, device=fresh.device, torch=fresh.torch, accelerator=fresh.accelerator)
     if first.accelerator != fresh.accelerator:
         kept = fresh
