@@ -16,6 +16,8 @@ from inat_job.knobs import public_uri as public_uri
 DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
 RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. would be other folders
 BLOCKS = 5
+WEIGHTS_NAME = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
+"""How torchvision names weights: DEFAULT, or ResNet50_Weights.IMAGENET1K_V2."""
 _DECAYED = ("gradual", "full")  # the strategies in which each stage has its own learning rate
 
 
@@ -104,7 +106,7 @@ class BackboneSettings(_Section):
         "DEFAULT",
         "torchvision's name, a path or URI with an optional #sha256=, or none",
         uri=True,
-        names=r"none|(\w+_Weights\.)?[A-Z][A-Z0-9_]*",
+        names=f"none|{WEIGHTS_NAME}",
     )
     allow_partial_weights: bool = knob(False, "Accept weights that lack some of the network's layers")
     strategy: str = knob("full", "What is trained", choices=("head", "last-k", "gradual", "full"))

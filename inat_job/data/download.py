@@ -16,16 +16,17 @@ from inat_job.storage.local import LocalStore
 
 
 class Download:
-    """The archive under a key of a store. `address` names it, without what changes from one signature to the next.
+    """The archive under a key of a store. `address` names it to people; `identity`, without what changes from one
+    signature to the next, is only hashed.
 
     Its methods raise ConflictError when the cache folder cannot be written, NoPermissionError for a file that cannot
     be read, Preempted, and what the store raises.
     """
 
-    def __init__(self, store: Store, entry: Entry, address: str, cache_dir: Path, stop: Stop) -> None:
+    def __init__(self, store: Store, entry: Entry, address: str, identity: str, cache_dir: Path, stop: Stop) -> None:
         self._store, self._entry, self._address = store, entry, address
         self._cache_dir, self._stop = cache_dir, stop
-        name = hashlib.sha256(address.encode(errors="backslashreplace")).hexdigest()[:24]
+        name = hashlib.sha256(identity.encode(errors="backslashreplace")).hexdigest()[:24]
         self._note = cache_dir / "sources" / f"{name}.json"
         self._folder = cache_dir / "downloads" / name
         self._fetched = False

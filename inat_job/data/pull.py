@@ -12,10 +12,9 @@ from inat_job.data import archives, demo
 from inat_job.data.download import Download
 from inat_job.data.layout import is_litter
 from inat_job.errors import BadDataError, UsageError
-from inat_job.settings import public_uri
+from inat_job.knobs import public_uri, unsigned_uri
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, Store, open_store, split_uri
-from inat_job.storage.base import without_query
 from inat_job.storage.https import HttpsStore
 
 REMOTE = ("s3://", "http://", "https://")
@@ -96,8 +95,8 @@ def _archive(
     entry = store.stat(key)
     if entry is None:
         raise BadDataError(f"{shown} does not exist: check --data.")
-    name = without_query(key) if isinstance(store, HttpsStore) else key
-    download = Download(store, entry, f"{store.uri}/{name}", cache_dir, stop)
+    identity = unsigned_uri(uri) if isinstance(store, HttpsStore) else f"{store.uri}/{key}"
+    download = Download(store, entry, _readable(shown), identity, cache_dir, stop)
     digest = download.digest()
     source = Source(_readable(shown), digest, digest, expected, lambda: download.open(digest))
     source.verify(digest)

@@ -12,15 +12,14 @@ import torch
 from inat_job import events
 from inat_job.data import locks
 from inat_job.errors import BadDataError, TransientError, UsageError
+from inat_job.knobs import public_uri, unsigned_uri
 from inat_job.models.backbones import build_backbone
 from inat_job.models.five_block import BLOCKS, FiveBlockSpec, build_five_block, filters_of
 from inat_job.models.strategies import Architecture
 from inat_job.models.weights import LoadedWeights, is_name, load_weights, named_weights
-from inat_job.settings import BackboneSettings, FiveBlockSettings, public_uri
+from inat_job.settings import BackboneSettings, FiveBlockSettings
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, open_store, split_uri
-from inat_job.storage.base import without_query
-from inat_job.storage.https import HttpsStore
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _fetched(uri: str, needs: Needs) -> Path:
     entry = store.stat(key)
     if entry is None:
         raise BadDataError(f"--weights names {public_uri(uri)}, which does not exist: check it.")
-    name = without_query(key) if isinstance(store, HttpsStore) else key  # another signature is not another file
-    version = hashlib.sha256(f"{store.uri} {name} {entry.version} {entry.size}".encode()).hexdigest()[:16]
+    # Another signature is not another file.
+    version = hashlib.sha256(f"{unsigned_uri(uri)} {entry.version} {entry.size}".encode()).hexdigest()[:16]
     path = needs.cache_dir / "weights" / version / Path(public_uri(uri)).name
     return locks.fetch(store, key, path, needs.cache_dir, needs.stop, what="weights")

@@ -19,9 +19,9 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.models.backbones import Pretrained
 from inat_job.models.strategies import Architecture, under
+from inat_job.settings import WEIGHTS_NAME
 from inat_job.storage.hashing import sha256_of
 
-_NAME = re.compile(r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*")
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt|safetensors)")  # torch.hub's convention
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers of GoogLeNet and Inception that only help training
 # torchvision's own DenseNet files were saved before submodules' names lost their dots.
@@ -50,7 +50,7 @@ class Match:
 
 def is_name(weights: str) -> bool:
     """Whether `--weights` names weights of torchvision, such as DEFAULT or ResNet50_Weights.IMAGENET1K_V2."""
-    return _NAME.fullmatch(weights) is not None
+    return re.fullmatch(WEIGHTS_NAME, weights) is not None
 
 
 def named_weights(backbone: str, name: str) -> WeightsEnum:
