@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# The tests' networks are too small to share: on a busy machine two threads mostly wait for each other.
+test test-all: export OMP_NUM_THREADS = 1
+
 .PHONY: venv demo test test-all lint lock clean
 
 venv: $(STAMP)
