@@ -73,9 +73,10 @@ class Keeper(Callback):
         self._accuracies.append(pl_module.val_accuracy)
         why = self._why_ended(trainer.current_epoch + 1 == trainer.max_epochs)
         complete = why is not None
-        self._save(trainer, why or ("preempted" if self._stop() else "running"), pl_module.val_accuracy, complete)
+        stopped = self._stop() and not complete
+        self._save(trainer, why or ("preempted" if stopped else "running"), pl_module.val_accuracy, complete)
         trainer.should_stop = complete
-        if self._stop() and not complete:
+        if stopped:
             self._preempted(trainer.global_step)
 
     def _why_ended(self, last: bool) -> str | None:
@@ -105,7 +106,7 @@ class Keeper(Callback):
             epoch=trainer.current_epoch + 1 if val_accuracy is not None else trainer.current_epoch,
             val_accuracy=val_accuracy,
             val_loss=None if val_accuracy is None else module.val_loss,
-            accuracies=self._accuracies,
+            accuracies=list(self._accuracies),
             complete=complete,
             data_digest=self._pictures.cache.index.digest,
             split_digest=self._pictures.split_digest,

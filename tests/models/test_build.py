@@ -61,7 +61,8 @@ def test_weights_come_from_a_path_or_a_bucket(needs: Needs, saved: Path, s3_buck
 
 
 def test_a_checkpoint_needs_no_pretrained_weights(needs: Needs) -> None:
-    loaded("/nowhere.pth", dataclasses.replace(needs, pretrained=False))
+    fresh = loaded("/nowhere.pth", dataclasses.replace(needs, pretrained=False))
+    assert fresh.shape == (64, 3, 7, 7)
 
 
 def test_a_named_file_that_torch_keeps_is_used(needs: Needs, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
