@@ -3,13 +3,14 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work advances."""
 
 _BAR_EVERY_S = 0.1
 _LINE_EVERY_S = 10.0
+_facts: dict[str, object] = {}
 
 
 def terminal() -> bool:
@@ -30,6 +31,25 @@ def emit(event: str, **fields: object) -> None:
 def warn(message: str, **fields: object) -> None:
     """Say something that a person should look at, though the job goes on."""
     emit("warning", message=message, **fields)
+
+
+def note(**facts: object) -> None:
+    """Remember where the job stands (run, phase, step, checkpoint), for whoever must say it in the end."""
+    _facts.update(facts)
+
+
+def noted() -> Mapping[str, object]:
+    """What was noted last, by name."""
+    return dict(_facts)
+
+
+def phase(name: str) -> None:
+    """Note that the job enters a phase; a machine that watches is told, a person sees it by the bars."""
+    if _facts.get("phase") == name:
+        return
+    note(phase=name)
+    if not terminal():
+        emit("phase", phase=name)
 
 
 def progress(phase: str) -> Progress:

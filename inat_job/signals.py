@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -10,26 +11,43 @@ from inat_job.errors import Preempted
 Stop = Callable[[], bool]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_AT_ONCE = b"Error: Stopped by a second signal: what was not stored yet is lost; run the same command again to go on.\n"
 
 
 class StopFlag:
-    """A callable that turns true with the first signal."""
+    """A callable that turns true with the first signal, or when a thread raises it for another reason.
+
+    `why` names the reason in the end; `raised_at` is its time.monotonic().
+    """
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self.why = ""
+        self.raised_at: float | None = None
 
     def __call__(self) -> bool:
-        return self._signal is not None
+        return self.raised_at is not None
 
     def install(self) -> None:
         """Make this flag the process's handler; call again wherever a library may have put its own in place."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
+    def set(self, why: str) -> None:
+        """Ask the job to store what it has and to end, because of `why`; the first reason counts."""
+        if self.raised_at is None:
+            self.why, self.raised_at = why, time.monotonic()
+
+    def seconds_left(self, grace_s: float) -> float:
+        """Seconds of the grace that are left; all of it as long as the flag is down."""
+        return grace_s if self.raised_at is None else self.raised_at + grace_s - time.monotonic()
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
+        if self.why in (each.name for each in SIGNALS):
+            os.write(2, _AT_ONCE)
             os._exit(Preempted.exit_code)  # asked twice: whoever asks no longer wants to wait for the upload
-        self._signal = number
+        if self.raised_at is None:
+            self.raised_at = time.monotonic()
+        self.why = signal.Signals(number).name
 
 
 def never() -> bool:
