@@ -1,0 +1,114 @@
+"""A reverse proxy in front of S3 that is slow where it is told to, and remembers when each request was done.
+
+It has EC2's metadata too, with a Spot notice when there is one.
+"""
+
+import contextlib
+import http.client
+import http.server
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+_SLICES = 50
+
+
+@dataclass
+class SlowProxy:
+    """`slow` has seconds by a pattern of "METHOD /path": an upload waits that long, a download trickles that long."""
+
+    upstream: str
+    url: str = ""
+    slow: dict[str, float] = field(default_factory=dict)
+    done: list[tuple[float, str]] = field(default_factory=list)
+    notice: bytes = b""
+
+    def seconds(self, request: str) -> float:
+        return next((seconds for pattern, seconds in self.slow.items() if re.search(pattern, request)), 0.0)
+
+    def last(self, pattern: str, since: float) -> float | None:
+        """Seconds from `since` to the end of the last request that matches."""
+        times = [at - since for at, request in self.done if re.search(pattern, request) and at > since]
+        return max(times, default=None)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: SlowProxy
+
+    def _any(self) -> None:
+        request = f"{self.command} {self.path}"
+        if self.path.startswith("/latest/"):
+            return self._metadata()
+        seconds = self.proxy.seconds(request)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.command == "PUT":
+            time.sleep(seconds)
+        status, headers, answer = self._forward(body)
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() not in ("connection", "transfer-encoding", "date", "server"):
+                self.send_header(name, value)
+        if not any(name.lower() == "content-length" for name, _ in headers):
+            self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        with contextlib.suppress(OSError):  # who is stopped leaves early
+            self._trickle(answer, seconds if self.command == "GET" else 0.0)
+            self.proxy.done.append((time.monotonic(), request))
+        return None
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _any
+
+    def _metadata(self) -> None:
+        token = self.command == "PUT"
+        self.send_response(200 if token or self.proxy.notice else 404)
+        body = b"token" if token else self.proxy.notice
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _trickle(self, answer: bytes, seconds: float) -> None:
+        size = len(answer) // _SLICES + 1 if seconds else len(answer) or 1
+        for start in range(0, len(answer), size):
+            self.wfile.write(answer[start : start + size])
+            time.sleep(seconds / _SLICES)
+
+    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        """The Host header stays as it is, so that signatures stay valid."""
+        host = urlsplit(self.proxy.upstream)
+        link = http.client.HTTPConnection(str(host.hostname), host.port)
+        try:
+            link.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in ("expect", "connection"):
+                    link.putheader(name, value)
+            link.endheaders(body or None)
+            answer = link.getresponse()
+            return answer.status, answer.getheaders(), b"" if self.command == "HEAD" else answer.read()
+        finally:
+            link.close()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a client that was stopped
+
+
+def slow_proxy(upstream: str) -> Iterator[SlowProxy]:
+    """A proxy that serves until the generator is closed."""
+    proxy = SlowProxy(upstream)
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
+    proxy.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield proxy
+    server.shutdown()
+    server.server_close()
