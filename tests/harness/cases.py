@@ -1,0 +1,67 @@
+"""The runs that the harness tries: each small enough for seconds, and together with everything that has a state."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.data.pictures import tree, write_zip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One command of the job; `minutes` is its --checkpoint-minutes."""
+
+    name: str
+    part: str
+    minutes: float
+    options: Sequence[str]
+
+    def arguments(self, data: str, output: str, cache: Path, run: str) -> list[str]:
+        """The whole command line."""
+        small = "--image-size 32 --wandb off".split()
+        places = ["--data", data, "--output", output, "--cache-dir", str(cache), "--run-id", run]
+        return [f"part{self.part}", *places, *small, "--checkpoint-minutes", str(self.minutes), *self.options]
+
+
+def _part_a(name: str, options: str) -> Case:
+    network = "--filters 8 --dense 16 --dropout 0.3 --batch-size 8"
+    return Case(name, "a", 0.004, f"{network} {options}".split())
+
+
+def _part_b(name: str, options: str) -> Case:
+    # Checkpoints of 45 to 134 MB go up in parts; one each second would be nothing but uploads.
+    network = "--backbone resnet18 --weights none --precision fp32 --batch-size 24"
+    return Case(name, "b", 0.05, f"{network} {options}".split())
+
+
+CASES = (
+    _part_a("a-fp32", "--precision fp32 --epochs 12 --early-stop 3"),
+    _part_a("a-bf16", "--precision bf16 --epochs 9"),
+    _part_b("b-head", "--strategy head --epochs 5"),
+    _part_b("b-last-k", "--strategy last-k --epochs 4"),
+    _part_b("b-gradual", "--strategy gradual --epochs 3"),
+    _part_b("b-full", "--strategy full --epochs 3"),
+)
+MATRIX_CASE = _part_a("matrix", "--precision fp32 --epochs 6 --lease-seconds 20")
+LONE_CASE = _part_a("lone", "--precision fp32 --epochs 4 --lease-seconds 8")
+
+
+def chosen(parts: str) -> list[Case]:
+    """The cases of the parts, "a,b", or those with the names given."""
+    wanted = parts.split(",")
+    found = [case for case in CASES if case.part in wanted or case.name in wanted]
+    if not found:
+        raise SystemExit(f"--parts {parts} names none of {', '.join(case.name for case in CASES)}")
+    return found
+
+
+def pictures(folder: Path) -> Path:
+    """A zip of three classes: 720 pictures to train on, 180 to validate and 30 to test."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_zip(folder / "pictures.zip", tree(train=300, test=10))
+
+
+def with_digest(uri: str, archive: Path) -> str:
+    """The URI with the digest that the job shall demand."""
+    return f"{uri}#sha256={hashlib.sha256(archive.read_bytes()).hexdigest()}"

@@ -1,0 +1,79 @@
+"""When and how an attempt is killed: drawn from a seeded generator, over all of a run and over its phases."""
+
+import random
+import signal
+import time
+from dataclasses import dataclass
+
+from tests.harness.runner import HANG_S, Ended, Event, Job
+
+PHASES = ("start", "pull", "prepare", "build", "train", "validate", "test", "upload")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A signal to the process or its group, at an age in seconds, or some seconds after a moment that events tell.
+
+    `moment` is a phase or "checkpoint"; `occurrence` counts from 1. `then_kill` sends SIGKILL as many seconds after a
+    SIGTERM, as a platform does that does not wait.
+    """
+
+    number: signal.Signals
+    group: bool
+    seconds: float
+    moment: str = ""
+    occurrence: int = 1
+    then_kill: float | None = None
+
+    @property
+    def told(self) -> str:
+        """In a few words."""
+        after = f"{self.moment}#{self.occurrence}+" if self.moment else ""
+        again = f", KILL {self.then_kill:.2f} s later" if self.then_kill is not None else ""
+        return f"{self.number.name}{' group' if self.group else ''} at {after}{self.seconds:.2f} s{again}"
+
+    @property
+    def gentle(self) -> bool:
+        """Whether the job may end as it likes."""
+        return self.number is signal.SIGTERM and self.then_kill is None
+
+
+def draw(rng: random.Random, startup: float, expected: float) -> Kill:
+    """A kill for an attempt that needs `startup` seconds until it trains and `expected` in all.
+
+    One in eight comes before training, three in eight at a moment, and the rest anywhere from there to the end.
+    """
+    number = rng.choice((signal.SIGKILL, signal.SIGTERM))
+    group = rng.random() < 0.5
+    late = rng.uniform(0.0, 1.0) if number is signal.SIGTERM and rng.random() < 0.25 else None
+    lot = rng.randrange(8)
+    if lot == 0:
+        return Kill(number, group, rng.uniform(0.0, startup), then_kill=late)
+    if lot < 4:
+        moment, occurrence = rng.choice((*PHASES, "checkpoint")), rng.randint(1, 4)
+        once = moment not in ("train", "validate", "checkpoint")
+        return Kill(number, group, rng.uniform(0.0, 0.3), moment, 1 if once else occurrence, late)
+    return Kill(number, group, rng.uniform(startup, max(expected, startup + 1.0)), then_kill=late)
+
+
+def carry_out(kill: Kill, job: Job) -> Ended:
+    """Kill the job as planned, unless it ends before, and wait for its end."""
+    if _await(kill, job) and job.kill(kill.number, kill.group) and kill.then_kill is not None:
+        time.sleep(kill.then_kill)
+        job.kill(signal.SIGKILL, kill.group)
+    return job.end()
+
+
+def _await(kill: Kill, job: Job) -> bool:
+    """Wait for the moment; whether it came."""
+    if not kill.moment:
+        return job.sleep_until(kill.seconds)
+    left = kill.occurrence
+
+    def comes(event: Event) -> bool:
+        nonlocal left
+        left -= kill.moment in (event.name, event.fields.get("phase") if event.name == "phase" else None)
+        return left == 0
+
+    event = job.wait_for(comes, HANG_S)
+    return event is not None and job.sleep_until(event.at + kill.seconds)

@@ -1,0 +1,174 @@
+"""Starts the job as a user does, in a process group of its own, listens to what it says, and kills it on demand.
+
+Everything here goes by the command line, the exit code, the events on stdout and the last line on stderr.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HANG_S = 240.0
+"""An attempt that takes longer hangs."""
+
+_TICK_S = 0.02
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the job said, and how many seconds after its start."""
+
+    at: float
+    name: str
+    fields: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The step that it is about, 0 where it is about none."""
+        return int(self.fields.get("step", 0))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt from outside. `code` is negative for a signal's death; `signalled` is when the kill came."""
+
+    code: int
+    seconds: float
+    last: str
+    events: Sequence[Event]
+    hung: bool = False
+    signalled: float | None = None
+
+    def named(self, name: str) -> list[Event]:
+        """The events of this name, in order."""
+        return [event for event in self.events if event.name == name]
+
+    def phases(self) -> list[str]:
+        """The phases that were entered, in order."""
+        return [str(event.fields.get("phase")) for event in self.named("phase")]
+
+
+@dataclass
+class Job:
+    """A job that runs. Use it as a context manager, so that nothing of it outlives the block."""
+
+    arguments: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+    events: list[Event] = field(default_factory=list)
+    signalled: float | None = None
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the job)
+        self._begun = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "entrypoint.py"), *self.arguments],
+            cwd=self.folder,
+            env=dict(self.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            start_new_session=True,
+        )
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process.poll() is None:
+            self.kill(signal.SIGKILL, group=True)
+            self._process.wait()
+        self._listener.join()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._stderr.close()
+
+    @property
+    def age(self) -> float:
+        """Seconds since its start."""
+        return time.monotonic() - self._begun
+
+    def wait_for(self, condition: Callable[[Event], bool], timeout: float = HANG_S) -> Event | None:
+        """The first event that meets the condition; None when the job ends or the time is up without one."""
+        seen, until = 0, time.monotonic() + timeout
+        while True:
+            over = self._process.poll() is not None or time.monotonic() > until
+            if over:
+                self._listener.join(1.0)
+            for event in self.events[seen:]:
+                seen += 1
+                if condition(event):
+                    return event
+            if over:
+                return None
+            time.sleep(_TICK_S)
+
+    def sleep_until(self, age: float) -> bool:
+        """Wait until the job is that old; whether it still runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, age - self.age))
+            return False
+        return True
+
+    def kill(self, number: signal.Signals, group: bool = False) -> bool:
+        """Send a signal to the process, or to its group; whether it still ran."""
+        if self._process.poll() is not None:
+            return False
+        if self.signalled is None:
+            self.signalled = self.age
+        if group:
+            os.killpg(self._process.pid, number)
+        else:
+            self._process.send_signal(number)
+        return True
+
+    def end(self, timeout: float = HANG_S) -> Ended:
+        """Wait for the job's end; one that does not come within `timeout` is a hang, and is killed."""
+        hung = False
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            hung = True
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        seconds = self.age
+        self._listener.join()
+        return Ended(self._process.returncode, seconds, self._last(), list(self.events), hung, self.signalled)
+
+    def _last(self) -> str:
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def _listen(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            with contextlib.suppress(ValueError, TypeError):
+                said = json.loads(line)
+                name = str(said.pop("event"))
+                self.events.append(Event(self.age, name, said))
+
+
+def run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, timeout: float = HANG_S) -> Ended:
+    """An attempt that nobody disturbs."""
+    with Job(arguments, environment, folder) as job:
+        return job.end(timeout)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The job's environment: this one's, without settings of the job, on one thread, plus `more`."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("INAT_", "WANDB_"))}
+    return {**ours, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}

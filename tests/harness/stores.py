@@ -1,0 +1,180 @@
+"""The stores that the harness gives to the job, a folder or a bucket, and what a run left there.
+
+Read here with boto3 and pathlib, never with the job's own code, which would forgive its own mistakes.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run is judged by; two runs of the same command must agree in all of it."""
+
+    model: str
+    test: Any
+    val: Any
+    metrics: str
+
+    def differences(self, other: "Result") -> list[str]:
+        """The names of what differs."""
+        return [name for name in ("model", "test", "val", "metrics") if getattr(self, name) != getattr(other, name)]
+
+
+class Output(Protocol):
+    """Where runs are: `uri` is what `--output` takes."""
+
+    uri: str
+
+    def read(self, run: str, name: str) -> bytes | None:
+        """A file of a run, or None where there is none."""
+        ...
+
+    def names(self, run: str) -> list[str]:
+        """The names of a run's files."""
+        ...
+
+    def delete(self, run: str) -> None:
+        """Delete a run."""
+        ...
+
+
+class LocalOutput:
+    """Runs in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.uri = str(folder)
+        self._folder = folder
+
+    def read(self, run: str, name: str) -> bytes | None:
+        try:
+            return (self._folder / run / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def names(self, run: str) -> list[str]:
+        files = [path for path in (self._folder / run).rglob("*") if path.is_file()]
+        return sorted(path.relative_to(self._folder / run).as_posix() for path in files)
+
+    def delete(self, run: str) -> None:
+        shutil.rmtree(self._folder / run, ignore_errors=True)
+
+
+class S3Output:
+    """Runs in a fresh bucket of an S3 server, reached directly, whatever the job has to go through."""
+
+    def __init__(self, endpoint: str) -> None:
+        import boto3
+        from botocore.config import Config
+
+        config = Config(s3={"addressing_style": "path"}, retries={"mode": "standard", "total_max_attempts": 5})
+        self.bucket = f"inat-harness-{uuid.uuid4().hex[:12]}"
+        self._client = boto3.session.Session().client(
+            "s3", endpoint_url=endpoint, config=config, **_credentials_for_boto3()
+        )
+        self._client.create_bucket(Bucket=self.bucket)
+        self.uri = f"s3://{self.bucket}/runs"
+
+    def put(self, key: str, path: Path) -> str:
+        """Store a file beside the runs; its URI."""
+        self._client.put_object(Bucket=self.bucket, Key=key, Body=path.read_bytes())
+        return f"s3://{self.bucket}/{key}"
+
+    def read(self, run: str, name: str) -> bytes | None:
+        try:
+            return bytes(self._client.get_object(Bucket=self.bucket, Key=f"runs/{run}/{name}")["Body"].read())
+        except self._client.exceptions.NoSuchKey:
+            return None
+
+    def names(self, run: str) -> list[str]:
+        prefix = f"runs/{run}/"
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return [found["Key"][len(prefix) :] for page in pages for found in page.get("Contents", [])]
+
+    def delete(self, run: str) -> None:
+        for name in self.names(run):
+            self._client.delete_object(Bucket=self.bucket, Key=f"runs/{run}/{name}")
+
+
+@contextmanager
+def s3_endpoint() -> Iterator[str]:
+    """The address of the S3 server that INAT_TEST_S3_ENDPOINT names, or else of moto's, in this process."""
+    if named := os.environ.get("INAT_TEST_S3_ENDPOINT"):
+        yield named
+        return
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def credentials() -> dict[str, str]:
+    """AWS's variables for the S3 server: those of the real one, or any for moto."""
+    known = os.environ if "INAT_TEST_S3_ENDPOINT" in os.environ else {}
+    return {
+        "AWS_ACCESS_KEY_ID": known.get("AWS_ACCESS_KEY_ID", "test"),
+        "AWS_SECRET_ACCESS_KEY": known.get("AWS_SECRET_ACCESS_KEY", "test"),
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def result_of(output: Output, run: str) -> Result | None:
+    """What a run ended with, or None where it is not finished."""
+    report = report_of(output, run)
+    model = output.read(run, "model/model.safetensors")
+    if report is None or model is None:
+        return None
+    metrics = (output.read(run, "metrics.jsonl") or b"").decode()
+    return Result(hashlib.sha256(model).hexdigest(), report["test"], report["val"], metrics)
+
+
+def report_of(output: Output, run: str) -> dict[str, Any] | None:
+    """A run's report, if it says that the run is done."""
+    data = output.read(run, "report.json")
+    report = json.loads(data) if data else {}
+    return report if report.get("status") == "done" else None
+
+
+def latest_step(output: Output, run: str) -> int:
+    """The step that a run's pointer names, 0 where nothing is stored yet."""
+    data = output.read(run, "checkpoints/latest.json")
+    return int(json.loads(data)["step"]) if data else 0
+
+
+def broken_promises(output: Output, run: str) -> list[str]:
+    """What is wrong with the checkpoints that a run's folder says it holds: each manifest must have its bytes."""
+    names, wrong = output.names(run), []
+    for name in names:
+        if name.startswith("checkpoints/") and name.removeprefix("checkpoints/").removesuffix(".json").isdigit():
+            manifest = json.loads(output.read(run, name) or b"{}")
+            data = output.read(run, name.removesuffix(".json") + ".ckpt")
+            if data is None:
+                wrong.append(f"{name} has no checkpoint")
+            elif hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
+                wrong.append(f"{name} is not about the bytes that are there")
+    return wrong
+
+
+def _credentials_for_boto3() -> dict[str, str]:
+    known = credentials()
+    return {
+        "aws_access_key_id": known["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": known["AWS_SECRET_ACCESS_KEY"],
+        "region_name": known["AWS_DEFAULT_REGION"],
+    }
