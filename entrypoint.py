@@ -13,7 +13,7 @@ from typing import Any  # noqa: E402
 import click  # noqa: E402
 
 import inat_job  # noqa: E402
-from inat_job import signals  # noqa: E402
+from inat_job import events, signals  # noqa: E402
 from inat_job.configuration import (  # noqa: E402
     PREPARE_TAKES,
     TEST_TAKES,
@@ -23,7 +23,9 @@ from inat_job.configuration import (  # noqa: E402
     takes,
 )
 from inat_job.errors import JobError, Preempted  # noqa: E402
+from inat_job.platforms import last_words, spot  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
+from inat_job.settings import Settings  # noqa: E402
 
 STOP = signals.StopFlag()
 
@@ -99,6 +101,7 @@ def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config:
     if print_config:
         click.echo(configuration.text())
         return
+    _watch(configuration.settings)
     evaluate.run(configuration.settings, checkpoint, STOP, STARTED, configuration.given)
 
 
@@ -112,6 +115,7 @@ def prepare(sets: tuple[str, ...], file: str | None, print_config: bool, **optio
         return
     from inat_job.jobs import prepare as job
 
+    _watch(configuration.settings)
     job.run(configuration.settings, STOP, STARTED)
 
 
@@ -121,7 +125,21 @@ def _run_part(configuration: Configuration, print_config: bool) -> None:
         return
     from inat_job.jobs import part
 
+    _watch(configuration.settings)
     part.run(configuration.settings, STOP, STARTED)
+
+
+def _watch(settings: Settings) -> None:
+    """Look out for what stops the job, and end it when its grace is over though it may hang."""
+    spot.watch(STOP.set)
+    signals.end_with_the_grace(STOP, settings.run.grace_seconds, _out_of_grace)
+
+
+def _out_of_grace() -> None:
+    known = events.noted()
+    stored = f"step {known['step']} is stored in {known['run']}" if "step" in known else "no new step is stored"
+    message = f"Stopped by {STOP.why} in the phase {known.get('phase', 'start')}, and the grace is over; {stored}"
+    _say(f"{message}: run the same command again.", Preempted.exit_code)
 
 
 def main() -> None:
@@ -131,10 +149,12 @@ def main() -> None:
         warnings.simplefilter("ignore")  # the libraries' remarks are for who develops this, not for who runs it
     try:
         cli.main(standalone_mode=False)
+        last_words.say(0, "Done.", events.noted())
     except JobError as error:
         _fail(str(error), error.exit_code)
     except click.ClickException as error:
         error.show()
+        last_words.say(error.exit_code, error.format_message(), {})
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("Stopped.", Preempted.exit_code)
@@ -144,8 +164,15 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    _say(message, code)
     sys.exit(code)
+
+
+def _say(message: str, code: int) -> None:
+    """The last line on stderr, which is also left where the platform looks for it."""
+    sentence = " ".join(message.split())
+    click.echo(f"Error: {sentence}", err=True)
+    last_words.say(code, sentence, events.noted())
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from inat_job.settings import Settings
 _OTHER_PREFIXES = ("INAT_BENCH_", "INAT_TEST_", "INAT_JOB_")
 _OTHER_VARIABLES = ("INAT_CONFIG", "INAT_CHECKPOINT")  # options that are no knobs
 
-PREPARE_TAKES = ("data", "storage")
-"""The sections that have an effect on `prepare`."""
+PREPARE_TAKES = ("data", "storage", "run.grace_seconds")
+"""The sections and single settings that have an effect on `prepare`."""
 
 TEST_TAKES = (
-    *("data", "storage", "run.output", "run.run_id", "tracker"),
+    *("data", "storage", "tracker"),
+    *(f"run.{field}" for field in ("output", "run_id", "grace_seconds", "lease_seconds")),
     *(f"train.{field}" for field in ("batch_size", "accelerator", "precision", "deterministic", "compile")),
 )
 """The sections and single settings that have an effect on `test`; the run that it tests fixes the rest."""

@@ -25,7 +25,9 @@ def emit(event: str, **fields: object) -> None:
         print(f"\r\033[K{event}  {details}".rstrip(), file=sys.stderr, flush=True)
     else:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        print(json.dumps({"time": stamp, "event": event, **fields}, default=str), flush=True)
+        # In one write, since several threads may speak at once.
+        sys.stdout.write(json.dumps({"time": stamp, "event": event, **fields}, default=str) + "\n")
+        sys.stdout.flush()
 
 
 def warn(message: str, **fields: object) -> None:

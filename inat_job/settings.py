@@ -65,6 +65,9 @@ class RunSettings(_Section):
     )
     checkpoint_minutes: float = knob(5.0, "Minutes between checkpoints within an epoch", minimum=0.0, decides=False)
     grace_seconds: float = knob(30.0, "Seconds between the stop signal and the kill", minimum=1.0, decides=False)
+    lease_seconds: float = knob(
+        60.0, "Seconds of silence after which another job may take the run over", minimum=4.0, decides=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -9,6 +10,12 @@ from types import FrameType
 from inat_job.errors import Preempted
 
 Stop = Callable[[], bool]
+
+_OWN_END_S = 3.0
+"""Seconds of the grace that are left to a job when it stops waiting for a checkpoint."""
+
+_LAST_S = 1.0
+"""Seconds of the grace before its end in which a job that hangs is ended, so that it is not killed without a word."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _AT_ONCE = b"Error: Stopped by a second signal: what was not stored yet is lost; run the same command again to go on.\n"
@@ -41,6 +48,10 @@ class StopFlag:
         """Seconds of the grace that are left; all of it as long as the flag is down."""
         return grace_s if self.raised_at is None else self.raised_at + grace_s - time.monotonic()
 
+    def seconds_to_store(self, grace_s: float) -> float:
+        """Those that may be waited for a checkpoint; the rest is for the job's own end."""
+        return max(0.0, self.seconds_left(grace_s) - min(_OWN_END_S, grace_s / 4))
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.why in (each.name for each in SIGNALS):
             os.write(2, _AT_ONCE)
@@ -59,3 +70,18 @@ def check(stop: Stop, doing: str) -> None:
     """Raise Preempted if `stop` is set; `doing` says what was under way."""
     if stop():
         raise Preempted(f"Stopped by a signal while {doing}; run the same command again to go on.")
+
+
+def end_with_the_grace(stop: StopFlag, grace_s: float, last_words: Callable[[], None]) -> None:
+    """Watch, in a thread, that the process ends within the grace once `stop` is set: with `last_words`, and 143.
+
+    Whatever the job is busy with, a request that nobody answers or a compiler, may keep it from reading the flag.
+    """
+
+    def watch() -> None:
+        while not stop() or stop.seconds_left(grace_s) > min(_LAST_S, grace_s / 10):
+            time.sleep(min(0.2, grace_s / 10))
+        last_words()
+        os._exit(Preempted.exit_code)
+
+    threading.Thread(target=watch, name="grace", daemon=True).start()

@@ -101,9 +101,11 @@ def options(job: Callable[..., Ended], command: str) -> set[str]:
 def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) -> None:
     always = {"--config", "--set", "--print-config"}
     data = set("--data --cache-dir --image-size --eval-crop --max-broken --sse-kms-key-id --anonymous".split())
-    data |= {"--requester-pays"}
+    data |= {"--requester-pays", "--grace-seconds"}
     assert options(job, "prepare") - {"-h"} == always | data
-    testing = set("--output --run-id --batch-size --accelerator --precision --deterministic --compile".split())
+    testing = set(
+        "--output --run-id --lease-seconds --batch-size --accelerator --precision --deterministic --compile".split()
+    )
     tracker = {"--wandb", "--wandb-project", "--wandb-entity"}
     assert options(job, "test") == always | data | testing | tracker | {"--checkpoint"}
     assert job("test", "--checkpoint", "x", "--epochs", "2").code == 2
@@ -276,7 +278,7 @@ def test_prepare_then_parta_finds_everything_ready(job: Callable[..., Ended], ar
     assert job("prepare", "--data", archive, "--image-size", "32").code == 0
     ended = job("parta", "--data", archive, *SMALL)
     assert ended.code == 0
-    assert not [line for line in ended.stdout.splitlines() if '"prepare"' in line]
+    assert not [line for line in ended.stdout.splitlines() if '"progress"' in line and '"prepare"' in line]
 
 
 def test_wandb_off_imports_neither_wandb_nor_boto3(archive: str, tmp_path: Path) -> None:

@@ -11,21 +11,32 @@ from inat_job.data.batches import EvalBatches
 from inat_job.signals import StopFlag
 
 
-class TestWatch(Callback):
-    """Shows how far an evaluation is and ends it on the stop flag."""
+class Watch(Callback):
+    """Shows how far an evaluation is, by its phase's name, and ends it on the stop flag."""
 
-    def __init__(self, stop: StopFlag) -> None:
-        self._stop = stop
-        self._show = events.progress("test")
+    def __init__(self, stop: StopFlag, phase: str) -> None:
+        self._stop, self._phase = stop, phase
+        self._show = events.progress(phase)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop.install()  # Lightning put its own handler in place just before
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop.install()
+
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        self._show(batch_idx + 1, int(trainer.num_predict_batches[0]))
-        signals.check(self._stop, "testing")
+        self._look(batch_idx, trainer.num_predict_batches)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        self._look(batch_idx, trainer.num_val_batches)
+
+    def _look(self, batch_idx: int, batches: list[Any]) -> None:
+        self._show(batch_idx + 1, int(batches[0]))
+        signals.check(self._stop, f"working on the phase {self._phase}")
 
 
 def predict(trainer: Trainer, classifier: LightningModule, batches: EvalBatches) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.recipes import RECIPES
 from inat_job.settings import Settings
 from inat_job.storage.run_folder import RunFolder
-from inat_job.training.checkpoints import FOLDER, POINTER
+from inat_job.training.manifest import FOLDER, steps
 
 CONFIG, REPORT = "config.json", "report.json"
 
@@ -58,14 +58,13 @@ def read_config(folder: RunFolder) -> dict[str, Any] | None:
 def claim(folder: RunFolder, settings: Settings) -> tuple[Claim, dict[str, Any] | None]:
     """What to do with a run's folder, and the config.json that it holds.
 
-    Raises ConflictError if it holds a run with other settings, or exists though `--resume never` is set; BadDataError
-    if `--resume must` is set and there is nothing to resume.
+    With `--force` it is new whatever it holds. Raises ConflictError if it holds a run with other settings, or exists
+    though `--resume never` is set; BadDataError if `--resume must` is set and there is nothing to resume.
     """
     run = settings.run
     if run.force and run.resume != "never":
         raise UsageError("--force goes with --resume never: it deletes the run and starts it anew.")
     if run.force:
-        _clear(folder)
         return Claim.NEW, None
     stored = read_config(folder)
     if stored is None:
@@ -79,16 +78,16 @@ def claim(folder: RunFolder, settings: Settings) -> tuple[Claim, dict[str, Any] 
     report = folder.read_json(REPORT)
     if isinstance(report, dict) and report.get("status") == "done":
         return Claim.FINISHED, stored
-    if run.resume == "must" and not any(map(_is_manifest, _checkpoints(folder))):
+    if run.resume == "must" and not steps(_checkpoints(folder), "json"):
         raise BadDataError(f"{folder.uri} holds no checkpoint and --resume is must: resume it with --resume auto.")
     return Claim.RESUME, stored
 
 
-def _clear(folder: RunFolder) -> None:
-    """Delete the run in a folder, however damaged; what was never a run is left alone."""
+def clear(folder: RunFolder, keep: str) -> None:
+    """Delete the run in a folder, however damaged, but for the object `keep`; what was never a run is left alone."""
     if folder.store.stat(CONFIG) is not None or _checkpoints(folder):
         events.emit("deleted", run=folder.uri)
-        folder.clear()
+        folder.clear(keep)
 
 
 def check_empty(folder: RunFolder) -> None:
@@ -102,10 +101,6 @@ def check_empty(folder: RunFolder) -> None:
 
 def _checkpoints(folder: RunFolder) -> list[str]:
     return [entry.key for entry in folder.store.list(f"{FOLDER}/")]
-
-
-def _is_manifest(key: str) -> bool:
-    return key.endswith(".json") and key != POINTER
 
 
 def _check_same(stored: dict[str, Any], settings: Settings, folder: RunFolder) -> None:

@@ -11,14 +11,17 @@ from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.jobs import folders, stages
 from inat_job.jobs.claim import CONFIG, check_empty, config_of, read_config
 from inat_job.jobs.clock import Clock
+from inat_job.jobs.hold import Held, hold
 from inat_job.jobs.publish import publish
 from inat_job.jobs.stages import Work
 from inat_job.platforms import local
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import StopFlag
+from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder
-from inat_job.training.checkpoints import Checkpoints, Manifest
+from inat_job.training.checkpoints import Checkpoints
 from inat_job.training.execution import Execution, decide
+from inat_job.training.manifest import Manifest
 
 _KEPT = ("precision", "channels_last", "compile", "deterministic", "threads")
 
@@ -55,13 +58,28 @@ def run(settings: Settings, checkpoint: str, stop: StopFlag, started: float, giv
 
     `given` are the settings that are not the run's own. Raises ConflictError when the data have other classes.
     """
-    clock = Clock(started)
     name, step = locate(checkpoint)
-    tested = folders.folder_of(settings, name)
+    tested = folders.folder_of(settings, name, stop)
     stored = _config(tested)
-    folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64])
+    folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
     _claim(folder)
-    checkpoints = Checkpoints(tested).discover()
+    with hold(folder, settings.run.lease_seconds, stop) as held:
+        _claim(folder)
+        _evaluate(settings, held, tested, stored, step, stop, Clock(started), given)
+
+
+def _evaluate(
+    settings: Settings,
+    held: Held,
+    tested: RunFolder,
+    stored: dict[str, Any],
+    step: int | None,
+    stop: StopFlag,
+    clock: Clock,
+    given: Collection[str],
+) -> None:
+    folder = held.folder
+    checkpoints = Checkpoints(tested, stop).discover()
     manifest, path = checkpoints.best() if step is None else checkpoints.at(step)
     execution = _execution(settings, stored["execution"], given)
     local.settle_cublas()
@@ -76,8 +94,8 @@ def run(settings: Settings, checkpoint: str, stop: StopFlag, started: float, giv
     with stages.tracked(settings, folder) as tracker:
         clock.first_step(None)
         measured = _measure(work, classifier, manifest)
-        done = stages.report_of(work, architecture, manifest, tracker, measured)
-        publish(folder, None, tracker, done, [])
+        done = stages.report_of(work, architecture, manifest, tracker, measured, attempts.history(tested.store))
+        publish(folder, held.lease, tracker, done)
 
 
 def _claim(folder: RunFolder) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from inat_job.settings import Settings, StorageSettings
+from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions
 from inat_job.storage.run_folder import RunFolder, open_run_folder
 
@@ -14,13 +15,13 @@ def storage_options(settings: StorageSettings) -> StorageOptions:
     )
 
 
-def run_folder(settings: Settings, run_id: str) -> RunFolder:
+def run_folder(settings: Settings, run_id: str, stop: Stop = never) -> RunFolder:
     """The folder of a run under `--output`."""
-    return folder_of(settings, f"{settings.run.output.rstrip('/')}/{run_id}")
+    return folder_of(settings, f"{settings.run.output.rstrip('/')}/{run_id}", stop)
 
 
-def folder_of(settings: Settings, name: str) -> RunFolder:
-    """The folder of an existing run: a run id under `--output`, or a URI."""
+def folder_of(settings: Settings, name: str, stop: Stop = never) -> RunFolder:
+    """The folder of an existing run: a run id under `--output`, or a URI. Its requests are given up at `stop`."""
     output, _, run_id = name.rstrip("/").rpartition("/")
     spools = Path(settings.data.cache_dir) / "spool"
-    return open_run_folder(output or settings.run.output, run_id, storage_options(settings.storage), spools)
+    return open_run_folder(output or settings.run.output, run_id, storage_options(settings.storage), spools, stop)

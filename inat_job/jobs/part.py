@@ -1,10 +1,12 @@
 """`parta` and `partb`: what is known before any work, at once and without torch; then the work, if there is any."""
 
+import secrets
 from typing import Any
 
 from inat_job import events
 from inat_job.jobs import folders
-from inat_job.jobs.claim import CONFIG, Claim, claim, config_of
+from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
+from inat_job.jobs.hold import Held, hold
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
@@ -12,23 +14,46 @@ from inat_job.storage.run_folder import RunFolder
 
 def run(settings: Settings, stop: StopFlag, started: float) -> None:
     """Do the whole job, or what is left of it; `started` is the time.perf_counter() of the process's start."""
-    folder = folders.run_folder(settings, settings.run_id)
-    standing, stored = claim(folder, settings)
-    if standing is Claim.FINISHED:
-        events.emit("done", message="Already finished; there is nothing to do.", report=f"{folder.uri}/report.json")
+    folder = folders.run_folder(settings, settings.run_id, stop)
+    events.note(run=folder.uri)
+    events.phase("start")
+    if _is_finished(folder, settings):  # or is refused, before another job of the run is waited for
         return
+    with hold(folder, settings.run.lease_seconds, stop) as held:
+        if _is_finished(folder, settings):
+            return
+        stored = _take_up(held, settings)
+        from inat_job.jobs import train  # torch and Lightning take seconds to import
+
+        train.run(settings, held, stored, stop, started)
+
+
+def _is_finished(folder: RunFolder, settings: Settings) -> bool:
+    finished = claim(folder, settings)[0] is Claim.FINISHED
+    if finished:
+        events.emit("done", message="Already finished; there is nothing to do.", report=f"{folder.uri}/report.json")
+    return finished
+
+
+def _take_up(held: Held, settings: Settings) -> dict[str, Any]:
+    """The config.json of the run, which is begun if there is none."""
+    folder = held.folder
+    if settings.run.force:
+        clear(folder, keep=held.lease.key)
+        held.lease.begins_anew()
+    standing, stored = claim(folder, settings)
     if stored is None:
         stored = _begin(folder, settings)
+    elif not folder.has_local(CONFIG, stored, "id"):
+        folder.forget()  # what lies here is of a run that was deleted since
     events.emit("run", run=folder.uri, standing=standing.value)
-    from inat_job.jobs import train  # torch and Lightning take seconds to import
-
-    train.run(settings, folder, stored, stop, started)
+    return stored
 
 
 def _begin(folder: RunFolder, settings: Settings) -> dict[str, Any]:
-    """Claim a new run's folder, which also shows whether it can be written to, before hours are spent on it."""
+    """Begin a run, which also shows whether its folder can be written to, before hours are spent on it."""
     folder.forget()
-    config = config_of(settings, {}, command="train")
+    config = config_of(settings, {}, command="train") | {"id": secrets.token_hex(8)}
     folder.write_json(CONFIG, config)
     folder.publish(CONFIG)
     return config

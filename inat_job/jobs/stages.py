@@ -1,6 +1,6 @@
 """What the commands share: from settings to pictures, to a network, to the metrics of a split, to a report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from inat_job.data.index import Cache
 from inat_job.data.module import Pictures
 from inat_job.errors import ConflictError, JobError, Preempted
 from inat_job.evaluation.metrics import summarise
-from inat_job.evaluation.predictions import TestWatch, predict
+from inat_job.evaluation.predictions import Watch, predict
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.folders import storage_options
 from inat_job.models.build import Needs, build
@@ -27,9 +27,11 @@ from inat_job.reporting.tracking import Tracker, open_tracker
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
-from inat_job.training.checkpoints import Checkpoints, Manifest
+from inat_job.training import state
+from inat_job.training.checkpoints import Checkpoints
 from inat_job.training.execution import Execution
 from inat_job.training.fit import make_trainer, memory_errors
+from inat_job.training.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ class Work:
 def pictures_cache(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
     """Pull and prepare, or find that nothing is left to do."""
     data, cache_dir = settings.data, Path(settings.data.cache_dir)
+    events.phase("pull")
     with clock.phase("pull_s"):
         source = pull.find(data.uri, cache_dir, storage_options(settings.storage), stop)
+    events.phase("prepare")
     with clock.phase("prepare_s"):
         cache = prepare.prepare(source, cache_dir, data.image_size, data.max_broken, stop)
     index = cache.index
@@ -64,6 +68,7 @@ def pictures_cache(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
 def network(work: Work, pretrained: bool) -> tuple[Architecture, Classifier]:
     """The network, with pretrained weights where no checkpoint will replace them, and its LightningModule."""
     settings, stop = work.settings, work.stop
+    events.phase("build")
     signals.check(stop, "building the network")
     torch.manual_seed(settings.train.seed)
     needs = Needs(
@@ -84,10 +89,9 @@ def network(work: Work, pretrained: bool) -> tuple[Architecture, Classifier]:
 
 def load_weights(classifier: Classifier, path: Path) -> None:
     """Put a checkpoint's weights into the classifier. Raises ConflictError when they are of another network."""
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     try:
-        classifier.load_state_dict(state)
-    except RuntimeError as error:
+        classifier.load_state_dict(state.read(path)["state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
         detail = str(error).splitlines()[-1].strip()
         raise ConflictError(f"{path} holds the weights of another network: {detail}") from None
 
@@ -118,16 +122,22 @@ def tracked(settings: Settings, folder: RunFolder) -> Iterator[Tracker]:
 
 def evaluate(work: Work, classifier: Classifier, rows: Any) -> dict[str, Any]:
     """The report's section of a split, given the rows of the cache that it is."""
-    trainer = make_trainer(work.execution, work.settings.train, [TestWatch(work.stop)])
+    events.phase("test")
+    trainer = make_trainer(work.execution, work.settings.train, [Watch(work.stop, "test")])
     with work.clock.phase("test_s"), memory_errors():
         logits, labels = predict(trainer, classifier, work.pictures.batches(rows))
     return summarise(logits, labels, work.pictures.cache.index.classes)
 
 
 def report_of(
-    work: Work, architecture: Architecture, checkpoint: Manifest, tracker: Tracker, measured: Mapping[str, Any]
+    work: Work,
+    architecture: Architecture,
+    checkpoint: Manifest,
+    tracker: Tracker,
+    measured: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The whole report; `measured` has the sections of the splits."""
+    """The whole report; `measured` has the sections of the splits, `history` the attempts at the run."""
     settings, newest = work.settings, work.checkpoints.newest()
     epochs = settings.train.epochs
     apply_strategy(architecture, trainable_stages(architecture, epochs - 1, epochs))  # what the run trained in the end
@@ -146,7 +156,7 @@ def report_of(
             "epoch": checkpoint.epoch,
             "step": checkpoint.step,
         },
-        history=newest.history,
+        history=list(history),
         tracker={"mode": tracker.mode, "run_id": tracker.run_id, "url": tracker.url},
         environment=report.environment(work.execution.device, work.execution.as_dict()),
     )

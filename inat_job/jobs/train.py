@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from inat_job import events
 from inat_job.data.module import Pictures
 from inat_job.errors import ConflictError
+from inat_job.evaluation.predictions import Watch
 from inat_job.jobs import folders, stages
-from inat_job.jobs.claim import CONFIG, config_of
+from inat_job.jobs.claim import CONFIG
 from inat_job.jobs.clock import Clock
-from inat_job.jobs.publish import publish
+from inat_job.jobs.hold import Held
+from inat_job.jobs.publish import publish, store_checkpoints
 from inat_job.jobs.stages import Work
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
@@ -16,32 +19,38 @@ from inat_job.platforms import local
 from inat_job.reporting.tracking import Tracker
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
-from inat_job.storage.run_folder import RunFolder
-from inat_job.training.checkpoints import Checkpoints, Manifest
+from inat_job.training.checkpoints import Checkpoints
 from inat_job.training.execution import decide
-from inat_job.training.fit import fit, make_trainer
+from inat_job.training.fit import fit, make_trainer, memory_errors
 from inat_job.training.journal import NAME as METRICS
 from inat_job.training.journal import Journal
 from inat_job.training.keeper import Keeper
+from inat_job.training.manifest import Manifest
 from inat_job.training.metrics_log import MetricsLog
+from inat_job.training.uploader import Uploader, uploading
 
 
-def run(settings: Settings, folder: RunFolder, stored: dict[str, Any], stop: StopFlag, started: float) -> None:
-    """Do what is left of a run, whose folder holds the config.json `stored`."""
-    clock = Clock(started)
+def run(settings: Settings, held: Held, stored: dict[str, Any], stop: StopFlag, started: float) -> None:
+    """Do what is left of a run that is held, and whose config.json is `stored`."""
+    clock, folder = Clock(started), held.folder
     pictures = Pictures(stages.pictures_cache(settings, clock, stop), settings.train)
     execution = decide(settings.train, stored["execution"])
     local.settle_cublas()
     execution.apply()
-    work = Work(settings, folder, pictures, execution, Checkpoints(folder, [METRICS]), clock, stop)
-    latest = work.checkpoints.discover().latest()
+    work = Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop)
+    latest = work.checkpoints.discover(spooled=True).latest()
     architecture, classifier = stages.network(work, pretrained=latest is None and not settings.run.init_from)
     if latest:
         _check_data(work, latest[0])
     else:
-        _start(work, classifier)
-    with stages.tracked(settings, folder) as tracker:
-        rows = _train(work, classifier, tracker, latest)
+        _start(work, classifier, stored)
+    resumed = latest[0] if latest else None
+    held.lease.started(resumed.step if resumed else 0)
+    with (
+        stages.tracked(settings, folder) as tracker,
+        uploading(work.checkpoints, held.lease, [METRICS], stop, settings.run.grace_seconds, resumed) as uploader,
+    ):
+        rows = _train(work, classifier, uploader, tracker, latest)
         best, path = work.checkpoints.best()
         stages.load_weights(classifier, path)
         export(architecture, folder.path("model/model.json").parent, _description(work))
@@ -49,24 +58,26 @@ def run(settings: Settings, folder: RunFolder, stored: dict[str, Any], stop: Sto
             "val": stages.evaluate(work, classifier, pictures.val_rows),
             "test": stages.evaluate(work, classifier, pictures.test_rows),
         }
-        done = stages.report_of(work, architecture, best, tracker, measured)
-        publish(folder, work.checkpoints, tracker, done, rows)
+        store_checkpoints(folder, uploader, stop)
+        history = held.lease.history(work.checkpoints.newest().ended)
+        done = stages.report_of(work, architecture, best, tracker, measured, history)
+        publish(folder, held.lease, tracker, done, rows)
 
 
-def _start(work: Work, classifier: Classifier) -> None:
-    """Claim the folder for these settings and decisions; from now on the run can be resumed."""
+def _start(work: Work, classifier: Classifier, stored: dict[str, Any]) -> None:
+    """Keep the decisions of the run's first start; from now on it can be resumed."""
     settings = work.settings
     if settings.run.init_from:
         _init_from(work, settings.run.init_from, classifier)
-    classes = work.pictures.cache.index.classes
-    work.folder.write_json(CONFIG, config_of(settings, work.execution.as_dict(), command="train", classes=classes))
+    decided = {"execution": work.execution.as_dict(), "classes": list(work.pictures.cache.index.classes)}
+    work.folder.write_json(CONFIG, stored | decided)
     work.folder.publish(CONFIG)
 
 
 def _init_from(work: Work, name: str, classifier: Classifier) -> None:
     """Start from the best weights of another run, a run id under `--output` or a URI."""
     folder = folders.folder_of(work.settings, name)
-    _, path = Checkpoints(folder).discover().best()
+    _, path = Checkpoints(folder, work.stop).discover().best()
     stages.load_weights(classifier, path)
 
 
@@ -81,18 +92,31 @@ def _check_data(work: Work, latest: Manifest) -> None:
 
 
 def _train(
-    work: Work, classifier: Classifier, tracker: Tracker, latest: tuple[Manifest, Path] | None
+    work: Work, classifier: Classifier, uploader: Uploader, tracker: Tracker, latest: tuple[Manifest, Path] | None
 ) -> list[dict[str, Any]]:
     """Train what is left; the rows of the journal."""
-    settings = work.settings
-    resumed, path = latest or (None, None)
-    journal = Journal(work.folder, resumed.step if resumed else 0)
+    settings, (resumed, path) = work.settings, latest or (None, None)
+    journal = Journal(work.folder, resumed)
     log = MetricsLog(journal, tracker.log, settings.train.batch_size // settings.train.accumulate)
-    if not (resumed and resumed.complete):
-        keeper = Keeper(settings, work.pictures, work.checkpoints, resumed, log, work.stop)
+    keeper = Keeper(settings, work.pictures, work.checkpoints, uploader, log, work.stop, resumed)
+    if resumed and path and resumed.validate:
+        _validate(work, classifier, resumed, path)
+        log.validated(classifier, resumed.step, resumed.epoch - 1)
+        keeper.validated(classifier)
+    if not keeper.ended:
         fit(make_trainer(work.execution, settings.train, [log, keeper]), classifier, work.pictures, path)
+    uploader.made()
     work.clock.first_step(log.first_step_at)
     return journal.rows
+
+
+def _validate(work: Work, classifier: Classifier, resumed: Manifest, path: Path) -> None:
+    """Do the validation that the last attempt owes to its last epoch."""
+    events.phase("validate")
+    stages.load_weights(classifier, path)
+    trainer = make_trainer(work.execution, work.settings.train, [Watch(work.stop, "validate")])
+    with memory_errors():
+        trainer.validate(classifier, datamodule=work.pictures, verbose=False)
 
 
 def _description(work: Work) -> dict[str, Any]:

@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from inat_job.errors import BadDataError, ConflictError
+from inat_job.signals import Stop, never
+from inat_job.storage.attended import Attended
 from inat_job.storage.base import Entry, StorageOptions, Store
 from inat_job.storage.local import LocalStore
 from inat_job.storage.open import open_store
 
 
 class RunFolder:
-    """`<output>/<run-id>/`, with a local copy of what this machine wrote or fetched."""
+    """`<output>/<run-id>/`, with a local copy of what this machine wrote or fetched.
 
-    def __init__(self, store: Store, spool: Path) -> None:
-        self.store = store
+    Of a store far away, `store` gives up its requests at `stop`; `background` is the same for threads that end later.
+    """
+
+    def __init__(self, store: Store, spool: Path, stop: Stop = never) -> None:
+        self.background = store
+        self.store: Store = store if isinstance(store, LocalStore) else Attended(store, stop)
         self.uri = store.uri
         self.run_id = store.uri.rpartition("/")[2]
         self.remote = not isinstance(store, LocalStore)
@@ -91,12 +97,24 @@ class RunFolder:
         except ValueError:
             raise BadDataError(f"{self.uri}/{name} is damaged: delete it, or name another run.") from None
 
-    def clear(self) -> None:
-        """Delete everything in the folder, here and in the store."""
-        if self.remote:
-            for entry in list(self.store.list()):
+    def clear(self, keep: str) -> None:
+        """Delete everything in the folder, here and in the store, but the object `keep`."""
+        kept_in = keep.partition("/")[0]
+        for path in self.local.iterdir() if self.local.is_dir() else ():
+            if path.is_symlink() or not path.is_dir():  # links, and nothing that they lead to
+                path.unlink()
+            elif path.name != kept_in:
+                shutil.rmtree(path, ignore_errors=True)
+        for entry in list(self.store.list("" if self.remote else f"{kept_in}/")):
+            if entry.key != keep:
                 self.store.delete(entry.key)
-        shutil.rmtree(self.local, ignore_errors=True)  # removes links, and nothing that they lead to
+
+    def has_local(self, name: str, stored: dict[str, Any], field: str) -> bool:
+        """Whether the local copy of a JSON file agrees with the stored one in a field."""
+        try:
+            return bool(json.loads(self.path(name).read_bytes())[field] == stored[field])
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
 
     def forget(self) -> None:
         """Drop local copies that an earlier run of this name left behind."""
@@ -104,7 +122,7 @@ class RunFolder:
             shutil.rmtree(self.local, ignore_errors=True)
 
 
-def open_run_folder(output: str, run_id: str, options: StorageOptions, spools: Path) -> RunFolder:
+def open_run_folder(output: str, run_id: str, options: StorageOptions, spools: Path, stop: Stop = never) -> RunFolder:
     """The folder of a run under `output`, its local copies under `spools`."""
     store = open_store(f"{output.rstrip('/')}/{run_id}", options, role="output")
-    return RunFolder(store, spools / hashlib.sha256(store.uri.encode()).hexdigest()[:16] / run_id)
+    return RunFolder(store, spools / hashlib.sha256(store.uri.encode()).hexdigest()[:16] / run_id, stop)

@@ -1,165 +1,114 @@
-"""Checkpoints as a run folder holds them: `<step>.ckpt`, a manifest each with its hash, and a pointer moved last."""
+"""The checkpoints of a run as its folder holds them: `<step>.ckpt`, a manifest each with its hash; which to believe."""
 
-import dataclasses
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from inat_job import events
-from inat_job.errors import BadDataError, ConflictError, JobError, PreconditionFailed
+from inat_job.errors import BadDataError
+from inat_job.signals import Stop, never
 from inat_job.storage import Entry
 from inat_job.storage.hashing import sha256_of
 from inat_job.storage.run_folder import RunFolder
+from inat_job.training import manifest as manifests
+from inat_job.training.manifest import FOLDER, POINTER, Manifest, best_of
 
-FOLDER = "checkpoints"
-POINTER = f"{FOLDER}/latest.json"
-KEPT = 2
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What is known of a checkpoint without opening it; `accuracies` are the validation's of all epochs so far."""
-
-    step: int
-    epoch: int
-    val_accuracy: float | None
-    val_loss: float | None
-    accuracies: list[float]
-    complete: bool
-    data_digest: str
-    split_digest: str
-    train_s: float
-    images_per_s: float | None
-    history: list[dict[str, Any]]
-    sha256: str = ""
-    size: int = 0
-
-    @property
-    def name(self) -> str:
-        """Key of the checkpoint in the run folder."""
-        return f"{FOLDER}/{self.step}.ckpt"
-
-    @property
-    def manifest_name(self) -> str:
-        """Key of this manifest in the run folder."""
-        return f"{FOLDER}/{self.step}.json"
-
-
-def to_keep(manifests: Sequence[Manifest]) -> set[int]:
-    """Steps of the checkpoints that stay: the best by validation accuracy and the last two."""
-    newest = sorted(manifest.step for manifest in manifests)[-KEPT:]
-    top = best_of(manifests)
-    return {*newest, *([top.step] if top else [])}
-
-
-def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
-    """That with the highest validation accuracy; of several, that with the lowest validation loss."""
-    scored = [each for each in manifests if each.val_accuracy is not None and each.val_loss is not None]
-    return min(scored, key=lambda each: (-(each.val_accuracy or 0.0), each.val_loss, each.step), default=None)
-
-
-def stale(accuracies: Sequence[float]) -> int:
-    """Epochs since the best validation accuracy was first reached."""
-    return len(accuracies) - 1 - list(accuracies).index(max(accuracies)) if accuracies else 0
-
-
-class ForeignWriterError(ConflictError):
-    """Another job writes to the same run; to go on would mix the two."""
+_FETCHES = 3
+"""Times that a checkpoint is fetched before it counts as damaged: it may be the way here that damages it."""
 
 
 class Checkpoints:
-    """The checkpoints of one run; `companions` are files of its folder that are stored with each of them."""
+    """What is known of a run's checkpoints: `stored` are in the store, `waiting` so far on this machine alone.
 
-    def __init__(self, folder: RunFolder, companions: Sequence[str] = ()) -> None:
+    `useless` are the steps of files that nobody can believe: damaged, or left without a manifest by a killed attempt.
+    May be used by several threads.
+    """
+
+    def __init__(self, folder: RunFolder, stop: Stop = never) -> None:
         self.folder = folder
-        self._companions = companions
         self.uri = f"{folder.uri}/{FOLDER}"
-        self._pointer: Entry | None = None
-        self._pending: list[Manifest] = []
-        self._damaged: list[Manifest] = []
-        self.manifests: list[Manifest] = []
+        self.pointer: Entry | None = None
+        self.useless: set[int] = set()
+        self._stop = stop
+        self._lock = threading.RLock()
+        self._stored: dict[int, Manifest] = {}
+        self._waiting: dict[int, Manifest] = {}
 
-    def discover(self) -> Self:
-        """Read what the store holds; manifests that cannot be read are left aside with a warning."""
-        store = self.folder.store
-        self._pointer = store.stat(POINTER)
-        self.manifests = []
-        for entry in store.list(f"{FOLDER}/"):
-            if not entry.key.endswith(".json") or entry.key == POINTER:
-                continue
-            try:
-                self.manifests.append(Manifest(**json.loads(store.read(entry.key))))
-            except (ValueError, TypeError):
-                events.warn(f"{self.folder.uri}/{entry.key} is damaged and is left aside")
-        self.manifests.sort(key=lambda manifest: manifest.step)
+    def discover(self, spooled: bool = False) -> Self:
+        """Read what the store holds, and if `spooled` what an earlier attempt left here that never reached it.
+
+        Manifests that cannot be read are left aside with a warning.
+        """
+        self.pointer = self.folder.store.stat(POINTER)
+        self._stored = {each.step: each for each in self._read_stored()}
+        if spooled and self.folder.remote:
+            self._waiting = {each.step: each for each in self._read_spooled() if self._stored.get(each.step) != each}
         return self
 
     @property
+    def stored(self) -> list[Manifest]:
+        """The checkpoints that the store holds, by step."""
+        with self._lock:
+            return [self._stored[step] for step in sorted(self._stored)]
+
+    @property
+    def waiting(self) -> list[Manifest]:
+        """The checkpoints whose newest manifest is here alone, by step."""
+        with self._lock:
+            return [self._waiting[step] for step in sorted(self._waiting)]
+
+    @property
     def known(self) -> list[Manifest]:
-        """The checkpoints stored, and those that are only here because the store could not be reached."""
-        waiting = {manifest.step for manifest in self._pending}
-        return [*(each for each in self.manifests if each.step not in waiting), *self._pending]
+        """All of them, by step; of one that waits for its new manifest, the new one."""
+        with self._lock:
+            both = {**self._stored, **self._waiting}
+            return [both[step] for step in sorted(both)]
 
     def newest(self) -> Manifest:
         """The last checkpoint taken."""
-        return max(self.known, key=lambda manifest: manifest.step)
+        return self.known[-1]
 
-    def save(self, write: Callable[[Path], None], manifest: Manifest) -> Manifest:
-        """Write a checkpoint here and store it. Trouble with the store is a warning: the next save tries again.
+    def wait(self, manifest: Manifest) -> None:
+        """Note that a checkpoint, or a new manifest of one, is here and not in the store."""
+        with self._lock:
+            self._waiting[manifest.step] = manifest
 
-        Raises ConflictError for a full disk, ForeignWriterError when another job has moved the pointer.
-        """
-        path = self.folder.path(manifest.name)
-        fresh = path.with_suffix(".tmp")
-        try:
-            write(fresh)
-            digest, size = sha256_of(fresh), fresh.stat().st_size
-            fresh.replace(path)
-        except OSError as error:
-            raise ConflictError(f"{path} cannot be written ({error.strerror}): free some disk.") from error
-        complete = dataclasses.replace(manifest, sha256=digest, size=size)
-        self._pending.append(complete)
-        try:
-            self.flush()
-        except ForeignWriterError:
-            raise
-        except JobError as error:
-            events.warn(f"checkpoint {complete.step} is not stored yet: {error}")
-        return complete
+    def arrived(self, manifest: Manifest) -> None:
+        """Note that the store holds a checkpoint with this manifest."""
+        with self._lock:
+            self._stored[manifest.step] = manifest
+            if self._waiting.get(manifest.step) == manifest:
+                del self._waiting[manifest.step]
 
-    def flush(self) -> None:
-        """Store what is only here, oldest first: checkpoint, manifest, then the pointer."""
-        while self._pending:
-            manifest = self._pending[0]
-            for name in (manifest.name, *self._companions):
-                self.folder.publish(name)
-            self.folder.write_json(manifest.manifest_name, dataclasses.asdict(manifest))
-            self.folder.publish(manifest.manifest_name)
-            self._move_pointer(manifest)
-            self._pending.pop(0)
-            self.manifests = [each for each in self.manifests if each.step != manifest.step] + [manifest]
-            self._retire()
+    def drop(self, step: int) -> None:
+        """No longer know what waits of a checkpoint."""
+        with self._lock:
+            self._waiting.pop(step, None)
+
+    def forget(self, step: int) -> None:
+        """No longer know a checkpoint."""
+        with self._lock:
+            self._stored.pop(step, None)
+            self._waiting.pop(step, None)
 
     def latest(self) -> tuple[Manifest, Path] | None:
         """The newest checkpoint whose bytes have their hash, or None where there is none."""
-        return self._first_intact(sorted(self.known, key=lambda manifest: -manifest.step))
+        return self._first_intact(self.known[::-1])
 
     def best(self) -> tuple[Manifest, Path]:
         """The best intact checkpoint by validation accuracy, or else the newest."""
         top = best_of(self.known)
-        ordered = sorted(self.known, key=lambda manifest: (manifest is not top, -manifest.step))
-        found = self._first_intact(ordered)
+        found = self._first_intact(sorted(self.known, key=lambda each: (each is not top, -each.step)))
         if found is None:
             raise BadDataError(f"{self.folder.uri} holds no intact checkpoint: train it first.")
         return found
 
     def at(self, step: int) -> tuple[Manifest, Path]:
         """The checkpoint of a step. Raises BadDataError where there is none, or it is damaged."""
-        found = self._first_intact([manifest for manifest in self.manifests if manifest.step == step])
+        found = self._first_intact([each for each in self.stored if each.step == step])
         if found is None:
-            steps = ", ".join(str(manifest.step) for manifest in self.manifests) or "none"
+            steps = ", ".join(str(each.step) for each in self.stored) or "none"
             raise BadDataError(f"{self.uri} holds no intact checkpoint of step {step}: it has {steps}.")
         return found
 
@@ -170,46 +119,45 @@ class Checkpoints:
                 return manifest, path
             events.warn(f"{self.folder.uri}/{manifest.name} is missing or damaged and is passed over")
             # No longer counted among those that retention keeps, or it would let go of intact ones instead.
-            self.manifests = [each for each in self.manifests if each is not manifest]
-            self._damaged.append(manifest)
+            self.forget(manifest.step)
+            self.useless.add(manifest.step)
         return None
 
     def _intact(self, manifest: Manifest) -> Path | None:
         path = self.folder.path(manifest.name)
-        if not (path.exists() and sha256_of(path) == manifest.sha256):
-            if not self.folder.remote or self.folder.store.stat(manifest.name) is None:
+        if path.exists() and sha256_of(path) == manifest.sha256:
+            return path
+        if not self.folder.remote:
+            return None
+        for _ in range(_FETCHES):
+            if self.folder.store.stat(manifest.name) is None:
                 return None
             try:
-                self.folder.store.get(manifest.name, path, sha256=manifest.sha256)
-            except BadDataError:
-                return None
-        return path
+                self.folder.store.get(manifest.name, path, sha256=manifest.sha256, stop=self._stop)
+                return path
+            except BadDataError as error:
+                events.warn(f"A checkpoint came damaged: {error}")
+        return None
 
-    def _move_pointer(self, manifest: Manifest) -> None:
-        store = self.folder.store
-        text = json.dumps({"step": manifest.step, "manifest": manifest.manifest_name}).encode()
+    def _read_stored(self) -> Iterator[Manifest]:
+        keys = [entry.key for entry in self.folder.store.list(f"{FOLDER}/")]
+        described = manifests.steps(keys, "json")
+        self.useless = manifests.steps(keys, "ckpt") - described
+        for step in sorted(described):
+            yield from self._parsed(step, self.folder.store.read(f"{FOLDER}/{step}.json"))
+
+    def _read_spooled(self) -> Iterator[Manifest]:
+        keys = [f"{FOLDER}/{path.name}" for path in (self.folder.local / FOLDER).glob("*")]
+        for step in sorted(manifests.steps(keys, "json") & manifests.steps(keys, "ckpt")):
+            yield from self._parsed(step, (self.folder.local / f"{FOLDER}/{step}.json").read_bytes())
+
+    def _parsed(self, step: int, data: bytes) -> list[Manifest]:
         try:
-            if self._pointer is None:
-                self._pointer = store.put(POINTER, text, if_none_match=True)
-            else:
-                self._pointer = store.put(POINTER, text, if_match=self._pointer.version)
-        except PreconditionFailed:
-            now = store.stat(POINTER)
-            if now and self._pointer and now.version == self._pointer.version:  # a store without If-Match says so
-                self._pointer = store.put(POINTER, text)
-                return
-            raise ForeignWriterError(
-                f"Another job writes to {self.folder.uri}: give this one its own --run-id."
-            ) from None
-
-    def _retire(self) -> None:
-        """Delete what retention lets go of, in the store and here; the manifest goes first, so none dangles."""
-        keep = to_keep(self.manifests)
-        present = {each.step for each in self.manifests}
-        damaged = [each for each in self._damaged if each.step not in present]
-        for manifest in [*damaged, *(each for each in self.manifests if each.step not in keep)]:
-            for name in (manifest.manifest_name, manifest.name):
-                self.folder.store.delete(name)
-                (self.folder.local / name).unlink(missing_ok=True)
-        self.manifests = [each for each in self.manifests if each.step in keep]
-        self._damaged = []
+            manifest = manifests.parse(data)
+        except ValueError as error:
+            events.warn(f"{self.uri}/{step}.json is damaged ({error}) and is left aside")
+            return []
+        if manifest.step != step:
+            events.warn(f"{self.uri}/{step}.json is of step {manifest.step} and is left aside")
+            return []
+        return [manifest]

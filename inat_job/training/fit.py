@@ -6,14 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from inat_job.data.module import Pictures
-from inat_job.errors import ConflictError, Preempted
+from inat_job.errors import ConflictError, JobError, Preempted
 from inat_job.models.classifier import Classifier
 from inat_job.settings import TrainSettings
 from inat_job.training.execution import Execution
+from inat_job.training.state import StateIO
 
 
 def make_trainer(execution: Execution, train: TrainSettings, callbacks: Sequence[Callback]) -> Trainer:
@@ -26,6 +27,7 @@ def make_trainer(execution: Execution, train: TrainSettings, callbacks: Sequence
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
         callbacks=list(callbacks),
+        plugins=[StateIO()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -36,14 +38,42 @@ def make_trainer(execution: Execution, train: TrainSettings, callbacks: Sequence
 
 
 def fit(trainer: Trainer, classifier: Classifier, pictures: Pictures, resume_from: Path | None) -> None:
-    """Train to the end. Raises Preempted, and ConflictError for too little memory or a loss that is not finite."""
-    with memory_errors():
+    """Train to the end, from the checkpoint `resume_from` if there is one.
+
+    Raises Preempted, ConflictError for too little memory, a loss that is not finite or the checkpoint of another
+    network, BadDataError for a file that is none.
+    """
+    path = str(resume_from) if resume_from else None
+    with memory_errors(), _restoring(trainer, resume_from):
         try:
-            trainer.fit(
-                classifier, datamodule=pictures, ckpt_path=str(resume_from) if resume_from else None, weights_only=True
-            )
+            trainer.fit(classifier, datamodule=pictures, ckpt_path=path, weights_only=True)
         except SIGTERMException:  # the signal came before our handler was back in place
             raise Preempted("Preempted before the first step: run the same command again to go on.") from None
+
+
+@contextmanager
+def _restoring(trainer: Trainer, path: Path | None) -> Iterator[None]:
+    """Until training has begun, whatever goes wrong with a checkpoint is the checkpoint's fault."""
+    begun = _Begun()
+    trainer.callbacks.append(begun)  # type: ignore[attr-defined]  # a list, though its type does not say so
+    try:
+        yield
+    except (JobError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if path is None or begun.yes:
+            raise
+        detail = str(error).splitlines()[-1].strip()[:200] if str(error) else type(error).__name__
+        raise ConflictError(
+            f"{path} is no state of this run ({detail}): delete it with its manifest, or change --run-id."
+        ) from error
+
+
+class _Begun(Callback):
+    yes = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.yes = True
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 import json
 from typing import Any
 
+from inat_job.storage.disk import disk_errors
 from inat_job.storage.run_folder import RunFolder
+from inat_job.training.manifest import Manifest
 
 NAME = "metrics.jsonl"
 
@@ -11,19 +13,26 @@ NAME = "metrics.jsonl"
 class Journal:
     """The rows of a run's metrics, in the file and in memory."""
 
-    def __init__(self, folder: RunFolder, resumed_step: int) -> None:
+    def __init__(self, folder: RunFolder, resumed: Manifest | None) -> None:
         self._path = folder.path(NAME)
-        stored = folder.fetch(NAME) if resumed_step else None
-        text = stored.read_text(encoding="utf-8") if stored else ""
-        self.rows = [row for row in map(_parse, text.splitlines()) if row and row["step"] <= resumed_step]
+        stored = folder.fetch(NAME) if resumed else None
+        text = stored.read_text(encoding="utf-8", errors="replace") if stored else ""
+        self.rows = [row for row in map(_parse, text.splitlines()) if row and resumed and _is_before(row, resumed)]
         folder.write(NAME, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, step: int, values: dict[str, Any]) -> None:
         """Append one row."""
         row = {"step": step, **values}
         self.rows.append(row)
-        with self._path.open("a", encoding="utf-8") as file:
+        with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _is_before(row: dict[str, Any], resumed: Manifest) -> bool:
+    """Whether a row was written before the checkpoint that a run goes on from; its validation may be still to come."""
+    if row["step"] == resumed.step and resumed.validate:
+        return "val_loss" not in row
+    return bool(row["step"] <= resumed.step)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -45,6 +45,7 @@ class MetricsLog(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._mark == 0.0:
             self._mark = time.perf_counter()
+            events.phase("train")
         if self.first_step_at is None:
             self.first_step_at = self._mark
         if self._epoch != trainer.current_epoch:
@@ -67,14 +68,21 @@ class MetricsLog(Callback):
             pl_module.check_finite(step)
             self._add(step, {"epoch": trainer.current_epoch, "train_loss": float(pl_module.loss), "lr": _lr(trainer)})
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        events.phase("validate")
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
+        self.validated(pl_module, trainer.global_step, trainer.current_epoch)
+
+    def validated(self, classifier: Classifier, step: int, epoch: int) -> None:
+        """Tell the result of the validation after `step`, the last of `epoch` (from 0)."""
         self.pause()
-        values = {"val_loss": pl_module.val_loss, "val_accuracy": pl_module.val_accuracy}
-        self._add(trainer.global_step, {"epoch": trainer.current_epoch, **values})
+        values = {"val_loss": classifier.val_loss, "val_accuracy": classifier.val_accuracy}
+        self._add(step, {"epoch": epoch, **values})
         rounded = {name: round(value, 4) for name, value in values.items()}
         rate = round(self.rate, 1) if self.rate else None
-        events.emit("epoch", epoch=trainer.current_epoch + 1, step=trainer.global_step, **rounded, images_per_s=rate)
+        events.emit("epoch", epoch=epoch + 1, step=step, **rounded, images_per_s=rate)
 
     def _add(self, step: int, values: dict[str, float]) -> None:
         self._journal.add(step, values)

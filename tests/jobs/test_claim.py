@@ -8,7 +8,7 @@ import pytest
 
 from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError
-from inat_job.jobs.claim import Claim, claim, config_of, read_config
+from inat_job.jobs.claim import Claim, claim, clear, config_of, read_config
 from inat_job.settings import Settings
 from inat_job.storage import StorageOptions
 from inat_job.storage.run_folder import RunFolder, open_run_folder
@@ -63,6 +63,7 @@ def test_checkpoints_without_a_config_are_nobodys(folder: RunFolder, resume: str
     with pytest.raises(ConflictError, match="no config.json that says whose"):
         claim(folder, settings(run__resume=resume))
     assert claim(folder, settings(**FORCED))[0] is Claim.NEW
+    clear(folder, keep="attempts/2.json")
     assert list(folder.store.list()) == []
 
 
@@ -74,13 +75,21 @@ def test_a_damaged_config_is_told_and_can_be_forced(folder: RunFolder, text: str
     with pytest.raises(BadDataError, match=r"config\.json is"):
         claim(folder, settings())
     assert claim(folder, settings(**FORCED))[0] is Claim.NEW
+    clear(folder, keep="attempts/2.json")
     assert list(folder.store.list()) == []
 
 
 def test_what_is_no_run_is_never_deleted(folder: RunFolder) -> None:
     put(folder, "thesis.txt", "mine")
-    assert claim(folder, settings(**FORCED))[0] is Claim.NEW
+    clear(folder, keep="attempts/1.json")
     assert [entry.key for entry in folder.store.list()] == ["thesis.txt"]
+
+
+def test_clearing_a_run_leaves_the_lease_that_it_is_done_under(folder: RunFolder) -> None:
+    for name in ("config.json", "attempts/1.json", "attempts/2.json", "plots/x.png", "checkpoints/6.ckpt"):
+        put(folder, name, {})
+    clear(folder, keep="attempts/2.json")
+    assert [entry.key for entry in folder.store.list()] == ["attempts/2.json"]
 
 
 def test_the_folder_of_a_test_is_no_run_to_take_up(folder: RunFolder) -> None:

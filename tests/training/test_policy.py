@@ -1,27 +1,30 @@
 """The pure policies of training: retention, the rate, and what a resume keeps of its arithmetic."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inat_job.errors import ConflictError
 from inat_job.models.schedule import rate
 from inat_job.settings import TrainSettings
-from inat_job.training.checkpoints import Manifest, best_of, stale, to_keep
+from inat_job.training import manifest as manifests_module
 from inat_job.training.execution import decide
+from inat_job.training.manifest import Manifest, best_of, stale, steps, to_keep
 
 SCORES = st.lists(st.one_of(st.none(), st.integers(0, 5).map(lambda tenth: tenth / 10)), max_size=12)
 
 
+def manifest(step: int, accuracy: float | None = None, loss: float | None = None) -> Manifest:
+    return Manifest(step, 1, accuracy, loss, [], False, "", "d", "s", 1.5, None, sha256="0" * 64, size=7)
+
+
 def manifests(scores: list[float | None]) -> list[Manifest]:
-    return [
-        Manifest(step, 0, score, None if score is None else 1.0, [], False, "", "", 0.0, None, [])
-        for step, score in enumerate(scores)
-    ]
+    return [manifest(step, score, None if score is None else 1.0) for step, score in enumerate(scores)]
 
 
 @given(SCORES)
@@ -50,10 +53,55 @@ def test_keeping_after_each_checkpoint_never_loses_the_best(scores: list[float |
 
 
 def test_of_equal_accuracies_the_lower_loss_is_better() -> None:
-    made = [
-        Manifest(step, 0, 0.5, loss, [], False, "", "", 0.0, None, []) for step, loss in ((1, 0.9), (2, 0.7), (3, 0.8))
-    ]
+    made = [manifest(step, 0.5, loss) for step, loss in ((1, 0.9), (2, 0.7), (3, 0.8))]
     assert best_of(made) == made[1]
+
+
+def test_a_manifest_is_read_as_it_was_written() -> None:
+    for made in (manifest(3), manifest(12, 0.25, 1.5)):
+        assert manifests_module.parse(manifests_module.text(made)) == made
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from([field.name for field in dataclasses.fields(Manifest)]), JSON)
+def test_a_manifest_with_a_foreign_value_is_refused_or_true(field: str, value: Any) -> None:
+    changed = json.loads(manifests_module.text(manifest(12, 0.25, 1.5))) | {field: value}
+    try:
+        parsed = manifests_module.parse(json.dumps(changed))
+    except ValueError:
+        return
+    assert manifests_module.parse(manifests_module.text(parsed)) == parsed
+    assert best_of([parsed]) in (parsed, None)
+    assert to_keep([parsed]) == {parsed.step}
+    assert stale(parsed.accuracies) >= 0
+
+
+@given(st.binary(max_size=60))
+def test_a_manifest_of_any_bytes_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (its text is for nobody)
+        manifests_module.parse(data)
+
+
+@pytest.mark.parametrize(
+    ("key", "ours"),
+    [
+        ("checkpoints/0.json", True),
+        ("checkpoints/12.json", True),
+        ("checkpoints/012.json", False),
+        ("checkpoints/latest.json", False),
+        ("checkpoints/12.json.tmp", False),
+        ("checkpoints/mine/12.json", False),
+        ("checkpoints/١٢.json", False),
+    ],
+)
+def test_only_our_own_names_are_manifests(key: str, ours: bool) -> None:
+    assert bool(steps([key], "json")) is ours
 
 
 @pytest.mark.parametrize(
@@ -64,6 +112,7 @@ def test_epochs_without_a_better_accuracy(accuracies: list[float], epochs: int) 
 
 
 @given(st.integers(1, 500), st.floats(0, 0.9))
+@example(2, 0.75)
 def test_the_rate_rises_to_one_and_falls_to_nothing(total: int, warmup: float) -> None:
     rates = [rate(step, total, warmup) for step in range(total + 1)]
     peak = rates.index(max(rates))

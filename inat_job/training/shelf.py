@@ -1,0 +1,107 @@
+"""Puts one checkpoint into a run's folder so that it is believed only when it is whole, and takes away old ones."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from inat_job.errors import PreconditionFailed
+from inat_job.events import Progress
+from inat_job.storage.disk import disk_errors
+from inat_job.storage.hashing import sha256_of
+from inat_job.storage.lease import Lease
+from inat_job.training import manifest as manifests
+from inat_job.training.checkpoints import Checkpoints
+from inat_job.training.manifest import FOLDER, POINTER, Manifest, to_keep
+
+
+class DamagedError(Exception):
+    """A checkpoint's file on this machine is no longer what was written."""
+
+
+class Shelf:
+    """The `checkpoints/` of a run that `lease` holds. `companions` are files of the run that go with each checkpoint;
+    the checkpoint of the step `protected` is never taken away."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, lease: Lease, companions: Sequence[str], protected: int | None
+    ) -> None:
+        self._checkpoints, self._lease = checkpoints, lease
+        self._folder, self._store = checkpoints.folder, checkpoints.folder.background
+        self._companions, self._protected = companions, protected
+        self._pointer, self._pointed = checkpoints.pointer, -1
+
+    def put_file(self, manifest: Manifest, progress: Progress) -> None:
+        """Make the file durable here, and store it. Raises DamagedError, LeaseError and what the store raises."""
+        path = self._folder.path(manifest.name)
+        with disk_errors(path, missing=f"{path} is gone: check that nothing removes it while the job runs."):
+            _sync(path)
+            if sha256_of(path) != manifest.sha256:
+                raise DamagedError(f"{path} is not what was written: check the disk.")
+        # First here: where the store stays away, the next attempt on this machine finds both.
+        self._folder.write(manifest.manifest_name, manifests.text(manifest))
+        if self._folder.remote:
+            self._put_new(manifest.name, path, progress)
+
+    def put_manifest(self, manifest: Manifest) -> None:
+        """Store the manifest of a file that is stored: from now on the checkpoint exists. Then move the pointer."""
+        self._lease.check()
+        self._folder.write(manifest.manifest_name, manifests.text(manifest))
+        if self._folder.remote:
+            for name in self._companions:
+                self._store.put(name, self._folder.path(name).read_bytes())  # it may grow meanwhile
+            self._store.put(manifest.manifest_name, manifests.text(manifest).encode())
+        if manifest.step > self._pointed:
+            self._move_pointer(manifest)
+            self._pointed = manifest.step
+
+    def retire(self) -> None:
+        """Delete what retention lets go of."""
+        stored = self._checkpoints.stored
+        keep = {*to_keep(stored), self._protected}
+        for manifest in [each for each in stored if each.step not in keep]:
+            self._delete(manifest.step)
+            self._checkpoints.forget(manifest.step)
+
+    def sweep(self) -> None:
+        """Delete what nobody can believe, before anything is written that may have its names."""
+        for step in self._checkpoints.useless:
+            self._delete(step)
+        self._checkpoints.useless.clear()
+
+    def _delete(self, step: int) -> None:
+        """In the store and here; the manifest goes first, so that none dangles."""
+        for suffix in ("json", "ckpt"):
+            name = f"{FOLDER}/{step}.{suffix}"
+            self._store.delete(name)
+            (self._folder.local / name).unlink(missing_ok=True)
+
+    def _put_new(self, name: str, path: Path, progress: Progress) -> None:
+        """Store a file that nobody else may be storing. An attempt that was killed may have left one of this step."""
+        self._lease.check()
+        try:
+            self._store.put(name, path, if_none_match=self._lease.conditional, progress=progress)
+        except PreconditionFailed:
+            self._lease.check()
+            self._store.put(name, path, progress=progress)
+
+    def _move_pointer(self, manifest: Manifest) -> None:
+        facts = {"step": manifest.step, "manifest": manifest.manifest_name, "sha256": manifest.sha256}
+        text = json.dumps(facts).encode()
+        if not self._lease.conditional:
+            self._pointer = self._store.put(POINTER, text)
+            return
+        try:
+            if self._pointer is None:
+                self._pointer = self._store.put(POINTER, text, if_none_match=True)
+            else:
+                self._pointer = self._store.put(POINTER, text, if_match=self._pointer.version)
+        except PreconditionFailed:
+            # A store without If-Match says so always, and any store when somebody else moved the pointer.
+            self._lease.check()
+            self._pointer = self._store.put(POINTER, text)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

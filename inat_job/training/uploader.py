@@ -1,0 +1,241 @@
+"""Stores checkpoints in the background: one thread, the newest first, as often as it takes, and never ending training.
+
+What waits is bounded by retention: a checkpoint that newer ones make superfluous is dropped before it is sent.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from inat_job import events, signals
+from inat_job.errors import JobError
+from inat_job.events import Progress
+from inat_job.signals import StopFlag
+from inat_job.storage import retry
+from inat_job.storage.lease import Lease, LeaseError
+from inat_job.training.checkpoints import Checkpoints
+from inat_job.training.manifest import Manifest, to_keep
+from inat_job.training.shelf import DamagedError, Shelf
+from inat_job.training.state import Write
+
+_GRACE_SHARE = 0.7
+"""Share of the grace that a checkpoint may take until it is stored before it is warned about."""
+
+_TICK_S = 0.2
+
+
+class _SupersededError(Exception):
+    """A newer checkpoint is in a hurry."""
+
+
+@dataclass
+class _Job:
+    """A checkpoint on its way. `write` makes its file, where that was put off; `sent` says that the file is stored."""
+
+    manifest: Manifest
+    taken_at: float
+    write: Write | None = None
+    sent: bool = False
+
+
+@contextmanager
+def uploading(
+    checkpoints: Checkpoints,
+    lease: Lease,
+    companions: Sequence[str],
+    stop: StopFlag,
+    grace_s: float,
+    resumed: Manifest | None,
+) -> Iterator["Uploader"]:
+    """An uploader that, whatever ends the block, first stores what it has as far as the grace allows."""
+    uploader = Uploader(checkpoints, lease, companions, grace_s, protected=resumed.step if resumed else None)
+    try:
+        yield uploader
+    except LeaseError:
+        raise
+    except BaseException:
+        uploader.hurry(stop.seconds_to_store(grace_s))
+        raise
+
+
+class Uploader:
+    """Takes checkpoints from training and stores them; `protected` is the step of the one that was resumed from."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, lease: Lease, companions: Sequence[str], grace_s: float, protected: int | None
+    ) -> None:
+        self._checkpoints, self._lease, self._grace_s = checkpoints, lease, grace_s
+        self._shelf = Shelf(checkpoints, lease, companions, protected)
+        self._changed = threading.Condition()
+        self._jobs = {each.step: _Job(each, time.monotonic()) for each in checkpoints.waiting}
+        self._active: _Job | None = None
+        self._fatal: BaseException | None = None
+        self._trouble: JobError | None = None
+        self._hurried = self._closing = False
+        self._shelf.sweep()
+        threading.Thread(target=self._work, name="uploader", daemon=True).start()
+
+    def save(self, manifest: Manifest, write: Write, deferred: bool) -> Manifest:
+        """Take a checkpoint whose file `write` makes: now, or `deferred` by the thread. Raises ConflictError."""
+        self.guard()
+        job = _Job(manifest, time.monotonic(), write)
+        if not deferred:
+            self._make_file(job)
+        self._take(job)
+        return job.manifest
+
+    def amend(self, manifest: Manifest) -> None:
+        """Take a new manifest of a checkpoint that was taken before."""
+        self.guard()
+        with self._changed:
+            known = next(each for each in self._checkpoints.known if each.step == manifest.step)
+            job = self._jobs.get(manifest.step) or _Job(known, time.monotonic(), sent=True)
+            job.manifest = replace(manifest, sha256=known.sha256, size=known.size)
+        self._take(job)
+
+    def guard(self) -> None:
+        """Raise what ended the thread, if anything did: a lost lease, or a bug."""
+        if self._fatal is not None:
+            raise self._fatal
+        self._lease.guard()
+
+    def made(self) -> None:
+        """Wait until every checkpoint has its file on this machine."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._fatal is not None or not any(job.write for job in self._jobs.values()))
+        self.guard()
+
+    def hurry(self, seconds: float) -> bool:
+        """Store what there is within `seconds`, the newest first; whether all of it is stored."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._jobs or self._fatal is not None, seconds)
+            return not self._jobs
+
+    def finish(self, stop: StopFlag) -> None:
+        """Store all there is. Raises the store's error when it stays away for all its retries, Preempted if stopped."""
+        with self._changed:
+            self._closing, self._trouble = True, None
+            self._changed.notify_all()
+            while self._jobs and self._fatal is None and self._trouble is None and not stop():
+                self._changed.wait(_TICK_S)
+        self.guard()
+        if self._trouble is not None:
+            raise self._trouble
+        if self._jobs and not self.hurry(stop.seconds_to_store(self._grace_s)):
+            signals.check(stop, "the last checkpoint was being stored")
+
+    def _take(self, job: _Job) -> None:
+        with self._changed:
+            self._jobs[job.manifest.step] = job
+            self._checkpoints.wait(job.manifest)
+            self._drop_superfluous()
+            self._changed.notify_all()
+
+    def _drop_superfluous(self) -> None:
+        keep = to_keep(self._checkpoints.known)
+        for step in [step for step, job in self._jobs.items() if step not in keep and job is not self._active]:
+            job = self._jobs.pop(step)
+            self._checkpoints.drop(step)
+            if not job.sent:
+                (self._checkpoints.folder.local / job.manifest.name).unlink(missing_ok=True)
+
+    def _work(self) -> None:
+        failures = 0
+        while self._fatal is None:
+            job = self._next(retry.wait_s(failures) if failures else 0.0)
+            try:
+                self._store(job)
+                failures = 0
+            except _SupersededError:
+                continue
+            except DamagedError as error:
+                self._give_up(job, error)
+            except JobError as error:
+                if isinstance(error, LeaseError):
+                    self._end(error)
+                failures += 1
+                self._troubled(job, error, first=failures == 1)
+            except BaseException as error:
+                self._end(error)
+            self._active = None
+
+    def _next(self, pause_s: float) -> _Job:
+        """The newest that waits, after a pause that an end of the job cuts short."""
+        until = time.monotonic() + pause_s
+        with self._changed:
+            while not self._jobs or (time.monotonic() < until and not (self._hurried or self._closing)):
+                self._changed.wait(_TICK_S if self._jobs else None)
+            self._active = self._jobs[max(self._jobs)]
+            return self._active
+
+    def _store(self, job: _Job) -> None:
+        if job.write:
+            self._make_file(job)
+        if not job.sent:
+            self._shelf.put_file(job.manifest, self._give_way(job))
+            job.sent = True
+        manifest = job.manifest
+        self._shelf.put_manifest(manifest)
+        self._arrived(job, manifest)
+        try:
+            self._shelf.retire()
+        except LeaseError:
+            raise
+        except JobError as error:
+            events.warn(f"Checkpoints that are no longer needed could not be deleted: {error}")
+
+    def _arrived(self, job: _Job, manifest: Manifest) -> None:
+        took = time.monotonic() - job.taken_at
+        self._checkpoints.arrived(manifest)
+        self._lease.reached(manifest.step)
+        events.note(step=manifest.step, checkpoint=f"{self._checkpoints.folder.uri}/{manifest.name}")
+        events.emit("checkpoint", step=manifest.step, seconds=round(took, 3), bytes=manifest.size)
+        if took > _GRACE_SHARE * self._grace_s:
+            events.warn(
+                f"A checkpoint took {took:.1f} s to store, and --grace-seconds is {self._grace_s:g}: raise the grace."
+            )
+        with self._changed:
+            if job.manifest == manifest:
+                self._jobs.pop(manifest.step, None)
+            job.taken_at = time.monotonic()
+            self._changed.notify_all()
+
+    def _make_file(self, job: _Job) -> None:
+        assert job.write
+        sha256, size = job.write(self._checkpoints.folder.path(job.manifest.name))
+        with self._changed:
+            job.manifest, job.write = replace(job.manifest, sha256=sha256, size=size), None
+            if self._jobs.get(job.manifest.step) is job:
+                self._checkpoints.wait(job.manifest)
+            self._changed.notify_all()
+
+    def _give_way(self, job: _Job) -> Progress:
+        def look(done: int, total: int) -> None:
+            with self._changed:
+                if self._hurried and done < total and job is not self._jobs.get(max(self._jobs)):
+                    raise _SupersededError
+
+        return look
+
+    def _troubled(self, job: _Job, error: JobError, first: bool) -> None:
+        if first:
+            events.warn(f"Checkpoint {job.manifest.step} is not stored yet: {error}")
+        with self._changed:
+            self._trouble = error
+            self._changed.notify_all()
+
+    def _give_up(self, job: _Job, error: Exception) -> None:
+        events.warn(f"Checkpoint {job.manifest.step} is given up: {error}")
+        with self._changed:
+            self._jobs.pop(job.manifest.step, None)
+            self._checkpoints.drop(job.manifest.step)
+            self._changed.notify_all()
+
+    def _end(self, error: BaseException) -> None:
+        with self._changed:
+            self._fatal = error
+            self._changed.notify_all()
