@@ -27,6 +27,7 @@ class Place:
     output: Output
     data: str
     environment: Mapping[str, str]
+    logs: Path | None = None
 
     def forget(self, run: str) -> None:
         """Delete a run and its caches."""
@@ -107,6 +108,8 @@ def attempt(place: Place, case: Case, run: str, machine: int, kill: Kill | None)
     before = latest_step(place.output, run)
     with Job(_command(place, case, run, machine), place.environment, place.folder / run / "work") as job:
         ended = kills.carry_out(kill, job) if kill else job.end()
+    if place.logs:
+        ended.log(place.logs / f"{run}.log")
     after = latest_step(place.output, run)
     loss = losses.loss_of(ended, before, after)
     wrong = [*_wrong_end(ended, kill, after), *_wrong_loss(ended, kill, case, loss)]

@@ -6,7 +6,7 @@
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 EXPIRED = "The provided token has expired."
 
@@ -34,9 +34,9 @@ class Fault:
     """One fault and its tally.
 
     It hits requests whose `METHOD /bucket/key?query` the pattern `match` is found in, from the first one on that
-    `trigger` (by default `match`) is found in: the first `times` of them, or for `seconds`, or for good. `amount` is
-    the pause in seconds of a stall or of latency, the bytes per second of throttle, the seconds of an outage, which
-    begins with a hit and then cuts off everybody.
+    `trigger` (by default `match`) is found in: the first `times` of them, or for `seconds`, or for good; of these only
+    each `every`th. `amount` is the pause in seconds of a stall or of latency, the bytes per second of throttle, the
+    seconds of an outage, which begins with a hit and then cuts off everybody. `lines` are the requests that it hit.
     """
 
     kind: str
@@ -45,8 +45,10 @@ class Fault:
     times: int | None = None
     seconds: float | None = None
     amount: float = 0.0
-    hits: int = 0
+    every: int = 1
+    lines: list[str] = field(default_factory=list)
     began: float | None = None
+    matched: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -57,7 +59,15 @@ class Fault:
         """Whether it hits this request; the first that its trigger is found in starts its time."""
         if self.began is None and re.search(self.trigger or self.match, line):
             self.began = now
-        return self.began is not None and self._lasts(now) and re.search(self.match, line) is not None
+        if self.began is None or not self._lasts(now) or not re.search(self.match, line):
+            return False
+        self.matched += 1
+        return self.matched % self.every == 0
+
+    @property
+    def hits(self) -> int:
+        """How many requests it hit."""
+        return len(self.lines)
 
     def _lasts(self, now: float) -> bool:
         assert self.began is not None
@@ -91,10 +101,10 @@ class Faults:
             found = [fault for fault in self._armed if fault.takes(line, time.monotonic())]
             if not found:
                 return None
-            found[0].hits += 1
+            found[0].lines.append(line)
             return found[0]
 
-    def refund(self, fault: Fault) -> None:
+    def refund(self, fault: Fault, line: str) -> None:
         """Uncount a hit that met nothing, such as a body of no bytes."""
         with self._lock:
-            fault.hits -= 1
+            fault.lines.remove(line)

@@ -146,7 +146,7 @@ class Proxy:
     ) -> None:
         shaped = fault if fault and fault.kind in BODIES else None
         if shaped and not (body and answer.status < 300):
-            self.faults.refund(shaped)
+            self.faults.refund(shaped, request.line)
             shaped = None
         missing = {} if answer["content-length"] or answer.status in (204, 304) else {"Content_Length": str(len(body))}
         writer.write(answer.encoded(**missing))

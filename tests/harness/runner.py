@@ -53,6 +53,15 @@ class Ended:
         """The events of this name, in order."""
         return [event for event in self.events if event.name == name]
 
+    def log(self, path: Path) -> None:
+        """Append what it said to a file, for people."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            for event in self.events:
+                file.write(f"{event.at:8.3f} {event.name} {json.dumps(event.fields)}\n")
+            killed = f", the signal at {self.signalled:.3f}" if self.signalled is not None else ""
+            file.write(f"{self.seconds:8.3f} ended with {self.code}{killed}: {self.last}\n")
+
     def phases(self) -> list[str]:
         """The phases that were entered, in order."""
         return [str(event.fields.get("phase")) for event in self.named("phase")]

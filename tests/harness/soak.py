@@ -1,6 +1,7 @@
 """Kills runs at random moments, resumes them, and demands of each the very result of a run that nobody disturbed.
 
-    python -m tests.harness.soak --rounds 100 --seed 0 [--parts a,b] [--output s3|local] [--jobs 2] [--json FILE]
+    python -m tests.harness.soak --rounds 100 --seed 0 [--parts a,b] [--output s3|local] [--jobs 2]
+        [--json FILE] [--logs FOLDER]
 
 A round is one interrupted attempt. Ends with 1 when a run ended otherwise than its reference, an attempt with another
 code than it may, hung, or lost more work than the time between two checkpoints and one save.
@@ -133,18 +134,18 @@ def soak(place: Place, cases: Sequence[Case], rounds: int, seed: int, jobs: int)
 
 
 @contextmanager
-def place(kind: str) -> Iterator[Place]:
+def place(kind: str, logs: Path | None = None) -> Iterator[Place]:
     """Where a soak runs: a scratch folder and, for "s3", a bucket that holds the data too."""
     with tempfile.TemporaryDirectory(prefix="inat-soak-") as name:
         folder = Path(name)
         archive = pictures(folder / "data")
         if kind == "local":
-            yield Place(folder, LocalOutput(folder / "runs"), str(archive), runner.environment())
+            yield Place(folder, LocalOutput(folder / "runs"), str(archive), runner.environment(), logs)
             return
         with s3_endpoint() as endpoint:
             output = S3Output(endpoint)
             environment = runner.environment(AWS_ENDPOINT_URL=endpoint, **credentials())
-            yield Place(folder, output, output.put("data/pictures.zip", archive), environment)
+            yield Place(folder, output, output.put("data/pictures.zip", archive), environment, logs)
 
 
 def main() -> int:
@@ -156,8 +157,9 @@ def main() -> int:
     parser.add_argument("--output", choices=("s3", "local"), default="s3")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--json", type=Path, help="file for the summary")
+    parser.add_argument("--logs", type=Path, help="folder for what each attempt said")
     options = parser.parse_args()
-    with place(options.output) as where:
+    with place(options.output, options.logs) as where:
         done = soak(where, chosen(options.parts), options.rounds, options.seed, options.jobs)
     summary = tables.soak_summary(done.runs)
     print(tables.soak_table(done.runs))

@@ -5,15 +5,20 @@ Read here with boto3 and pathlib, never with the job's own code, which would for
 
 import hashlib
 import json
-import logging
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+_SERVER_START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -107,20 +112,37 @@ class S3Output:
 
 @contextmanager
 def s3_endpoint() -> Iterator[str]:
-    """The address of the S3 server that INAT_TEST_S3_ENDPOINT names, or else of moto's, in this process."""
+    """The address of the S3 server that INAT_TEST_S3_ENDPOINT names, or else of moto's, started for the block."""
     if named := os.environ.get("INAT_TEST_S3_ENDPOINT"):
         yield named
         return
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
+    # A process of its own: the jobs' uploads must not wait for each other behind this one's lock.
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
+        _wait_until_open(port)
+        yield f"http://127.0.0.1:{port}"
     finally:
-        server.stop()
+        server.terminate()
+        server.wait()
+
+
+def _wait_until_open(port: int) -> None:
+    until = time.monotonic() + _SERVER_START_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
 
 
 def credentials() -> dict[str, str]:
