@@ -23,7 +23,8 @@ from inat_job.storage.retry import PassingError, persist
 from inat_job.storage.transfer import BLOCK, Source, pull
 
 LIST_PAGE = 1000  # the most that S3 gives at once
-_CONNECT_S, _READ_S = 10, 60
+_TIMEOUTS_S = {"data": (10, 60), "output": (5, 20)}
+"""For a connection and for an answer; of the output shorter, since a preempted job has no longer to live."""
 
 
 class S3Store:
@@ -37,7 +38,7 @@ class S3Store:
         self._host = "S3"
         self._bucket_exists = False
         with self._door(root):
-            self._client = _client(options)
+            self._client = _client(options, _TIMEOUTS_S[role])
         self._host = urlsplit(str(self._client.meta.endpoint_url)).netloc.rpartition("@")[2]
         self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
 
@@ -167,12 +168,12 @@ class S3Store:
             raise s3_errors.translate(error, self._place(full, writing)) from error
 
 
-def _client(options: StorageOptions) -> Any:
+def _client(options: StorageOptions, timeouts_s: tuple[int, int]) -> Any:
     """A client; for a custom endpoint with what S3-compatible stores need: the path style and no new checksums."""
     core = botocore.session.Session()
     core.register_component("data_loader", _models())
     session = boto3.session.Session(botocore_session=core)
-    client = session.client("s3", config=_config(options))
+    client = session.client("s3", config=_config(options, timeouts_s))
     host = urlsplit(str(client.meta.endpoint_url)).hostname or ""
     if host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
         return client
@@ -181,7 +182,7 @@ def _client(options: StorageOptions) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return session.client("s3", config=_config(options).merge(compatible))
+    return session.client("s3", config=_config(options, timeouts_s).merge(compatible))
 
 
 @cache
@@ -190,12 +191,12 @@ def _models() -> Any:
     return create_loader()
 
 
-def _config(options: StorageOptions) -> Config:
+def _config(options: StorageOptions, timeouts_s: tuple[int, int]) -> Config:
     config = Config(
         retries={"mode": "standard", "total_max_attempts": options.retries + 1},
         max_pool_connections=max(10, options.threads + 2),
-        connect_timeout=_CONNECT_S,
-        read_timeout=_READ_S,
+        connect_timeout=timeouts_s[0],
+        read_timeout=timeouts_s[1],
     )
     return config.merge(Config(signature_version=UNSIGNED)) if options.anonymous else config
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from inat_job.storage import s3_errors
 from inat_job.storage.base import StorageOptions
 from inat_job.storage.crew import work_through
 from inat_job.storage.disk import disk_errors
+from inat_job.storage.hashing import blocks_of, sha256_of_blocks
 from inat_job.storage.journal import MIB, Plan
 from inat_job.storage.retry import PassingError
 
 WHOLE_LIMIT = 64 * MIB
 PART_SIZE = 16 * MIB
 _MOST_PARTS = 10_000
+_WHOLE = -1
 _ABORT_PATIENCE_S = 60.0
 _TOKEN = "inat-put"  # noqa: S105 (the name of a metadata field)
 _LOST_RACES = frozenset({"PreconditionFailed", "412", "NoSuchUpload"})
@@ -44,6 +46,7 @@ class Upload:
     door: Callable[[], AbstractContextManager[None]]
     progress: Progress | None
     token: str = field(default_factory=lambda: secrets.token_hex(16))
+    sums: dict[int, bytes] = field(default_factory=dict)  # MD5 of each part, or of the whole under -1
 
     def run(self, source: Path | bytes) -> tuple[int, str]:
         """Store `source`; returns its size and the new version.
@@ -56,18 +59,19 @@ class Upload:
                 version = self._in_parts(source, size) if size > WHOLE_LIMIT else self._whole(source)
             except Exception as error:
                 version = self._after_all(error)
-            version = self._verified(size, version)
+            version = self._verified(source, size, version)
         self._show(size, size)
         return size, version
 
     def _whole(self, source: Path | bytes) -> str:
         body = source if isinstance(source, bytes) else _slice(source, (0, WHOLE_LIMIT))
+        self.sums[_WHOLE] = _md5(body)
         answer = self.client.put_object(
             **self.target,
             **self.condition,
             **self.encryption,
             Body=body,
-            ContentMD5=_md5(body),
+            ContentMD5=_base64(self.sums[_WHOLE]),
             Metadata={_TOKEN: self.token},
         )
         return _version(answer)
@@ -87,7 +91,9 @@ class Upload:
     def _parts(self, source: Path | bytes, plan: Plan, upload: dict[str, str]) -> list[dict[str, Any]]:
         def send(index: int, halt: Stop) -> str:
             body = _slice(source, plan.span(index))
-            answer = self.client.upload_part(**upload, PartNumber=index + 1, Body=body, ContentMD5=_md5(body))
+            self.sums[index] = _md5(body)
+            md5 = _base64(self.sums[index])
+            answer = self.client.upload_part(**upload, PartNumber=index + 1, Body=body, ContentMD5=md5)
             return str(answer["ETag"])
 
         tags: dict[int, str] = {}
@@ -127,15 +133,34 @@ class Upload:
         if not all(met[name] for name in self.condition):
             raise PreconditionFailed(f"{self._uri} exists already, or is not at the version named.")
 
-    def _verified(self, size: int, version: str) -> str:
-        """The version, which some stores leave out of their answer, of what is now seen to be stored whole."""
+    def _verified(self, source: Path | bytes, size: int, version: str) -> str:
+        """The version, which some stores leave out of their answer, of what is now seen to be stored as it was sent."""
         head = self._head()
         if head is not None and not self._is_ours(head) and _version(head) != version:
             return version  # another writer came since: what is there now is not ours to judge
         found = None if head is None else int(head["ContentLength"])
         if head is None or found != size:
             raise PassingError(f"{self._uri} holds {found} bytes, not the {size} sent: try again.")
+        if not self._is_intact(head, source):
+            self.client.delete_object(**self.target)  # or a condition would let no second attempt replace it
+            raise PassingError(f"{self._uri} was damaged on its way: try again.")
         return _version(head)
+
+    def _is_intact(self, head: dict[str, Any], source: Path | bytes) -> bool:
+        """By the ETag where that is an MD5. With a KMS key it is none, but then the server checked Content-MD5; what
+        an unknown store gives as ETag proves nothing, and the object is read back."""
+        if _version(head) == self._expected_tag() or str(head.get("ServerSideEncryption", "")).startswith("aws:kms"):
+            return True
+        with closing(self.client.get_object(**self.target)["Body"]) as body:
+            stored = sha256_of_blocks(iter(lambda: body.read(MIB), b""))
+        return stored == sha256_of_blocks([source] if isinstance(source, bytes) else blocks_of(source))
+
+    def _expected_tag(self) -> str:
+        """What S3 makes of the MD5s: of a whole its own, of parts that of theirs and their number."""
+        if _WHOLE in self.sums:
+            return self.sums[_WHOLE].hex()
+        joined = b"".join(self.sums[index] for index in sorted(self.sums))
+        return f"{_md5(joined).hex()}-{len(self.sums)}"
 
     def _is_ours(self, head: dict[str, Any] | None) -> bool:
         return head is not None and head.get("Metadata", {}).get(_TOKEN) == self.token
@@ -176,8 +201,12 @@ def _slice(source: Path | bytes, span: tuple[int, int]) -> bytes:
         return os.pread(file.fileno(), span[1] - span[0], span[0])
 
 
-def _md5(body: bytes) -> str:
-    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+def _md5(body: bytes) -> bytes:
+    return hashlib.md5(body, usedforsecurity=False).digest()
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()
 
 
 def _version(answer: dict[str, Any]) -> str:
