@@ -4,7 +4,7 @@ import secrets
 from typing import Any
 
 from inat_job import events
-from inat_job.jobs import folders
+from inat_job.jobs import folders, room
 from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
 from inat_job.jobs.hold import Held, hold
 from inat_job.settings import Settings
@@ -23,6 +23,7 @@ def run(settings: Settings, stop: StopFlag, started: float) -> None:
         if _is_finished(folder, settings):
             return
         stored = _take_up(held, settings)
+        room.check_memory()
         from inat_job.jobs import train  # torch and Lightning take seconds to import
 
         train.run(settings, held, stored, stop, started)

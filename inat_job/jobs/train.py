@@ -7,7 +7,7 @@ from inat_job import events
 from inat_job.data.module import Pictures
 from inat_job.errors import ConflictError
 from inat_job.evaluation.predictions import Watch
-from inat_job.jobs import folders, stages
+from inat_job.jobs import folders, room, stages
 from inat_job.jobs.claim import CONFIG
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held
@@ -40,6 +40,7 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], stop: StopFlag, 
     work = Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop)
     latest = work.checkpoints.discover(spooled=True).latest()
     architecture, classifier = stages.network(work, pretrained=latest is None and not settings.run.init_from)
+    room.check_training(architecture, folder.local)
     if latest:
         _check_data(work, latest[0])
     else:

@@ -25,6 +25,11 @@ class Architecture:
     last_k: int = 1
     layer_decay: float = 1.0
 
+    def trained_bytes(self) -> int:
+        """The size of the parameters that the run trains at some time."""
+        groups = parameter_groups(self, lr=1.0, weight_decay=0.0)
+        return sum(parameter.nbytes for group in groups for parameter in group["params"])
+
 
 def open_stages(strategy: str, n_stages: int, last_k: int, epoch: int, epochs: int) -> int:
     """How many of the last stages train beside the head at an epoch (from 0) of `epochs`: 0..n_stages, never falling.
