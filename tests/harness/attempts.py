@@ -37,10 +37,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Reference:
-    """An undisturbed run: its result, why it ended, and its seconds until it trained and in all."""
+    """An undisturbed run: its result, why it ended and at which step, its seconds until it trained and in all."""
 
     result: Result
     why: str
+    steps: int
     startup: float
     seconds: float
 
@@ -93,14 +94,16 @@ def reference(place: Place, case: Case) -> Reference:
     result, report = result_of(place.output, name), report_of(place.output, name)
     if ended.code != 0 or result is None or report is None:
         raise RuntimeError(f"The undisturbed run of {case.name} ended with {ended.code}: {ended.last}")
+    steps = latest_step(place.output, name)
     place.forget(name)
     begun = next(event.at for event in ended.named("phase") if event.fields["phase"] == "train")
-    return Reference(result, report["history"][-1]["why"], begun, ended.seconds)
+    return Reference(result, report["history"][-1]["why"], steps, begun, ended.seconds)
 
 
-def plan(rng: random.Random, known: Reference) -> Kill:
-    """A kill for the next attempt."""
-    return kills.draw(rng, known.startup, known.seconds)
+def plan(rng: random.Random, known: Reference, stored: int) -> Kill:
+    """A kill for the next attempt, which has to do what comes after the step `stored`."""
+    left = (known.seconds - known.startup) * (1 - min(stored, known.steps) / known.steps)
+    return kills.draw(rng, known.startup, known.startup + left)
 
 
 def attempt(place: Place, case: Case, run: str, machine: int, kill: Kill | None) -> Attempt:

@@ -76,6 +76,7 @@ def _lists(kind: str, phase: str, last_step: int) -> Fault:
 
 _MAKERS = {
     "flip": _one_body,
+    "rot": _one_body,
     "stall": _long_stall,
     "latency": _for_good,
     "throttle": _for_good,
@@ -93,7 +94,8 @@ def cells(faults: Sequence[str] = (), phases: Sequence[str] = ()) -> list[Cell]:
     found = [Cell(fault, phase) for fault in passing for phase in everywhere if (fault, phase) != ("flip", "pull")]
     # What came flipped has not the digest that --data demands: that may be said, or mended at once.
     found.append(Cell("flip", "pull", codes=(0, BAD_DATA)))
-    found.append(Cell("rot", "checkpoint", codes=(-9,)))
+    # Damaged behind the digest that was checked: on the way in, or later, at rest.
+    found += [Cell("rot", phase) for phase in ("checkpoint", "resume", "report")]
     found += [Cell("outage", phase) for phase in ("pull", "checkpoint")]
     for fault in ("expired", "expired-403", "denied-list"):
         found += [Cell(fault, p, codes=(NO_PERMISSION,), kept=p in ("checkpoint", "report")) for p in everywhere]

@@ -1,13 +1,12 @@
 """How much training an interrupted attempt has cost: what it did after the last checkpoint that outlived it."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.harness.runner import Ended, Event
 
 SLACK_S = 1.0
 """What reading the clock from outside, and a machine with other work, may add."""
-
-_TRAINING = ("train", "validate")
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,9 @@ def loss_of(ended: Ended, before: int, after: int) -> Loss:
     """
     saves = ended.named("checkpoint")
     save = max((_save(event) for event in saves), default=0.0)
-    stop = _end_of_training(ended)
-    if stop is None:
-        return Loss(0.0, 0, save)
+    stop = ended.seconds if ended.signalled is None else ended.signalled
     reached = max((event.step for event in (*saves, *ended.named("epoch")) if event.at <= stop), default=before)
-    taken = _taken(ended, before, after)
-    seconds = 0.0 if taken is None else max(0.0, stop - taken)
+    seconds = _trained(ended, _taken(ended, before, after, stop), stop)
     return Loss(seconds, max(0, reached - after), save)
 
 
@@ -40,26 +36,19 @@ def bound(minutes: float, save: float) -> float:
     return max(60 * minutes, save) + save + SLACK_S
 
 
-def _taken(ended: Ended, before: int, after: int) -> float | None:
-    """When the step `after` was taken; None where that is not known, since it was stored as the job died."""
+def _taken(ended: Ended, before: int, after: int, stop: float) -> float:
+    """When the step `after` was taken; the end where nobody told, since it was stored as the job died."""
     arrivals = [event for event in ended.named("checkpoint") if event.step == after]
     if arrivals:
         return arrivals[0].at - _save(arrivals[0])
-    return _begin_of_training(ended) if after == before else None
+    return 0.0 if after == before else stop
 
 
-def _begin_of_training(ended: Ended) -> float | None:
-    return min((event.at for event in ended.named("phase") if event.fields["phase"] in _TRAINING), default=None)
-
-
-def _end_of_training(ended: Ended) -> float | None:
-    """When training was over or the kill came, whichever was first; None for an attempt that did not train."""
-    begun = _begin_of_training(ended)
-    if begun is None:
-        return None
-    over = [event.at for event in ended.named("phase") if event.fields["phase"] not in _TRAINING and event.at > begun]
-    killed = ended.seconds if ended.signalled is None else ended.signalled
-    return min([*over, killed])
+def _trained(ended: Ended, since: float, until: float) -> float:
+    """Seconds of training steps within a time; validating again costs no step."""
+    phases = [*((event.at, str(event.fields["phase"])) for event in ended.named("phase")), (until, "")]
+    spans = [(begin, end) for (begin, name), (end, _) in pairwise(phases) if name == "train"]
+    return sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in spans)
 
 
 def _save(event: Event) -> float:

@@ -22,7 +22,16 @@ from pathlib import Path
 from tests.harness import attempts, runner, tables
 from tests.harness.attempts import Attempt, Place, Reference
 from tests.harness.cases import Case, chosen, pictures
-from tests.harness.stores import LocalOutput, S3Output, broken_promises, credentials, report_of, result_of, s3_endpoint
+from tests.harness.stores import (
+    LocalOutput,
+    S3Output,
+    broken_promises,
+    credentials,
+    latest_step,
+    report_of,
+    result_of,
+    s3_endpoint,
+)
 
 _NEW_MACHINE = 0.3
 """Share of the attempts that find an empty cache."""
@@ -86,7 +95,8 @@ class Soak:
                 run.wrong.append(f"is not finished after {_MOST_ATTEMPTS} attempts")
                 return
             machine += rng.random() < _NEW_MACHINE
-            kill = attempts.plan(rng, reference) if self._take_round() else None
+            stored = latest_step(self.place.output, run.name)
+            kill = attempts.plan(rng, reference, stored) if self._take_round() else None
             attempt = attempts.attempt(self.place, case, run.name, machine, kill)
             run.attempts.append(attempt)
             if kill and not attempt.interrupted:

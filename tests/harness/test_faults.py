@@ -90,9 +90,9 @@ def test_a_refused_upload_is_not_stored_and_the_connection_goes_on(proxy: Proxy,
 
 
 def test_boto3_gets_over_a_fault_of_a_few_requests(proxy: Proxy, bucket: str) -> None:
-    fault = proxy.faults.arm(Fault("503", "^GET", times=2))
-    assert _client(proxy, attempts=3).get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
-    assert fault.lines == [f"GET /{bucket}/{KEY}"] * 2
+    fault = proxy.faults.arm(Fault("503", "^GET", times=1))
+    assert _client(proxy, attempts=2).get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
+    assert fault.lines == [f"GET /{bucket}/{KEY}"]
 
 
 def test_a_reset_is_a_reset(proxy: Proxy, client: Any, bucket: str) -> None:
@@ -186,13 +186,12 @@ def test_an_outage_refuses_everybody_and_passes(proxy: Proxy, client: Any, bucke
 def test_credentials_expire_for_every_request_after_the_trigger(proxy: Proxy, client: Any, bucket: str) -> None:
     fault = proxy.faults.arm(Fault("expired", trigger="^PUT"))
     client.head_object(Bucket=bucket, Key=KEY)
-    for action in (
-        lambda: client.put_object(Bucket=bucket, Key=KEY, Body=b"x"),
-        lambda: client.get_object(Bucket=bucket, Key=KEY),
-        lambda: client.list_objects_v2(Bucket=bucket),
-    ):
-        with pytest.raises(ClientError, match="ExpiredToken"):
-            action()
+    with pytest.raises(ClientError, match="ExpiredToken"):
+        client.put_object(Bucket=bucket, Key=KEY, Body=b"x")
+    with pytest.raises(ClientError, match="ExpiredToken"):
+        client.get_object(Bucket=bucket, Key=KEY)
+    with pytest.raises(ClientError, match="ExpiredToken"):
+        client.list_objects_v2(Bucket=bucket)
     assert fault.hits == 3
     proxy.faults.clear()
     client.head_object(Bucket=bucket, Key=KEY)
