@@ -21,7 +21,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ENGINE = shutil.which("podman") or shutil.which("docker")
-HARDENED = ("--read-only", "--cap-drop", "ALL", "--tmpfs", "/scratch")
+# One thread: on a busy machine the threads of such small networks mostly wait for each other.
+HARDENED = ("--read-only", "--cap-drop", "ALL", "--tmpfs", "/scratch", "-e", "OMP_NUM_THREADS=1")
 CAREFUL = (*HARDENED, "--network", "none")
 DEMO = ("parta", "--data", "demo:", "--image-size", "64", "--wandb", "offline", "--output", "/output")
 
