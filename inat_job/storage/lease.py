@@ -128,23 +128,23 @@ def acquire(store: Store, background: Store, seconds: float, holder: Holder, gon
     Waits for its holder to end or to fall silent, and no longer than the lease's time-out: then raises LeaseError.
     Raises Preempted when `stop` turns true meanwhile.
     """
+    attempt, seen = newest(store, seconds)
     begun = seen_at = time.monotonic()
-    seen = ""
     while True:
-        attempt, version = newest(store, seconds)
         now = time.monotonic()
-        if version != seen:
-            seen, seen_at = version, now
         if may_follow(attempt, now - seen_at, gone):
             ours = after(attempt, seconds, holder, secrets.token_hex(8))
             conditional = _create(store, ours)
             if _is_there(store, ours):
                 _forget_old(store, ours)
                 return Lease(background, ours, conditional)
-        elif attempt and now - begun >= attempt.lease_s:
+        elif attempt and seen_at > begun and now - begun >= attempt.lease_s:
             raise LeaseError(_held(store, attempt))
         signals.check(stop, "waiting for another job of the same run to end")
         time.sleep(min(1.0, seconds / 20))
+        attempt, version = newest(store, seconds)
+        if version != seen:
+            seen, seen_at = version, time.monotonic()
 
 
 def _forget_old(store: Store, ours: Attempt) -> None:

@@ -47,7 +47,7 @@ class Patience:
 
 def wait_s(failed: int) -> float:
     """Seconds before attempt `failed` + 1: doubling, capped, and spread so that many jobs don't return at once."""
-    full = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (failed - 1))
+    full = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failed - 1, 60))
     return full * random.uniform(0.5, 1.0)  # noqa: S311 (nothing secret, and nothing that decides a result)
 
 

@@ -44,6 +44,7 @@ class Checkpoints:
         self._stored = {each.step: each for each in self._read_stored()}
         if spooled and self.folder.remote:
             self._waiting = {each.step: each for each in self._read_spooled() if self._stored.get(each.step) != each}
+            self.useless -= self._waiting.keys()
         return self
 
     @property

@@ -120,7 +120,7 @@ class Uploader:
         with self._changed:
             self._closing, self._trouble = True, None
             self._changed.notify_all()
-            while self._jobs and self._fatal is None and self._trouble is None and not stop():
+            while (self._jobs or self._active) and self._fatal is None and self._trouble is None and not stop():
                 self._changed.wait(_TICK_S)
         self.guard()
         if self._trouble is not None:
@@ -161,16 +161,21 @@ class Uploader:
                 self._troubled(job, error, first=failures == 1)
             except BaseException as error:
                 self._end(error)
-            self._active = None
+            with self._changed:
+                self._active = None
+                self._changed.notify_all()
 
     def _next(self, pause_s: float) -> _Job:
-        """The newest that waits, after a pause that an end of the job cuts short."""
-        until = time.monotonic() + pause_s
+        """The newest that waits, after a pause that the end of the job cuts short."""
+        begun = time.monotonic()
         with self._changed:
-            while not self._jobs or (time.monotonic() < until and not (self._hurried or self._closing)):
+            while not self._jobs or time.monotonic() - begun < self._pause(pause_s):
                 self._changed.wait(_TICK_S if self._jobs else None)
             self._active = self._jobs[max(self._jobs)]
             return self._active
+
+    def _pause(self, wanted_s: float) -> float:
+        return min(wanted_s, _TICK_S) if self._hurried or self._closing else wanted_s
 
     def _store(self, job: _Job) -> None:
         if job.write:

@@ -207,13 +207,17 @@ def test_a_killed_run_is_taken_up_from_a_new_machine(
         patch.setattr("inat_job.training.keeper.Keeper.on_validation_batch_end", _killed)
         with pytest.raises(RuntimeError, match="killed"):
             run(remote)
+    assert json.loads(open_store(f"s3://{s3_bucket}/r").read("checkpoints/6.json"))["validate"] is True
     elsewhere = settings(
         run__output=f"s3://{s3_bucket}", run__checkpoint_minutes="0", data__cache_dir=str(tmp_path / "new")
     )
     run(elsewhere)
     run(settings())
     assert model_of(elsewhere) == model_of(settings())
-    assert [attempt["why"] for attempt in report_of(elsewhere)["history"]] == ["failed with code 1", "finished"]
+    assert report_of(elsewhere)["history"] == [
+        {"started_step": 0, "ended_step": 6, "why": "failed with code 1"},
+        {"started_step": 6, "ended_step": 12, "why": "finished"},
+    ]
     rows = [open_store(f"{each.run.output}/r").read("metrics.jsonl") for each in (elsewhere, settings())]
     assert rows[0] == rows[1]
 

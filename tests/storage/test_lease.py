@@ -1,5 +1,6 @@
 """The lease on a run, over a local folder and S3, with contenders that live, end, fall silent or are paused."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -147,10 +148,8 @@ def test_without_conditional_writes_the_last_writer_wins(
     won: list[Lease] = []
 
     def contend() -> None:
-        try:
+        with contextlib.suppress(LeaseError):
             won.append(take(store, seconds=2.0))  # type: ignore[arg-type]
-        except LeaseError:
-            pass
 
     crew = [threading.Thread(target=contend) for _ in range(8)]
     for each in crew:
