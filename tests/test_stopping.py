@@ -1,0 +1,155 @@
+"""A real job that is stopped from outside: by signals to it or its group, by a Spot notice, and while it hangs."""
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pictures import tree, write_zip
+
+ROOT = Path(__file__).parent.parent
+SMALL = "parta --image-size 32 --filters 4 --epochs 400 --batch-size 8 --run-id r".split()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a job in a session of its own, in an empty folder."""
+    archive = write_zip(tmp_path / "x.zip", tree(train=20, test=5))
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*further: str, **environment: str) -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            [sys.executable, str(ROOT / "entrypoint.py"), *SMALL, "--data", str(archive), *further],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+
+
+def until(child: subprocess.Popen[str], word: str) -> None:
+    assert child.stdout is not None
+    assert any(f'"{word}"' in line for line in child.stdout), child.communicate()
+
+
+def last_line(child: subprocess.Popen[str]) -> str:
+    return child.communicate(timeout=60)[1].splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_is_as_one_to_the_job(
+    job: Callable[..., subprocess.Popen[str]], number: signal.Signals, tmp_path: Path
+) -> None:
+    """wandb's own process gets it too, and dies of it."""
+    child = job("--wandb", "offline")
+    until(child, "epoch")
+    os.killpg(child.pid, number)
+    assert "Preempted; step" in last_line(child)
+    assert child.returncode == 143
+    [attempt] = (tmp_path / "runs/r/attempts").glob("*.json")
+    assert json.loads(attempt.read_text())["why"] == "preempted"
+
+
+class _Metadata(http.server.BaseHTTPRequestHandler):
+    def do_PUT(self) -> None:
+        self._answer(200, b"token")
+
+    def do_GET(self) -> None:
+        notice = {"action": "terminate", "time": "2030-01-01T00:00:00Z"}
+        self._answer(200 if self.server.noticed else 404, json.dumps(notice).encode())  # type: ignore[attr-defined]
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_spot_notice_stores_a_checkpoint_before_any_signal(job: Callable[..., subprocess.Popen[str]]) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Metadata)
+    server.noticed = False  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    child = job(
+        "--wandb",
+        "off",
+        AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+        AWS_EC2_METADATA_DISABLED="false",
+    )
+    until(child, "epoch")
+    server.noticed = True  # type: ignore[attr-defined]
+    assert "Preempted; step" in last_line(child)
+    assert child.returncode == 143
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_that_says_nothing_holds_up_no_stop(job: Callable[..., subprocess.Popen[str]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        child = job(
+            "--wandb",
+            "off",
+            "--output",
+            "s3://bucket/runs",
+            AWS_ENDPOINT_URL=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            AWS_ACCESS_KEY_ID="k",
+            AWS_SECRET_ACCESS_KEY="s",
+        )
+        link, _ = silent.accept()  # it asks whether the run is there
+        with link:
+            begun = time.monotonic()
+            child.send_signal(signal.SIGTERM)
+            assert "s3://bucket/runs/r was asked" in last_line(child)
+            assert (child.returncode, time.monotonic() - begun < 10) == (143, True)
+
+
+def test_a_failure_is_told_to_sagemaker(job: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    child = job("--wandb", "off", "--data", "/none.zip", SAGEMAKER_BASE_DIR=str(tmp_path / "ml"))
+    (tmp_path / "ml").mkdir(exist_ok=True)
+    sentence = last_line(child)
+    assert child.returncode == 65
+    assert sentence == "Error: " + (tmp_path / "ml/output/failure").read_text()
+
+
+def test_what_hangs_is_ended_with_the_grace_and_says_so() -> None:
+    script = """
+import time
+from inat_job import signals
+stop = signals.StopFlag()
+stop.install()
+signals.end_with_the_grace(stop, 3.0, lambda: print("last words", flush=True))
+print("up", flush=True)
+until = time.monotonic() + 60
+while time.monotonic() < until:
+    pass
+"""
+    child = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    begun = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    assert child.communicate(timeout=30)[0] == "last words\n"
+    assert child.returncode == 143
+    assert 2.0 < time.monotonic() - begun < 6.0
