@@ -1,0 +1,104 @@
+"""What a checkpoint an epoch costs a run of Part B: its share of the training time, and of the memory.
+
+    python tests/measure/checkpoint_cost.py [--pairs 1] -- partb --data $INAT_BENCH_DATA/data/photos8.zip ...
+
+Runs the command with checkpoints and without in turn, each in a process of its own and the clock of its own: with
+checkpoints, what training waits for them plus the processor time that storing them takes in the background, which is
+all that they can cost it; then the peak of the memory of both, as a ratio.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def child(mode: str, arguments: list[str]) -> None:
+    """Run a command line in this process, measured; the last line of stdout is what came of it."""
+    sys.path.insert(0, str(ROOT))
+    import entrypoint
+    from inat_job.training.keeper import Keeper
+    from inat_job.training.uploader import Uploader
+
+    spent = {"blocked_s": 0.0, "background_s": 0.0, "taken": 0}
+    if mode == "with":
+        _timed(Keeper, "_take", time.perf_counter, spent, "blocked_s")
+        _timed(Uploader, "_store", time.thread_time, spent, "background_s")
+    else:
+        Uploader.save = lambda self, manifest, write, deferred: manifest  # type: ignore[method-assign]
+        Uploader.amend = lambda self, manifest: None  # type: ignore[method-assign]
+    begun: dict[str, float] = {}
+    _moments(Keeper, begun)
+    sys.argv = ["entrypoint.py", *arguments]
+    try:
+        entrypoint.main()
+    except SystemExit as end:  # without checkpoints there is nothing to test in the end
+        assert mode == "without", end
+    train_s = begun["end"] - begun["start"]
+    print(json.dumps({**spent, "train_s": train_s, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}))
+
+
+def _timed(owner: Any, name: str, clock: Any, spent: dict[str, Any], into: str) -> None:
+    inner = getattr(owner, name)
+
+    def measured(*args: Any, **options: Any) -> Any:
+        begun = clock()
+        try:
+            return inner(*args, **options)
+        finally:
+            spent[into] += clock() - begun
+            spent["taken"] += into == "blocked_s"
+
+    setattr(owner, name, measured)
+
+
+def _moments(keeper: Any, begun: dict[str, float]) -> None:
+    start, end = keeper.on_train_start, keeper.on_validation_end
+
+    def started(self: Any, *args: Any) -> None:
+        begun.setdefault("start", time.perf_counter())
+        start(self, *args)
+
+    def validated(self: Any, *args: Any) -> None:
+        end(self, *args)
+        begun["end"] = time.perf_counter()
+
+    keeper.on_train_start, keeper.on_validation_end = started, validated
+
+
+def measure(mode: str, arguments: list[str], folder: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--child", mode, "--", *arguments, "--output", str(folder / mode)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--child", choices=("with", "without"))
+    parser.add_argument("arguments", nargs="+")
+    given = parser.parse_args()
+    if given.child:
+        child(given.child, given.arguments)
+        return
+    rows = []
+    for _ in range(given.pairs):
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append({mode: measure(mode, given.arguments, Path(folder)) for mode in ("with", "without")})
+    costs = [(row["with"]["blocked_s"] + row["with"]["background_s"]) / row["with"]["train_s"] for row in rows]
+    memory = [row["with"]["peak_mb"] / row["without"]["peak_mb"] for row in rows]
+    print(json.dumps({"runs": rows}, indent=2))
+    print(f"checkpoints cost {statistics.median(costs):.2%} of the training time ({min(costs):.2%} to {max(costs):.2%})")
+    print(f"and {statistics.median(memory):.3f} times the memory ({min(memory):.3f} to {max(memory):.3f})")
+
+
+if __name__ == "__main__":
+    main()
