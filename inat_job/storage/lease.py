@@ -76,9 +76,12 @@ class Lease:
             )
 
     def check(self) -> None:
-        """Ask the store, and raise LeaseError if somebody has a higher number: before anything is moved."""
-        if any(number > self._attempt.number for number, _ in entries(self._store)):
-            self._lost = True
+        """Ask the store, and raise LeaseError if somebody has a higher number: before anything is moved.
+
+        Where no condition keeps others from it, somebody may have this number too, and then who wrote last has it.
+        """
+        outrun = any(number > self._attempt.number for number, _ in entries(self._store))
+        self._lost = self._lost or outrun or not (self.conditional or _is_there(self._store, self._attempt))
         self.guard()
 
     def end(self, why: str = "") -> None:

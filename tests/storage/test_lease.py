@@ -162,6 +162,16 @@ def test_without_conditional_writes_the_last_writer_wins(
     won[0].end()
 
 
+def test_without_conditions_who_is_overwritten_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLE_S", 0.0)
+    store = Careless(open_store(str(tmp_path)), refuses=False)
+    first = take(store, seconds=60)  # type: ignore[arg-type]
+    first.check()
+    store.put(first.key, Attempt(1, 60, HOLDER, nonce="another").text())
+    with pytest.raises(LeaseError):
+        first.check()
+
+
 def test_a_store_that_heeds_conditions_is_known_to(held: Lease) -> None:
     assert held.conditional
 
