@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from inat_job.configuration import TEST_TAKES, Configuration, configure, everything, takes
@@ -24,6 +26,16 @@ from inat_job.training.execution import Execution, decide
 from inat_job.training.manifest import Manifest
 
 _KEPT = ("precision", "channels_last", "compile", "deterministic", "threads")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The run that is tested: its config.json, its checkpoints, and which of them is meant."""
+
+    stored: dict[str, Any]
+    checkpoints: Checkpoints
+    manifest: Manifest
+    path: Path
 
 
 def locate(checkpoint: str) -> tuple[str, int | None]:
@@ -65,36 +77,29 @@ def run(settings: Settings, checkpoint: str, stop: StopFlag, started: float, giv
     _claim(folder)
     with hold(folder, settings.run.lease_seconds, stop) as held:
         _claim(folder)
-        _evaluate(settings, held, tested, stored, step, stop, Clock(started), given)
+        checkpoints = Checkpoints(tested, stop).discover()
+        chosen = checkpoints.best() if step is None else checkpoints.at(step)
+        _evaluate(settings, held, Tested(stored, checkpoints, *chosen), stop, Clock(started), given)
 
 
 def _evaluate(
-    settings: Settings,
-    held: Held,
-    tested: RunFolder,
-    stored: dict[str, Any],
-    step: int | None,
-    stop: StopFlag,
-    clock: Clock,
-    given: Collection[str],
+    settings: Settings, held: Held, tested: Tested, stop: StopFlag, clock: Clock, given: Collection[str]
 ) -> None:
-    folder = held.folder
-    checkpoints = Checkpoints(tested, stop).discover()
-    manifest, path = checkpoints.best() if step is None else checkpoints.at(step)
-    execution = _execution(settings, stored["execution"], given)
+    run, folder = tested.checkpoints.folder, held.folder
+    execution = _execution(settings, tested.stored["execution"], given)
     local.settle_cublas()
     execution.apply()
     pictures = _pictures(stages.pictures_cache(settings, clock, stop), settings)
     classes = pictures.cache.index.classes
-    _check_classes(tested, stored, classes)
-    work = Work(settings, folder, pictures, execution, checkpoints, clock, stop)
+    _check_classes(run, tested.stored, classes)
+    work = Work(settings, folder, pictures, execution, tested.checkpoints, clock, stop)
     architecture, classifier = stages.network(work, pretrained=False)
-    stages.load_weights(classifier, path)
+    stages.load_weights(classifier, tested.path)
     folder.write_json(CONFIG, config_of(settings, execution.as_dict(), command="test", classes=classes))
     with stages.tracked(settings, folder) as tracker:
         clock.first_step(None)
-        measured = _measure(work, classifier, manifest)
-        done = stages.report_of(work, architecture, manifest, tracker, measured, attempts.history(tested.store))
+        measured = _measure(work, classifier, tested.manifest)
+        done = stages.report_of(work, architecture, tested.manifest, tracker, measured, attempts.history(run.store))
         publish(folder, held.lease, tracker, done)
 
 

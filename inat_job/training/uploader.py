@@ -90,7 +90,9 @@ class Uploader:
         """Take a new manifest of a checkpoint that was taken before."""
         self.guard()
         with self._changed:
-            known = next(each for each in self._checkpoints.known if each.step == manifest.step)
+            known = {each.step: each for each in self._checkpoints.known}.get(manifest.step)
+            if known is None:
+                return  # its file was given up
             job = self._jobs.get(manifest.step) or _Job(known, time.monotonic(), sent=True)
             job.manifest = replace(manifest, sha256=known.sha256, size=known.size)
         self._take(job)
