@@ -4,6 +4,8 @@ import time
 
 STARTED = time.perf_counter()
 
+import contextlib  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
 import warnings  # noqa: E402
@@ -175,5 +177,17 @@ def _say(message: str, code: int) -> None:
     last_words.say(code, sentence, events.noted())
 
 
+def _leave(code: int) -> None:
+    """End the process with this code, whatever its background threads or a late signal are about."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        _leave(int(end.code or 0))
+    _leave(0)

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from inat_job.errors import BadDataError
 
@@ -38,8 +38,10 @@ def decode(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
             return np.asarray(squashed), (width, height)
     except (Rejected, MemoryError):
         raise
+    except UnidentifiedImageError:  # its text has an address in memory
+        raise Rejected("not a picture of a format that is known" if data else "empty file") from None
     except Exception as error:  # foreign bytes make Pillow's plugins raise nearly anything
-        raise Rejected(f"{type(error).__name__}: {error}".replace("\n", " ")[:200] if data else "empty file") from None
+        raise Rejected(f"{type(error).__name__}: {error}".replace("\n", " ")[:200]) from None
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:

@@ -4,19 +4,14 @@ import hashlib
 import math
 import os
 import shutil
-import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from inat_job import events, signals
 from inat_job.data import layout
-from inat_job.data.archives import Container, Load
-from inat_job.data.decode import Rejected, decode
+from inat_job.data.decoding import ROWS, Decoded, decode_all
 from inat_job.data.index import FORMAT, PIXELS, Cache, Index, load
 from inat_job.data.layout import Picture
 from inat_job.data.locks import cache_errors, lock
@@ -29,15 +24,6 @@ MARGIN = 1.15
 """Cache side over the network's input, so that a random crop rarely enlarges."""
 
 _WAITING = "waiting for another job that prepares the same pictures"
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What is known of one picture after decoding: its content hash and size, or why it was rejected."""
-
-    sha256: str = ""
-    size: tuple[int, int] = (0, 0)
-    reason: str | None = None
 
 
 def cache_side(image_size: int) -> int:
@@ -68,66 +54,22 @@ def prepare(source: Source, cache_dir: Path, image_size: int, max_broken: float,
 
 def _build(source: Source, folder: Path, side: int, max_broken: float, stop: Stop) -> Cache:
     unfinished = folder.with_suffix(".tmp")
-    for leftover in (unfinished, folder):  # a killed job's, or a cache that failed its check
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # a cache that failed its check
     container = source.open()
     pictures = layout.find(container.names(), source.uri)
-    need = len(pictures) * side * side * 3
-    _check_disk(folder.parent, need)
-    unfinished.mkdir()
-    decoded = _decode_all(container, pictures, unfinished / PIXELS, side, stop)
+    unfinished.mkdir(exist_ok=True)
+    _check_disk(unfinished, len(pictures) * side * side * 3)
+    decoded = decode_all(container, pictures, unfinished, side, stop)
     index = _index(source, pictures, decoded, side, unfinished / PIXELS)
-    _judge(index, max_broken)
+    try:
+        _judge(index, max_broken)
+    except BadDataError:
+        shutil.rmtree(unfinished)  # gigabytes that nobody may ever ask for again
+        raise
     index.save(unfinished)
+    (unfinished / ROWS).unlink()
     unfinished.replace(folder)
     return Cache(folder, index)
-
-
-def _decode_all(
-    container: Container, pictures: Sequence[Picture], path: Path, side: int, stop: Stop
-) -> Sequence[Decoded]:
-    """Decode on all cores straight into the file at `path`; Pillow lets go of the interpreter while it decodes."""
-    pixels = np.memmap(path, dtype=np.uint8, mode="w+", shape=(len(pictures), side, side, 3))
-    rows = {picture.name: row for row, picture in enumerate(pictures) if layout.is_text(picture.name)}
-    results = [
-        Decoded(reason="missing from the archive" if picture.name in rows else "a name that is not UTF-8")
-        for picture in pictures
-    ]
-    show = events.progress("prepare")
-    done = 0
-    with warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd metadata
-        for row, result in _in_parallel(pool, container.load(rows), rows, pixels):
-            results[row] = result
-            done += 1
-            show(done, len(pictures))
-            signals.check(stop, "decoding the pictures")
-    pixels.flush()
-    return results
-
-
-def _in_parallel(
-    pool: ThreadPoolExecutor, loads: Iterator[tuple[str, Load]], rows: Mapping[str, int], pixels: np.ndarray
-) -> Iterator[tuple[int, Decoded]]:
-    """Row and result as they come; few are in flight, so that a stream's bytes don't pile up in memory."""
-    flying: deque[tuple[int, Future[Decoded]]] = deque()
-    for name, read in loads:
-        row = rows[name]
-        flying.append((row, pool.submit(_decode_into, pixels[row], read)))
-        if len(flying) > 64:
-            row, future = flying.popleft()
-            yield row, future.result()
-    for row, future in flying:
-        yield row, future.result()
-
-
-def _decode_into(pixels: np.ndarray, read: Load) -> Decoded:
-    try:
-        data = read()
-        pixels[:], size = decode(data, pixels.shape[0])
-    except Rejected as reason:
-        return Decoded(reason=str(reason))
-    return Decoded(hashlib.sha256(data).hexdigest(), size)
 
 
 def _index(source: Source, pictures: Sequence[Picture], decoded: Sequence[Decoded], side: int, path: Path) -> Index:
@@ -187,10 +129,13 @@ def _judge(index: Index, max_broken: float) -> None:
                 raise BadDataError(f"{index.source} has no readable picture of class {name} in {split}.")
 
 
-def _check_disk(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
+def _check_disk(unfinished: Path, size: int) -> None:
+    """Raise ConflictError where the pixels don't fit beside what is there of them already."""
+    pixels = unfinished / PIXELS
+    need = size - (512 * pixels.stat().st_blocks if pixels.exists() else 0)
+    free = shutil.disk_usage(unfinished).free
     if need > free:
         raise ConflictError(
-            f"--cache-dir {folder.parent} has {free / 1e9:.1f} GB free, "
+            f"--cache-dir {unfinished.parents[1]} has {free / 1e9:.1f} GB free, "
             f"and the decoded pictures need {need / 1e9:.1f} GB: free some, or name another folder."
         )

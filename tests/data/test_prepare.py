@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inat_job.data import archives, prepare, pull
+from inat_job.data import archives, decoding, prepare, pull
 from inat_job.data.index import INDEX, PIXELS, Cache, load
 from inat_job.errors import BadDataError, ConflictError, Preempted, UsageError
 from inat_job.signals import never
@@ -78,7 +78,7 @@ def test_the_second_time_nothing_is_pulled_or_decoded(
     open_store(f"s3://{s3_bucket}").put("x.zip", write_zip(tmp_path / "x.zip", tree()))
     first = prepared(f"s3://{s3_bucket}/x.zip", tmp_path / "cache")
     forbidden: Any = lambda *args, **kwargs: pytest.fail("work was done twice")  # noqa: E731
-    monkeypatch.setattr(prepare, "decode", forbidden)
+    monkeypatch.setattr(decoding, "decode", forbidden)
     monkeypatch.setattr("inat_job.storage.s3.S3Store.get", forbidden)
     assert prepared(f"s3://{s3_bucket}/x.zip", tmp_path / "cache") == first
 
@@ -207,7 +207,7 @@ def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
         return np.zeros((side, side, 3), np.uint8), (1, 1)
 
     monkeypatch.setattr(archives, "_loaded", counted)
-    monkeypatch.setattr(prepare, "decode", slow)
+    monkeypatch.setattr(decoding, "decode", slow)
     worker = threading.Thread(target=lambda: prepared(path, tmp_path / "cache"))
     worker.start()
     worker.join(timeout=1)

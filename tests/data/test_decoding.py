@@ -1,0 +1,165 @@
+"""Preparing that is broken off goes on where it was, and a full disk is a sentence."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inat_job.data import decoding, prepare, pull
+from inat_job.data.decoding import ROWS
+from inat_job.data.index import PIXELS, Cache
+from inat_job.errors import ConflictError, Preempted
+from inat_job.signals import never
+from inat_job.storage import StorageOptions
+from pictures import tree, write_zip
+
+ROOT = Path(__file__).parents[2]
+COUNT = 42
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return write_zip(tmp_path / "x.zip", tree())
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for each picture that is decoded."""
+    seen: list[int] = []
+    original = decoding.decode
+
+    def counting(data: bytes, side: int) -> Any:
+        seen.append(len(data))
+        return original(data, side)
+
+    monkeypatch.setattr(decoding, "decode", counting)
+    return seen
+
+
+def prepared(archive: Path, cache_dir: Path, stop: Callable[[], bool] = never) -> Cache:
+    source = pull.find(str(archive), cache_dir, StorageOptions(), never)
+    return prepare.prepare(source, cache_dir, 32, 0.05, stop)
+
+
+def stop_after(asked: int) -> Callable[[], bool]:
+    left = iter(range(asked))
+    return lambda: next(left, None) is None
+
+
+def unfinished(cache_dir: Path) -> Path:
+    [folder] = (cache_dir / "prepared").glob("*.tmp")
+    return folder
+
+
+def content(cache: Cache) -> tuple[bytes, bytes]:
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["index.json", PIXELS]
+    return (cache.folder / PIXELS).read_bytes(), (cache.folder / "index.json").read_bytes()
+
+
+@pytest.mark.parametrize("asked", [2, 11, 30])
+def test_what_was_decoded_is_not_decoded_again(archive: Path, tmp_path: Path, decoded: list[int], asked: int) -> None:
+    whole = content(prepared(archive, tmp_path / "whole"))
+    assert len(decoded) == COUNT
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(asked))
+    lines = (unfinished(tmp_path / "cache") / ROWS).read_text().splitlines()
+    decoded.clear()
+    assert content(prepared(archive, tmp_path / "cache")) == whole
+    assert len(decoded) == COUNT - (len(lines) - 1) < COUNT
+
+
+def test_a_killed_job_is_taken_up(tmp_path: Path, decoded: list[int]) -> None:
+    archive = write_zip(tmp_path / "x.zip", tree(train=400))
+    cache_dir = tmp_path / "cache"
+    command = ["prepare", "--data", str(archive), "--cache-dir", str(cache_dir), "--image-size", "32"]
+    child = subprocess.Popen([sys.executable, str(ROOT / "entrypoint.py"), *command], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not any(path.stat().st_size > 4000 for path in cache_dir.glob(f"prepared/*.tmp/{ROWS}")):
+        assert time.monotonic() < until
+        assert child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    cache = prepared(archive, cache_dir)
+    assert 0 < len(decoded) < 1212
+    assert content(cache) == content(prepared(archive, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / ROWS).write_text('another list of pictures\n[0, "x", [1, 1], null, 0]\n'),
+        lambda folder: (folder / ROWS).write_bytes((folder / ROWS).read_bytes()[:-7] + b"\xff\n[]\n[[[[\n9"),
+        lambda folder: (folder / PIXELS).write_bytes(bytes(1000)),
+        lambda folder: (folder / PIXELS).unlink(),
+        lambda folder: (folder / ROWS).unlink(),
+        lambda folder: (folder / "odd").touch(),
+    ],
+)
+def test_what_is_damaged_is_decoded_again(
+    archive: Path, tmp_path: Path, damage: Callable[[Path], None], decoded: list[int]
+) -> None:
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(30))
+    damage(unfinished(tmp_path / "cache"))
+    cache = prepared(archive, tmp_path / "cache")
+    (cache.folder / "odd").unlink(missing_ok=True)
+    assert content(cache) == content(prepared(archive, tmp_path / "whole"))
+
+
+def test_a_row_is_believed_by_its_pixels_alone(archive: Path, tmp_path: Path, decoded: list[int]) -> None:
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(30))
+    folder = unfinished(tmp_path / "cache")
+    rows = [json.loads(line)[0] for line in (folder / ROWS).read_text().splitlines()[1:]]
+    with (folder / PIXELS).open("r+b") as file:
+        file.seek(rows[3] * 40 * 40 * 3 + 5)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    decoded.clear()
+    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
+    assert len(decoded) == (COUNT - len(rows) + 1) + COUNT
+
+
+def test_a_rejected_picture_stays_rejected_when_taken_up(tmp_path: Path) -> None:
+    files = tree()
+    files["some/where/train/Ants/00.jpg"] = b"no picture"
+    archive = write_zip(tmp_path / "x.zip", files)
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(40))
+    cache = prepared(archive, tmp_path / "cache")
+    assert [each["id"] for each in cache.index.rejected] == ["train/Ants/00.jpg"]
+    assert content(cache) == content(prepared(archive, tmp_path / "whole"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_conflict_and_no_signal(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_zip(tmp_path / "x.zip", tree(train=100))  # 312 squares of 40 pixels are 1.5 MB
+    with pytest.raises(ConflictError, match="--cache-dir .* has 0.0 GB free, and the decoded pictures need 0.0 GB"):
+        prepared(archive, small_disk)
+    monkeypatch.setattr(prepare, "_check_disk", lambda *_: None)  # as if another job took the space in between
+    with pytest.raises(ConflictError, match=r"--cache-dir .* cannot be written \(No space left on device\)"):
+        prepared(archive, small_disk)
+    assert not list(small_disk.glob(f"prepared/*/{PIXELS}"))
+    assert shutil.disk_usage(small_disk).free > 900_000
