@@ -5,12 +5,13 @@ import time
 STARTED = time.perf_counter()
 
 import contextlib  # noqa: E402
+import errno  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Callable, Collection  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, NoReturn  # noqa: E402
 
 import click  # noqa: E402
 
@@ -24,7 +25,7 @@ from inat_job.configuration import (  # noqa: E402
     configure,
     takes,
 )
-from inat_job.errors import JobError, Preempted  # noqa: E402
+from inat_job.errors import ConflictError, JobError, Preempted  # noqa: E402
 from inat_job.platforms import last_words, spot  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.settings import Settings  # noqa: E402
@@ -160,12 +161,21 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("Stopped.", Preempted.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            _bug(error)
+        where = error.filename or "a temporary file"
+        _fail(f"No space left for {where}: free some, and run the same command again.", ConflictError.exit_code)
     except Exception as error:
-        traceback.print_exc()
-        _fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)
+        _bug(error)
 
 
-def _fail(message: str, code: int) -> None:
+def _bug(error: Exception) -> NoReturn:
+    traceback.print_exc()
+    _fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
     _say(message, code)
     sys.exit(code)
 

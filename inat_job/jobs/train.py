@@ -40,7 +40,7 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], stop: StopFlag, 
     work = Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop)
     latest = work.checkpoints.discover(spooled=True).latest()
     architecture, classifier = stages.network(work, pretrained=latest is None and not settings.run.init_from)
-    room.check_training(architecture, folder.local)
+    room.check_training(architecture, folder.path(CONFIG).parent)
     if latest:
         _check_data(work, latest[0])
     else:

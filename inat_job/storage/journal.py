@@ -1,12 +1,15 @@
-"""What is known of a half-finished pull: a line for the object and one for each finished chunk, with its CRC.
+"""What is known of a half-finished pull: a line for the object and one for each block of a chunk, with the chunk's CRC.
 
-The CRC is read back before a chunk is believed, so that a machine that lost power costs a chunk and not the truth.
+The CRC is read back before a chunk's beginning is believed, so that a machine that lost power costs a chunk and not the
+truth.
 """
 
 import json
+import threading
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from inat_job.storage.base import Entry
 
@@ -39,26 +42,48 @@ def plan_for(size: int) -> Plan:
 
 @dataclass
 class Journal:
-    """The journal of pulling one version of one object. `done` maps a finished chunk to the CRC-32 of its bytes."""
+    """The journal of pulling one version of one object.
+
+    `reached` maps a chunk to the bytes of its beginning that are there, and their CRC-32.
+    """
 
     version: str
     plan: Plan
-    done: dict[int, int] = field(default_factory=dict)
+    reached: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def header(self) -> str:
         return json.dumps({"version": self.version, "size": self.plan.size, "chunk": self.plan.chunk}) + "\n"
 
     def line(self, index: int) -> str:
-        return json.dumps([index, self.done[index]]) + "\n"
+        return json.dumps([index, *self.reached[index]]) + "\n"
 
     def text(self) -> str:
-        return self.header() + "".join(self.line(index) for index in self.done)
+        return self.header() + "".join(self.line(index) for index in self.reached)
 
     def missing(self) -> list[int]:
-        return [index for index in range(self.plan.count) if index not in self.done]
+        """The chunks that are not whole."""
+        return [index for index in range(self.plan.count) if self._there(index) < self.plan.length(index)]
 
     def bytes_done(self) -> int:
-        return sum(self.plan.length(index) for index in self.done)
+        return sum(map(self._there, self.reached))
+
+    def _there(self, index: int) -> int:
+        return self.reached.get(index, (0, 0))[0]
+
+
+class Log:
+    """A journal and its open file, to which the threads of a pull write how far their chunks are."""
+
+    def __init__(self, journal: Journal, file: IO[str]) -> None:
+        self.journal = journal
+        self._file, self._lock = file, threading.Lock()
+
+    def note(self, index: int, there: int, crc: int) -> None:
+        """So many bytes of a chunk are in the file, with this CRC."""
+        with self._lock:
+            self.journal.reached[index] = (there, crc)
+            self._file.write(self.journal.line(index))
+            self._file.flush()
 
 
 def parse(text: str) -> Journal | None:
@@ -67,17 +92,19 @@ def parse(text: str) -> Journal | None:
     try:
         head = json.loads(lines[0])
         journal = Journal(str(head["version"]), Plan(int(head["size"]), int(head["chunk"])))
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
     if journal.plan.size < 0 or journal.plan.chunk < 1:
         return None
     for line in lines[1:]:
         try:
-            index, crc = json.loads(line)
-        except (ValueError, TypeError):
+            index, there, crc = json.loads(line)
+        except (ValueError, TypeError, RecursionError):
             break
-        if index in range(journal.plan.count):
-            journal.done[index] = crc
+        if type(index) is not int or index not in range(journal.plan.count):
+            continue
+        if type(there) is int and 0 <= there <= journal.plan.length(index):
+            journal.reached[index] = (there, crc)
     return journal
 
 
@@ -94,7 +121,11 @@ def resume(part: Path, entry: Entry) -> Journal:
     found = parse(path.read_text(errors="replace")) if path.exists() and part.exists() else None
     journal = Journal(entry.version, plan_for(entry.size))
     if found is not None and (found.version, found.plan) == (journal.version, journal.plan):
-        journal.done = {i: crc for i, crc in found.done.items() if _crc(part, journal.plan.span(i)) == crc}
+        journal.reached = {
+            index: (there, crc)
+            for index, (there, crc) in found.reached.items()
+            if _crc(part, journal.plan.span(index)[0], there) == crc
+        }
     else:
         part.unlink(missing_ok=True)  # a new file, so that a straggler of an earlier pull writes to the old one
     with part.open("ab") as file:
@@ -103,10 +134,10 @@ def resume(part: Path, entry: Entry) -> Journal:
     return journal
 
 
-def _crc(part: Path, span: tuple[int, int]) -> int:
-    crc, left = 0, span[1] - span[0]
+def _crc(part: Path, start: int, count: int) -> int:
+    crc, left = 0, count
     with part.open("rb") as file:
-        file.seek(span[0])
+        file.seek(start)
         while left > 0 and (block := file.read(min(left, MIB))):
             crc = zlib.crc32(block, crc)
             left -= len(block)

@@ -15,7 +15,7 @@ from inat_job.storage import journal as journals
 from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions
 from inat_job.storage.crew import work_through
 from inat_job.storage.disk import disk_errors, publish, require_space
-from inat_job.storage.journal import Journal
+from inat_job.storage.journal import Log
 from inat_job.storage.retry import PassingError, Patience, persist
 
 R = TypeVar("R")
@@ -92,20 +92,20 @@ class _Pull:
         require_space(self.path, self.entry.size - self.received)
         missing = journal.missing()
 
-        def fetch(index: int, halt: Stop) -> int:
-            return self._chunk(journal, index, halt)
+        def fetch(index: int, halt: Stop) -> None:
+            self._chunk(log, index, halt)
 
-        with journals.journal_path(self.part).open("a") as log:
-            for index, crc in work_through(missing, fetch, threads=self.options.threads, tick=self._tick):
-                journal.done[index] = crc
-                log.write(journal.line(index))
-                log.flush()
+        with journals.journal_path(self.part).open("a") as file:
+            log = Log(journal, file)
+            for _ in work_through(missing, fetch, threads=self.options.threads, tick=self._tick):
+                pass
         return self.entry.size
 
-    def _chunk(self, journal: Journal, index: int, halt: Stop) -> int:
-        """Pull one chunk, going on after a broken body where it broke; returns the CRC of the chunk's bytes."""
-        at, end = journal.plan.span(index)
-        crc, patience = 0, Patience(self.options.retries, halt)
+    def _chunk(self, log: Log, index: int, halt: Stop) -> None:
+        """Pull what is missing of one chunk, going on after a broken body where it broke."""
+        start, end = log.journal.plan.span(index)
+        there, crc = log.journal.reached.get(index, (0, 0))
+        at, patience = start + there, Patience(self.options.retries, halt)
         with self.part.open("r+b") as file:
             file.seek(at)
             while at < end:
@@ -113,11 +113,12 @@ class _Pull:
                 try:
                     for block in self._blocks(at, end, halt):
                         file.write(block)
+                        file.flush()
                         crc = zlib.crc32(block, crc)
                         at += len(block)
+                        log.note(index, at - start, crc)
                 except PassingError as error:
                     patience.spend(error, progressed=at > began)
-        return crc
 
     def _blocks(self, start: int, end: int | None, halt: Stop) -> Iterator[bytes]:
         """The source's blocks, counted; exactly those of the range, however long the server's answer is."""

@@ -35,6 +35,7 @@ class Site:
     requests: list[tuple[str, str]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     before: Callable[[str], None] = lambda path: None
+    pace_s: float = 0.0  # between two blocks of 64 KiB
     url: str = ""
 
 
@@ -90,6 +91,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 with self.site.lock:  # before it is sent, so that who has received it finds it counted
                     self.site.sent += len(block) if len(body) > 1 else 0  # a look doesn't wait for its byte
                 self.wfile.write(block)
+                time.sleep(self.site.pace_s)
             if fault == "stall":
                 time.sleep(3)
         except OSError:

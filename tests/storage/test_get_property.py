@@ -20,8 +20,10 @@ versions = st.text(max_size=40)
 @st.composite
 def journals(draw: st.DrawFn) -> Journal:
     plan = draw(plans)
-    done = st.dictionaries(st.integers(0, max(0, plan.count - 1)), st.integers(0, 2**32 - 1), max_size=20)
-    return Journal(draw(versions), plan, draw(done) if plan.count else {})
+    chunks = draw(st.sets(st.integers(0, plan.count - 1), max_size=20)) if plan.count else set()
+    crcs = st.integers(0, 2**32 - 1)
+    reached = {index: (draw(st.integers(0, plan.length(index))), draw(crcs)) for index in chunks}
+    return Journal(draw(versions), plan, reached)
 
 
 @given(plans)
@@ -43,7 +45,10 @@ def test_chunks_are_8_to_16_mib_and_parts_at_most_10000(size: int) -> None:
 @given(journals())
 def test_a_journal_comes_back(journal: Journal) -> None:
     assert parse(journal.text()) == journal
-    assert sorted([*journal.missing(), *journal.done]) == list(range(journal.plan.count))
+    whole = [index for index, (there, _) in journal.reached.items() if there == journal.plan.length(index)]
+    assert sorted([*journal.missing(), *whole]) == list(range(journal.plan.count))
+    missed = sum(journal.plan.length(index) for index in journal.missing())
+    assert journal.plan.size - missed <= journal.bytes_done() <= journal.plan.size
 
 
 @given(journals(), st.data())
@@ -51,7 +56,7 @@ def test_a_torn_journal_forgets_and_never_lies(journal: Journal, data: st.DataOb
     text = journal.text()
     found = parse(text[: data.draw(st.integers(0, len(text)))])
     assert found is None or (found.version, found.plan) == (journal.version, journal.plan)
-    assert found is None or found.done.items() <= journal.done.items()
+    assert found is None or found.reached.items() <= journal.reached.items()
 
 
 foreign = st.recursive(st.none() | st.integers() | st.text(max_size=5) | st.booleans(), st.lists, max_leaves=4)
@@ -67,15 +72,23 @@ def test_foreign_lines_do_no_harm(lines: list[object]) -> None:
     head = Journal("v", Plan(10, 3))
     found = parse(head.header() + "".join(json.dumps(line) + "\n" for line in lines))
     assert found is not None
-    assert set(found.done) <= set(range(4))
+    assert set(found.reached) <= set(range(4))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=8))
+def test_the_last_line_of_a_chunk_counts(lines: list[tuple[int, int]]) -> None:
+    head = Journal("v", Plan(12, 3))
+    found = parse(head.header() + "".join(json.dumps([index, there, 7]) + "\n" for index, there in lines))
+    assert found is not None
+    assert found.reached == {index: (there, 7) for index, there in lines}
 
 
 @pytest.mark.parametrize(("size", "chunk"), [(5, 0), (-5, 1), (5, -1)])
 def test_an_impossible_plan_is_no_journal(size: int, chunk: int) -> None:
-    assert parse(json.dumps({"version": "v", "size": size, "chunk": chunk}) + "\n[0, 1]\n") is None
+    assert parse(json.dumps({"version": "v", "size": size, "chunk": chunk}) + "\n[0, 1, 1]\n") is None
 
 
-@pytest.mark.parametrize("text", ["", "\n", "[]\n", "\x00\xff\n", '{"version": "v"}\n[0, 1]\n'])
+@pytest.mark.parametrize("text", ["", "\n", "[]\n", "\x00\xff\n", '{"version": "v"}\n[0, 1, 1]\n'])
 def test_a_journal_of_nonsense_starts_afresh(tmp_path: Path, text: str) -> None:
     part = tmp_path / "x.part"
     part.write_bytes(b"longer than it should be")

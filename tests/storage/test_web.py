@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,8 @@ from inat_job.storage.retry import PassingError, Patience
 
 from .conftest import Site
 
+ROOT = Path(__file__).parents[2]
+PLAN_FOR = journal.plan_for
 CHUNK = 100_000
 DATA = os.urandom(1_050_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -116,13 +120,43 @@ def test_a_resumed_pull_transfers_only_what_is_missing(site: Site, tmp_path: Pat
     assert site.sent == len(DATA) - kept.bytes_done()
 
 
+def test_a_killed_pull_costs_no_more_than_two_blocks_for_each_thread(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a real SIGKILL, in the middle of chunks of eight MiB."""
+    monkeypatch.setattr(journal, "plan_for", PLAN_FOR)
+    site.files["big"] = os.urandom(40 * 2**20)
+    site.etags["big"] = '"v"'
+    script = (
+        "import sys; from pathlib import Path; from inat_job.storage import open_store\n"
+        "open_store(sys.argv[1]).get('big', Path(sys.argv[2]))"
+    )
+    site.pace_s = 0.01
+    target = tmp_path / "big"
+    child = subprocess.Popen([sys.executable, "-c", script, site.url, str(target)], cwd=ROOT)
+    until = time.monotonic() + 60
+    while site.sent < 20 * 2**20:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    time.sleep(1.0)  # until the server has noticed
+    kept = journal.parse((tmp_path / "big.part.json").read_text())
+    assert kept is not None
+    assert any(there < kept.plan.length(index) for index, (there, _) in kept.reached.items())
+    assert site.sent - kept.bytes_done() <= 5 * (2 * 2**20)  # a block that is read, and one on its way
+    already, site.sent, site.pace_s = kept.bytes_done(), 0, 0.0
+    _get(site, target, "big", sha256=hashlib.sha256(site.files["big"]).hexdigest())
+    assert site.sent == 40 * 2**20 - already
+
+
 def test_a_pull_that_failed_resumes(site: Site, tmp_path: Path) -> None:
     site.faults = [""] * 4 + ["503"] * 1000
     with pytest.raises(TransientError, match="HTTP 503"):
         _get(site, tmp_path / "x")
     kept = journal.parse((tmp_path / "x.part.json").read_text())
     assert kept is not None
-    assert len(kept.done) == 4
+    assert len(kept.reached) == 4
     site.faults, site.sent = [], 0
     _get(site, tmp_path / "x", sha256=SHA256)
     assert site.sent == len(DATA) - 4 * CHUNK
