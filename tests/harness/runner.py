@@ -40,14 +40,20 @@ class Event:
 
 @dataclass(frozen=True)
 class Ended:
-    """An attempt from outside. `code` is negative for a signal's death; `signalled` is when the kill came."""
+    """An attempt from outside. `code` is negative for a signal's death, `errors` all that it wrote to stderr, and
+    `signalled` when the kill came."""
 
     code: int
     seconds: float
-    last: str
+    errors: str
     events: Sequence[Event]
     hung: bool = False
     signalled: float | None = None
+
+    @property
+    def last(self) -> str:
+        """The last line on stderr."""
+        return (self.errors.strip().splitlines() or [""])[-1]
 
     def named(self, name: str) -> list[Event]:
         """The events of this name, in order."""
@@ -60,7 +66,7 @@ class Ended:
             for event in self.events:
                 file.write(f"{event.at:8.3f} {event.name} {json.dumps(event.fields)}\n")
             killed = f", the signal at {self.signalled:.3f}" if self.signalled is not None else ""
-            file.write(f"{self.seconds:8.3f} ended with {self.code}{killed}: {self.last}\n")
+            file.write(f"{self.seconds:8.3f} ended with {self.code}{killed}: {self.errors.strip()}\n")
 
     def phases(self) -> list[str]:
         """The phases that were entered, in order."""
@@ -155,12 +161,11 @@ class Job:
             self._process.wait()
         seconds = self.age
         self._listener.join()
-        return Ended(self._process.returncode, seconds, self._last(), list(self.events), hung, self.signalled)
+        return Ended(self._process.returncode, seconds, self._errors(), list(self.events), hung, self.signalled)
 
-    def _last(self) -> str:
+    def _errors(self) -> str:
         self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
+        return self._stderr.read().decode(errors="replace")
 
     def _listen(self) -> None:
         assert self._process.stdout
