@@ -19,6 +19,10 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 LARGEST_FILE = 256 * 2**20
 """Bytes beyond which a member is not read: no photo is that large."""
 
+UNFOLDS_AT_MOST, UNFOLDS_ANYWAY = 200, 2**30
+"""Times its own size that an archive may unfold to, and bytes that it may in any case: pictures hardly shrink, and
+deflate's most is 1,032."""
+
 Load = Callable[[], bytes]
 
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, UnicodeError)
@@ -51,13 +55,28 @@ def open_archive(path: Path) -> "Zip | Tar":
         return Zip(path) if path.name.lower().endswith(".zip") else Tar(path)
 
 
+def check_unfolding(path: Path, unfolded: int, packed: int = 0) -> None:
+    """Raise BadDataError for an archive that claims to be far more than it can be.
+
+    `unfolded` and `packed` are what its members take in all: together they can't take more than the file holds, unless
+    they share their bytes (D. Fifield, A better zip bomb, 2019).
+    """
+    size = path.stat().st_size
+    if unfolded > UNFOLDS_AT_MOST * size + UNFOLDS_ANYWAY or packed > size:
+        raise BadDataError(
+            f"{path} has {size} bytes and claims to unfold to {unfolded} or more: this is a zip bomb, not a data set."
+        )
+
+
 class Zip:
     """A zip file; members are found by its directory and read by any thread. Of a name's members the last counts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = zipfile.ZipFile(path)
-        files = (member for member in self._file.infolist() if not member.filename.endswith(("/", "\\")))
+        listed = self._file.infolist()
+        check_unfolding(path, sum(each.file_size for each in listed), sum(each.compress_size for each in listed))
+        files = (member for member in listed if not member.filename.endswith(("/", "\\")))
         self._members = {plain_name(member.filename): member for member in files}
 
     def names(self) -> list[str]:
@@ -90,8 +109,11 @@ class Tar:
         self._path = path
         self._numbers: dict[str, int] = {}  # which member of the archive holds the bytes of a name
         self._rejected: dict[str, str] = {}
+        unfolded = 0
         with tarfile.open(path) as archive:
             for number, member in enumerate(archive):
+                unfolded += member.size
+                check_unfolding(path, unfolded)
                 self._enter(plain_name(member.name), number, member)
 
     def names(self) -> list[str]:

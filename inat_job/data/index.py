@@ -1,6 +1,7 @@
 """The decoded cache as it lies on disk: one memory-mapped file of pixels and an index that says what they are."""
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy as np
 from inat_job.data.layout import TEST, TRAIN
 from inat_job.storage.hashing import sha256_of
 
-FORMAT = 1
+FORMAT = 2
 PIXELS, INDEX = "pixels.u8", "index.json"
 
 
@@ -44,8 +45,9 @@ class Index:
         return np.flatnonzero(np.array(self.splits) == split)
 
     def save(self, folder: Path) -> None:
-        """Write the index beside the pixels."""
-        (folder / INDEX).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        """Write the index beside the pixels, with a hash: a flipped digit would be another label."""
+        fields = dataclasses.asdict(self)
+        (folder / INDEX).write_text(json.dumps({"sha256": _digest(fields), "index": fields}), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,19 @@ class Cache:
 def load(folder: Path) -> Cache | None:
     """The cache in a folder, or None if there is none that is whole: hash, size and format are checked."""
     try:
-        fields: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        stored = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        fields: dict[str, Any] = stored["index"]
+        if stored["sha256"] != _digest(fields) or fields["format"] != FORMAT:
+            return None
         index = Index(**{name: _frozen(value) for name, value in fields.items()})
-        whole = index.format == FORMAT and sha256_of(folder / PIXELS) == index.pixels_sha256
-    except (OSError, ValueError, TypeError):
+        whole = sha256_of(folder / PIXELS) == index.pixels_sha256
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
     return Cache(folder, index) if whole else None
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _frozen(value: Any) -> Any:

@@ -124,5 +124,10 @@ def _check_classes(pictures: list[Picture], where: str) -> None:
     if train != test:
         odd = ", ".join(sorted(set(train) ^ set(test))[:5])
         raise BadDataError(f"{where}: train and test must have the same classes, but only one of them has {odd}.")
+    folded = {name.casefold(): name for name in train}
+    for name in train:
+        if folded[name.casefold()] != name:
+            twin = folded[name.casefold()]
+            raise BadDataError(f"{where} has classes that differ in capitals alone, {name} and {twin}: rename one.")
     if len(train) < 2:
         raise BadDataError(f"{where} has one class, {train[0]}: there is nothing to tell apart.")

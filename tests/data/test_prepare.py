@@ -215,4 +215,6 @@ def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
     held.release(1000)
     worker.join(timeout=60)
     assert ahead <= 70
-    assert json.loads(next((tmp_path / "cache" / "prepared").glob("*/index.json")).read_text())["rejected"] == []
+    assert (
+        json.loads(next((tmp_path / "cache" / "prepared").glob("*/index.json")).read_text())["index"]["rejected"] == []
+    )
