@@ -13,7 +13,11 @@ PHASES = {
     "checkpoint": rf"^PUT{_RUNS}.*/checkpoints/",
     "resume": rf"^(GET|HEAD){_RUNS}.*/(checkpoints|attempts|metrics)|^{LIST}",
     "report": rf"^PUT{_RUNS}.*/(report\.|model/|plots/)",
+    "killed": rf"^PUT{_RUNS}.*/checkpoints/",
 }
+"""In "killed" the job is killed in mid-training while its checkpoints meet the fault, and goes on elsewhere."""
+
+KILLED = -9
 _BODIES_OF_CHECKPOINTS = rf"^(GET|PUT){_RUNS}.*/checkpoints/[0-9]+\.ckpt"
 _ANYTHING = ""
 
@@ -89,18 +93,19 @@ _MAKERS = {
 
 def cells(faults: Sequence[str] = (), phases: Sequence[str] = ()) -> list[Cell]:
     """All cells, or those of the faults and phases named. Raises ValueError when there is none."""
-    everywhere = tuple(PHASES)
+    everywhere = tuple(phase for phase in PHASES if phase != "killed")
     passing = ("503", "500", "429", "reset", "truncate", "flip", "stall", "latency", "throttle")
     found = [Cell(fault, phase) for fault in passing for phase in everywhere if (fault, phase) != ("flip", "pull")]
     # What came flipped has not the digest that --data demands: that may be said, or mended at once.
     found.append(Cell("flip", "pull", codes=(0, BAD_DATA)))
     # Damaged behind the digest that was checked: on the way in, or later, at rest.
     found += [Cell("rot", phase) for phase in ("checkpoint", "resume", "report")]
+    found += [Cell(fault, "killed", codes=(KILLED,)) for fault in ("503", "latency", "throttle")]
     found += [Cell("outage", phase) for phase in ("pull", "checkpoint")]
     for fault in ("expired", "expired-403", "denied-list"):
         found += [Cell(fault, p, codes=(NO_PERMISSION,), kept=p in ("checkpoint", "report")) for p in everywhere]
     wanted = [c for c in found if (not faults or c.fault in faults) and (not phases or c.phase in phases)]
     if not wanted:
         names = ", ".join(dict.fromkeys(cell.fault for cell in found))
-        raise ValueError(f"no such cell: the faults are {names}; the phases {', '.join(everywhere)}")
-    return sorted(wanted, key=lambda cell: (cell.fault, everywhere.index(cell.phase)))
+        raise ValueError(f"no such cell: the faults are {names}; the phases {', '.join(PHASES)}")
+    return sorted(wanted, key=lambda cell: (cell.fault, list(PHASES).index(cell.phase)))

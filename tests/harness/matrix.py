@@ -90,18 +90,21 @@ class _Trial:
             self.outcome.wrong.append("hung")
         return ended
 
-    def killed_after(self, epoch: int) -> None:
+    def killed_after(self, epoch: int) -> Ended:
         """An attempt that is killed after so many epochs; the next one runs elsewhere."""
         with self.start() as job:
             job.wait_for(lambda event: event.name == "epoch" and event.fields["epoch"] == epoch)
             job.kill(signal.SIGKILL)
             self.outcome.happened.append(f"killed after epoch {epoch}")
-            self.finish(job)
+            ended = self.finish(job)
         self.machine += 1
+        return ended
 
     def disturbed(self, fault: Fault) -> Ended:
         """The attempt that the fault is about."""
         self.proxy.faults.arm(fault)
+        if self.cell.phase == "killed":
+            return self.killed_after(4)
         with self.start() as job:
             return self.finish(job)
 
@@ -164,7 +167,7 @@ def _judge_run(outcome: Outcome, lab: Lab, stored: int) -> None:
     if result is None or report is None:
         outcome.wrong.append("there is no result")
         return
-    outcome.wrong += [f"{part} is not that of the undisturbed run" for part in result.differences(lab.result)]
+    outcome.wrong += result.differences(lab.result)
     outcome.wrong += broken_promises(lab.output, name)
     went_on = report["history"][-1]["started_step"]
     if outcome.cell.phase == "resume":

@@ -112,7 +112,7 @@ class Soak:
         if result is None or report is None:
             run.wrong.append("has no result")
             return
-        run.wrong += [f"{name} is not that of the undisturbed run" for name in result.differences(reference.result)]
+        run.wrong += result.differences(reference.result)
         run.wrong += broken_promises(output, run.name)
         if report["history"][-1]["why"] != reference.why:
             run.wrong.append(f"ended for {report['history'][-1]['why']}, the undisturbed run for {reference.why}")

@@ -25,14 +25,17 @@ _SERVER_START_S = 60.0
 class Result:
     """What a finished run is judged by; two runs of the same command must agree in all of it."""
 
+    best: int
     model: str
     test: Any
     val: Any
     metrics: str
 
     def differences(self, other: "Result") -> list[str]:
-        """The names of what differs."""
-        return [name for name in ("model", "test", "val", "metrics") if getattr(self, name) != getattr(other, name)]
+        """What differs from the result of an undisturbed run; `best` is the step of the checkpoint that was tested."""
+        names = [name for name in ("model", "test", "val", "metrics") if getattr(self, name) != getattr(other, name)]
+        best = [f"the best step is {self.best}, not {other.best}"] if self.best != other.best else []
+        return [*best, *(f"{name} is not that of the undisturbed run" for name in names)]
 
 
 class Output(Protocol):
@@ -167,7 +170,8 @@ def result_of(output: Output, run: str) -> Result | None:
     if report is None or model is None:
         return None
     metrics = (output.read(run, "metrics.jsonl") or b"").decode()
-    return Result(hashlib.sha256(model).hexdigest(), report["test"], report["val"], metrics)
+    best = int(report["checkpoint"]["step"])
+    return Result(best, hashlib.sha256(model).hexdigest(), report["test"], report["val"], metrics)
 
 
 def report_of(output: Output, run: str) -> dict[str, Any] | None:
