@@ -25,7 +25,10 @@ deflate's most is 1,032."""
 
 Load = Callable[[], bytes]
 
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, UnicodeError)
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, UnicodeError),
+    *(NotImplementedError, ValueError, OverflowError, RuntimeError),  # of headers that make no sense
+)
 _LINK = "a link, not a picture"
 
 
@@ -94,7 +97,7 @@ class Zip:
         _check_size(member.file_size)
         try:
             return self._file.read(member)
-        except (*_DAMAGE, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise Rejected(f"damaged in the archive: {error}") from None
 
 
@@ -187,4 +190,5 @@ def _damage(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise BadDataError(f"{path} does not exist: check --data.") from None
     except _DAMAGE as error:
-        raise BadDataError(f"{path} is no intact archive ({error}): fetch it again.") from None
+        words = " ".join(str(error).split())
+        raise BadDataError(f"{path} is no intact archive ({words}): fetch it again.") from None

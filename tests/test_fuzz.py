@@ -1,0 +1,249 @@
+"""Damaged files of every kind that the job reads: each ends in a result or in an error of ours, in bounded time and
+memory, and writes nowhere but to the cache.
+
+INAT_TEST_FUZZ is the number of inputs in all; `make fuzz` tries 10,000.
+"""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from inat_job.configuration import configure
+from inat_job.data import prepare, pull
+from inat_job.data.decoding import ROWS
+from inat_job.data.index import INDEX, PIXELS, Cache
+from inat_job.errors import JobError, Preempted
+from inat_job.jobs import stages
+from inat_job.models.build import Needs, build
+from inat_job.models.classifier import Classifier
+from inat_job.signals import never
+from inat_job.storage import Entry, StorageOptions, journal, open_store
+from inat_job.storage.attempts import after, newest
+from inat_job.storage.run_folder import open_run_folder
+from inat_job.training import manifest, state
+from inat_job.training.checkpoints import Checkpoints
+from pictures import encoded, write_tar, write_zip
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TRIED = int(os.environ.get("INAT_TEST_FUZZ", "300"))
+LONGEST_S = 20.0
+MOST_MEMORY = 600 * 2**20
+"""Bytes by which the process may grow; a picture may have 100 million pixels, and two are decoded at once."""
+
+NUMBERS = [b"\x00", b"\xff", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\x7f\xff\xff\xff", b"9" * 12, b"-1", b"1e400"]
+
+
+def files() -> dict[str, bytes]:
+    """A small data set of pictures in every format."""
+    kinds = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
+    return {
+        f"x/{split}/{name}/{number}.jpg": encoded(number, (24, 20), kinds[number % len(kinds)])
+        for split in ("train", "val")
+        for name in ("A", "B")
+        for number in range(6)
+    }
+
+
+def mutated(data: bytes, chance: random.Random) -> bytes:
+    """`data` after a few changes such as disks, networks and people make."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 5, 20))):
+        at, length = chance.randrange(len(changed) + 1), chance.choice((1, 2, 4, 30, 400))
+        kind = chance.randrange(6)
+        if kind == 0 and changed:
+            changed[min(at, len(changed) - 1)] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            changed[at : at + length] = chance.choice(NUMBERS)
+        elif kind == 2:
+            del changed[at : at + length]
+        elif kind == 3:
+            changed[at:at] = changed[chance.randrange(len(changed) + 1) :][:length]
+        elif kind == 4:
+            changed[at : at + length] = chance.randbytes(length)
+        elif chance.random() < 0.2:
+            del changed[at:]
+    return bytes(changed)
+
+
+def prepared(archive: Path, stop: Callable[[], bool] = never) -> Cache:
+    cache_dir = archive.parent / "cache"
+    source = pull.find(str(archive), cache_dir, StorageOptions(), never)
+    return prepare.prepare(source, cache_dir, 32, 0.5, stop)
+
+
+class Archive:
+    """A damaged archive is prepared."""
+
+    def __init__(self, suffix: str) -> None:
+        self.suffix = suffix
+
+    def base(self, folder: Path) -> bytes:
+        write = write_zip if self.suffix == ".zip" else write_tar
+        return write(folder / f"base{self.suffix}", files()).read_bytes()
+
+    def attempt(self, folder: Path, data: bytes) -> None:
+        path = folder / f"x{self.suffix}"
+        path.write_bytes(data)
+        prepared(path)
+
+
+class Picture:
+    """One damaged picture in an intact archive."""
+
+    def base(self, folder: Path) -> bytes:
+        return encoded(3, (40, 30), "JPEG")
+
+    def attempt(self, folder: Path, data: bytes) -> None:
+        prepared(write_zip(folder / "x.zip", {**files(), "x/train/A/0.jpg": data}))
+
+
+class Prepared:
+    """A damaged file of a cache: the index of a finished one, or the journal of one that was broken off."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def base(self, folder: Path) -> bytes:
+        archive = write_zip(folder / "x.zip", files())
+        asked = iter(range(15))
+        stop = (lambda: next(asked, None) is None) if self.name == ROWS else never
+        with contextlib.suppress(Preempted):
+            prepared(archive, stop)
+        self._whole = folder / "whole"
+        shutil.copytree(folder / "cache", self._whole)
+        self._clean = prepared(archive)
+        self._archive = archive.read_bytes()
+        [path] = self._whole.glob(f"prepared/*/{self.name}")
+        self._relative = path.relative_to(self._whole)
+        return path.read_bytes()
+
+    def attempt(self, folder: Path, data: bytes) -> None:
+        shutil.copytree(self._whole, folder / "cache")
+        (folder / "x.zip").write_bytes(self._archive)
+        (folder / "cache" / self._relative).write_bytes(data)
+        cache = prepared(folder / "x.zip")
+        assert cache.index.labels == self._clean.index.labels
+        assert cache.index.ids == self._clean.index.ids
+        assert (cache.folder / PIXELS).read_bytes() == (self._clean.folder / PIXELS).read_bytes()
+
+
+class PullJournal:
+    """The damaged journal of a pull that was broken off."""
+
+    def base(self, folder: Path) -> bytes:
+        self._entry = Entry("x", 20 * 2**20, "v")
+        plan = journal.plan_for(self._entry.size)
+        return journal.Journal("v", plan, {0: (2**20, 5), 1: (2**23, 7)}).text().encode()
+
+    def attempt(self, folder: Path, data: bytes) -> None:
+        (folder / "x.part.json").write_bytes(data)
+        (folder / "x.part").write_bytes(b"x" * 1000)
+        assert journal.resume(folder / "x.part", self._entry).bytes_done() == 0
+
+
+class Checkpoint:
+    """A damaged checkpoint whose manifest tells its very hash, or a damaged manifest."""
+
+    def __init__(self, suffix: str) -> None:
+        self.suffix = suffix
+
+    def base(self, folder: Path) -> bytes:
+        settings = configure(
+            "a", {"model.filters": "2", "model.dense": "4", "data.image_size": "32"}, [], None
+        ).settings
+        needs = Needs(3, 32, pretrained=False, cache_dir=folder, options=StorageOptions(), stop=never)
+        architecture = build(settings.model, needs)
+        self._classifier = Classifier(architecture, settings.train, settings.data, 4)
+        content = {"state_dict": self._classifier.state_dict(), "loops": {"x": [1, 2.5]}, "epoch": 1}
+        self._sha256, self._size = state.write(content, folder / "6.ckpt")
+        self._state = (folder / "6.ckpt").read_bytes()
+        self._manifest = manifest.Manifest(
+            6, 1, 0.5, 1.0, [0.5], False, "", "d", "s", 1.0, None, self._sha256, self._size
+        )
+        return self._state if self.suffix == "ckpt" else manifest.text(self._manifest).encode()
+
+    def attempt(self, folder: Path, data: bytes) -> None:
+        made = open_run_folder(str(folder / "runs"), "r", StorageOptions(), folder / "spool")
+        made.write("checkpoints/6.ckpt", data if self.suffix == "ckpt" else self._state)
+        made.write("checkpoints/6.json", data if self.suffix == "json" else manifest.text(self._manifest))
+        if self.suffix == "ckpt":
+            stages.load_weights(self._classifier, made.path("checkpoints/6.ckpt"))
+            assert all(torch.is_tensor(each) for each in self._classifier.state_dict().values())
+        for found in (Checkpoints(made).discover().latest(), Checkpoints(made).discover().latest()):
+            assert found is None or found[1].read_bytes() == self._state
+
+
+class Lease:
+    """A damaged record of an attempt: one comes after it."""
+
+    def base(self, folder: Path) -> bytes:
+        return after(after(None, 60, {"host": "x"}, "n"), 60, {"host": "x"}, "n").text()
+
+    def attempt(self, folder: Path, data: bytes) -> None:
+        store = open_store(str(folder / "run"))
+        store.put("attempts/2.json", data)
+        found, _ = newest(store, 5.0)
+        assert after(found, 60, {}, "n").number == 3
+        json.dumps(after(found, 60, {}, "n").told())
+
+
+KINDS = {
+    "zip": Archive(".zip"),
+    "tar": Archive(".tar"),
+    "tar.gz": Archive(".tar.gz"),
+    "picture": Picture(),
+    "index": Prepared(INDEX),
+    "rows": Prepared(ROWS),
+    "pull": PullJournal(),
+    "checkpoint": Checkpoint("ckpt"),
+    "manifest": Checkpoint("json"),
+    "lease": Lease(),
+}
+
+
+def outside(root: Path, own: Path) -> set[str]:
+    return {str(path) for path in root.rglob("*") if own not in path.parents and path != own}
+
+
+def ended(attempt: Callable[[], None]) -> str:
+    """What an error of ours says, or nothing; any other is the test's failure."""
+    try:
+        attempt()
+    except JobError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_damage_is_more_than_an_error_of_ours(kind: str, tmp_path: Path) -> None:
+    kinds = KINDS[kind]
+    (tmp_path / "base").mkdir()
+    base = kinds.base(tmp_path / "base")
+    chance, others = random.Random(kind), outside(tmp_path, tmp_path / "own")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    slowest = refused = 0.0
+    for number in range(TRIED // len(KINDS)):
+        own = tmp_path / "own"
+        own.mkdir()
+        data = mutated(base, chance)
+        begun = time.monotonic()
+        words = ended(lambda data=data, own=own: kinds.attempt(own, data))  # type: ignore[misc]
+        assert "\n" not in words, (number, words)
+        refused += bool(words)
+        slowest = max(slowest, time.monotonic() - begun)
+        assert outside(tmp_path, own) == others
+        shutil.rmtree(own)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    print(f"{kind}: {TRIED // len(KINDS)} inputs, {refused:.0f} refused, slowest {slowest:.2f} s, {grown / 1e6:.0f} MB")
+    assert slowest < LONGEST_S
+    assert grown < MOST_MEMORY
