@@ -130,6 +130,7 @@ def run_cell(cell: Cell, lab: Lab) -> Outcome:
         ended = trial.spoiled(fault, stored) if at_rest else trial.disturbed(fault)
         _judge_attempt(outcome, ended, fault, stored, latest_step(lab.output, cell.name))
         proxy.faults.clear()
+        proxy.wait_until_open()
         if ended.code != 0 and not ended.hung:
             _again(trial)
     _judge_run(outcome, lab, stored)

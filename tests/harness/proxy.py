@@ -11,6 +11,7 @@ import hashlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -60,6 +61,17 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
+    def wait_until_open(self, timeout: float = 120.0) -> None:
+        """Wait for the end of an outage. Raises OSError when it does not come."""
+        until = time.monotonic() + timeout
+        while True:
+            try:
+                return socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_REBIND_S)
+
     def _do(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
 
@@ -96,8 +108,8 @@ class Proxy:
                 await self._answer(request, reader, writer)
         except _Cut:
             _reset(writer)
-        except (OSError, asyncio.IncompleteReadError, ValueError):
-            pass  # who hangs up is answered no more
+        except (OSError, asyncio.IncompleteReadError, ValueError, asyncio.CancelledError):
+            pass  # who hangs up is answered no more, and nobody when the proxy closes
         finally:
             self._writers.discard(writer)
             writer.close()
