@@ -1,6 +1,7 @@
 """metrics.jsonl, one object per logged step: it survives a resume, forgetting what the lost steps had written."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from inat_job.storage.disk import disk_errors
@@ -15,9 +16,9 @@ class Journal:
 
     def __init__(self, folder: RunFolder, resumed: Manifest | None) -> None:
         self._path = folder.path(NAME)
-        stored = folder.fetch(NAME) if resumed else None
-        text = stored.read_text(encoding="utf-8", errors="replace") if stored else ""
-        self.rows = [row for row in map(_parse, text.splitlines()) if row and resumed and _is_before(row, resumed)]
+        # The checkpoint may be one that never reached the store, and then so may its rows.
+        here = _rows(self._path, resumed)
+        self.rows = max(here, _rows(folder.fetch(NAME), resumed), key=len) if resumed else []
         folder.write(NAME, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, step: int, values: dict[str, Any]) -> None:
@@ -26,6 +27,13 @@ class Journal:
         self.rows.append(row)
         with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _rows(path: Path | None, resumed: Manifest | None) -> list[dict[str, Any]]:
+    if path is None or resumed is None or not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [row for row in map(_parse, lines) if row and _is_before(row, resumed)]
 
 
 def _is_before(row: dict[str, Any], resumed: Manifest) -> bool:

@@ -1,6 +1,7 @@
-"""Stores checkpoints in the background: one thread, the newest first, as often as it takes, and never ending training.
+"""Stores checkpoints in the background: one thread, as often as it takes, and never ending training.
 
-What waits is bounded by retention: a checkpoint that newer ones make superfluous is dropped before it is sent.
+The best one goes first, for a resume from a newer one needs it in the end; then the newest. What waits is bounded by
+retention: a checkpoint that newer ones make superfluous is dropped before it is sent.
 """
 
 import threading
@@ -16,7 +17,7 @@ from inat_job.signals import StopFlag
 from inat_job.storage import retry
 from inat_job.storage.lease import Lease, LeaseError
 from inat_job.training.checkpoints import Checkpoints
-from inat_job.training.manifest import Manifest, to_keep
+from inat_job.training.manifest import Manifest, best_of, to_keep
 from inat_job.training.shelf import DamagedError, Shelf
 from inat_job.training.state import Write
 
@@ -110,7 +111,7 @@ class Uploader:
         self.guard()
 
     def hurry(self, seconds: float) -> bool:
-        """Store what there is within `seconds`, the newest first; whether all of it is stored."""
+        """Store what there is within `seconds`; whether all of it is stored."""
         with self._changed:
             self._hurried = True
             self._changed.notify_all()
@@ -168,13 +169,18 @@ class Uploader:
                 self._changed.notify_all()
 
     def _next(self, pause_s: float) -> _Job:
-        """The newest that waits, after a pause that the end of the job cuts short."""
+        """What is to be stored next, after a pause that the end of the job cuts short."""
         begun = time.monotonic()
         with self._changed:
             while not self._jobs or time.monotonic() - begun < self._pause(pause_s):
                 self._changed.wait(_TICK_S if self._jobs else None)
-            self._active = self._jobs[max(self._jobs)]
+            self._active = self._jobs[self._first()]
             return self._active
+
+    def _first(self) -> int:
+        """The step whose turn it is."""
+        best = best_of(self._checkpoints.known)
+        return best.step if best and best.step in self._jobs else max(self._jobs)
 
     def _pause(self, wanted_s: float) -> float:
         return min(wanted_s, _TICK_S) if self._hurried or self._closing else wanted_s
@@ -223,7 +229,7 @@ class Uploader:
     def _give_way(self, job: _Job) -> Progress:
         def look(done: int, total: int) -> None:
             with self._changed:
-                if self._hurried and done < total and job is not self._jobs.get(max(self._jobs)):
+                if self._hurried and done < total and job is not self._jobs.get(self._first()):
                     raise _SupersededError
 
         return look

@@ -192,6 +192,20 @@ def test_a_hurried_end_stores_the_newest_first_and_leaves_an_older_one(folder: R
     assert folder.read_json("checkpoints/latest.json")["step"] == 2
 
 
+def test_nothing_is_stored_before_the_best(folder: RunFolder, uploader: Uploader) -> None:
+    """Else a kill in between would cost the run its best checkpoint, and a resume would end with another."""
+    moody(folder).gate.clear()
+    uploader.save(manifest(1), written(b"first"), deferred=False)
+    wait_until(lambda: uploader._active is not None)
+    uploader.save(manifest(2), written(b"best"), deferred=False)
+    uploader.amend(manifest(2, 0.9))
+    uploader.save(manifest(3), written(b"newest"), deferred=False)
+    moody(folder).gate.set()
+    assert uploader.hurry(20)
+    stored = [key for key in moody(folder).done if key.endswith((".ckpt", "2.json"))]
+    assert stored.index("checkpoints/2.json") < stored.index("checkpoints/3.ckpt")
+
+
 def test_a_hurry_is_over_with_the_time_that_there_is(folder: RunFolder, uploader: Uploader) -> None:
     moody(folder).gate.clear()
     uploader.save(manifest(1), written(b"x"), deferred=False)
