@@ -17,14 +17,23 @@ from inat_job.storage.local import LocalStore
 
 class Download:
     """The archive under a key of a store. `address` names it to people; `identity`, without what changes from one
-    signature to the next, is only hashed.
+    signature to the next, is only hashed. Bytes without the `sha256` that is asked for are not kept.
 
     Its methods raise ConflictError when the cache folder cannot be written, NoPermissionError for a file that cannot
     be read, Preempted, and what the store raises.
     """
 
-    def __init__(self, store: Store, entry: Entry, address: str, identity: str, cache_dir: Path, stop: Stop) -> None:
-        self._store, self._entry, self._address = store, entry, address
+    def __init__(
+        self,
+        store: Store,
+        entry: Entry,
+        address: str,
+        identity: str,
+        cache_dir: Path,
+        stop: Stop,
+        sha256: str | None = None,
+    ) -> None:
+        self._store, self._entry, self._address, self._sha256 = store, entry, address, sha256
         self._cache_dir, self._stop = cache_dir, stop
         name = hashlib.sha256(identity.encode(errors="backslashreplace")).hexdigest()[:24]
         self._note = cache_dir / "sources" / f"{name}.json"
@@ -32,8 +41,13 @@ class Download:
         self._fetched = False
 
     def digest(self) -> str:
-        """The SHA-256 of the archive, which is fetched unless this version of it was hashed before."""
-        return self._noted() or self._hashed()
+        """The SHA-256 of the archive, which is fetched unless this version of it was hashed before.
+
+        What is here and is not what was asked for is fetched anew. Raises BadDataError where it is never that.
+        """
+        digest = self._noted() or self._hashed()
+        damaged = self._sha256 is not None and digest != self._sha256 and not isinstance(self._store, LocalStore)
+        return self._hashed(anew=True) if damaged else digest
 
     def open(self, digest: str) -> archives.Container:
         """The container, hashed once more, since what was fetched for another run may have been damaged.
@@ -57,7 +71,9 @@ class Download:
         # A server that tells no version may have another file each time.
         anew = again or not (version or self._fetched)
         self._fetched = True
-        return locks.fetch(self._store, key, path, self._cache_dir, self._stop, what="pull", anew=anew)
+        return locks.fetch(
+            self._store, key, path, self._cache_dir, self._stop, what="pull", anew=anew, sha256=self._sha256
+        )
 
     def _noted(self) -> str | None:
         """The digest found the last time, if the object is still the same."""
@@ -69,8 +85,8 @@ class Download:
         same = version and (known.get("version"), known.get("size")) == (version, size)
         return str(known["digest"]) if same else None
 
-    def _hashed(self) -> str:
-        digest = self._hash(self._path())
+    def _hashed(self, anew: bool = False) -> str:
+        digest = self._hash(self._path(anew))
         text = json.dumps({"version": self._entry.version, "size": self._entry.size, "digest": digest})
         with suppress(OSError):  # a note only saves time, and a cache that is complete may be read only
             locks.write(self._note, text.encode())

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inat_job import events, signals
-from inat_job.errors import ConflictError
+from inat_job.errors import BadDataError, ConflictError
 from inat_job.signals import Stop
 from inat_job.storage import Store
 
@@ -50,11 +50,25 @@ def write(path: Path, data: bytes) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def fetch(store: Store, key: str, path: Path, cache_dir: Path, stop: Stop, *, what: str, anew: bool = False) -> Path:
+_FETCHES = 3
+"""Times that an object is fetched until its bytes are believed to be others: the way here may damage them."""
+
+
+def fetch(
+    store: Store,
+    key: str,
+    path: Path,
+    cache_dir: Path,
+    stop: Stop,
+    *,
+    what: str,
+    anew: bool = False,
+    sha256: str | None = None,
+) -> Path:
     """`path`, holding the object: of the jobs that ask at once one fetches it, the others wait and find it.
 
-    `anew` fetches it even if it is there. Raises ConflictError when the folder cannot be written, Preempted, and
-    what the store raises.
+    `anew` fetches it even if it is there; `sha256` is what it must be when it is fetched. Raises ConflictError when the
+    folder cannot be written, Preempted, BadDataError for other bytes, and what the store raises.
     """
     if path.exists() and not anew:
         return path
@@ -62,8 +76,19 @@ def fetch(store: Store, key: str, path: Path, cache_dir: Path, stop: Stop, *, wh
         path.with_name(f"{path.name}.lock"), cache_dir, stop, f"waiting for another job that fetches {path.name}"
     ):
         if anew or not path.exists():
-            store.get(key, path, progress=events.progress(what), stop=stop)
+            _get(store, key, path, stop, what, sha256)
     return path
+
+
+def _get(store: Store, key: str, path: Path, stop: Stop, what: str, sha256: str | None) -> None:
+    for left in reversed(range(_FETCHES)):
+        try:
+            store.get(key, path, sha256=sha256, progress=events.progress(what), stop=stop)
+            return
+        except BadDataError as error:
+            if not left or sha256 is None:
+                raise
+            events.warn(f"It is fetched again: {error}")
 
 
 def _taken(handle: int, cache_dir: Path) -> bool:

@@ -96,7 +96,7 @@ def _archive(
     if entry is None:
         raise BadDataError(f"{shown} does not exist: check --data.")
     identity = unsigned_uri(uri) if isinstance(store, HttpsStore) else f"{store.uri}/{key}"
-    download = Download(store, entry, _readable(shown), identity, cache_dir, stop)
+    download = Download(store, entry, _readable(shown), identity, cache_dir, stop, expected)
     digest = download.digest()
     source = Source(_readable(shown), digest, digest, expected, lambda: download.open(digest))
     source.verify(digest)

@@ -18,13 +18,16 @@ UNKNOWN_SIZE = -1
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """How stores are reached. `threads` per transfer; `retries` beyond the first attempt of each request."""
+    """How stores are reached. `threads` per transfer; `retries` beyond the first attempt of each request.
+
+    With the waits in between, which grow to 20 s, as many retries outlast a minute in which nothing answers.
+    """
 
     sse_kms_key_id: str | None = None
     requester_pays: bool = False
     anonymous: bool = False
     threads: int = 8
-    retries: int = 8
+    retries: int = 14
 
 
 @dataclass(frozen=True)

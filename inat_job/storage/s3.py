@@ -23,7 +23,7 @@ from inat_job.storage.retry import PassingError, persist
 from inat_job.storage.transfer import BLOCK, Source, pull
 
 LIST_PAGE = 1000  # the most that S3 gives at once
-_TIMEOUTS_S = {"data": (10, 60), "output": (5, 20)}
+_TIMEOUTS_S = {"data": (10, 30), "output": (5, 20)}
 """For a connection and for an answer; of the output shorter, since a preempted job has no longer to live."""
 
 

@@ -38,16 +38,23 @@ class Shelf:
             _sync(path)
             if sha256_of(path) != manifest.sha256:
                 raise DamagedError(f"{path} is not what was written: check the disk.")
-        # First here: where the store stays away, the next attempt on this machine finds both.
-        self._folder.write(manifest.manifest_name, manifests.text(manifest))
         if self._folder.remote:
             self._put_new(manifest.name, path, progress)
+
+    def describe_here(self, manifest: Manifest) -> None:
+        """Keep the manifest beside its file: where the store stays away, the next attempt on this machine finds both.
+
+        Where this machine is the store, the manifest comes last, when the file is durable.
+        """
+        if self._folder.remote and manifest.sha256:
+            self._folder.write(manifest.manifest_name, manifests.text(manifest))
 
     def put_manifest(self, manifest: Manifest) -> None:
         """Store the manifest of a file that is stored: from now on the checkpoint exists. Then move the pointer."""
         self._lease.check()
-        self._folder.write(manifest.manifest_name, manifests.text(manifest))
-        if self._folder.remote:
+        if not self._folder.remote:
+            self._folder.write(manifest.manifest_name, manifests.text(manifest))
+        else:
             for name in self._companions:
                 self._store.put(name, self._folder.path(name).read_bytes())  # it may grow meanwhile
             self._store.put(manifest.manifest_name, manifests.text(manifest).encode())
@@ -69,12 +76,15 @@ class Shelf:
             self._delete(step)
         self._checkpoints.useless.clear()
 
-    def _delete(self, step: int) -> None:
-        """In the store and here; the manifest goes first, so that none dangles."""
+    def delete_here(self, step: int) -> None:
+        """Delete this machine's copy; the manifest goes first, so that none dangles."""
         for suffix in ("json", "ckpt"):
-            name = f"{FOLDER}/{step}.{suffix}"
-            self._store.delete(name)
-            (self._folder.local / name).unlink(missing_ok=True)
+            (self._folder.local / f"{FOLDER}/{step}.{suffix}").unlink(missing_ok=True)
+
+    def _delete(self, step: int) -> None:
+        for suffix in ("json", "ckpt"):
+            self._store.delete(f"{FOLDER}/{step}.{suffix}")
+        self.delete_here(step)
 
     def _put_new(self, name: str, path: Path, progress: Progress) -> None:
         """Store a file that nobody else may be storing. An attempt that was killed may have left one of this step."""

@@ -132,6 +132,7 @@ class Uploader:
             signals.check(stop, "the last checkpoint was being stored")
 
     def _take(self, job: _Job) -> None:
+        self._shelf.describe_here(job.manifest)
         with self._changed:
             self._jobs[job.manifest.step] = job
             self._checkpoints.wait(job.manifest)
@@ -144,7 +145,7 @@ class Uploader:
             job = self._jobs.pop(step)
             self._checkpoints.drop(step)
             if not job.sent:
-                (self._checkpoints.folder.local / job.manifest.name).unlink(missing_ok=True)
+                self._shelf.delete_here(step)
 
     def _work(self) -> None:
         failures = 0
@@ -222,8 +223,9 @@ class Uploader:
         sha256, size = job.write(self._checkpoints.folder.path(job.manifest.name))
         with self._changed:
             job.manifest, job.write = replace(job.manifest, sha256=sha256, size=size), None
-            if self._jobs.get(job.manifest.step) is job:
+            if self._jobs.get(job.manifest.step) is job:  # it was put off
                 self._checkpoints.wait(job.manifest)
+                self._shelf.describe_here(job.manifest)
             self._changed.notify_all()
 
     def _give_way(self, job: _Job) -> Progress:

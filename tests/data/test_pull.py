@@ -1,5 +1,6 @@
 """Where a data set comes from: what it is called, how often it is fetched and when it is believed."""
 
+import hashlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +25,7 @@ def prepared(uri: object, cache_dir: Path, size: int = 32) -> Cache:
 @pytest.fixture
 def web() -> Iterator[SimpleNamespace]:
     """A server of one archive at any address, which counts how often it was sent."""
-    served = SimpleNamespace(content=b"", version="", sent=0, uri="")
+    served = SimpleNamespace(content=b"", version="", sent=0, uri="", flips=[])
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -35,7 +36,8 @@ def web() -> Iterator[SimpleNamespace]:
             self.end_headers()
             if self.headers["Range"] != "bytes=0-0":
                 served.sent += 1
-                self.wfile.write(served.content)
+                damaged = served.flips.pop() if served.flips else 0
+                self.wfile.write(served.content[:-1] + bytes([served.content[-1] ^ damaged]))
 
         def log_message(self, *args: object) -> None:
             pass
@@ -97,6 +99,25 @@ def test_a_download_that_was_damaged_is_fetched_again(web: SimpleNamespace, tmp_
     kept.write_bytes(web.content[:-1000] + bytes(1000))
     again = prepared(web.uri, tmp_path / "cache", size=64)
     assert (again.index.hashes, web.sent) == (first.index.hashes, 2)
+
+
+def test_what_comes_damaged_is_fetched_until_it_is_what_was_asked_for(web: SimpleNamespace, tmp_path: Path) -> None:
+    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
+    uri = f"{web.uri}#sha256={hashlib.sha256(web.content).hexdigest()}"
+    web.flips = [1, 1]
+    assert len(prepared(uri, tmp_path / "cache").index.ids) == 42
+    assert web.sent == 3
+    web.flips = [1, 1, 1]
+    with pytest.raises(BadDataError, match="it changed or is damaged"):
+        prepared(uri, tmp_path / "other")
+    assert len(prepared(uri, tmp_path / "other").index.ids) == 42
+
+
+def test_a_digest_that_is_asked_for_later_mends_what_came_damaged(web: SimpleNamespace, tmp_path: Path) -> None:
+    web.content, web.version, web.flips = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1", [1]
+    right = hashlib.sha256(web.content).hexdigest()
+    pull.find(web.uri, tmp_path / "cache", StorageOptions(), never)
+    assert prepared(f"{web.uri}#sha256={right}", tmp_path / "cache").index.digest == right
 
 
 def test_what_is_never_the_same_is_not_believed(web: SimpleNamespace, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_aws_itself_is_reached_as_aws_wants(monkeypatch: pytest.MonkeyPatch, s3_
     store = open_store("s3://bucket", OPTIONS)
     config = store._client.meta.config  # type: ignore[attr-defined]
     assert config.request_checksum_calculation == "when_supported"
-    assert (config.connect_timeout, config.read_timeout, config.retries["mode"]) == (10, 60, "standard")
+    assert (config.connect_timeout, config.read_timeout, config.retries["mode"]) == (10, 30, "standard")
     assert config.retries["total_max_attempts"] == 3
 
 

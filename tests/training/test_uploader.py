@@ -298,3 +298,15 @@ def test_a_bug_in_the_thread_is_raised_in_training(uploader: Uploader, monkeypat
     wait_until(lambda: uploader._fatal is not None)
     with pytest.raises(ZeroDivisionError):
         uploader.guard()
+
+
+def test_everything_that_waits_is_found_by_the_next_attempt_here(folder: RunFolder, uploader: Uploader) -> None:
+    """The best one, too, though it was never its turn."""
+    moody(folder).away = TransientError("away")
+    for step in (1, 2, 3, 4):
+        uploader.save(manifest(step), written(b"%d" % step), deferred=False)
+        uploader.amend(manifest(step, 0.9 if step == 1 else 0.1))
+    uploader._end(RuntimeError("the process is gone"))
+    again = Checkpoints(folder).discover(spooled=True)
+    assert [each.step for each in again.known] == [1, 3, 4]
+    assert again.best()[0].val_accuracy == 0.9
