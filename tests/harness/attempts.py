@@ -13,7 +13,7 @@ from tests.harness.cases import Case
 from tests.harness.kills import Kill
 from tests.harness.losses import Loss
 from tests.harness.runner import Ended, Job
-from tests.harness.stores import Output, Result, latest_step, report_of, result_of
+from tests.harness.stores import LocalOutput, Output, Result, latest_step, report_of, result_of
 
 PREEMPTED = 143
 _STORED = re.compile(r"step (\d+) is stored")
@@ -21,11 +21,13 @@ _STORED = re.compile(r"step (\d+) is stored")
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs are tried: a scratch folder, the output, the data's URI and the job's environment."""
+    """Where runs are tried: a scratch folder, the output, the data's URI and the job's environment; `archive` is the
+    data on this machine."""
 
     folder: Path
     output: Output
     data: str
+    archive: Path
     environment: Mapping[str, str]
     logs: Path | None = None
 
@@ -88,16 +90,21 @@ class Attempt:
 
 
 def reference(place: Place, case: Case) -> Reference:
-    """Run a case undisturbed. Raises RuntimeError when it does not end well."""
-    name = f"{case.name}-reference"
-    ended = runner.run(_command(place, case, name, 0), place.environment, place.folder / name)
-    result, report = result_of(place.output, name), report_of(place.output, name)
+    """Run a case undisturbed, from and to folders of this machine, so that no store has a part in it.
+
+    Raises RuntimeError when it does not end well.
+    """
+    folder = place.folder / f"{case.name}-reference"
+    output = LocalOutput(folder / "runs")
+    command = case.arguments(str(place.archive), output.uri, folder / "cache", "r")
+    ended = runner.run(command, place.environment, folder)
+    result, report = result_of(output, "r"), report_of(output, "r")
     if ended.code != 0 or result is None or report is None:
         raise RuntimeError(f"The undisturbed run of {case.name} ended with {ended.code}: {ended.last}")
-    steps = latest_step(place.output, name)
-    place.forget(name)
     begun = next(event.at for event in ended.named("phase") if event.fields["phase"] == "train")
-    return Reference(result, report["history"][-1]["why"], steps, begun, ended.seconds)
+    known = Reference(result, report["history"][-1]["why"], latest_step(output, "r"), begun, ended.seconds)
+    shutil.rmtree(folder)
+    return known
 
 
 def plan(rng: random.Random, known: Reference, stored: int) -> Kill:

@@ -150,12 +150,12 @@ def place(kind: str, logs: Path | None = None) -> Iterator[Place]:
         folder = Path(name)
         archive = pictures(folder / "data")
         if kind == "local":
-            yield Place(folder, LocalOutput(folder / "runs"), str(archive), runner.environment(), logs)
+            yield Place(folder, LocalOutput(folder / "runs"), str(archive), archive, runner.environment(), logs)
             return
         with s3_endpoint() as endpoint:
             output = S3Output(endpoint)
             environment = runner.environment(AWS_ENDPOINT_URL=endpoint, **credentials())
-            yield Place(folder, output, output.put("data/pictures.zip", archive), environment, logs)
+            yield Place(folder, output, output.put("data/pictures.zip", archive), archive, environment, logs)
 
 
 def main() -> int:
