@@ -28,7 +28,7 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest -m "not image and not soak"
 
-# tests/image/test_image.py and tests/storage/with_radosgw.sh say at their heads what they need, and are left out without.
+# tests/image/conftest.py and tests/storage/with_radosgw.sh say at their heads what they need, and are left out without.
 test-all: venv
 	$(BIN)/python -m pytest -m image
 	tests/storage/with_radosgw.sh $(BIN)/python -m pytest tests/storage

@@ -4,6 +4,12 @@ import time
 
 STARTED = time.perf_counter()
 
+from inat_job import signals  # noqa: E402
+
+STOP = signals.StopFlag()
+if __name__ == "__main__":
+    STOP.install()  # before all that takes time: the first process of a container ignores a signal without a handler
+
 import contextlib  # noqa: E402
 import errno  # noqa: E402
 import os  # noqa: E402
@@ -16,7 +22,7 @@ from typing import Any, NoReturn  # noqa: E402
 import click  # noqa: E402
 
 import inat_job  # noqa: E402
-from inat_job import events, signals  # noqa: E402
+from inat_job import events  # noqa: E402
 from inat_job.configuration import (  # noqa: E402
     PREPARE_TAKES,
     TEST_TAKES,
@@ -29,8 +35,6 @@ from inat_job.errors import ConflictError, JobError, Preempted  # noqa: E402
 from inat_job.platforms import last_words, spot  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.settings import Settings  # noqa: E402
-
-STOP = signals.StopFlag()
 
 Command = Callable[..., None]
 
@@ -135,7 +139,11 @@ def _run_part(configuration: Configuration, print_config: bool) -> None:
 def _watch(settings: Settings) -> None:
     """Look out for what stops the job, and end it when its grace is over though it may hang."""
     spot.watch(STOP.set)
-    signals.end_with_the_grace(STOP, settings.run.grace_seconds, _out_of_grace)
+    signals.end_with_the_grace(STOP, settings.run.grace_seconds, _say_stopping, _out_of_grace)
+
+
+def _say_stopping() -> None:
+    events.emit("stopping", why=STOP.why, phase=events.noted().get("phase", "start"))
 
 
 def _out_of_grace() -> None:
@@ -152,7 +160,7 @@ def main() -> None:
         warnings.simplefilter("ignore")  # the libraries' remarks are for who develops this, not for who runs it
     try:
         cli.main(standalone_mode=False)
-        last_words.say(0, "Done.", events.noted())
+        last_words.say(0, str(events.noted().get("outcome", "Done.")), events.noted())
     except JobError as error:
         _fail(str(error), error.exit_code)
     except click.ClickException as error:

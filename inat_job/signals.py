@@ -14,6 +14,8 @@ Stop = Callable[[], bool]
 _OWN_END_S = 3.0
 """Seconds of the grace that are left to a job when it stops waiting for a checkpoint."""
 
+_TICK_S = 0.1
+
 _LAST_S = 1.0
 """Seconds of the grace before its end in which a job that hangs is ended, so that it is not killed without a word."""
 
@@ -72,15 +74,22 @@ def check(stop: Stop, doing: str) -> None:
         raise Preempted(f"Stopped by a signal while {doing}; run the same command again to go on.")
 
 
-def end_with_the_grace(stop: StopFlag, grace_s: float, last_words: Callable[[], None]) -> None:
+def end_with_the_grace(
+    stop: StopFlag, grace_s: float, at_once: Callable[[], None], last_words: Callable[[], None]
+) -> None:
     """Watch, in a thread, that the process ends within the grace once `stop` is set: with `last_words`, and 143.
+
+    `at_once` is called when it is set, since a signal's handler itself may not write.
 
     Whatever the job is busy with, a request that nobody answers or a compiler, may keep it from reading the flag.
     """
 
     def watch() -> None:
-        while not stop() or stop.seconds_left(grace_s) > min(_LAST_S, grace_s / 10):
-            time.sleep(min(0.2, grace_s / 10))
+        while not stop():
+            time.sleep(_TICK_S)
+        at_once()
+        while stop.seconds_left(grace_s) > min(_LAST_S, grace_s / 10):
+            time.sleep(_TICK_S)
         last_words()
         os._exit(Preempted.exit_code)
 

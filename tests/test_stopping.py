@@ -100,6 +100,7 @@ def test_a_spot_notice_stores_a_checkpoint_before_any_signal(job: Callable[..., 
     )
     until(child, "epoch")
     server.noticed = True  # type: ignore[attr-defined]
+    until(child, "stopping")
     assert "Preempted; step" in last_line(child)
     assert child.returncode == 143
     server.shutdown()
@@ -139,7 +140,7 @@ import time
 from inat_job import signals
 stop = signals.StopFlag()
 stop.install()
-signals.end_with_the_grace(stop, 3.0, lambda: print("last words", flush=True))
+signals.end_with_the_grace(stop, 3.0, lambda: print(stop.why), lambda: print("last words", flush=True))
 print("up", flush=True)
 until = time.monotonic() + 60
 while time.monotonic() < until:
@@ -150,6 +151,6 @@ while time.monotonic() < until:
     child.stdout.readline()
     begun = time.monotonic()
     child.send_signal(signal.SIGTERM)
-    assert child.communicate(timeout=30)[0] == "last words\n"
+    assert child.communicate(timeout=30)[0] == "SIGTERM\nlast words\n"
     assert child.returncode == 143
     assert 2.0 < time.monotonic() - begun < 6.0

@@ -1,34 +1,31 @@
 """Reads picture files where they are: in a zip or tar, a folder or under a prefix. Nothing is unpacked to disk."""
 
+import bz2
+import errno
+import gzip
+import lzma
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
+from inat_job.data import bounds
 from inat_job.data.decode import Rejected
 from inat_job.errors import BadDataError, JobError
 from inat_job.storage import Store
+from inat_job.storage.disk import disk_errors
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-LARGEST_FILE = 256 * 2**20
-"""Bytes beyond which a member is not read: no photo is that large."""
-
-UNFOLDS_AT_MOST, UNFOLDS_ANYWAY = 200, 2**30
-"""Times its own size that an archive may unfold to, and bytes that it may in any case: pictures hardly shrink, and
-deflate's most is 1,032."""
 
 Load = Callable[[], bytes]
 
-_DAMAGE = (
-    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, UnicodeError),
-    *(NotImplementedError, ValueError, OverflowError, RuntimeError),  # of headers that make no sense
-)
+_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _LINK = "a link, not a picture"
 
 
@@ -58,17 +55,14 @@ def open_archive(path: Path) -> "Zip | Tar":
         return Zip(path) if path.name.lower().endswith(".zip") else Tar(path)
 
 
-def check_unfolding(path: Path, unfolded: int, packed: int = 0) -> None:
-    """Raise BadDataError for an archive that claims to be far more than it can be.
+@dataclass(frozen=True)
+class Held:
+    """A file's bytes that are in memory already."""
 
-    `unfolded` and `packed` are what its members take in all: together they can't take more than the file holds, unless
-    they share their bytes (D. Fifield, A better zip bomb, 2019).
-    """
-    size = path.stat().st_size
-    if unfolded > UNFOLDS_AT_MOST * size + UNFOLDS_ANYWAY or packed > size:
-        raise BadDataError(
-            f"{path} has {size} bytes and claims to unfold to {unfolded} or more: this is a zip bomb, not a data set."
-        )
+    data: bytes
+
+    def __call__(self) -> bytes:
+        return self.data
 
 
 class Zip:
@@ -78,7 +72,9 @@ class Zip:
         self._path = path
         self._file = zipfile.ZipFile(path)
         listed = self._file.infolist()
-        check_unfolding(path, sum(each.file_size for each in listed), sum(each.compress_size for each in listed))
+        bounds.check_count(path, len(listed))
+        packed = sum(each.compress_size for each in listed)
+        bounds.check_unfolding(path, sum(each.file_size for each in listed), packed)
         files = (member for member in listed if not member.filename.endswith(("/", "\\")))
         self._members = {plain_name(member.filename): member for member in files}
 
@@ -94,11 +90,21 @@ class Zip:
             raise BadDataError(f"{self._path} is encrypted: give an archive without a password.")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise Rejected(_LINK)
-        _check_size(member.file_size)
-        try:
-            return self._file.read(member)
-        except _DAMAGE as error:
-            raise Rejected(f"damaged in the archive: {error}") from None
+        bounds.check_size(member.file_size)
+        with disk_errors(self._path):
+            try:
+                return self._unfolded(member)
+            except Exception as error:
+                if _machines(error):
+                    raise
+                raise Rejected(f"damaged in the archive: {error}") from None
+
+    def _unfolded(self, member: zipfile.ZipInfo) -> bytes:
+        """What the directory says that there is: `ZipFile.read` would unfold whatever is there before it cuts it."""
+        bounded = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        piece = max(member.file_size, 1) if bounded else 4096  # the others unfold all of a piece, though it be a bomb
+        with self._file.open(member) as file:
+            return b"".join(iter(partial(file.read, piece), b""))
 
 
 class Tar:
@@ -112,12 +118,9 @@ class Tar:
         self._path = path
         self._numbers: dict[str, int] = {}  # which member of the archive holds the bytes of a name
         self._rejected: dict[str, str] = {}
-        unfolded = 0
-        with tarfile.open(path) as archive:
-            for number, member in enumerate(archive):
-                unfolded += member.size
-                check_unfolding(path, unfolded)
-                self._enter(plain_name(member.name), number, member)
+        for number, member, _ in _members(path, bounds.LARGEST_HEADER):
+            bounds.check_count(path, number)
+            self._enter(plain_name(member.name), number, member)
 
     def names(self) -> list[str]:
         return [*self._numbers, *self._rejected]
@@ -129,8 +132,8 @@ class Tar:
                 yield name, partial(_raise, Rejected(self._rejected[name]))
             else:
                 wanted[self._numbers[name]].append(name)
-        with _damage(self._path), tarfile.open(self._path) as archive:
-            for number, member in enumerate(archive):
+        with _damage(self._path):
+            for number, member, archive in _members(self._path, bounds.LARGEST_FILE):
                 if number in wanted:
                     read = _loaded(archive, member)
                     yield from ((name, read) for name in wanted[number])
@@ -160,35 +163,60 @@ class Loose:
             yield name, lambda name=name: self._store.read(name)  # type: ignore[misc]
 
 
+def _members(path: Path, most: int) -> Iterator[tuple[int, tarfile.TarInfo, tarfile.TarFile]]:
+    """The members of a tar, numbered; no more than `most` bytes of it are read at once.
+
+    tarfile takes a header that makes no sense for the end of the archive, and all that follows would be lost; at the
+    real one there is nothing or a block of zeros. Raises ReadError.
+    """
+    with _plain(path) as file:
+        stream = bounds.Bounded(file, path, most)
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            number = 0
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # it would remember each one
+                yield number, member, archive
+                number += 1
+            if any(stream.last):
+                raise tarfile.ReadError(f"the header after its {number} members is damaged")
+
+
+def _plain(path: Path) -> IO[bytes]:
+    """The file, whatever it is compressed with."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    unfold = next((unfold for mark, unfold in _COMPRESSED.items() if start.startswith(mark)), None)
+    return path.open("rb") if unfold is None else unfold(path, "rb")
+
+
 def _loaded(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Load:
     """A tar is one stream, so its bytes are read here, in order, and only handed over later."""
     try:
-        _check_size(member.size)
+        bounds.check_size(member.size)
     except Rejected as reason:
         return partial(_raise, reason)
     file = archive.extractfile(member)
     assert file is not None
-    data = file.read()
-    return lambda: data
+    return Held(file.read())
 
 
 def _raise(reason: Rejected) -> bytes:
     raise reason
 
 
-def _check_size(size: int) -> None:
-    if size > LARGEST_FILE:
-        raise Rejected(f"{size} bytes are more than {LARGEST_FILE}")
-
-
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except JobError:
-        raise
-    except FileNotFoundError:
-        raise BadDataError(f"{path} does not exist: check --data.") from None
-    except _DAMAGE as error:
-        words = " ".join(str(error).split())
-        raise BadDataError(f"{path} is no intact archive ({words}): fetch it again.") from None
+    with disk_errors(path, missing=f"{path} does not exist: check --data."):
+        try:
+            yield
+        except Exception as error:
+            if _machines(error):
+                raise
+            words = " ".join(str(error).split())
+            raise BadDataError(f"{path} is no intact archive ({words}): fetch it again.") from None
+
+
+def _machines(error: Exception) -> bool:
+    """Whether an error is ours or the machine's: by a damaged file, zipfile and tarfile raise nearly any other."""
+    disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # a header may tell to seek below 0
+    return disk or isinstance(error, JobError | MemoryError)

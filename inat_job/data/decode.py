@@ -1,6 +1,8 @@
 """One picture file to square uint8 pixels, with libjpeg-turbo through Pillow; a broken file becomes a named reason."""
 
 import io
+import threading
+from contextlib import nullcontext
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -10,8 +12,15 @@ from inat_job.errors import BadDataError
 LARGEST_PIXELS = 100_000_000
 """Width times height beyond which a file is taken for a decompression bomb."""
 
+LARGE_PIXELS = 2**25
+"""Width times height beyond which pictures are unfolded one after the other: a few at once may take all the memory."""
+
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Those of photos. Of others Pillow starts a program (EPS) or believes a size that the content exceeds (ICO, ICNS)."""
+
 Image.MAX_IMAGE_PIXELS = None  # Pillow would warn and raise by turns; the check is ours
 
+_one_large = threading.Lock()
 _RGB_LIKE = ("RGB", "L", "CMYK", "YCbCr", "1")
 
 
@@ -26,15 +35,15 @@ def decode(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     (EXIF orientation applied). JPEGs are scaled within the DCT down to no less than twice `side`. Raises Rejected.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > LARGEST_PIXELS:
                 raise Rejected(f"{width}x{height} pixels are more than {LARGEST_PIXELS}")
             image.draft("RGB", (2 * side, 2 * side))
-            upright = ImageOps.exif_transpose(image)
+            with _one_large if image.width * image.height > LARGE_PIXELS else nullcontext():
+                squashed = _rgb(ImageOps.exif_transpose(image)).resize((side, side), Image.Resampling.BILINEAR)
             if _lies_on_its_side(image):
                 width, height = height, width
-            squashed = _rgb(upright).resize((side, side), Image.Resampling.BILINEAR)
             return np.asarray(squashed), (width, height)
     except (Rejected, MemoryError):
         raise

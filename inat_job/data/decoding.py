@@ -19,15 +19,15 @@ import numpy as np
 
 from inat_job import events, signals
 from inat_job.data import layout
-from inat_job.data.archives import Container, Load
+from inat_job.data.archives import Container, Held, Load
 from inat_job.data.decode import Rejected, decode
 from inat_job.data.index import FORMAT, PIXELS
 from inat_job.data.layout import Picture
 from inat_job.signals import Stop
 
 ROWS = "rows.jsonl"
-_IN_FLIGHT = 64
-"""Pictures that are read ahead, so that a stream's bytes don't pile up in memory."""
+_IN_FLIGHT, _MOST_HELD = 64, 2**28
+"""Pictures that are read ahead, and the bytes that they may have, so that a stream's don't pile up in memory."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class _Journal:
 
     def add(self, row: int, result: Decoded, pixels: np.ndarray) -> None:
         """Note a row; in one write, so that a kill tears no more than the last line."""
-        line = [row, result.sha256, result.size, result.reason, _crc(pixels)]
+        line = [row, result.sha256, result.size, result.reason, _crc(row, result, pixels)]
         self._file.write(json.dumps(line) + "\n")
 
     def __enter__(self) -> "_Journal":
@@ -113,13 +113,14 @@ def _believed(line: str, pixels: np.ndarray) -> tuple[int, Decoded] | None:
         whole = whole and type(width) is type(height) is int and isinstance(reason, str | None)
     except (ValueError, TypeError, RecursionError):
         return None
-    if not whole or (reason is None and _crc(pixels[row]) != crc):
-        return None
-    return row, Decoded(sha256, (width, height), reason)
+    result = Decoded(sha256, (width, height), reason)
+    return (row, result) if whole and _crc(row, result, pixels[row]) == crc else None
 
 
-def _crc(pixels: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(pixels).data)
+def _crc(row: int, result: Decoded, pixels: np.ndarray) -> int:
+    """Of what is said of a row and, unless it was rejected, of its pixels."""
+    said = zlib.crc32(json.dumps([row, result.sha256, result.size, result.reason]).encode())
+    return said if result.reason is not None else zlib.crc32(np.ascontiguousarray(pixels).data, said)
 
 
 def _pixels(path: Path, shape: tuple[int, ...]) -> Any:
@@ -142,15 +143,18 @@ def _in_parallel(
     pool: ThreadPoolExecutor, loads: Iterator[tuple[str, Load]], rows: Mapping[str, int], pixels: np.ndarray
 ) -> Iterator[tuple[int, Decoded]]:
     """Row and result as they come."""
-    flying: deque[tuple[int, Future[Decoded]]] = deque()
-    for name, read in loads:
-        row = rows[name]
-        flying.append((row, pool.submit(_decode_into, pixels[row], read)))
-        if len(flying) > _IN_FLIGHT:
-            row, future = flying.popleft()
+    flying: deque[tuple[int, int, Future[Decoded]]] = deque()
+    try:
+        for name, read in loads:
+            row, held = rows[name], len(read.data) if isinstance(read, Held) else 0
+            flying.append((row, held, pool.submit(_decode_into, pixels[row], read)))
+            while len(flying) > _IN_FLIGHT or sum(held for _, held, _ in flying) > _MOST_HELD:
+                row, _, future = flying.popleft()
+                yield row, future.result()
+        for row, _, future in flying:
             yield row, future.result()
-    for row, future in flying:
-        yield row, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # who is stopped doesn't wait for what is not begun
 
 
 def _decode_into(pixels: np.ndarray, read: Load) -> Decoded:

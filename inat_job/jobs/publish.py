@@ -40,6 +40,7 @@ def publish(
     tracker.finish(0)
     if tracker.sync_command:  # what the tracker's server lacks is kept with the run
         folder.publish_folder(TRACKED)
+    events.note(outcome=report.sentence(done))
     events.emit("done", message=report.sentence(done), report=f"{folder.uri}/{REPORT}")
 
 

@@ -29,7 +29,8 @@ class Shelf:
         self._checkpoints, self._lease = checkpoints, lease
         self._folder, self._store = checkpoints.folder, checkpoints.folder.background
         self._companions, self._protected = companions, protected
-        self._pointer, self._pointed = checkpoints.pointer, -1
+        self._pointer = checkpoints.pointer
+        self._pointed: int | None = None  # what an earlier attempt pointed to may be damaged
 
     def put_file(self, manifest: Manifest, progress: Progress) -> None:
         """Make the file durable here, and store it. Raises DamagedError, LeaseError and what the store raises."""
@@ -58,9 +59,10 @@ class Shelf:
             for name in self._companions:
                 self._store.put(name, self._folder.path(name).read_bytes())  # it may grow meanwhile
             self._store.put(manifest.manifest_name, manifests.text(manifest).encode())
-        if manifest.step > self._pointed:
-            self._move_pointer(manifest)
-            self._pointed = manifest.step
+        newest = max(manifest, *self._checkpoints.stored, key=lambda each: each.step)
+        if newest.step != self._pointed:  # an older one may arrive later, from an attempt that could not store it
+            self._move_pointer(newest)
+            self._pointed = newest.step
 
     def retire(self) -> None:
         """Delete what retention lets go of."""

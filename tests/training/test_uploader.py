@@ -206,6 +206,22 @@ def test_nothing_is_stored_before_the_best(folder: RunFolder, uploader: Uploader
     assert stored.index("checkpoints/2.json") < stored.index("checkpoints/3.ckpt")
 
 
+def test_the_pointer_does_not_go_back_for_one_that_arrives_late(
+    folder: RunFolder, uploader: Uploader, lease: Lease
+) -> None:
+    uploader.save(manifest(9), written(b"new"), deferred=False)
+    uploader.finish(StopFlag())
+    late = manifest(6, sha256=hashlib.sha256(b"old").hexdigest(), size=3)
+    folder.write(late.name, b"old")
+    folder.write_json(late.manifest_name, vars(late))
+    again = Checkpoints(folder).discover(spooled=True)
+    assert [each.step for each in again.waiting] == [6]
+    with uploading(again, lease, [], StopFlag(), GRACE_S, None) as second:
+        second.finish(StopFlag())
+    assert [each.step for each in again.stored] == [6, 9]
+    assert folder.read_json("checkpoints/latest.json")["step"] == 9
+
+
 def test_a_hurry_is_over_with_the_time_that_there_is(folder: RunFolder, uploader: Uploader) -> None:
     moody(folder).gate.clear()
     uploader.save(manifest(1), written(b"x"), deferred=False)
