@@ -59,7 +59,7 @@ class Shelf:
             for name in self._companions:
                 self._store.put(name, self._folder.path(name).read_bytes())  # it may grow meanwhile
             self._store.put(manifest.manifest_name, manifests.text(manifest).encode())
-        newest = max(manifest, *self._checkpoints.stored, key=lambda each: each.step)
+        newest = max([manifest, *self._checkpoints.stored], key=lambda each: each.step)
         if newest.step != self._pointed:  # an older one may arrive later, from an attempt that could not store it
             self._move_pointer(newest)
             self._pointed = newest.step
