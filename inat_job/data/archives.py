@@ -8,12 +8,12 @@ import stat
 import tarfile
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from inat_job.data import bounds
 from inat_job.data.decode import Rejected
@@ -25,7 +25,8 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 Load = Callable[[], bytes]
 
-_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # with others a few bytes unfold to GiB before they can be cut
 _LINK = "a link, not a picture"
 
 
@@ -83,28 +84,24 @@ class Zip:
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         for name in sorted(names, key=lambda name: self._members[name].header_offset):
-            yield name, lambda member=self._members[name]: self._read(member)  # type: ignore[misc]
+            yield name, partial(self._read, self._members[name])
 
     def _read(self, member: zipfile.ZipInfo) -> bytes:
         if member.flag_bits & 1:
             raise BadDataError(f"{self._path} is encrypted: give an archive without a password.")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise Rejected(_LINK)
+        if member.compress_type not in _BOUNDED:
+            raise Rejected(f"of compression method {member.compress_type}, where only deflate is read")
         bounds.check_size(member.file_size)
         with disk_errors(self._path):
             try:
-                return self._unfolded(member)
+                with self._file.open(member) as file:
+                    return file.read(member.file_size)  # `ZipFile.read` unfolds all that is there, and then cuts it
             except Exception as error:
                 if _machines(error):
                     raise
                 raise Rejected(f"damaged in the archive: {error}") from None
-
-    def _unfolded(self, member: zipfile.ZipInfo) -> bytes:
-        """What the directory says that there is: `ZipFile.read` would unfold whatever is there before it cuts it."""
-        bounded = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        piece = max(member.file_size, 1) if bounded else 4096  # the others unfold all of a piece, though it be a bomb
-        with self._file.open(member) as file:
-            return b"".join(iter(partial(file.read, piece), b""))
 
 
 class Tar:
@@ -149,18 +146,21 @@ class Tar:
 
 
 class Loose:
-    """The files of a folder or under a prefix, each an object of its own."""
+    """The files of a folder or under a prefix, each an object of its own; `sizes` has its bytes by its name."""
 
-    def __init__(self, store: Store, names: Collection[str]) -> None:
-        self._store = store
-        self._names = list(names)
+    def __init__(self, store: Store, sizes: Mapping[str, int]) -> None:
+        self._store, self._sizes = store, sizes
 
     def names(self) -> list[str]:
-        return self._names
+        return list(self._sizes)
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         for name in names:
-            yield name, lambda name=name: self._store.read(name)  # type: ignore[misc]
+            yield name, partial(self._read, name)
+
+    def _read(self, name: str) -> bytes:
+        bounds.check_size(self._sizes[name])
+        return self._store.read(name)
 
 
 def _members(path: Path, most: int) -> Iterator[tuple[int, tarfile.TarInfo, tarfile.TarFile]]:
@@ -174,7 +174,7 @@ def _members(path: Path, most: int) -> Iterator[tuple[int, tarfile.TarInfo, tarf
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             number = 0
             while (member := archive.next()) is not None:
-                archive.members.clear()  # it would remember each one
+                archive.members.clear()  # type: ignore[attr-defined]  # it would remember each one
                 yield number, member, archive
                 number += 1
             if any(stream.last):
@@ -186,7 +186,7 @@ def _plain(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
         start = file.read(6)
     unfold = next((unfold for mark, unfold in _COMPRESSED.items() if start.startswith(mark)), None)
-    return path.open("rb") if unfold is None else unfold(path, "rb")
+    return path.open("rb") if unfold is None else unfold(path)
 
 
 def _loaded(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Load:

@@ -15,6 +15,7 @@ from inat_job.errors import BadDataError, UsageError
 from inat_job.knobs import public_uri, unsigned_uri
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, Store, open_store, split_uri
+from inat_job.storage.disk import disk_errors
 from inat_job.storage.https import HttpsStore
 
 REMOTE = ("s3://", "http://", "https://")
@@ -55,8 +56,10 @@ def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Sour
         raise UsageError(f"--data is {public_uri(plain)!r}: use s3://, https://, file://, a path, or demo:")
     if plain.startswith(REMOTE) and not archives.is_archive(urlsplit(plain).path):
         return _loose(open_store(plain, options), public_uri(plain), expected)
-    if not plain.startswith(REMOTE) and Path(plain).is_dir():
-        return _folder(Path(plain), expected, cache_dir, stop)
+    if not plain.startswith(REMOTE):
+        with disk_errors(Path(plain)):
+            if Path(plain).is_dir():
+                return _folder(Path(plain), expected, cache_dir, stop)
     return _archive(plain, expected, cache_dir, options, stop, shown=public_uri(plain))
 
 
@@ -83,7 +86,7 @@ def _loose(store: Store, uri: str, expected: str | None) -> Source:
         raise BadDataError(f"{uri} holds no files: check --data.")
     listing = json.dumps([(entry.key, entry.size, entry.version) for entry in entries])
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
-    container = archives.Loose(store, [entry.key for entry in entries])
+    container = archives.Loose(store, {entry.key: entry.size for entry in entries})
     return Source(_readable(uri), identity, None, expected, lambda: container)
 
 
