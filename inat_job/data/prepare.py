@@ -136,6 +136,6 @@ def _check_disk(unfinished: Path, size: int) -> None:
     free = shutil.disk_usage(unfinished).free
     if need > free:
         raise ConflictError(
-            f"--cache-dir {unfinished.parents[1]} has {free / 1e9:.1f} GB free, "
-            f"and the decoded pictures need {need / 1e9:.1f} GB: free some, or name another folder."
+            f"--cache-dir {unfinished.parents[1]} has {free / 1e6:,.0f} MB free, "
+            f"and the decoded pictures need {need / 1e6:,.0f} MB: free some, or name another folder."
         )

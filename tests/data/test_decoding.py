@@ -129,6 +129,19 @@ def test_a_row_is_believed_by_its_pixels_alone(archive: Path, tmp_path: Path, de
     assert len(decoded) == (COUNT - len(rows) + 1) + COUNT
 
 
+@pytest.mark.parametrize("field", [1, 2])
+def test_what_is_said_of_a_row_is_covered_too(archive: Path, tmp_path: Path, field: int) -> None:
+    """A flipped digit of a hash would be another split."""
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(30))
+    file = unfinished(tmp_path / "cache") / ROWS
+    lines = file.read_text().splitlines()
+    line = json.loads(lines[5])
+    line[field] = "0" * 64 if field == 1 else [4, 3]
+    file.write_text("\n".join([*lines[:5], json.dumps(line), *lines[6:], ""]))
+    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
+
+
 def test_a_rejected_picture_stays_rejected_when_taken_up(tmp_path: Path) -> None:
     files = tree()
     files["some/where/train/Ants/00.jpg"] = b"no picture"
@@ -156,7 +169,7 @@ def test_a_full_disk_is_a_conflict_and_no_signal(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = write_zip(tmp_path / "x.zip", tree(train=100))  # 312 squares of 40 pixels are 1.5 MB
-    with pytest.raises(ConflictError, match="--cache-dir .* has 0.0 GB free, and the decoded pictures need 0.0 GB"):
+    with pytest.raises(ConflictError, match="--cache-dir .* has 1 MB free, and the decoded pictures need 1 MB"):
         prepared(archive, small_disk)
     monkeypatch.setattr(prepare, "_check_disk", lambda *_: None)  # as if another job took the space in between
     with pytest.raises(ConflictError, match=r"--cache-dir .* cannot be written \(No space left on device\)"):
