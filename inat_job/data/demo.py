@@ -22,8 +22,9 @@ def make(folder: Path, stop: Stop) -> Path:
     Raises ConflictError when the folder cannot be written, Preempted.
     """
     path = folder / "demo-v1.zip"
-    if path.exists():
-        return path
+    with cache_errors(folder.parent):
+        if path.exists():
+            return path
     buffer = io.BytesIO()
     rng = np.random.Generator(np.random.Philox(key=2024))
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -58,7 +58,8 @@ class Download:
             path = self._path(again)
             if self._hash(path) == digest:
                 return archives.open_archive(path)
-        self._note.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._note.unlink()
         raise BadDataError(f"{self._address} is not what it was, with sha256 {digest}: run the same command again.")
 
     def _path(self, again: bool = False) -> Path:
@@ -79,11 +80,11 @@ class Download:
         """The digest found the last time, if the object is still the same."""
         try:
             known = json.loads(self._note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            version, size, digest = known["version"], known["size"], str(known["digest"])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
-        version, size = self._entry.version, self._entry.size
-        same = version and (known.get("version"), known.get("size")) == (version, size)
-        return str(known["digest"]) if same else None
+        same = version and (version, size) == (self._entry.version, self._entry.size)
+        return digest if same else None
 
     def _hashed(self, anew: bool = False) -> str:
         digest = self._hash(self._path(anew))

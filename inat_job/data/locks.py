@@ -12,6 +12,7 @@ from inat_job import events, signals
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.signals import Stop
 from inat_job.storage import Store
+from inat_job.storage.disk import FULL
 
 
 @contextmanager
@@ -20,7 +21,8 @@ def cache_errors(cache_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConflictError(f"--cache-dir {cache_dir} cannot be written ({error.strerror}): name another.") from error
+        mend = "free some of it, or name another" if error.errno in FULL else "name another"
+        raise ConflictError(f"--cache-dir {cache_dir} cannot be written ({error.strerror}): {mend}.") from error
 
 
 @contextmanager
@@ -70,8 +72,9 @@ def fetch(
     `anew` fetches it even if it is there; `sha256` is what it must be when it is fetched. Raises ConflictError when the
     folder cannot be written, Preempted, BadDataError for other bytes, and what the store raises.
     """
-    if path.exists() and not anew:
-        return path
+    with cache_errors(cache_dir):
+        if path.exists() and not anew:
+            return path
     with lock(
         path.with_name(f"{path.name}.lock"), cache_dir, stop, f"waiting for another job that fetches {path.name}"
     ):

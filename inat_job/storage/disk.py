@@ -9,7 +9,7 @@ from pathlib import Path
 
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, TransientError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MISPLACED = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY)
 
@@ -25,7 +25,7 @@ def disk_errors(path: Path, *, missing: str | None = None) -> Iterator[None]:
 
 def _translated(error: OSError, path: Path, missing: str | None) -> Exception:
     reason = error.strerror or str(error)
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return no_space(path)
     if error.errno in _FORBIDDEN:
         return NoPermissionError(f"No permission for {path} ({reason}): check its owner, its mode and the mount.")

@@ -128,3 +128,13 @@ def test_what_is_never_the_same_is_not_believed(web: SimpleNamespace, tmp_path: 
     kept.unlink()
     with pytest.raises(BadDataError, match=r"x.zip is not what it was.* run the same command again"):
         source.open()
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "{}", '{"version": "1"}', "[" * 100_000])
+def test_a_damaged_note_is_no_note(web: SimpleNamespace, tmp_path: Path, text: str) -> None:
+    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
+    first = prepared(web.uri, tmp_path / "cache")
+    (note,) = (tmp_path / "cache" / "sources").iterdir()
+    note.write_text(text)
+    assert prepared(web.uri, tmp_path / "cache") == first
+    assert web.sent == 1
