@@ -7,6 +7,7 @@ truth.
 import json
 import threading
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -112,10 +113,11 @@ def journal_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def resume(part: Path, entry: Entry) -> Journal:
+def resume(part: Path, entry: Entry, between: Callable[[], None] = lambda: None) -> Journal:
     """What is left to do for `entry`: an earlier journal of the same version, each chunk verified, or a fresh one.
 
-    Afterwards `part` has the object's size, and the journal beside it says what is returned.
+    Afterwards `part` has the object's size, and the journal beside it says what is returned. `between` is called from
+    block to block that is verified, and may raise: then nothing has changed.
     """
     path = journal_path(part)
     found = parse(path.read_text(errors="replace")) if path.exists() and part.exists() else None
@@ -124,21 +126,24 @@ def resume(part: Path, entry: Entry) -> Journal:
         journal.reached = {
             index: (there, crc)
             for index, (there, crc) in found.reached.items()
-            if _crc(part, journal.plan.span(index)[0], there) == crc
+            if _crc(part, journal.plan.span(index)[0], there, between) == crc
         }
     else:
         part.unlink(missing_ok=True)  # a new file, so that a straggler of an earlier pull writes to the old one
     with part.open("ab") as file:
         file.truncate(entry.size)
-    path.write_text(journal.text())
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text(journal.text())
+    fresh.replace(path)  # in one step: what is known outlives a kill right here
     return journal
 
 
-def _crc(part: Path, start: int, count: int) -> int:
+def _crc(part: Path, start: int, count: int, between: Callable[[], None]) -> int:
     crc, left = 0, count
     with part.open("rb") as file:
         file.seek(start)
         while left > 0 and (block := file.read(min(left, MIB))):
             crc = zlib.crc32(block, crc)
             left -= len(block)
+            between()
     return crc if left == 0 else -1

@@ -87,7 +87,7 @@ class _Pull:
 
     def in_ranges(self) -> int:
         """Pull what the journal misses, chunk by chunk, on several threads."""
-        journal = journals.resume(self.part, self.entry)
+        journal = journals.resume(self.part, self.entry, lambda: check(self.stop, f"verifying {self.source.name}"))
         self.received = journal.bytes_done()
         require_space(self.path, self.entry.size - self.received)
         missing = journal.missing()

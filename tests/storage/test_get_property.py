@@ -1,13 +1,14 @@
 """The pure parts of a pull, for whatever size, text and key: the chunk plan, the journal, the key's safety."""
 
 import json
+import zlib
 from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.errors import BadDataError
+from inat_job.errors import BadDataError, Preempted
 from inat_job.storage.base import Entry, checked_key, without_query
 from inat_job.storage.journal import MIB, Journal, Plan, parse, plan_for, resume
 from inat_job.storage.open import split_uri
@@ -123,3 +124,18 @@ def test_an_address_splits_at_its_last_slash(scheme: str, parts: list[str]) -> N
 @given(segments, segments, segments)
 def test_nothing_secret_is_said(user: str, query: str, path: str) -> None:
     assert without_query(f"https://{user}:s3cret@host/{path}?{query}=s3cret#s3cret") == f"https://host/{path}"
+
+
+def test_a_stop_while_the_part_is_verified_forgets_nothing(tmp_path: Path) -> None:
+    part, entry = tmp_path / "x.part", Entry("x", 3 * MIB, "v")
+    part.write_bytes(bytes(3 * MIB))
+    known = Journal("v", plan_for(3 * MIB), {0: (2 * MIB, zlib.crc32(bytes(2 * MIB)))})
+    (tmp_path / "x.part.json").write_text(known.text())
+
+    def stopped() -> None:
+        raise Preempted("stopped")
+
+    with pytest.raises(Preempted):
+        resume(part, entry, stopped)
+    assert resume(part, entry) == known
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.part", "x.part.json"]
