@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from inat_job import events, signals
 from inat_job.errors import JobError
@@ -17,7 +17,8 @@ from inat_job.signals import StopFlag
 from inat_job.storage import retry
 from inat_job.storage.lease import Lease, LeaseError
 from inat_job.training.checkpoints import Checkpoints
-from inat_job.training.manifest import Manifest, best_of, to_keep
+from inat_job.training.manifest import Manifest
+from inat_job.training.pending import Job, next_step, superfluous
 from inat_job.training.shelf import DamagedError, Shelf
 from inat_job.training.state import Write
 
@@ -29,16 +30,6 @@ _TICK_S = 0.2
 
 class _SupersededError(Exception):
     """A newer checkpoint is in a hurry."""
-
-
-@dataclass
-class _Job:
-    """A checkpoint on its way. `write` makes its file, where that was put off; `sent` says that the file is stored."""
-
-    manifest: Manifest
-    taken_at: float
-    write: Write | None = None
-    sent: bool = False
 
 
 @contextmanager
@@ -54,10 +45,9 @@ def uploading(
     uploader = Uploader(checkpoints, lease, companions, grace_s, protected=resumed.step if resumed else None)
     try:
         yield uploader
-    except LeaseError:
-        raise
     except BaseException:
-        uploader.hurry(stop.seconds_to_store(grace_s))
+        if not uploader.failed:
+            uploader.hurry(stop.seconds_to_store(grace_s))
         raise
 
 
@@ -70,8 +60,8 @@ class Uploader:
         self._checkpoints, self._lease, self._grace_s = checkpoints, lease, grace_s
         self._shelf = Shelf(checkpoints, lease, companions, protected)
         self._changed = threading.Condition()
-        self._jobs = {each.step: _Job(each, time.monotonic()) for each in checkpoints.waiting}
-        self._active: _Job | None = None
+        self._jobs = {each.step: Job(each, time.monotonic()) for each in checkpoints.waiting}
+        self._active: Job | None = None
         self._fatal: BaseException | None = None
         self._trouble: JobError | None = None
         self._hurried = self._closing = False
@@ -81,7 +71,7 @@ class Uploader:
     def save(self, manifest: Manifest, write: Write, deferred: bool) -> Manifest:
         """Take a checkpoint whose file `write` makes: now, or `deferred` by the thread. Raises ConflictError."""
         self.guard()
-        job = _Job(manifest, time.monotonic(), write)
+        job = Job(manifest, time.monotonic(), write)
         if not deferred:
             self._make_file(job)
         self._take(job)
@@ -94,7 +84,7 @@ class Uploader:
             known = {each.step: each for each in self._checkpoints.known}.get(manifest.step)
             if known is None:
                 return  # its file was given up
-            job = self._jobs.get(manifest.step) or _Job(known, time.monotonic(), sent=True)
+            job = self._jobs.get(manifest.step) or Job(known, time.monotonic(), sent=True)
             job.manifest = replace(manifest, sha256=known.sha256, size=known.size)
         self._take(job)
 
@@ -103,6 +93,11 @@ class Uploader:
         if self._fatal is not None:
             raise self._fatal
         self._lease.guard()
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no use in waiting: the end was tried, or the thread is gone."""
+        return self._fatal is not None or (self._closing and self._trouble is not None)
 
     def made(self) -> None:
         """Wait until every checkpoint has its file on this machine."""
@@ -123,7 +118,7 @@ class Uploader:
         with self._changed:
             self._closing, self._trouble = True, None
             self._changed.notify_all()
-            while (self._jobs or self._active) and self._fatal is None and self._trouble is None and not stop():
+            while (self._jobs or self._active) and not self.failed and not stop():
                 self._changed.wait(_TICK_S)
         self.guard()
         if self._trouble is not None:
@@ -131,7 +126,7 @@ class Uploader:
         if self._jobs and not self.hurry(stop.seconds_to_store(self._grace_s)):
             signals.check(stop, "the last checkpoint was being stored")
 
-    def _take(self, job: _Job) -> None:
+    def _take(self, job: Job) -> None:
         self._shelf.describe_here(job.manifest)
         with self._changed:
             self._jobs[job.manifest.step] = job
@@ -140,12 +135,12 @@ class Uploader:
             self._changed.notify_all()
 
     def _drop_superfluous(self) -> None:
-        keep = to_keep(self._checkpoints.known)
-        for step in [step for step, job in self._jobs.items() if step not in keep and job is not self._active]:
-            job = self._jobs.pop(step)
-            self._checkpoints.drop(step)
-            if not job.sent:
-                self._shelf.delete_here(step)
+        for step in superfluous(self._jobs, self._checkpoints.known):
+            if self._jobs[step] is not self._active:
+                job = self._jobs.pop(step)
+                self._checkpoints.drop(step)
+                if not job.sent:
+                    self._shelf.delete_here(step)
 
     def _work(self) -> None:
         failures = 0
@@ -169,24 +164,22 @@ class Uploader:
                 self._active = None
                 self._changed.notify_all()
 
-    def _next(self, pause_s: float) -> _Job:
+    def _next(self, pause_s: float) -> Job:
         """What is to be stored next, after a pause that the end of the job cuts short."""
         begun = time.monotonic()
         with self._changed:
             while not self._jobs or time.monotonic() - begun < self._pause(pause_s):
                 self._changed.wait(_TICK_S if self._jobs else None)
-            self._active = self._jobs[self._first()]
+            self._active = self._next_job()
             return self._active
 
-    def _first(self) -> int:
-        """The step whose turn it is."""
-        best = best_of(self._checkpoints.known)
-        return best.step if best and best.step in self._jobs else max(self._jobs)
+    def _next_job(self) -> Job:
+        return self._jobs[next_step(self._jobs, self._checkpoints.known)]
 
     def _pause(self, wanted_s: float) -> float:
         return min(wanted_s, _TICK_S) if self._hurried or self._closing else wanted_s
 
-    def _store(self, job: _Job) -> None:
+    def _store(self, job: Job) -> None:
         if job.write:
             self._make_file(job)
         if not job.sent:
@@ -202,7 +195,7 @@ class Uploader:
         except JobError as error:
             events.warn(f"Checkpoints that are no longer needed could not be deleted: {error}")
 
-    def _arrived(self, job: _Job, manifest: Manifest) -> None:
+    def _arrived(self, job: Job, manifest: Manifest) -> None:
         took = time.monotonic() - job.taken_at
         self._checkpoints.arrived(manifest)
         self._lease.reached(manifest.step)
@@ -218,7 +211,7 @@ class Uploader:
             job.taken_at = time.monotonic()
             self._changed.notify_all()
 
-    def _make_file(self, job: _Job) -> None:
+    def _make_file(self, job: Job) -> None:
         assert job.write
         sha256, size = job.write(self._checkpoints.folder.path(job.manifest.name))
         with self._changed:
@@ -228,22 +221,22 @@ class Uploader:
                 self._shelf.describe_here(job.manifest)
             self._changed.notify_all()
 
-    def _give_way(self, job: _Job) -> Progress:
+    def _give_way(self, job: Job) -> Progress:
         def look(done: int, total: int) -> None:
             with self._changed:
-                if self._hurried and done < total and job is not self._jobs.get(self._first()):
+                if self._hurried and done < total and job is not self._next_job():
                     raise _SupersededError
 
         return look
 
-    def _troubled(self, job: _Job, error: JobError, first: bool) -> None:
+    def _troubled(self, job: Job, error: JobError, first: bool) -> None:
         if first:
             events.warn(f"Checkpoint {job.manifest.step} is not stored yet: {error}")
         with self._changed:
             self._trouble = error
             self._changed.notify_all()
 
-    def _give_up(self, job: _Job, error: Exception) -> None:
+    def _give_up(self, job: Job, error: Exception) -> None:
         events.warn(f"Checkpoint {job.manifest.step} is given up: {error}")
         with self._changed:
             self._jobs.pop(job.manifest.step, None)

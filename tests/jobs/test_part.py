@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a tr
 SCHEMA = json.loads((Path(inat_job.__file__).parent / "report.schema.json").read_text())
 SMALL_A = {"model.filters": "4", "model.dense": "8"}
 SMALL_B = {"model.backbone": "resnet18", "model.weights": "none"}
+SMALLER_B = {"model__backbone": "mobilenet_v3_small"}  # whose checkpoints are a fifth of those
 
 
 class StopAfter(StopFlag):
@@ -180,6 +181,7 @@ def test_what_trained_is_counted_whether_or_not_it_trained_just_now(settings: Ca
 def test_a_stopped_run_goes_on_to_the_same_bits(
     which: str, changes: dict[str, str], settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
+    changes = changes if which == "a" else changes | SMALLER_B
     whole = settings(which, run__output=str(tmp_path / "whole"), **changes)
     run(whole)
     stopped = settings(which, **changes)
@@ -224,7 +226,7 @@ def test_a_killed_run_is_taken_up_from_a_new_machine(
 
 def test_a_stop_at_any_moment_changes_nothing(settings: Callable[..., Settings], tmp_path: Path) -> None:
     """Among them: in mid-epoch, at an epoch's last step, in validation, and right after it."""
-    changes = {"model__strategy": "gradual"}
+    changes = {"model__strategy": "gradual", **SMALLER_B}
     whole = settings("b", run__output=str(tmp_path / "whole"), **changes)
     run(whole)
     reached = set()

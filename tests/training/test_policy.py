@@ -15,6 +15,7 @@ from inat_job.settings import TrainSettings
 from inat_job.training import manifest as manifests_module
 from inat_job.training.execution import decide
 from inat_job.training.manifest import Manifest, best_of, stale, steps, to_keep
+from inat_job.training.pending import next_step, superfluous
 
 SCORES = st.lists(st.one_of(st.none(), st.integers(0, 5).map(lambda tenth: tenth / 10)), max_size=12)
 
@@ -143,3 +144,13 @@ def test_compile_without_a_compiler_is_said(monkeypatch: Any, capsys: pytest.Cap
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert not decide(TrainSettings(compile=True, accelerator="cpu"), None).compile
     assert "--compile is left out" in capsys.readouterr().out
+
+
+@given(SCORES, st.sets(st.integers(0, 11), min_size=1))
+def test_the_best_is_stored_before_all_newer_ones(scores: list[float | None], waiting: set[int]) -> None:
+    known = manifests(scores)
+    best = best_of(known)
+    step = next_step(waiting, known)
+    assert step in waiting
+    assert step == max(waiting) if best is None or best.step not in waiting else step == best.step
+    assert not superfluous(waiting, known) & to_keep(known)
