@@ -15,7 +15,7 @@ import pytest
 
 from inat_job.data import decoding, prepare, pull
 from inat_job.data.decoding import ROWS
-from inat_job.data.index import PIXELS, Cache
+from inat_job.data.index import PIXELS, Cache, Index
 from inat_job.errors import ConflictError, Preempted
 from inat_job.signals import never
 from inat_job.storage import StorageOptions
@@ -151,6 +151,34 @@ def test_a_rejected_picture_stays_rejected_when_taken_up(tmp_path: Path) -> None
     cache = prepared(archive, tmp_path / "cache")
     assert [each["id"] for each in cache.index.rejected] == ["train/Ants/00.jpg"]
     assert content(cache) == content(prepared(archive, tmp_path / "whole"))
+
+
+class KilledError(BaseException):
+    """What nothing catches."""
+
+
+@pytest.mark.parametrize("place", ["_close_gaps", "sha256_of", "_judge", "Index.save", "Path.unlink", "Path.replace"])
+@pytest.mark.parametrize("late", [False, True])
+def test_an_end_at_any_point_of_publishing_changes_nothing(
+    place: str, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_zip(tmp_path / "x.zip", {**tree(), "some/where/train/Ants/00.jpg": b"no picture"})
+    whole = content(prepared(archive, tmp_path / "whole"))
+    source = pull.find(str(archive), tmp_path / "cache", StorageOptions(), never)
+    owner = {"Index": Index, "Path": Path}.get(place.split(".")[0], prepare)
+    name = place.rpartition(".")[2]
+    original = getattr(owner, name)
+
+    def killed(*args: Any, **more: Any) -> Any:
+        if late:
+            original(*args, **more)
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(KilledError):
+            prepare.prepare(source, tmp_path / "cache", 32, 0.05, never)
+    assert content(prepared(archive, tmp_path / "cache")) == whole
 
 
 @pytest.fixture

@@ -40,6 +40,21 @@ def test_every_class_of_two_pictures_can_be_validated(items, seed) -> None:
         assert any(out for out, other in zip(held, labels, strict=True) if other == label) == (distinct > 1)
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=200), st.integers(0, 5))
+def test_of_different_pictures_each_class_gives_its_very_share(labels, seed) -> None:
+    held = splits.validation([str(at) for at in range(len(labels))], labels, seed)
+    given = Counter(label for label, out in zip(labels, held, strict=True) if out)
+    for label, count in Counter(labels).items():
+        assert given[label] == min(max(1, round(0.2 * count)), count - 1)
+
+
+@given(ITEMS, st.integers(0, 5), st.permutations(range(4)))
+def test_what_the_classes_are_called_changes_nothing(items, seed, numbers) -> None:
+    hashes, labels = [content for content, _ in items], [label for _, label in items]
+    held = splits.validation(hashes, labels, seed)
+    assert held == splits.validation(hashes, [numbers[label] for label in labels], seed)
+
+
 def test_a_copy_in_another_class_leaves_enough_of_both() -> None:
     hashes = [str(at) for at in range(100)] + [str(at) for at in range(10)]
     held = splits.validation(hashes, [0] * 100 + [1] * 10, seed=0)
