@@ -104,7 +104,7 @@ def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config:
     """Evaluate a run's checkpoint on the test split, without training."""
     from inat_job.jobs import evaluate
 
-    configuration = evaluate.settings_of(checkpoint, _given(options), sets, file)
+    configuration = evaluate.settings_of(checkpoint, _given(options), sets, file, STOP)
     if print_config:
         click.echo(configuration.text())
         return

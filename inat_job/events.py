@@ -1,5 +1,6 @@
 """What the job says while it works: a line and a progress bar for a person, one JSON object a line for a machine."""
 
+import contextlib
 import json
 import sys
 import time
@@ -19,15 +20,16 @@ def terminal() -> bool:
 
 
 def emit(event: str, **fields: object) -> None:
-    """Say that `event` happened. Values must be JSON-serialisable."""
+    """Say that `event` happened, to whoever still listens. Values must be JSON-serialisable."""
     if terminal():
         details = "  ".join(f"{name}={_short(value)}" for name, value in fields.items())
-        print(f"\r\033[K{event}  {details}".rstrip(), file=sys.stderr, flush=True)
+        stream, line = sys.stderr, f"\r\033[K{event}  {details}".rstrip()
     else:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        # In one write, since several threads may speak at once.
-        sys.stdout.write(json.dumps({"time": stamp, "event": event, **fields}, default=str) + "\n")
-        sys.stdout.flush()
+        stream, line = sys.stdout, json.dumps({"time": stamp, "event": event, **fields}, default=str)
+    with contextlib.suppress(OSError, ValueError):  # a reader that has gone ends no training
+        stream.write(line + "\n")  # in one write, since several threads may speak at once
+        stream.flush()
 
 
 def warn(message: str, **fields: object) -> None:

@@ -47,6 +47,11 @@ class Pictures(LightningDataModule):
         return len(self.train_rows) // self._settings.batch_size
 
     @property
+    def slice_size(self) -> int:
+        """Pictures in a batch as it is worked through: the whole, or a slice where gradients are accumulated."""
+        return self._settings.batch_size // self._settings.accumulate
+
+    @property
     def dropped_per_epoch(self) -> int:
         """Training pictures that an epoch leaves out, others each time, since its last batch would be partial."""
         return len(self.train_rows) % self._settings.batch_size
@@ -54,9 +59,9 @@ class Pictures(LightningDataModule):
     @cached_property
     def train_batches(self) -> TrainBatches:
         """Batches for training, each a slice of the global batch where gradients are accumulated."""
-        settings = self._settings
-        size, length = settings.batch_size // settings.accumulate, self.steps_per_epoch * settings.accumulate
-        return TrainBatches(self.cache, self.train_rows, size, length, seed=settings.seed, augment=settings.augment)
+        seed, augment = self._settings.seed, self._settings.augment
+        length = self.steps_per_epoch * self._settings.accumulate
+        return TrainBatches(self.cache, self.train_rows, self.slice_size, length, seed=seed, augment=augment)
 
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch, for checkpoints. Were it the loader's own state, which Lightning would also keep,

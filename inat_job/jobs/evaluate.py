@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from inat_job.configuration import TEST_TAKES, Configuration, configure, everything, takes
@@ -18,7 +17,7 @@ from inat_job.jobs.publish import publish
 from inat_job.jobs.stages import Work
 from inat_job.platforms import local
 from inat_job.settings import Settings, public_uri
-from inat_job.signals import StopFlag
+from inat_job.signals import Stop, StopFlag, never
 from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training.checkpoints import Checkpoints
@@ -30,12 +29,11 @@ _KEPT = ("precision", "channels_last", "compile", "deterministic", "threads")
 
 @dataclass(frozen=True)
 class Tested:
-    """The run that is tested: its config.json, its checkpoints, and which of them is meant."""
+    """The run that is tested, its config.json, and the step of the checkpoint that is meant, if not the best."""
 
+    folder: RunFolder
     stored: dict[str, Any]
-    checkpoints: Checkpoints
-    manifest: Manifest
-    path: Path
+    step: int | None
 
 
 def locate(checkpoint: str) -> tuple[str, int | None]:
@@ -49,7 +47,9 @@ def locate(checkpoint: str) -> tuple[str, int | None]:
     return run, int(step)
 
 
-def settings_of(checkpoint: str, flags: Mapping[str, Any], sets: Sequence[str], file: str | None) -> Configuration:
+def settings_of(
+    checkpoint: str, flags: Mapping[str, Any], sets: Sequence[str], file: str | None, stop: Stop = never
+) -> Configuration:
     """The settings of the run that `--checkpoint` means, with what is given on top and has an effect.
 
     Where the run itself is read with the given storage settings, which part it is being unknown yet.
@@ -58,7 +58,7 @@ def settings_of(checkpoint: str, flags: Mapping[str, Any], sets: Sequence[str], 
         if key in everything() and not takes(TEST_TAKES, key):
             raise UsageError(f"--set {key} does nothing here: the run that --checkpoint names fixes it.")
     given = configure("a", flags, sets, file, taken=TEST_TAKES)
-    stored = _config(folders.folder_of(given.settings, locate(checkpoint)[0]))
+    stored = _config(folders.folder_of(given.settings, locate(checkpoint)[0], stop))
     own = stored["settings"]
     if "train.batch_size" in given.given:  # which the run's slices need not divide
         own = {**own, "train": {**own.get("train", {}), "accumulate": 1}}
@@ -77,29 +77,30 @@ def run(settings: Settings, checkpoint: str, stop: StopFlag, started: float, giv
     _claim(folder)
     with hold(folder, settings.run.lease_seconds, stop) as held:
         _claim(folder)
-        checkpoints = Checkpoints(tested, stop).discover()
-        chosen = checkpoints.best() if step is None else checkpoints.at(step)
-        _evaluate(settings, held, Tested(stored, checkpoints, *chosen), stop, Clock(started), given)
+        _evaluate(settings, held, Tested(tested, stored, step), stop, Clock(started), given)
 
 
 def _evaluate(
     settings: Settings, held: Held, tested: Tested, stop: StopFlag, clock: Clock, given: Collection[str]
 ) -> None:
-    run, folder = tested.checkpoints.folder, held.folder
+    folder, checkpoints = held.folder, Checkpoints(tested.folder, stop)
     execution = _execution(settings, tested.stored["execution"], given)
     local.settle_cublas()
     execution.apply()
     pictures = _pictures(stages.pictures_cache(settings, clock, stop), settings)
     classes = pictures.cache.index.classes
-    _check_classes(run, tested.stored, classes)
-    work = Work(settings, folder, pictures, execution, tested.checkpoints, clock, stop)
+    stages.check_classes(tested.folder, tested.stored, classes)
+    work = Work(settings, folder, pictures, execution, checkpoints, clock, stop)
     architecture, classifier = stages.network(work, pretrained=False)
-    stages.load_weights(classifier, tested.path)
+    checkpoints.discover()  # not before: a run that goes on takes new ones and lets go of old ones
+    manifest, path = checkpoints.best() if tested.step is None else checkpoints.at(tested.step)
+    stages.load_weights(classifier, path)
     folder.write_json(CONFIG, config_of(settings, execution.as_dict(), command="test", classes=classes))
     with stages.tracked(settings, folder) as tracker:
         clock.first_step(None)
-        measured = _measure(work, classifier, tested.manifest)
-        done = stages.report_of(work, architecture, tested.manifest, tracker, measured, attempts.history(run.store))
+        measured = _measure(work, classifier, manifest)
+        history = attempts.history(tested.folder.store)
+        done = stages.report_of(work, architecture, manifest, tracker, measured, history)
         publish(folder, held.lease, tracker, done)
 
 
@@ -126,18 +127,6 @@ def _pictures(cache: Cache, settings: Settings) -> Pictures:
     least = Pictures(cache, dataclasses.replace(settings.train, batch_size=2, accumulate=1))
     batch_size = min(settings.train.batch_size, len(least.train_rows))
     return Pictures(cache, dataclasses.replace(settings.train, batch_size=batch_size, accumulate=1))
-
-
-def _check_classes(tested: RunFolder, stored: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Raise ConflictError if the run learnt other classes, where its config.json or its model tells."""
-    model = None if stored.get("classes") else tested.read_json("model/model.json")
-    learnt = (model if isinstance(model, dict) else stored).get("classes")
-    if learnt and list(learnt) != list(classes):
-        other = sorted(set(learnt) ^ set(classes))
-        raise ConflictError(
-            f"{tested.uri} learnt {len(learnt)} classes and --data has {len(classes)}, differing in "
-            f"{', '.join(other[:5]) or 'their order'}: test it on data of the same classes."
-        )
 
 
 def _measure(work: Work, classifier: Any, manifest: Manifest) -> dict[str, Any]:

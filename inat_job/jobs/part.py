@@ -47,6 +47,7 @@ def _take_up(held: Held, settings: Settings) -> dict[str, Any]:
         stored = _begin(folder, settings)
     elif not folder.has_local(CONFIG, stored, "id"):
         folder.forget()  # what lies here is of a run that was deleted since
+        folder.write_json(CONFIG, stored)  # by which the next attempt here knows that what lies here is of this one
     events.emit("run", run=folder.uri, standing=standing.value)
     return stored
 

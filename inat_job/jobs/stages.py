@@ -96,6 +96,18 @@ def load_weights(classifier: Classifier, path: Path) -> None:
         raise ConflictError(f"{path} holds the weights of another network: {detail}") from None
 
 
+def check_classes(folder: RunFolder, stored: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Raise ConflictError if the run learnt other classes, where its config.json or its model tells."""
+    model = None if stored.get("classes") else folder.read_json("model/model.json")
+    learnt = (model if isinstance(model, dict) else stored).get("classes")
+    if learnt and list(learnt) != list(classes):
+        other = sorted(set(learnt) ^ set(classes))
+        raise ConflictError(
+            f"{folder.uri} learnt {len(learnt)} classes and --data has {len(classes)}, differing in "
+            f"{', '.join(other[:5]) or 'their order'}: it needs data of the same classes."
+        )
+
+
 @contextmanager
 def tracked(settings: Settings, folder: RunFolder) -> Iterator[Tracker]:
     """The tracker of a run, ended with the job's exit code when it fails; who succeeds ends it with the report."""

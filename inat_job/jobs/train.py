@@ -8,7 +8,7 @@ from inat_job.data.module import Pictures
 from inat_job.errors import ConflictError
 from inat_job.evaluation.predictions import Watch
 from inat_job.jobs import folders, room, stages
-from inat_job.jobs.claim import CONFIG
+from inat_job.jobs.claim import CONFIG, read_config
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held
 from inat_job.jobs.publish import publish, store_checkpoints
@@ -16,7 +16,6 @@ from inat_job.jobs.stages import Work
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
 from inat_job.platforms import local
-from inat_job.reporting.tracking import Tracker
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.training.checkpoints import Checkpoints
@@ -47,11 +46,12 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], stop: StopFlag, 
         _start(work, classifier, stored)
     resumed = latest[0] if latest else None
     held.lease.started(resumed.step if resumed else 0)
+    journal = Journal(folder, resumed)
     with (
         stages.tracked(settings, folder) as tracker,
         uploading(work.checkpoints, held.lease, [METRICS], stop, settings.run.grace_seconds, resumed) as uploader,
     ):
-        rows = _train(work, classifier, uploader, tracker, latest)
+        _train(work, classifier, uploader, MetricsLog(journal, tracker.log, pictures.slice_size), latest)
         best, path = work.checkpoints.best()
         stages.load_weights(classifier, path)
         export(architecture, folder.path("model/model.json").parent, _description(work))
@@ -62,7 +62,7 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], stop: StopFlag, 
         store_checkpoints(folder, uploader, stop)
         history = held.lease.history(work.checkpoints.newest().ended)
         done = stages.report_of(work, architecture, best, tracker, measured, history)
-        publish(folder, held.lease, tracker, done, rows)
+        publish(folder, held.lease, tracker, done, journal.rows)
 
 
 def _start(work: Work, classifier: Classifier, stored: dict[str, Any]) -> None:
@@ -77,8 +77,12 @@ def _start(work: Work, classifier: Classifier, stored: dict[str, Any]) -> None:
 
 def _init_from(work: Work, name: str, classifier: Classifier) -> None:
     """Start from the best weights of another run, a run id under `--output` or a URI."""
-    folder = folders.folder_of(work.settings, name)
-    _, path = Checkpoints(folder, work.stop).discover().best()
+    folder = folders.folder_of(work.settings, name, work.stop)
+    stages.check_classes(folder, read_config(folder) or {}, work.pictures.cache.index.classes)
+    manifest, path = Checkpoints(folder, work.stop).discover().best()
+    same_data = manifest.data_digest == work.pictures.cache.index.digest
+    if same_data and manifest.split_digest != work.pictures.split_digest:
+        events.warn(f"{folder.uri} was trained on pictures that are validated on here, which flatters: use its --seed.")
     stages.load_weights(classifier, path)
 
 
@@ -93,12 +97,10 @@ def _check_data(work: Work, latest: Manifest) -> None:
 
 
 def _train(
-    work: Work, classifier: Classifier, uploader: Uploader, tracker: Tracker, latest: tuple[Manifest, Path] | None
-) -> list[dict[str, Any]]:
-    """Train what is left; the rows of the journal."""
+    work: Work, classifier: Classifier, uploader: Uploader, log: MetricsLog, latest: tuple[Manifest, Path] | None
+) -> None:
+    """Train what is left."""
     settings, (resumed, path) = work.settings, latest or (None, None)
-    journal = Journal(work.folder, resumed)
-    log = MetricsLog(journal, tracker.log, settings.train.batch_size // settings.train.accumulate)
     keeper = Keeper(settings, work.pictures, work.checkpoints, uploader, log, work.stop, resumed)
     if resumed and path and resumed.validate:
         _validate(work, classifier, resumed, path)
@@ -108,7 +110,6 @@ def _train(
         fit(make_trainer(work.execution, settings.train, [log, keeper]), classifier, work.pictures, path)
     uploader.made()
     work.clock.first_step(log.first_step_at)
-    return journal.rows
 
 
 def _validate(work: Work, classifier: Classifier, resumed: Manifest, path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from inat_job.errors import BadDataError, UsageError
+from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.models import backbones, five_block
 from inat_job.models.strategies import Architecture
 from inat_job.storage.hashing import sha256_of
@@ -21,19 +21,21 @@ FORMAT_VERSION = 1
 
 
 def export(architecture: Architecture, folder: Path, description: Mapping[str, Any]) -> None:
-    """Write the weights and model.json, which holds `description` (classes, preprocessing) and the architecture."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the weights and model.json, which holds `description` (classes, preprocessing) and the architecture.
+
+    Raises ConflictError when the folder takes no more.
+    """
     state = architecture.network.state_dict()
     # Contiguous: a channels-last tensor would be written in another order.
     tensors = {name: each.detach().cpu().contiguous() for name, each in state.items()}
-    save_file(tensors, folder / WEIGHTS)
-    full = {
-        "format_version": FORMAT_VERSION,
-        "architecture": architecture.blueprint,
-        **description,
-        "weights": {"file": WEIGHTS, "sha256": sha256_of(folder / WEIGHTS)},
-    }
-    (folder / DESCRIPTION).write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
+    full = {"format_version": FORMAT_VERSION, "architecture": architecture.blueprint, **description}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / WEIGHTS)
+        full["weights"] = {"file": WEIGHTS, "sha256": sha256_of(folder / WEIGHTS)}
+        (folder / DESCRIPTION).write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise ConflictError(f"{folder} cannot be written ({error}): free some disk, or choose another.") from error
 
 
 def load_exported(folder: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -34,7 +34,7 @@ def gone(holder: Mapping[str, str], proc: Path = Path("/proc")) -> bool:
     try:
         return not pid.isdigit() or _started(proc, pid) != holder.get("started")
     except FileNotFoundError:
-        return True
+        return (proc / "1" / "stat").exists()  # else others' processes are hidden here, and nothing is known
     except OSError:
         return False
 

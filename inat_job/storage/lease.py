@@ -24,7 +24,7 @@ SETTLE_S = 2.0
 """How long a winner on a store without conditional writes waits before it believes that it won."""
 
 _KEPT = 2
-_END_PATIENCE_S = 5.0
+_END_PATIENCE_S = 1.5
 
 
 class LeaseError(TransientError):

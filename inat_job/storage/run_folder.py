@@ -74,8 +74,9 @@ class RunFolder:
                 self.publish(name)
 
     def _names(self) -> list[str]:
+        """Those of its files, but no drafts of writes that were killed."""
         files = [path for path in sorted(self.local.rglob("*")) if path.is_file() and not path.is_symlink()]
-        return [path.relative_to(self.local).as_posix() for path in files]
+        return [path.relative_to(self.local).as_posix() for path in files if path.suffix != ".tmp"]
 
     def fetch(self, name: str) -> Path | None:
         """The local copy of a stored file, or None where there is none; a local copy is never believed newer."""
@@ -100,7 +101,8 @@ class RunFolder:
     def clear(self, keep: str) -> None:
         """Delete everything in the folder, here and in the store, but the object `keep`."""
         kept_in = keep.partition("/")[0]
-        for path in self.local.iterdir() if self.local.is_dir() else ():
+        # Folders first: config.json, which says whose the checkpoints are, outlives them.
+        for path in sorted(self.local.iterdir(), key=Path.is_file) if self.local.is_dir() else ():
             if path.is_symlink() or not path.is_dir():  # links, and nothing that they lead to
                 path.unlink()
             elif path.name != kept_in:

@@ -25,7 +25,7 @@ from inat_job.storage.hashing import blocks_of, sha256_of_blocks
 from inat_job.storage.journal import MIB, Plan
 from inat_job.storage.retry import PassingError
 
-WHOLE_LIMIT = 64 * MIB
+WHOLE_LIMIT = 16 * MIB
 PART_SIZE = 16 * MIB
 _MOST_PARTS = 10_000
 _WHOLE = -1

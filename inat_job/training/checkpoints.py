@@ -21,8 +21,7 @@ _FETCHES = 3
 class Checkpoints:
     """What is known of a run's checkpoints: `stored` are in the store, `waiting` so far on this machine alone.
 
-    `useless` are the steps of files that nobody can believe: damaged, or left without a manifest by a killed attempt.
-    May be used by several threads.
+    `useless` are the steps of files that a killed attempt left without a manifest. May be used by several threads.
     """
 
     def __init__(self, folder: RunFolder, stop: Stop = never) -> None:
@@ -94,8 +93,18 @@ class Checkpoints:
             self._waiting.pop(step, None)
 
     def latest(self) -> tuple[Manifest, Path] | None:
-        """The newest checkpoint whose bytes have their hash, or None where there is none."""
-        return self._first_intact(self.known[::-1])
+        """The newest checkpoint whose bytes have their hash, or None where none was ever taken.
+
+        Raises BadDataError where there are some and none is intact: to start from nothing is for a person to decide.
+        """
+        known = self.known
+        found = self._first_intact(known[::-1])
+        if known and found is None:
+            raise BadDataError(
+                f"{self.uri} holds {len(known)} checkpoints and none is intact: try another machine, or start anew "
+                "with --resume never --force."
+            )
+        return found
 
     def best(self) -> tuple[Manifest, Path]:
         """The best intact checkpoint by validation accuracy, or else the newest."""
@@ -119,9 +128,9 @@ class Checkpoints:
             if path:
                 return manifest, path
             events.warn(f"{self.folder.uri}/{manifest.name} is missing or damaged and is passed over")
-            # No longer counted among those that retention keeps, or it would let go of intact ones instead.
+            # No longer counted among those that retention keeps, or it would let go of intact ones instead. But not
+            # deleted either: it may be this machine that cannot read it.
             self.forget(manifest.step)
-            self.useless.add(manifest.step)
         return None
 
     def _intact(self, manifest: Manifest) -> Path | None:
@@ -145,7 +154,11 @@ class Checkpoints:
         described = manifests.steps(keys, "json")
         self.useless = manifests.steps(keys, "ckpt") - described
         for step in sorted(described):
-            yield from self._parsed(step, self.folder.store.read(f"{FOLDER}/{step}.json"))
+            try:
+                data = self.folder.store.read(f"{FOLDER}/{step}.json")
+            except BadDataError:  # the run goes on, and let go of it since it was listed
+                continue
+            yield from self._parsed(step, data)
 
     def _read_spooled(self) -> Iterator[Manifest]:
         keys = [f"{FOLDER}/{path.name}" for path in (self.folder.local / FOLDER).glob("*")]

@@ -5,7 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from inat_job.errors import PreconditionFailed
+from inat_job import events
+from inat_job.errors import JobError, PreconditionFailed
 from inat_job.events import Progress
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.hashing import sha256_of
@@ -56,8 +57,8 @@ class Shelf:
         if not self._folder.remote:
             self._folder.write(manifest.manifest_name, manifests.text(manifest))
         else:
-            for name in self._companions:
-                self._store.put(name, self._folder.path(name).read_bytes())  # it may grow meanwhile
+            for path in filter(Path.exists, map(self._folder.path, self._companions)):
+                self._store.put(path.name, path.read_bytes())  # it may grow meanwhile
             self._store.put(manifest.manifest_name, manifests.text(manifest).encode())
         newest = max([manifest, *self._checkpoints.stored], key=lambda each: each.step)
         if newest.step != self._pointed:  # an older one may arrive later, from an attempt that could not store it
@@ -73,9 +74,14 @@ class Shelf:
             self._checkpoints.forget(manifest.step)
 
     def sweep(self) -> None:
-        """Delete what nobody can believe, before anything is written that may have its names."""
-        for step in self._checkpoints.useless:
-            self._delete(step)
+        """Delete what killed attempts left half done, before anything is written that may have its names."""
+        for draft in (self._folder.local / FOLDER).glob("*.tmp"):
+            draft.unlink(missing_ok=True)
+        try:
+            for step in self._checkpoints.useless:
+                self._delete(step)
+        except JobError as error:  # it would be overwritten anyway
+            events.warn(f"What a killed attempt left could not be deleted: {error}")
         self._checkpoints.useless.clear()
 
     def delete_here(self, step: int) -> None:

@@ -18,6 +18,10 @@ Write = Callable[[Path], tuple[str, int]]
 """Writes a state to a path; returns its SHA-256 and its size in bytes."""
 
 
+_WHOLE = {"state_dict", "loops", "optimizer_states", "lr_schedulers", "epoch", "global_step"}
+"""What a resume cannot do without."""
+
+
 class StateIO(TorchCheckpointIO):
     """Takes what Lightning would write, and writes nothing: Lightning builds the whole file in memory, twice."""
 
@@ -28,7 +32,10 @@ class StateIO(TorchCheckpointIO):
         self.state = checkpoint
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> State:
-        return read(Path(path))
+        state = read(Path(path))
+        if missing := _WHOLE - state.keys():  # for which Lightning would begin again without a word
+            raise BadDataError(f"{path} lacks {', '.join(sorted(missing))}: delete it with its manifest.")
+        return state
 
 
 def gather(trainer: Trainer) -> State:

@@ -72,7 +72,7 @@ class Uploader:
         """Take a checkpoint whose file `write` makes: now, or `deferred` by the thread. Raises ConflictError."""
         self.guard()
         job = Job(manifest, time.monotonic(), write)
-        if not deferred:
+        if not deferred or self._active is not None:  # a thread that is busy would let it wait in memory
             self._make_file(job)
         self._take(job)
         return job.manifest
@@ -127,8 +127,8 @@ class Uploader:
             signals.check(stop, "the last checkpoint was being stored")
 
     def _take(self, job: Job) -> None:
-        self._shelf.describe_here(job.manifest)
         with self._changed:
+            self._shelf.describe_here(job.manifest)
             self._jobs[job.manifest.step] = job
             self._checkpoints.wait(job.manifest)
             self._drop_superfluous()
@@ -154,7 +154,7 @@ class Uploader:
             except DamagedError as error:
                 self._give_up(job, error)
             except JobError as error:
-                if isinstance(error, LeaseError):
+                if isinstance(error, LeaseError) or job.write:  # which is no trouble of the store's
                     self._end(error)
                 failures += 1
                 self._troubled(job, error, first=failures == 1)

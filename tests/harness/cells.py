@@ -101,7 +101,7 @@ def cells(faults: Sequence[str] = (), phases: Sequence[str] = ()) -> list[Cell]:
     # Damaged behind the digest that was checked: on the way in, or later, at rest.
     found += [Cell("rot", phase) for phase in ("checkpoint", "resume", "report")]
     found += [Cell(fault, "killed", codes=(KILLED,)) for fault in ("503", "latency", "throttle")]
-    found += [Cell("outage", phase) for phase in ("pull", "checkpoint")]
+    found += [Cell("outage", phase) for phase in ("pull", "checkpoint", "resume", "report")]
     for fault in ("expired", "expired-403", "denied-list"):
         found += [Cell(fault, p, codes=(NO_PERMISSION,), kept=p in ("checkpoint", "report")) for p in everywhere]
     wanted = [c for c in found if (not faults or c.fault in faults) and (not phases or c.phase in phases)]

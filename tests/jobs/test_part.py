@@ -17,6 +17,7 @@ from inat_job.jobs import evaluate, part, train
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage import open_store
+from inat_job.training import state
 from pictures import tree, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
@@ -262,19 +263,88 @@ def test_early_stop_is_decided_once_and_kept(
     assert report_of(stopped)["history"][:-1] == before["history"]
 
 
-def test_damaged_checkpoints_do_not_push_out_intact_ones(settings: Callable[..., Settings]) -> None:
+@pytest.mark.parametrize("resume", ["auto", "must"])
+def test_where_no_checkpoint_is_intact_a_person_decides(settings: Callable[..., Settings], resume: str) -> None:
+    made = settings(run__checkpoint_minutes="0", train__epochs="3", run__resume=resume)
+    with pytest.raises(Preempted):
+        run(settings(run__checkpoint_minutes="0", train__epochs="3"), asked=90)
+    folder = Path(made.run.output) / "r" / "checkpoints"
+    before = sorted(folder.iterdir())
+    for path in folder.glob("*.ckpt"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(BadDataError, match=r"holds \d checkpoints and none is intact: .* --resume never --force"):
+        run(made)
+    assert sorted(folder.iterdir()) == before
+    run(settings(train__epochs="3", run__resume="never", run__force="true"))
+
+
+def test_damaged_checkpoints_do_not_push_out_intact_ones(settings: Callable[..., Settings], tmp_path: Path) -> None:
     made = settings(run__checkpoint_minutes="0", train__epochs="3")
     with pytest.raises(Preempted):
         run(made, asked=90)
     folder = Path(made.run.output) / "r" / "checkpoints"
-    before = {int(path.stem) for path in folder.glob("*.ckpt")}
-    for path in folder.glob("*.ckpt"):
-        path.write_bytes(b"damaged")
-    with pytest.raises(Preempted):
-        run(made, asked=5)
-    after = {int(path.stem) for path in folder.glob("*.ckpt")}
-    assert max(after) < max(before)
+    steps = sorted(int(path.stem) for path in folder.glob("*.ckpt"))
+    for step in steps[1:]:
+        (folder / f"{step}.ckpt").write_bytes(b"damaged")
+    (folder / "999.tmp").write_bytes(b"a draft of a write that was killed")
     run(made)
+    assert report_of(made)["history"][1]["started_step"] == steps[0]
+    assert not list(folder.glob("*.tmp"))
+    whole = settings(run__output=str(tmp_path / "whole"), train__epochs="3")
+    run(whole)
+    assert model_of(made) == model_of(whole)
+
+
+def test_what_a_machine_that_took_the_run_over_could_not_store_is_found_there(
+    settings: Callable[..., Settings], s3_bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from inat_job.storage.s3 import S3Store
+
+    elsewhere = {"run__output": f"s3://{s3_bucket}", "data__cache_dir": str(tmp_path / "b")}
+    with monkeypatch.context() as patch:
+        patch.setattr("inat_job.training.keeper.Keeper.on_validation_batch_end", _killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(settings(run__output=f"s3://{s3_bucket}"))
+    original = S3Store.put
+
+    def failing(self: S3Store, key: str, *args: Any, **options: Any) -> Any:
+        if not key.startswith("attempts/"):
+            raise TransientError(f"{key} cannot be stored.")
+        return original(self, key, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Store, "put", failing)
+        with pytest.raises(TransientError, match="The whole run is in"):
+            run(settings(**elsewhere))
+    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    run(settings(**elsewhere))
+    assert report_of(settings(**elsewhere))["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda state: state["state_dict"].popitem(), ConflictError),
+        (lambda state: state["optimizer_states"][0]["param_groups"].pop(), ConflictError),
+        (lambda state: state.pop("loops"), BadDataError),
+        (lambda state: state.pop("state_dict"), BadDataError),
+    ],
+)
+def test_a_checkpoint_that_is_not_this_runs_is_an_error_that_names_it(
+    settings: Callable[..., Settings], change: Callable[[Any], Any], error: type[Exception]
+) -> None:
+    """Though its manifest tells its very hash."""
+    with pytest.raises(Preempted):
+        run(settings(run__checkpoint_minutes="0"), asked=90)
+    folder = Path(settings().run.output) / "r" / "checkpoints"
+    newest = max(folder.glob("*.ckpt"), key=lambda path: int(path.stem))
+    content = torch.load(newest, weights_only=True)
+    change(content)
+    sha256, size = state.write(content, newest)
+    manifest = newest.with_suffix(".json")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"sha256": sha256, "size": size}))
+    with pytest.raises(error, match=rf"checkpoints/{newest.name} "):
+        run(settings(run__checkpoint_minutes="0"))
 
 
 def test_force_deletes_nothing_that_a_link_leads_to(settings: Callable[..., Settings], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inat_job.errors import JobError, NoPermissionError, Preempted, TransientError
+from inat_job.errors import ConflictError, JobError, NoPermissionError, Preempted, TransientError
 from inat_job.signals import StopFlag
 from inat_job.storage import StorageOptions, Store, retry
 from inat_job.storage.lease import Lease, LeaseError, acquire
@@ -255,7 +255,7 @@ def test_what_another_attempt_left_half_done_is_replaced_and_swept(
     uploader.finish(StopFlag())
     assert folder.store.read("checkpoints/6.ckpt") == b"whole"
     again = Checkpoints(folder).discover()
-    assert again.useless == {9}
+    assert again.useless == {9}  # one without a manifest
     Uploader(again, lease, [], GRACE_S, protected=None)
     assert "checkpoints/9.ckpt" not in keys(folder)
     assert "checkpoints/mine.ckpt" in keys(folder)
@@ -303,6 +303,33 @@ def test_whatever_ends_the_block_what_was_taken_is_stored(
     with pytest.raises(ZeroDivisionError):
         work()
     assert "checkpoints/6.json" in keys(folder)
+
+
+def test_a_disk_that_is_full_for_the_thread_ends_training(uploader: Uploader) -> None:
+    def full(path: Path) -> tuple[str, int]:
+        raise ConflictError("No space left")
+
+    uploader.save(manifest(6), full, deferred=True)
+    with pytest.raises(ConflictError, match="No space left"):
+        uploader.made()
+
+
+def test_a_role_that_may_not_delete_can_resume(
+    folder: RunFolder, lease: Lease, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.store.put("checkpoints/6.ckpt", b"torn")
+    checkpoints = Checkpoints(folder).discover()
+
+    def forbidden(key: str) -> None:
+        raise NoPermissionError("DeleteObject")
+
+    monkeypatch.setattr(moody(folder), "delete", forbidden)
+    with uploading(checkpoints, lease, [], StopFlag(), GRACE_S, None) as made:
+        for step in (6, 7, 8, 9):
+            made.save(manifest(step), written(b"x"), deferred=False)
+        made.finish(StopFlag())
+    assert folder.store.read("checkpoints/6.ckpt") in (b"torn", b"x")
+    assert "could not be deleted" in capsys.readouterr().out
 
 
 def test_a_bug_in_the_thread_is_raised_in_training(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
