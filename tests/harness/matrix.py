@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.harness import runner
 from tests.harness.cases import MATRIX_CASE, pictures, with_digest
-from tests.harness.cells import Cell, cells
+from tests.harness.cells import KILLED, Cell, cells
 from tests.harness.faults import Fault
 from tests.harness.proxy import Proxy
 from tests.harness.runner import Ended, Job
@@ -98,6 +98,8 @@ class _Trial:
             job.kill(signal.SIGKILL)
             self.outcome.happened.append(f"killed after epoch {epoch}")
             ended = self.finish(job)
+        if ended.code != KILLED:
+            self.outcome.wrong.append(f"ended with {ended.code} instead of being killed: {ended.last}")
         self.machine += 1
         return ended
 
