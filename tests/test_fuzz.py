@@ -132,8 +132,8 @@ class Prepared:
         (folder / "x.zip").write_bytes(self._archive)
         (folder / "cache" / self._relative).write_bytes(data)
         cache = prepared(folder / "x.zip")
-        assert cache.index.labels == self._clean.index.labels
-        assert cache.index.ids == self._clean.index.ids
+        for name in ("ids", "labels", "hashes", "sizes"):
+            assert getattr(cache.index, name) == getattr(self._clean.index, name)
         assert (cache.folder / PIXELS).read_bytes() == (self._clean.folder / PIXELS).read_bytes()
 
 
