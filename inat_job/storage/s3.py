@@ -1,10 +1,10 @@
 """A prefix of an S3 bucket, or of what speaks S3, as a store: the only module that knows boto3."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -23,6 +23,8 @@ from inat_job.storage.retry import PassingError, persist
 from inat_job.storage.transfer import BLOCK, Source, pull
 
 LIST_PAGE = 1000  # the most that S3 gives at once
+R = TypeVar("R")
+
 _TIMEOUTS_S = {"data": (10, 30), "output": (5, 20)}
 """For a connection and for an answer; of the output shorter, since a preempted job has no longer to live."""
 
@@ -43,6 +45,9 @@ class S3Store:
         self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
+        yield from self._persist(lambda: [*self._listed(prefix)])
+
+    def _listed(self, prefix: str) -> Iterator[Entry]:
         base = f"{self.root}/" if self.root else ""
         pages, size = self._client.get_paginator("list_objects_v2"), {"PageSize": LIST_PAGE}
         with self._door(base + prefix):
@@ -53,8 +58,9 @@ class S3Store:
                         yield Entry(key, int(found["Size"]), _version(found))
 
     def stat(self, key: str) -> Entry | None:
-        if not key:
-            return None
+        return self._persist(lambda: self._stat(key)) if key else None
+
+    def _stat(self, key: str) -> Entry | None:
         full = self._full(key)
         with self._door(full):
             try:
@@ -67,7 +73,7 @@ class S3Store:
         return Entry(key, int(head["ContentLength"]), _version(head))
 
     def read(self, key: str) -> bytes:
-        return persist(lambda: b"".join(self._body(key, {})), self._options.retries)
+        return self._persist(lambda: b"".join(self._body(key, {})))
 
     def get(
         self, key: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None, stop: Stop = never
@@ -96,10 +102,13 @@ class S3Store:
             door=lambda: self._door(self._full(key), writing=True),
             progress=progress,
         )
-        size, version = persist(lambda: upload.run(source), self._options.retries)
+        size, version = self._persist(lambda: upload.run(source))
         return Entry(key, size, version)
 
     def delete(self, key: str) -> None:
+        self._persist(lambda: self._delete(key))
+
+    def _delete(self, key: str) -> None:
         full = self._full(key)
         with self._door(full, writing=True):
             try:
@@ -107,6 +116,10 @@ class S3Store:
             except ClientError as error:
                 if s3_errors.answer_code(error) != "NoSuchKey":
                     raise
+
+    def _persist(self, request: Callable[[], R]) -> R:
+        """Our own patience: botocore's has a quota that eight threads use up in half a second of an outage."""
+        return persist(request, self._options.retries)
 
     def _require_bucket(self) -> None:
         """Raise NoSuchBucket's ClientError when there is none; a 403 says that there is one."""
@@ -193,7 +206,7 @@ def _models() -> Any:
 
 def _config(options: StorageOptions, timeouts_s: tuple[int, int]) -> Config:
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": options.retries + 1},
+        retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=max(10, options.threads + 2),
         connect_timeout=timeouts_s[0],
         read_timeout=timeouts_s[1],

@@ -12,7 +12,6 @@ from inat_job.errors import (
     ConflictError,
     NoPermissionError,
     PreconditionFailed,
-    TransientError,
     UsageError,
 )
 from inat_job.storage.retry import PassingError
@@ -99,7 +98,7 @@ def refused(place: Place, code: str) -> Exception:
 
 
 def transient(place: Place, code: str) -> Exception:
-    return TransientError(f"{place.host} did not serve {place.uri} ({code}), for all the retries: try again later.")
+    return PassingError(f"{place.host} did not serve {place.uri} ({code}), for all the retries: try again later.")
 
 
 def passing(place: Place, code: str) -> Exception:
@@ -127,11 +126,11 @@ _CODES: dict[Meaning, str] = {
     bad_kms_key: "KMS.DisabledException KMS.NotFoundException KMS.KMSInvalidStateException "
     "KMS.InvalidKeyUsageException KMS.InvalidStateException",
     refused: "InvalidRequest InvalidArgument MethodNotAllowed NotImplemented BadRequest MalformedXML 405 501",
-    # botocore has tried these again already
+    # what the server or the way to it could not do
     transient: "SlowDown ServiceUnavailable InternalError InternalFailure ServerError RequestTimeout Throttling "
     "ThrottlingException ThrottledException RequestThrottled RequestLimitExceeded TooManyRequests "
     "TooManyRequestsException BandwidthLimitExceeded Busy KMS.ThrottlingException 408 429 500 502 503 504",
-    # and these it has not
+    # what another attempt may find otherwise
     passing: "ConditionalRequestConflict OperationAborted BadDigest IncompleteBody NoSuchUpload InvalidPart "
     "XAmzContentSHA256Mismatch 409",
     precondition: "PreconditionFailed InvalidRange 412 416",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inat_job.errors import PreconditionFailed
+from inat_job.errors import PreconditionFailed, TransientError
 from inat_job.events import Progress
 from inat_job.signals import Stop
 from inat_job.storage import s3_errors
@@ -23,7 +23,7 @@ from inat_job.storage.crew import work_through
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.hashing import blocks_of, sha256_of_blocks
 from inat_job.storage.journal import MIB, Plan
-from inat_job.storage.retry import PassingError
+from inat_job.storage.retry import PassingError, persist
 
 WHOLE_LIMIT = 16 * MIB
 PART_SIZE = 16 * MIB
@@ -92,9 +92,11 @@ class Upload:
         def send(index: int, halt: Stop) -> str:
             body = _slice(source, plan.span(index))
             self.sums[index] = _md5(body)
-            md5 = _base64(self.sums[index])
-            answer = self.client.upload_part(**upload, PartNumber=index + 1, Body=body, ContentMD5=md5)
-            return str(answer["ETag"])
+            part = {**upload, "PartNumber": index + 1, "Body": body, "ContentMD5": _base64(self.sums[index])}
+            try:
+                return persist(lambda: self._part(part), self.options.retries, halt)
+            except PassingError as error:  # all of it once more would bring no more
+                raise TransientError(str(error)) from error
 
         tags: dict[int, str] = {}
         crew = work_through(
@@ -104,6 +106,10 @@ class Upload:
             tags[index] = tag
             self._show(sum(map(plan.length, tags)), plan.size)
         return [{"PartNumber": index + 1, "ETag": tags[index]} for index in sorted(tags)]
+
+    def _part(self, part: dict[str, Any]) -> str:
+        with self.door():
+            return str(self.client.upload_part(**part)["ETag"])
 
     def _abort(self, upload: dict[str, str]) -> None:
         """Parts left behind cost money; but what made us abort is what matters."""

@@ -44,6 +44,22 @@ def test_reads_outlast(s3_proxy: Proxy, s3_bucket: str, tmp_path: Path, fault: s
     assert (tmp_path / "key").read_bytes() == DATA
 
 
+def test_every_thread_has_a_patience_of_its_own(
+    s3_proxy: Proxy, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """botocore's retries share a quota of 35, which many threads use up at once."""
+    monkeypatch.setattr(retry, "LONGEST_WAIT_S", 0.05)
+    store = open_store(f"s3://{s3_bucket}", StorageOptions(threads=5, retries=30))
+    store.put("key", DATA)
+    s3_proxy.faults["GET"] = ["503"] * 60
+    store.get("key", tmp_path / "key", sha256=SHA256)
+    s3_proxy.faults = {method: ["503"] * 12 for method in ("GET", "HEAD", "PUT", "DELETE")}
+    assert store.stat("key") is not None
+    assert [entry.key for entry in store.list()] == ["key"]
+    store.put("other", b"x")
+    store.delete("other")
+
+
 def test_a_resumed_pull_asks_only_for_what_is_missing(s3_proxy: Proxy, s3_bucket: str, tmp_path: Path) -> None:
     store = open_store(f"s3://{s3_bucket}", StorageOptions(threads=1, retries=0))
     store.put("key", DATA)
@@ -248,7 +264,7 @@ def test_aws_itself_is_reached_as_aws_wants(monkeypatch: pytest.MonkeyPatch, s3_
     config = store._client.meta.config  # type: ignore[attr-defined]
     assert config.request_checksum_calculation == "when_supported"
     assert (config.connect_timeout, config.read_timeout, config.retries["mode"]) == (10, 30, "standard")
-    assert config.retries["total_max_attempts"] == 3
+    assert config.retries["total_max_attempts"] == 1  # the patience is ours
 
 
 def _answer(code: str, status: int = 400) -> ClientError:
