@@ -143,7 +143,11 @@ def _watch(settings: Settings) -> None:
 
 
 def _say_stopping() -> None:
-    events.emit("stopping", why=STOP.why, phase=events.noted().get("phase", "start"))
+    """Say why the job stops: at once, or when it ends sooner than the thread that watches has seen it."""
+    known = events.noted()
+    if "stopping" not in known:
+        events.note(stopping=STOP.why)
+        events.emit("stopping", why=STOP.why, phase=known.get("phase", "start"))
 
 
 def _out_of_grace() -> None:
@@ -162,6 +166,8 @@ def main() -> None:
         cli.main(standalone_mode=False)
         last_words.say(0, str(events.noted().get("outcome", "Done.")), events.noted())
     except JobError as error:
+        if STOP():
+            _say_stopping()
         _fail(str(error), error.exit_code)
     except click.ClickException as error:
         error.show()
