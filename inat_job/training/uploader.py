@@ -89,7 +89,7 @@ class Uploader:
         self._take(job)
 
     def guard(self) -> None:
-        """Raise what ended the thread, if anything did: a lost lease, or a bug."""
+        """Raise what ended the thread, if anything did: a lost lease, a full disk, or a bug."""
         if self._fatal is not None:
             raise self._fatal
         self._lease.guard()
