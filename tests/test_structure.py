@@ -82,7 +82,8 @@ def test_the_environment_is_read_in_settings_and_platforms_alone() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix() for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    assert users <= {"configuration.py", "platforms/local.py", "platforms/spot.py", "platforms/last_words.py"}
+    platforms = {f"platforms/{name}.py" for name in ("last_words", "local", "processors", "spot")}
+    assert users <= {"configuration.py", *platforms}
 
 
 def test_modules_stay_small_and_say_what_they_own() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from inat_job import events
 from inat_job.errors import ConflictError
+from inat_job.platforms import processors
 from inat_job.settings import TrainSettings
 
 _LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -75,7 +76,7 @@ def _fresh(settings: TrainSettings) -> Execution:
         channels_last=True,
         compile=settings.compile and _can_compile(),
         deterministic=settings.deterministic,
-        threads=torch.get_num_threads(),
+        threads=processors.threads(torch.get_num_threads()),
         torch=torch.__version__,
     )
 
