@@ -18,7 +18,12 @@ RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. would be ot
 BLOCKS = 5
 WEIGHTS_NAME = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
 """How torchvision names weights: DEFAULT, or ResNet50_Weights.IMAGENET1K_V2."""
-_DECAYED = ("gradual", "full")  # the strategies in which each stage has its own learning rate
+# Settings of Part B that have an effect with some strategies alone: flag, field, strategies.
+_USERS = (
+    ("--last-k", "last_k", ("last-k",)),
+    ("--layer-decay", "layer_decay", ("gradual", "full")),  # in which each stage has its own learning rate
+    ("--feature-views", "feature_views", ("head", "last-k", "gradual")),  # which begin with a frozen part
+)
 
 
 class _Section:
@@ -40,6 +45,13 @@ class DataSettings(_Section):
     cache_dir: str = knob("cache", "Folder for downloads and decoded pictures", decides=False)
     image_size: int = knob(224, "Side of the network's input in pixels", minimum=32, maximum=1024)
     eval_crop: float = knob(0.95, "Share of the short side that the centre crop keeps", minimum=0.1, maximum=1.0)
+    resident_share: float = knob(
+        0.5,
+        "Share of a GPU's free memory that all pictures may take, to stay there",
+        minimum=0.0,
+        maximum=1.0,
+        decides=False,
+    )
     max_broken: float = knob(0.01, "Share of pictures that may be unreadable", minimum=0.0, maximum=1.0)
 
 
@@ -115,10 +127,13 @@ class BackboneSettings(_Section):
     strategy: str = knob("full", "What is trained", choices=("head", "last-k", "gradual", "full"))
     last_k: int = knob(1, "Stages that --strategy last-k trains beside the head", minimum=1)
     layer_decay: float = knob(0.3, "Learning rate of a stage over that of the next", minimum=0.01, maximum=1.0)
+    feature_views: int = knob(
+        4, "Augmented views of a picture that a frozen part sees, each once; 0 is a new one in each epoch", minimum=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, field, users in (("--last-k", "last_k", ("last-k",)), ("--layer-decay", "layer_decay", _DECAYED)):
+        for flag, field, users in _USERS:
             if self.strategy not in users and getattr(self, field) != getattr(type(self), field):
                 raise UsageError(
                     f"{flag} does nothing with --strategy {self.strategy}: leave it out, or use {' or '.join(users)}."

@@ -1,43 +1,23 @@
-"""Batches out of the memory map: a batch is a pure function of seed, epoch and step, in training as in evaluation."""
+"""Batches of rows: a batch is a pure function of seed, epoch and step, in training as in evaluation."""
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from inat_job.data import draws
-from inat_job.data.index import Cache
 
+Take = Callable[[np.ndarray], Any]
+"""From rows of the cache, int64 (B,), to the batch that they are."""
 
-class Batch(NamedTuple):
-    """Cached squares and what is known of them; `draws` is None where nothing is augmented."""
+TakeOf = Callable[[int], Take]
+"""From an epoch to how its batches are taken."""
 
-    pixels: Tensor
-    """uint8 (B, 3, S, S), channels last in memory."""
-    labels: Tensor
-    """int64 (B,)."""
-    sizes: Tensor
-    """float32 (B, 2): original width and height."""
-    draws: Tensor | None
-    """float32 (B, len(draws.COLUMNS)), uniform in [0, 1)."""
-
-
-class _Rows:
-    """Takes batches of given rows out of a cache."""
-
-    def __init__(self, cache: Cache) -> None:
-        self._pixels = cache.pixels
-        self._labels = torch.tensor(cache.index.labels)
-        self._sizes = torch.tensor(cache.index.sizes, dtype=torch.float32)
-
-    def take(self, rows: np.ndarray, table: np.ndarray | None) -> Batch:
-        squares = torch.from_numpy(self._pixels[rows]).permute(0, 3, 1, 2)
-        picked = torch.from_numpy(rows)
-        drawn = None if table is None else torch.from_numpy(table[rows])
-        return Batch(squares, self._labels[picked], self._sizes[picked], drawn)
+_AHEAD = 2
+"""Batches that are made while another one is worked on."""
 
 
 class TrainBatches:
@@ -46,28 +26,24 @@ class TrainBatches:
     `position` is asked for and gone to at any step, also in the middle of an epoch: what follows is the same.
     """
 
-    def __init__(
-        self, cache: Cache, rows: np.ndarray, batch_size: int, length: int, *, seed: int, augment: bool
-    ) -> None:
-        self._take = _Rows(cache).take
-        self._all = len(cache.index.ids)
-        self._rows, self._batch_size, self._length = rows, batch_size, length
-        self._seed, self._augment = seed, augment
+    def __init__(self, take_of: TakeOf, rows: np.ndarray, batch_size: int, length: int, seed: int) -> None:
+        self._take_of, self._rows = take_of, rows
+        self._batch_size, self._length, self._seed = batch_size, length, seed
         self._epoch, self._position = 0, 0
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         if self._position >= len(self):
             self._epoch, self._position = self._epoch + 1, 0
         shuffled = self._rows[draws.order(self._seed, self._epoch, len(self._rows))]
-        table = draws.augmentation(self._seed, self._epoch, self._all) if self._augment else None
-        while self._position < len(self):
-            start = self._position * self._batch_size
+        starts = range(self._position * self._batch_size, len(self) * self._batch_size, self._batch_size)
+        parts = (shuffled[start : start + self._batch_size] for start in starts)
+        for batch in _ahead(self._take_of(self._epoch), parts):
             # Advanced first: whoever asks for the state while this batch is in work means the step after it.
             self._position += 1
-            yield self._take(shuffled[start : start + self._batch_size], table)
+            yield batch
 
     def position(self) -> dict[str, int]:
         """Where the epoch stands, the batch in work counted as done."""
@@ -79,15 +55,29 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Given rows once, in order, never augmented, the last partial batch included."""
+    """Given rows once, in order, the last partial batch included; `take` is asked for as the first one is."""
 
-    def __init__(self, cache: Cache, rows: np.ndarray, batch_size: int) -> None:
-        self._take = _Rows(cache).take
-        self._rows, self._batch_size = rows, batch_size
+    def __init__(self, take: Callable[[], Take], rows: np.ndarray, batch_size: int) -> None:
+        self._take, self._rows, self._batch_size = take, rows, batch_size
 
     def __len__(self) -> int:
         return math.ceil(len(self._rows) / self._batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self._rows), self._batch_size):
-            yield self._take(self._rows[start : start + self._batch_size], None)
+    def __iter__(self) -> Iterator[Any]:
+        starts = range(0, len(self._rows), self._batch_size)
+        return _ahead(self._take(), (self._rows[start : start + self._batch_size] for start in starts))
+
+
+def _ahead(take: Take, parts: Iterator[np.ndarray]) -> Iterator[Any]:
+    """The batches of the parts in order, the next ones being made by another thread meanwhile."""
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(1, "batches") as pool:
+        try:
+            for part in parts:
+                waiting.append(pool.submit(take, part))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,26 +1,31 @@
 """The data set as Lightning's trainer takes it: the cache, its three splits and their batches."""
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from lightning import LightningDataModule
 
-from inat_job.data import layout, splits
-from inat_job.data.batches import EvalBatches, TrainBatches
+from inat_job.data import draws, layout, splits
+from inat_job.data.batches import EvalBatches, Take, TrainBatches
+from inat_job.data.features import Features
 from inat_job.data.index import Cache
+from inat_job.data.rows import Rows
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.settings import TrainSettings
 
 
 class Pictures(LightningDataModule):
-    """Train, validation and test batches of a cache.
+    """Train, validation and test batches of a cache, or of the features that were made of it.
 
-    Raises BadDataError where nothing is left to validate on, ConflictError for a batch larger than the training set.
+    `pinned` is for a GPU. Raises BadDataError where nothing is left to validate on, ConflictError for a batch larger
+    than the training set.
     """
 
-    def __init__(self, cache: Cache, train: TrainSettings) -> None:
+    def __init__(self, cache: Cache, train: TrainSettings, pinned: bool = False) -> None:
         super().__init__()
-        self.cache = cache
+        self.cache, self._pinned = cache, pinned
+        self._features: Features | None = None
+        self._reused_epochs = 0
         self._settings = train
         rows = cache.index.rows(layout.TRAIN)
         hashes = [cache.index.hashes[row] for row in rows]
@@ -57,11 +62,39 @@ class Pictures(LightningDataModule):
         return len(self.train_rows) % self._settings.batch_size
 
     @cached_property
+    def squares(self) -> Rows:
+        """The pictures by row."""
+        return Rows(self.cache, self._pinned)
+
+    @cached_property
     def train_batches(self) -> TrainBatches:
         """Batches for training, each a slice of the global batch where gradients are accumulated."""
-        seed, augment = self._settings.seed, self._settings.augment
         length = self.steps_per_epoch * self._settings.accumulate
-        return TrainBatches(self.cache, self.train_rows, self.slice_size, length, seed=seed, augment=augment)
+        return TrainBatches(self._train_take, self.train_rows, self.slice_size, length, self._settings.seed)
+
+    def reuse(self, features: Features, epochs: int) -> None:
+        """Take the first `epochs` epochs from features."""
+        self._features, self._reused_epochs = features, epochs
+
+    def view(self, number: int) -> Take:
+        """How batches of a view are taken: augmented by its draws, if the run augments."""
+        seed, count = self._settings.seed, len(self.cache.index.ids)
+        table = draws.augmentation(seed, number, count) if self._settings.augment else None
+        return partial(self.squares.take, table=table)
+
+    def _train_take(self, epoch: int) -> Take:
+        if self._features is None or epoch >= self._reused_epochs:
+            return self.view(epoch)
+        return partial(self._features.take_train, epoch=epoch)
+
+    def _val_take(self) -> Take:
+        epoch = self.train_batches.position()["epoch"]
+        if self._features is None or epoch >= self._reused_epochs:
+            return self._plain()
+        return self._features.take_val
+
+    def _plain(self) -> Take:
+        return partial(self.squares.take, table=None)
 
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch, for checkpoints. Were it the loader's own state, which Lightning would also keep,
@@ -75,8 +108,9 @@ class Pictures(LightningDataModule):
         return self.train_batches
 
     def val_dataloader(self) -> EvalBatches:
-        return self.batches(self.val_rows)
+        return EvalBatches(self._val_take, self.val_rows, self._settings.batch_size)
 
-    def batches(self, rows: np.ndarray) -> EvalBatches:
-        """Evaluation batches of any rows."""
-        return EvalBatches(self.cache, rows, self._settings.batch_size)
+    def batches(self, rows: np.ndarray, view: int | None = None) -> EvalBatches:
+        """Batches of any rows, once and in order; as they are evaluated, or in a view of training."""
+        take = self._plain if view is None else partial(self.view, view)
+        return EvalBatches(take, rows, self._settings.batch_size)

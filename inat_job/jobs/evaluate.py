@@ -92,6 +92,7 @@ def _evaluate(
     stages.check_classes(tested.folder, tested.stored, classes)
     work = Work(settings, folder, pictures, execution, checkpoints, clock, stop)
     architecture, classifier = stages.network(work, pretrained=False)
+    stages.reside(work)
     checkpoints.discover()  # not before: a run that goes on takes new ones and lets go of old ones
     manifest, path = checkpoints.best() if tested.step is None else checkpoints.at(tested.step)
     stages.load_weights(classifier, path)

@@ -87,6 +87,17 @@ def network(work: Work, pretrained: bool) -> tuple[Architecture, Classifier]:
     return architecture, Classifier(architecture, settings.train, settings.data, work.pictures.steps_per_epoch)
 
 
+def reside(work: Work) -> None:
+    """Copy the pictures to the GPU, once and for all, if they fit there beside the network."""
+    if work.execution.accelerator != "cuda":
+        return
+    squares, free = work.pictures.squares, torch.cuda.mem_get_info()[0]
+    fits = squares.nbytes <= work.settings.data.resident_share * free
+    events.emit("pixels", bytes=squares.nbytes, free_bytes=free, resident=fits)
+    if fits:
+        squares.reside(torch.device("cuda", torch.cuda.current_device()))
+
+
 def load_weights(classifier: Classifier, path: Path) -> None:
     """Put a checkpoint's weights into the classifier. Raises ConflictError when they are of another network."""
     try:
@@ -148,8 +159,10 @@ def report_of(
     tracker: Tracker,
     measured: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
+    reused: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole report; `measured` has the sections of the splits, `history` the attempts at the run."""
+    """The whole report; `measured` has the sections of the splits, `history` the attempts at the run, `reused` what
+    features it was trained on."""
     settings, newest = work.settings, work.checkpoints.newest()
     epochs = settings.train.epochs
     apply_strategy(architecture, trainable_stages(architecture, epochs - 1, epochs))  # what the run trained in the end
@@ -162,6 +175,7 @@ def report_of(
         settings=settings.as_dict(),
         timing=work.clock.timing(newest.train_s),
         throughput={"train_images_per_s": newest.images_per_s},
+        reuse=reused,
         checkpoint={
             "uri": f"{work.checkpoints.folder.uri}/{checkpoint.name}",
             "sha256": checkpoint.sha256,

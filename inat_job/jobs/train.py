@@ -15,9 +15,11 @@ from inat_job.jobs.publish import publish, store_checkpoints
 from inat_job.jobs.stages import Work
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
+from inat_job.models.strategies import Architecture
 from inat_job.platforms import local
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
+from inat_job.training import reuse
 from inat_job.training.checkpoints import Checkpoints
 from inat_job.training.execution import decide
 from inat_job.training.fit import fit, make_trainer, memory_errors
@@ -32,18 +34,20 @@ from inat_job.training.uploader import Uploader, uploading
 def run(settings: Settings, held: Held, stored: dict[str, Any], stop: StopFlag, started: float) -> None:
     """Do what is left of a run that is held, and whose config.json is `stored`."""
     clock, folder = Clock(started), held.folder
-    pictures = Pictures(stages.pictures_cache(settings, clock, stop), settings.train)
+    cache = stages.pictures_cache(settings, clock, stop)
     execution = decide(settings.train, stored["execution"])
+    pictures = Pictures(cache, settings.train, pinned=execution.accelerator == "cuda")
     local.settle_cublas()
     execution.apply()
     work = Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop)
     latest = work.checkpoints.discover(spooled=True).latest()
     architecture, classifier = stages.network(work, pretrained=latest is None and not settings.run.init_from)
     room.check_training(architecture, folder.path(CONFIG).parent)
+    stages.reside(work)
     if latest:
         _check_data(work, latest[0])
     else:
-        _start(work, classifier, stored)
+        stored = _start(work, architecture, classifier, stored)
     resumed = latest[0] if latest else None
     held.lease.started(resumed.step if resumed else 0)
     journal = Journal(folder, resumed)
@@ -51,6 +55,7 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], stop: StopFlag, 
         stages.tracked(settings, folder) as tracker,
         uploading(work.checkpoints, held.lease, [METRICS], stop, settings.run.grace_seconds, resumed) as uploader,
     ):
+        reused = _reuse(work, classifier, stored.get("reuse"), latest)
         _train(work, classifier, uploader, MetricsLog(journal, tracker.log, pictures.slice_size), latest)
         best, path = work.checkpoints.best()
         stages.load_weights(classifier, path)
@@ -61,18 +66,44 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], stop: StopFlag, 
         }
         store_checkpoints(folder, uploader, stop)
         history = held.lease.history(work.checkpoints.newest().ended)
-        done = stages.report_of(work, architecture, best, tracker, measured, history)
+        done = stages.report_of(work, architecture, best, tracker, measured, history, reused)
         publish(folder, held.lease, tracker, done, journal.rows)
 
 
-def _start(work: Work, classifier: Classifier, stored: dict[str, Any]) -> None:
+def _start(work: Work, architecture: Architecture, classifier: Classifier, stored: dict[str, Any]) -> dict[str, Any]:
     """Keep the decisions of the run's first start; from now on it can be resumed."""
     settings = work.settings
     if settings.run.init_from:
         _init_from(work, settings.run.init_from, classifier)
-    decided = {"execution": work.execution.as_dict(), "classes": list(work.pictures.cache.index.classes)}
-    work.folder.write_json(CONFIG, stored | decided)
+    plan = reuse.decide(architecture, classifier, settings, work.execution, work.pictures)
+    decided = stored | {
+        "execution": work.execution.as_dict(),
+        "classes": list(work.pictures.cache.index.classes),
+        "reuse": plan.as_dict() if plan else None,
+    }
+    work.folder.write_json(CONFIG, decided)
     work.folder.publish(CONFIG)
+    return decided
+
+
+def _reuse(
+    work: Work, classifier: Classifier, plan: dict[str, Any] | None, latest: tuple[Manifest, Path] | None
+) -> dict[str, Any] | None:
+    """Have the features at hand that epochs which are still to come are trained on; returns the report's section."""
+    if plan is None:
+        return None
+    done = latest[0].epoch - latest[0].validate if latest else 0
+    if done >= plan["epochs"] or (latest and latest[0].ended):
+        return plan
+    if latest:
+        stages.load_weights(classifier, latest[1])  # the stem's are as they were from the start
+    events.phase("features")
+    trainer = make_trainer(work.execution, work.settings.train, [Watch(work.stop, "features")])
+    with memory_errors():
+        return reuse.prepare(
+            reuse.Needs(work.settings, work.execution, work.pictures, classifier, trainer, work.stop),
+            reuse.Reuse(**plan),
+        )
 
 
 def _init_from(work: Work, name: str, classifier: Classifier) -> None:
@@ -116,6 +147,7 @@ def _validate(work: Work, classifier: Classifier, resumed: Manifest, path: Path)
     """Do the validation that the last attempt owes to its last epoch."""
     events.phase("validate")
     stages.load_weights(classifier, path)
+    work.pictures.train_batches.go_to(resumed.epoch - 1, len(work.pictures.train_batches))
     trainer = make_trainer(work.execution, work.settings.train, [Watch(work.stop, "validate")])
     with memory_errors():
         trainer.validate(classifier, datamodule=work.pictures, verbose=False)

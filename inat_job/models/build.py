@@ -62,7 +62,11 @@ def _(settings: FiveBlockSettings, needs: Needs) -> Architecture:
 def _(settings: BackboneSettings, needs: Needs) -> Architecture:
     built = build_backbone(settings.backbone, needs.classes, needs.image_size)
     architecture = dataclasses.replace(
-        built, strategy=settings.strategy, last_k=settings.last_k, layer_decay=settings.layer_decay
+        built,
+        strategy=settings.strategy,
+        last_k=settings.last_k,
+        layer_decay=settings.layer_decay,
+        feature_views=settings.feature_views,
     )
     if needs.pretrained and settings.weights != "none":
         loaded = _weights(architecture, settings, needs)

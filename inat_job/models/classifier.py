@@ -11,9 +11,11 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from inat_job.data.augment import Augmentation, centre_view, random_view
-from inat_job.data.batches import Batch
+from inat_job.data.features import FeatureBatch
+from inat_job.data.rows import Batch
 from inat_job.errors import ConflictError
 from inat_job.models.schedule import rate
+from inat_job.models.split import Split, split
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
 from inat_job.settings import DataSettings, TrainSettings
 
@@ -35,21 +37,36 @@ class Classifier(LightningModule):
         self.val_loss = self.val_accuracy = float("nan")
         self._val_sums = torch.zeros(3)
         self._opened_for = -1
+        self._split: tuple[torch.device, Split] | None = None
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits (B, classes) of the evaluation's view."""
-        return self._classify(centre_view(batch.pixels, batch.sizes, self._data.image_size, self._data.eval_crop))
-
-    def _classify(self, view: Tensor) -> Tensor:
-        logits: Tensor = self.network(view.contiguous(memory_format=torch.channels_last))
+    def forward(self, batch: Batch | FeatureBatch) -> Tensor:
+        """Logits (B, classes): of the view that a batch's draws make, or the evaluation's; of features where they are
+        what the batch has."""
+        if isinstance(batch, FeatureBatch):
+            logits: Tensor = self.split().tail(batch.features)
+        else:
+            logits = self.network(self.view(batch))
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def view(self, batch: Batch) -> Tensor:
+        """float32 (B, 3, image size, image size) in 0..255, channels last in memory."""
         size = self._data.image_size
         if batch.draws is None:
-            logits = self(batch)
+            view = centre_view(batch.pixels, batch.sizes, size, self._data.eval_crop)
         else:
-            logits = self._classify(random_view(batch.pixels, batch.sizes, batch.draws, size, self._augmentation))
+            view = random_view(batch.pixels, batch.sizes, batch.draws, size, self._augmentation)
+        return view.contiguous(memory_format=torch.channels_last)
+
+    def split(self) -> Split:
+        """The network, cut behind what is frozen as training begins. Raises Indivisible."""
+        device = next(self.network.parameters()).device
+        if self._split is None or self._split[0] != device:
+            begin = trainable_stages(self._architecture, 0, self._train.epochs)
+            self._split = device, split(self._architecture, begin)
+        return self._split[1]
+
+    def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
+        logits = self(batch)
         loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self._train.label_smoothing)
         # Kept on the device: to look at it each step would make the device wait.
         self.loss = loss.detach()
@@ -80,7 +97,7 @@ class Classifier(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._val_sums = torch.zeros(3, device=self.device)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         logits = self(batch).float()
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         correct = (logits.argmax(dim=1) == batch.labels).sum()

@@ -11,15 +11,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Counts:
-    """`macs` are multiply-adds for one picture."""
+    """`macs` are multiply-adds for one picture, `outputs` the numbers that come of it."""
 
     parameters: int
     trainable_parameters: int
     macs: int
+    outputs: int
 
     def as_dict(self) -> dict[str, int]:
         """By the report's names."""
-        return dataclasses.asdict(self)
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "outputs"}
 
 
 def count(network: nn.Module, image_size: int) -> Counts:
@@ -31,11 +32,12 @@ def count(network: nn.Module, image_size: int) -> Counts:
     """
     parameters = list(network.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _shape_of(network)(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device="meta"))
+        output = _shape_of(network)(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device="meta"))
     return Counts(
         parameters=sum(each.numel() for each in parameters),
         trainable_parameters=sum(each.numel() for each in parameters if each.requires_grad),
         macs=counter.get_total_flops() // 2,
+        outputs=output.numel(),
     )
 
 

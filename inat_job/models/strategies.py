@@ -13,7 +13,8 @@ class Architecture:
 
     `stages` go from stem to last, each a tuple of prefixes of parameter names; with `head` they cover every parameter
     once. `blueprint` holds the plain values that `export.load_exported` rebuilds the network from. `strategy` is one of
-    head, last-k, gradual, full; `layer_decay` is a stage's learning rate over that of the next.
+    head, last-k, gradual, full; `layer_decay` is a stage's learning rate over that of the next. `feature_views` is in
+    how many views the frozen part's output is reused, 0 for none.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Architecture:
     strategy: str = "full"
     last_k: int = 1
     layer_decay: float = 1.0
+    feature_views: int = 0
 
     def trained_bytes(self) -> int:
         """The size of the parameters that the run trains at some time."""
@@ -50,6 +52,12 @@ def open_stages(strategy: str, n_stages: int, last_k: int, epoch: int, epochs: i
 def trainable_stages(architecture: Architecture, epoch: int, epochs: int) -> int:
     """`open_stages` of an architecture."""
     return open_stages(architecture.strategy, len(architecture.stages), architecture.last_k, epoch, epochs)
+
+
+def epochs_alike(architecture: Architecture, epochs: int) -> int:
+    """How many epochs, from the first one, train the same stages."""
+    first = trainable_stages(architecture, 0, epochs)
+    return sum(trainable_stages(architecture, epoch, epochs) == first for epoch in range(epochs))
 
 
 def apply_strategy(architecture: Architecture, n_trainable_stages: int) -> None:

@@ -1,5 +1,9 @@
 """A batch is a pure function of seed, epoch and step."""
 
+import threading
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inat_job.data import draws
-from inat_job.data.batches import Batch, EvalBatches, TrainBatches
+from inat_job.data.batches import EvalBatches, Take, TrainBatches
 from inat_job.data.index import PIXELS, Cache, Index
+from inat_job.data.rows import Batch, Rows
 
 ROWS, SIDE = 23, 4
 
@@ -35,7 +40,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def train_batches(cache: Cache, seed: int = 0, augment: bool = True) -> TrainBatches:
-    return TrainBatches(cache, np.arange(2, ROWS), 4, 5, seed=seed, augment=augment)
+    rows = Rows(cache)
+
+    def of(epoch: int) -> Take:
+        return partial(rows.take, table=draws.augmentation(seed, epoch, ROWS) if augment else None)
+
+    return TrainBatches(of, np.arange(2, ROWS), 4, 5, seed)
+
+
+def eval_batches(cache: Cache) -> EvalBatches:
+    return EvalBatches(lambda: partial(Rows(cache).take, table=None), np.arange(ROWS), 5)
 
 
 def rows_of(batch: Batch) -> list[int]:
@@ -103,9 +117,9 @@ def test_without_augmentation_there_are_no_draws(cache: Cache) -> None:
 
 
 def test_evaluation_has_every_row_once_in_order_and_never_draws(cache: Cache) -> None:
-    batches = list(EvalBatches(cache, np.arange(ROWS), 5))
+    batches = list(eval_batches(cache))
     assert [row for batch in batches for row in rows_of(batch)] == list(range(ROWS))
-    assert len(batches) == len(EvalBatches(cache, np.arange(ROWS), 5)) == 5
+    assert len(batches) == len(eval_batches(cache)) == 5
     assert all(batch.draws is None for batch in batches)
 
 
@@ -114,3 +128,25 @@ def test_step_seeds_fit_torch_and_differ(seed: int, step: int, rank: int) -> Non
     one = draws.step_seed(seed, step, rank)
     assert 0 <= one < 2**63
     assert one not in (draws.step_seed(seed, step + 1, rank), draws.step_seed(seed, step, rank + 1))
+
+
+def test_batches_from_a_devices_own_memory_are_the_same(cache: Cache) -> None:
+    mapped, resident = Rows(cache), Rows(cache)
+    resident.reside(torch.device("cpu"))
+    table, rows = draws.augmentation(0, 0, ROWS), np.array([7, 3, 22])
+    assert resident.nbytes == ROWS * SIDE * SIDE * 3
+    assert same(mapped.take(rows, table), resident.take(rows, table))
+
+
+def test_who_stops_in_mid_epoch_leaves_no_thread_and_what_fails_is_raised(cache: Cache) -> None:
+    batches = iter(train_batches(cache))
+    next(batches)
+    assert isinstance(batches, Iterator)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+    def fails(rows: np.ndarray) -> Batch:
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(TrainBatches(lambda epoch: fails, np.arange(8), 4, 2, 0))

@@ -10,80 +10,18 @@ import jsonschema
 import pytest
 import torch
 
-import inat_job
-from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError, Preempted, TransientError, UsageError
-from inat_job.jobs import evaluate, part, train
+from inat_job.jobs import evaluate, train
 from inat_job.settings import Settings
-from inat_job.signals import StopFlag
 from inat_job.storage import open_store
 from inat_job.training import state
 from pictures import tree, write_zip
+from runs import SCHEMA, SMALLER_B, Make, StopAfter, model_of, report_of, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
-SCHEMA = json.loads((Path(inat_job.__file__).parent / "report.schema.json").read_text())
-SMALL_A = {"model.filters": "4", "model.dense": "8"}
-SMALL_B = {"model.backbone": "resnet18", "model.weights": "none"}
-SMALLER_B = {"model__backbone": "mobilenet_v3_small"}  # whose checkpoints are a fifth of those
 
-
-class StopAfter(StopFlag):
-    """A stop flag that a signal sets while the job asks for the n-th time."""
-
-    def __init__(self, asked: int) -> None:
-        super().__init__()
-        self._left = asked
-
-    def __call__(self) -> bool:
-        self._left -= 1
-        return self._left < 0 or super().__call__()
-
-    def install(self) -> None:
-        """Leave pytest's handlers alone."""
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_zip(tmp_path_factory.mktemp("data") / "x.zip", tree(train=20, test=5))
-
-
-@pytest.fixture
-def settings(archive: Path, tmp_path: Path) -> Callable[..., Settings]:
-    """Makes small settings; `dotted__names` stand for section.field."""
-
-    def make(which: str = "a", **changes: Any) -> Settings:
-        flags = {
-            "data.uri": str(archive),
-            "data.cache_dir": str(tmp_path / "cache"),
-            "data.image_size": "32",
-            "run.output": str(tmp_path / "runs"),
-            "run.run_id": "r",
-            "train.epochs": "2",
-            "train.batch_size": "8",
-            "tracker.mode": "off",
-            **(SMALL_A if which == "a" else SMALL_B),
-        }
-        flags |= {name.replace("__", "."): value for name, value in changes.items()}
-        return configure(which, flags, [], None).settings
-
-    return make
-
-
-def run(settings: Settings, asked: int = 10**9) -> None:
-    part.run(settings, StopAfter(asked), time.perf_counter())
-
-
-def report_of(settings: Settings) -> dict[str, Any]:
-    store = open_store(f"{settings.run.output}/{settings.run_id}")
-    return json.loads(store.read("report.json"))
-
-
-def model_of(settings: Settings) -> bytes:
-    return open_store(f"{settings.run.output}/{settings.run_id}").read("model/model.safetensors")
-
-
-def test_a_run_leaves_a_complete_folder_and_a_valid_report(settings: Callable[..., Settings]) -> None:
+def test_a_run_leaves_a_complete_folder_and_a_valid_report(settings: Make) -> None:
     run(settings())
     folder = Path(settings().run.output) / "r"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -113,7 +51,7 @@ def test_a_run_leaves_a_complete_folder_and_a_valid_report(settings: Callable[..
     assert any("train_loss" in row for row in rows)
 
 
-def test_local_and_s3_agree_to_the_last_digit(settings: Callable[..., Settings], archive: Path, s3_bucket: str) -> None:
+def test_local_and_s3_agree_to_the_last_digit(settings: Make, archive: Path, s3_bucket: str) -> None:
     open_store(f"s3://{s3_bucket}").put("x.zip", archive)
     local = settings()
     remote = settings(data__uri=f"s3://{s3_bucket}/x.zip", run__output=f"s3://{s3_bucket}/out")
@@ -125,7 +63,7 @@ def test_local_and_s3_agree_to_the_last_digit(settings: Callable[..., Settings],
     assert {"report.json", "report.html", "config.json", "metrics.jsonl", "checkpoints/latest.json"} <= keys
 
 
-def test_a_finished_run_is_left_alone(settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_left_alone(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run(settings())
     before = report_of(settings())
     capsys.readouterr()
@@ -134,7 +72,7 @@ def test_a_finished_run_is_left_alone(settings: Callable[..., Settings], capsys:
     assert report_of(settings()) == before
 
 
-def test_other_settings_under_the_same_id_are_refused(settings: Callable[..., Settings]) -> None:
+def test_other_settings_under_the_same_id_are_refused(settings: Make) -> None:
     run(settings())
     with pytest.raises(ConflictError, match=r"train.epochs 2 there, 3 here.*change --run-id"):
         run(settings(train__epochs="3"))
@@ -142,9 +80,7 @@ def test_other_settings_under_the_same_id_are_refused(settings: Callable[..., Se
         run(settings("b"))
 
 
-def test_with_the_report_deleted_it_only_evaluates(
-    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_the_report_deleted_it_only_evaluates(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run(settings())
     before = report_of(settings())
     (Path(settings().run.output) / "r" / "report.json").unlink()
@@ -156,7 +92,7 @@ def test_with_the_report_deleted_it_only_evaluates(
     assert after["history"] == [*before["history"], {"started_step": 12, "ended_step": 12, "why": "finished"}]
 
 
-def test_what_trained_is_counted_whether_or_not_it_trained_just_now(settings: Callable[..., Settings]) -> None:
+def test_what_trained_is_counted_whether_or_not_it_trained_just_now(settings: Make) -> None:
     made = settings("b", model__strategy="head", train__epochs="1")
     run(made)
     before = report_of(made)["model"]
@@ -180,7 +116,7 @@ def test_what_trained_is_counted_whether_or_not_it_trained_just_now(settings: Ca
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    which: str, changes: dict[str, str], settings: Callable[..., Settings], tmp_path: Path
+    which: str, changes: dict[str, str], settings: Make, tmp_path: Path
 ) -> None:
     changes = changes if which == "a" else changes | SMALLER_B
     whole = settings(which, run__output=str(tmp_path / "whole"), **changes)
@@ -203,7 +139,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
 
 def test_a_killed_run_is_taken_up_from_a_new_machine(
-    settings: Callable[..., Settings], s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Make, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = settings(run__output=f"s3://{s3_bucket}", run__checkpoint_minutes="0")
     with monkeypatch.context() as patch:
@@ -225,7 +161,7 @@ def test_a_killed_run_is_taken_up_from_a_new_machine(
     assert rows[0] == rows[1]
 
 
-def test_a_stop_at_any_moment_changes_nothing(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_a_stop_at_any_moment_changes_nothing(settings: Make, tmp_path: Path) -> None:
     """Among them: in mid-epoch, at an epoch's last step, in validation, and right after it."""
     changes = {"model__strategy": "gradual", **SMALLER_B}
     whole = settings("b", run__output=str(tmp_path / "whole"), **changes)
@@ -250,9 +186,7 @@ def _killed(*args: Any) -> None:
     raise RuntimeError("killed")
 
 
-def test_early_stop_is_decided_once_and_kept(
-    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_early_stop_is_decided_once_and_kept(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = settings(train__early_stop="2", train__epochs="30", train__lr="1e-6")
     run(stopped)
     before = report_of(stopped)
@@ -264,7 +198,7 @@ def test_early_stop_is_decided_once_and_kept(
 
 
 @pytest.mark.parametrize("resume", ["auto", "must"])
-def test_where_no_checkpoint_is_intact_a_person_decides(settings: Callable[..., Settings], resume: str) -> None:
+def test_where_no_checkpoint_is_intact_a_person_decides(settings: Make, resume: str) -> None:
     made = settings(run__checkpoint_minutes="0", train__epochs="3", run__resume=resume)
     with pytest.raises(Preempted):
         run(settings(run__checkpoint_minutes="0", train__epochs="3"), asked=90)
@@ -278,7 +212,7 @@ def test_where_no_checkpoint_is_intact_a_person_decides(settings: Callable[..., 
     run(settings(train__epochs="3", run__resume="never", run__force="true"))
 
 
-def test_damaged_checkpoints_do_not_push_out_intact_ones(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_damaged_checkpoints_do_not_push_out_intact_ones(settings: Make, tmp_path: Path) -> None:
     made = settings(run__checkpoint_minutes="0", train__epochs="3")
     with pytest.raises(Preempted):
         run(made, asked=90)
@@ -296,7 +230,7 @@ def test_damaged_checkpoints_do_not_push_out_intact_ones(settings: Callable[...,
 
 
 def test_what_a_machine_that_took_the_run_over_could_not_store_is_found_there(
-    settings: Callable[..., Settings], s3_bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    settings: Make, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from inat_job.storage.s3 import S3Store
 
@@ -331,7 +265,7 @@ def test_what_a_machine_that_took_the_run_over_could_not_store_is_found_there(
     ],
 )
 def test_a_checkpoint_that_is_not_this_runs_is_an_error_that_names_it(
-    settings: Callable[..., Settings], change: Callable[[Any], Any], error: type[Exception]
+    settings: Make, change: Callable[[Any], Any], error: type[Exception]
 ) -> None:
     """Though its manifest tells its very hash."""
     with pytest.raises(Preempted):
@@ -347,7 +281,7 @@ def test_a_checkpoint_that_is_not_this_runs_is_an_error_that_names_it(
         run(settings(run__checkpoint_minutes="0"))
 
 
-def test_force_deletes_nothing_that_a_link_leads_to(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_force_deletes_nothing_that_a_link_leads_to(settings: Make, tmp_path: Path) -> None:
     run(settings())
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
@@ -357,7 +291,7 @@ def test_force_deletes_nothing_that_a_link_leads_to(settings: Callable[..., Sett
     assert not (Path(settings().run.output) / "r" / "link").exists()
 
 
-def test_a_damaged_checkpoint_is_passed_over(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(settings: Make, tmp_path: Path) -> None:
     with pytest.raises(Preempted):
         run(settings(run__checkpoint_minutes="0"), asked=90)
     folder = Path(settings().run.output) / "r" / "checkpoints"
@@ -369,7 +303,7 @@ def test_a_damaged_checkpoint_is_passed_over(settings: Callable[..., Settings], 
     assert model_of(settings()) == model_of(whole)
 
 
-def test_resume_never_and_must(settings: Callable[..., Settings]) -> None:
+def test_resume_never_and_must(settings: Make) -> None:
     with pytest.raises(BadDataError, match="--resume is must"):
         run(settings(run__resume="must"))
     with pytest.raises(UsageError, match="--force goes with"):
@@ -381,7 +315,7 @@ def test_resume_never_and_must(settings: Callable[..., Settings]) -> None:
     assert report_of(settings())["checkpoint"]["step"] == 6
 
 
-def test_changed_pictures_under_the_same_run_are_refused(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_changed_pictures_under_the_same_run_are_refused(settings: Make, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "y.zip", tree(train=20, test=5))
     with pytest.raises(Preempted):
         run(settings(data__uri=str(path)), asked=90)
@@ -390,14 +324,14 @@ def test_changed_pictures_under_the_same_run_are_refused(settings: Callable[...,
         run(settings(data__uri=str(path)))
 
 
-def test_max_time_ends_training_and_tests(settings: Callable[..., Settings]) -> None:
+def test_max_time_ends_training_and_tests(settings: Make) -> None:
     run(settings(train__max_time="1", train__epochs="10000"))
     report = report_of(settings())
     assert report["history"][-1]["why"] == "max-time"
     assert report["test"]["n"] == 15
 
 
-def test_a_run_is_extended_by_init_from(settings: Callable[..., Settings]) -> None:
+def test_a_run_is_extended_by_init_from(settings: Make) -> None:
     run(settings())
     longer = settings(run__run_id="longer", run__init_from="r", train__lr="1e-8", train__epochs="1")
     run(longer)
@@ -414,12 +348,12 @@ def _best(settings: Settings) -> Path:
     return Path(report_of(settings)["checkpoint"]["uri"])
 
 
-def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_lower(settings: Callable[..., Settings]) -> None:
+def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_lower(settings: Make) -> None:
     with pytest.raises(ConflictError, match=r"not finite at step \d+: lower --lr, which is 10"):
         run(settings(train__lr="10", train__epochs="60", train__precision="fp16", train__weight_decay="10"))
 
 
-def test_too_little_memory_says_what_to_lower(settings: Callable[..., Settings], monkeypatch: Any) -> None:
+def test_too_little_memory_says_what_to_lower(settings: Make, monkeypatch: Any) -> None:
     def hungry(*args: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
@@ -428,13 +362,13 @@ def test_too_little_memory_says_what_to_lower(settings: Callable[..., Settings],
         run(settings())
 
 
-def test_a_batch_larger_than_the_data_is_refused(settings: Callable[..., Settings]) -> None:
+def test_a_batch_larger_than_the_data_is_refused(settings: Make) -> None:
     with pytest.raises(ConflictError, match="--batch-size is 64 and there are 48"):
         run(settings(train__batch_size="64"))
 
 
 def test_a_store_that_fails_does_not_end_training_but_the_job(
-    settings: Callable[..., Settings], s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+    settings: Make, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from inat_job.storage.s3 import S3Store
 
@@ -457,7 +391,7 @@ def test_a_store_that_fails_does_not_end_training_but_the_job(
     assert {"checkpoints/6.ckpt", "checkpoints/6.json", "checkpoints/12.ckpt", "checkpoints/12.json"} <= keys
 
 
-def test_test_evaluates_a_run_without_training(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_test_evaluates_a_run_without_training(settings: Make, tmp_path: Path) -> None:
     run(settings())
     uri = f"{settings().run.output}/r"
     flags = {"run.output": settings().run.output, "data.cache_dir": str(tmp_path / "cache"), "tracker.mode": "off"}
@@ -473,7 +407,7 @@ def test_test_evaluates_a_run_without_training(settings: Callable[..., Settings]
             assert report["checkpoint"]["step"] == 6
 
 
-def test_test_says_what_is_wrong_with_a_checkpoint(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_test_says_what_is_wrong_with_a_checkpoint(settings: Make, tmp_path: Path) -> None:
     run(settings())
     uri = f"{settings().run.output}/r"
     flags = {"run.output": settings().run.output, "data.cache_dir": str(tmp_path / "cache"), "tracker.mode": "off"}

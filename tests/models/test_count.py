@@ -10,7 +10,9 @@ def test_counts_convolutions_and_dense_layers_only():
         nn.Upsample(scale_factor=1.0), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5)
     )
     network = nn.Sequential(_Float(), *layers)
-    assert count(network, 4) == Counts(parameters=112 + 8 + 325, trainable_parameters=445, macs=16 * 4 * 27 + 64 * 5)
+    assert count(network, 4) == Counts(
+        parameters=112 + 8 + 325, trainable_parameters=445, macs=16 * 4 * 27 + 64 * 5, outputs=5
+    )
 
 
 def test_leaves_the_network_as_it_was():
