@@ -45,13 +45,6 @@ class DataSettings(_Section):
     cache_dir: str = knob("cache", "Folder for downloads and decoded pictures", decides=False)
     image_size: int = knob(224, "Side of the network's input in pixels", minimum=32, maximum=1024)
     eval_crop: float = knob(0.95, "Share of the short side that the centre crop keeps", minimum=0.1, maximum=1.0)
-    resident_share: float = knob(
-        0.5,
-        "Share of a GPU's free memory that all pictures may take, to stay there",
-        minimum=0.0,
-        maximum=1.0,
-        decides=False,
-    )
     max_broken: float = knob(0.01, "Share of pictures that may be unreadable", minimum=0.0, maximum=1.0)
 
 
@@ -162,6 +155,13 @@ class TrainSettings(_Section):
     precision: str = knob("auto", "Arithmetic of the forward pass", choices=("auto", "bf16", "fp16", "fp32"))
     devices: int = knob(1, "Devices on this machine", minimum=1, maximum=1, decides=False)
     num_nodes: int = knob(1, "Machines", minimum=1, maximum=1, decides=False)
+    resident_share: float = knob(
+        0.5,
+        "Share of a GPU's free memory that all pictures may take, to stay there",
+        minimum=0.0,
+        maximum=1.0,
+        decides=False,
+    )
     compile: bool = knob(False, "Compile the network with torch.compile; needs a C compiler")
     deterministic: bool = knob(False, "Refuse operations whose result varies between runs")
 

@@ -92,7 +92,7 @@ def reside(work: Work) -> None:
     if work.execution.accelerator != "cuda":
         return
     squares, free = work.pictures.squares, torch.cuda.mem_get_info()[0]
-    fits = squares.nbytes <= work.settings.data.resident_share * free
+    fits = squares.nbytes <= work.settings.train.resident_share * free
     events.emit("pixels", bytes=squares.nbytes, free_bytes=free, resident=fits)
     if fits:
         squares.reside(torch.device("cuda", torch.cuda.current_device()))
