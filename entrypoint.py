@@ -32,9 +32,11 @@ from inat_job.configuration import (  # noqa: E402
     takes,
 )
 from inat_job.errors import ConflictError, JobError, Preempted  # noqa: E402
-from inat_job.platforms import last_words, spot  # noqa: E402
+from inat_job.platforms import last_words, process, spot  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.settings import Settings  # noqa: E402
+
+STARTED = process.started() or STARTED  # the interpreter's own start counts too
 
 Command = Callable[..., None]
 

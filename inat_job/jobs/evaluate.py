@@ -9,7 +9,7 @@ from inat_job.configuration import TEST_TAKES, Configuration, configure, everyth
 from inat_job.data.index import Cache
 from inat_job.data.module import Pictures
 from inat_job.errors import BadDataError, ConflictError, UsageError
-from inat_job.jobs import folders, stages
+from inat_job.jobs import folders, prepare, stages
 from inat_job.jobs.claim import CONFIG, check_empty, config_of, read_config
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
@@ -87,7 +87,7 @@ def _evaluate(
     execution = _execution(settings, tested.stored["execution"], given)
     local.settle_cublas()
     execution.apply()
-    pictures = _pictures(stages.pictures_cache(settings, clock, stop), settings)
+    pictures = _pictures(prepare.pictures(settings, clock, stop), settings)
     classes = pictures.cache.index.classes
     stages.check_classes(tested.folder, tested.stored, classes)
     work = Work(settings, folder, pictures, execution, checkpoints, clock, stop)

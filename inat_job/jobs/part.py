@@ -4,9 +4,11 @@ import secrets
 from typing import Any
 
 from inat_job import events
-from inat_job.jobs import folders, room
+from inat_job.jobs import folders, prepare, room
 from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
+from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
+from inat_job.jobs.meanwhile import Importing
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
@@ -24,9 +26,15 @@ def run(settings: Settings, stop: StopFlag, started: float) -> None:
             return
         stored = _take_up(held, settings)
         room.check_memory()
-        from inat_job.jobs import train  # torch and Lightning take seconds to import
+        clock, importing = Clock(started), Importing(_train)
+        cache = prepare.pictures(settings, clock, stop)
+        importing.wait(stop).run(settings, held, stored, cache, clock, stop)
 
-        train.run(settings, held, stored, stop, started)
+
+def _train() -> Any:
+    from inat_job.jobs import train  # torch and Lightning take seconds to import
+
+    return train
 
 
 def _is_finished(folder: RunFolder, settings: Settings) -> bool:

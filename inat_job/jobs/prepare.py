@@ -1,18 +1,40 @@
-"""`prepare`: pull, verify and build the decoded cache, and nothing else."""
+"""`prepare`: pull, verify and build the decoded cache, and nothing else; the other commands begin with it."""
+
+from pathlib import Path
 
 from inat_job import events
-from inat_job.jobs import stages
+from inat_job.data import prepare, pull
+from inat_job.data.index import Cache
 from inat_job.jobs.clock import Clock
+from inat_job.jobs.folders import storage_options
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
 
 def run(settings: Settings, stop: StopFlag, started: float) -> None:
     """Leave a cache that the other commands find."""
-    cache = stages.pictures_cache(settings, Clock(started), stop)
+    cache = pictures(settings, Clock(started), stop)
     events.emit(
         "done",
         message=f"Prepared {len(cache.index.ids)} pictures of {len(cache.index.classes)} classes.",
         folder=str(cache.folder),
         rejected=len(cache.index.rejected),
     )
+
+
+def pictures(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
+    """Pull and prepare, or find that nothing is left to do."""
+    data, cache_dir = settings.data, Path(settings.data.cache_dir)
+    events.phase("pull")
+    with clock.phase("pull_s"):
+        source = pull.find(data.uri, cache_dir, storage_options(settings.storage), stop)
+    events.phase("prepare")
+    with clock.phase("prepare_s"):
+        cache = prepare.prepare(source, cache_dir, data.image_size, data.max_broken, stop)
+    index = cache.index
+    events.emit("data", pictures=len(index.ids), classes=len(index.classes), digest=index.digest)
+    for each in index.rejected:
+        events.warn(f"{each['id']} is left out: {each['reason']}")
+    if both := index.in_both_splits():
+        events.warn(f"{len(both)} test pictures also stand in train, so the accuracy flatters", first=both[0])
+    return cache

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 
 from inat_job import events, signals
-from inat_job.data import prepare, pull
-from inat_job.data.index import Cache
 from inat_job.data.module import Pictures
 from inat_job.errors import ConflictError, JobError, Preempted
 from inat_job.evaluation.metrics import summarise
@@ -45,24 +43,6 @@ class Work:
     checkpoints: Checkpoints
     clock: Clock
     stop: StopFlag
-
-
-def pictures_cache(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
-    """Pull and prepare, or find that nothing is left to do."""
-    data, cache_dir = settings.data, Path(settings.data.cache_dir)
-    events.phase("pull")
-    with clock.phase("pull_s"):
-        source = pull.find(data.uri, cache_dir, storage_options(settings.storage), stop)
-    events.phase("prepare")
-    with clock.phase("prepare_s"):
-        cache = prepare.prepare(source, cache_dir, data.image_size, data.max_broken, stop)
-    index = cache.index
-    events.emit("data", pictures=len(index.ids), classes=len(index.classes), digest=index.digest)
-    for each in index.rejected:
-        events.warn(f"{each['id']} is left out: {each['reason']}")
-    if both := index.in_both_splits():
-        events.warn(f"{len(both)} test pictures also stand in train, so the accuracy flatters", first=both[0])
-    return cache
 
 
 def network(work: Work, pretrained: bool) -> tuple[Architecture, Classifier]:

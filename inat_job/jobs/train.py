@@ -1,9 +1,10 @@
-"""The main job: pull, prepare, train, test, report."""
+"""The main job, once the pictures are prepared: train, test, report."""
 
 from pathlib import Path
 from typing import Any
 
 from inat_job import events
+from inat_job.data.index import Cache
 from inat_job.data.module import Pictures
 from inat_job.errors import ConflictError
 from inat_job.evaluation.predictions import Watch
@@ -31,10 +32,9 @@ from inat_job.training.metrics_log import MetricsLog
 from inat_job.training.uploader import Uploader, uploading
 
 
-def run(settings: Settings, held: Held, stored: dict[str, Any], stop: StopFlag, started: float) -> None:
+def run(settings: Settings, held: Held, stored: dict[str, Any], cache: Cache, clock: Clock, stop: StopFlag) -> None:
     """Do what is left of a run that is held, and whose config.json is `stored`."""
-    clock, folder = Clock(started), held.folder
-    cache = stages.pictures_cache(settings, clock, stop)
+    folder = held.folder
     execution = decide(settings.train, stored["execution"])
     pictures = Pictures(cache, settings.train, pinned=execution.accelerator == "cuda")
     local.settle_cublas()

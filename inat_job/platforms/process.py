@@ -2,11 +2,15 @@
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 _STARTED = 21
 """Index of a process's start time among the fields of /proc/<pid>/stat."""
+
+_LONG_S = 30
+"""Who has lived longer before it asks was not this program all the time: a shell's `exec` keeps the start."""
 
 _SAME_MACHINE = ("boot", "namespace")
 
@@ -23,6 +27,16 @@ def identity(proc: Path = Path("/proc")) -> dict[str, str]:
         }
     except OSError:  # no Linux: then only time tells that a process is gone
         return known
+
+
+def started(proc: Path = Path("/proc")) -> float | None:
+    """The time.perf_counter() of this process's start, to a hundredth, or None where nothing tells it plausibly."""
+    try:
+        begun = int(_started(proc, str(os.getpid()))) / os.sysconf("SC_CLK_TCK")  # seconds since the machine's start
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - begun
+    except (OSError, AttributeError, ValueError, IndexError):  # no Linux
+        return None
+    return time.perf_counter() - age if 0 <= age < _LONG_S else None
 
 
 def gone(holder: Mapping[str, str], proc: Path = Path("/proc")) -> bool:

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from inat_job.platforms.process import gone, identity
+from inat_job.platforms.process import gone, identity, started
 
 if not Path("/proc/self/ns/pid").exists():
     pytest.skip("needs Linux's /proc", allow_module_level=True)
@@ -51,3 +52,16 @@ def test_of_another_machine_nothing_is_known(changes: dict[str, str]) -> None:
 def test_where_there_is_no_proc_nothing_is_known(tmp_path: Path) -> None:
     assert set(identity(tmp_path)) == {"host", "pid"}
     assert not gone(identity(), tmp_path)
+
+
+def test_the_start_lies_before_what_the_process_did() -> None:
+    before = time.perf_counter()
+    script = "import time; from inat_job.platforms.process import started; print(started(), time.perf_counter())"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    began, then = map(float, done.stdout.split())
+    assert before - 0.02 <= began < then
+
+
+def test_a_start_that_nothing_tells_is_none(tmp_path: Path) -> None:
+    assert started(tmp_path) is None
