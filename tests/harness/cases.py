@@ -38,8 +38,9 @@ def _part_b(name: str, options: str) -> Case:
 CASES = (
     _part_a("a-fp32", "--precision fp32 --epochs 12 --early-stop 3"),
     _part_a("a-bf16", "--precision bf16 --epochs 9"),
-    _part_b("b-head", "--strategy head --epochs 5"),
-    _part_b("b-last-k", "--strategy last-k --epochs 4"),
+    _part_b("b-head", "--strategy head --epochs 5 --feature-views 0"),
+    _part_b("b-features", "--strategy head --epochs 6 --feature-views 2"),
+    _part_b("b-last-k", "--strategy last-k --epochs 4 --feature-views 2"),
     _part_b("b-gradual", "--strategy gradual --epochs 3"),
     _part_b("b-full", "--strategy full --epochs 3"),
 )
