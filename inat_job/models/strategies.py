@@ -79,31 +79,23 @@ def apply_strategy(architecture: Architecture, n_trainable_stages: int) -> None:
 def parameter_groups(architecture: Architecture, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """The optimiser's groups for the whole run: each parameter that may ever train is in exactly one, the head's first.
 
-    They never change, so that a resumed optimiser fits. Biases and the parameters of norms (one dimension or none)
-    have no weight decay. For gradual and full a stage's rate is lr * layer_decay**(distance from the head)
-    (discriminative fine-tuning: Howard and Ruder, ULMFiT, 2018); head and last-k train at one rate.
+    They never change, so that a resumed optimiser fits, and no two have the same rates, since each costs a call a step.
+    Biases and the parameters of norms (one dimension or none) have no weight decay. For gradual and full a stage's
+    rate is lr * layer_decay**(distance from the head) (discriminative fine-tuning: Howard and Ruder, ULMFiT, 2018);
+    head and last-k train at one rate.
     """
     reach = trainable_stages(architecture, epoch=1, epochs=1)  # the end of the run, where most is open
     decay = architecture.layer_decay if architecture.strategy in ("gradual", "full") else 1.0
-    groups = []
-    for distance, prefixes in enumerate((architecture.head, *reversed(architecture.stages))):
-        if distance > reach:
-            break
-        groups += _groups_of(architecture.network, prefixes, lr * decay**distance, weight_decay)
-    return groups
+    parts = (architecture.head, *reversed(architecture.stages))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for distance, prefixes in enumerate(parts[: reach + 1]):
+        for name, each in architecture.network.named_parameters():
+            if under(name, prefixes):
+                kind = (lr * decay**distance, weight_decay if each.ndim > 1 else 0.0)
+                groups.setdefault(kind, []).append(each)
+    return [{"params": each, "lr": rate, "weight_decay": decayed} for (rate, decayed), each in groups.items()]
 
 
 def under(name: str, prefixes: Iterable[str]) -> bool:
     """Whether a parameter or module is one of `prefixes` or lies within one; the empty prefix is the network."""
     return any(prefix in ("", name) or name.startswith(prefix + ".") for prefix in prefixes)
-
-
-def _groups_of(network: nn.Module, prefixes: Iterable[str], lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    parameters = [each for name, each in network.named_parameters() if under(name, prefixes)]
-    decayed = [each for each in parameters if each.ndim > 1]
-    plain = [each for each in parameters if each.ndim <= 1]
-    groups = [
-        {"params": decayed, "lr": lr, "weight_decay": weight_decay},
-        {"params": plain, "lr": lr, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

@@ -137,7 +137,7 @@ def test_vectors_have_no_weight_decay_and_deeper_stages_a_lower_rate():
 
 def test_last_k_trains_at_one_rate():
     groups = parameter_groups(_cut("last-k", last_k=3), lr=0.1, weight_decay=0.01)
-    assert {group["lr"] for group in groups} == {0.1}
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.1, 0.01), (0.1, 0.0)]
 
 
 @given(st.sampled_from(STRATEGIES), st.integers(0, 12), st.integers(1, 20), st.integers(1, 60))
