@@ -62,7 +62,7 @@ def knob_options(part: str, taken: Collection[str] | None = None) -> Callable[[C
 
 def _option(key: str, each: Any, kind: Any) -> Callable[[Command], Command]:
     name = key.replace(".", "__")
-    if kind is bool:
+    if kind in (bool, bool | None):
         return click.option(f"{each.flag}/--no-{each.name}", name, default=None, help=f"{each.help}.")
     metavar = "|".join(each.choices) or each.name.rpartition("-")[2].upper()
     return click.option(each.flag, name, metavar=metavar, help=f"{each.help}.")

@@ -25,10 +25,7 @@ PREPARE_TAKES = ("data", "storage", "run.grace_seconds")
 TEST_TAKES = (
     *("data", "storage", "tracker"),
     *(f"run.{field}" for field in ("output", "run_id", "grace_seconds", "lease_seconds")),
-    *(
-        f"train.{field}"
-        for field in ("batch_size", "accelerator", "precision", "deterministic", "compile", "resident_share")
-    ),
+    *(f"train.{field}" for field in ("batch_size", "accelerator", "precision", "deterministic", "resident_share")),
 )
 """The sections and single settings that have an effect on `test`; the run that it tests fixes the rest."""
 

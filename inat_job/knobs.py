@@ -26,7 +26,8 @@ class Knob:
     """What is known of one setting.
 
     `name` is the flag without dashes; `decides` tells whether its value decides the result, and so the run id. `uri` is
-    for URIs and paths, which can hold secrets; `names` is a pattern of the values that are neither, but names.
+    for URIs and paths, which can hold secrets; `names` is a pattern of the values that are neither, but names. `was` is
+    what stood where now nothing is set: to a run of that time it is the same.
     """
 
     help: str
@@ -38,6 +39,7 @@ class Knob:
     duration: bool = False
     uri: bool = False
     names: str = ""
+    was: Any = None
 
     @property
     def flag(self) -> str:
@@ -175,6 +177,13 @@ def identity(each: Knob, value: str) -> str:
     if re.fullmatch(each.names, value):
         return value
     return unsigned_uri(value) if "://" in value else absolute(value)
+
+
+def deciding(each: Knob, value: Any) -> Any:
+    """The value as the fingerprint takes it."""
+    if value is None:
+        return each.was
+    return identity(each, value) if each.uri and value else value
 
 
 def _without_secrets(uri: str, keep: Callable[[str], bool]) -> str:

@@ -162,7 +162,7 @@ class TrainSettings(_Section):
         maximum=1.0,
         decides=False,
     )
-    compile: bool = knob(False, "Compile the network with torch.compile; needs a C compiler")
+    compile: bool | None = knob(None, "Compile the network, else where it pays; needs a C compiler", was=False)
     deterministic: bool = knob(False, "Refuse operations whose result varies between runs")
 
     def __post_init__(self) -> None:
@@ -223,7 +223,7 @@ class Settings:
         deciding: dict[str, Any] = {"part": self.part}
         for name, field, each, value in self._values():
             if each.decides:
-                deciding[f"{name}.{field}"] = knobs.identity(each, value) if each.uri and value else value
+                deciding[f"{name}.{field}"] = knobs.deciding(each, value)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def _values(self) -> Iterator[tuple[str, str, Knob, Any]]:

@@ -122,6 +122,6 @@ def _differences(stored: dict[str, Any], settings: Settings) -> list[str]:
     for key, (each, _) in all_knobs(settings).items():
         section, _, field = key.partition(".")
         before, value = old.get(section, {}).get(field), now[section][field]
-        if each.decides and before != value:
+        if each.decides and before != value and not (value is None and before == each.was):
             found.append(f"{key} {before} there, {value} here")
     return found

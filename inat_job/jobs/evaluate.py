@@ -24,7 +24,7 @@ from inat_job.training.checkpoints import Checkpoints
 from inat_job.training.execution import Execution, decide
 from inat_job.training.manifest import Manifest
 
-_KEPT = ("precision", "channels_last", "compile", "deterministic", "threads")
+_KEPT = ("precision", "channels_last", "deterministic", "threads")
 
 
 @dataclass(frozen=True)

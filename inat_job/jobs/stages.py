@@ -62,8 +62,6 @@ def network(work: Work, pretrained: bool) -> tuple[Architecture, Classifier]:
     architecture = build(settings.model, needs)
     if work.execution.channels_last:
         architecture.network.to(memory_format=torch.channels_last)
-    if work.execution.compile:
-        architecture.network.compile()
     return architecture, Classifier(architecture, settings.train, settings.data, work.pictures.steps_per_epoch)
 
 

@@ -1,5 +1,7 @@
 """The main job, once the pictures are prepared: train, test, report."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from inat_job.models.strategies import Architecture
 from inat_job.platforms import local
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
-from inat_job.training import reuse
+from inat_job.training import compiling, reuse
 from inat_job.training.checkpoints import Checkpoints
-from inat_job.training.execution import decide
+from inat_job.training.execution import decide, with_compile
 from inat_job.training.fit import fit, make_trainer, memory_errors
 from inat_job.training.journal import NAME as METRICS
 from inat_job.training.journal import Journal
@@ -47,7 +49,9 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], cache: Cache, cl
     if latest:
         _check_data(work, latest[0])
     else:
-        stored = _start(work, architecture, classifier, stored)
+        work, stored = _start(work, architecture, classifier, stored)
+    if work.execution.compile:
+        compiling.compile_in_place(architecture.network, work.execution.compile_mode)
     resumed = latest[0] if latest else None
     held.lease.started(resumed.step if resumed else 0)
     journal = Journal(folder, resumed)
@@ -70,12 +74,16 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], cache: Cache, cl
         publish(folder, held.lease, tracker, done, journal.rows)
 
 
-def _start(work: Work, architecture: Architecture, classifier: Classifier, stored: dict[str, Any]) -> dict[str, Any]:
+def _start(
+    work: Work, architecture: Architecture, classifier: Classifier, stored: dict[str, Any]
+) -> tuple[Work, dict[str, Any]]:
     """Keep the decisions of the run's first start; from now on it can be resumed."""
     settings = work.settings
     if settings.run.init_from:
         _init_from(work, settings.run.init_from, classifier)
     plan = reuse.decide(architecture, classifier, settings, work.execution, work.pictures)
+    load_of = partial(compiling.measure, architecture, settings, work.pictures, plan.epochs if plan else 0)
+    work = replace(work, execution=with_compile(work.execution, settings.train, load_of))
     decided = stored | {
         "execution": work.execution.as_dict(),
         "classes": list(work.pictures.cache.index.classes),
@@ -83,7 +91,7 @@ def _start(work: Work, architecture: Architecture, classifier: Classifier, store
     }
     work.folder.write_json(CONFIG, decided)
     work.folder.publish(CONFIG)
-    return decided
+    return work, decided
 
 
 def _reuse(

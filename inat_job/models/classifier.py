@@ -45,7 +45,8 @@ class Classifier(LightningModule):
         if isinstance(batch, FeatureBatch):
             logits: Tensor = self.split().tail(batch.features)
         else:
-            logits = self.network(self.view(batch))
+            network = self.network if torch.is_grad_enabled() else self.network.forward  # see training/compiling.py
+            logits = network(self.view(batch))
         return logits
 
     def view(self, batch: Batch) -> Tensor:

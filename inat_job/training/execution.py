@@ -2,8 +2,9 @@
 
 import dataclasses
 import platform
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from inat_job import events
 from inat_job.errors import ConflictError
 from inat_job.platforms import processors
 from inat_job.settings import TrainSettings
+from inat_job.training import compiling
 
 _LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -28,6 +30,9 @@ class Execution:
     deterministic: bool
     threads: int
     torch: str
+    compile_mode: str = "default"
+    tf32: bool = True
+    cudnn_benchmark: bool = True
 
     @property
     def lightning_precision(self) -> str:
@@ -41,15 +46,17 @@ class Execution:
     def apply(self) -> None:
         """Set what torch keeps globally."""
         torch.set_num_threads(self.threads)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = not self.deterministic
+        # Not torch.backends.fp32_precision: where that is set, what Lightning and torch.compile ask raises an error.
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
         torch.use_deterministic_algorithms(self.deterministic)
 
 
 def decide(settings: TrainSettings, stored: dict[str, Any] | None) -> Execution:
     """The decisions of the run's first start where they can be kept, else new ones and a warning of what changed.
 
+    To compile or not is decided later, when the network is known, see `with_compile`.
     Raises ConflictError when the accelerator asked for is not here.
     """
     fresh = _fresh(settings)
@@ -61,10 +68,23 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None) -> Execution:
     kept = dataclasses.replace(first, device=fresh.device, torch=fresh.torch, accelerator=fresh.accelerator)
     if first.accelerator != fresh.accelerator:
         kept = fresh
+    kept = dataclasses.replace(kept, compile=kept.compile and settings.compile is not False and _can_compile())
     changed = {name: (old, getattr(kept, name)) for name, old in stored.items() if getattr(kept, name) != old}
     if changed:
         events.warn("This resume is not bit-equal to an uninterrupted run", changed=changed)
     return kept
+
+
+def with_compile(execution: Execution, settings: TrainSettings, load_of: Callable[[], compiling.Load]) -> Execution:
+    """With the decision whether the network of this load is compiled, which is logged."""
+    decision = compiling.decide(settings.compile, compiling.has_compiler(), execution.accelerator, load_of)
+    say = events.warn if settings.compile and not decision.mode else partial(events.emit, "compile")
+    say(message=f"The network is {_how(decision.mode)}: {decision.reason}.")
+    return dataclasses.replace(execution, compile=bool(decision.mode), compile_mode=decision.mode or "default")
+
+
+def _how(mode: str | None) -> str:
+    return f"compiled (mode {mode})" if mode else "not compiled"
 
 
 def _fresh(settings: TrainSettings) -> Execution:
@@ -74,10 +94,11 @@ def _fresh(settings: TrainSettings) -> Execution:
         device=_device_name(accelerator),
         precision=_precision(accelerator) if settings.precision == "auto" else settings.precision,
         channels_last=True,
-        compile=settings.compile and _can_compile(),
+        compile=False,
         deterministic=settings.deterministic,
         threads=processors.threads(torch.get_num_threads()),
         torch=torch.__version__,
+        cudnn_benchmark=not settings.deterministic,
     )
 
 
@@ -92,9 +113,9 @@ def _accelerator(wanted: str) -> str:
 
 
 def _can_compile() -> bool:
-    if shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"):
+    if compiling.has_compiler():
         return True
-    events.warn("--compile is left out: it needs a C compiler, and there is none on PATH.")
+    events.warn("The network is not compiled as before: it needs a C compiler, and there is none on PATH.")
     return False
 
 

@@ -140,10 +140,25 @@ def test_an_accelerator_that_is_not_here_is_a_conflict() -> None:
         decide(TrainSettings(accelerator="cuda"), None)
 
 
-def test_compile_without_a_compiler_is_said(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_before_there_was_a_choice_goes_on_as_it_was(monkeypatch: Any) -> None:
+    names = ("accelerator", "device", "precision", "channels_last", "compile", "deterministic", "threads", "torch")
+    first = decide(TrainSettings(accelerator="cpu"), None)
+    stored = {name: getattr(first, name) for name in names} | {"compile": True}
+    kept = decide(TrainSettings(accelerator="cpu"), stored)
+    assert (kept.compile, kept.compile_mode) == (True, "default")
+    assert not decide(TrainSettings(accelerator="cpu", compile=False), stored).compile
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not decide(TrainSettings(compile=True, accelerator="cpu"), None).compile
-    assert "--compile is left out" in capsys.readouterr().out
+    assert not decide(TrainSettings(accelerator="cpu"), stored).compile
+
+
+def test_how_fp32_is_multiplied_and_convolved_is_explicit() -> None:
+    for deterministic in (True, False):
+        execution = decide(TrainSettings(accelerator="cpu", deterministic=deterministic), None)
+        execution.apply()
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"
+        assert torch.backends.cudnn.benchmark is execution.cudnn_benchmark is not deterministic
+        assert torch.get_num_threads() == execution.threads
 
 
 @given(SCORES, st.sets(st.integers(0, 11), min_size=1))
