@@ -121,7 +121,7 @@ class BackboneSettings(_Section):
     last_k: int = knob(1, "Stages that --strategy last-k trains beside the head", minimum=1)
     layer_decay: float = knob(0.3, "Learning rate of a stage over that of the next", minimum=0.01, maximum=1.0)
     feature_views: int = knob(
-        4, "Augmented views of a picture that a frozen part sees, each once; 0 is a new one in each epoch", minimum=0
+        2, "Augmented views of a picture that a frozen part sees, each once; 0 is a new one in each epoch", minimum=0
     )
 
     def __post_init__(self) -> None:
