@@ -29,6 +29,7 @@ from inat_job.configuration import (  # noqa: E402
     Configuration,
     all_knobs,
     configure,
+    everything,
     takes,
 )
 from inat_job.errors import ConflictError, JobError, Preempted  # noqa: E402
@@ -41,8 +42,9 @@ STARTED = process.started() or STARTED  # the interpreter's own start counts too
 Command = Callable[..., None]
 
 
-def knob_options(part: str, taken: Collection[str] | None = None) -> Callable[[Command], Command]:
-    """Options for the knobs of a part that a command takes, and for all that sets knobs otherwise."""
+def knob_options(part: str | None, taken: Collection[str] | None = None) -> Callable[[Command], Command]:
+    """Options for the knobs of a part, or of both, that a command takes, and for all that sets knobs otherwise."""
+    knobs = everything() if part is None else all_knobs(RECIPES[part]())
 
     def decorate(command: Command) -> Command:
         command = click.option("--print-config", is_flag=True, help="Show each value and its source, and stop.")(
@@ -52,7 +54,7 @@ def knob_options(part: str, taken: Collection[str] | None = None) -> Callable[[C
             "--set", "sets", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set any value by its name in the file."
         )(command)
         command = click.option("--config", "file", metavar="FILE", help="TOML or JSON file of settings.")(command)
-        for key, (each, kind) in reversed(all_knobs(RECIPES[part]()).items()):
+        for key, (each, kind) in reversed(knobs.items()):
             if takes(taken, key):
                 command = _option(key, each, kind)(command)
         return command
@@ -126,6 +128,33 @@ def prepare(sets: tuple[str, ...], file: str | None, print_config: bool, **optio
 
     _watch(configuration.settings)
     job.run(configuration.settings, STOP, STARTED)
+
+
+@cli.command()
+@click.option("--part", required=True, type=click.Choice(list(RECIPES)), help="Which part's run is measured.")
+@click.option("--stages", default="", metavar="NAME,...", help="What is measured, such as decode,epoch; else all.")
+@click.option("--runs", default=5, show_default=True, metavar="N", help="Times that each thing is measured.")
+@click.option("--synthetic", default=0, metavar="N", help="Make N pictures to train on, instead of --data.")
+@click.option("--repeat", default=1, metavar="N", help="Take every picture N times, under other names.")
+@click.option("--baseline", is_flag=True, help="Train the plain way too, epoch by epoch in turn with ours.")
+@click.option("--end-to-end", is_flag=True, help="Run the whole job and the whole baseline too, in turn.")
+@click.option("--baseline-epochs", default=0, metavar="N", help="Of these train N in the baseline, and extrapolate.")
+@click.option("--scale", default="", metavar="N,...", help="Memory and time at multiples of the data set, as 1,2,4,8.")
+@click.option("--json", metavar="FILE", help="Write all figures there, and not to the log.")
+@knob_options(None)
+def bench(part: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+    """Measure every stage of a run beside its limit, and name the one that bounds."""
+    from inat_job.bench.request import request_of
+
+    request = request_of({name: options.pop(name) for name in list(options) if "__" not in name})
+    configuration = configure(part, _given(options), sets, file)
+    if print_config:
+        click.echo(configuration.text())
+        return
+    from inat_job.jobs import bench as job
+
+    _watch(configuration.settings)
+    job.run(configuration.settings, request, STOP, STARTED)
 
 
 def _run_part(configuration: Configuration, print_config: bool) -> None:

@@ -106,7 +106,7 @@ def configure(
         Layer("file", _file_layer(file or os.environ.get("INAT_CONFIG"), accepted)),
         Layer("environment", _environment_layer(os.environ, known)),
         Layer("--set", _set_layer(sets, accepted)),
-        Layer("command line", flags),
+        Layer("command line", {known_key(key, known, f"Part {part.upper()}"): value for key, value in flags.items()}),
     ]
     own = {key: value for key, value in _flatten(run or {}) if key in known and known[key][0].decides}
     return _merge(defaults, known, [Layer(_RUN, own), *(_only(layer, taken) for layer in layers)])

@@ -15,13 +15,17 @@ from typing import Any, NamedTuple
 import pytest
 
 import entrypoint
-from inat_job.configuration import all_knobs
+from inat_job.configuration import all_knobs, everything
 from inat_job.errors import TransientError
 from inat_job.recipes import RECIPES
 from pictures import encoded, tree, write_zip
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --run-id r".split()
+
+BENCH = set(
+    "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -76,14 +80,15 @@ def test_help_imports_nothing_heavy() -> None:
 def test_the_readme_names_every_option_and_no_other() -> None:
     text = (ROOT / "README.md").read_text()
     flags = {each.flag for recipe in RECIPES.values() for each, _ in all_knobs(recipe()).values()}
-    others = {"--help", "--print-config", "--config", "--set", "--checkpoint", "--gpus", "--user"}
+    others = {"--help", "--print-config", "--config", "--set", "--checkpoint", "--gpus", "--user"} | BENCH
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - others
     assert named == flags
+    assert all(flag in text for flag in BENCH)
 
 
 def test_every_command_line_in_the_readme_parses(job: Callable[..., Ended]) -> None:
     lines = re.findall(
-        r"^(?:.*python entrypoint\.py|docker run .*inat-job) ((?:parta|partb|test|prepare).*)$",
+        r"^(?:.*python entrypoint\.py|docker run .*inat-job) ((?:parta|partb|test|prepare|bench).*)$",
         (ROOT / "README.md").read_text(),
         re.M,
     )
@@ -110,6 +115,9 @@ def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) ->
     tracker = {"--wandb", "--wandb-project", "--wandb-entity"}
     assert options(job, "test") == always | data | testing | tracker | {"--checkpoint"}
     assert job("test", "--checkpoint", "x", "--epochs", "2").code == 2
+    both = {each.flag for each, _ in everything().values()}
+    switches = {f"--no-{flag[2:]}" for flag in both}
+    assert options(job, "bench") - switches == always | both | BENCH
 
 
 def test_prepare_takes_the_file_of_either_part(job: Callable[..., Ended], tmp_path: Path) -> None:
@@ -156,6 +164,10 @@ def test_1_a_bug(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> 
         (["parta", "--devices", "2"], "--devices is 2"),
         (["parta", "--data", "ftp://x/y.zip"], "use s3://"),
         (["test"], "--checkpoint"),
+        (["bench", "--part", "c"], "--part"),
+        (["bench", "--part", "a", "--strategy", "head"], "Part A: there is no setting 'model.strategy'."),
+        (["bench", "--part", "a", "--stages", "epochs"], "--stages has 'epochs'"),
+        (["bench", "--part", "a", "--scale", "1,x"], "--scale is '1,x'"),
         (["parta", "--output", ""], "--output is ''"),
         (["partb", "--data", "demo:", "--backbone", "resnet5", "--wandb", "off"], "did you mean resnet50?"),
         (

@@ -1,0 +1,115 @@
+"""What was measured, with its limit beside it; the table for people, and which stage bounds, are functions of that."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PICTURES = "pictures/s"
+
+EPOCH = "epoch"
+"""The role of what happens to each picture in each epoch, each beside the others: the slowest bounds."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Values of one thing in `unit`, and those of what it could reach at most, measured by turns with it.
+
+    More is better unless `smaller` is; a share is 1 at the limit, less (or, where smaller is better, more) than it
+    otherwise. `note` says what a reader should know of it.
+    """
+
+    name: str
+    unit: str
+    values: tuple[float, ...]
+    limit_name: str = ""
+    limit_values: tuple[float, ...] = ()
+    role: str = ""
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        """Of the values."""
+        return statistics.median(self.values)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Each value over the limit that was measured next to it; over the limit's median where that isn't known."""
+        if not self.limit_values:
+            return ()
+        if len(self.limit_values) == len(self.values):
+            return tuple(value / limit for value, limit in zip(self.values, self.limit_values, strict=True))
+        limit = statistics.median(self.limit_values)
+        return tuple(value / limit for value in self.values)
+
+    @property
+    def share(self) -> float | None:
+        """The median of the shares, or None without a limit."""
+        return statistics.median(self.shares) if self.shares else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, medians and spreads among them."""
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            **_spread("", self.values),
+            "limit": {"name": self.limit_name, **_spread("", self.limit_values)} if self.limit_values else None,
+            "share": _spread("", self.shares) if self.shares else None,
+            "note": self.note,
+        }
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, Any]:
+    return {
+        f"{name}median": statistics.median(values),
+        f"{name}min": min(values),
+        f"{name}max": max(values),
+        f"{name}values": list(values),
+    }
+
+
+def bounding(measured: Sequence[Measured]) -> Measured | None:
+    """The slowest of what happens in each epoch, or None where none of it was measured."""
+    stages = [each for each in measured if each.role == EPOCH and each.unit == PICTURES]
+    return min(stages, key=lambda each: each.median, default=None)
+
+
+def portions(seconds: Mapping[str, float]) -> dict[str, float]:
+    """What share of the whole each of several durations is."""
+    whole = sum(seconds.values())
+    return {name: value / whole if whole else 0.0 for name, value in seconds.items()}
+
+
+def table(measured: Sequence[Measured]) -> str:
+    """Lines for people: name, median (lowest to highest), unit, share of the limit."""
+    rows: list[tuple[str, ...]] = [("what", "median", "spread", "unit", "share", "of")]
+    rows += [_row(each) for each in measured]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(_cells(row, widths)).rstrip() for row in rows)
+
+
+def _cells(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    numbers = (1, 4)
+    return [
+        cell.rjust(width) if at in numbers else cell.ljust(width)
+        for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+
+
+def _row(each: Measured) -> tuple[str, ...]:
+    spread = f"{short(min(each.values))}..{short(max(each.values))}"
+    share = "" if each.share is None else f"{each.share:.3f}"
+    if len(each.shares) > 1:
+        share += f" ({min(each.shares):.3f}..{max(each.shares):.3f})"
+    limit = ""
+    if each.limit_values:
+        limit = f"{each.limit_name}, {short(statistics.median(each.limit_values))}"
+    note = f"  [{each.note}]" if each.note else ""
+    return each.name, short(each.median), spread, each.unit, share, limit + note
+
+
+def short(value: float) -> str:
+    """Four digits at least, and none that nobody reads."""
+    if value == 0 or 0.01 <= abs(value) < 1e7:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.3e}"

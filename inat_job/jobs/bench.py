@@ -1,0 +1,128 @@
+"""`bench`: what each stage of a run reaches beside its limit, which one bounds, and the plain way beside it all."""
+
+import dataclasses
+import json
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from inat_job import events
+from inat_job.bench import arrival, children, made, rival, whole
+from inat_job.bench.measured import Measured, bounding, short, table
+from inat_job.bench.request import Request
+from inat_job.data import pull
+from inat_job.data.pull import Source
+from inat_job.jobs.bench_fit import Ready, ready
+from inat_job.jobs.folders import storage_options
+from inat_job.settings import Settings
+from inat_job.signals import StopFlag
+
+_SYNTHETIC_SIDE = 480
+"""Pixels of the longer side of pictures that are made, about that of a photo in the usual data sets."""
+
+
+def run(settings: Settings, request: Request, stop: StopFlag, started: float) -> None:
+    """Measure what the request asks for, and tell it."""
+    settings = _settled(settings, request)
+    with _scratch(settings) as scratch:
+        settings = _with_pictures(settings, request, scratch, stop)
+        found, facts = _measure(settings, request, scratch, stop, started)
+    _tell(request, found, facts)
+
+
+def _settled(settings: Settings, request: Request) -> Settings:
+    """The run without what would end it early or speak to others, under a name that nobody else has."""
+    epochs = max(settings.train.epochs, request.runs + 1) if request.trains else settings.train.epochs
+    train = dataclasses.replace(settings.train, epochs=epochs, max_time=None, early_stop=None)
+    run = dataclasses.replace(settings.run, run_id=f"bench-{secrets.token_hex(4)}", force=False, init_from=None)
+    tracker = dataclasses.replace(settings.tracker, mode="off")
+    return dataclasses.replace(settings, train=train, run=run, tracker=tracker)
+
+
+@contextmanager
+def _scratch(settings: Settings) -> Iterator[Path]:
+    """A folder for what the bench needs, on the disk of the cache."""
+    cache = Path(settings.data.cache_dir)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="bench-") as folder:
+        yield Path(folder)
+
+
+def _with_pictures(settings: Settings, request: Request, scratch: Path, stop: StopFlag) -> Settings:
+    """The settings with the pictures that the request names: made ones, or those of the settings several times."""
+    data = settings.data
+    if request.synthetic:
+        folder = Path(data.cache_dir) / "synthetic"
+        data = dataclasses.replace(data, uri=str(made.synthetic(folder, request.synthetic, _SYNTHETIC_SIDE)))
+    if request.repeat > 1:
+        source = _source(dataclasses.replace(settings, data=data), stop)
+        path = made.repeated(source.open(), source.uri, request.repeat, scratch / "repeated.zip")
+        data = dataclasses.replace(data, uri=str(path))
+    return dataclasses.replace(settings, data=data)
+
+
+def _source(settings: Settings, stop: StopFlag) -> Source:
+    return pull.find(settings.data.uri, Path(settings.data.cache_dir), storage_options(settings.storage), stop)
+
+
+def _measure(
+    settings: Settings, request: Request, scratch: Path, stop: StopFlag, started: float
+) -> tuple[list[Measured], dict[str, Any]]:
+    found: list[Measured] = []
+    source = _source(settings, stop)
+    if "decode" in request.stages:
+        children.say("decode")
+        archive = _archive(settings, source, scratch)
+        found += arrival.decode(source, archive, settings.data.image_size, scratch, request.runs, stop)
+    with ready(settings, request, stop, started) as bench:
+        found += _in_process(bench, source, scratch)
+        facts = bench.facts()
+        classes = len(bench.work.pictures.cache.index.classes)
+        unpacked = scratch / "unpacked"
+        if request.end_to_end and not unpacked.exists():
+            rival.unpack(source.open(), bench.work.pictures, unpacked)
+    if "start" in request.stages:
+        children.say("start")
+        found += whole.first_step(settings, classes, scratch, request.runs)
+    if request.end_to_end:
+        children.say("end to end")
+        epochs = request.baseline_epochs or settings.train.epochs
+        found += whole.end_to_end(settings, unpacked, scratch, request.runs, epochs)
+    if request.scale:
+        children.say("scale")
+        found += whole.growth(settings, source.open(), scratch, request.scale)
+    return found, facts
+
+
+def _in_process(bench: Ready, source: Source, scratch: Path) -> list[Measured]:
+    if not bench.request.baseline:
+        return bench.measure({})
+    children.say("unpack")
+    folder = rival.unpack(source.open(), bench.work.pictures, scratch / "unpacked")
+    with rival.in_lockstep(bench.work.settings, folder, bench.request.runs + 1) as epoch:
+        return bench.measure({"baseline epoch": epoch})
+
+
+def _archive(settings: Settings, source: Source, scratch: Path) -> Path:
+    """The data set as a file that other processes can read."""
+    path = Path(settings.data.uri)
+    if path.is_file():
+        return path
+    return made.repeated(source.open(), source.uri, 1, scratch / "archive.zip")
+
+
+def _tell(request: Request, found: list[Measured], facts: dict[str, Any]) -> None:
+    bound = bounding(found)
+    told = {**facts, "bound_by": bound.name if bound else None, "measured": [each.as_dict() for each in found]}
+    if request.json:
+        Path(request.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    else:
+        events.emit("bench", **told)
+    stream = sys.stdout if sys.stdout.isatty() else sys.stderr  # where a machine reads stdout, it reads JSON lines
+    stream.write(table(found) + "\n")
+    message = f"Bound by: {bound.name}, {short(bound.median)} {bound.unit}." if bound else "Done."
+    events.emit("done", message=message)

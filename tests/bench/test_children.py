@@ -1,0 +1,52 @@
+"""Programs beside the bench: their command lines, their ends, their memory."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import entrypoint
+from inat_job.bench import children
+from inat_job.configuration import configure
+from inat_job.recipes import RECIPES
+
+
+@pytest.mark.parametrize("part", RECIPES)
+def test_the_jobs_command_line_means_the_same_settings(part: str) -> None:
+    own = {"a": {"model.filters": "1,2,3,4,5"}, "b": {"model.strategy": "last-k", "model.last_k": "3"}}
+    flags = {"train.lr": "0.001", "train.augment": "no", "run.run_id": "x", "train.max_time": "1h", **own[part]}
+    settings = configure(part, flags, [], None).settings
+    _, _, *words = children.job(settings)
+    printed = CliRunner().invoke(entrypoint.cli, [*words, "--print-config"])
+    assert printed.exit_code == 0, printed.output
+    lines = {line.partition("  #")[0] for line in configure(part, flags, [], None).text().splitlines()}
+    assert {line.partition("  #")[0] for line in printed.output.splitlines()} == lines
+    told = json.loads(json.dumps(children.flags_of(settings)))  # as other programs get them
+    assert configure(part, told, [], None).settings == settings
+
+
+def test_a_program_is_watched_to_its_end_or_to_a_line() -> None:
+    script = (
+        "import time; print('one', flush=True); x = bytearray(50_000_000); time.sleep(0.3); print('two', flush=True)"
+    )
+    ended = children.run([sys.executable, "-c", script])
+    assert [line for _, line in ended.lines] == ["one", "two"]
+    assert 50e6 < ended.peak_bytes < 200e6
+    assert ended.second_of("one") < ended.second_of("two") < ended.seconds
+    assert [line for _, line in children.run([sys.executable, "-c", script], until="one").lines] == ["one"]
+
+
+def test_a_program_that_fails_is_told() -> None:
+    with pytest.raises(children.ChildError, match="code 3"):
+        children.run([sys.executable, "-c", "raise SystemExit(3)"], until="never")
+    with (
+        pytest.raises(children.ChildError, match="code 3"),
+        children.asked([sys.executable, "-c", "raise SystemExit(3)"]) as child,
+    ):
+        child.hear()
+
+
+def test_a_process_that_is_gone_has_no_memory(tmp_path: Path) -> None:
+    assert children.anonymous_bytes(tmp_path / "status") == 0
