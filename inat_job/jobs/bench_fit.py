@@ -13,7 +13,7 @@ from inat_job.bench.measured import Measured
 from inat_job.bench.request import Request
 from inat_job.data.module import Pictures
 from inat_job.evaluation.predictions import Watch
-from inat_job.jobs import folders, stages
+from inat_job.jobs import folders, prepare, stages
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import hold
 from inat_job.jobs.stages import Work
@@ -145,7 +145,7 @@ def ready(settings: Settings, request: Request, stop: StopFlag, started: float) 
 
 def _work(settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> Work:
     clock = Clock(started)
-    cache = stages.pictures_cache(settings, clock, stop)
+    cache = prepare.pictures(settings, clock, stop)
     execution = decide(settings.train, None)
     local.settle_cublas()
     execution.apply()
