@@ -74,6 +74,24 @@ def bounding(measured: Sequence[Measured]) -> Measured | None:
     return min(stages, key=lambda each: each.median, default=None)
 
 
+def durations(measured: Sequence[Measured], counts: Mapping[str, int], epochs: int) -> dict[str, float]:
+    """Seconds of a run of so many epochs, as far as its stages were measured; `counts` are pictures by split.
+
+    Each epoch ends with a validation, and the run with one more and a test, all at the test's rate.
+    """
+    found = {each.name: each.median for each in measured}
+    once, train, val, test = sum(counts.values()), counts["train"], counts["val"], counts["test"]
+    amounts = {
+        "prepare": (once, "prepare"),
+        "training": (epochs * train, "training epoch"),
+        "evaluation": ((epochs + 1) * val + test, "test"),
+    }
+    seconds = {name: pictures / found[rate] for name, (pictures, rate) in amounts.items() if rate in found}
+    if "time to first step" in found:
+        seconds = {"start": found["time to first step"], **seconds}
+    return seconds
+
+
 def portions(seconds: Mapping[str, float]) -> dict[str, float]:
     """What share of the whole each of several durations is."""
     whole = sum(seconds.values())

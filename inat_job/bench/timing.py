@@ -1,7 +1,8 @@
 """Seconds that work takes, the device's included; two kinds of work are timed by turns, so that both meet the noise."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -26,17 +27,20 @@ def seconds(work: Work) -> float:
     return time.perf_counter() - begun
 
 
-def by_turns(works: dict[str, Work], runs: int, least_s: float = LEAST_S) -> dict[str, tuple[float, ...]]:
-    """Seconds a go of each work: one go to warm up and to see how many fill `least_s`, then `runs` of so many each."""
-    times = {}
-    for name, work in works.items():
-        work()
-        times[name] = max(1, round(least_s / max(seconds(work), 1e-9))) if least_s else 1
+def by_turns(works: Mapping[str, Work], runs: int, least_s: float = LEAST_S) -> dict[str, tuple[float, ...]]:
+    """Seconds a go of each work: after a go to warm up, `runs` of as many goes as fill `least_s`."""
+    repeated = {name: partial(_repeat, work, _times(work, least_s)) for name, work in works.items()}
     found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(runs):
-        for name, work in works.items():
-            found[name].append(seconds(lambda work=work, name=name: _repeat(work, times[name])) / times[name])  # type: ignore[misc]
+        for name, work in repeated.items():
+            found[name].append(seconds(work) / work.args[1])
     return {name: tuple(values) for name, values in found.items()}
+
+
+def _times(work: Work, least_s: float) -> int:
+    """How many goes fill `least_s`, by one after the first."""
+    work()
+    return max(1, round(least_s / max(seconds(work), 1e-9))) if least_s else 1
 
 
 def _repeat(work: Work, times: int) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from inat_job import events
 from inat_job.bench import arrival, children, made, rival, whole
-from inat_job.bench.measured import Measured, bounding, short, table
+from inat_job.bench.measured import Measured, bounding, durations, portions, short, table
 from inat_job.bench.request import Request
-from inat_job.data import pull
+from inat_job.data import archives, pull
 from inat_job.data.pull import Source
 from inat_job.jobs.bench_fit import Ready, ready
 from inat_job.jobs.folders import storage_options
@@ -27,11 +28,11 @@ _SYNTHETIC_SIDE = 480
 
 def run(settings: Settings, request: Request, stop: StopFlag, started: float) -> None:
     """Measure what the request asks for, and tell it."""
-    settings = _settled(settings, request)
+    epochs, settings = settings.train.epochs, _settled(settings, request)
     with _scratch(settings) as scratch:
         settings = _with_pictures(settings, request, scratch, stop)
         found, facts = _measure(settings, request, scratch, stop, started)
-    _tell(request, found, facts)
+    _tell(request, found, facts, epochs)
 
 
 def _settled(settings: Settings, request: Request) -> Settings:
@@ -74,10 +75,15 @@ def _measure(
 ) -> tuple[list[Measured], dict[str, Any]]:
     found: list[Measured] = []
     source = _source(settings, stop)
+    if "pull" in request.stages and archives.is_archive(urlsplit(settings.data.uri).path):
+        children.say("pull")
+        where = arrival.Where(settings.data.uri, storage_options(settings.storage))
+        found += arrival.pull(where, settings.data.image_size, scratch, request.runs, stop)
     if "decode" in request.stages:
         children.say("decode")
         archive = _archive(settings, source, scratch)
-        found += arrival.decode(source, archive, settings.data.image_size, scratch, request.runs, stop)
+        here = pull.find(str(archive), scratch, storage_options(settings.storage), stop)
+        found += arrival.decode(here, archive, settings.data.image_size, scratch, request.runs, stop)
     with ready(settings, request, stop, started) as bench:
         found += _in_process(bench, source, scratch)
         facts = bench.facts()
@@ -115,14 +121,21 @@ def _archive(settings: Settings, source: Source, scratch: Path) -> Path:
     return made.repeated(source.open(), source.uri, 1, scratch / "archive.zip")
 
 
-def _tell(request: Request, found: list[Measured], facts: dict[str, Any]) -> None:
-    bound = bounding(found)
-    told = {**facts, "bound_by": bound.name if bound else None, "measured": [each.as_dict() for each in found]}
+def _tell(request: Request, found: list[Measured], facts: dict[str, Any], epochs: int) -> None:
+    bound, shares = bounding(found), portions(durations(found, facts["pictures"], epochs))
+    told = {
+        **facts,
+        "bound_by": bound.name if bound else None,
+        "run": {"epochs": epochs, "shares": shares},
+        "measured": [each.as_dict() for each in found],
+    }
     if request.json:
         Path(request.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     else:
         events.emit("bench", **told)
     stream = sys.stdout if sys.stdout.isatty() else sys.stderr  # where a machine reads stdout, it reads JSON lines
     stream.write(table(found) + "\n")
+    parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    stream.write(f"Of a run of {epochs} epochs: {parts}.\n" if len(shares) > 1 else "")
     message = f"Bound by: {bound.name}, {short(bound.median)} {bound.unit}." if bound else "Done."
     events.emit("done", message=message)

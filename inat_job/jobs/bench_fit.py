@@ -112,12 +112,12 @@ class Ready:
 
     def facts(self) -> dict[str, Any]:
         """What the figures are of."""
-        settings, index = self.work.settings, self.work.pictures.cache.index
+        settings, pictures = self.work.settings, self.work.pictures
+        splits = {"train": pictures.train_rows, "val": pictures.val_rows, "test": pictures.test_rows}
         return {
             "part": settings.part,
             "model": self.architecture.name,
-            "pictures": len(index.ids),
-            "train_pictures": len(self.work.pictures.train_rows),
+            "pictures": {name: len(rows) for name, rows in splits.items()},
             "image_size": settings.data.image_size,
             "batch_size": settings.train.batch_size,
             "runs": self.request.runs,

@@ -66,6 +66,10 @@ class HttpsStore:
     def delete(self, key: str) -> None:
         raise ConflictError(f"{self.uri} is read only: nothing can be deleted there.")
 
+    def address(self, key: str) -> str:
+        """The web address of the object, without a login."""
+        return self._request(key, {}).full_url
+
     def _probe(self, key: str) -> tuple[Entry, bool]:
         """The object's entry, and whether it can be had in ranges that are sure to be of one version.
 

@@ -117,6 +117,11 @@ class S3Store:
                 if s3_errors.answer_code(error) != "NoSuchKey":
                     raise
 
+    def address(self, key: str) -> str:
+        """A web address at which anybody can read the object for an hour."""
+        parameters = {"Bucket": self.bucket, "Key": self._full(key), **self._payer}
+        return str(self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=3600))
+
     def _persist(self, request: Callable[[], R]) -> R:
         """Our own patience: botocore's has a quota that eight threads use up in half a second of an outage."""
         return persist(request, self._options.retries)

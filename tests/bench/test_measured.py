@@ -3,10 +3,11 @@
 import json
 import statistics
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.bench.measured import EPOCH, PICTURES, Measured, bounding, short, table
+from inat_job.bench.measured import EPOCH, PICTURES, Measured, bounding, durations, portions, short, table
 
 RATES = st.lists(st.floats(1e-3, 1e9), min_size=1, max_size=7).map(tuple)
 
@@ -58,3 +59,16 @@ def test_numbers_are_short() -> None:
         *("0", "0.01235", "3.142"),
         *("31,416", "1.000e-05"),
     ]
+
+
+def test_a_run_is_made_of_what_happens_once_and_in_each_epoch() -> None:
+    rates = {"prepare": 10.0, "training epoch": 4.0, "test": 2.0}
+    found = [Measured(name, PICTURES, (rate,)) for name, rate in rates.items()]
+    seconds = durations([*found, Measured("time to first step", "s", (5.0,))], {"train": 6, "val": 2, "test": 2}, 2)
+    assert seconds == {"start": 5.0, "prepare": 1.0, "training": 3.0, "evaluation": 4.0}
+    assert durations(found[:1], {"train": 6, "val": 2, "test": 2}, 2) == {"prepare": 1.0}
+
+
+@given(st.dictionaries(st.text(), st.floats(1e-3, 1e6)))
+def test_portions_are_of_one_whole(seconds: dict[str, float]) -> None:
+    assert sum(portions(seconds).values()) == (pytest.approx(1) if seconds else 0)

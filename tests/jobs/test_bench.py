@@ -32,12 +32,14 @@ def run(
 
 
 def test_each_stage_is_measured_and_one_bounds(settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    found = run(settings, tmp_path, stages=(*IN_PROCESS, "decode"))
+    found = run(settings, tmp_path, stages=(*IN_PROCESS, "pull", "decode"))
     assert found[""]["bound_by"] in ("batch assembly", "step without data")
     assert found["training epoch"]["limit"]["name"] == "step without data"
     assert found["prepare"]["share"]["median"] > 0
+    assert found["pull and prepare"]["limit"]["name"] == "plain read"
     assert found["a checkpoint an epoch"]["median"] > 0
-    assert found[""]["train_pictures"] == 48
+    assert found[""]["pictures"] == {"train": 48, "val": 12, "test": 15}
+    assert sum(found[""]["run"]["shares"].values()) == pytest.approx(1)
     assert list((tmp_path / "runs").glob("bench-*")) == []
     assert list((tmp_path / "cache").glob("bench-*")) == []
     assert "training epoch" in capsys.readouterr().err
