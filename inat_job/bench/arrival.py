@@ -55,7 +55,7 @@ def _bare(archive: Path, side: int) -> Iterator[Callable[[], None]]:
         crew = []
         for first in range(cores):
             words = (str(archive.absolute()), str(side), str(first), str(cores))
-            crew.append(stack.enter_context(children.asked(children.python("-m", "inat_job.bench.bare", *words))))
+            crew.append(stack.enter_context(children.asked(children.module("bare", *words))))
         for child in crew:
             child.hear()
 

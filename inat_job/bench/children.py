@@ -31,6 +31,12 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
+def module(name: str, *arguments: str) -> list[str]:
+    """A command line that runs a module of this room, in whatever folder: paths in its arguments may be relative."""
+    start = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); "
+    return python("-c", start + f"runpy.run_module('inat_job.bench.{name}', None, '__main__', True)", *arguments)
+
+
 def job(settings: Settings, command: str = "") -> list[str]:
     """The command line that does the job of these settings: every value is named, so nothing around it counts."""
     return python(str(ROOT / "entrypoint.py"), command or f"part{settings.part}", *_arguments(settings))
@@ -60,7 +66,7 @@ def flags_of(settings: Settings) -> dict[str, object]:
 def asked(command: Sequence[str]) -> Iterator["Asked"]:
     """A program that answers each line with a line; it is gone when the block ends."""
     process = subprocess.Popen(  # noqa: S603
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         yield Asked(process)

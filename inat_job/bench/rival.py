@@ -50,7 +50,7 @@ def spec(settings: Settings, folder: Path, epochs: int, lockstep: bool) -> Spec:
 
 def command(spec: Spec) -> list[str]:
     """How the baseline is called."""
-    return children.python("-m", "inat_job.bench.plain", spec.text())
+    return children.module("plain", spec.text())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ FIRST_STEP = '"event": "phase", "phase": "train"'
 def first_step(settings: Settings, classes: int, scratch: Path, runs: int) -> list[Measured]:
     """Seconds from a process's start to its first training step, from a prepared cache, against the bare imports."""
     spec = {"part": settings.part, "flags": _flags(settings), "classes": classes}
-    bare = children.python("-m", "inat_job.bench.built", json.dumps(spec))
+    bare = children.module("built", json.dumps(spec))
     ours, least = [], []
     for number in range(runs + 1):
         output = str(scratch / f"start-{number}")

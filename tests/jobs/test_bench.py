@@ -15,6 +15,13 @@ from runs import Make, StopAfter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody calls the bench from its own folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 IN_PROCESS = ("assembly", "copy", "augmentation", "forward", "step", "epoch", "matrix", "test", "checkpoint")
 
 
