@@ -1,5 +1,7 @@
 """The least that any job must do before its first step: import torch, torchvision and Lightning, and build the network.
 
+It says so when it has; that is its time, for to end takes a process of this size as long as a third of it.
+
 python -m inat_job.bench.built SPEC
 """
 
@@ -23,6 +25,7 @@ def main(text: str) -> None:
     settings = configure(spec["part"], spec["flags"], [], None).settings
     data = settings.data
     build(settings.model, Needs(spec["classes"], data.image_size, True, Path(data.cache_dir), StorageOptions(), never))
+    print("built", flush=True)
 
 
 if __name__ == "__main__":

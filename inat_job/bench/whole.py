@@ -12,6 +12,9 @@ from inat_job.bench.measured import Measured
 from inat_job.data import archives
 from inat_job.settings import Settings
 
+BUILT = "built"
+"""What the program of the bare imports says at its end."""
+
 FIRST_STEP = '"event": "phase", "phase": "train"'
 
 
@@ -23,7 +26,7 @@ def first_step(settings: Settings, classes: int, scratch: Path, runs: int) -> li
     for number in range(runs + 1):
         output = str(scratch / f"start-{number}")
         ended = children.run(children.job(placed(settings, output=output)), until=FIRST_STEP)
-        imports = children.run(bare).seconds
+        imports = children.run(bare, until=BUILT).second_of(BUILT)
         if number:
             ours.append(ended.second_of(FIRST_STEP))
             least.append(imports)
