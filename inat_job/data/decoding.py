@@ -23,6 +23,7 @@ from inat_job.data.archives import Container, Held, Load
 from inat_job.data.decode import Rejected, decode
 from inat_job.data.index import FORMAT, PIXELS
 from inat_job.data.layout import Picture
+from inat_job.platforms import processors
 from inat_job.signals import Stop
 
 ROWS = "rows.jsonl"
@@ -59,7 +60,7 @@ def decode_all(
         results[row] = result
     missing = {name: row for name, row in rows.items() if row not in done}
     show, count = events.progress("prepare"), len(done)
-    with journal, warnings.catch_warnings(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with journal, warnings.catch_warnings(), ThreadPoolExecutor(processors.available()) as pool:
         warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd metadata
         for row, result in _in_parallel(pool, container.load(missing), missing, pixels):
             results[row] = result

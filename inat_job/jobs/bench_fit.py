@@ -11,7 +11,6 @@ from inat_job.bench import batching, children, device, storing
 from inat_job.bench.epochs import Between, Laps, Live
 from inat_job.bench.measured import Measured
 from inat_job.bench.request import Request
-from inat_job.data.module import Pictures
 from inat_job.evaluation.predictions import Watch
 from inat_job.jobs import folders, prepare, stages
 from inat_job.jobs.clock import Clock
@@ -20,13 +19,10 @@ from inat_job.jobs.stages import Work
 from inat_job.models.classifier import Classifier
 from inat_job.models.count import count
 from inat_job.models.strategies import Architecture, trainable_stages
-from inat_job.platforms import local
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training import reuse
-from inat_job.training.checkpoints import Checkpoints
-from inat_job.training.execution import decide
 from inat_job.training.fit import fit, make_trainer
 from inat_job.training.journal import NAME as METRICS
 from inat_job.training.journal import Journal
@@ -132,35 +128,18 @@ def ready(settings: Settings, request: Request, stop: StopFlag, started: float) 
     folder = folders.run_folder(settings, settings.run_id, stop)
     try:
         with hold(folder, settings.run.lease_seconds, stop) as held:
-            work = _work(settings, folder, stop, started)
+            clock = Clock(started)
+            work = stages.begin(settings, folder, prepare.pictures(settings, clock, stop), None, clock, stop)
             architecture, classifier = stages.network(work, pretrained=True)
             stages.reside(work)
             grace = settings.run.grace_seconds
             with uploading(work.checkpoints, held.lease, [METRICS], stop, grace, None) as uploader:
-                plan = _reuse(work, architecture, classifier)
+                plan = reuse.decide(architecture, classifier, settings, work.execution, work.pictures)
+                if plan:
+                    stages.features(work, classifier, plan)
                 yield Ready(request, work, architecture, classifier, uploader, plan)
     finally:
         _remove(folder)
-
-
-def _work(settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> Work:
-    clock = Clock(started)
-    cache = prepare.pictures(settings, clock, stop)
-    execution = decide(settings.train, None)
-    local.settle_cublas()
-    execution.apply()
-    pictures = Pictures(cache, settings.train, pinned=execution.accelerator == "cuda")
-    return Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop)
-
-
-def _reuse(work: Work, architecture: Architecture, classifier: Classifier) -> reuse.Reuse | None:
-    """Have the features at hand that the job would train on."""
-    plan = reuse.decide(architecture, classifier, work.settings, work.execution, work.pictures)
-    if plan:
-        trainer = make_trainer(work.execution, work.settings.train, [Watch(work.stop, "features")])
-        needs = reuse.Needs(work.settings, work.execution, work.pictures, classifier, trainer, work.stop)
-        reuse.prepare(needs, plan)
-    return plan
 
 
 def _remove(folder: RunFolder) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from inat_job import events, signals
+from inat_job.data.index import Cache
 from inat_job.data.module import Pictures
 from inat_job.errors import ConflictError, JobError, Preempted
 from inat_job.evaluation.metrics import summarise
@@ -25,9 +26,9 @@ from inat_job.reporting.tracking import Tracker, open_tracker
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
-from inat_job.training import state
+from inat_job.training import reuse, state
 from inat_job.training.checkpoints import Checkpoints
-from inat_job.training.execution import Execution
+from inat_job.training.execution import Execution, decide
 from inat_job.training.fit import make_trainer, memory_errors
 from inat_job.training.manifest import Manifest
 
@@ -43,6 +44,17 @@ class Work:
     checkpoints: Checkpoints
     clock: Clock
     stop: StopFlag
+
+
+def begin(
+    settings: Settings, folder: RunFolder, cache: Cache, stored: dict[str, Any] | None, clock: Clock, stop: StopFlag
+) -> Work:
+    """What a run works with; its arithmetic is as `stored` where that is known, and in force from here."""
+    execution = decide(settings.train, stored)
+    local.settle_cublas()
+    execution.apply()
+    pictures = Pictures(cache, settings.train, pinned=execution.accelerator == "cuda")
+    return Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop)
 
 
 def network(work: Work, pretrained: bool) -> tuple[Architecture, Classifier]:
@@ -74,6 +86,15 @@ def reside(work: Work) -> None:
     events.emit("pixels", bytes=squares.nbytes, free_bytes=free, resident=fits)
     if fits:
         squares.reside(torch.device("cuda", torch.cuda.current_device()))
+
+
+def features(work: Work, classifier: Classifier, plan: reuse.Reuse) -> dict[str, Any]:
+    """Have the features at hand that the first epochs are trained on; returns the report's section."""
+    events.phase("features")
+    trainer = make_trainer(work.execution, work.settings.train, [Watch(work.stop, "features")])
+    needs = reuse.Needs(work.settings, work.execution, work.pictures, classifier, trainer, work.stop)
+    with memory_errors():
+        return reuse.prepare(needs, plan)
 
 
 def load_weights(classifier: Classifier, path: Path) -> None:

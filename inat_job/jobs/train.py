@@ -7,7 +7,6 @@ from typing import Any
 
 from inat_job import events
 from inat_job.data.index import Cache
-from inat_job.data.module import Pictures
 from inat_job.errors import ConflictError
 from inat_job.evaluation.predictions import Watch
 from inat_job.jobs import folders, room, stages
@@ -19,12 +18,11 @@ from inat_job.jobs.stages import Work
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
 from inat_job.models.strategies import Architecture
-from inat_job.platforms import local
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.training import compiling, reuse
 from inat_job.training.checkpoints import Checkpoints
-from inat_job.training.execution import decide, with_compile
+from inat_job.training.execution import with_compile
 from inat_job.training.fit import fit, make_trainer, memory_errors
 from inat_job.training.journal import NAME as METRICS
 from inat_job.training.journal import Journal
@@ -37,11 +35,8 @@ from inat_job.training.uploader import Uploader, uploading
 def run(settings: Settings, held: Held, stored: dict[str, Any], cache: Cache, clock: Clock, stop: StopFlag) -> None:
     """Do what is left of a run that is held, and whose config.json is `stored`."""
     folder = held.folder
-    execution = decide(settings.train, stored["execution"])
-    pictures = Pictures(cache, settings.train, pinned=execution.accelerator == "cuda")
-    local.settle_cublas()
-    execution.apply()
-    work = Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop)
+    work = stages.begin(settings, folder, cache, stored["execution"], clock, stop)
+    pictures = work.pictures
     latest = work.checkpoints.discover(spooled=True).latest()
     architecture, classifier = stages.network(work, pretrained=latest is None and not settings.run.init_from)
     room.check_training(architecture, folder.path(CONFIG).parent)
@@ -105,13 +100,7 @@ def _reuse(
         return plan
     if latest:
         stages.load_weights(classifier, latest[1])  # the stem's are as they were from the start
-    events.phase("features")
-    trainer = make_trainer(work.execution, work.settings.train, [Watch(work.stop, "features")])
-    with memory_errors():
-        return reuse.prepare(
-            reuse.Needs(work.settings, work.execution, work.pictures, classifier, trainer, work.stop),
-            reuse.Reuse(**plan),
-        )
+    return stages.features(work, classifier, reuse.Reuse(**plan))
 
 
 def _init_from(work: Work, name: str, classifier: Classifier) -> None:

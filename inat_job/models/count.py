@@ -8,6 +8,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+MACS_PER_S = {"cpu": 1e11, "mps": 1e12, "cuda": 1e14}
+"""Multiply-adds that a device does in a network's layers: orders of magnitude, for choices between far extremes."""
+
 
 @dataclass(frozen=True)
 class Counts:

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from inat_job.data.module import Pictures
-from inat_job.models.count import count
+from inat_job.models.count import MACS_PER_S, count
 from inat_job.models.strategies import Architecture, trainable_stages
 from inat_job.settings import Settings
-
-MACS_PER_S = {"cpu": 1e11, "mps": 1e12, "cuda": 1e14}
-"""What a device computes at, in a network's layers: orders of magnitude."""
 
 _LAYER_S = {"cpu": 1e-4, "mps": 1e-4, "cuda": 4e-5}
 """What a layer's calls take at least in a step, however small it is."""

@@ -24,7 +24,7 @@ from inat_job.data.locks import cache_errors, lock
 from inat_job.data.module import Pictures
 from inat_job.data.rows import Batch
 from inat_job.models.classifier import Classifier
-from inat_job.models.count import count
+from inat_job.models.count import MACS_PER_S, count
 from inat_job.models.split import Indivisible, digest
 from inat_job.models.strategies import Architecture, epochs_alike
 from inat_job.settings import Settings
@@ -33,9 +33,6 @@ from inat_job.training.execution import Execution
 
 READ_BYTES_PER_S = 1e9
 """What a batch of features is read at, from a disk of a cloud machine or the system's memory of it."""
-
-MACS_PER_S = {"cpu": 1e11, "mps": 1e12, "cuda": 1e14}
-"""What a device computes at, in a network's layers; orders of magnitude suffice, since the two differ by far more."""
 
 _DISK_SHARE = 0.5
 """Of the free disk, what features may take."""
@@ -80,10 +77,10 @@ def decide(
 
 def _check_worth(stem: torch.nn.Module, settings: Settings, execution: Execution, pictures: int) -> None:
     """Raise Indivisible with the reason not to keep features of so many pictures."""
-    size = settings.data.image_size
+    counts = count(stem, settings.data.image_size)
     # Not less than what the arithmetic gives: mixed precision ends in some layers in four bytes.
-    per_picture = 4 * count(stem, size).outputs
-    if not pays(per_picture, count(stem, size).macs, execution.accelerator):
+    per_picture = 4 * counts.outputs
+    if not pays(per_picture, counts.macs, execution.accelerator):
         raise Indivisible(f"to read {per_picture:,} bytes a picture takes longer than to compute them")
     free = shutil.disk_usage(_existing(Path(settings.data.cache_dir))).free
     if per_picture * pictures > _DISK_SHARE * free:

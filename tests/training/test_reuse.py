@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.training.reuse import MACS_PER_S, pays
+from inat_job.models.count import MACS_PER_S
+from inat_job.training.reuse import pays
 
 AMOUNTS = st.integers(0, 10**12)
 
