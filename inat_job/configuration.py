@@ -24,7 +24,7 @@ PREPARE_TAKES = ("data", "storage", "run.grace_seconds")
 
 TEST_TAKES = (
     *("data", "storage", "tracker"),
-    *(f"run.{field}" for field in ("output", "run_id", "grace_seconds", "lease_seconds")),
+    *(f"run.{field}" for field in ("output", "run_id", "grace_seconds", "lease_seconds", "price_per_hour")),
     *(f"train.{field}" for field in ("batch_size", "accelerator", "precision", "deterministic", "resident_share")),
 )
 """The sections and single settings that have an effect on `test`; the run that it tests fixes the rest."""

@@ -73,6 +73,9 @@ class RunSettings(_Section):
     lease_seconds: float = knob(
         60.0, "Seconds of silence after which another job may take the run over", minimum=4.0, decides=False
     )
+    price_per_hour: float | None = knob(
+        None, "What one device costs an hour, in any currency, for the report", minimum=0.0, decides=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

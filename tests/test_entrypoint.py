@@ -109,7 +109,7 @@ def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) ->
     data |= {"--requester-pays", "--grace-seconds"}
     assert options(job, "prepare") - {"-h"} == always | data
     testing = set(
-        "--output --run-id --lease-seconds --batch-size --accelerator --precision --deterministic "
+        "--output --run-id --lease-seconds --price-per-hour --batch-size --accelerator --precision --deterministic "
         "--resident-share".split()
     )
     tracker = {"--wandb", "--wandb-project", "--wandb-entity"}

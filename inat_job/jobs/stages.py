@@ -175,6 +175,9 @@ def report_of(
         timing=work.clock.timing(newest.train_s),
         throughput={"train_images_per_s": newest.images_per_s},
         reuse=reused,
+        cost=report.cost(
+            settings.train.devices * settings.train.num_nodes, work.clock.wall_s(), settings.run.price_per_hour
+        ),
         checkpoint={
             "uri": f"{work.checkpoints.folder.uri}/{checkpoint.name}",
             "sha256": checkpoint.sha256,

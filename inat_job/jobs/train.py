@@ -48,6 +48,7 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], cache: Cache, cl
     if work.execution.compile:
         compiling.compile_in_place(architecture.network, work.execution.compile_mode)
     resumed = latest[0] if latest else None
+    clock.earlier(resumed.train_s if resumed else 0.0)
     held.lease.started(resumed.step if resumed else 0)
     journal = Journal(folder, resumed)
     with (

@@ -17,6 +17,20 @@ def build(**sections: Any) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "status": "done", **sections}
 
 
+def cost(devices: int, wall_s: float, price_per_hour: float | None) -> dict[str, float | None]:
+    """What the run took of its devices, and what that costs at the price of one for an hour, if it is known.
+
+    `wall_s` is all of this attempt until its report, and of earlier attempts the training that their checkpoints hold:
+    what an attempt spent otherwise, or lost when it was killed, nobody wrote down.
+    """
+    device_seconds = devices * wall_s
+    return {
+        "device_seconds": round(device_seconds, 3),
+        "price_per_hour": price_per_hour,
+        "total": None if price_per_hour is None else round(device_seconds / 3600 * price_per_hour, 6),
+    }
+
+
 def environment(device: str, execution: Mapping[str, Any]) -> dict[str, Any]:
     """What the run ran on, and how its arithmetic was done."""
     return {

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a tr
 
 
 def test_a_run_leaves_a_complete_folder_and_a_valid_report(settings: Make) -> None:
-    run(settings())
+    run(settings(run__price_per_hour="3600"))
     folder = Path(settings().run.output) / "r"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names >= {
@@ -46,6 +46,10 @@ def test_a_run_leaves_a_complete_folder_and_a_valid_report(settings: Make) -> No
     assert test["accuracy"] == test["correct"] / 15
     assert (report["data"]["n_train"], report["data"]["n_val"], report["data"]["n_test"]) == (48, 12, 15)
     assert report["history"] == [{"started_step": 0, "ended_step": 12, "why": "finished"}]
+    cost = report["cost"]
+    assert cost["total"] == pytest.approx(cost["device_seconds"], abs=1e-3)
+    assert cost["device_seconds"] == pytest.approx(report["timing"]["total_s"], abs=1.0)
+    assert report["environment"]["execution"]["compile"] is False  # a run of some seconds
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "val_accuracy" in row] == [6, 12]
     assert any("train_loss" in row for row in rows)
@@ -133,6 +137,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert attempts > 3
     assert model_of(stopped) == model_of(whole)
     assert report_of(stopped)["test"] == report_of(whole)["test"]
+    assert report_of(stopped)["cost"]["device_seconds"] > report_of(stopped)["timing"]["total_s"]
     rows = [(Path(each.run.output) / "r" / "metrics.jsonl").read_text() for each in (stopped, whole)]
     assert rows[0] == rows[1]
     assert [attempt["why"] for attempt in report_of(stopped)["history"]].count("preempted") > 1

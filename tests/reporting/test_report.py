@@ -17,6 +17,8 @@ DONE = {
     "model": {"name": "five_block", "parameters": 1234, "macs": 5678},
     "data": {"n_train": 8, "n_val": 2, "n_test": 4},
     "settings": {"train": {"epochs": 1}},
+    "throughput": {"train_images_per_s": 1234.5},
+    "cost": {"device_seconds": 7200.0, "price_per_hour": 2.5, "total": 5.0},
 }
 
 
@@ -41,6 +43,19 @@ def test_the_page_shows_what_is_there_and_runs_nothing(tmp_path: Path) -> None:
     assert "0.667" in page
     assert 'src="data:image/png;base64,cG5n"' in page
     assert "http" not in page
+    assert "1,234.5 pictures a second. It took 7,200 device-seconds, which cost 5.0000 at 2.5 an hour." in page
+
+
+def test_what_is_not_known_is_not_on_the_page() -> None:
+    page = html.page(DONE | {"throughput": {"train_images_per_s": None}, "cost": report.cost(1, 60.0, None)}, [])
+    assert "It took 60 device-seconds." in page
+    assert "pictures a second" not in page
+
+
+def test_the_cost_is_of_all_devices_and_only_known_with_a_price() -> None:
+    assert report.cost(2, 1800.0, 3.0) == {"device_seconds": 3600.0, "price_per_hour": 3.0, "total": 3.0}
+    assert report.cost(1, 1800.0, None) == {"device_seconds": 1800.0, "price_per_hour": None, "total": None}
+    assert report.cost(1, 1800.0, 0.0)["total"] == 0.0
 
 
 def test_the_environment_names_versions() -> None:
