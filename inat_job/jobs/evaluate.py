@@ -84,8 +84,8 @@ def _evaluate(
     settings: Settings, held: Held, tested: Tested, stop: StopFlag, clock: Clock, given: Collection[str]
 ) -> None:
     folder, checkpoints = held.folder, Checkpoints(tested.folder, stop)
-    execution = _execution(settings, tested.stored["execution"], given)
     local.settle_cublas()
+    execution = _execution(settings, tested.stored["execution"], given)
     execution.apply()
     pictures = _pictures(prepare.pictures(settings, clock, stop), settings)
     classes = pictures.cache.index.classes

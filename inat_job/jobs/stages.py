@@ -50,8 +50,8 @@ def begin(
     settings: Settings, folder: RunFolder, cache: Cache, stored: dict[str, Any] | None, clock: Clock, stop: StopFlag
 ) -> Work:
     """What a run works with; its arithmetic is as `stored` where that is known, and in force from here."""
-    execution = decide(settings.train, stored)
     local.settle_cublas()
+    execution = decide(settings.train, stored)
     execution.apply()
     pictures = Pictures(cache, settings.train, pinned=execution.accelerator == "cuda")
     return Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop)

@@ -13,7 +13,7 @@ from inat_job import events
 from inat_job.errors import ConflictError
 from inat_job.platforms import processors
 from inat_job.settings import TrainSettings
-from inat_job.training import compiling
+from inat_job.training import compiling, precision
 
 _LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -92,7 +92,7 @@ def _fresh(settings: TrainSettings) -> Execution:
     return Execution(
         accelerator=accelerator,
         device=_device_name(accelerator),
-        precision=_precision(accelerator) if settings.precision == "auto" else settings.precision,
+        precision=precision.choose(accelerator) if settings.precision == "auto" else settings.precision,
         channels_last=True,
         compile=False,
         deterministic=settings.deterministic,
@@ -121,12 +121,3 @@ def _can_compile() -> bool:
 
 def _device_name(accelerator: str) -> str:
     return torch.cuda.get_device_name() if accelerator == "cuda" else f"{accelerator} {platform.machine()}"
-
-
-def _precision(accelerator: str) -> str:
-    """bf16 where the hardware multiplies it, since elsewhere it is emulated and slower than fp32."""
-    if accelerator == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if accelerator == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-    return "fp32"
