@@ -22,13 +22,12 @@ MOST_NAMES = 5_000_000
 """Members of an archive: so many names take about a GiB."""
 
 
-def check_unfolding(path: Path, unfolded: int, packed: int = 0) -> None:
-    """Raise BadDataError for an archive that claims to be far more than it can be.
+def check_unfolding(path: Path, size: int, unfolded: int, packed: int = 0) -> None:
+    """Raise BadDataError for an archive of `size` bytes that claims to be far more than it can be.
 
     `unfolded` and `packed` are what its members take in all: together they can't take more than the file holds, unless
     they share their bytes (D. Fifield, A better zip bomb, 2019).
     """
-    size = path.stat().st_size
     if unfolded > UNFOLDS_AT_MOST * size + UNFOLDS_ANYWAY or packed > size:
         raise BadDataError(
             f"{path} has {size} bytes and claims to unfold to {unfolded} or more: this is a zip bomb, not a data set."
@@ -48,25 +47,26 @@ def check_size(size: int) -> None:
 
 
 class Bounded(io.BufferedIOBase):
-    """What a file at `path` unfolds to, read within bounds: tarfile takes a header's word for the length of the next.
+    """What a file at `path`, of `size` bytes, unfolds to, read within bounds: tarfile takes a header's word for the
+    length of the next.
 
     `last` is what was read last. Raises BadDataError beyond what an archive may unfold to, ReadError for more than
     `most` bytes at once.
     """
 
-    def __init__(self, file: IO[bytes], path: Path, most: int) -> None:
-        self._file, self._path, self._most = file, path, most
+    def __init__(self, file: IO[bytes], path: Path, size: int, most: int) -> None:
+        self._file, self._path, self._size, self._most = file, path, size, most
         self.last = b""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= self._most:
             raise tarfile.ReadError(f"a header claims to have more than {self._most} bytes")
-        check_unfolding(self._path, self.tell() + size)
+        check_unfolding(self._path, self._size, self.tell() + size)
         self.last = self._file.read(size)
         return self.last
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        check_unfolding(self._path, offset)
+        check_unfolding(self._path, self._size, offset)
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:

@@ -6,12 +6,14 @@ What is done stands in a journal beside the pixels: a row is believed if its pix
 import hashlib
 import json
 import os
+import threading
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ import numpy as np
 
 from inat_job import events, signals
 from inat_job.data import layout
-from inat_job.data.archives import Container, Held, Load
 from inat_job.data.decode import Rejected, decode
 from inat_job.data.index import FORMAT, PIXELS
 from inat_job.data.layout import Picture
+from inat_job.data.members import Container, Held, Load
+from inat_job.events import Progress
 from inat_job.platforms import processors
 from inat_job.signals import Stop
 
@@ -41,12 +44,20 @@ class Decoded:
 
 
 def decode_all(
-    container: Container, pictures: Sequence[Picture], folder: Path, side: int, stop: Stop
+    container: Container,
+    pictures: Sequence[Picture],
+    folder: Path,
+    side: int,
+    stop: Stop,
+    *,
+    verify: bool = False,
+    show: Progress | None = None,
 ) -> Sequence[Decoded]:
     """Decode on all cores straight into `folder`; Pillow lets go of the interpreter while it decodes.
 
-    Raises OSError for a disk that is too small, before the work, and Preempted: what is done by then is found there
-    the next time.
+    With `verify`, what an earlier job did is believed only of a picture whose bytes still have the hash that is told.
+    `show` is called with how many are done. Raises OSError for a disk that is too small, before the work, and
+    Preempted: what is done by then is found there the next time.
     """
     pixels = _pixels(folder / PIXELS, (len(pictures), side, side, 3))
     rows = {picture.name: row for row, picture in enumerate(pictures) if layout.is_text(picture.name)}
@@ -58,13 +69,13 @@ def decode_all(
     done = journal.done(pixels)
     for row, result in done.items():
         results[row] = result
-    missing = {name: row for name, row in rows.items() if row not in done}
-    show, count = events.progress("prepare"), len(done)
+    missing = rows if verify else {name: row for name, row in rows.items() if row not in done}
+    show, count = show or events.progress("prepare"), len(rows) - len(missing)
     with journal, warnings.catch_warnings(), ThreadPoolExecutor(processors.available()) as pool:
         warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd metadata
-        for row, result in _in_parallel(pool, container.load(missing), missing, pixels):
+        work = partial(_work, journal, done, pixels)
+        for row, result in _in_parallel(pool, container.load(missing), missing, work):
             results[row] = result
-            journal.add(row, result, pixels[row])
             count += 1
             show(count, len(pictures))
             signals.check(stop, "decoding the pictures")
@@ -77,7 +88,7 @@ class _Journal:
 
     def __init__(self, path: Path, pictures: Sequence[Picture], side: int) -> None:
         listed = json.dumps([(picture.id, picture.name) for picture in pictures])
-        self._path = path
+        self._path, self._lock = path, threading.Lock()
         self._header = f"{FORMAT} {side} {hashlib.sha256(listed.encode()).hexdigest()}"
 
     def done(self, pixels: np.ndarray) -> dict[int, Decoded]:
@@ -94,9 +105,10 @@ class _Journal:
         return kept
 
     def add(self, row: int, result: Decoded, pixels: np.ndarray) -> None:
-        """Note a row; in one write, so that a kill tears no more than the last line."""
-        line = [row, result.sha256, result.size, result.reason, _crc(row, result, pixels)]
-        self._file.write(json.dumps(line) + "\n")
+        """Note a row; in one write, so that a kill tears no more than the last line. Any thread may."""
+        line = json.dumps([row, result.sha256, result.size, result.reason, _crc(row, result, pixels)])
+        with self._lock:
+            self._file.write(line + "\n")
 
     def __enter__(self) -> "_Journal":
         self._file = self._path.open("a", buffering=1)
@@ -141,14 +153,17 @@ def _pixels(path: Path, shape: tuple[int, ...]) -> Any:
 
 
 def _in_parallel(
-    pool: ThreadPoolExecutor, loads: Iterator[tuple[str, Load]], rows: Mapping[str, int], pixels: np.ndarray
+    pool: ThreadPoolExecutor,
+    loads: Iterator[tuple[str, Load]],
+    rows: Mapping[str, int],
+    work: Callable[[int, Load], Decoded],
 ) -> Iterator[tuple[int, Decoded]]:
     """Row and result as they come."""
     flying: deque[tuple[int, int, Future[Decoded]]] = deque()
     try:
         for name, read in loads:
             row, held = rows[name], len(read.data) if isinstance(read, Held) else 0
-            flying.append((row, held, pool.submit(_decode_into, pixels[row], read)))
+            flying.append((row, held, pool.submit(work, row, read)))
             while len(flying) > _IN_FLIGHT or sum(held for _, held, _ in flying) > _MOST_HELD:
                 row, _, future = flying.popleft()
                 yield row, future.result()
@@ -158,10 +173,16 @@ def _in_parallel(
         pool.shutdown(cancel_futures=True)  # who is stopped doesn't wait for what is not begun
 
 
-def _decode_into(pixels: np.ndarray, read: Load) -> Decoded:
+def _work(journal: _Journal, done: Mapping[int, Decoded], pixels: np.ndarray, row: int, read: Load) -> Decoded:
+    """Decode one picture into its row and note it, unless an earlier job did so with the very same bytes."""
     try:
         data = read()
-        pixels[:], size = decode(data, pixels.shape[0])
+        sha256 = hashlib.sha256(data).hexdigest()
+        if row in done and done[row].sha256 == sha256:
+            return done[row]
+        pixels[row], size = decode(data, pixels.shape[1])
+        result = Decoded(sha256, size)
     except Rejected as reason:
-        return Decoded(reason=str(reason))
-    return Decoded(hashlib.sha256(data).hexdigest(), size)
+        result = Decoded(reason=str(reason))
+    journal.add(row, result, pixels[row])
+    return result

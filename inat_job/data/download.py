@@ -2,16 +2,18 @@
 
 import hashlib
 import json
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from inat_job import signals
 from inat_job.data import archives, locks
+from inat_job.data.arrival import arriving
 from inat_job.errors import BadDataError, NoPermissionError
 from inat_job.signals import Stop
 from inat_job.storage import Entry, Store
 from inat_job.storage.hashing import sha256_of
+from inat_job.storage.landing import Landing
 from inat_job.storage.local import LocalStore
 
 
@@ -39,21 +41,43 @@ class Download:
         self._note = cache_dir / "sources" / f"{name}.json"
         self._folder = cache_dir / "downloads" / name
         self._fetched = False
+        self._digest: str | None = None
+        self.draft = f"{identity} {entry.version} {entry.size}"
+
+    @property
+    def lands(self) -> bool:
+        """Whether it comes from afar, and is sure to be of one version all the way."""
+        return self._entry.version != "" and not isinstance(self._store, LocalStore)
+
+    def known(self) -> str | None:
+        """The digest, where nothing is to be fetched or hashed for it."""
+        digest = self._digest or self._noted()
+        return None if digest is None or self._is_damaged(digest) else digest
+
+    def arriving(self, landing: Landing) -> AbstractContextManager[None]:
+        """Fetch it beside the block, which may read what is `landing`."""
+        return arriving(landing, lambda stop: self._path(landing=landing, stop=stop), self._stop)
+
+    def holds(self, landing: Landing) -> bool:
+        """Whether what was read while it was `landing` is what lies here now."""
+        return landing.became(self.place)
 
     def digest(self) -> str:
         """The SHA-256 of the archive, which is fetched unless this version of it was hashed before.
 
         What is here and is not what was asked for is fetched anew. Raises BadDataError where it is never that.
         """
-        digest = self._noted() or self._hashed()
-        damaged = self._sha256 is not None and digest != self._sha256 and not isinstance(self._store, LocalStore)
-        return self._hashed(anew=True) if damaged else digest
+        if self._digest is None:
+            digest = self._noted() or self._hashed()
+            self._digest = self._hashed(anew=True) if self._is_damaged(digest) else digest
+        return self._digest
 
-    def open(self, digest: str) -> archives.Container:
+    def open(self) -> archives.Container:
         """The container, hashed once more, since what was fetched for another run may have been damaged.
 
         Raises BadDataError when it is damaged at its source too, or became another.
         """
+        digest = self.digest()
         for again in (False, True):
             path = self._path(again)
             if self._hash(path) == digest:
@@ -62,19 +86,37 @@ class Download:
             self._note.unlink()
         raise BadDataError(f"{self._address} is not what it was, with sha256 {digest}: run the same command again.")
 
-    def _path(self, again: bool = False) -> Path:
-        """Where the archive lies on this machine, after fetching it if need be."""
+    @property
+    def place(self) -> Path:
+        """Where the archive lies on this machine, or will."""
         if isinstance(self._store, LocalStore):
             return self._store.root / self._entry.key
-        key, version = self._entry.key, self._entry.version
-        tag = hashlib.sha256(f"{version} {self._entry.size}".encode()).hexdigest()[:12]
-        path = self._folder / f"{tag}-{Path(urlsplit(key).path).name}"
+        tag = hashlib.sha256(f"{self._entry.version} {self._entry.size}".encode()).hexdigest()[:12]
+        return self._folder / f"{tag}-{Path(urlsplit(self._entry.key).path).name}"
+
+    def _path(self, again: bool = False, landing: Landing | None = None, stop: Stop | None = None) -> Path:
+        """Where the archive lies on this machine, after fetching it if need be."""
+        path = self.place
+        if isinstance(self._store, LocalStore):
+            return path
         # A server that tells no version may have another file each time.
-        anew = again or not (version or self._fetched)
+        anew = again or not (self._entry.version or self._fetched)
         self._fetched = True
         return locks.fetch(
-            self._store, key, path, self._cache_dir, self._stop, what="pull", anew=anew, sha256=self._sha256
+            self._store,
+            self._entry.key,
+            path,
+            self._cache_dir,
+            stop or self._stop,
+            what="pull",
+            anew=anew,
+            sha256=self._sha256,
+            landing=landing,
         )
+
+    def _is_damaged(self, digest: str) -> bool:
+        """Whether what is here is to be fetched anew."""
+        return self._sha256 is not None and digest != self._sha256 and not isinstance(self._store, LocalStore)
 
     def _noted(self) -> str | None:
         """The digest found the last time, if the object is still the same."""

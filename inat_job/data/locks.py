@@ -13,6 +13,7 @@ from inat_job.errors import BadDataError, ConflictError
 from inat_job.signals import Stop
 from inat_job.storage import Store
 from inat_job.storage.disk import FULL
+from inat_job.storage.landing import Landing
 
 
 @contextmanager
@@ -66,11 +67,13 @@ def fetch(
     what: str,
     anew: bool = False,
     sha256: str | None = None,
+    landing: Landing | None = None,
 ) -> Path:
     """`path`, holding the object: of the jobs that ask at once one fetches it, the others wait and find it.
 
-    `anew` fetches it even if it is there; `sha256` is what it must be when it is fetched. Raises ConflictError when the
-    folder cannot be written, Preempted, BadDataError for other bytes, and what the store raises.
+    `anew` fetches it even if it is there; `sha256` is what it must be when it is fetched, and `landing` lets it be
+    read meanwhile. Raises ConflictError when the folder cannot be written, Preempted, BadDataError for other bytes, and
+    what the store raises.
     """
     with cache_errors(cache_dir):
         if path.exists() and not anew:
@@ -79,14 +82,16 @@ def fetch(
         path.with_name(f"{path.name}.lock"), cache_dir, stop, f"waiting for another job that fetches {path.name}"
     ):
         if anew or not path.exists():
-            _get(store, key, path, stop, what, sha256)
+            _get(store, key, path, stop, what, sha256, landing)
     return path
 
 
-def _get(store: Store, key: str, path: Path, stop: Stop, what: str, sha256: str | None) -> None:
+def _get(
+    store: Store, key: str, path: Path, stop: Stop, what: str, sha256: str | None, landing: Landing | None
+) -> None:
     for left in reversed(range(_FETCHES)):
         try:
-            store.get(key, path, sha256=sha256, progress=events.progress(what), stop=stop)
+            store.get(key, path, sha256=sha256, progress=events.progress(what), stop=stop, landing=landing)
             return
         except BadDataError as error:
             if not left or sha256 is None:

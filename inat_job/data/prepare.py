@@ -4,26 +4,31 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from inat_job.data import layout
+from inat_job import events, signals
+from inat_job.data import archives, layout
 from inat_job.data.decoding import ROWS, Decoded, decode_all
 from inat_job.data.index import FORMAT, PIXELS, Cache, Index, load
 from inat_job.data.layout import Picture
 from inat_job.data.locks import cache_errors, lock
 from inat_job.data.pull import Source
-from inat_job.errors import BadDataError, ConflictError
+from inat_job.errors import BadDataError, ConflictError, JobError, Preempted
+from inat_job.events import Progress
 from inat_job.signals import Stop
 from inat_job.storage.hashing import sha256_of
+from inat_job.storage.landing import Landing
 
 MARGIN = 1.15
 """Cache side over the network's input, so that a random crop rarely enlarges."""
 
 _WAITING = "waiting for another job that prepares the same pictures"
+_Done = tuple[Sequence[Picture], Sequence[Decoded]]
 
 
 def cache_side(image_size: int) -> int:
@@ -31,20 +36,29 @@ def cache_side(image_size: int) -> int:
     return max(8 * round(MARGIN * image_size / 8), image_size)
 
 
-def prepare(source: Source, cache_dir: Path, image_size: int, max_broken: float, stop: Stop) -> Cache:
+def prepare(
+    source: Source,
+    cache_dir: Path,
+    image_size: int,
+    max_broken: float,
+    stop: Stop,
+    whole: Callable[[], None] = lambda: None,
+) -> Cache:
     """The cache of a source at this geometry, built if it is not there.
 
-    Any number of jobs may ask at once: one builds, the others wait and find it. Raises BadDataError for a data set
-    that is unusable or more than `max_broken` unreadable, ConflictError when the cache folder is too small
-    or cannot be written, Preempted.
+    An archive that is far away is fetched, and decoded as it lands; `whole` is called, maybe more than once, when all
+    of it is here. Any number of jobs may ask at once: one builds, the others wait and find it. Raises BadDataError for
+    a data set that is unusable or more than `max_broken` unreadable, ConflictError when the cache folder is too small
+    or cannot be written, Preempted, and what the store raises.
     """
     side = cache_side(image_size)
-    key = hashlib.sha256(f"{source.identity} {side} {FORMAT}".encode()).hexdigest()[:24]
-    folder = cache_dir / "prepared" / key
-    cache = load(folder)
+    cache = _published(source, cache_dir, side, whole)
     if cache is None:
-        with lock(folder.with_suffix(".lock"), cache_dir, stop, _WAITING), cache_errors(cache_dir):
-            cache = load(folder) or _build(source, folder, side, max_broken, stop)
+        draft = _folder(cache_dir, source.draft, side)
+        with lock(draft.with_suffix(".lock"), cache_dir, stop, _WAITING), cache_errors(cache_dir):
+            cache = _published(source, cache_dir, side, whole) or _build(
+                source, cache_dir, draft.with_suffix(".tmp"), side, max_broken, stop, whole
+            )
     # The same pictures may have been prepared from elsewhere; what is said of them names where this run has them from.
     cache = replace(cache, index=replace(cache.index, source=source.uri))
     _judge(cache.index, max_broken)
@@ -52,14 +66,38 @@ def prepare(source: Source, cache_dir: Path, image_size: int, max_broken: float,
     return cache
 
 
-def _build(source: Source, folder: Path, side: int, max_broken: float, stop: Stop) -> Cache:
-    unfinished = folder.with_suffix(".tmp")
-    shutil.rmtree(folder, ignore_errors=True)  # a cache that failed its check
-    container = source.open()
-    pictures = layout.find(container.names(), source.uri)
-    unfinished.mkdir(exist_ok=True)
-    _check_disk(unfinished, len(pictures) * side * side * 3)
-    decoded = decode_all(container, pictures, unfinished, side, stop)
+def _folder(cache_dir: Path, name: str, side: int) -> Path:
+    return cache_dir / "prepared" / hashlib.sha256(f"{name} {side} {FORMAT}".encode()).hexdigest()[:24]
+
+
+def _published(source: Source, cache_dir: Path, side: int, whole: Callable[[], None]) -> Cache | None:
+    identity = source.known()
+    if identity is None:
+        return None
+    whole()
+    return load(_folder(cache_dir, identity, side))
+
+
+def _build(
+    source: Source,
+    cache_dir: Path,
+    unfinished: Path,
+    side: int,
+    max_broken: float,
+    stop: Stop,
+    whole: Callable[[], None],
+) -> Cache:
+    done = _as_it_lands(source, unfinished, side, stop, whole)
+    identity = source.identify()
+    whole()
+    if source.hashed:
+        source.verify(identity)
+    folder = _folder(cache_dir, identity, side)
+    with _publishing(folder, cache_dir, stop) as cache:
+        if cache is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            return cache
+    pictures, decoded = done or _decoded(source, unfinished, side, stop)
     index = _index(source, pictures, decoded, side, unfinished / PIXELS)
     try:
         _judge(index, max_broken)
@@ -68,8 +106,68 @@ def _build(source: Source, folder: Path, side: int, max_broken: float, stop: Sto
         raise
     index.save(unfinished)
     (unfinished / ROWS).unlink()
-    unfinished.replace(folder)
+    with _publishing(folder, cache_dir, stop) as cache:
+        if cache is None:
+            unfinished.replace(folder)
+        else:
+            shutil.rmtree(unfinished)
     return Cache(folder, index)
+
+
+@contextmanager
+def _publishing(folder: Path, cache_dir: Path, stop: Stop) -> Iterator[Cache | None]:
+    """What stands in a folder, which nobody else touches meanwhile: jobs may prepare the same from different places."""
+    with lock(folder.parent / "publish.lock", cache_dir, stop, "waiting for another job that publishes its pictures"):
+        cache = load(folder)
+        if cache is None:
+            shutil.rmtree(folder, ignore_errors=True)  # a cache that failed its check
+        yield cache
+
+
+def _decoded(source: Source, unfinished: Path, side: int, stop: Stop) -> _Done:
+    container = source.open()
+    pictures = layout.find(container.names(), source.uri)
+    unfinished.mkdir(exist_ok=True)
+    _check_disk(unfinished, len(pictures) * side * side * 3)
+    return pictures, decode_all(container, pictures, unfinished, side, stop, verify=source.download is not None)
+
+
+def _as_it_lands(source: Source, unfinished: Path, side: int, stop: Stop, whole: Callable[[], None]) -> _Done | None:
+    """The pictures of an archive that is fetched, decoded meanwhile; None if that can't be, and when it is here.
+
+    What came of bytes is believed only if these are the ones that are hashed in the end.
+    """
+    download, show = source.download, events.progress("prepare")
+    if download is None or source.known() is not None:  # then what is fetched has to be what it was
+        return None
+    landing = Landing(lambda: signals.check(stop, "waiting for the data set"))
+
+    def progress(count: int, total: int) -> None:
+        if landing.whole():
+            whole()
+            show(count, total)
+
+    with closing(landing):
+        with download.arriving(landing):
+            done = _decoded_early(download.place, landing, source.uri, unfinished, side, stop, progress)
+        source.identify()
+        return done if download.holds(landing) else None
+
+
+def _decoded_early(
+    path: Path, landing: Landing, uri: str, unfinished: Path, side: int, stop: Stop, show: Progress
+) -> _Done | None:
+    """None for whatever trouble there is: what it means is told by the whole archive alone."""
+    try:
+        container = archives.open_landing(path, landing)
+        pictures = layout.find(container.names(), uri)
+        unfinished.mkdir(exist_ok=True)
+        _check_disk(unfinished, len(pictures) * side * side * 3 + landing.bytes_missing())
+        return pictures, decode_all(container, pictures, unfinished, side, stop, verify=True, show=show)
+    except Preempted:
+        raise
+    except (JobError, OSError):
+        return None
 
 
 def _index(source: Source, pictures: Sequence[Picture], decoded: Sequence[Decoded], side: int, path: Path) -> Index:

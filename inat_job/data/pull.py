@@ -25,16 +25,24 @@ REMOTE = ("s3://", "http://", "https://")
 class Source:
     """A data set that is known to exist.
 
-    `identity` changes whenever the pictures may have; `digest` is the SHA-256 of an archive, and None for loose
-    files, whose digest comes of reading them. `open` fetches what is not here yet and gives the container; the bytes
-    of an archive are hashed before they are believed.
+    `draft` names unfinished work on it. `identify` gives what changes whenever the pictures may have, of an archive its
+    SHA-256, and fetches it if need be; `known` gives that only where it takes no fetching. `open` gives the container;
+    the bytes of an archive are hashed before they are believed. `download` is set while the archive may be far away.
     """
 
     uri: str
-    identity: str
-    digest: str | None
+    draft: str
     expected: str | None
+    known: Callable[[], str | None]
+    identify: Callable[[], str]
     open: Callable[[], archives.Container]
+    hashed: bool
+    download: Download | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """The SHA-256 of an archive; None for loose files, whose digest comes of reading them."""
+        return self.identify() if self.hashed else None
 
     def verify(self, digest: str) -> None:
         """Raise BadDataError unless `digest` is the one that the URI's `#sha256=` names, if it names one."""
@@ -87,7 +95,9 @@ def _loose(store: Store, uri: str, expected: str | None) -> Source:
     listing = json.dumps([(entry.key, entry.size, entry.version) for entry in entries])
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
     container = archives.Loose(store, {entry.key: entry.size for entry in entries})
-    return Source(_readable(uri), identity, None, expected, lambda: container)
+    return Source(
+        _readable(uri), identity, expected, lambda: identity, lambda: identity, lambda: container, hashed=False
+    )
 
 
 def _archive(
@@ -100,9 +110,12 @@ def _archive(
         raise BadDataError(f"{shown} does not exist: check --data.")
     identity = unsigned_uri(uri) if isinstance(store, HttpsStore) else f"{store.uri}/{key}"
     download = Download(store, entry, _readable(shown), identity, cache_dir, stop, expected)
-    digest = download.digest()
-    source = Source(_readable(shown), digest, digest, expected, lambda: download.open(digest))
-    source.verify(digest)
+    draft, far = (download.draft, download) if download.lands else (download.digest(), None)
+    source = Source(
+        _readable(shown), draft, expected, download.known, download.digest, download.open, hashed=True, download=far
+    )
+    if digest := download.known():
+        source.verify(digest)
     return source
 
 

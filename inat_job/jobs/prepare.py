@@ -1,5 +1,6 @@
 """`prepare`: pull, verify and build the decoded cache, and nothing else; the other commands begin with it."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from inat_job import events
@@ -23,14 +24,22 @@ def run(settings: Settings, stop: StopFlag, started: float) -> None:
 
 
 def pictures(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
-    """Pull and prepare, or find that nothing is left to do."""
+    """Pull and prepare, or find that nothing is left to do.
+
+    An archive is decoded while it lands: pull_s is the time until all of it is here, prepare_s what comes after.
+    """
     data, cache_dir = settings.data, Path(settings.data.cache_dir)
-    events.phase("pull")
-    with clock.phase("pull_s"):
+    with ExitStack() as timed:
+
+        def whole() -> None:
+            timed.close()
+            events.phase("prepare")
+            timed.enter_context(clock.phase("prepare_s"))
+
+        events.phase("pull")
+        timed.enter_context(clock.phase("pull_s"))
         source = pull.find(data.uri, cache_dir, storage_options(settings.storage), stop)
-    events.phase("prepare")
-    with clock.phase("prepare_s"):
-        cache = prepare.prepare(source, cache_dir, data.image_size, data.max_broken, stop)
+        cache = prepare.prepare(source, cache_dir, data.image_size, data.max_broken, stop, whole)
     index = cache.index
     events.emit("data", pictures=len(index.ids), classes=len(index.classes), digest=index.digest)
     for each in index.rejected:

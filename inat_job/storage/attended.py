@@ -9,6 +9,7 @@ from inat_job.events import Progress
 from inat_job.signals import Stop, never
 from inat_job.storage.base import Entry, Store
 from inat_job.storage.crew import work_through
+from inat_job.storage.landing import Landing
 
 R = TypeVar("R")
 
@@ -34,9 +35,18 @@ class Attended:
         return self._attend(lambda: self._store.read(key))
 
     def get(
-        self, key: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None, stop: Stop = never
+        self,
+        key: str,
+        path: Path,
+        *,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        stop: Stop = never,
+        landing: Landing | None = None,
     ) -> Entry:
-        return self._store.get(key, path, sha256=sha256, progress=progress, stop=lambda: stop() or self._stop())
+        return self._store.get(
+            key, path, sha256=sha256, progress=progress, stop=lambda: stop() or self._stop(), landing=landing
+        )
 
     def put(
         self,

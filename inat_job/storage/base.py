@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from inat_job.errors import BadDataError
 from inat_job.events import Progress
 from inat_job.signals import Stop, never
+from inat_job.storage.landing import Landing
 
 Role = Literal["data", "output"]
 """What a store is for: a missing bucket is bad data when read from, and a configuration to mend when written to."""
@@ -64,11 +65,19 @@ class Store(Protocol):
         ...
 
     def get(
-        self, key: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None, stop: Stop = never
+        self,
+        key: str,
+        path: Path,
+        *,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        stop: Stop = never,
+        landing: Landing | None = None,
     ) -> Entry:
         """Bring the object to `path`, going on where an earlier attempt was broken.
 
-        Raises BadDataError when it is missing or its sha256 is another, Preempted when `stop` turns true.
+        `landing` lets it be read meanwhile. Raises BadDataError when it is missing or its sha256 is another, Preempted
+        when `stop` turns true.
         """
         ...
 

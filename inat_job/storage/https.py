@@ -16,6 +16,7 @@ from inat_job.errors import BadDataError, ConflictError, NoPermissionError, Prec
 from inat_job.events import Progress
 from inat_job.signals import Stop, never
 from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions, checked_key, without_query
+from inat_job.storage.landing import Landing
 from inat_job.storage.retry import PassingError, persist
 from inat_job.storage.transfer import BLOCK, Source, pull
 
@@ -47,10 +48,17 @@ class HttpsStore:
         return persist(lambda: b"".join(self._blocks(Entry(key, UNKNOWN_SIZE, ""), 0, None)), self._options.retries)
 
     def get(
-        self, key: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None, stop: Stop = never
+        self,
+        key: str,
+        path: Path,
+        *,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        stop: Stop = never,
+        landing: Landing | None = None,
     ) -> Entry:
         source = Source(self._name(key), lambda: self._probe(key), self._blocks)
-        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop)
+        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop, landing=landing)
 
     def put(
         self,

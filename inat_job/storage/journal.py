@@ -15,6 +15,7 @@ from typing import IO
 from inat_job.storage.base import Entry
 
 MIB = 1024 * 1024
+_CHUNKS = 64
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Plan:
 
 
 def plan_for(size: int) -> Plan:
-    """Small chunks share out a small object among threads; large ones cost a large object fewer requests."""
-    return Plan(size, 8 * MIB if size < 512 * MIB else 16 * MIB)
+    """Small chunks share out a small object among threads, and let it land nearly in order; large ones cost a large
+    object fewer requests.
+    """
+    return Plan(size, min(max(-(-size // (_CHUNKS * MIB)), 1), 16) * MIB)
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Journal:
         return [index for index in range(self.plan.count) if self._there(index) < self.plan.length(index)]
 
     def bytes_done(self) -> int:
-        return sum(map(self._there, self.reached))
+        return sum(map(self._there, list(self.reached)))  # a list, since threads may add to it
 
     def _there(self, index: int) -> int:
         return self.reached.get(index, (0, 0))[0]

@@ -12,6 +12,7 @@ from inat_job.events import Progress
 from inat_job.signals import Stop, never
 from inat_job.storage.base import Entry, StorageOptions, checked_key
 from inat_job.storage.disk import disk_errors, sync_folder
+from inat_job.storage.landing import Landing
 from inat_job.storage.transfer import BLOCK, Source, pull
 
 _OURS = ".inat-"  # how the names of our temporary and lock files begin; they are no objects
@@ -61,10 +62,17 @@ class LocalStore:
             return path.read_bytes()
 
     def get(
-        self, key: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None, stop: Stop = never
+        self,
+        key: str,
+        path: Path,
+        *,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        stop: Stop = never,
+        landing: Landing | None = None,
     ) -> Entry:
         source = Source(str(self._path(key)), lambda: (self._present(key), True), self._blocks)
-        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop)
+        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop, landing=landing)
 
     def put(
         self,

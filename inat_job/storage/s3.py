@@ -19,6 +19,7 @@ from inat_job.events import Progress
 from inat_job.signals import Stop, never
 from inat_job.storage import s3_errors, s3_upload
 from inat_job.storage.base import Entry, Role, StorageOptions, checked_key
+from inat_job.storage.landing import Landing
 from inat_job.storage.retry import PassingError, persist
 from inat_job.storage.transfer import BLOCK, Source, pull
 
@@ -76,10 +77,17 @@ class S3Store:
         return self._persist(lambda: b"".join(self._body(key, {})))
 
     def get(
-        self, key: str, path: Path, *, sha256: str | None = None, progress: Progress | None = None, stop: Stop = never
+        self,
+        key: str,
+        path: Path,
+        *,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        stop: Stop = never,
+        landing: Landing | None = None,
     ) -> Entry:
         source = Source(self._place(self._full(key)).uri, lambda: (self._present(key), True), self._range)
-        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop)
+        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop, landing=landing)
 
     def put(
         self,

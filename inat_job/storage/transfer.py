@@ -16,11 +16,12 @@ from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions
 from inat_job.storage.crew import work_through
 from inat_job.storage.disk import disk_errors, publish, require_space
 from inat_job.storage.journal import Log
+from inat_job.storage.landing import Landing
 from inat_job.storage.retry import PassingError, Patience, persist
 
 R = TypeVar("R")
 
-BLOCK = 1024 * 1024
+BLOCK = 256 * 1024
 _CHANGES = 3
 
 
@@ -50,15 +51,17 @@ def pull(
     sha256: str | None = None,
     progress: Progress | None = None,
     stop: Stop = never,
+    landing: Landing | None = None,
 ) -> Entry:
     """Bring the object to `path` and return its entry, starting over when it changes meanwhile.
 
-    Raises BadDataError for another sha256, Preempted when `stop` turns true; what came so far is kept for next time.
+    `landing` is told what is there meanwhile. Raises BadDataError for another sha256, Preempted when `stop` turns true;
+    what came so far is kept for next time.
     """
     for _ in range(_CHANGES):
         check(stop, f"fetching {source.name}")
         entry, ranged = _attended(lambda _: source.look(), lambda: check(stop, f"looking for {source.name}"))
-        work = _Pull(source, entry, path, options, progress, stop)
+        work = _Pull(source, entry, path, options, progress, stop, landing or Landing())
         try:
             with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +81,17 @@ def _attended(work: Callable[[Stop], R], tick: Callable[[], None]) -> R:
 
 class _Pull:
     def __init__(
-        self, source: Source, entry: Entry, path: Path, options: StorageOptions, progress: Progress | None, stop: Stop
+        self,
+        source: Source,
+        entry: Entry,
+        path: Path,
+        options: StorageOptions,
+        progress: Progress | None,
+        stop: Stop,
+        landing: Landing,
     ) -> None:
         self.source, self.entry, self.path, self.options, self.stop = source, entry, path, options, stop
-        self.progress = progress
+        self.progress, self.landing = progress, landing
         self.part = path.with_name(path.name + ".part")
         self.received = 0
 
@@ -91,14 +101,16 @@ class _Pull:
         self.received = journal.bytes_done()
         require_space(self.path, self.entry.size - self.received)
         missing = journal.missing()
+        self.landing.begin(self.part, journal)
 
-        def fetch(index: int, halt: Stop) -> None:
-            self._chunk(log, index, halt)
+        def fetch(_: int, halt: Stop) -> None:
+            self._chunk(log, self.landing.take(missing), halt)
 
         with journals.journal_path(self.part).open("a") as file:
             log = Log(journal, file)
-            for _ in work_through(missing, fetch, threads=self.options.threads, tick=self._tick):
+            for _ in work_through(range(len(missing)), fetch, threads=self.options.threads, tick=self._tick):
                 pass
+        self.landing.finish()
         return self.entry.size
 
     def _chunk(self, log: Log, index: int, halt: Stop) -> None:
@@ -117,6 +129,7 @@ class _Pull:
                         crc = zlib.crc32(block, crc)
                         at += len(block)
                         log.note(index, at - start, crc)
+                        self.landing.advance()
                 except PassingError as error:
                     patience.spend(error, progressed=at > began)
 
@@ -135,6 +148,7 @@ class _Pull:
 
     def in_one_stream(self) -> int:
         """Pull a whole object of a server without ranges; a broken body starts over."""
+        self.landing.lose()
         journals.journal_path(self.part).unlink(missing_ok=True)
         return _attended(lambda halt: persist(lambda: self._stream(halt), self.options.retries, halt), self._tick)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from inat_job.data import archives, bounds, pull
+from inat_job.data import bounds, pull, tars
 from inat_job.data import decode as decoder
 from inat_job.data.archives import open_archive
 from inat_job.data.decode import Rejected, decode
@@ -179,7 +179,7 @@ def test_a_failing_disk_is_not_a_damaged_picture(name: str, tmp_path: Path, monk
 
     container = open_archive((write_zip if name == "x.zip" else write_tar)(tmp_path / name, tree()))
     monkeypatch.setattr(zipfile.ZipFile, "open", failing)
-    monkeypatch.setattr(archives, "_loaded", failing)
+    monkeypatch.setattr(tars, "_loaded", failing)
     with pytest.raises(TransientError, match=r"The disk failed at .*/x\.(zip|tar) \(Input/output error\)"):
         [read() for _, read in container.load(container.names())]
 

@@ -116,13 +116,14 @@ def test_what_comes_damaged_is_fetched_until_it_is_what_was_asked_for(web: Simpl
 def test_a_digest_that_is_asked_for_later_mends_what_came_damaged(web: SimpleNamespace, tmp_path: Path) -> None:
     web.content, web.version, web.flips = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1", [1]
     right = hashlib.sha256(web.content).hexdigest()
-    pull.find(web.uri, tmp_path / "cache", StorageOptions(), never)
+    pull.find(web.uri, tmp_path / "cache", StorageOptions(), never).identify()
     assert prepared(f"{web.uri}#sha256={right}", tmp_path / "cache").index.digest == right
 
 
 def test_what_is_never_the_same_is_not_believed(web: SimpleNamespace, tmp_path: Path) -> None:
     web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
     source = pull.find(web.uri, tmp_path / "cache", StorageOptions(), never)
+    source.identify()
     web.content = write_zip(tmp_path / "x.zip", tree(train=11)).read_bytes()
     (kept,) = (tmp_path / "cache" / "downloads").glob("*/*.zip")
     kept.unlink()

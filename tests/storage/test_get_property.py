@@ -35,8 +35,10 @@ def test_chunks_cover_every_byte_once(plan: Plan) -> None:
 
 
 @given(st.integers(0, 5 * 2**40))
-def test_chunks_are_8_to_16_mib_and_parts_at_most_10000(size: int) -> None:
-    assert 8 * MIB <= plan_for(size).chunk <= 16 * MIB
+def test_chunks_are_few_up_to_16_mib_and_parts_at_most_10000(size: int) -> None:
+    plan = plan_for(size)
+    assert MIB <= plan.chunk <= 16 * MIB
+    assert plan.count <= 64 or plan.chunk == 16 * MIB
     parts = part_plan(size)
     assert parts.chunk >= 16 * MIB
     assert parts.count <= 10_000
@@ -129,7 +131,7 @@ def test_nothing_secret_is_said(user: str, query: str, path: str) -> None:
 def test_a_stop_while_the_part_is_verified_forgets_nothing(tmp_path: Path) -> None:
     part, entry = tmp_path / "x.part", Entry("x", 3 * MIB, "v")
     part.write_bytes(bytes(3 * MIB))
-    known = Journal("v", plan_for(3 * MIB), {0: (2 * MIB, zlib.crc32(bytes(2 * MIB)))})
+    known = Journal("v", plan_for(3 * MIB), {0: (MIB, zlib.crc32(bytes(MIB)))})
     (tmp_path / "x.part.json").write_text(known.text())
 
     def stopped() -> None:

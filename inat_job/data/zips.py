@@ -1,0 +1,67 @@
+"""Reads the members of a zip in place, though it may still be on its way: its directory, at the end, comes first."""
+
+import bisect
+import stat
+import zipfile
+from collections.abc import Collection, Iterator
+from functools import partial
+from pathlib import Path
+
+from inat_job.data import bounds
+from inat_job.data.decode import Rejected
+from inat_job.data.members import LINK, Load, is_the_machines, plain_name
+from inat_job.errors import BadDataError
+from inat_job.storage.disk import disk_errors
+from inat_job.storage.landing import Landing, LandingFile
+
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # with others a few bytes unfold to GiB before they can be cut
+
+
+class Zip:
+    """A zip file; members are found by its directory and read by any thread. Of a name's members the last counts.
+
+    One that is still `landing` is waited for, member by member.
+    """
+
+    def __init__(self, path: Path, landing: Landing | None = None) -> None:
+        self._path, self._landing = path, landing
+        self._file = zipfile.ZipFile(LandingFile(landing) if landing else path)
+        size = landing.size if landing else path.stat().st_size
+        listed = self._file.infolist()
+        bounds.check_count(path, len(listed))
+        packed = sum(each.compress_size for each in listed)
+        bounds.check_unfolding(path, size, sum(each.file_size for each in listed), packed)
+        files = (member for member in listed if not member.filename.endswith(("/", "\\")))
+        self._members = {plain_name(member.filename): member for member in files}
+        self._starts = sorted({*(each.header_offset for each in listed), self._file.start_dir, size})
+
+    def names(self) -> list[str]:
+        return list(self._members)
+
+    def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
+        for name in sorted(names, key=lambda name: self._members[name].header_offset):
+            member = self._members[name]
+            if self._landing:  # here, since who waits within zipfile keeps the others from reading
+                self._landing.wait(member.header_offset, self._end(member))
+            yield name, partial(self._read, member)
+
+    def _end(self, member: zipfile.ZipInfo) -> int:
+        """Where the next one begins: the directory doesn't tell how long a member's own header is."""
+        return self._starts[min(bisect.bisect(self._starts, member.header_offset), len(self._starts) - 1)]
+
+    def _read(self, member: zipfile.ZipInfo) -> bytes:
+        if member.flag_bits & 1:
+            raise BadDataError(f"{self._path} is encrypted: give an archive without a password.")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise Rejected(LINK)
+        if member.compress_type not in _BOUNDED:
+            raise Rejected(f"of compression method {member.compress_type}, where only deflate is read")
+        bounds.check_size(member.file_size)
+        with disk_errors(self._path):
+            try:
+                with self._file.open(member) as file:
+                    return file.read(member.file_size)  # `ZipFile.read` unfolds all that is there, and then cuts it
+            except Exception as error:
+                if is_the_machines(error):
+                    raise
+                raise Rejected(f"damaged in the archive: {error}") from None
