@@ -11,7 +11,7 @@ from inat_job.data.zips import Zip
 from inat_job.storage import Store
 from inat_job.storage.landing import Landing, LostError
 
-__all__ = ["Container", "Loose", "is_archive", "open_archive", "open_landing"]
+__all__ = ["Container", "Load", "Loose", "is_archive", "open_archive", "open_landing"]
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inat_job.data import archives, decoding, prepare, pull
+from inat_job.data import decoding, prepare, pull, tars
 from inat_job.data.index import INDEX, PIXELS, Cache, load
 from inat_job.errors import BadDataError, ConflictError, Preempted, UsageError
 from inat_job.signals import never
@@ -195,7 +195,7 @@ def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
     path = write_tar(tmp_path / "x.tar.gz", tree(train=200))
     held = threading.Semaphore(0)
     read = 0
-    original = archives._loaded
+    original = tars._loaded
 
     def counted(archive: Any, member: Any) -> Any:
         nonlocal read
@@ -206,7 +206,7 @@ def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
         held.acquire()
         return np.zeros((side, side, 3), np.uint8), (1, 1)
 
-    monkeypatch.setattr(archives, "_loaded", counted)
+    monkeypatch.setattr(tars, "_loaded", counted)
     monkeypatch.setattr(decoding, "decode", slow)
     worker = threading.Thread(target=lambda: prepared(path, tmp_path / "cache"))
     worker.start()
