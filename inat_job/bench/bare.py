@@ -1,36 +1,46 @@
 """A process that decodes its share of an archive and throws the result away: what `prepare` is measured against.
 
-    python -m inat_job.bench.bare ARCHIVE SIDE FIRST STEP
+    python -m inat_job.bench.bare ARCHIVE SIDE FIRST STEP DECODER
 
 It says that it is ready, waits for a line, works, and says how many pictures it has done; from line to line.
 """
 
 import sys
+import warnings
 from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_image
 
 from inat_job.data import archives, layout
 from inat_job.data.decode import Rejected, decode
 
 
-def main(archive: str, side: int, first: int, step: int) -> None:
+def main(archive: str, side: str, first: str, step: str, decoder: str) -> None:
     """Decode every `step`-th picture from `first`, as often as a line asks for it."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", DeprecationWarning)  # torchvision means to give its decoder up
+    decoded = {"ours": decode, "torchvision": _at_full_size}[decoder]
     container = archives.open_archive(Path(archive))
-    names = [picture.name for picture in layout.find(container.names(), archive)][first::step]
+    names = [picture.name for picture in layout.find(container.names(), archive)][int(first) :: int(step)]
     print("ready", flush=True)
     for _ in sys.stdin:
         done = 0
         for _, read in container.load(names):
-            done += _decoded(read, side)
+            try:
+                decoded(read(), int(side))
+            except (Rejected, RuntimeError):  # the latter is what torchvision says of what it can't read
+                continue
+            done += 1
         print(done, flush=True)
 
 
-def _decoded(read: archives.Load, side: int) -> bool:
-    try:
-        decode(read(), side)
-    except Rejected:
-        return False
-    return True
+def _at_full_size(data: bytes, side: int) -> torch.Tensor:
+    """uint8 (side, side, 3), by torchvision as it comes."""
+    pixels = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    return F.interpolate(pixels[None], (side, side), mode="bilinear", antialias=True)[0].permute(1, 2, 0).contiguous()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(*sys.argv[1:])

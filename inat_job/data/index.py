@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from inat_job.data import squares
 from inat_job.data.layout import TEST, TRAIN
-from inat_job.storage.hashing import sha256_of
 
-FORMAT = 2
+FORMAT = 3
 PIXELS, INDEX = "pixels.u8", "index.json"
 
 
@@ -72,10 +72,15 @@ def load(folder: Path) -> Cache | None:
         if stored["sha256"] != _digest(fields) or fields["format"] != FORMAT:
             return None
         index = Index(**{name: _frozen(value) for name, value in fields.items()})
-        whole = sha256_of(folder / PIXELS) == index.pixels_sha256
+        whole = _is_whole(folder / PIXELS, index)
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
     return Cache(folder, index) if whole else None
+
+
+def _is_whole(path: Path, index: Index) -> bool:
+    with squares.existing(path, len(index.ids), index.side) as pixels:
+        return path.stat().st_size == pixels.nbytes and pixels.digest() == index.pixels_sha256
 
 
 def _digest(fields: dict[str, Any]) -> str:

@@ -2,17 +2,14 @@
 
 import hashlib
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from inat_job import events, signals
-from inat_job.data import archives, layout
+from inat_job.data import archives, layout, squares
 from inat_job.data.decoding import ROWS, Decoded, decode_all
 from inat_job.data.index import FORMAT, PIXELS, Cache, Index, load
 from inat_job.data.layout import Picture
@@ -21,7 +18,6 @@ from inat_job.data.pull import Source
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted
 from inat_job.events import Progress
 from inat_job.signals import Stop
-from inat_job.storage.hashing import sha256_of
 from inat_job.storage.landing import Landing
 
 MARGIN = 1.15
@@ -172,7 +168,9 @@ def _decoded_early(
 
 def _index(source: Source, pictures: Sequence[Picture], decoded: Sequence[Decoded], side: int, path: Path) -> Index:
     kept = [row for row, each in enumerate(decoded) if each.reason is None]
-    _close_gaps(path, kept, len(pictures), side)
+    if len(kept) < len(pictures):
+        with squares.existing(path, len(pictures), side) as pixels:
+            pixels.keep(kept)
     classes = layout.classes(pictures)
     number = {name: label for label, name in enumerate(classes)}
     hashes = tuple(decoded[row].sha256 for row in kept)
@@ -192,23 +190,13 @@ def _index(source: Source, pictures: Sequence[Picture], decoded: Sequence[Decode
             for picture, each in zip(pictures, decoded, strict=True)
             if each.reason is not None
         ),
-        pixels_sha256=sha256_of(path),
+        pixels_sha256=squares.digest(decoded[row].pixels for row in kept),
     )
 
 
 def _content_digest(ids: Sequence[str], hashes: Sequence[str]) -> str:
     lines = (f"{name} {content}\n" for name, content in zip(ids, hashes, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _close_gaps(path: Path, kept: Sequence[int], rows: int, side: int) -> None:
-    if len(kept) == rows:
-        return
-    pixels = np.memmap(path, dtype=np.uint8, mode="r+", shape=(rows, side, side, 3))
-    for row, old in enumerate(kept):
-        pixels[row] = pixels[old]
-    pixels.flush()
-    os.truncate(path, len(kept) * side * side * 3)
 
 
 def _judge(index: Index, max_broken: float) -> None:

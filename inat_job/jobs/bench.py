@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from inat_job import events
-from inat_job.bench import arrival, children, made, rival, whole
+from inat_job.bench import arrival, children, made, preparing, rival, whole
 from inat_job.bench.measured import Measured, bounding, durations, portions, short, table
 from inat_job.bench.request import Request
 from inat_job.data import archives, pull
@@ -83,7 +83,7 @@ def _measure(
         children.say("decode")
         archive = _archive(settings, source, scratch)
         here = pull.find(str(archive), scratch, storage_options(settings.storage), stop)
-        found += arrival.decode(here, archive, settings.data.image_size, scratch, request.runs, stop)
+        found += preparing.decode(here, archive, settings.data.image_size, scratch, request.runs, stop)
     with ready(settings, request, stop, started) as bench:
         found += _in_process(bench, source, scratch)
         facts = bench.facts()

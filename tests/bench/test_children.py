@@ -52,7 +52,7 @@ def test_a_program_that_fails_is_told() -> None:
 def test_a_module_runs_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zip(tmp_path / "x.zip", tree(train=3, test=2))
     monkeypatch.chdir(tmp_path)
-    with children.asked(children.module("bare", "x.zip", "16", "0", "2")) as child:
+    with children.asked(children.module("bare", "x.zip", "16", "0", "2", "ours")) as child:
         assert child.hear() == "ready"
         child.say()
         assert child.hear() == "8"  # every other one of 15, from the first

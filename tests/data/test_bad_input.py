@@ -184,7 +184,7 @@ def test_a_tar_that_unfolds_without_end_is_a_bomb(tmp_path: Path, monkeypatch: p
         prepared(path)
 
 
-@pytest.mark.parametrize("old", ['"labels": [0', '"Ants"', '"format": 2', '"side": 40'])
+@pytest.mark.parametrize("old", ['"labels": [0', '"Ants"', '"format": 3', '"side": 40'])
 def test_a_flipped_digit_in_the_index_is_noticed(old: str, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", tree())
     whole = prepared(path)

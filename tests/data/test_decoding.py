@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from inat_job.data import decoding, prepare, pull
+from inat_job.data import decoding, prepare, pull, squares
 from inat_job.data.decoding import ROWS
 from inat_job.data.index import PIXELS, Cache, Index
+from inat_job.data.squares import Squares
 from inat_job.errors import ConflictError, Preempted
 from inat_job.signals import never
 from inat_job.storage import StorageOptions
@@ -118,7 +119,7 @@ def test_a_row_is_believed_by_its_pixels_alone(archive: Path, tmp_path: Path, de
     with pytest.raises(Preempted):
         prepared(archive, tmp_path / "cache", stop_after(30))
     folder = unfinished(tmp_path / "cache")
-    rows = [json.loads(line)[0] for line in (folder / ROWS).read_text().splitlines()[1:]]
+    rows = [json.loads(line.partition(" ")[2])[0] for line in (folder / ROWS).read_text().splitlines()[1:]]
     with (folder / PIXELS).open("r+b") as file:
         file.seek(rows[3] * 40 * 40 * 3 + 5)
         byte = file.read(1)
@@ -136,9 +137,10 @@ def test_what_is_said_of_a_row_is_covered_too(archive: Path, tmp_path: Path, fie
         prepared(archive, tmp_path / "cache", stop_after(30))
     file = unfinished(tmp_path / "cache") / ROWS
     lines = file.read_text().splitlines()
-    line = json.loads(lines[5])
+    crc, _, said = lines[5].partition(" ")
+    line = json.loads(said)
     line[field] = "0" * 64 if field == 1 else [4, 3]
-    file.write_text("\n".join([*lines[:5], json.dumps(line), *lines[6:], ""]))
+    file.write_text("\n".join([*lines[:5], f"{crc} {json.dumps(line)}", *lines[6:], ""]))
     assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
 
 
@@ -157,7 +159,9 @@ class KilledError(BaseException):
     """What nothing catches."""
 
 
-@pytest.mark.parametrize("place", ["_close_gaps", "sha256_of", "_judge", "Index.save", "Path.unlink", "Path.replace"])
+@pytest.mark.parametrize(
+    "place", ["Squares.keep", "squares.digest", "_judge", "Index.save", "Path.unlink", "Path.replace"]
+)
 @pytest.mark.parametrize("late", [False, True])
 def test_an_end_at_any_point_of_publishing_changes_nothing(
     place: str, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,7 +169,7 @@ def test_an_end_at_any_point_of_publishing_changes_nothing(
     archive = write_zip(tmp_path / "x.zip", {**tree(), "some/where/train/Ants/00.jpg": b"no picture"})
     whole = content(prepared(archive, tmp_path / "whole"))
     source = pull.find(str(archive), tmp_path / "cache", StorageOptions(), never)
-    owner = {"Index": Index, "Path": Path}.get(place.split(".")[0], prepare)
+    owner = {"Index": Index, "Path": Path, "Squares": Squares, "squares": squares}.get(place.split(".")[0], prepare)
     name = place.rpartition(".")[2]
     original = getattr(owner, name)
 

@@ -15,10 +15,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from inat_job.data import bounds, pull, tars
+from inat_job.data import bounds, pull, tars, zips
 from inat_job.data import decode as decoder
 from inat_job.data.archives import open_archive
 from inat_job.data.decode import Rejected, decode
@@ -178,7 +179,7 @@ def test_a_failing_disk_is_not_a_damaged_picture(name: str, tmp_path: Path, monk
         raise OSError(errno.EIO, "Input/output error")
 
     container = open_archive((write_zip if name == "x.zip" else write_tar)(tmp_path / name, tree()))
-    monkeypatch.setattr(zipfile.ZipFile, "open", failing)
+    monkeypatch.setattr(zips.Zip, "_read_at", failing)
     monkeypatch.setattr(tars, "_loaded", failing)
     with pytest.raises(TransientError, match=r"The disk failed at .*/x\.(zip|tar) \(Input/output error\)"):
         [read() for _, read in container.load(container.names())]
@@ -211,13 +212,13 @@ def test_formats_that_lie_of_their_size_or_start_programs_are_no_pictures() -> N
 def test_large_pictures_are_unfolded_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = (encoded(1, (width, 6000), "PNG") for width in (6000, 600))
     unfolding: list[bool] = []
-    original = Image.Image.convert
+    original = decoder._squash
 
-    def looking(self: Image.Image, *args: object) -> Image.Image:
+    def looking(pixels: np.ndarray, side: int) -> np.ndarray:
         unfolding.append(decoder._one_large.locked())
-        return original(self, *args)
+        return original(pixels, side)
 
-    monkeypatch.setattr(Image.Image, "convert", looking)
+    monkeypatch.setattr(decoder, "_squash", looking)
     decode(large, 32)
     decode(small, 32)
     assert unfolding == [True, False]

@@ -1,0 +1,95 @@
+"""Preparing an archive, against processes that decode and do nothing else, and against torchvision's decoder."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from inat_job.bench import children
+from inat_job.bench.measured import PICTURES, Measured
+from inat_job.bench.timing import by_turns, rates
+from inat_job.data import layout, prepare, squares
+from inat_job.data.archives import open_archive
+from inat_job.data.pull import Source
+from inat_job.platforms import processors
+from inat_job.signals import Stop
+
+
+def decode(source: Source, archive: Path, image_size: int, scratch: Path, runs: int, stop: Stop) -> list[Measured]:
+    """Preparing an archive that is on this machine; hashing and writing are measured by themselves, too."""
+    count, side = len(layout.find(open_archive(archive).names(), source.uri)), prepare.cache_side(image_size)
+
+    def prepared() -> None:
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            prepare.prepare(source, Path(folder), image_size, 1.0, stop)
+
+    with _bare(archive, side, "ours") as ours, _bare(archive, side, "torchvision") as torchvision:
+        works = {"prepare": prepared, "ours": ours, "torchvision": torchvision}
+        works["hash"] = lambda: _hash(archive.stat().st_size, count, side)
+        works["write"] = lambda: _write(scratch / "written", count, side)
+        took = by_turns(works, runs, least_s=0)
+    alone = zip(took["prepare"], took["hash"], took["write"], strict=True)
+    rest = tuple(max(whole - hashing - writing, 1e-9) for whole, hashing, writing in alone)
+    limit = ("bare processes that decode", rates(count, took["ours"]))
+    return [
+        Measured("prepare", PICTURES, rates(count, took["prepare"]), *limit),
+        Measured("prepare less hashing and writing", PICTURES, rates(count, rest), *limit),
+        Measured("hashing in prepare", PICTURES, rates(count, took["hash"]), note="by itself, on all cores"),
+        Measured("writing in prepare", PICTURES, rates(count, took["write"]), note="by itself, on all cores"),
+        Measured("torchvision's decoder", PICTURES, rates(count, took["torchvision"]), *limit, note="at full size"),
+    ]
+
+
+@contextmanager
+def _bare(archive: Path, side: int, decoder: str) -> Iterator[Callable[[], None]]:
+    """A function that decodes every picture once on all cores, and waits for it."""
+    cores = processors.available()
+    with ExitStack() as stack:
+        crew = []
+        for first in range(cores):
+            words = (str(archive.absolute()), str(side), str(first), str(cores), decoder)
+            crew.append(stack.enter_context(children.asked(children.module("bare", *words))))
+        for child in crew:
+            child.hear()
+
+        def go() -> None:
+            for child in crew:
+                child.say()
+            for child in crew:
+                child.hear()
+
+        yield go
+
+
+def _hash(archive: int, count: int, side: int) -> None:
+    """What prepare hashes: the archive, so many bytes, and each picture in it and each row of pixels."""
+    picture, row = bytes(archive // count), bytes(side * side * 3)
+    digest = hashlib.sha256()
+    for _ in range(count):
+        digest.update(picture)
+
+    def hash_one(_: int) -> None:
+        hashlib.sha256(picture).hexdigest()
+        hashlib.sha256(row).hexdigest()
+
+    _on_all_cores(hash_one, count)
+
+
+def _write(path: Path, count: int, side: int) -> None:
+    row = np.zeros((side, side, 3), dtype=np.uint8)
+    with squares.create(path, count, side) as file:
+        _on_all_cores(lambda number: file.write(number, row), count)
+    path.unlink()
+
+
+def _on_all_cores(work: Callable[[int], object], count: int) -> None:
+    def share(first: int) -> None:
+        for number in range(first, count, processors.available()):
+            work(number)
+
+    with ThreadPoolExecutor(processors.available()) as pool:
+        list(pool.map(share, range(processors.available())))

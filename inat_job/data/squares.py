@@ -1,0 +1,101 @@
+"""The file of the decoded cache: a square of pixels for each row, read and written by any thread, hashed row by row.
+
+Rows are written by pwrite: in a fresh memory map each page of a row is first faulted in, which takes longer than its
+decoding saves. They are hashed as they are written, and the file's digest is that of their hashes: so no second pass
+over the whole is needed, and where one is, all cores do it.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from inat_job.platforms import processors
+
+_AT_ONCE = 64
+"""Rows that a thread reads and hashes before it is asked again."""
+
+
+class Squares:
+    """An open file of `count` rows, each uint8 RGB of shape (side, side, 3)."""
+
+    def __init__(self, descriptor: int, count: int, side: int) -> None:
+        self._descriptor, self._count = descriptor, count
+        self._row = side * side * 3  # bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self._count * self._row
+
+    def read(self, row: int) -> bytes:
+        """The pixels of a row; fewer where the file ends."""
+        return os.pread(self._descriptor, self._row, row * self._row)
+
+    def write(self, row: int, pixels: np.ndarray) -> None:
+        """Put a row's pixels in, C-contiguous. Raises OSError."""
+        if os.pwrite(self._descriptor, pixels.data, row * self._row) != self._row:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def hash(self, row: int) -> str:
+        """SHA-256 of what a row holds."""
+        return hashlib.sha256(self.read(row)).hexdigest()
+
+    def keep(self, rows: Iterable[int]) -> None:
+        """Leave these rows, in rising order, and none between them."""
+        kept = 0
+        for row in rows:
+            if row != kept:
+                os.pwrite(self._descriptor, self.read(row), kept * self._row)
+            kept += 1
+        os.truncate(self._descriptor, kept * self._row)
+
+    def digest(self) -> str:
+        """That of the file, see `digest`, by reading all of it on all cores."""
+        starts = range(0, self._count, _AT_ONCE)
+        with ThreadPoolExecutor(processors.available()) as pool:
+            return digest(hashed for part in pool.map(self._hashes, starts) for hashed in part)
+
+    def _hashes(self, start: int) -> list[str]:
+        return [self.hash(row) for row in range(start, min(start + _AT_ONCE, self._count))]
+
+
+def digest(hashes: Iterable[str]) -> str:
+    """The digest of a file whose rows have these hashes: SHA-256 of one after the other."""
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+@contextmanager
+def create(path: Path, count: int, side: int) -> Iterator[Squares]:
+    """The file, what is in it kept, with all of its space: a disk that is too small shows before the work.
+
+    Raises OSError.
+    """
+    size = count * side * side * 3
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            if hasattr(os, "posix_fallocate"):  # macOS has none; there a full disk shows as it fills
+                os.posix_fallocate(descriptor, 0, size)
+        except OSError:
+            path.unlink()
+            raise
+        os.truncate(descriptor, size)
+        yield Squares(descriptor, count, side)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def existing(path: Path, count: int, side: int) -> Iterator[Squares]:
+    """The file of `count` rows as it is. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield Squares(descriptor, count, side)
+    finally:
+        os.close(descriptor)
