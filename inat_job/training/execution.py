@@ -11,7 +11,7 @@ import torch
 
 from inat_job import events
 from inat_job.errors import ConflictError
-from inat_job.platforms import processors
+from inat_job.platforms import allocator, processors
 from inat_job.settings import TrainSettings
 from inat_job.training import compiling, precision
 
@@ -44,7 +44,9 @@ class Execution:
         return dataclasses.asdict(self)
 
     def apply(self) -> None:
-        """Set what torch keeps globally."""
+        """Set what torch keeps globally, and how memory is kept."""
+        if self.accelerator == "cpu":
+            allocator.keep_freed()
         torch.set_num_threads(self.threads)
         # Not torch.backends.fp32_precision: where that is set, what Lightning and torch.compile ask raises an error.
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
