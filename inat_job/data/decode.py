@@ -18,8 +18,8 @@ LARGEST_PIXELS = 100_000_000
 LARGE_PIXELS = 2**25
 """Width times height beyond which pictures are unfolded one after the other: a few at once may take all the memory."""
 
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Those of photos. Of others Pillow starts a program (EPS) or believes a size that the content exceeds (ICO, ICNS)."""
+FORMATS = ("JPEG", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Those of photos, the likeliest first. Others start a program (EPS) or may exceed the size they tell (ICO, ICNS)."""
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow would warn and raise by turns; the check is ours
 
