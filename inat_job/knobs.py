@@ -106,6 +106,8 @@ def check(section: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not each.minimum <= number <= each.maximum:
                 raise UsageError(f"{each.flag} is {number}: it must be {_range(each)}.")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"{each.flag} is {number}: it must be a finite number.")
 
 
 def _check_uri(each: Knob, value: str) -> None:

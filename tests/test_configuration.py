@@ -144,6 +144,7 @@ def test_a_files_null_unsets_what_may_be_unset(tmp_path: Path) -> None:
         ("train.epochs", "many", "--epochs is 'many': it must be a whole number."),
         ("train.warmup", "2", "--warmup is 2.0: it must be at least 0 and at most 0.9."),
         ("train.warmup", "nan", "--warmup is nan"),
+        ("run.price_per_hour", "inf", "--price-per-hour is inf: it must be a finite number"),
         ("train.max_time", "soon", "--max-time is 'soon': it must be a duration"),
         ("train.accumulate", "3", "--accumulate is 3: it must divide --batch-size"),
         ("train.accelerator", "tpu", "--accelerator is 'tpu': it must be one of auto, cpu, cuda, mps."),

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,7 +84,3 @@ def _write(path: Path, size: int) -> None:
             file.write(_BLOCK[: size - start])
         file.flush()
         os.fsync(file.fileno())
-
-
-Store = Callable[[Live, float], list[Measured]]
-"""`checkpoint` with where to; called with the seconds of an epoch."""

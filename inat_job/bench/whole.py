@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def end_to_end(settings: Settings, unpacked: Path, scratch: Path, runs: int, epo
     note = "" if epochs == of else f"{epochs} of {of} epochs trained, the seconds of the rest extrapolated"
     return [
         Measured("whole job", "s", ours_s, note="pull and prepare included"),
-        Measured("whole job from a prepared cache", "s", from_cache_s, note="the same, without them"),
+        Measured("whole job from a prepared cache", "s", from_cache_s, note="a second one, features computed anew"),
         Measured("whole baseline", "s", plain_s, note=note),
         Measured("whole baseline over whole job", "times", tuple(b / a for a, b in zip(ours_s, plain_s, strict=True))),
         Measured("test accuracy of the job", "", ours),
@@ -67,11 +68,12 @@ def _both(settings: Settings, unpacked: Path, place: Path, epochs: int) -> tuple
     (cache / "weights").symlink_to((Path(settings.data.cache_dir) / "weights").absolute())
     ours = children.run(children.job(placed(settings, str(place), cache_dir=str(cache))))
     report = json.loads((place / "r" / "report.json").read_text())
+    shutil.rmtree(cache / "features", ignore_errors=True)
+    again = children.run(children.job(placed(settings, str(place / "again"), cache_dir=str(cache))))
     plain = children.run(rival.command(rival.spec(settings, unpacked, epochs, lockstep=False)))
     told = json.loads(plain.lines[-1][1])
-    early = report["timing"]["pull_s"] + report["timing"]["prepare_s"]
     more = (settings.train.epochs - epochs) * statistics.median(told["seconds"][1:] or told["seconds"])
-    return ours.seconds, ours.seconds - early, plain.seconds + more, report["test"]["accuracy"], told["accuracy"]
+    return ours.seconds, again.seconds, plain.seconds + more, report["test"]["accuracy"], told["accuracy"]
 
 
 def growth(settings: Settings, container: archives.Container, scratch: Path, factors: Sequence[int]) -> list[Measured]:

@@ -6,11 +6,15 @@ libjpeg-turbo unfolds it, through Pillow, and torch squashes it: with vector ins
 import io
 import threading
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from inat_job.errors import BadDataError
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST_PIXELS = 100_000_000
 """Width times height beyond which a file is taken for a decompression bomb."""
@@ -39,8 +43,11 @@ def decode(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode `data` and squash it to a square.
 
     Returns uint8 RGB pixels of shape (side, side, 3), and the original (width, height) as it is to be looked at
-    (EXIF orientation applied). JPEGs are scaled within the DCT down to no less than twice `side`. Raises Rejected.
+    (EXIF orientation applied). JPEGs are scaled within the DCT down to no less than twice `side`. Raises Rejected,
+    and MemoryError.
     """
+    import torch  # here: it takes seconds, in which the data set is on its way
+
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -49,7 +56,7 @@ def decode(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
             image.draft("RGB", (2 * side, 2 * side))
             with _one_large if image.width * image.height > LARGE_PIXELS else nullcontext():
                 turned = image if _upright(image) else ImageOps.exif_transpose(image)
-                squashed = _squash(np.array(_rgb(turned)), side)  # a copy: torch wants to be able to write
+                squashed = _squash(torch.from_numpy(np.array(_rgb(turned))), side)  # a copy that may be written to
             if turned is not image and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):
                 width, height = height, width
             return squashed, (width, height)
@@ -66,13 +73,12 @@ def _upright(image: Image.Image) -> bool:
     return image.format == "JPEG" and not image.info.keys() & _TURNERS
 
 
-def _squash(pixels: np.ndarray, side: int) -> np.ndarray:
+def _squash(pixels: "torch.Tensor", side: int) -> np.ndarray:
     """uint8 (H, W, 3) to (side, side, 3): bilinear and antialiased, as Pillow's resize, to within a rounding."""
-    import torch  # here: it takes seconds, in which the data set is on its way
+    from torch.nn.functional import interpolate
 
-    batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     try:
-        square = torch.nn.functional.interpolate(batch, (side, side), mode="bilinear", antialias=True)
+        square = interpolate(pixels[None].permute(0, 3, 1, 2), (side, side), mode="bilinear", antialias=True)
     except RuntimeError as error:  # its shapes are right, so that it is the memory
         raise MemoryError(str(error)) from None
     return np.ascontiguousarray(square[0].permute(1, 2, 0).numpy())

@@ -62,7 +62,7 @@ def decode_all(
     ]
     with squares.create(folder / PIXELS, len(pictures), side) as pixels:
         journal = _Journal(folder / ROWS, pictures, side)
-        done = journal.done(pixels)
+        done = journal.done(pixels, stop)
         for row, result in done.items():
             results[row] = result
         missing = rows if verify else {name: row for name, row in rows.items() if row not in done}
@@ -87,25 +87,22 @@ class _Journal:
         self._path, self._lock = path, threading.Lock()
         self._header = f"{FORMAT} {side} {hashlib.sha256(listed.encode()).hexdigest()}"
 
-    def done(self, pixels: Squares) -> dict[int, Decoded]:
+    def done(self, pixels: Squares, stop: Stop) -> dict[int, Decoded]:
         """What an earlier job did of these very pictures, as far as it is still there; the journal then says that."""
         lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
         kept = {}
         if lines[:1] == [self._header]:
             with ThreadPoolExecutor(processors.available()) as pool:
-                kept = dict(filter(None, pool.map(partial(_believed, pixels), lines[1:])))
-        with self:
-            self._file.truncate(0)
-            self._file.write(self._header + "\n")
-            for row, result in kept.items():
-                self.add(row, result)
+                kept = dict(filter(None, pool.map(partial(_believed, pixels, stop), lines[1:])))
+        anew = self._path.with_suffix(".new")  # a kill leaves the old one
+        anew.write_text("".join([f"{self._header}\n", *(_line(row, result) for row, result in kept.items())]))
+        anew.replace(self._path)
         return kept
 
     def add(self, row: int, result: Decoded) -> None:
         """Note a row. Any thread may; a kill costs the last few of them."""
-        said = json.dumps([row, result.sha256, result.size, result.pixels, result.reason])
         with self._lock:
-            self._file.write(f"{zlib.crc32(said.encode())} {said}\n")
+            self._file.write(_line(row, result))
 
     def __enter__(self) -> "_Journal":
         self._file = self._path.open("a")
@@ -115,8 +112,14 @@ class _Journal:
         self._file.close()
 
 
-def _believed(pixels: Squares, line: str) -> tuple[int, Decoded] | None:
-    """Row and result of a line, if it is whole and the row's pixels are those that it tells of."""
+def _line(row: int, result: Decoded) -> str:
+    said = json.dumps([row, result.sha256, result.size, result.pixels, result.reason])
+    return f"{zlib.crc32(said.encode())} {said}\n"
+
+
+def _believed(pixels: Squares, stop: Stop, line: str) -> tuple[int, Decoded] | None:
+    """Row and result of a line, if it is whole and the row's pixels are those that it tells of. Raises Preempted."""
+    signals.check(stop, "checking what was prepared before")
     crc, _, said = line.partition(" ")
     if crc != str(zlib.crc32(said.encode())):
         return None

@@ -12,6 +12,7 @@ import numpy as np
 
 from inat_job.data import squares
 from inat_job.data.layout import TEST, TRAIN
+from inat_job.signals import Stop, never
 
 FORMAT = 3
 PIXELS, INDEX = "pixels.u8", "index.json"
@@ -64,23 +65,26 @@ class Cache:
         return np.memmap(self.folder / PIXELS, dtype=np.uint8, mode="r", shape=shape)
 
 
-def load(folder: Path) -> Cache | None:
-    """The cache in a folder, or None if there is none that is whole: hash, size and format are checked."""
+def load(folder: Path, stop: Stop = never) -> Cache | None:
+    """The cache in a folder, or None if there is none that is whole: hash, size and format are checked.
+
+    Raises Preempted.
+    """
     try:
         stored = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         fields: dict[str, Any] = stored["index"]
         if stored["sha256"] != _digest(fields) or fields["format"] != FORMAT:
             return None
         index = Index(**{name: _frozen(value) for name, value in fields.items()})
-        whole = _is_whole(folder / PIXELS, index)
+        whole = _is_whole(folder / PIXELS, index, stop)
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
     return Cache(folder, index) if whole else None
 
 
-def _is_whole(path: Path, index: Index) -> bool:
+def _is_whole(path: Path, index: Index, stop: Stop) -> bool:
     with squares.existing(path, len(index.ids), index.side) as pixels:
-        return path.stat().st_size == pixels.nbytes and pixels.digest() == index.pixels_sha256
+        return path.stat().st_size == pixels.nbytes and pixels.digest(stop) == index.pixels_sha256
 
 
 def _digest(fields: dict[str, Any]) -> str:

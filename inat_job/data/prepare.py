@@ -42,17 +42,17 @@ def prepare(
 ) -> Cache:
     """The cache of a source at this geometry, built if it is not there.
 
-    An archive that is far away is fetched, and decoded as it lands; `whole` is called, maybe more than once, when all
+    A zip that is far away is fetched, and decoded as it lands; `whole` is called, maybe more than once, when all
     of it is here. Any number of jobs may ask at once: one builds, the others wait and find it. Raises BadDataError for
     a data set that is unusable or more than `max_broken` unreadable, ConflictError when the cache folder is too small
     or cannot be written, Preempted, and what the store raises.
     """
     side = cache_side(image_size)
-    cache = _published(source, cache_dir, side, whole)
+    cache = _published(source, cache_dir, side, stop, whole)
     if cache is None:
         draft = _folder(cache_dir, source.draft, side)
-        with lock(draft.with_suffix(".lock"), cache_dir, stop, _WAITING), cache_errors(cache_dir):
-            cache = _published(source, cache_dir, side, whole) or _build(
+        with lock(draft.with_suffix(".lock"), cache_dir, stop, _WAITING), cache_errors(cache_dir), _memory_errors():
+            cache = _published(source, cache_dir, side, stop, whole) or _build(
                 source, cache_dir, draft.with_suffix(".tmp"), side, max_broken, stop, whole
             )
     # The same pictures may have been prepared from elsewhere; what is said of them names where this run has them from.
@@ -62,16 +62,24 @@ def prepare(
     return cache
 
 
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise ConflictError("Too little memory to decode pictures: give the job more, or fewer processors.") from error
+
+
 def _folder(cache_dir: Path, name: str, side: int) -> Path:
     return cache_dir / "prepared" / hashlib.sha256(f"{name} {side} {FORMAT}".encode()).hexdigest()[:24]
 
 
-def _published(source: Source, cache_dir: Path, side: int, whole: Callable[[], None]) -> Cache | None:
+def _published(source: Source, cache_dir: Path, side: int, stop: Stop, whole: Callable[[], None]) -> Cache | None:
     identity = source.known()
     if identity is None:
         return None
     whole()
-    return load(_folder(cache_dir, identity, side))
+    return load(_folder(cache_dir, identity, side), stop)
 
 
 def _build(
@@ -114,7 +122,7 @@ def _build(
 def _publishing(folder: Path, cache_dir: Path, stop: Stop) -> Iterator[Cache | None]:
     """What stands in a folder, which nobody else touches meanwhile: jobs may prepare the same from different places."""
     with lock(folder.parent / "publish.lock", cache_dir, stop, "waiting for another job that publishes its pictures"):
-        cache = load(folder)
+        cache = load(folder, stop)
         if cache is None:
             shutil.rmtree(folder, ignore_errors=True)  # a cache that failed its check
         yield cache
@@ -169,7 +177,7 @@ def _decoded_early(
 def _index(source: Source, pictures: Sequence[Picture], decoded: Sequence[Decoded], side: int, path: Path) -> Index:
     kept = [row for row, each in enumerate(decoded) if each.reason is None]
     if len(kept) < len(pictures):
-        with squares.existing(path, len(pictures), side) as pixels:
+        with squares.existing(path, len(pictures), side, writable=True) as pixels:
             pixels.keep(kept)
     classes = layout.classes(pictures)
     number = {name: label for label, name in enumerate(classes)}

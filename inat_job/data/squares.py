@@ -11,11 +11,14 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from inat_job import signals
 from inat_job.platforms import processors
+from inat_job.signals import Stop
 
 _AT_ONCE = 64
 """Rows that a thread reads and hashes before it is asked again."""
@@ -39,8 +42,7 @@ class Squares:
 
     def write(self, row: int, pixels: np.ndarray) -> None:
         """Put a row's pixels in, C-contiguous. Raises OSError."""
-        if os.pwrite(self._descriptor, pixels.data, row * self._row) != self._row:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._put(row, pixels.data)
 
     def hash(self, row: int) -> str:
         """SHA-256 of what a row holds."""
@@ -51,17 +53,22 @@ class Squares:
         kept = 0
         for row in rows:
             if row != kept:
-                os.pwrite(self._descriptor, self.read(row), kept * self._row)
+                self._put(kept, self.read(row))
             kept += 1
         os.truncate(self._descriptor, kept * self._row)
 
-    def digest(self) -> str:
-        """That of the file, see `digest`, by reading all of it on all cores."""
+    def digest(self, stop: Stop) -> str:
+        """That of the file, see `digest`, by reading all of it on all cores. Raises OSError, Preempted."""
         starts = range(0, self._count, _AT_ONCE)
         with ThreadPoolExecutor(processors.available()) as pool:
-            return digest(hashed for part in pool.map(self._hashes, starts) for hashed in part)
+            return digest(hashed for part in pool.map(partial(self._hashes, stop), starts) for hashed in part)
 
-    def _hashes(self, start: int) -> list[str]:
+    def _put(self, row: int, data: bytes | memoryview) -> None:
+        if os.pwrite(self._descriptor, data, row * self._row) != self._row:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _hashes(self, stop: Stop, start: int) -> list[str]:
+        signals.check(stop, "checking the prepared pictures")
         return [self.hash(row) for row in range(start, min(start + _AT_ONCE, self._count))]
 
 
@@ -92,9 +99,9 @@ def create(path: Path, count: int, side: int) -> Iterator[Squares]:
 
 
 @contextmanager
-def existing(path: Path, count: int, side: int) -> Iterator[Squares]:
-    """The file of `count` rows as it is. Raises OSError."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+def existing(path: Path, count: int, side: int, *, writable: bool = False) -> Iterator[Squares]:
+    """The file of `count` rows as it is; a complete cache may be read only. Raises OSError."""
+    descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     try:
         yield Squares(descriptor, count, side)
     finally:

@@ -79,7 +79,9 @@ class Zip:
         data = self._read_at(start, start + member.compress_size)
         if member.compress_type == zipfile.ZIP_DEFLATED:  # no more of it than it should be, whatever it unfolds to
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(1, member.file_size))
-        if len(data) != member.file_size or zlib.crc32(data) != member.CRC:
+        if len(data) != member.file_size:
+            raise zipfile.BadZipFile("its length is not what the directory says")
+        if zlib.crc32(data) != member.CRC:
             raise zipfile.BadZipFile("Bad CRC-32")
         return data
 

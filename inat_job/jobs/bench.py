@@ -17,6 +17,7 @@ from inat_job.bench.measured import Measured, bounding, durations, portions, sho
 from inat_job.bench.request import Request
 from inat_job.data import archives, pull
 from inat_job.data.pull import Source
+from inat_job.errors import UsageError
 from inat_job.jobs.bench_fit import Ready, ready
 from inat_job.jobs.folders import storage_options
 from inat_job.settings import Settings
@@ -27,7 +28,9 @@ _SYNTHETIC_SIDE = 480
 
 
 def run(settings: Settings, request: Request, stop: StopFlag, started: float) -> None:
-    """Measure what the request asks for, and tell it."""
+    """Measure what the request asks for, and tell it. Raises UsageError for a --json that has no folder."""
+    if request.json and not Path(request.json).absolute().parent.is_dir():
+        raise UsageError(f"--json is {request.json}, and its folder does not exist: make it, or name another.")
     epochs, settings = settings.train.epochs, _settled(settings, request)
     with _scratch(settings) as scratch:
         settings = _with_pictures(settings, request, scratch, stop)
@@ -75,7 +78,9 @@ def _measure(
 ) -> tuple[list[Measured], dict[str, Any]]:
     found: list[Measured] = []
     source = _source(settings, stop)
-    if "pull" in request.stages and archives.is_archive(urlsplit(settings.data.uri).path):
+    if "pull" in request.stages and not archives.is_archive(urlsplit(settings.data.uri).path):
+        events.warn("--stages pull is left out: it is measured on an archive, and --data is none.")
+    elif "pull" in request.stages:
         children.say("pull")
         where = arrival.Where(settings.data.uri, storage_options(settings.storage))
         found += arrival.pull(where, settings.data.image_size, scratch, request.runs, stop)

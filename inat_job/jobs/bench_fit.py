@@ -91,7 +91,8 @@ class Ready:
             found += device.forward(live, runs)
         found += laps.measured()
         if "matrix" in wanted:
-            found += device.utilisation(live, runs, self._macs(), work.execution.device, tuple(laps.free))
+            trained = tuple(laps.epochs or laps.free)
+            found += device.utilisation(live, runs, self._macs(), work.execution.device, trained)
         if "checkpoint" in wanted:
             children.say("checkpoint")
             epoch_s = (

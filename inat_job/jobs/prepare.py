@@ -26,7 +26,7 @@ def run(settings: Settings, stop: StopFlag, started: float) -> None:
 def pictures(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
     """Pull and prepare, or find that nothing is left to do.
 
-    An archive is decoded while it lands: pull_s is the time until all of it is here, prepare_s what comes after.
+    A zip is decoded while it lands: pull_s is the time until all of it is here, prepare_s what comes after.
     """
     data, cache_dir = settings.data, Path(settings.data.cache_dir)
     with ExitStack() as timed:

@@ -51,7 +51,8 @@ def begin(
 ) -> Work:
     """What a run works with; its arithmetic is as `stored` where that is known, and in force from here."""
     local.settle_cublas()
-    execution = decide(settings.train, stored)
+    with memory_errors():
+        execution = decide(settings.train, stored)
     execution.apply()
     pictures = Pictures(cache, settings.train, pinned=execution.accelerator == "cuda")
     return Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop)

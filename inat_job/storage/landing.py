@@ -95,7 +95,13 @@ class Landing:
         """Return when the bytes from `start` up to `end` have landed. Raises LostError and what `tick` raises."""
         journal = self._begun()
         with self._changed:
-            while (chunk := self._gap(journal, start, min(end, journal.plan.size))) is not None:
+            while True:
+                last = self._whole  # then what is not here is nowhere, as a damaged directory may want it
+                chunk = self._gap(journal, start, min(end, journal.plan.size))
+                if chunk is None:
+                    return
+                if last:
+                    raise LostError(f"The object has no bytes from {start} to {end}.")
                 self._wanted = chunk
                 self._wait()
 

@@ -13,7 +13,8 @@ from inat_job import events
 from inat_job.errors import ConflictError
 from inat_job.platforms import allocator, processors
 from inat_job.settings import TrainSettings
-from inat_job.training import compiling, precision
+from inat_job.training import compiling
+from inat_job.training import precision as arithmetic
 
 _LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -46,7 +47,7 @@ class Execution:
     def apply(self) -> None:
         """Set what torch keeps globally, and how memory is kept."""
         if self.accelerator == "cpu":
-            allocator.keep_freed()
+            events.emit("allocator", keeps_freed=allocator.keep_freed())
         torch.set_num_threads(self.threads)
         # Not torch.backends.fp32_precision: where that is set, what Lightning and torch.compile ask raises an error.
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
@@ -61,11 +62,13 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None) -> Execution:
     To compile or not is decided later, when the network is known, see `with_compile`.
     Raises ConflictError when the accelerator asked for is not here.
     """
-    fresh = _fresh(settings)
+    accelerator = _accelerator(settings.accelerator)
     if not stored:
-        return fresh
+        return _fresh(settings, accelerator, None)
     known = {field.name for field in dataclasses.fields(Execution)}  # another version may have stored others
     stored = {name: value for name, value in stored.items() if name in known}
+    same = stored.get("accelerator") == accelerator
+    fresh = _fresh(settings, accelerator, stored.get("precision") if same else None)
     first = dataclasses.replace(fresh, **stored)
     kept = dataclasses.replace(first, device=fresh.device, torch=fresh.torch, accelerator=fresh.accelerator)
     if first.accelerator != fresh.accelerator:
@@ -89,12 +92,14 @@ def _how(mode: str | None) -> str:
     return f"compiled (mode {mode})" if mode else "not compiled"
 
 
-def _fresh(settings: TrainSettings) -> Execution:
-    accelerator = _accelerator(settings.accelerator)
+def _fresh(settings: TrainSettings, accelerator: str, precision: str | None) -> Execution:
+    """What is decided anew, unless the precision is known already."""
+    if settings.precision != "auto":
+        precision = settings.precision
     return Execution(
         accelerator=accelerator,
         device=_device_name(accelerator),
-        precision=precision.choose(accelerator) if settings.precision == "auto" else settings.precision,
+        precision=precision or arithmetic.choose(accelerator),
         channels_last=True,
         compile=False,
         deterministic=settings.deterministic,

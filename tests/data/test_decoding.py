@@ -65,6 +65,10 @@ def content(cache: Cache) -> tuple[bytes, bytes]:
     return (cache.folder / PIXELS).read_bytes(), (cache.folder / "index.json").read_bytes()
 
 
+class KilledError(BaseException):
+    """What nothing catches."""
+
+
 @pytest.mark.parametrize("asked", [2, 11, 30])
 def test_what_was_decoded_is_not_decoded_again(archive: Path, tmp_path: Path, decoded: list[int], asked: int) -> None:
     whole = content(prepared(archive, tmp_path / "whole"))
@@ -144,6 +148,27 @@ def test_what_is_said_of_a_row_is_covered_too(archive: Path, tmp_path: Path, fie
     assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
 
 
+def test_a_kill_while_the_journal_is_tidied_costs_nothing(
+    archive: Path, tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(30))
+    done, original = len(decoded), Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.suffix == ".new":
+            raise KilledError
+        return original(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KilledError):
+            prepared(archive, tmp_path / "cache")
+    decoded.clear()
+    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
+    assert len(decoded) == (COUNT - done) + COUNT
+
+
 def test_a_rejected_picture_stays_rejected_when_taken_up(tmp_path: Path) -> None:
     files = tree()
     files["some/where/train/Ants/00.jpg"] = b"no picture"
@@ -153,10 +178,6 @@ def test_a_rejected_picture_stays_rejected_when_taken_up(tmp_path: Path) -> None
     cache = prepared(archive, tmp_path / "cache")
     assert [each["id"] for each in cache.index.rejected] == ["train/Ants/00.jpg"]
     assert content(cache) == content(prepared(archive, tmp_path / "whole"))
-
-
-class KilledError(BaseException):
-    """What nothing catches."""
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Several jobs on one cache folder, and a folder that takes nothing."""
 
+import errno
 import multiprocessing
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from inat_job.data import locks, prepare, pull
-from inat_job.data.index import Cache
+from inat_job.data.index import Cache, load
 from inat_job.errors import ConflictError, Preempted
 from inat_job.signals import never
 from inat_job.storage import StorageOptions, open_store
@@ -67,6 +69,26 @@ def test_a_complete_cache_is_opened_though_nothing_can_be_written(
     forbidden: Any = lambda *args: pytest.fail("a lock was taken")  # noqa: E731
     monkeypatch.setattr(prepare, "lock", forbidden)
     assert prepared(path, tmp_path / "cache") == first
+
+
+def test_a_complete_cache_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    first = prepared(path, tmp_path / "cache")
+    original = os.open
+
+    def read_only(file: Any, flags: int, *more: Any, **options: Any) -> int:
+        if str(file).startswith(str(tmp_path / "cache")) and flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, "Permission denied")  # root may write anywhere
+        return original(file, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert prepared(path, tmp_path / "cache") == first
+
+
+def test_a_stop_is_read_while_a_cache_is_checked(tmp_path: Path) -> None:
+    cache = prepared(write_zip(tmp_path / "x.zip", tree()), tmp_path / "cache")
+    with pytest.raises(Preempted, match="checking the prepared pictures"):
+        load(cache.folder, lambda: True)
 
 
 def test_who_waits_for_a_lock_reads_the_stop_flag(tmp_path: Path) -> None:

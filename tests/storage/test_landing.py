@@ -85,6 +85,20 @@ def test_a_server_without_ranges_lets_nothing_be_read_before_it_is_whole(site: S
     assert not landing.whole()
 
 
+@pytest.mark.parametrize(("start", "end"), [(-5, 3), (-20_000, -10_000), (-1, 95_000)])
+def test_bytes_that_are_nowhere_are_not_waited_for(start: int, end: int, site: Site, tmp_path: Path) -> None:
+    """A damaged directory tells of members before the archive's beginning."""
+    landing = Landing()
+    thread = threading.Thread(target=get, args=(site, tmp_path / "x", landing))
+    thread.start()
+    assert landing.read(0, 5) == DATA[:5]
+    thread.join()
+    with pytest.raises(LostError, match="no bytes from"):
+        landing.wait(start, end)
+    assert landing.read(94_990, 200_000) == DATA[-10:]
+    landing.close()
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_who_waits_in_vain_is_told(again: bool, tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes(bytes(95_000))

@@ -6,13 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from inat_job.training import precision
+from inat_job.configuration import configure
+from inat_job.errors import ConflictError
+from inat_job.jobs import stages
+from inat_job.settings import TrainSettings
+from inat_job.signals import never
+from inat_job.training import execution, precision
 
 
 def test_a_device_that_does_well_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert precision.error_of("cpu", torch.bfloat16) < 0.02
-    assert precision.error_of("cpu", torch.float16) < 0.02
+    assert precision.fault_of("cpu", torch.bfloat16) is None
+    assert precision.fault_of("cpu", torch.float16) is None
     assert precision.choose("cpu") == "bf16"
 
 
@@ -28,13 +33,38 @@ def test_a_device_that_computes_nonsense_gets_fp32(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(precision.F, "conv2d", wrong)
     assert precision.choose("cpu") == "fp32"
-    assert "fp32 is used" in capsys.readouterr().out
+    assert "cpu says that it has bf16, but a convolution is wrong by" in capsys.readouterr().out
 
 
 def test_a_device_that_refuses_gets_fp32() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert precision.error_of("cuda", torch.bfloat16) == math.inf
+    fault = precision.fault_of("cuda", torch.bfloat16)
+    assert fault is not None
+    assert fault.startswith("fails (")
+
+
+def test_fp16_is_tried_where_bf16_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_claimed", lambda accelerator: ("bf16", "fp16"))
+    monkeypatch.setattr(precision, "fault_of", lambda accelerator, dtype: "fails" if dtype is torch.bfloat16 else None)
+    assert precision.choose("cuda") == "fp16"
+
+
+def test_what_a_run_is_kept_at_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "choose", lambda accelerator: "bf16")
+    stored = execution.decide(TrainSettings(accelerator="cpu"), None)
+    monkeypatch.setattr(precision, "choose", lambda accelerator: pytest.fail("it was tried"))
+    assert execution.decide(TrainSettings(accelerator="cpu"), stored.as_dict()).precision == "bf16"
+
+
+def test_a_gpu_that_others_fill_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(accelerator: str) -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(precision, "choose", full)
+    settings = configure("a", {}, [], None).settings
+    with pytest.raises(ConflictError, match="lower --batch-size"):
+        stages.begin(settings, None, None, None, None, never)  # type: ignore[arg-type]
 
 
 def test_trying_it_draws_nothing_random() -> None:
