@@ -3,7 +3,6 @@
 import errno
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -24,16 +23,6 @@ class Container(Protocol):
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         """Each name once, in the order that is cheapest to read, with a function that any thread may call."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """A file's bytes that are in memory already."""
-
-    data: bytes
-
-    def __call__(self) -> bytes:
-        return self.data
 
 
 def plain_name(name: str) -> str:

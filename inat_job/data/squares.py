@@ -1,7 +1,7 @@
 """The file of the decoded cache: a square of pixels for each row, read and written by any thread, hashed row by row.
 
-Rows are written by pwrite: in a fresh memory map each page of a row is first faulted in, which takes longer than its
-decoding saves. They are hashed as they are written, and the file's digest is that of their hashes: so no second pass
+Rows are written by pwrite: in a fresh memory map each page of a row is first faulted in, which takes several times as
+long. They are hashed as they are written, and the file's digest is that of their hashes: so no second pass
 over the whole is needed, and where one is, all cores do it.
 """
 
@@ -57,6 +57,12 @@ class Squares:
             kept += 1
         os.truncate(self._descriptor, kept * self._row)
 
+    def take_space(self) -> None:
+        """Have the file as long as its rows, with all of its space. Raises OSError."""
+        if hasattr(os, "posix_fallocate"):  # macOS has none; there a full disk shows as it fills
+            os.posix_fallocate(self._descriptor, 0, self.nbytes)
+        os.truncate(self._descriptor, self.nbytes)
+
     def digest(self, stop: Stop) -> str:
         """That of the file, see `digest`, by reading all of it on all cores. Raises OSError, Preempted."""
         starts = range(0, self._count, _AT_ONCE)
@@ -83,19 +89,14 @@ def create(path: Path, count: int, side: int) -> Iterator[Squares]:
 
     Raises OSError.
     """
-    size = count * side * side * 3
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+    path.touch()
+    with existing(path, count, side, writable=True) as file:
         try:
-            if hasattr(os, "posix_fallocate"):  # macOS has none; there a full disk shows as it fills
-                os.posix_fallocate(descriptor, 0, size)
+            file.take_space()
         except OSError:
             path.unlink()
             raise
-        os.truncate(descriptor, size)
-        yield Squares(descriptor, count, side)
-    finally:
-        os.close(descriptor)
+        yield file
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from inat_job.data import bounds
 from inat_job.data.decode import Rejected
-from inat_job.data.members import LINK, Held, Load, damage, plain_name, refuse
+from inat_job.data.members import LINK, Load, damage, plain_name, refuse
 
 _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 
@@ -92,4 +92,5 @@ def _loaded(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Load:
         return partial(refuse, reason)
     file = archive.extractfile(member)
     assert file is not None
-    return Held(file.read())
+    data = file.read()
+    return lambda: data

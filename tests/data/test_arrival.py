@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sites import Site, site  # noqa: F401  # a fixture
+from sites import Site
 
 from inat_job.data import decoding, prepare, pull
 from inat_job.data.decoding import ROWS
@@ -37,21 +37,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one for each picture that is decoded."""
-    seen: list[int] = []
-    original = decoding.decode
-
-    def counting(data: bytes, side: int) -> Any:
-        seen.append(len(data))
-        return original(data, side)
-
-    monkeypatch.setattr(decoding, "decode", counting)
-    return seen
-
-
-@pytest.fixture
-def served(site: Site, tmp_path: Path) -> Callable[..., bytes]:  # noqa: F811
+def served(site: Site, tmp_path: Path) -> Callable[..., bytes]:
     """Puts an archive on the server; gives its bytes."""
 
     def serve(name: str = "x.zip", etag: str = '"1"', **tree_of: Any) -> bytes:
@@ -88,7 +74,7 @@ def until(happened: Callable[[], bool]) -> bool:
     return happened()
 
 
-def hold(site: Site, size: int, happened: Callable[[], bool]) -> list[bool]:  # noqa: F811
+def hold(site: Site, size: int, happened: Callable[[], bool]) -> list[bool]:
     """Serve the second half of an archive, but for its end, only when it has happened; gives whether it did in time."""
     held: list[bool] = []
 
@@ -101,7 +87,7 @@ def hold(site: Site, size: int, happened: Callable[[], bool]) -> list[bool]:  # 
 
 
 def test_pictures_are_decoded_before_the_archive_is_whole(
-    site: Site,  # noqa: F811
+    site: Site,
     served: Callable[..., bytes],
     tmp_path: Path,
     decoded: list[int],
@@ -119,7 +105,7 @@ def test_pictures_are_decoded_before_the_archive_is_whole(
 
 
 def test_a_killed_job_loses_neither_bytes_nor_rows(
-    site: Site,  # noqa: F811
+    site: Site,
     served: Callable[..., bytes],
     tmp_path: Path,
     decoded: list[int],
@@ -146,7 +132,7 @@ def test_a_killed_job_loses_neither_bytes_nor_rows(
 
 
 def test_an_object_that_changes_on_the_way_is_the_new_one(
-    site: Site,  # noqa: F811
+    site: Site,
     served: Callable[..., bytes],
     tmp_path: Path,
     decoded: list[int],
@@ -177,7 +163,7 @@ def damage(data: bytes, at: int) -> bytes:
 
 
 def test_what_came_of_damaged_bytes_is_not_kept(
-    site: Site,  # noqa: F811
+    site: Site,
     served: Callable[..., bytes],
     tmp_path: Path,
     decoded: list[int],
@@ -197,7 +183,7 @@ def test_what_came_of_damaged_bytes_is_not_kept(
 
 
 def test_rows_of_an_earlier_job_are_believed_by_the_bytes_that_they_came_of(
-    site: Site,  # noqa: F811
+    site: Site,
     served: Callable[..., bytes],
     tmp_path: Path,
     decoded: list[int],
@@ -219,7 +205,7 @@ def test_rows_of_an_earlier_job_are_believed_by_the_bytes_that_they_came_of(
     assert len(decoded) < 2 * COUNT
 
 
-def test_a_stop_ends_the_pull_too(site: Site, served: Callable[..., bytes], tmp_path: Path) -> None:  # noqa: F811
+def test_a_stop_ends_the_pull_too(site: Site, served: Callable[..., bytes], tmp_path: Path) -> None:
     size = len(served())
     stopped = threading.Event()
     site.before = lambda asked: stopped.wait(WAIT_S) if start(asked) > size // 2 else None  # type: ignore[assignment, return-value]
@@ -235,7 +221,7 @@ def test_a_stop_ends_the_pull_too(site: Site, served: Callable[..., bytes], tmp_
 def test_what_ends_the_pull_is_told(
     status: int,
     error: type[Exception],
-    site: Site,  # noqa: F811
+    site: Site,
     served: Callable[..., bytes],
     tmp_path: Path,
     decoded: list[int],
@@ -266,7 +252,7 @@ def test_what_ends_the_pull_is_told(
 )
 def test_an_archive_that_is_none_is_told_as_if_it_were_here(
     spoil: Callable[[bytes], bytes],
-    site: Site,  # noqa: F811
+    site: Site,
     served: Callable[..., bytes],
     tmp_path: Path,
 ) -> None:
@@ -281,7 +267,7 @@ def test_an_archive_that_is_none_is_told_as_if_it_were_here(
 
 
 def test_a_server_without_ranges_is_waited_for(
-    site: Site,  # noqa: F811
+    site: Site,
     served: Callable[..., bytes],
     tmp_path: Path,
 ) -> None:
@@ -292,7 +278,7 @@ def test_a_server_without_ranges_is_waited_for(
 
 
 def test_the_same_pictures_from_two_places_are_published_once(
-    site: Site,  # noqa: F811
+    site: Site,
     served: Callable[..., bytes],
     tmp_path: Path,
 ) -> None:
@@ -304,7 +290,7 @@ def test_the_same_pictures_from_two_places_are_published_once(
 
 
 def test_what_is_fetched_again_is_hashed_again(
-    site: Site,  # noqa: F811
+    site: Site,
     served: Callable[..., bytes],
     tmp_path: Path,
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from inat_job.data import decoding, prepare, pull, squares
+from inat_job.data import prepare, pull, squares
 from inat_job.data.decoding import ROWS
 from inat_job.data.index import PIXELS, Cache, Index
 from inat_job.data.squares import Squares
@@ -29,20 +29,6 @@ COUNT = 42
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     return write_zip(tmp_path / "x.zip", tree())
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one for each picture that is decoded."""
-    seen: list[int] = []
-    original = decoding.decode
-
-    def counting(data: bytes, side: int) -> Any:
-        seen.append(len(data))
-        return original(data, side)
-
-    monkeypatch.setattr(decoding, "decode", counting)
-    return seen
 
 
 def prepared(archive: Path, cache_dir: Path, stop: Callable[[], bool] = never) -> Cache:
