@@ -8,6 +8,8 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 
+from inat_job.platforms import kubernetes, sagemaker
+
 LOG_BYTES = 4096
 """What Kubernetes keeps of a container's termination log."""
 
@@ -20,29 +22,23 @@ def say(
     reason: str,
     facts: Mapping[str, object],
     environment: Mapping[str, str] = os.environ,
-    termination_log: Path = Path("/dev/termination-log"),
+    termination_log: Path = Path("/", kubernetes.TERMINATION_LOG),
 ) -> None:
     """Leave the exit code and a sentence, with the step and checkpoint that `facts` names, where this platform reads.
 
     Kubernetes shows the log of every container that ended, so it is written on success too, and whoever reads it finds
     one shape; a failure file is for failures. It never raises: the exit code counts more than the words.
     """
-    sentence = " ".join(_utf8(reason).split())
+    sentence = " ".join(_utf8(reason).split()) or f"Ended with code {code}."
     with contextlib.suppress(Exception):
         if stat.S_ISREG(termination_log.lstat().st_mode):  # never made here: elsewhere nobody would read it
             _overwrite(termination_log, _line(code, sentence, facts))
     with contextlib.suppress(Exception):
-        base = _sagemaker(environment)
+        base = sagemaker.base_folder(environment)
         if code and base:
-            (base / "output").mkdir(exist_ok=True)
-            _overwrite(base / "output" / "failure", _cut(sentence, FAILURE_CHARACTERS).encode(), create=True)
-
-
-def _sagemaker(environment: Mapping[str, str], usual: Path = Path("/opt/ml")) -> Path | None:
-    """SageMaker's folder, where this is SageMaker or somebody's test of it."""
-    named = environment.get("SAGEMAKER_BASE_DIR")
-    base = Path(named) if named else usual
-    return base if named or (base / "input" / "config").is_dir() else None
+            failure = sagemaker.failure_file(base)
+            failure.parent.mkdir(exist_ok=True)
+            _overwrite(failure, _cut(sentence, FAILURE_CHARACTERS).encode(), create=True)
 
 
 def _line(code: int, sentence: str, facts: Mapping[str, object]) -> bytes:

@@ -114,11 +114,9 @@ def test_sagemakers_output_folder_is_made_and_no_other(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["output", "output/failure"]
 
 
-def test_it_is_sagemaker_where_its_settings_are(opt_ml: Path) -> None:
-    assert last_words._sagemaker({}) is None
-    assert last_words._sagemaker({}, opt_ml) is None
-    (opt_ml / "input" / "config").mkdir(parents=True)
-    assert last_words._sagemaker({}, opt_ml) == opt_ml
+def test_a_failure_without_a_reason_still_has_useful_characters(log: Path, opt_ml: Path) -> None:
+    say(log, 1, " ", environment={"SAGEMAKER_BASE_DIR": str(opt_ml)})
+    assert (opt_ml / "output" / "failure").read_text() == "Ended with code 1."
 
 
 def test_a_damaged_sagemaker_folder_is_no_trouble(tmp_path: Path) -> None:

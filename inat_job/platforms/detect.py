@@ -1,0 +1,28 @@
+"""Which platform this is: the first that shows itself, from the most to the least particular."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from inat_job.platforms import batch, kubernetes, sagemaker
+from inat_job.platforms.place import PLAIN, Place
+
+CONTAINER = Place("container")
+
+_CONTAINERS = (".dockerenv", "run/.containerenv")
+"""What Docker and podman leave in a container."""
+
+
+def place(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Place:
+    """Where the job runs, by the environment and the files under `root`, and nothing else.
+
+    SageMaker comes before the platform that it may be imitated on, and Batch before the Kubernetes that it may run on.
+    `docker stop` waits 10 s unless it is told otherwise, which the container can't see: its grace is not known. Raises
+    UsageError or ConflictError where a platform's own words are damaged or contradict themselves.
+    """
+    if base := sagemaker.base_folder(environment, root):
+        return sagemaker.place(base, environment, root)
+    found = batch.place(environment) or kubernetes.place(environment, root)
+    if found:
+        return found
+    return CONTAINER if any((root / name).exists() for name in _CONTAINERS) else PLAIN
