@@ -23,19 +23,13 @@ import click  # noqa: E402
 
 import inat_job  # noqa: E402
 from inat_job import events  # noqa: E402
-from inat_job.configuration import (  # noqa: E402
-    PREPARE_TAKES,
-    TEST_TAKES,
-    Configuration,
-    all_knobs,
-    configure,
-    everything,
-    takes,
-)
+from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, all_knobs, everything, takes  # noqa: E402
 from inat_job.errors import ConflictError, JobError, Preempted  # noqa: E402
-from inat_job.platforms import last_words, process, spot  # noqa: E402
+from inat_job.jobs import ending  # noqa: E402
+from inat_job.platforms import detect, last_words, process  # noqa: E402
+from inat_job.platforms.around import configured, part_of  # noqa: E402
+from inat_job.platforms.place import Place  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
-from inat_job.settings import Settings  # noqa: E402
 
 STARTED = process.started() or STARTED  # the interpreter's own start counts too
 
@@ -83,16 +77,24 @@ def cli() -> None:
 
 @cli.command()
 @knob_options("a")
-def parta(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+def parta(**options: Any) -> None:
     """Train a five-block CNN from scratch, test it, report."""
-    _run_part(configure("a", _given(options), sets, file), print_config)
+    _run_part("a", detect.place(), **options)
 
 
 @cli.command()
 @knob_options("b")
-def partb(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+def partb(**options: Any) -> None:
     """Fine-tune a network pretrained on ImageNet, test it, report."""
-    _run_part(configure("b", _given(options), sets, file), print_config)
+    _run_part("b", detect.place(), **options)
+
+
+@cli.command()
+@knob_options(None)
+def train(**options: Any) -> None:
+    """SageMaker's word: run the part that the hyperparameter `part` names, with the others as options."""
+    place = detect.place()
+    _run_part(part_of(place), place, **options)
 
 
 @cli.command()
@@ -108,25 +110,26 @@ def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config:
     """Evaluate a run's checkpoint on the test split, without training."""
     from inat_job.jobs import evaluate
 
-    configuration = evaluate.settings_of(checkpoint, _given(options), sets, file, STOP)
+    place = detect.place()
+    configuration = evaluate.settings_of(checkpoint, _given(options), sets, file, STOP, place)
     if print_config:
         click.echo(configuration.text())
         return
-    _watch(configuration.settings)
-    evaluate.run(configuration.settings, checkpoint, STOP, STARTED, configuration.given)
+    ending.watch(configuration.settings, STOP)
+    evaluate.run(configuration.settings, checkpoint, STOP, STARTED, configuration.given, place)
 
 
 @cli.command()
 @knob_options("a", PREPARE_TAKES)
 def prepare(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
     """Pull and decode a data set, and stop: later runs find it ready."""
-    configuration = configure("a", _given(options), sets, file, taken=PREPARE_TAKES)
+    configuration = configured(detect.place(), "a", _given(options), sets, file, PREPARE_TAKES)
     if print_config:
         click.echo(configuration.text(PREPARE_TAKES))
         return
     from inat_job.jobs import prepare as job
 
-    _watch(configuration.settings)
+    ending.watch(configuration.settings, STOP)
     job.run(configuration.settings, STOP, STARTED)
 
 
@@ -147,45 +150,27 @@ def bench(part: str, sets: tuple[str, ...], file: str | None, print_config: bool
     from inat_job.bench.request import request_of
 
     request = request_of({name: options.pop(name) for name in list(options) if "__" not in name})
-    configuration = configure(part, _given(options), sets, file)
+    configuration = configured(detect.place(), part, _given(options), sets, file)
     if print_config:
         click.echo(configuration.text())
         return
     from inat_job.jobs import bench as job
 
-    _watch(configuration.settings)
+    ending.watch(configuration.settings, STOP)
     job.run(configuration.settings, request, STOP, STARTED)
 
 
-def _run_part(configuration: Configuration, print_config: bool) -> None:
+def _run_part(
+    part: str, place: Place, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any
+) -> None:
+    configuration = configured(place, part, _given(options), sets, file)
     if print_config:
         click.echo(configuration.text())
         return
-    from inat_job.jobs import part
+    from inat_job.jobs import part as job
 
-    _watch(configuration.settings)
-    part.run(configuration.settings, STOP, STARTED)
-
-
-def _watch(settings: Settings) -> None:
-    """Look out for what stops the job, and end it when its grace is over though it may hang."""
-    spot.watch(STOP.set)
-    signals.end_with_the_grace(STOP, settings.run.grace_seconds, _say_stopping, _out_of_grace)
-
-
-def _say_stopping() -> None:
-    """Say why the job stops: at once, or when it ends sooner than the thread that watches has seen it."""
-    known = events.noted()
-    if "stopping" not in known:
-        events.note(stopping=STOP.why)
-        events.emit("stopping", why=STOP.why, phase=known.get("phase", "start"))
-
-
-def _out_of_grace() -> None:
-    known = events.noted()
-    stored = f"step {known['step']} is stored in {known['run']}" if "step" in known else "no new step is stored"
-    message = f"Stopped by {STOP.why} in the phase {known.get('phase', 'start')}, and the grace is over; {stored}"
-    _say(f"{message}: run the same command again.", Preempted.exit_code)
+    ending.watch(configuration.settings, STOP)
+    job.run(configuration.settings, STOP, STARTED, place)
 
 
 def main() -> None:
@@ -198,7 +183,7 @@ def main() -> None:
         last_words.say(0, str(events.noted().get("outcome", "Done.")), events.noted())
     except JobError as error:
         if STOP():
-            _say_stopping()
+            ending.say_stopping(STOP)
         _fail(str(error), error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -221,15 +206,8 @@ def _bug(error: Exception) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    _say(message, code)
+    ending.say(message, code)
     sys.exit(code)
-
-
-def _say(message: str, code: int) -> None:
-    """The last line on stderr, which is also left where the platform looks for it."""
-    sentence = " ".join(message.split())
-    click.echo(f"Error: {sentence}", err=True)
-    last_words.say(code, sentence, events.noted())
 
 
 def _leave(code: int) -> None:

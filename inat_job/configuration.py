@@ -42,6 +42,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Around:
+    """What the place says where a command runs.
+
+    `suggested` gives way to all but the recipe's defaults; `asked`, and `file` for `--config`, to the environment and
+    the command line.
+    """
+
+    suggested: Layer = Layer("platform", {})
+    asked: Layer = Layer("hyperparameters", {})
+    file: str | None = None
+
+
+@dataclass(frozen=True)
 class Configuration:
     """Settings, and by "section.field" the source of each value."""
 
@@ -91,25 +104,29 @@ def configure(
     file: str | None,
     run: Mapping[str, Any] | None = None,
     taken: Collection[str] | None = None,
+    around: Around = Around(),
 ) -> Configuration:
-    """The settings of a part: command line over environment over file over a run's own over the recipe's defaults.
+    """The settings of a part: command line over environment over hyperparameters over file over a run's own over what
+    the platform suggests over the recipe's defaults.
 
     `flags` holds the values given on the command line by "section.field", `sets` the texts of `--set`, `run` the
-    settings in the config.json of a run to be taken up. Of a command that takes only some settings (see `takes`), one
-    file serves it and the others: the rest, of either part, is passed over. Raises UsageError for an unknown key, a
-    value of the wrong kind or out of range.
+    settings in the config.json of a run to be taken up, `around` what the place says. Of a command that takes only some
+    settings (see `takes`), one file serves it and the others: the rest, of either part, is passed over. Raises
+    UsageError for an unknown key, a value of the wrong kind or out of range.
     """
     defaults = RECIPES[part]()
     known = all_knobs(defaults)
     accepted = known if taken is None else everything()
     layers = [
-        Layer("file", _file_layer(file or os.environ.get("INAT_CONFIG"), accepted)),
+        Layer("file", _file_layer(file or os.environ.get("INAT_CONFIG") or around.file, accepted)),
+        around.asked,
         Layer("environment", _environment_layer(os.environ, known)),
         Layer("--set", _set_layer(sets, accepted)),
         Layer("command line", {known_key(key, known, f"Part {part.upper()}"): value for key, value in flags.items()}),
     ]
     own = {key: value for key, value in _flatten(run or {}) if key in known and known[key][0].decides}
-    return _merge(defaults, known, [Layer(_RUN, own), *(_only(layer, taken) for layer in layers)])
+    taken_of = [_only(layer, taken) for layer in (around.suggested, *layers)]
+    return _merge(defaults, known, [taken_of[0], Layer(_RUN, own), *taken_of[1:]])
 
 
 def everything() -> dict[str, tuple[Knob, Any]]:

@@ -118,6 +118,7 @@ def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) ->
     both = {each.flag for each, _ in everything().values()}
     switches = {f"--no-{flag[2:]}" for flag in both}
     assert options(job, "bench") - switches == always | both | BENCH
+    assert options(job, "train") - switches == always | both
 
 
 def test_prepare_takes_the_file_of_either_part(job: Callable[..., Ended], tmp_path: Path) -> None:

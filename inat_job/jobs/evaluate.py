@@ -9,13 +9,15 @@ from inat_job.configuration import TEST_TAKES, Configuration, configure, everyth
 from inat_job.data.index import Cache
 from inat_job.data.module import Pictures
 from inat_job.errors import BadDataError, ConflictError, UsageError
-from inat_job.jobs import folders, prepare, stages
+from inat_job.jobs import collect, folders, prepare, stages
 from inat_job.jobs.claim import CONFIG, check_empty, config_of, read_config
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
 from inat_job.jobs.publish import publish
 from inat_job.jobs.stages import Work
 from inat_job.platforms import local
+from inat_job.platforms.around import around
+from inat_job.platforms.place import PLAIN, Place
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import Stop, StopFlag, never
 from inat_job.storage import attempts
@@ -48,7 +50,12 @@ def locate(checkpoint: str) -> tuple[str, int | None]:
 
 
 def settings_of(
-    checkpoint: str, flags: Mapping[str, Any], sets: Sequence[str], file: str | None, stop: Stop = never
+    checkpoint: str,
+    flags: Mapping[str, Any],
+    sets: Sequence[str],
+    file: str | None,
+    stop: Stop = never,
+    place: Place = PLAIN,
 ) -> Configuration:
     """The settings of the run that `--checkpoint` means, with what is given on top and has an effect.
 
@@ -57,19 +64,28 @@ def settings_of(
     for key in (text.partition("=")[0] for text in sets):
         if key in everything() and not takes(TEST_TAKES, key):
             raise UsageError(f"--set {key} does nothing here: the run that --checkpoint names fixes it.")
-    given = configure("a", flags, sets, file, taken=TEST_TAKES)
+    said = around(place, "a", TEST_TAKES)
+    given = configure("a", flags, sets, file, taken=TEST_TAKES, around=said)
     stored = _config(folders.folder_of(given.settings, locate(checkpoint)[0], stop))
     own = stored["settings"]
     if "train.batch_size" in given.given:  # which the run's slices need not divide
         own = {**own, "train": {**own.get("train", {}), "accumulate": 1}}
-    return configure(stored["part"], flags, sets, file, own, TEST_TAKES)
+    return configure(stored["part"], flags, sets, file, own, TEST_TAKES, said)
 
 
-def run(settings: Settings, checkpoint: str, stop: StopFlag, started: float, given: Collection[str] = ()) -> None:
-    """Write a run folder of its own, `test-<run-id>` by default, with the report.
+def run(
+    settings: Settings,
+    checkpoint: str,
+    stop: StopFlag,
+    started: float,
+    given: Collection[str] = (),
+    place: Place = PLAIN,
+) -> None:
+    """Write a run folder of its own, `test-<run-id>` by default, with the report, which the platform gets too.
 
     `given` are the settings that are not the run's own. Raises ConflictError when the data have other classes.
     """
+    collect.check(place)
     name, step = locate(checkpoint)
     tested = folders.folder_of(settings, name, stop)
     stored = _config(tested)
@@ -78,6 +94,7 @@ def run(settings: Settings, checkpoint: str, stop: StopFlag, started: float, giv
     with hold(folder, settings.run.lease_seconds, stop) as held:
         _claim(folder)
         _evaluate(settings, held, Tested(tested, stored, step), stop, Clock(started), given)
+    collect.collect(place, folder)
 
 
 def _evaluate(

@@ -4,21 +4,31 @@ import secrets
 from typing import Any
 
 from inat_job import events
-from inat_job.jobs import folders, prepare, room
+from inat_job.jobs import collect, folders, prepare, room
 from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
 from inat_job.jobs.meanwhile import Importing
+from inat_job.platforms.place import PLAIN, Place
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
 
 
-def run(settings: Settings, stop: StopFlag, started: float) -> None:
-    """Do the whole job, or what is left of it; `started` is the time.perf_counter() of the process's start."""
+def run(settings: Settings, stop: StopFlag, started: float, place: Place = PLAIN) -> None:
+    """Do the whole job, or what is left of it; `started` is the time.perf_counter() of the process's start.
+
+    In the end the results are put where the platform collects them, also those of a run that is found finished.
+    """
+    collect.check(place)
     folder = folders.run_folder(settings, settings.run_id, stop)
     events.note(run=folder.uri)
     events.phase("start")
+    _finish(settings, folder, stop, started)
+    collect.collect(place, folder)
+
+
+def _finish(settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> None:
     if _is_finished(folder, settings):  # or is refused, before another job of the run is waited for
         return
     with hold(folder, settings.run.lease_seconds, stop) as held:

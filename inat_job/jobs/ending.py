@@ -1,0 +1,40 @@
+"""How a process ends that is stopped or fails: it says why, in one sentence, to stderr and where the platform looks."""
+
+import sys
+from functools import partial
+
+from inat_job import events, signals
+from inat_job.errors import Preempted
+from inat_job.platforms import last_words, spot
+from inat_job.settings import Settings
+from inat_job.signals import StopFlag
+
+
+def watch(settings: Settings, stop: StopFlag) -> None:
+    """Look out for what stops the job, and end it when its grace is over though it may hang."""
+    spot.watch(stop.set)
+    signals.end_with_the_grace(
+        stop, settings.run.grace_seconds, partial(say_stopping, stop), partial(_out_of_grace, stop)
+    )
+
+
+def say_stopping(stop: StopFlag) -> None:
+    """Say why the job stops: at once, or when it ends sooner than the thread that watches has seen it."""
+    known = events.noted()
+    if "stopping" not in known:
+        events.note(stopping=stop.why)
+        events.emit("stopping", why=stop.why, phase=known.get("phase", "start"))
+
+
+def say(message: str, code: int) -> None:
+    """The last line on stderr, which is also left where the platform looks for it."""
+    sentence = " ".join(message.split())
+    print(f"Error: {sentence}", file=sys.stderr, flush=True)
+    last_words.say(code, sentence, events.noted())
+
+
+def _out_of_grace(stop: StopFlag) -> None:
+    known = events.noted()
+    stored = f"step {known['step']} is stored in {known['run']}" if "step" in known else "no new step is stored"
+    message = f"Stopped by {stop.why} in the phase {known.get('phase', 'start')}, and the grace is over; {stored}"
+    say(f"{message}: run the same command again.", Preempted.exit_code)

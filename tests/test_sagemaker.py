@@ -1,0 +1,202 @@
+"""SageMaker's contract, kept by real processes: `train` in a moved /opt/ml, and what is found there afterwards."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from inat_job.models.export import load_exported
+from pictures import tree, write_folder, write_zip
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"part": "a", "image_size": "32", "filters": "4", "batch-size": "32", "epochs": "1", "wandb": "off"}
+
+Child = subprocess.Popen[str]
+
+
+@pytest.fixture
+def ml(tmp_path: Path) -> Path:
+    """SageMaker's folder, as it is when the container starts."""
+    for name in ("input/config", "input/data", "model", "output/data", "checkpoints"):
+        (tmp_path / "ml" / name).mkdir(parents=True)
+    return tmp_path / "ml"
+
+
+@pytest.fixture
+def train(ml: Path, tmp_path: Path) -> Iterator[Callable[..., Child]]:
+    """Starts `train`, or another command, with these hyperparameters in an empty folder, as the job `birds`."""
+    started: list[Child] = []
+
+    def start(hyperparameters: object, *command: str, within: tuple[str, ...] = (), **environment: str) -> Child:
+        (ml / "input/config/hyperparameters.json").write_text(json.dumps(hyperparameters))
+        work = tmp_path / "work"
+        work.mkdir(exist_ok=True)
+        said = {"SAGEMAKER_BASE_DIR": str(ml), "TRAINING_JOB_NAME": "birds", "OMP_NUM_THREADS": "1", **environment}
+        child = subprocess.Popen(
+            [*within, sys.executable, str(ROOT / "entrypoint.py"), *(command or ("train",))],
+            cwd=work,
+            env={**os.environ, **said},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        child.communicate()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def failure(ml: Path) -> str:
+    return (ml / "output/failure").read_text()
+
+
+def ended(child: Child) -> tuple[int, list[dict[str, object]], str]:
+    """The code, the events, and the last line on stderr."""
+    out, err = child.communicate(timeout=300)
+    return child.returncode, [json.loads(line) for line in out.splitlines()], (err.splitlines() or [""])[-1]
+
+
+def test_a_run_leaves_each_thing_where_sagemaker_looks_for_it(train: Callable[..., Child], ml: Path) -> None:
+    code, events, last = ended(train({**SMALL, "data": "demo:", "sagemaker_region": "r"}))
+    assert code == 0, last
+    assert names(ml / "model") == {"model.json", "model.safetensors"}
+    load_exported(ml / "model")
+    results = {"report.json", "report.html", "plots/curves.png", "plots/confusion.png"}
+    assert names(ml / "output/data") == results
+    report = json.loads((ml / "output/data/report.json").read_text())
+    assert (report["status"], report["run_id"], report["settings"]["train"]["batch_size"]) == ("done", "birds", 32)
+    assert (ml / "checkpoints/birds/checkpoints/latest.json").exists()
+    assert not (ml / "output/failure").exists()
+    assert events[0]["event"] == "platform"
+
+    for name in (*results, "../../model/model.json"):
+        (ml / "output/data" / name).unlink()
+    code, events, _ = ended(train({**SMALL, "data": "demo:"}))  # as a restart finds it that comes after the report
+    assert (code, names(ml / "output/data"), len(names(ml / "model"))) == (0, results, 2)
+    assert not [event for event in events if event["event"] == "epoch"]
+
+    (ml / "output/data/report.json").unlink()
+    code, _, last = ended(train({**SMALL, "data": "demo:"}, "test", "--checkpoint", "birds"))
+    assert code == 0, last
+    again = json.loads((ml / "output/data/report.json").read_text())
+    assert (again["run_id"], again["test"]["accuracy"]) == ("test-birds", report["test"]["accuracy"])
+
+
+@pytest.fixture(scope="module")
+def isolated() -> tuple[str, ...]:
+    """What a command begins with that has no network but its own loopback."""
+    command = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+    if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("needs unshare, ip and the right to make a network namespace")
+    return command
+
+
+def test_two_channels_are_the_splits(train: Callable[..., Child], ml: Path) -> None:
+    write_folder(ml / "input/data", tree(train=20, test=5, root=""))
+    mode = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated"}
+    (ml / "input/config/inputdataconfig.json").write_text(json.dumps({"train": mode, "val": mode}))
+    code, _, last = ended(train(SMALL))
+    assert code == 0, last
+    report = json.loads((ml / "output/data/report.json").read_text())
+    assert report["data"]["uri"] == str(ml / "input/data")
+    assert report["test"]["n"] == 15
+
+
+def test_a_channel_is_all_that_an_isolated_job_needs(
+    train: Callable[..., Child], ml: Path, isolated: tuple[str, ...]
+) -> None:
+    (ml / "input/data/training").mkdir()
+    write_zip(ml / "input/data/training/photos.zip", tree(train=20, test=5))
+    (ml / "input/config/inputdataconfig.json").write_text('{"training": {"TrainingInputMode": "File"}}')
+    tracked = {name: value for name, value in SMALL.items() if name != "wandb"}
+    code, events, last = ended(train(tracked, within=isolated, WANDB_API_KEY="0" * 40))
+    assert code == 0, last
+    assert [event["mode"] for event in events if event["event"] == "tracker" and "mode" in event] == ["offline"]
+    assert names(ml / "model") == {"model.json", "model.safetensors"}
+    assert [name for name in names(ml / "checkpoints/birds/wandb") if name.endswith(".wandb")]
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "words"),
+    [
+        ({**SMALL, "epochs": "many"}, "--epochs is 'many': it must be a whole number."),
+        ({**SMALL, "epoch": "2"}, "there is no setting 'epoch'. Did you mean epochs?"),
+        ({"epochs": "2"}, "The hyperparameter part is missing: set it to a or b."),
+        ({**SMALL, "part": "c"}, "The hyperparameter part is 'c': it must be a or b."),
+        ([1], "holds list, no JSON object"),
+        ({**SMALL, "lr": "9" * 5000}, "--lr is "),
+    ],
+)
+def test_a_bad_hyperparameter_is_the_reason_of_the_failure(
+    train: Callable[..., Child], ml: Path, hyperparameters: object, words: str
+) -> None:
+    code, events, last = ended(train(hyperparameters))
+    assert (code, events) == (2, [])
+    assert words in failure(ml)
+    assert 1 <= len(failure(ml)) <= 1024
+    assert last.removeprefix("Error: ").startswith(failure(ml).removesuffix("…"))
+    assert names(ml / "model") | names(ml / "output/data") == set()
+
+
+def test_a_command_line_that_does_not_parse_is_told_too(train: Callable[..., Child], ml: Path) -> None:
+    assert ended(train(SMALL, "train", "--epoch", "2"))[0] == 2
+    assert "--epoch" in failure(ml)
+
+
+def test_options_go_before_hyperparameters(train: Callable[..., Child]) -> None:
+    child = train({**SMALL, "lr": "0.5"}, "train", "--epochs", "7", "--print-config")
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert "epochs = 7  # command line" in out
+    assert "lr = 0.5  # hyperparameters" in out
+    assert 'run_id = "birds"  # SageMaker' in out
+    child = train({"part": "b", "last_k": "2", "strategy": "last-k"}, "train", "--print-config")
+    assert 'strategy = "last-k"  # hyperparameters' in child.communicate(timeout=60)[0]
+
+
+def test_several_hosts_are_refused_in_words(train: Callable[..., Child], ml: Path) -> None:
+    config = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"]}
+    (ml / "input/config/resourceconfig.json").write_text(json.dumps(config))
+    code, events, _ = ended(train({**SMALL, "data": "demo:"}))
+    assert (code, events[0]["rank"], events[0]["world"], events[0]["master"]) == (78, 1, 2, "algo-1")
+    assert "SageMaker gives this run 2 machines" in failure(ml)
+
+
+def test_a_stop_is_told_and_the_same_job_goes_on(train: Callable[..., Child], ml: Path) -> None:
+    long = {**SMALL, "data": "demo:", "epochs": "400"}
+    for standing in ("new", "resume"):
+        child = train(long)
+        assert child.stdout is not None
+        seen = []
+        for line in child.stdout:
+            seen.append(json.loads(line))
+            if seen[-1]["event"] == "epoch":
+                break
+        child.send_signal(signal.SIGTERM)
+        _, err = child.communicate(timeout=60)
+        assert (child.returncode, [each["standing"] for each in seen if each["event"] == "run"]) == (143, [standing])
+        assert f"is stored in {ml}/checkpoints/birds/checkpoints" in failure(ml)
+        assert err.splitlines()[-1] == f"Error: {failure(ml)}"
+    assert names(ml / "model") == set()
+
+
+def test_train_is_sagemakers_word_alone(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "SAGEMAKER_BASE_DIR"}
+    command = [sys.executable, str(ROOT / "entrypoint.py"), "train"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, "use parta or partb" in done.stderr) == (2, True)
