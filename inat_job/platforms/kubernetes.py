@@ -65,7 +65,8 @@ def _rank(environment: Mapping[str, str], world: int) -> int:
     rank = _first(environment, _RANKS)
     if rank is None or rank >= world:
         raise ConflictError(
-            f"This run has {world} machines and {_INDEX} is {rank}: use an Indexed Job with as many completions."
+            f"This run has {world} machines and this one's number ({' or '.join(_RANKS)}) is {rank}: use an Indexed "
+            "Job with as many completions."
         )
     return rank
 

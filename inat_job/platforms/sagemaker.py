@@ -37,10 +37,6 @@ def failure_file(base: Path) -> Path:
     return base / "output" / "failure"
 
 
-def hyperparameters_file(base: Path) -> Path:
-    return base / "input" / "config" / "hyperparameters.json"
-
-
 def place(base: Path, environment: Mapping[str, str], root: Path = Path("/")) -> Place:
     """What SageMaker says in its folder `base`.
 
@@ -65,7 +61,7 @@ def place(base: Path, environment: Mapping[str, str], root: Path = Path("/")) ->
         unclear=unclear,
         model=base / "model",
         results=base / "output" / "data",
-        asked=_ours(_read(hyperparameters_file(base))),
+        asked=_ours(_read(config / "hyperparameters.json")),
     )
 
 

@@ -170,7 +170,7 @@ def test_kubeflows_names_are_taken(tmp_path: Path) -> None:
     assert found is not None
     assert (found.run_id, found.rank, found.world, found.master) == ("t", 1, 2, "t-node-0-0.t")
     for odd in ({"PET_NNODES": "1:4"}, {"PET_NODE_RANK": "2"}, {"PET_NODE_RANK": ""}):
-        with pytest.raises(ConflictError):
+        with pytest.raises(ConflictError, match="PET_NNODES is '1:4'|PET_NODE_RANK.* is (2|None)"):
             kubernetes(POD | told | odd, tmp_path)
 
 
