@@ -10,22 +10,21 @@ STOP = signals.StopFlag()
 if __name__ == "__main__":
     STOP.install()  # before all that takes time: the first process of a container ignores a signal without a handler
 
-import contextlib  # noqa: E402
 import errno  # noqa: E402
-import os  # noqa: E402
 import sys  # noqa: E402
-import traceback  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Callable, Collection  # noqa: E402
-from typing import Any, NoReturn  # noqa: E402
+from typing import Any  # noqa: E402
 
 import click  # noqa: E402
 
 import inat_job  # noqa: E402
 from inat_job import events  # noqa: E402
+from inat_job.bench.request import Request  # noqa: E402
 from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, all_knobs, everything, takes  # noqa: E402
 from inat_job.errors import ConflictError, JobError, Preempted  # noqa: E402
 from inat_job.jobs import ending  # noqa: E402
+from inat_job.knobs import knobs_of, parsed  # noqa: E402
 from inat_job.platforms import detect, last_words, process  # noqa: E402
 from inat_job.platforms.around import configured, part_of  # noqa: E402
 from inat_job.platforms.place import Place  # noqa: E402
@@ -62,6 +61,18 @@ def _option(key: str, each: Any, kind: Any) -> Callable[[Command], Command]:
         return click.option(f"{each.flag}/--no-{each.name}", name, default=None, help=f"{each.help}.")
     metavar = "|".join(each.choices) or each.name.rpartition("-")[2].upper()
     return click.option(each.flag, name, metavar=metavar, help=f"{each.help}.")
+
+
+def request_options(request: type) -> Callable[[Command], Command]:
+    """Options for what a command is asked for beside settings, given the section that holds it."""
+
+    def decorate(command: Command) -> Command:
+        for field, (each, kind) in reversed(knobs_of(request).items()):
+            shown = {"is_flag": True} if kind is bool else {"metavar": each.name.rpartition("-")[2].upper()}
+            command = click.option(each.flag, field, default=None, help=f"{each.help}.", **shown)(command)
+        return command
+
+    return decorate
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -135,21 +146,11 @@ def prepare(sets: tuple[str, ...], file: str | None, print_config: bool, **optio
 
 @cli.command()
 @click.option("--part", required=True, type=click.Choice(list(RECIPES)), help="Which part's run is measured.")
-@click.option("--stages", default="", metavar="NAME,...", help="What is measured, such as decode,epoch; else all.")
-@click.option("--runs", default=5, show_default=True, metavar="N", help="Times that each thing is measured.")
-@click.option("--synthetic", default=0, metavar="N", help="Make N pictures to train on, instead of --data.")
-@click.option("--repeat", default=1, metavar="N", help="Take every picture N times, under other names.")
-@click.option("--baseline", is_flag=True, help="Train the plain way too, epoch by epoch in turn with ours.")
-@click.option("--end-to-end", is_flag=True, help="Run the whole job and the whole baseline too, in turn.")
-@click.option("--baseline-epochs", default=0, metavar="N", help="Of these train N in the baseline, and extrapolate.")
-@click.option("--scale", default="", metavar="N,...", help="Memory and time at multiples of the data set, as 1,2,4,8.")
-@click.option("--json", metavar="FILE", help="Write all figures there, and not to the log.")
+@request_options(Request)
 @knob_options(None)
 def bench(part: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
     """Measure every stage of a run beside its limit, and name the one that bounds."""
-    from inat_job.bench.request import request_of
-
-    request = request_of({name: options.pop(name) for name in list(options) if "__" not in name})
+    request = parsed(Request, {name: options.pop(name) for name in list(options) if "__" not in name})
     configuration = configured(detect.place(), part, _given(options), sets, file)
     if print_config:
         click.echo(configuration.text())
@@ -184,43 +185,25 @@ def main() -> None:
     except JobError as error:
         if STOP():
             ending.say_stopping(STOP)
-        _fail(str(error), error.exit_code)
+        ending.fail(str(error), error.exit_code)
     except click.ClickException as error:
         error.show()
         last_words.say(error.exit_code, error.format_message(), {})
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("Stopped.", Preempted.exit_code)
+        ending.fail("Stopped.", Preempted.exit_code)
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            _bug(error)
+            ending.bug(error)
         where = error.filename or "a temporary file"
-        _fail(f"No space left for {where}: free some, and run the same command again.", ConflictError.exit_code)
+        ending.fail(f"No space left for {where}: free some, and run the same command again.", ConflictError.exit_code)
     except Exception as error:
-        _bug(error)
-
-
-def _bug(error: Exception) -> NoReturn:
-    traceback.print_exc()
-    _fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    ending.say(message, code)
-    sys.exit(code)
-
-
-def _leave(code: int) -> None:
-    """End the process with this code, whatever its background threads or a late signal are about."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
-            stream.flush()
-    os._exit(code)
+        ending.bug(error)
 
 
 if __name__ == "__main__":
     try:
         main()
     except SystemExit as end:
-        _leave(int(end.code or 0))
-    _leave(0)
+        ending.leave(int(end.code or 0))
+    ending.leave(0)

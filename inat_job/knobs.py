@@ -6,9 +6,9 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from inat_job.errors import UsageError
@@ -19,6 +19,8 @@ _SIGNATURE = re.compile(
     r"|sig|s[eprtv]|spr|sip|sk(oid|tid|[tesv])",
     re.IGNORECASE,
 )
+
+Section = TypeVar("Section")
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,18 @@ def _parsed(each: Knob, kind: Any, value: Any) -> Any:
         return _text(value)
     if typing.get_origin(kind) is tuple:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-        return tuple(_number(int, part) for part in parts)
+        item = typing.get_args(kind)[0]
+        return tuple(_text(part).strip() if item is str else _number(item, part) for part in parts)
     return _number(kind, value)
+
+
+def parsed(section: type[Section], given: Mapping[str, Any]) -> Section:
+    """A section of the values that are given, by field, text or typed; the others are its defaults.
+
+    Raises UsageError, as `parse` and the section itself do.
+    """
+    known = knobs_of(section)
+    return section(**{field: parse(*known[field], value) for field, value in given.items() if value is not None})
 
 
 def check(section: Any) -> None:
@@ -101,9 +113,11 @@ def check(section: Any) -> None:
         value = getattr(section, field)
         if each.uri and value is not None:
             _check_uri(each, value)
-        if each.choices and value not in each.choices:
-            raise UsageError(f"{each.flag} is {value!r}: it must be one of {', '.join(each.choices)}.")
-        for number in value if isinstance(value, tuple) else (value,):
+        parts = value if isinstance(value, tuple) else (value,)
+        for part in parts if each.choices else ():
+            if part not in each.choices:
+                raise UsageError(f"{each.flag} is {part!r}: it must be one of {', '.join(each.choices)}.")
+        for number in parts:
             if isinstance(number, int | float) and not each.minimum <= number <= each.maximum:
                 raise UsageError(f"{each.flag} is {number}: it must be {_range(each)}.")
             if isinstance(number, float) and not math.isfinite(number):
@@ -126,7 +140,7 @@ def _wanted(each: Knob, kind: Any) -> str:
     if each.duration:
         return "a duration such as 90m, 1h30m or a number of seconds"
     if typing.get_origin(kind) is tuple:
-        return "whole numbers separated by commas"
+        return "names separated by commas" if typing.get_args(kind)[0] is str else "whole numbers separated by commas"
     if isinstance(kind, types.UnionType):
         return _wanted(each, kind.__args__[0])
     return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text, and not empty")

@@ -167,7 +167,7 @@ def test_1_a_bug(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> 
         (["test"], "--checkpoint"),
         (["bench", "--part", "c"], "--part"),
         (["bench", "--part", "a", "--strategy", "head"], "Part A: there is no setting 'model.strategy'."),
-        (["bench", "--part", "a", "--stages", "epochs"], "--stages has 'epochs'"),
+        (["bench", "--part", "a", "--stages", "epochs"], "--stages is 'epochs'"),
         (["bench", "--part", "a", "--scale", "1,x"], "--scale is '1,x'"),
         (["parta", "--output", ""], "--output is ''"),
         (["partb", "--data", "demo:", "--backbone", "resnet5", "--wandb", "off"], "did you mean resnet50?"),

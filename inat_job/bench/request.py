@@ -1,10 +1,9 @@
 """What the bench is asked for beside the settings of the run that it measures."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from inat_job.errors import UsageError
+from inat_job import knobs
+from inat_job.knobs import knob
 
 STAGES = (
     "pull",
@@ -25,60 +24,22 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Request:
-    """How often, which stages, on what pictures, and beside what.
+    """How often, which stages, on what pictures, and beside what."""
 
-    `repeat` takes every picture of the data set as many times, `synthetic` makes as many to train on; `scale` is for
-    memory and time at multiples of the data set, `baseline_epochs` what of it `end_to_end` trains before it is
-    extrapolated, 0 for all.
-    """
-
-    runs: int = 5
-    stages: tuple[str, ...] = STAGES
-    baseline: bool = False
-    end_to_end: bool = False
-    baseline_epochs: int = 0
-    synthetic: int = 0
-    repeat: int = 1
-    scale: tuple[int, ...] = ()
-    json: str | None = None
+    stages: tuple[str, ...] = knob(STAGES, "What is measured, such as decode,epoch; else all", choices=STAGES)
+    runs: int = knob(5, "Times that each thing is measured", minimum=1)
+    synthetic: int | None = knob(None, "Make so many pictures to train on, instead of --data", minimum=100)
+    repeat: int = knob(1, "Take every picture so many times, under other names", minimum=1)
+    baseline: bool = knob(False, "Train the plain way too, epoch by epoch in turn with ours")
+    end_to_end: bool = knob(False, "Run the whole job and the whole baseline too, in turn")
+    baseline_epochs: int = knob(0, "Of these train so many in the baseline, and extrapolate; 0 is all", minimum=0)
+    scale: tuple[int, ...] = knob((), "Memory and time at multiples of the data set, as 1,2,4,8", minimum=1)
+    json: str | None = knob(None, "Write all figures to this file, and not to the log")
 
     def __post_init__(self) -> None:
-        _at_least("--runs", (self.runs,), 1)
-        _at_least("--repeat", (self.repeat,), 1)
-        _at_least("--scale", self.scale, 1)
-        _at_least("--baseline-epochs", (self.baseline_epochs,), 0)
-        if self.synthetic and self.synthetic < 100:
-            raise UsageError(f"--synthetic is {self.synthetic}: it must be at least 100, ten of each class.")
-        for name in self.stages:
-            if name not in STAGES:
-                raise UsageError(f"--stages has {name!r}: it must be of {', '.join(STAGES)}.")
+        knobs.check(self)
 
     @property
     def trains(self) -> bool:
         """Whether whole epochs are to be trained, not just a few steps to come to what the other stages need."""
         return self.baseline or bool({"step", "epoch"} & set(self.stages))
-
-
-def request_of(options: Mapping[str, Any]) -> Request:
-    """The request of the command line's options, by their names; lists come as text. Raises UsageError."""
-    stages, scale = names(options["stages"]), numbers("--scale", options["scale"])
-    return Request(**{**options, "stages": stages, "scale": scale})
-
-
-def numbers(flag: str, text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas, none of an empty text. Raises UsageError."""
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise UsageError(f"{flag} is {text!r}: it must be whole numbers separated by commas.") from None
-
-
-def names(text: str) -> tuple[str, ...]:
-    """The stages of a text, all of an empty one."""
-    return tuple(part.strip() for part in text.split(",") if part.strip()) or STAGES
-
-
-def _at_least(flag: str, values: Iterable[int], least: int) -> None:
-    for value in values:
-        if value < least:
-            raise UsageError(f"{flag} is {value}: it must be at least {least}.")

@@ -1,7 +1,11 @@
 """How a process ends that is stopped or fails: it says why, in one sentence, to stderr and where the platform looks."""
 
+import contextlib
+import os
 import sys
+import traceback
 from functools import partial
+from typing import NoReturn
 
 from inat_job import events, signals
 from inat_job.errors import Preempted
@@ -31,6 +35,26 @@ def say(message: str, code: int) -> None:
     sentence = " ".join(message.split())
     print(f"Error: {sentence}", file=sys.stderr, flush=True)
     last_words.say(code, sentence, events.noted())
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the main thread with this sentence and code."""
+    say(message, code)
+    sys.exit(code)
+
+
+def bug(error: Exception) -> NoReturn:
+    """End the main thread for an error that nobody foresaw."""
+    traceback.print_exc()
+    fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this code, whatever its background threads or a late signal are about."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
+            stream.flush()
+    os._exit(code)
 
 
 def _out_of_grace(stop: StopFlag) -> None:
