@@ -9,6 +9,7 @@ from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
 from inat_job.jobs.meanwhile import Importing
+from inat_job.platforms import heartbeat
 from inat_job.platforms.place import PLAIN, Place
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
@@ -20,12 +21,14 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Place = PLAIN
 
     In the end the results are put where the platform collects them, also those of a run that is found finished.
     """
+    events.note(run_id=settings.run_id)
     collect.check(place)
     folder = folders.run_folder(settings, settings.run_id, stop)
     events.note(run=folder.uri)
     events.phase("start")
-    _finish(settings, folder, stop, started)
-    collect.collect(place, folder)
+    with heartbeat.beating():
+        _finish(settings, folder, stop, started)
+        collect.collect(place, folder)
 
 
 def _finish(settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> None:

@@ -8,13 +8,15 @@ from inat_job.data import prepare, pull
 from inat_job.data.index import Cache
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.folders import storage_options
+from inat_job.platforms import heartbeat
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
 
 def run(settings: Settings, stop: StopFlag, started: float) -> None:
     """Leave a cache that the other commands find."""
-    cache = pictures(settings, Clock(started), stop)
+    with heartbeat.beating():
+        cache = pictures(settings, Clock(started), stop)
     events.emit(
         "done",
         message=f"Prepared {len(cache.index.ids)} pictures of {len(cache.index.classes)} classes.",
