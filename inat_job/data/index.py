@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from inat_job.data import squares
+from inat_job.data.holds import Hold, hold
 from inat_job.data.layout import TEST, TRAIN
 from inat_job.signals import Stop, never
 
@@ -53,10 +54,11 @@ class Index:
 
 @dataclass(frozen=True)
 class Cache:
-    """A published cache folder; nothing in it ever changes."""
+    """A published cache folder; nothing in it ever changes, and as long as it is `held` nobody deletes it."""
 
     folder: Path
     index: Index
+    held: Hold | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -70,6 +72,7 @@ def load(folder: Path, stop: Stop = never) -> Cache | None:
 
     Raises Preempted.
     """
+    held = hold(folder)
     try:
         stored = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         fields: dict[str, Any] = stored["index"]
@@ -79,7 +82,7 @@ def load(folder: Path, stop: Stop = never) -> Cache | None:
         whole = _is_whole(folder / PIXELS, index, stop)
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
-    return Cache(folder, index) if whole else None
+    return Cache(folder, index, held) if whole and held else None
 
 
 def _is_whole(path: Path, index: Index, stop: Stop) -> bool:

@@ -87,7 +87,7 @@ class MetricsLog(Callback):
         if step % LOG_EVERY == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             pl_module.check_finite(step)
             loss = float(pl_module.loss)
-            events.note(train_loss=round(loss, 4))
+            events.note(train_loss=round(loss, 4), images_per_s=self.rate and round(self.rate, 1))
             self._add(step, {"epoch": trainer.current_epoch, "train_loss": loss, "lr": _lr(trainer)})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
