@@ -55,7 +55,9 @@ def told(seen: Seen, state: str) -> dict[str, Any]:
     standing = attempt.standing if attempt else {}
     step = max(_whole(standing.get("step")), newest.step if newest else 0)
     epochs = _setting(seen.config, "epochs")
-    rate = standing.get("images_per_s") or (newest.images_per_s if newest else None)
+    phase, rate = standing.get("phase"), standing.get("images_per_s")
+    if not isinstance(rate, int | float):
+        rate = newest.images_per_s if newest else None
     return {
         "run_id": seen.uri.rpartition("/")[2],
         "run": seen.uri,
@@ -63,7 +65,7 @@ def told(seen: Seen, state: str) -> dict[str, Any]:
         "state": state,
         "host": attempt.holder.get("host") if attempt and state == RUNNING else None,
         "heard_s": round(seen.heard_s, 1) if attempt and state in (RUNNING, SILENT) else None,
-        "phase": standing.get("phase"),
+        "phase": phase if isinstance(phase, str) else None,
         "epoch": max(_whole(standing.get("epoch")), newest.epoch if newest else 0),
         "epochs": epochs,
         "step": step,
