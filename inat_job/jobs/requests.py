@@ -1,5 +1,6 @@
 """What `status` and `prepare` are asked for beside settings."""
 
+import math
 from dataclasses import dataclass
 
 from inat_job import knobs
@@ -25,15 +26,15 @@ class PrepareRequest:
     )
 
     def __post_init__(self) -> None:
-        assert self.unused_s is None or self.unused_s >= 0
+        _ = self.unused_s  # which looks whether it is an age
 
     @property
     def unused_s(self) -> float | None:
         """Seconds without use after which a cache is deleted; None where nothing is. Raises UsageError."""
         if self.prune in (None, LIST):
             return None
-        age = knobs.knobs_of(type(self))["prune"][0]
-        seconds = float(knobs.parse(knobs.timed(age), float, self.prune))
-        if seconds < 0:
-            raise UsageError(f"{age.flag} is {self.prune}: it must be at least 0.")
+        age = knobs.timed(knobs.knobs_of(type(self))["prune"][0])
+        seconds = float(knobs.parse(age, float, self.prune))
+        if not 0 <= seconds < math.inf:
+            raise UsageError(f"{age.flag} is {self.prune}: it must be at least 0, such as 30d.")
         return seconds
