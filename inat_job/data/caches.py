@@ -3,11 +3,14 @@ they are not, and how they go.
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 from inat_job.data import holds
@@ -46,11 +49,17 @@ def found(cache_dir: Path) -> list[Cached]:
 
 
 def prune(each: Cached) -> bool:
-    """Delete a folder, unless somebody has it in use or it is none to delete. Raises ConflictError."""
+    """Delete a folder, unless somebody has it in use or it is none to delete; whether it is gone.
+
+    Raises ConflictError.
+    """
     if each.kind == _ROOMS[KEPT]:
         return False
     with cache_errors(each.folder):
-        away = holds.delete(each.folder, each.locks)
+        try:
+            away = holds.delete(each.folder, each.locks)
+        except FileNotFoundError:  # another deleted it meanwhile
+            return True
         if away:
             shutil.rmtree(away)
     return away is not None
@@ -68,21 +77,29 @@ def _found(cache_dir: Path) -> Iterator[Cached]:
     for room, kind in _ROOMS.items():
         for folder in sorted((cache_dir / room).glob("*/*" if room == KEPT else "*")):
             if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith(holds.GONE):
-                yield _cached(kind, folder)
+                with suppress(FileNotFoundError):  # another deleted it meanwhile
+                    yield _cached(kind, folder)
 
 
 def _cached(kind: str, folder: Path) -> Cached:
-    stats = [path.lstat() for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
-    times = [stat.st_mtime for stat in stats] or [folder.stat().st_mtime]
+    stats = [folder.lstat(), *_stats(folder)]
+    times = [stat.st_mtime for stat in stats if not S_ISDIR(stat.st_mode)]
     return Cached(
         kind,
         folder,
         bytes=sum(512 * stat.st_blocks for stat in stats),
-        made_at=min(times),
-        used_at=max(folder.stat().st_mtime, *times),
+        made_at=min(times, default=stats[0].st_mtime),
+        used_at=max(stat.st_mtime for stat in stats),
         said=_said(kind, folder),
         locks=(folder.with_suffix(".lock"), *sorted(folder.glob("*.lock"))),
     )
+
+
+def _stats(folder: Path) -> Iterator[os.stat_result]:
+    """Of all in the folder that doesn't go away meanwhile, since a job may be at work there."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            yield path.lstat()
 
 
 def _said(kind: str, folder: Path) -> dict[str, Any]:

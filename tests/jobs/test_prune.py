@@ -1,6 +1,5 @@
 """`prepare --prune` through the command line, beside a job that trains."""
 
-import gc
 import json
 import os
 import subprocess
@@ -18,7 +17,6 @@ from inat_job.jobs import prune
 from inat_job.jobs.requests import PrepareRequest
 from inat_job.signals import never
 from pictures import tree, write_zip
-from runs import Make, run
 
 ROOT = Path(__file__).parents[2]
 ENTRY = [sys.executable, str(ROOT / "entrypoint.py")]
@@ -33,7 +31,6 @@ def pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Prune:
     """What is told of each cache, and then what of all."""
 
     def one(age: str = "list") -> list[dict[str, Any]]:
-        gc.collect()  # a run in this process holds its pictures as long as they are not collected
         capsys.readouterr()
         prune.run(tmp_path / "cache", PrepareRequest(age).unused_s, never)
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -47,10 +44,15 @@ def grow_old(folder: Path, days: float) -> None:
         os.utime(path, (then, then))
 
 
-def test_what_is_old_goes_and_the_rest_is_found_ready(settings: Make, pruned: Prune, tmp_path: Path) -> None:
-    run(settings())
-    write_zip(tmp_path / "y.zip", tree(train=20, test=6))
-    run(settings(run__run_id="s", data__uri=str(tmp_path / "y.zip")))
+def prepare(place: Path, archive: Path) -> None:
+    """In a process of its own, whose holds end with it."""
+    words = ["prepare", "--data", str(archive), "--image-size", "32"]
+    subprocess.run([*ENTRY, *words], cwd=place, capture_output=True, check=True)
+
+
+def test_what_is_old_goes_and_the_rest_is_found_ready(archive: Path, pruned: Prune, tmp_path: Path) -> None:
+    prepare(tmp_path, archive)
+    prepare(tmp_path, write_zip(tmp_path / "y.zip", tree(train=20, test=6)))
     first, second, done = pruned()
     assert (done["event"], done["freed_bytes"]) == ("done", 0)
     assert "say --prune 30d" in done["message"]
@@ -66,15 +68,15 @@ def test_what_is_old_goes_and_the_rest_is_found_ready(settings: Make, pruned: Pr
     assert not old.exists()
     (left,) = pruned()[:-1]
     assert left["folder"] == second["folder"]
-    run(settings(run__run_id="t"))  # and prepares it anew
+    prepare(tmp_path, archive)
     assert old.exists()
 
 
-def test_using_it_makes_it_young(settings: Make, pruned: Prune, tmp_path: Path) -> None:
-    run(settings())
+def test_using_it_makes_it_young(archive: Path, pruned: Prune, tmp_path: Path) -> None:
+    prepare(tmp_path, archive)
     (folder,) = (each.folder for each in caches.found(tmp_path / "cache"))
     grow_old(folder, days=31)
-    run(settings(run__run_id="s"))
+    prepare(tmp_path, archive)
     (told, _) = pruned("30d")
     assert (told["state"], told["unused_s"] < 60) == ("unused", True)
 
@@ -128,17 +130,17 @@ def test_an_age_that_is_none(age: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may delete everything")
-def test_a_cache_that_may_not_be_deleted(settings: Make, pruned: Prune, tmp_path: Path) -> None:
-    run(settings())
+def test_a_cache_that_may_not_be_deleted(archive: Path, pruned: Prune, tmp_path: Path) -> None:
+    prepare(tmp_path, archive)
     (tmp_path / "cache" / "prepared").chmod(0o500)
     with pytest.raises(ConflictError, match="cannot be written"):
         pruned("0s")
 
 
 def test_a_person_gets_a_table(
-    settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(settings())
+    prepare(tmp_path, archive)
     capsys.readouterr()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     prune.run(tmp_path / "cache", None, never)
