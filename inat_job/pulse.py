@@ -9,7 +9,7 @@ from collections.abc import Callable
 AT_MOST_EVERY_S = 1.0
 """Seconds between two times that the watcher is told."""
 
-_last = _told = 0.0
+_last, _told = time.monotonic(), 0.0
 _tell: Callable[[], None] | None = None
 
 

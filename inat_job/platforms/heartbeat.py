@@ -60,10 +60,10 @@ def _device(name: str, cpu_use: float) -> dict[str, Any]:
         return {"device_use": None, "unknown": f"nothing tells how busy {name} is"}
     import torch  # which training has imported by now
 
-    device = torch.device(name)
-    free, total = torch.cuda.mem_get_info(device)
-    memory = {"device_memory": round(1 - free / total, 3)}
+    device, memory = torch.device(name), {}
     try:
+        free, total = torch.cuda.mem_get_info(device)
+        memory = {"device_memory": round(1 - free / total, 3)}
         return {"device_use": torch.cuda.utilization(device) / 100, **memory}
     except Exception as error:  # without the package that asks the driver, or one that refuses it
         return {"device_use": None, **memory, "unknown": f"how busy {name} is: {' '.join(str(error).split())[:200]}"}

@@ -61,3 +61,18 @@ def test_what_no_driver_tells_is_named_and_not_made_up(capsys: pytest.CaptureFix
     line = json.loads(capsys.readouterr().out.splitlines()[0])
     assert line["device_use"] is None
     assert "mps:0" in line["unknown"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_gpu_whose_use_nobody_tells_has_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (25, 100))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 87)
+    assert heartbeat._device("cuda:0", 0.1) == {"device_use": 0.87, "device_memory": 0.75}
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (25, 100))
+    said = heartbeat._device("cuda:0", 0.1)  # with torch's own, which has no driver or package to ask here
+    if not torch.cuda.is_available():
+        assert (said["device_use"], said["device_memory"]) == (None, 0.75)
+        assert "how busy cuda:0 is: " in said["unknown"]
