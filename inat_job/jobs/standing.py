@@ -124,14 +124,16 @@ def _state_line(said: Mapping[str, Any]) -> str:
 
 
 def _work_line(said: Mapping[str, Any]) -> str:
-    where = f"epoch {said['epoch']} of {said['epochs']} done" if said["epochs"] else f"epoch {said['epoch']} done"
-    return ", ".join([*filter(None, [said["phase"]]), where, f"step {said['step']}"])
+    if not said["epochs"]:  # a test, or a run of which nothing else is known
+        return said["phase"] or ""
+    trained = [f"epoch {said['epoch']} of {said['epochs']} done", f"step {said['step']}"]
+    return ", ".join([*filter(None, [said["phase"]]), *trained])
 
 
 def _checkpoint_line(said: Mapping[str, Any]) -> str:
     newest, best = said["checkpoint"], said["best"]
     if newest is None:
-        return "none yet"
+        return "none yet" if said["epochs"] else ""
     accuracy = "not validated yet" if newest["val_accuracy"] is None else f"validation {newest['val_accuracy']:.4f}"
     other = f"; best {best['val_accuracy']:.4f} at step {best['step']}" if best and best != newest else ""
     return f"step {newest['step']}, {accuracy}{other}"
