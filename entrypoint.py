@@ -149,7 +149,7 @@ def status(run: str, watch: bool, **options: Any) -> None:
 @cli.command()
 @request_options(PrepareRequest)
 @knob_options("a", PREPARE_TAKES)
-def prepare(prune: str, **options: Any) -> None:
+def prepare(prune: str | None, **options: Any) -> None:
     """Pull and decode a data set, and stop: later runs find it ready."""
     if settings := _some(PREPARE_TAKES, **options):
         from inat_job.jobs import prepare as job

@@ -36,10 +36,8 @@ def emit(event: str, **fields: object) -> None:
     else:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         known = {name: _facts[fact] for name, fact in _IN_EVERY_LINE.items() if fact in _facts}
-        stream, line = (
-            sys.stdout,
-            json.dumps({"time": stamp, "event": event, "rank": 0, **known, **fields}, default=str),
-        )
+        said = {"time": stamp, "event": event, **known, **fields}
+        stream, line = sys.stdout, json.dumps(said, default=str)
     _write(stream, line)
 
 
@@ -68,7 +66,8 @@ def note(**facts: object) -> None:
     """Remember where the job stands, for whoever must say it.
 
     `run` is the run's URI and `run_id` its name, `rank` this process's, `phase`; `step` and `checkpoint` are the last
-    that are stored, `at_step` is the step that training is at, and `epoch` of `epochs` the passes that are done.
+    that are stored, `at_step` is the step that training is at, and `epoch` of `epochs` the passes that are done. What
+    training counts up (`pictures`, `trained_s`, `waited_s`) is for the heartbeat.
     """
     _facts.update(facts)
 

@@ -54,7 +54,7 @@ def told(seen: Seen, state: str) -> dict[str, Any]:
     attempt, newest = seen.attempt, seen.stored[-1] if seen.stored else None
     standing = attempt.standing if attempt else {}
     step = max(_whole(standing.get("step")), newest.step if newest else 0)
-    epochs = _setting(seen.config, "epochs")
+    epochs, per_epoch = _setting(seen.config, "epochs"), _whole(standing.get("steps_per_epoch"))
     phase, rate = standing.get("phase"), standing.get("images_per_s")
     if not isinstance(rate, int | float):
         rate = newest.images_per_s if newest else None
@@ -72,23 +72,24 @@ def told(seen: Seen, state: str) -> dict[str, Any]:
         "checkpoint": _checkpoint(seen.uri, newest),
         "best": _checkpoint(seen.uri, best_of(seen.stored)),
         "images_per_s": rate,
-        "left_s": 0.0 if state == FINISHED else left_s(seen.config, seen.stored, step),
+        "left_s": 0.0 if state == FINISHED else left_s(seen.config, seen.stored, step, per_epoch),
         "test_accuracy": _test_accuracy(seen.report),
         "attempts": _attempts(attempt, state),
     }
 
 
-def left_s(config: Mapping[str, Any], stored: Sequence[Manifest], step: int) -> float | None:
+def left_s(config: Mapping[str, Any], stored: Sequence[Manifest], step: int, per_epoch: int = 0) -> float | None:
     """Seconds of training that are left after `step`, or None where nothing tells them yet.
 
-    That takes a checkpoint of an epoch's end, for the length of an epoch, and one at the pace of what is to come:
-    epochs that features are reused in are faster. It may end early, by --early-stop.
+    That takes the steps of an epoch, from its holder or from a checkpoint of an epoch's end, and a checkpoint at the
+    pace of what is to come: epochs that features are reused in are faster. It may end early, by --early-stop.
     """
-    newest, ends = (stored[-1] if stored else None), [each for each in stored if _is_end(each) and each.epoch]
+    newest = stored[-1] if stored else None
+    per_epoch = per_epoch or next((each.step // each.epoch for each in stored if _is_end(each) and each.epoch), 0)
     epochs = _setting(config, "epochs")
     if newest and newest.ended:
         return 0.0
-    if newest is None or not ends or not isinstance(epochs, int):
+    if newest is None or not newest.step or not per_epoch or not isinstance(epochs, int):
         return None
     reused = _reused(config)
     since = [each for each in stored[:-1] if each.epoch >= reused or reused >= epochs]
@@ -98,8 +99,7 @@ def left_s(config: Mapping[str, Any], stored: Sequence[Manifest], step: int) -> 
         pace = newest.train_s / newest.step
     else:
         return None
-    steps = epochs * ends[-1].step // ends[-1].epoch
-    left = max(0, steps - step) * pace
+    left = max(0, epochs * per_epoch - step) * pace
     limit = _setting(config, "max_time")
     if isinstance(limit, int | float):
         left = min(left, max(0.0, limit - newest.train_s - (step - newest.step) * pace))

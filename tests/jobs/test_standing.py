@@ -84,6 +84,8 @@ def test_the_time_left_is_unknown_before_an_epoch_is_stored() -> None:
     assert left_s(CONFIG, [], 7) is None
     assert left_s(CONFIG, [manifest(7, 0, 3.0, val_accuracy=None, val_loss=None)], 9) is None
     assert left_s({}, [manifest(50, 5, 100.0)], 50) is None
+    assert left_s(CONFIG, [], 7, per_epoch=10) is None
+    assert left_s(CONFIG, [manifest(7, 0, 3.5, val_accuracy=None, val_loss=None)], 10, per_epoch=10) == 45.0
 
 
 def test_the_time_left_goes_by_the_last_checkpoints_and_the_step_now() -> None:
