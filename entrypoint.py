@@ -21,14 +21,16 @@ import click  # noqa: E402
 import inat_job  # noqa: E402
 from inat_job import events  # noqa: E402
 from inat_job.bench.request import Request  # noqa: E402
-from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, all_knobs, everything, takes  # noqa: E402
+from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES, all_knobs, everything, takes  # noqa: E402
 from inat_job.errors import ConflictError, JobError, Preempted  # noqa: E402
 from inat_job.jobs import ending  # noqa: E402
+from inat_job.jobs.requests import PrepareRequest, StatusRequest  # noqa: E402
 from inat_job.knobs import knobs_of, parsed  # noqa: E402
 from inat_job.platforms import detect, last_words, process  # noqa: E402
 from inat_job.platforms.around import configured, part_of  # noqa: E402
 from inat_job.platforms.place import Place  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
+from inat_job.settings import Settings  # noqa: E402
 
 STARTED = process.started() or STARTED  # the interpreter's own start counts too
 
@@ -68,7 +70,9 @@ def request_options(request: type) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         for field, (each, kind) in reversed(knobs_of(request).items()):
-            shown = {"is_flag": True} if kind is bool else {"metavar": each.name.rpartition("-")[2].upper()}
+            shown: dict[str, Any] = {"metavar": each.name.rpartition("-")[2].upper()}
+            if kind is bool or each.bare:
+                shown = {"is_flag": True} if kind is bool else shown | {"is_flag": False, "flag_value": each.bare}
             command = click.option(each.flag, field, default=None, help=f"{each.help}.", **shown)(command)
         return command
 
@@ -131,17 +135,27 @@ def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config:
 
 
 @cli.command()
-@knob_options("a", PREPARE_TAKES)
-def prepare(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
-    """Pull and decode a data set, and stop: later runs find it ready."""
-    configuration = configured(detect.place(), "a", _given(options), sets, file, PREPARE_TAKES)
-    if print_config:
-        click.echo(configuration.text(PREPARE_TAKES))
-        return
-    from inat_job.jobs import prepare as job
+@click.argument("run")
+@request_options(StatusRequest)
+@knob_options("a", STATUS_TAKES)
+def status(run: str, watch: bool, **options: Any) -> None:
+    """Tell where RUN stands: a run id under --output, or a URI."""
+    if settings := _some(STATUS_TAKES, **options):
+        from inat_job.jobs import status as job
 
-    ending.watch(configuration.settings, STOP)
-    job.run(configuration.settings, STOP, STARTED)
+        job.run(settings, run, parsed(StatusRequest, {"watch": watch}), STOP)
+
+
+@cli.command()
+@request_options(PrepareRequest)
+@knob_options("a", PREPARE_TAKES)
+def prepare(prune: str | None, **options: Any) -> None:
+    """Pull and decode a data set, and stop: later runs find it ready."""
+    if settings := _some(PREPARE_TAKES, **options):
+        from inat_job.jobs import prepare as job
+
+        ending.watch(settings, STOP)
+        job.run(settings, parsed(PrepareRequest, {"prune": prune}), STOP, STARTED)
 
 
 @cli.command()
@@ -159,6 +173,16 @@ def bench(part: str, sets: tuple[str, ...], file: str | None, print_config: bool
 
     ending.watch(configuration.settings, STOP)
     job.run(configuration.settings, request, STOP, STARTED)
+
+
+def _some(
+    taken: Collection[str], sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any
+) -> Settings | None:
+    """The settings of a command that takes some, or None where they are only shown."""
+    configuration = configured(detect.place(), "a", _given(options), sets, file, taken)
+    if print_config:
+        click.echo(configuration.text(taken))
+    return None if print_config else configuration.settings
 
 
 def _run_part(

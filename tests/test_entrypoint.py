@@ -26,6 +26,7 @@ SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --run
 BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
+ASKED = {"--prune", "--watch"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -80,15 +81,15 @@ def test_help_imports_nothing_heavy() -> None:
 def test_the_readme_names_every_option_and_no_other() -> None:
     text = (ROOT / "README.md").read_text()
     flags = {each.flag for recipe in RECIPES.values() for each, _ in all_knobs(recipe()).values()}
-    others = {"--help", "--print-config", "--config", "--set", "--checkpoint", "--gpus", "--user"} | BENCH
+    others = {"--help", "--print-config", "--config", "--set", "--checkpoint", "--gpus", "--user"} | BENCH | ASKED
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - others
     assert named == flags
-    assert all(flag in text for flag in BENCH)
+    assert all(flag in text for flag in BENCH | ASKED)
 
 
 def test_every_command_line_in_the_readme_parses(job: Callable[..., Ended]) -> None:
     lines = re.findall(
-        r"^(?:.*python entrypoint\.py|docker run .*inat-job) ((?:parta|partb|test|prepare|bench).*)$",
+        r"^(?:.*python entrypoint\.py|docker run .*inat-job) ((?:parta|partb|test|prepare|bench|status).*)$",
         (ROOT / "README.md").read_text(),
         re.M,
     )
@@ -107,7 +108,9 @@ def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) ->
     always = {"--config", "--set", "--print-config"}
     data = set("--data --cache-dir --image-size --eval-crop --max-broken --sse-kms-key-id --anonymous".split())
     data |= {"--requester-pays", "--grace-seconds"}
-    assert options(job, "prepare") - {"-h"} == always | data
+    assert options(job, "prepare") - {"-h"} == always | data | {"--prune"}
+    store = {"--output", "--sse-kms-key-id", "--anonymous", "--requester-pays"}
+    assert options(job, "status") == always | store | {"--watch"}
     testing = set(
         "--output --run-id --lease-seconds --price-per-hour --batch-size --accelerator --precision --deterministic "
         "--resident-share".split()

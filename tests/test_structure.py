@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms from the ground up; a module may import from its own room and from those below.
 FLOORS = (
-    {"errors", "__init__"},
+    {"errors", "pulse", "__init__"},
     {"signals", "events"},
     {"knobs"},
     {"settings"},
@@ -83,7 +83,7 @@ def test_the_environment_is_read_in_settings_and_platforms_alone() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix() for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    rooms = ("allocator", "detect", "last_words", "local", "processors", "ranks", "spot")
+    rooms = ("allocator", "detect", "last_words", "liveness", "local", "processors", "ranks", "spot")
     platforms = {f"platforms/{name}.py" for name in rooms}
     assert users <= {"configuration.py", *platforms}
 

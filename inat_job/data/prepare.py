@@ -11,6 +11,7 @@ from pathlib import Path
 from inat_job import events, signals
 from inat_job.data import archives, layout, squares
 from inat_job.data.decoding import ROWS, Decoded, decode_all
+from inat_job.data.holds import hold
 from inat_job.data.index import FORMAT, PIXELS, Cache, Index, load
 from inat_job.data.layout import Picture
 from inat_job.data.locks import cache_errors, lock
@@ -110,12 +111,14 @@ def _build(
         raise
     index.save(unfinished)
     (unfinished / ROWS).unlink()
+    held = hold(unfinished)  # which it stays under its new name
     with _publishing(folder, cache_dir, stop) as cache:
         if cache is None:
             unfinished.replace(folder)
         else:
             shutil.rmtree(unfinished)
-    return Cache(folder, index)
+            held = cache.held
+    return Cache(folder, index, held)
 
 
 @contextmanager

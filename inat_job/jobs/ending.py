@@ -9,13 +9,14 @@ from typing import NoReturn
 
 from inat_job import events, signals
 from inat_job.errors import Preempted
-from inat_job.platforms import last_words, ranks, spot
+from inat_job.platforms import last_words, liveness, ranks, spot
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
 
 def watch(settings: Settings, stop: StopFlag) -> None:
-    """Look out for what stops the job, and end it when its grace is over though it may hang."""
+    """Look out for what stops the job, and end it when its grace is over though it may hang; others may look too."""
+    liveness.watch()
     if ranks.supervised():
         stop.be_patient()
     else:
