@@ -4,7 +4,7 @@ import secrets
 from typing import Any
 
 from inat_job import events
-from inat_job.jobs import collect, folders, prepare, room
+from inat_job.jobs import collect, folders, preflight, prepare, room
 from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
@@ -20,6 +20,9 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Place = PLAIN
 
     In the end the results are put where the platform collects them, also those of a run that is found finished.
     """
+    if settings.run.preflight:
+        events.phase("preflight")
+        preflight.run(settings, place, stop)
     collect.check(place)
     folder = folders.run_folder(settings, settings.run_id, stop)
     events.note(run=folder.uri)
