@@ -63,12 +63,13 @@ def look(uri: str, cache_dir: Path, image_size: int, options: StorageOptions) ->
 
 
 def _loose(store: Store, shown: str, image_size: int) -> Looked:
-    entries = [entry for entry in store.list(most=MOST_LISTED) if not layout.is_litter(entry.key)]
+    listed = list(store.list(most=MOST_LISTED))
+    entries = [entry for entry in listed if not layout.is_litter(entry.key)]
     if not entries:
         raise BadDataError(f"{shown} holds no files: check --data.")
     store.part(entries[0], 0, min(_FIRST, entries[0].size))
-    if len(entries) >= MOST_LISTED:
-        return Looked(f"{shown}, more than {len(entries)} files", 0, None, "the rest is not listed before the job")
+    if len(listed) >= MOST_LISTED:
+        return Looked(f"{shown}, {len(entries)} files or more", 0, None, "the rest is not listed before the job")
     return _known(shown, [entry.key for entry in entries], 0, image_size)
 
 

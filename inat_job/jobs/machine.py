@@ -10,6 +10,7 @@ from inat_job.jobs import room
 from inat_job.jobs.checking import Caution
 from inat_job.platforms import driver, memory
 from inat_job.settings import Settings
+from inat_job.storage.disk import disk_errors
 
 _NCCL_WANTS = 2**30
 """Bytes of shared memory for several devices on a machine:
@@ -19,10 +20,11 @@ https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting.html#s
 def check_disk(settings: Settings, looked: Looked | None) -> str | Caution:
     """The disk of `--cache-dir`, against what is known of the data set. Raises NoPermissionError and ConflictError."""
     folder = Path(settings.data.cache_dir).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
+    with disk_errors(folder):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise NoPermissionError(f"--cache-dir {folder} cannot be written by user {os.geteuid()}: name another folder.")
-    free = shutil.disk_usage(there).free
     if looked is None:
         return Caution(f"{_megabytes(free)} MB free in {folder}, and what the data set needs is not known", "see data")
     known = (looked.fetched or 0) + (looked.decoded or 0)

@@ -10,6 +10,7 @@ import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from inat_job.errors import NoPermissionError
 from inat_job.storage import s3_errors
@@ -49,7 +50,7 @@ def identity() -> Identity:
         if amazon and s3_errors.CODES.get(code) is s3_errors.no_credentials:
             raise NoPermissionError(f"Amazon refuses the credentials from {method} ({code}): {_MEND}.") from error
         return Identity(method, None, f"STS answered {code}")
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:  # the latter is no kin: an answer, but not one of STS
         return Identity(method, None, f"STS did not answer ({type(error).__name__})")
 
 
@@ -66,6 +67,8 @@ def skew_s() -> float | None:
         answer = client.list_buckets()
     except ClientError as error:
         answer = error.response
+    except ResponseParserError:
+        return None
     except (BotoCoreError, ValueError) as error:
         host = urlsplit(str(client.meta.endpoint_url)).netloc.rpartition("@")[2]
         raise s3_errors.translate(error, s3_errors.Place("", "", host, output=False)) from error
