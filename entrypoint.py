@@ -27,7 +27,7 @@ from inat_job.jobs import ending  # noqa: E402
 from inat_job.jobs.requests import PrepareRequest, StatusRequest  # noqa: E402
 from inat_job.knobs import knobs_of, parsed  # noqa: E402
 from inat_job.platforms import detect, last_words, process  # noqa: E402
-from inat_job.platforms.around import configured, part_of  # noqa: E402
+from inat_job.platforms.around import configured, part_of, part_or  # noqa: E402
 from inat_job.platforms.place import Place  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.settings import Settings  # noqa: E402
@@ -173,6 +173,21 @@ def bench(part: str, sets: tuple[str, ...], file: str | None, print_config: bool
 
     ending.watch(configuration.settings, STOP)
     job.run(configuration.settings, request, STOP, STARTED)
+
+
+@cli.command()
+@click.option("--part", type=click.Choice(list(RECIPES)), help="Which part's run is asked about; else a.")
+@knob_options(None)
+def preflight(part: str | None, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+    """Look in seconds whether all is there that parta or partb needs, and change nothing."""
+    place = detect.place()
+    configuration = configured(place, part_or(part, place), _given(options), sets, file)
+    if print_config:
+        click.echo(configuration.text())
+        return
+    from inat_job.jobs import preflight as job
+
+    job.run(configuration.settings, place, STOP, STARTED)
 
 
 def _some(

@@ -89,7 +89,7 @@ def test_the_readme_names_every_option_and_no_other() -> None:
 
 def test_every_command_line_in_the_readme_parses(job: Callable[..., Ended]) -> None:
     lines = re.findall(
-        r"^(?:.*python entrypoint\.py|docker run .*inat-job) ((?:parta|partb|test|prepare|bench|status).*)$",
+        r"^(?:.*python entrypoint\.py|docker run .*inat-job) ((?:parta|partb|test|prepare|preflight|bench|status).*)$",
         (ROOT / "README.md").read_text(),
         re.M,
     )
@@ -122,6 +122,7 @@ def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) ->
     switches = {f"--no-{flag[2:]}" for flag in both}
     assert options(job, "bench") - switches == always | both | BENCH
     assert options(job, "train") - switches == always | both
+    assert options(job, "preflight") - switches == always | both | {"--part"}
 
 
 def test_prepare_takes_the_file_of_either_part(job: Callable[..., Ended], tmp_path: Path) -> None:
@@ -198,6 +199,18 @@ def test_65_bad_data(job: Callable[..., Ended], tmp_path: Path) -> None:
 def test_65_missing_data_in_a_bucket(job: Callable[..., Ended], s3_bucket: str) -> None:
     ended = job("prepare", "--data", f"s3://{s3_bucket}/none.zip")
     assert (ended.code, f"s3://{s3_bucket}/none.zip" in ended.last) == (65, True)
+
+
+def test_preflight_ends_as_the_job_would(job: Callable[..., Ended], archive: str, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    ended = job("preflight", "--data", archive, *SMALL)
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert (ended.code, events[-1]["event"], events[-1]["code"]) == (0, "preflight", 0)
+    ended = job("preflight", "--part", "b", "--weights", "none", "--data", "none.zip", "--wandb", "off")
+    assert (ended.code, ended.last) == (65, f"Error: {tmp_path}/none.zip does not exist: check --data.")
+    ended = job("parta", "--preflight", "--data", "none.zip", *SMALL)
+    assert (ended.code, sorted(tmp_path.rglob("*"))) == (65, before)
+    assert job("preflight", "--strategy", "head").code == 2
 
 
 def test_75_an_unreachable_store(job: Callable[..., Ended], archive: str, monkeypatch: pytest.MonkeyPatch) -> None:

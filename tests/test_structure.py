@@ -26,8 +26,8 @@ FLOORS = (
     {"jobs"},
 )
 DOORS = {
-    "boto3": {"storage/s3.py", "storage/s3_errors.py", "storage/s3_upload.py"},
-    "botocore": {"storage/s3.py", "storage/s3_errors.py", "storage/s3_upload.py"},
+    "boto3": {"storage/s3.py", "storage/s3_account.py", "storage/s3_errors.py", "storage/s3_upload.py"},
+    "botocore": {"storage/s3.py", "storage/s3_account.py", "storage/s3_errors.py", "storage/s3_upload.py"},
     "wandb": {"reporting/tracking.py"},
     "click": set(),
     "matplotlib": {"evaluation/plots.py"},
@@ -83,7 +83,7 @@ def test_the_environment_is_read_in_settings_and_platforms_alone() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix() for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    rooms = ("allocator", "detect", "last_words", "liveness", "local", "processors", "ranks", "spot")
+    rooms = ("allocator", "detect", "driver", "last_words", "liveness", "local", "processors", "ranks", "spot")
     platforms = {f"platforms/{name}.py" for name in rooms}
     assert users <= {"configuration.py", *platforms}
 

@@ -71,6 +71,11 @@ def _memory_errors() -> Iterator[None]:
         raise ConflictError("Too little memory to decode pictures: give the job more, or fewer processors.") from error
 
 
+def is_published(cache_dir: Path, digest: str, image_size: int) -> bool:
+    """Whether the pictures of a source are decoded at this geometry."""
+    return _folder(cache_dir, digest, cache_side(image_size)).is_dir()
+
+
 def _folder(cache_dir: Path, name: str, side: int) -> Path:
     return cache_dir / "prepared" / hashlib.sha256(f"{name} {side} {FORMAT}".encode()).hexdigest()[:24]
 

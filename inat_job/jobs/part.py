@@ -5,7 +5,7 @@ from typing import Any
 
 from inat_job import events
 from inat_job.jobs import claim as claims
-from inat_job.jobs import collect, folders, prepare, room, supervise, team
+from inat_job.jobs import collect, folders, preflight, prepare, room, supervise, team
 from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
@@ -25,6 +25,9 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Place = PLAIN
     """
     events.note(run_id=settings.run_id)
     own = ranks.own()
+    if settings.run.preflight and own is None:
+        events.phase("preflight")
+        preflight.run(settings, place, stop)
     if own is None or own.local == 0:
         collect.check(place)
     folder = folders.run_folder(settings, settings.run_id, stop)
