@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from inat_job.platforms import kubernetes, sagemaker
+from inat_job.platforms.discretion import discreet
 
 LOG_BYTES = 4096
 """What Kubernetes keeps of a container's termination log."""
@@ -29,7 +30,7 @@ def say(
     Kubernetes shows the log of every container that ended, so it is written on success too, and whoever reads it finds
     one shape; a failure file is for failures. It never raises: the exit code counts more than the words.
     """
-    sentence = " ".join(_utf8(reason).split()) or f"Ended with code {code}."
+    sentence = discreet(" ".join(_utf8(reason).split())) or f"Ended with code {code}."
     with contextlib.suppress(Exception):
         if stat.S_ISREG(termination_log.lstat().st_mode):  # never made here: elsewhere nobody would read it
             _overwrite(termination_log, _line(code, sentence, facts))
