@@ -3,6 +3,8 @@
 #     docker build -t inat-job .
 #     docker run --rm --gpus all -v "$PWD/runs:/scratch/runs" inat-job parta
 #
+# `make image` names the version and the revision too.
+#
 # Any Debian or Ubuntu with Python 3.11 or newer can be the base; one without Python gets its own python3.
 # No nvidia/cuda base is needed: torch's wheels bring CUDA's libraries, and the host's driver is mounted at run time.
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
@@ -68,11 +70,12 @@ COPY --from=bill /app/sbom.cdx.json /app/sbom.cdx.json
 # working directory makes the job's own defaults, `runs` and `cache`, folders of it; variables would overrule a
 # configuration file. It is no VOLUME: every `docker run` without --rm would leave an anonymous one behind.
 # `train` is for SageMaker, which runs that word with the entry point that its request names, or none. Of /opt/ml, it
-# mounts folders: what it does not mount, the job can make.
+# mounts folders: what it does not mount, the job can make. No program here may lend another user's rights.
 RUN /opt/venv/bin/python -m compileall -q /app \
     && mkdir -m 1777 /scratch /opt/ml \
     && printf '#!/bin/sh\nexec /opt/venv/bin/python /app/entrypoint.py train "$@"\n' > /usr/local/bin/train \
-    && chmod 755 /usr/local/bin/train
+    && chmod 755 /usr/local/bin/train \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 WORKDIR /scratch
 
 # /scratch may be a fresh mount, so nothing here may need a folder in it to exist. LOGNAME spares libraries the look
