@@ -85,9 +85,24 @@ def _stored(bucket: str) -> dict[str, bytes]:
 
 
 def test_a_whole_run_keeps_them(job: Job, served: Site, s3_bucket: str) -> None:
-    output = ("--output", f"s3://{s3_bucket}/runs", "--run-id", "r", "--wandb", "offline")
+    output = (
+        "--output",
+        f"s3://{s3_bucket}/runs",
+        "--run-id",
+        "r",
+        "--wandb",
+        "online",
+    )  # which refuses, and is offline then
     endpoint = os.environ["AWS_ENDPOINT_URL"].replace("://", f"://user:{PASSWORD}@")
-    ended = job("parta", "--data", _signed(served), *SMALL, *output, AWS_ENDPOINT_URL=endpoint)
+    ended = job(
+        "parta",
+        "--data",
+        _signed(served),
+        *SMALL,
+        *output,
+        AWS_ENDPOINT_URL=endpoint,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
     assert ended.code == 0, ended.said
     assert any("Authorization" in each for each in served.headers), "the login was not used"
     assert any(SIGNATURE in path for path, _ in served.requests), "the signature was not used"

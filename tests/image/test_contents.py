@@ -112,13 +112,13 @@ def test_no_secret_of_the_build_is_in_a_layer_or_its_history(image: str) -> None
     told = engine("history", "--no-trunc", image).stdout + engine("image", "inspect", image).stdout
     assert MARK not in told
     assert not re.search(r"(?i)(secret|token|password|api_key)\w*=", told)
-    save = subprocess.Popen([ENGINE, "save", image], stdout=subprocess.PIPE)
-    assert save.stdout
     size, tail = 0, b""
-    while block := save.stdout.read(1 << 22):
-        assert MARK.encode() not in tail + block
-        size, tail = size + len(block), block[-len(MARK) :]
-    assert save.wait() == 0
+    with subprocess.Popen([ENGINE, "save", image], stdout=subprocess.PIPE) as save:
+        assert save.stdout
+        while block := save.stdout.read(1 << 22):
+            assert MARK.encode() not in tail + block
+            size, tail = size + len(block), block[-len(MARK) :]
+    assert save.returncode == 0
     assert size > 1e9
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -80,6 +81,11 @@ def test_the_labels_say_the_version_of_the_code() -> None:
     [labels] = _all("LABEL")
     assert 'org.opencontainers.image.version="${VERSION}"' in labels
     assert 'org.opencontainers.image.revision="${REVISION}"' in labels
+
+
+def test_make_image_names_the_version_of_the_code() -> None:
+    told = subprocess.run(["make", "-n", "image"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"--build-arg VERSION={inat_job.__version__} --build-arg REVISION=" in told
 
 
 def test_a_hung_job_is_told_by_its_file() -> None:
