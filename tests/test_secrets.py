@@ -19,6 +19,9 @@ MARK = "pLaNtEd"
 """In every secret, so that a piece of one is found too."""
 
 KEY, TOKEN, PASSWORD, SIGNATURE = (f"{MARK}{name}{'0' * 24}" for name in ("Key", "Token", "Password", "Signature"))
+TRACKER = f"http://user:{PASSWORD}@127.0.0.1:9"
+"""Where nobody answers."""
+
 SECRET = {
     "AWS_SECRET_ACCESS_KEY": KEY,
     "AWS_SESSION_TOKEN": TOKEN,

@@ -1,9 +1,12 @@
 """What the image promises, read off the Dockerfile: no container is needed."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -132,6 +135,14 @@ def test_only_what_is_copied_reaches_the_builder() -> None:
     copied = {source for words in here for source in words[:-1]}
     assert copied == allowed
     assert all((ROOT / each).exists() for each in copied)
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if not hadolint:
+        pytest.skip("needs hadolint, which tests/requirements.lock installs")
+    done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_a_python_that_is_too_old_is_refused() -> None:
