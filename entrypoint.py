@@ -11,6 +11,7 @@ if __name__ == "__main__":
     STOP.install()  # before all that takes time: the first process of a container ignores a signal without a handler
 
 import errno  # noqa: E402
+import io  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Callable, Collection  # noqa: E402
@@ -28,6 +29,7 @@ from inat_job.jobs.requests import PrepareRequest, StatusRequest  # noqa: E402
 from inat_job.knobs import knobs_of, parsed  # noqa: E402
 from inat_job.platforms import detect, last_words, process  # noqa: E402
 from inat_job.platforms.around import configured, part_of, part_or  # noqa: E402
+from inat_job.platforms.discretion import discreet  # noqa: E402
 from inat_job.platforms.place import Place  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.settings import Settings  # noqa: E402
@@ -226,7 +228,9 @@ def main() -> None:
             ending.say_stopping(STOP)
         ending.fail(str(error), error.exit_code)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()  # it quotes what was typed
+        error.show(shown)
+        print(discreet(shown.getvalue()), end="", file=sys.stderr)
         last_words.say(error.exit_code, error.format_message(), {})
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):

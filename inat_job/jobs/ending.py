@@ -10,6 +10,7 @@ from typing import NoReturn
 from inat_job import events, signals
 from inat_job.errors import Preempted
 from inat_job.platforms import last_words, liveness, ranks, spot
+from inat_job.platforms.discretion import discreet
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
@@ -35,8 +36,8 @@ def say_stopping(stop: StopFlag) -> None:
 
 
 def say(message: str, code: int) -> None:
-    """The last line on stderr, which is also left where the platform looks for it."""
-    sentence = " ".join(message.split())
+    """The last line on stderr, which is also left where the platform looks for it; no secret is in it."""
+    sentence = discreet(" ".join(message.split()))
     if not ranks.words():
         print(f"Error: {sentence}", file=sys.stderr, flush=True)
     last_words.say(code, sentence, events.noted())
@@ -50,7 +51,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 def bug(error: Exception) -> NoReturn:
     """End the main thread for an error that nobody foresaw."""
-    traceback.print_exc()
+    print(discreet("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from inat_job import events
 from inat_job.errors import UsageError
+from inat_job.platforms.discretion import discreet
 
 Mode = Literal["auto", "online", "offline", "off"]
 
@@ -245,4 +246,4 @@ def _within(seconds: float, action: Callable[[], object]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return discreet(" ".join(str(error).split())) or type(error).__name__
