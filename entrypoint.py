@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import errno  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Callable, Collection  # noqa: E402
+from collections.abc import Callable, Collection, Sequence  # noqa: E402
 from typing import Any  # noqa: E402
 
 import click  # noqa: E402
@@ -25,7 +25,7 @@ from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, all_knobs, everyth
 from inat_job.errors import ConflictError, JobError, Preempted  # noqa: E402
 from inat_job.jobs import ending  # noqa: E402
 from inat_job.knobs import knobs_of, parsed  # noqa: E402
-from inat_job.platforms import detect, last_words, process  # noqa: E402
+from inat_job.platforms import detect, last_words, process, submission  # noqa: E402
 from inat_job.platforms.around import configured, part_of  # noqa: E402
 from inat_job.platforms.place import Place  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
@@ -159,6 +159,24 @@ def bench(part: str, sets: tuple[str, ...], file: str | None, print_config: bool
 
     ending.watch(configuration.settings, STOP)
     job.run(configuration.settings, request, STOP, STARTED)
+
+
+@cli.command()
+@click.argument("target", type=click.Choice(submission.TARGETS), metavar="|".join(submission.TARGETS))
+@request_options(submission.Request)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
+def submit(target: str, words: tuple[str, ...], **options: Any) -> None:
+    """Submit a command to a cluster, as in `submit k8s --image IMAGE -- parta --output s3://bucket/runs`."""
+    from inat_job.jobs import submit as job
+
+    job.run(target, parsed(submission.Request, options), words, _line, STOP)
+
+
+def _line(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """A command line's name and options, as this program takes them."""
+    name, command, rest = cli.resolve_command(click.Context(cli, info_name="inat-job"), list(words))
+    assert command
+    return str(name), command.make_context(name, rest).params
 
 
 def _run_part(
