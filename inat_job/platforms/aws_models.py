@@ -23,10 +23,19 @@ _CLASSES = {r"\p{L}": r"\w", r"\p{N}": r"\d", r"\p{Z}": r"\s"}
 def check(service: str, operation: str, request: Mapping[str, Any]) -> None:
     """Raise UsageError with all that the service would refuse, given the operation as in SubmitJob."""
     shape = _model(service).operation_model(operation).input_shape
-    report = ParamValidator().validate(dict(request), shape)
+    report = ParamValidator().validate(_stretched(request), shape)
     found = str(report.generate_report()).splitlines() if report.has_errors() else [*_beyond(shape, request, "")]
     if found:
         raise UsageError(f"AWS would refuse this {service}:{operation}: {'; '.join(found)}.")
+
+
+def _stretched(value: Any) -> Any:
+    """The same with placeholders that are too short for nothing."""
+    if isinstance(value, Mapping):
+        return {name: _stretched(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_stretched(each) for each in value]
+    return _PLACEHOLDER.sub(lambda found: f"{found[0]:_<64}", value) if isinstance(value, str) else value
 
 
 @cache

@@ -168,7 +168,8 @@ def refuse_unused(request: Request, why: Mapping[str, str]) -> None:
     for field, (each, _) in knobs.knobs_of(Request).items():
         value = getattr(request, field)
         if field in why and value not in (None, False):
-            raise UsageError(f"{each.flag} is {value!r}, and is not used here ({why[field]}): leave it out.")
+            shown = "given" if value is True else repr(value)
+            raise UsageError(f"{each.flag} is {shown}, and is not used here ({why[field]}): leave it out.")
 
 
 def placeholder(name: str) -> str:
