@@ -22,7 +22,8 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 _NAME_LENGTH, _DIGEST_LENGTH = 52, 12
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY")
 _ACCESS_KEY = re.compile(r"(?<![A-Z0-9])(AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])")
-_TABLE = {0} | {each.exit_code for each in [JobError, *JobError.__subclasses__()]}
+_KINDS: list[type[JobError]] = [JobError, *JobError.__subclasses__()]
+_TABLE = {0} | {each.exit_code for each in _KINDS}
 _KILLED = 137
 
 TARGETS = ("k8s", "batch", "sagemaker")
