@@ -44,7 +44,7 @@ def ended(job: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[int | None, 
     code = container.get("exitCode")
     said = "; ".join(dict.fromkeys(str(each) for each in (job.get("statusReason"), container.get("reason")) if each))
     if code is not None and code != 137:
-        return our_code(int(code)), said or f"its container ended with {code}"
+        return our_code(int(code)), said or "its log says why"
     for pattern, kind, mend in _REASONS:
         if re.search(pattern, str(job.get("statusReason") or "")) or re.search(
             pattern, str(container.get("reason") or "")

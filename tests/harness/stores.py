@@ -128,13 +128,13 @@ def s3_endpoint() -> Iterator[str]:
 
 
 @contextmanager
-def moto_server(environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+def moto_server(environment: Mapping[str, str] = os.environ, module: str = "moto.server") -> Iterator[str]:
     """The address of moto's AWS, in a process of its own: jobs must not wait for each other behind this one's lock."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-m", module, "-H", "127.0.0.1", "-p", str(port)],
         env=dict(environment),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

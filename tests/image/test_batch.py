@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.harness.podman import podman_service
 from tests.harness.stores import moto_server
 
-from .conftest import ENGINE, ROOT, engine
+from .conftest import ROOT, engine
 
 pytestmark = pytest.mark.image
 
@@ -56,44 +56,19 @@ class Batch:
 
 @pytest.fixture(scope="module")
 def batch(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batch]:
-    podman = shutil.which("podman")
-    if not ENGINE or not podman:
+    if not shutil.which("podman"):
         pytest.skip("needs podman, whose socket moto's Batch runs the image by")
     pytest.importorskip("docker", reason="needs docker's Python client, by which moto's Batch runs the image")
-    folder = tmp_path_factory.mktemp("batch")
-    socket = f"unix://{folder}/podman.sock"
+    socket = tmp_path_factory.mktemp("batch") / "podman.sock"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "INAT_"))}
-    with moto_server({**clean, **ACCESS, "DOCKER_HOST": socket, "MOTO_DOCKER_NETWORK_MODE": "host"}) as url:
-        environment = {**clean, **ACCESS, "AWS_ENDPOINT_URL": url}
-        service = _podman(podman, socket, folder, {**ACCESS, "AWS_ENDPOINT_URL": url, "OMP_NUM_THREADS": "1"})
-        made = Batch(image, environment)
-        try:
+    docker = {"DOCKER_HOST": f"unix://{socket}", "MOTO_DOCKER_NETWORK_MODE": "host", "PYTHONPATH": str(ROOT)}
+    with moto_server({**clean, **ACCESS, **docker}, "tests.image.moto_batch") as url:
+        reach = {**ACCESS, "AWS_ENDPOINT_URL": url}
+        with podman_service(socket, {**reach, "OMP_NUM_THREADS": "1"}):
+            made = Batch(image, {**clean, **reach})
             _queue(made)
             made.client("s3").create_bucket(Bucket="runs")
             yield made
-        finally:
-            service.terminate()
-            service.wait()
-
-
-def _podman(podman: str, socket: str, folder: Path, given: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Its service, which gives each container these variables."""
-    named = os.environ.get("CONTAINERS_CONF")
-    usual = Path(named).read_text() if named else "[containers]\n"
-    assert "\nenv" not in usual
-    variables = json.dumps([f"{name}={value}" for name, value in given.items()])
-    (folder / "containers.conf").write_text(usual.replace("[containers]", f"[containers]\nenv={variables}", 1))
-    service = subprocess.Popen(
-        [podman, "system", "service", "--time", "0", socket],
-        env={**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    until = time.monotonic() + 30
-    while not Path(socket.removeprefix("unix://")).exists():
-        assert time.monotonic() < until, "podman's service does not start"
-        time.sleep(0.1)
-    return service
 
 
 def _queue(batch: Batch) -> None:
@@ -138,7 +113,7 @@ def test_bad_data_ends_with_65_here_as_there(batch: Batch) -> None:
 
 
 def test_a_stopped_job_ends_with_143_and_the_same_command_goes_on(batch: Batch) -> None:
-    words = ("parta", "--data", "demo:", "--epochs", "300", *SMALL, "--output", "s3://runs/long")
+    words = ("parta", "--data", "demo:", "--epochs", "100", *SMALL, "--output", "s3://runs/long")
     child = batch.submitted(*words, name="long")
     name = ""
     until = time.monotonic() + 180
@@ -151,7 +126,7 @@ def test_a_stopped_job_ends_with_143_and_the_same_command_goes_on(batch: Batch) 
     out, err = child.communicate(timeout=300)
     assert child.returncode == 143, (out, err)
     assert "is stored in s3://runs/long/long/checkpoints" in out
-    again = batch.submitted(*words, "--max-time", "1s", name="long")
+    again = batch.submitted(*words, name="long")
     out, err = again.communicate(timeout=300)
     assert '"standing": "resume"' in out, (out, err)
     assert again.returncode == 0, err
