@@ -34,7 +34,7 @@ def run(name: str, request: Request, words: Sequence[str], parse: Parse, stop: C
     handle = target.submit(request, documents)
     events.emit("submitted", target=name, job=handle.name)
     if request.wait:
-        _end(handle, wait(handle, stop))
+        _end(handle, wait(handle, stop, EVERY_S))
 
 
 def checked(words: Sequence[str], parse: Parse) -> Command:
@@ -57,12 +57,12 @@ def checked(words: Sequence[str], parse: Parse) -> Command:
     return command
 
 
-def wait(handle: Handle, stop: Callable[[], bool], every_s: float = EVERY_S) -> State:
+def wait(handle: Handle, stop: Callable[[], bool], every_s: float) -> State:
     """Show what a job says and how it stands until it has ended, and return its last state.
 
     Raises Preempted when this process is stopped (the job goes on), and what a look raises.
     """
-    shown, failures = "", 0
+    shown, failures = ("", ""), 0
     while True:
         try:
             state, failures = handle.look(), 0
@@ -71,12 +71,12 @@ def wait(handle: Handle, stop: Callable[[], bool], every_s: float = EVERY_S) -> 
             if failures >= _PATIENCE:
                 raise
             events.warn(str(error))
-            state = State(shown)
+            state = State(shown[0], reason=shown[1])
         for line in state.lines:
             print(line, flush=True)
-        if state.phase != shown:
+        if (state.phase, state.reason) != shown:
             events.emit("state", job=handle.name, state=state.phase, **({"why": state.reason} if state.reason else {}))
-            shown = state.phase
+            shown = (state.phase, state.reason)
         if state.code is not None:
             return state
         _pause(handle, stop, every_s)

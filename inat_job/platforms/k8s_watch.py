@@ -14,7 +14,9 @@ FIRST_LINES = 20
 _JOB_LABEL = "batch.kubernetes.io/job-name"
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _WAITING = ("PodInitializing", "ContainerCreating")  # ordinary, and not worth a word
-_FINAL = (2, 65, 77, 78)  # on which podFailurePolicy fails the Job
+
+FINAL = (2, 65, 77, 78)
+"""Codes on which podFailurePolicy gives the Job up."""
 
 Thing = Mapping[str, Any]
 
@@ -91,7 +93,7 @@ def end_of(job: Thing, pods: Sequence[Thing]) -> tuple[int | None, str]:
     ends = sorted((end for pod in pods if (end := _ended(pod))), key=lambda end: order(str(end.get("finishedAt", ""))))
     ends = [end for end in ends if end.get("exitCode")]
     if failed.get("reason") == "PodFailurePolicy":  # on several machines the others end too, of the first's end
-        ends = [end for end in ends if end["exitCode"] in _FINAL] or ends
+        ends = [end for end in ends if end["exitCode"] in FINAL] or ends
     if not ends or failed.get("reason") == "DeadlineExceeded":
         return TransientError.exit_code, why
     return our_code(int(ends[-1]["exitCode"])), _last_words(ends[-1]) or why

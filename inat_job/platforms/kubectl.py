@@ -9,6 +9,8 @@ from typing import Any
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError
 
 _SECONDS = 60
+_WORDS = 600  # characters of its words that are shown
+_KLOG = r"[EWIF]\d{4} \d\d:"  # its own log, which says the same several times
 # What kubectl prints of the API server's answers and of Go's network errors; the first that fits.
 _KINDS: tuple[tuple[str, type[JobError], str], ...] = (
     (
@@ -74,12 +76,14 @@ class Kubectl:
 
 
 def _error(verb: str, stderr: str) -> JobError:
-    said = " ".join(stderr.split())[:600] or "nothing"
-    if re.search(r"\(AlreadyExists\)", said):
+    everything = " ".join(stderr.split())
+    lines = [line for line in stderr.splitlines() if line.strip() and not re.match(_KLOG, line)]
+    said = " ".join(" ".join(lines).split())[:_WORDS] or everything[:_WORDS] or "nothing"
+    if "(AlreadyExists)" in everything:
         return AlreadyExistsError(said)
-    if re.search(r"\(NotFound\)", said):
+    if "(NotFound)" in everything:
         return NotFoundError(f"kubectl {verb} says: {said}; check --namespace and --name.")
     for pattern, kind, mend in _KINDS:
-        if re.search(pattern, said):
+        if re.search(pattern, everything):
             return kind(f"kubectl {verb} says: {said}; {mend}.")
     return ConflictError(f"kubectl {verb} says: {said}; change what it names.")
