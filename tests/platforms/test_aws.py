@@ -1,6 +1,9 @@
 """The door to AWS: requests are checked without it, its errors are ours, and logs come as they are written."""
 
+import contextlib
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -14,6 +17,7 @@ from botocore.exceptions import (
 )
 from moto import mock_aws
 
+from entrypoint import _line
 from inat_job.errors import (
     ConflictError,
     JobError,
@@ -21,7 +25,11 @@ from inat_job.errors import (
     TransientError,
     UsageError,
 )
-from inat_job.platforms import aws, aws_models
+from inat_job.jobs.submit import checked
+from inat_job.platforms import aws, aws_models, submit_batch, submit_sagemaker
+from inat_job.platforms.submission import Request, completed
+
+ROOT = Path(__file__).parents[2]
 
 
 def answered(code: str, status: int = 400, message: str = "It says why.") -> ClientError:
@@ -155,3 +163,34 @@ def test_a_server_that_is_away_is_trouble_that_passes(monkeypatch: pytest.Monkey
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
     with pytest.raises(TransientError, match="batch:DescribeJobs"):
         aws.service("batch", "eu-west-1")("describe_jobs", jobs=["j"])
+
+
+def test_the_policy_for_who_submits_covers_each_call(logs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: set[str] = set()
+    service = aws.service
+
+    def recorded(name: str, region: str | None) -> aws.Call:
+        call = service(name, "eu-west-1")
+
+        def asked(operation: str, **parameters: Any) -> dict[str, Any]:
+            calls.add(f"{name}:{operation.title().replace('_', '')}")
+            return call(operation, **parameters)
+
+        return asked
+
+    monkeypatch.setattr(aws, "service", recorded)
+    command = checked(("parta", "--output", "s3://b/runs"), _line)
+    for target, queue in ((submit_batch, "gpus"), (submit_sagemaker, None)):
+        asked_for = Request(image="i:1", role=DESCRIPTION["RoleArn"], queue=queue)
+        request = completed(asked_for, command, target.NEEDS)
+        with contextlib.suppress(JobError):  # this Batch has no queue
+            target.submit(request, target.build(request, command)).look()
+    log = aws.Log(recorded("logs", None), "/group")
+    log.newest("job/")
+    log.new("job/1")
+    calls.add("batch:DescribeJobs")
+    policy = json.loads((ROOT / "docs/submit-policy.json").read_text())
+    actions = [each["Action"] for each in policy["Statement"]]
+    allowed = {action for each in actions for action in ([each] if isinstance(each, str) else each)}
+    assert {"batch:SubmitJob", "sagemaker:CreateTrainingJob", "logs:GetLogEvents"} <= calls <= allowed
+    assert allowed - calls == {"batch:TagResource", "sagemaker:AddTags", "iam:PassRole"}  # of what the calls imply

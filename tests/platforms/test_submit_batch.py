@@ -230,6 +230,27 @@ def test_the_job_is_looked_at_until_its_end(queue: Any) -> None:
         submit_batch.Job("gone", job._batch, job._log).look()
 
 
+def test_several_nodes_end_as_the_main_one() -> None:
+    nodes = {"nodeProperties": {"numNodes": 2, "mainNode": 0}, "status": "FAILED", "statusReason": EXITED}
+    described = {"j": nodes, "j#0": {"status": "FAILED", "container": {"exitCode": 75, "logStreamName": "main"}}}
+    asked: list[str | None] = []
+
+    class Log:
+        def new(self, stream: str | None) -> list[str]:
+            asked.append(stream)
+            return ["line"]
+
+    job = submit_batch.Job("j", lambda _, jobs: {"jobs": [described[each] for each in jobs]}, Log())
+    state = job.look()
+    assert (state.phase, state.code, state.lines, asked) == ("FAILED", 75, ("line",), ["main"])
+
+
+def test_several_nodes_are_submitted(queue: Any) -> None:
+    job = submit_batch.submit(Request(**PLAIN), list(built(nodes=2)))
+    states = [job.look() for _ in range(10)]
+    assert (states[-1].phase, states[-1].code) == ("SUCCEEDED", 0)
+
+
 def test_without_a_queue_or_credentials_the_error_says_so(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     definition, job = built(queue="none")
     with pytest.raises(JobError, match=r"batch:SubmitJob .*none") as refused:
