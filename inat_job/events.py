@@ -12,6 +12,7 @@ Progress = Callable[[int, int], None]
 _BAR_EVERY_S = 0.1
 _LINE_EVERY_S = 10.0
 _facts: dict[str, object] = {}
+_quiet = False
 
 
 def terminal() -> bool:
@@ -19,8 +20,16 @@ def terminal() -> bool:
     return sys.stderr.isatty()
 
 
+def only_warnings() -> None:
+    """Say nothing more but warnings: another rank of the run tells what they all do."""
+    global _quiet
+    _quiet = True
+
+
 def emit(event: str, **fields: object) -> None:
     """Say that `event` happened, to whoever still listens. Values must be JSON-serialisable."""
+    if _quiet and event != "warning":
+        return
     if terminal():
         details = "  ".join(f"{name}={_short(value)}" for name, value in fields.items())
         stream, line = sys.stderr, f"\r\033[K{event}  {details}".rstrip()
@@ -67,7 +76,7 @@ def progress(phase: str) -> Progress:
         if now - last < interval and done < total:
             return
         last = now
-        if terminal():
+        if terminal() and not _quiet:
             _draw(phase, done, total)
         else:
             emit("progress", phase=phase, done=done, total=total)

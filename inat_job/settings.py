@@ -156,8 +156,9 @@ class TrainSettings(_Section):
     seed: int = knob(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
     accelerator: str = knob("auto", "Device", choices=("auto", "cpu", "cuda", "mps"), decides=False)
     precision: str = knob("auto", "Arithmetic of the forward pass", choices=("auto", "bf16", "fp16", "fp32"))
-    devices: int = knob(1, "Devices on this machine", minimum=1, maximum=1, decides=False)
-    num_nodes: int = knob(1, "Machines", minimum=1, maximum=1, decides=False)
+    devices: int | None = knob(None, "Devices on this machine, else all its GPUs", minimum=1, decides=False)
+    num_nodes: int | None = knob(None, "Machines, else as the platform says", minimum=1, decides=False)
+    sync_batch_norm: bool = knob(False, "Batch norm over all devices' pictures, and not over each one's")
     resident_share: float = knob(
         0.5,
         "Share of a GPU's free memory that all pictures may take, to stay there",

@@ -32,6 +32,7 @@ class StopFlag:
     def __init__(self) -> None:
         self.why = ""
         self.raised_at: float | None = None
+        self._patient = False
 
     def __call__(self) -> bool:
         return self.raised_at is not None
@@ -40,6 +41,10 @@ class StopFlag:
         """Make this flag the process's handler; call again wherever a library may have put its own in place."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
+
+    def be_patient(self) -> None:
+        """Take no second signal for more than the first: whoever passes them on decides what is ended at once."""
+        self._patient = True
 
     def set(self, why: str) -> None:
         """Ask the job to store what it has and to end, because of `why`; the first reason counts."""
@@ -55,7 +60,7 @@ class StopFlag:
         return max(0.0, self.seconds_left(grace_s) - min(_OWN_END_S, grace_s / 4))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.why in (each.name for each in SIGNALS):
+        if self.why in (each.name for each in SIGNALS) and not self._patient:
             os.write(2, _AT_ONCE)
             os._exit(Preempted.exit_code)  # asked twice: whoever asks no longer wants to wait for the upload
         if self.raised_at is None:

@@ -70,16 +70,23 @@ def load(folder: Path, stop: Stop = never) -> Cache | None:
 
     Raises Preempted.
     """
+    cache = checked(folder)
+    try:
+        return cache if cache and _is_whole(folder / PIXELS, cache.index, stop) else None
+    except (OSError, ValueError):
+        return None
+
+
+def checked(folder: Path) -> Cache | None:
+    """The same, where another process of this job has just seen that the pixels are whole."""
     try:
         stored = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         fields: dict[str, Any] = stored["index"]
         if stored["sha256"] != _digest(fields) or fields["format"] != FORMAT:
             return None
-        index = Index(**{name: _frozen(value) for name, value in fields.items()})
-        whole = _is_whole(folder / PIXELS, index, stop)
+        return Cache(folder, Index(**{name: _frozen(value) for name, value in fields.items()}))
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
-    return Cache(folder, index) if whole else None
 
 
 def _is_whole(path: Path, index: Index, stop: Stop) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 from lightning import LightningDataModule
 
 from inat_job.data import draws, layout, splits
-from inat_job.data.batches import EvalBatches, Take, TrainBatches
+from inat_job.data.batches import WHOLE, EvalBatches, Share, Take, TrainBatches
 from inat_job.data.features import Features
 from inat_job.data.index import Cache
 from inat_job.data.rows import Rows
@@ -17,13 +17,13 @@ from inat_job.settings import TrainSettings
 class Pictures(LightningDataModule):
     """Train, validation and test batches of a cache, or of the features that were made of it.
 
-    `pinned` is for a GPU. Raises BadDataError where nothing is left to validate on, ConflictError for a batch larger
-    than the training set.
+    `pinned` is for a GPU, `share` the rank whose batches these are. Raises BadDataError where nothing is left to
+    validate on, ConflictError for a batch larger than the training set.
     """
 
-    def __init__(self, cache: Cache, train: TrainSettings, pinned: bool = False) -> None:
+    def __init__(self, cache: Cache, train: TrainSettings, pinned: bool = False, share: Share = WHOLE) -> None:
         super().__init__()
-        self.cache, self._pinned = cache, pinned
+        self.cache, self._pinned, self._share = cache, pinned, share
         self._features: Features | None = None
         self._reused_epochs = 0
         self._settings = train
@@ -53,7 +53,9 @@ class Pictures(LightningDataModule):
 
     @property
     def slice_size(self) -> int:
-        """Pictures in a batch as it is worked through: the whole, or a slice where gradients are accumulated."""
+        """Pictures in a batch as it is worked through: the whole, or a slice where gradients are accumulated.
+
+        That of all ranks together."""
         return self._settings.batch_size // self._settings.accumulate
 
     @property
@@ -70,7 +72,9 @@ class Pictures(LightningDataModule):
     def train_batches(self) -> TrainBatches:
         """Batches for training, each a slice of the global batch where gradients are accumulated."""
         length = self.steps_per_epoch * self._settings.accumulate
-        return TrainBatches(self._train_take, self.train_rows, self.slice_size, length, self._settings.seed)
+        return TrainBatches(
+            self._train_take, self.train_rows, self.slice_size, length, self._settings.seed, self._share
+        )
 
     def reuse(self, features: Features, epochs: int) -> None:
         """Take the first `epochs` epochs from features."""
@@ -108,9 +112,12 @@ class Pictures(LightningDataModule):
         return self.train_batches
 
     def val_dataloader(self) -> EvalBatches:
-        return EvalBatches(self._val_take, self.val_rows, self._settings.batch_size)
+        return EvalBatches(self._val_take, self.val_rows, self._settings.batch_size, self._share)
 
-    def batches(self, rows: np.ndarray, view: int | None = None) -> EvalBatches:
-        """Batches of any rows, once and in order; as they are evaluated, or in a view of training."""
-        take = self._plain if view is None else partial(self.view, view)
-        return EvalBatches(take, rows, self._settings.batch_size)
+    def batches(self, rows: np.ndarray) -> EvalBatches:
+        """Batches of any rows, once, as they are evaluated: this rank's share."""
+        return EvalBatches(self._plain, rows, self._settings.batch_size, self._share)
+
+    def viewed(self, rows: np.ndarray, view: int | None) -> EvalBatches:
+        """Batches of any rows, all of them on this rank and in order; in a view of training, or as evaluated."""
+        return EvalBatches(self._plain if view is None else partial(self.view, view), rows, self._settings.batch_size)

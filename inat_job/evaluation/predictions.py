@@ -1,5 +1,6 @@
 """The logits of whole splits, each picture exactly once."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,15 @@ from inat_job import events, signals
 from inat_job.data.batches import EvalBatches
 from inat_job.signals import StopFlag
 
+Vote = Callable[[bool], Sequence[bool]]
+"""Whether any rank wants to stop, asked whether this one does."""
+
 
 class Watch(Callback):
     """Shows how far an evaluation is, by its phase's name, and ends it on the stop flag."""
 
-    def __init__(self, stop: StopFlag, phase: str) -> None:
-        self._stop, self._phase = stop, phase
+    def __init__(self, stop: StopFlag, phase: str, vote: Vote = lambda stop: (stop,)) -> None:
+        self._stop, self._phase, self._vote = stop, phase, vote
         self._show = events.progress(phase)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -36,7 +40,8 @@ class Watch(Callback):
 
     def _look(self, batch_idx: int, batches: list[Any]) -> None:
         self._show(batch_idx + 1, int(batches[0]))
-        signals.check(self._stop, f"working on the phase {self._phase}")
+        stop = self._vote(self._stop())[0]
+        signals.check(lambda: stop, f"working on the phase {self._phase}")
 
 
 def predict(trainer: Trainer, classifier: LightningModule, batches: EvalBatches) -> tuple[Tensor, Tensor]:

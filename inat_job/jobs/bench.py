@@ -31,6 +31,8 @@ def run(settings: Settings, request: Request, stop: StopFlag, started: float) ->
     """Measure what the request asks for, and tell it. Raises UsageError for a --json that has no folder."""
     if request.json and not Path(request.json).absolute().parent.is_dir():
         raise UsageError(f"--json is {request.json}, and its folder does not exist: make it, or name another.")
+    if (settings.train.devices or 1) * (settings.train.num_nodes or 1) > 1:
+        raise UsageError("bench measures one device: leave --devices and --num-nodes out.")
     epochs, settings = settings.train.epochs, _settled(settings, request)
     with _scratch(settings) as scratch:
         settings = _with_pictures(settings, request, scratch, stop)

@@ -75,12 +75,22 @@ def claim(folder: RunFolder, settings: Settings) -> tuple[Claim, dict[str, Any] 
     if run.resume == "never":
         raise ConflictError(f"{folder.uri} exists and --resume is never: add --force to delete it, or change --run-id.")
     _check_same(stored, settings, folder)
-    report = folder.read_json(REPORT)
-    if isinstance(report, dict) and report.get("status") == "done":
+    if _has_report(folder):
         return Claim.FINISHED, stored
     if run.resume == "must" and not steps(_checkpoints(folder), "json"):
         raise BadDataError(f"{folder.uri} holds no checkpoint and --resume is must: resume it with --resume auto.")
     return Claim.RESUME, stored
+
+
+def is_done(folder: RunFolder, settings: Settings) -> bool:
+    """Whether the folder holds this very run, finished; for whoever may neither begin nor refuse it."""
+    stored = read_config(folder)
+    return stored is not None and stored.get("fingerprint") == settings.fingerprint() and _has_report(folder)
+
+
+def _has_report(folder: RunFolder) -> bool:
+    report = folder.read_json(REPORT)
+    return isinstance(report, dict) and report.get("status") == "done"
 
 
 def clear(folder: RunFolder, keep: str) -> None:

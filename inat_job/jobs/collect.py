@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from inat_job import events
-from inat_job.errors import BadDataError, ConflictError, NoPermissionError
+from inat_job.errors import BadDataError, NoPermissionError
 from inat_job.platforms.detect import CONTAINER
 from inat_job.platforms.place import PLAIN, Place
 from inat_job.storage.disk import disk_errors
@@ -25,10 +25,6 @@ def check(place: Place) -> None:
     """
     if place not in (CONTAINER, PLAIN):
         events.emit("platform", **place.facts())
-    if place.world > 1:
-        raise ConflictError(
-            f"{place.name} gives this run {place.world} machines, and it can use one: submit it with one machine."
-        )
     for folder in (place.model, place.results):
         if folder is None:
             continue

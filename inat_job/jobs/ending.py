@@ -9,14 +9,17 @@ from typing import NoReturn
 
 from inat_job import events, signals
 from inat_job.errors import Preempted
-from inat_job.platforms import last_words, spot
+from inat_job.platforms import last_words, ranks, spot
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
 
 def watch(settings: Settings, stop: StopFlag) -> None:
     """Look out for what stops the job, and end it when its grace is over though it may hang."""
-    spot.watch(stop.set)
+    if ranks.supervised():
+        stop.be_patient()
+    else:
+        spot.watch(stop.set)
     signals.end_with_the_grace(
         stop, settings.run.grace_seconds, partial(say_stopping, stop), partial(_out_of_grace, stop)
     )
@@ -33,7 +36,8 @@ def say_stopping(stop: StopFlag) -> None:
 def say(message: str, code: int) -> None:
     """The last line on stderr, which is also left where the platform looks for it."""
     sentence = " ".join(message.split())
-    print(f"Error: {sentence}", file=sys.stderr, flush=True)
+    if not ranks.words():
+        print(f"Error: {sentence}", file=sys.stderr, flush=True)
     last_words.say(code, sentence, events.noted())
 
 

@@ -85,6 +85,8 @@ def run(
 
     `given` are the settings that are not the run's own. Raises ConflictError when the data have other classes.
     """
+    if place.world > 1:
+        raise ConflictError(f"{place.name} gives this test {place.world} machines, and it can use one: submit it so.")
     collect.check(place)
     name, step = locate(checkpoint)
     tested = folders.folder_of(settings, name, stop)

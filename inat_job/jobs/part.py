@@ -4,12 +4,15 @@ import secrets
 from typing import Any
 
 from inat_job import events
-from inat_job.jobs import collect, folders, prepare, room
+from inat_job.jobs import claim as claims
+from inat_job.jobs import collect, folders, prepare, room, supervise, team
 from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
 from inat_job.jobs.meanwhile import Importing
+from inat_job.platforms import ranks
 from inat_job.platforms.place import PLAIN, Place
+from inat_job.platforms.ranks import Rank
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
@@ -20,15 +23,33 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Place = PLAIN
 
     In the end the results are put where the platform collects them, also those of a run that is found finished.
     """
-    collect.check(place)
+    own = ranks.own()
+    if own is None or own.local == 0:
+        collect.check(place)
     folder = folders.run_folder(settings, settings.run_id, stop)
     events.note(run=folder.uri)
     events.phase("start")
-    _finish(settings, folder, stop, started)
-    collect.collect(place, folder)
+    here = [own] if own else team.of(settings, place)
+    if own is None and here[0].size > 1 and not _is_over(here[0], folder, settings):
+        supervise.run(here, settings.run.grace_seconds, stop)
+        return
+    _work(here[0], settings, folder, stop, started)
+    if here[0].rank == 0:
+        collect.collect(place, folder)
 
 
-def _finish(settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> None:
+def _work(rank: Rank, settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> None:
+    """Do a rank's part of the run, which may be found finished."""
+    team.check(settings, rank.size)
+    events.note(rank=rank.rank)
+    if rank.rank == 0:
+        _lead(rank, settings, folder, stop, started)
+    else:
+        events.only_warnings()
+        _follow(rank, settings, folder, stop, started)
+
+
+def _lead(rank: Rank, settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> None:
     if _is_finished(folder, settings):  # or is refused, before another job of the run is waited for
         return
     with hold(folder, settings.run.lease_seconds, stop) as held:
@@ -38,13 +59,33 @@ def _finish(settings: Settings, folder: RunFolder, stop: StopFlag, started: floa
         room.check_memory()
         clock, importing = Clock(started), Importing(_train)
         cache = prepare.pictures(settings, clock, stop)
-        importing.wait(stop).run(settings, held, stored, cache, clock, stop)
+        train = importing.wait(stop)
+        train.run(settings, held, stored, cache, clock, stop, rank)
+
+
+def _follow(rank: Rank, settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> None:
+    """Work for rank 0, and write nothing; of a machine's ranks the first prepares the pictures for all."""
+    if _is_over(rank, folder, settings):
+        return
+    clock, importing = Clock(started), Importing(_train)
+    cache = prepare.pictures(settings, clock, stop) if rank.local == 0 else None
+    importing.wait(stop)
+    from inat_job.jobs import follow
+
+    follow.run(rank, settings, folder, cache, clock, stop, lambda: _is_over(rank, folder, settings))
 
 
 def _train() -> Any:
     from inat_job.jobs import train  # torch and Lightning take seconds to import
 
     return train
+
+
+def _is_over(rank: Rank, folder: RunFolder, settings: Settings) -> bool:
+    """Whether the run is finished. Rank 0, which begins runs, refuses what it may not go on with."""
+    if rank.rank == 0:
+        return _is_finished(folder, settings)
+    return not settings.run.force and claims.is_done(folder, settings)
 
 
 def _is_finished(folder: RunFolder, settings: Settings) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from inat_job import events, signals
+from inat_job.data.batches import Share
 from inat_job.data.index import Cache
 from inat_job.data.module import Pictures
 from inat_job.errors import ConflictError, JobError, Preempted
@@ -28,6 +29,7 @@ from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training import reuse, state
 from inat_job.training.checkpoints import Checkpoints
+from inat_job.training.crew import BY_ITSELF, Crew
 from inat_job.training.execution import Execution, decide
 from inat_job.training.fit import make_trainer, memory_errors
 from inat_job.training.manifest import Manifest
@@ -44,18 +46,26 @@ class Work:
     checkpoints: Checkpoints
     clock: Clock
     stop: StopFlag
+    crew: Crew = BY_ITSELF
 
 
 def begin(
-    settings: Settings, folder: RunFolder, cache: Cache, stored: dict[str, Any] | None, clock: Clock, stop: StopFlag
+    settings: Settings,
+    folder: RunFolder,
+    cache: Cache,
+    stored: dict[str, Any] | None,
+    clock: Clock,
+    stop: StopFlag,
+    crew: Crew = BY_ITSELF,
 ) -> Work:
-    """What a run works with; its arithmetic is as `stored` where that is known, and in force from here."""
+    """What a rank works with; its arithmetic is as `stored` where that is known, and in force from here."""
     local.settle_cublas()
     with memory_errors():
-        execution = decide(settings.train, stored)
+        execution = decide(settings.train, stored, crew.rank)
     execution.apply()
-    pictures = Pictures(cache, settings.train, pinned=execution.accelerator == "cuda")
-    return Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop)
+    cuda, share = execution.accelerator == "cuda", Share(crew.rank.rank, crew.size)
+    pictures = Pictures(cache, settings.train, cuda, share)
+    return Work(settings, folder, pictures, execution, Checkpoints(folder, stop), clock, stop, crew)
 
 
 def network(work: Work, pretrained: bool) -> tuple[Architecture, Classifier]:
@@ -144,11 +154,14 @@ def tracked(settings: Settings, folder: RunFolder) -> Iterator[Tracker]:
 
 
 def evaluate(work: Work, classifier: Classifier, rows: Any) -> dict[str, Any]:
-    """The report's section of a split, given the rows of the cache that it is."""
+    """The report's section of a split, given the rows of the cache that it is; each rank does its share."""
     events.phase("test")
-    trainer = make_trainer(work.execution, work.settings.train, [Watch(work.stop, "test")])
-    with work.clock.phase("test_s"), memory_errors():
-        logits, labels = predict(trainer, classifier, work.pictures.batches(rows))
+    crew = work.crew
+    trainer = make_trainer(work.execution, work.settings.train, [Watch(work.stop, "test", crew.vote)], crew)
+    with work.clock.phase("test_s"), memory_errors(), crew.watched():
+        parts = predict(trainer, classifier, work.pictures.batches(rows))
+        crew.settle()
+        logits, labels = (crew.interleave(part, len(rows)) for part in parts)
     return summarise(logits, labels, work.pictures.cache.index.classes)
 
 
@@ -176,9 +189,7 @@ def report_of(
         timing=work.clock.timing(newest.train_s),
         throughput={"train_images_per_s": newest.images_per_s},
         reuse=reused,
-        cost=report.cost(
-            settings.train.devices * settings.train.num_nodes, work.clock.wall_s(), settings.run.price_per_hour
-        ),
+        cost=report.cost(work.crew.size, work.clock.wall_s(), settings.run.price_per_hour),
         checkpoint={
             "uri": f"{work.checkpoints.folder.uri}/{checkpoint.name}",
             "sha256": checkpoint.sha256,

@@ -18,26 +18,42 @@ from inat_job.jobs.stages import Work
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
 from inat_job.models.strategies import Architecture
+from inat_job.platforms.ranks import ALONE, Rank
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
-from inat_job.training import compiling, reuse
+from inat_job.training import compiling, manifest, reuse
+from inat_job.training.absent import Absent
 from inat_job.training.checkpoints import Checkpoints
+from inat_job.training.crew import BY_ITSELF, Crew
 from inat_job.training.execution import with_compile
 from inat_job.training.fit import fit, make_trainer, memory_errors
 from inat_job.training.journal import NAME as METRICS
 from inat_job.training.journal import Journal
 from inat_job.training.keeper import Keeper
 from inat_job.training.manifest import Manifest
+from inat_job.training.meeting import meet
 from inat_job.training.metrics_log import MetricsLog
 from inat_job.training.uploader import Uploader, uploading
 
 
-def run(settings: Settings, held: Held, stored: dict[str, Any], cache: Cache, clock: Clock, stop: StopFlag) -> None:
-    """Do what is left of a run that is held, and whose config.json is `stored`."""
+def run(
+    settings: Settings,
+    held: Held,
+    stored: dict[str, Any],
+    cache: Cache,
+    clock: Clock,
+    stop: StopFlag,
+    rank: Rank = ALONE,
+) -> None:
+    """Do what is left of a run that is held, and whose config.json is `stored`; other ranks follow (jobs/follow.py)."""
+    crew = _crew(rank, cache, stop)
     folder = held.folder
-    work = stages.begin(settings, folder, cache, stored["execution"], clock, stop)
-    pictures = work.pictures
+    work = stages.begin(settings, folder, cache, stored["execution"], clock, stop, crew)
     latest = work.checkpoints.discover(spooled=True).latest()
+    crew.tell({"execution": work.execution.as_dict(), "resumed": manifest.text(latest[0]) if latest else None})
+    connect(work)
+    if latest:
+        crew.share(latest[1])
     architecture, classifier = stages.network(work, pretrained=latest is None and not settings.run.init_from)
     room.check_training(architecture, folder.path(CONFIG).parent)
     stages.reside(work)
@@ -45,6 +61,7 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], cache: Cache, cl
         _check_data(work, latest[0])
     else:
         work, stored = _start(work, architecture, classifier, stored)
+    crew.tell(stored)
     if work.execution.compile:
         compiling.compile_in_place(architecture.network, work.execution.compile_mode)
     resumed = latest[0] if latest else None
@@ -55,19 +72,41 @@ def run(settings: Settings, held: Held, stored: dict[str, Any], cache: Cache, cl
         stages.tracked(settings, folder) as tracker,
         uploading(work.checkpoints, held.lease, [METRICS], stop, settings.run.grace_seconds, resumed) as uploader,
     ):
-        reused = _reuse(work, classifier, stored.get("reuse"), latest)
-        _train(work, classifier, uploader, MetricsLog(journal, tracker.log, pictures.slice_size), latest)
+        reused = features(work, classifier, stored.get("reuse"), latest)
+        log = MetricsLog(journal, tracker.log, work.pictures.slice_size, crew)
+        train(work, classifier, uploader, log, latest)
         best, path = work.checkpoints.best()
-        stages.load_weights(classifier, path)
+        stages.load_weights(classifier, crew.share(path))
         export(architecture, folder.path("model/model.json").parent, _description(work))
-        measured = {
-            "val": stages.evaluate(work, classifier, pictures.val_rows),
-            "test": stages.evaluate(work, classifier, pictures.test_rows),
-        }
+        measured = evaluate(work, classifier)
         store_checkpoints(folder, uploader, stop)
         history = held.lease.history(work.checkpoints.newest().ended)
         done = stages.report_of(work, architecture, best, tracker, measured, history, reused)
         publish(folder, held.lease, tracker, done, journal.rows)
+    crew.part()
+
+
+def _crew(rank: Rank, cache: Cache, stop: StopFlag) -> Crew:
+    """Rank 0's, with the others there, and the folder of the pictures told to those of this machine."""
+    crew = meet(rank, stop) if rank.size > 1 else BY_ITSELF
+    assert crew
+    crew.tell_here([str(cache.folder), cache.index.source])
+    return crew
+
+
+def connect(work: Work) -> None:
+    """Have tensors go between the ranks. Raises ConflictError where their devices can't do what is asked."""
+    if work.crew.size > 1 and work.settings.train.sync_batch_norm and work.execution.accelerator == "cpu":
+        raise ConflictError("--sync-batch-norm needs GPUs: torch has no such thing for a CPU; leave it out.")
+    work.crew.connect(cuda=work.execution.accelerator == "cuda")
+
+
+def evaluate(work: Work, classifier: Classifier) -> dict[str, Any]:
+    """The report's sections of the splits."""
+    return {
+        "val": stages.evaluate(work, classifier, work.pictures.val_rows),
+        "test": stages.evaluate(work, classifier, work.pictures.test_rows),
+    }
 
 
 def _start(
@@ -90,7 +129,7 @@ def _start(
     return work, decided
 
 
-def _reuse(
+def features(
     work: Work, classifier: Classifier, plan: dict[str, Any] | None, latest: tuple[Manifest, Path] | None
 ) -> dict[str, Any] | None:
     """Have the features at hand that epochs which are still to come are trained on; returns the report's section."""
@@ -108,11 +147,11 @@ def _init_from(work: Work, name: str, classifier: Classifier) -> None:
     """Start from the best weights of another run, a run id under `--output` or a URI."""
     folder = folders.folder_of(work.settings, name, work.stop)
     stages.check_classes(folder, read_config(folder) or {}, work.pictures.cache.index.classes)
-    manifest, path = Checkpoints(folder, work.stop).discover().best()
-    same_data = manifest.data_digest == work.pictures.cache.index.digest
-    if same_data and manifest.split_digest != work.pictures.split_digest:
+    best, path = Checkpoints(folder, work.stop).discover().best()
+    same_data = best.data_digest == work.pictures.cache.index.digest
+    if same_data and best.split_digest != work.pictures.split_digest:
         events.warn(f"{folder.uri} was trained on pictures that are validated on here, which flatters: use its --seed.")
-    stages.load_weights(classifier, path)
+    stages.load_weights(classifier, work.crew.share(path))
 
 
 def _check_data(work: Work, latest: Manifest) -> None:
@@ -125,18 +164,23 @@ def _check_data(work: Work, latest: Manifest) -> None:
         )
 
 
-def _train(
-    work: Work, classifier: Classifier, uploader: Uploader, log: MetricsLog, latest: tuple[Manifest, Path] | None
+def train(
+    work: Work,
+    classifier: Classifier,
+    uploader: Uploader | Absent,
+    log: MetricsLog,
+    latest: tuple[Manifest, Path] | None,
 ) -> None:
-    """Train what is left."""
+    """Train what is left, as every rank does."""
     settings, (resumed, path) = work.settings, latest or (None, None)
-    keeper = Keeper(settings, work.pictures, work.checkpoints, uploader, log, work.stop, resumed)
+    keeper = Keeper(settings, work.pictures, work.checkpoints, uploader, log, work.stop, resumed, work.crew)
     if resumed and path and resumed.validate:
         _validate(work, classifier, resumed, path)
         log.validated(classifier, resumed.step, resumed.epoch - 1)
         keeper.validated(classifier)
     if not keeper.ended:
-        fit(make_trainer(work.execution, settings.train, [log, keeper]), classifier, work.pictures, path)
+        trainer = make_trainer(work.execution, settings.train, [log, keeper], work.crew)
+        fit(trainer, classifier, work.pictures, path, work.crew)
     uploader.made()
     work.clock.first_step(log.first_step_at)
 
@@ -146,9 +190,11 @@ def _validate(work: Work, classifier: Classifier, resumed: Manifest, path: Path)
     events.phase("validate")
     stages.load_weights(classifier, path)
     work.pictures.train_batches.go_to(resumed.epoch - 1, len(work.pictures.train_batches))
-    trainer = make_trainer(work.execution, work.settings.train, [Watch(work.stop, "validate")])
-    with memory_errors():
+    watch = Watch(work.stop, "validate", work.crew.vote)
+    trainer = make_trainer(work.execution, work.settings.train, [watch], work.crew)
+    with memory_errors(), work.crew.watched():
         trainer.validate(classifier, datamodule=work.pictures, verbose=False)
+        work.crew.settle()
 
 
 def _description(work: Work) -> dict[str, Any]:

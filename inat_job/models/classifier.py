@@ -11,6 +11,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from inat_job.data.augment import Augmentation, centre_view, random_view
+from inat_job.data.batches import IGNORED
 from inat_job.data.features import FeatureBatch
 from inat_job.data.rows import Batch
 from inat_job.errors import ConflictError
@@ -100,12 +101,12 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         logits = self(batch).float()
-        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum", ignore_index=IGNORED)
         correct = (logits.argmax(dim=1) == batch.labels).sum()
-        self._val_sums += torch.stack([loss, correct.float(), loss.new_tensor(len(batch.labels))])
+        self._val_sums += torch.stack([loss, correct.float(), (batch.labels != IGNORED).sum().float()])
 
     def on_validation_epoch_end(self) -> None:
-        loss, correct, n = self._val_sums.tolist()
+        loss, correct, n = self.trainer.strategy.reduce(self._val_sums, reduce_op="sum").tolist()
         self.val_loss, self.val_accuracy = loss / n, correct / n
         if not math.isfinite(self.val_loss):
             raise self._not_finite("validation", self.global_step)

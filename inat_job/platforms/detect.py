@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from inat_job.platforms import batch, kubernetes, sagemaker
-from inat_job.platforms.place import PLAIN, Place
+from inat_job.platforms.place import PLAIN, Place, first
 
 CONTAINER = Place("container")
+
+_NODES, _NODE = ("INAT_NUM_NODES", "PET_NNODES"), ("NODE_RANK", "PET_NODE_RANK")
 
 _CONTAINERS = (".dockerenv", "run/.containerenv")
 """What Docker and podman leave in a container."""
@@ -25,4 +29,13 @@ def place(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -
     found = batch.place(environment) or kubernetes.place(environment, root)
     if found:
         return found
-    return CONTAINER if any((root / name).exists() for name in _CONTAINERS) else PLAIN
+    plain = CONTAINER if any((root / name).exists() for name in _CONTAINERS) else PLAIN
+    return replace(plain, **_told(environment))
+
+
+def _told(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Which machine of several this is, where whoever starts the job says it in torchrun's words."""
+    if "LOCAL_RANK" in environment:  # and this is no machine, but one of its ranks, see ranks.py
+        return {}
+    master = environment.get("MASTER_ADDR") or environment.get("PET_MASTER_ADDR")
+    return {"rank": first(environment, _NODE) or 0, "world": first(environment, _NODES) or 1, "master": master}

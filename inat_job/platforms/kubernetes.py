@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from inat_job.errors import ConflictError
-from inat_job.platforms.place import Place, run_id_of, whole
+from inat_job.platforms.place import Place, first, run_id_of, whole
 
 NAME = "Kubernetes"
 
@@ -34,7 +34,7 @@ def place(environment: Mapping[str, str], root: Path = Path("/")) -> Place | Non
     if not environment.get("KUBERNETES_SERVICE_HOST") and not (root / _SERVICE_ACCOUNT).is_dir():
         return None
     known = {**_pod_info(root / _POD_INFO / "annotations"), **_pod_info(root / _POD_INFO / "labels")}
-    world = _first(environment, _WORLDS) or 1
+    world = first(environment, _WORLDS) or 1
     return Place(
         name=NAME,
         run_id=run_id_of(_job(environment, known, world)),
@@ -62,7 +62,7 @@ def _attempt(known: Mapping[str, str]) -> int | None:
 def _rank(environment: Mapping[str, str], world: int) -> int:
     if world == 1:
         return 0
-    rank = _first(environment, _RANKS)
+    rank = first(environment, _RANKS)
     if rank is None or rank >= world:
         raise ConflictError(
             f"This run has {world} machines and this one's number ({' or '.join(_RANKS)}) is {rank}: use an Indexed "
@@ -86,11 +86,6 @@ def _master(environment: Mapping[str, str], root: Path) -> str | None:
         return None
     names = [name for line in _text(root / "etc" / "hosts").splitlines() for name in line.partition("#")[0].split()[1:]]
     return next((f"{stem}-0{name.removeprefix(own)}" for name in names if name.startswith(f"{own}.")), None)
-
-
-def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
-    found = [number for name in names if (number := whole(environment, name)) is not None]
-    return found[0] if found else None
 
 
 def _pod_info(path: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 
-from inat_job.platforms import kubernetes, sagemaker
+from inat_job.platforms import kubernetes, ranks, sagemaker
 
 LOG_BYTES = 4096
 """What Kubernetes keeps of a container's termination log."""
@@ -27,9 +27,14 @@ def say(
     """Leave the exit code and a sentence, with the step and checkpoint that `facts` names, where this platform reads.
 
     Kubernetes shows the log of every container that ended, so it is written on success too, and whoever reads it finds
-    one shape; a failure file is for failures. It never raises: the exit code counts more than the words.
+    one shape; a failure file is for failures. A rank's words go to its supervisor. It never raises: the exit code
+    counts more than the words.
     """
     sentence = " ".join(_utf8(reason).split()) or f"Ended with code {code}."
+    if own := ranks.words(environment):  # the supervisor speaks for all of them
+        with contextlib.suppress(Exception):
+            _overwrite(own, _line(code, sentence, facts), create=True)
+        return
     with contextlib.suppress(Exception):
         if stat.S_ISREG(termination_log.lstat().st_mode):  # never made here: elsewhere nobody would read it
             _overwrite(termination_log, _line(code, sentence, facts))

@@ -83,3 +83,9 @@ def whole(environment: Mapping[str, str], name: str) -> int | None:
     if not (text.isascii() and text.isdigit()):
         raise ConflictError(f"{name} is {text!r}: it must be a whole number, or not be set.")
     return int(text)
+
+
+def first(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
+    """The first of some variables that is set, as `whole` reads it."""
+    found = [number for name in names if (number := whole(environment, name)) is not None]
+    return found[0] if found else None

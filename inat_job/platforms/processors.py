@@ -18,10 +18,13 @@ def available(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/sel
     return max(1, min([_affinity(), *(math.ceil(quota) for quota in quotas if quota is not None)]))
 
 
-def threads(usual: int, environment: Mapping[str, str] = os.environ) -> int:
-    """Threads to compute with: those that OMP_NUM_THREADS asks for, else a library's `usual` number if allowed."""
+def threads(usual: int, environment: Mapping[str, str] = os.environ, sharers: int = 1) -> int:
+    """Threads to compute with: those that OMP_NUM_THREADS asks for, else a library's `usual` number if allowed.
+
+    Of `sharers` processes that compute on this machine, each gets its share.
+    """
     wanted = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(wanted) if wanted.isdecimal() and int(wanted) else min(usual, available())
+    return int(wanted) if wanted.isdecimal() and int(wanted) else max(1, min(usual, available()) // sharers)
 
 
 def _affinity() -> int:

@@ -12,6 +12,7 @@ import torch
 from inat_job import events
 from inat_job.errors import ConflictError
 from inat_job.platforms import allocator, processors
+from inat_job.platforms.ranks import ALONE, Rank
 from inat_job.settings import TrainSettings
 from inat_job.training import compiling
 from inat_job.training import precision as arithmetic
@@ -34,6 +35,7 @@ class Execution:
     compile_mode: str = "default"
     tf32: bool = True
     cudnn_benchmark: bool = True
+    ranks: int = 1
 
     @property
     def lightning_precision(self) -> str:
@@ -56,7 +58,7 @@ class Execution:
         torch.use_deterministic_algorithms(self.deterministic)
 
 
-def decide(settings: TrainSettings, stored: dict[str, Any] | None) -> Execution:
+def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = ALONE) -> Execution:
     """The decisions of the run's first start where they can be kept, else new ones and a warning of what changed.
 
     To compile or not is decided later, when the network is known, see `with_compile`.
@@ -64,13 +66,13 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None) -> Execution:
     """
     accelerator = _accelerator(settings.accelerator)
     if not stored:
-        return _fresh(settings, accelerator, None)
+        return _fresh(settings, accelerator, None, rank)
     known = {field.name for field in dataclasses.fields(Execution)}  # another version may have stored others
     stored = {name: value for name, value in stored.items() if name in known}
     same = stored.get("accelerator") == accelerator
-    fresh = _fresh(settings, accelerator, stored.get("precision") if same else None)
+    fresh = _fresh(settings, accelerator, stored.get("precision") if same else None, rank)
     first = dataclasses.replace(fresh, **stored)
-    kept = dataclasses.replace(first, device=fresh.device, torch=fresh.torch, accelerator=fresh.accelerator)
+    kept = dataclasses.replace(first, device=fresh.device, torch=fresh.torch, accelerator=accelerator, ranks=rank.size)
     if first.accelerator != fresh.accelerator:
         kept = fresh
     kept = dataclasses.replace(kept, compile=kept.compile and settings.compile is not False and _can_compile())
@@ -92,7 +94,7 @@ def _how(mode: str | None) -> str:
     return f"compiled (mode {mode})" if mode else "not compiled"
 
 
-def _fresh(settings: TrainSettings, accelerator: str, precision: str | None) -> Execution:
+def _fresh(settings: TrainSettings, accelerator: str, precision: str | None, rank: Rank) -> Execution:
     """What is decided anew, unless the precision is known already."""
     if settings.precision != "auto":
         precision = settings.precision
@@ -103,7 +105,8 @@ def _fresh(settings: TrainSettings, accelerator: str, precision: str | None) -> 
         channels_last=True,
         compile=False,
         deterministic=settings.deterministic,
-        threads=processors.threads(torch.get_num_threads()),
+        threads=processors.threads(torch.get_num_threads(), sharers=rank.here),
+        ranks=rank.size,
         torch=torch.__version__,
         cudnn_benchmark=not settings.deterministic,
     )

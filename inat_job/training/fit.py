@@ -7,27 +7,38 @@ from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from inat_job.data.module import Pictures
 from inat_job.errors import ConflictError, JobError, Preempted
 from inat_job.models.classifier import Classifier
 from inat_job.settings import TrainSettings
+from inat_job.training.crew import BY_ITSELF, Crew
 from inat_job.training.execution import Execution
 from inat_job.training.state import StateIO
 
 
-def make_trainer(execution: Execution, train: TrainSettings, callbacks: Sequence[Callback]) -> Trainer:
-    """A trainer that runs as `execution` says; pictures, recipe and checkpoints come with the callbacks."""
+def make_trainer(
+    execution: Execution, train: TrainSettings, callbacks: Sequence[Callback], crew: Crew = BY_ITSELF
+) -> Trainer:
+    """A trainer that runs as `execution` says, on all ranks of a crew that is connected.
+
+    Pictures, recipe and checkpoints come with the callbacks.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    return Trainer(
+    trainer = Trainer(
         accelerator=execution.accelerator,
-        devices=1,
+        devices=_devices(execution, crew),
+        num_nodes=crew.size // crew.rank.here,
+        strategy=_distributed() if crew.size > 1 else "auto",
+        sync_batchnorm=crew.size > 1 and train.sync_batch_norm,
         precision=execution.lightning_precision,  # type: ignore[arg-type]
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
         callbacks=list(callbacks),
-        plugins=[StateIO()],
+        plugins=[StateIO(), LightningEnvironment()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -35,16 +46,37 @@ def make_trainer(execution: Execution, train: TrainSettings, callbacks: Sequence
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+    # Which asks all ranks at each step whether one was stopped, and waits for the device to answer: the keeper does it.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
-def fit(trainer: Trainer, classifier: Classifier, pictures: Pictures, resume_from: Path | None) -> None:
+def _devices(execution: Execution, crew: Crew) -> int | list[int]:
+    """All devices of the machine's ranks, or this rank's own for what it does alone."""
+    if crew.size > 1 or execution.accelerator != "cuda":
+        return crew.rank.here
+    return [torch.cuda.current_device()]
+
+
+def _distributed() -> DDPStrategy:
+    """Gradients are averaged in the same buckets at every step.
+
+    Without a look for unused parameters, torch orders the buckets anew after the first step, the sums then come about
+    in another order, and a resume would not be bit-equal. It is needed anyway where stages open in mid-run.
+    """
+    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
+
+
+def fit(
+    trainer: Trainer, classifier: Classifier, pictures: Pictures, resume_from: Path | None, crew: Crew = BY_ITSELF
+) -> None:
     """Train to the end, from the checkpoint `resume_from` if there is one.
 
-    Raises Preempted, ConflictError for too little memory, a loss that is not finite or the checkpoint of another
-    network, BadDataError for a file that is none.
+    Raises Preempted, TransientError for a lost rank, ConflictError for too little memory, a loss that is not finite or
+    the checkpoint of another network, BadDataError for a file that is none.
     """
     path = str(resume_from) if resume_from else None
-    with memory_errors(), _restoring(trainer, resume_from):
+    with memory_errors(), _restoring(trainer, resume_from), crew.watched():
         try:
             trainer.fit(classifier, datamodule=pictures, ckpt_path=path, weights_only=True)
         except SIGTERMException:  # the signal came before our handler was back in place

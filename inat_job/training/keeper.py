@@ -19,7 +19,9 @@ from inat_job.models.classifier import Classifier
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.training import state
+from inat_job.training.absent import Absent
 from inat_job.training.checkpoints import Checkpoints
+from inat_job.training.crew import BY_ITSELF, Crew
 from inat_job.training.manifest import Manifest, stale
 from inat_job.training.metrics_log import MetricsLog
 from inat_job.training.uploader import Uploader
@@ -36,12 +38,13 @@ class Keeper(Callback):
         settings: Settings,
         pictures: Pictures,
         checkpoints: Checkpoints,
-        uploader: Uploader,
+        uploader: Uploader | Absent,
         log: MetricsLog,
         stop: StopFlag,
         resumed: Manifest | None,
+        crew: Crew = BY_ITSELF,
     ) -> None:
-        self._settings, self._pictures, self._stop = settings, pictures, stop
+        self._settings, self._pictures, self._stop, self._crew = settings, pictures, stop, crew
         self._checkpoints, self._uploader, self._log = checkpoints, uploader, log
         self._last = resumed
         self._accuracies = list(resumed.accuracies) if resumed else []
@@ -64,12 +67,13 @@ class Keeper(Callback):
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
             return  # in mid-step there is nothing whole to save; the last step is saved as validation starts
         self._uploader.guard()
-        if self._stop():
+        stop, overtime, due = self._crew.vote(self._stop(), self._overtime(), self._due())
+        if stop:
             self._take(trainer)
             self._preempted()
-        if self._overtime():
+        if overtime:
             self._out_of_time = trainer.should_stop = True
-        elif time.monotonic() - self._taken >= 60 * self._settings.run.checkpoint_minutes:
+        elif due:
             self._take(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,7 +81,8 @@ class Keeper(Callback):
         self._go_on_unless_stopped()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._go_on_unless_stopped()
+        if self._crew.vote(self._stop(), False, False)[0]:
+            self._preempted()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -104,15 +109,19 @@ class Keeper(Callback):
 
     def _why_ended(self, last: bool) -> str:
         patience = self._settings.train.early_stop
+        overtime = self._crew.agree(self._out_of_time or self._overtime())[0]
         if last:
             return "finished"
-        if self._out_of_time or self._overtime():
+        if overtime:
             return "max-time"
         return "early stop" if patience and stale(self._accuracies) >= patience else ""
 
     def _overtime(self) -> bool:
         limit = self._settings.train.max_time
         return limit is not None and self._train_s() >= limit
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._taken >= 60 * self._settings.run.checkpoint_minutes
 
     def _train_s(self) -> float:
         return self._earlier_s + time.monotonic() - self._started
@@ -137,16 +146,20 @@ class Keeper(Callback):
         self._last = self._uploader.save(
             manifest, partial(state.write, state.gather(trainer)), deferred=state.is_deferred(trainer)
         )
+        self._crew.settle()  # or a checkpoint that was due would be taken twice
         self._taken = time.monotonic()
         self._log.pause()
 
     def _go_on_unless_stopped(self) -> None:
-        if self._stop():
+        if self._crew.agree(self._stop())[0]:
             self._preempted()
 
     def _preempted(self) -> None:
         """Wait for the last checkpoint as long as the grace allows, and raise Preempted, which says what is stored."""
         assert self._last
+        self._stop.set("the stop of another rank")
+        if not self._crew.leads:
+            raise Preempted("Preempted; rank 0 stores the checkpoint.")
         self._uploader.hurry(self._stop.seconds_to_store(self._settings.run.grace_seconds))
         stored, step, where = {each.step for each in self._checkpoints.stored}, self._last.step, self._checkpoints.uri
         if step in stored:

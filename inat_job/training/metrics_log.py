@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from inat_job import events
 from inat_job.models.classifier import Classifier
+from inat_job.training.crew import BY_ITSELF, Crew
 from inat_job.training.journal import Journal
 
 LOG_EVERY = 10
@@ -26,8 +27,8 @@ class MetricsLog(Callback):
     None.
     """
 
-    def __init__(self, journal: Journal, log: Log, batch_size: int) -> None:
-        self._journal, self._log, self._batch_size = journal, log, batch_size
+    def __init__(self, journal: Journal | None, log: Log, batch_size: int, crew: Crew = BY_ITSELF) -> None:
+        self._journal, self._log, self._batch_size, self._crew = journal, log, batch_size, crew
         self._batches = self._timed_batches = 0
         self._timed_s = self._mark = 0.0
         self.first_step_at: float | None = None
@@ -66,7 +67,8 @@ class MetricsLog(Callback):
         step = trainer.global_step
         if step % LOG_EVERY == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             pl_module.check_finite(step)
-            self._add(step, {"epoch": trainer.current_epoch, "train_loss": float(pl_module.loss), "lr": _lr(trainer)})
+            loss = self._crew.mean(pl_module.loss)
+            self._add(step, {"epoch": trainer.current_epoch, "train_loss": loss, "lr": _lr(trainer)})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         events.phase("validate")
@@ -85,7 +87,8 @@ class MetricsLog(Callback):
         events.emit("epoch", epoch=epoch + 1, step=step, **rounded, images_per_s=rate)
 
     def _add(self, step: int, values: dict[str, float]) -> None:
-        self._journal.add(step, values)
+        if self._journal:
+            self._journal.add(step, values)
         self._log(values, step)
 
 

@@ -142,7 +142,7 @@ def prepare(needs: Needs, plan: Reuse) -> dict[str, Any]:
 
 
 def _compute(needs: Needs, part: Part, view: int | None, cache_dir: Path) -> None:
-    batches: EvalBatches = needs.pictures.batches(part.rows, view)
+    batches: EvalBatches = needs.pictures.viewed(part.rows, view)
     with cache_errors(cache_dir), part.writer() as writer:
         needs.trainer.predict(Stem(needs.classifier, writer), dataloaders=batches, return_predictions=False)
     assert part.load()

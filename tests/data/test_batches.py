@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inat_job.data import draws
-from inat_job.data.batches import EvalBatches, Take, TrainBatches
+from inat_job.data.batches import IGNORED, WHOLE, EvalBatches, Share, Take, TrainBatches
 from inat_job.data.index import PIXELS, Cache, Index
 from inat_job.data.rows import Batch, Rows
 
@@ -39,13 +39,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(folder, index)
 
 
-def train_batches(cache: Cache, seed: int = 0, augment: bool = True) -> TrainBatches:
+def train_batches(cache: Cache, seed: int = 0, augment: bool = True, share: Share = WHOLE) -> TrainBatches:
     rows = Rows(cache)
 
     def of(epoch: int) -> Take:
         return partial(rows.take, table=draws.augmentation(seed, epoch, ROWS) if augment else None)
 
-    return TrainBatches(of, np.arange(2, ROWS), 4, 5, seed)
+    return TrainBatches(of, np.arange(2, ROWS), 4, 5, seed, share)
 
 
 def eval_batches(cache: Cache) -> EvalBatches:
@@ -150,3 +150,31 @@ def test_who_stops_in_mid_epoch_leaves_no_thread_and_what_fails_is_raised(cache:
 
     with pytest.raises(OSError, match="the disk is gone"):
         list(TrainBatches(lambda epoch: fails, np.arange(8), 4, 2, 0))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_ranks_together_have_the_batch_of_one(cache: Cache, size: int) -> None:
+    shares = [train_batches(cache, share=Share(rank, size)) for rank in range(size)]
+    for whole, *parts in zip(train_batches(cache), *shares, strict=True):
+        joined = Batch(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        assert same(whole, joined)
+
+
+@given(count=st.integers(1, ROWS), size=st.integers(1, 8), batch_size=st.integers(1, 9))
+@settings(max_examples=60)
+def test_every_picture_is_evaluated_once_by_one_rank(cache: Cache, count: int, size: int, batch_size: int) -> None:
+    take = partial(Rows(cache).take, table=None)
+    ranks = [EvalBatches(lambda: take, np.arange(count), batch_size, Share(rank, size)) for rank in range(size)]
+    seen = [list(rank) for rank in ranks]
+    assert len({tuple(len(batch.labels) for batch in batches) for batches in seen}) == 1, "in step with each other"
+    counted = [
+        row
+        for batches in seen
+        for batch in batches
+        for row, label in zip(rows_of(batch), batch.labels.tolist(), strict=True)
+        if label != IGNORED
+    ]
+    assert sorted(counted) == list(range(count))
+    columns = [[row for batch in batches for row in rows_of(batch)] for batches in seen]
+    interleaved = [row for step in zip(*columns, strict=True) for row in step][:count]
+    assert interleaved == list(range(count)), "as the crew puts them together again"

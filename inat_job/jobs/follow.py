@@ -1,0 +1,77 @@
+"""What every rank but the first does of a run, in the order of jobs/train.py, writing nothing."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from inat_job.data.index import Cache, checked
+from inat_job.errors import BadDataError
+from inat_job.jobs import stages, train
+from inat_job.jobs.clock import Clock
+from inat_job.jobs.stages import Work
+from inat_job.platforms.ranks import Rank
+from inat_job.settings import Settings
+from inat_job.signals import StopFlag
+from inat_job.storage.run_folder import RunFolder
+from inat_job.training import compiling, manifest
+from inat_job.training.absent import Absent
+from inat_job.training.execution import Execution
+from inat_job.training.manifest import Manifest
+from inat_job.training.meeting import meet
+from inat_job.training.metrics_log import MetricsLog
+
+
+def run(
+    rank: Rank,
+    settings: Settings,
+    folder: RunFolder,
+    cache: Cache | None,
+    clock: Clock,
+    stop: StopFlag,
+    over: Callable[[], bool],
+) -> None:
+    """Do a rank's share of the run in `folder`, on a `cache` that it has prepared, or else another of its machine.
+
+    Ends when rank 0 has finished the run, or `over` says that it had before.
+    """
+    crew = meet(rank, stop, over)
+    if crew is None:
+        return
+    where, source = crew.tell_here([str(cache.folder), cache.index.source] if cache else None)
+    cache = cache or _prepared(Path(where), source)
+    told = crew.tell()
+    work = stages.begin(settings, folder, cache, told["execution"], clock, stop, crew)
+    with TemporaryDirectory(prefix="inat-job-") as copies:
+        _work(work, manifest.parse(told["resumed"]) if told["resumed"] else None, Path(copies))
+    crew.part()
+
+
+def _work(work: Work, resumed: Manifest | None, copies: Path) -> None:
+    crew, settings = work.crew, work.settings
+    train.connect(work)
+    latest = (resumed, crew.share(None, copies)) if resumed else None
+    architecture, classifier = stages.network(work, pretrained=latest is None and not settings.run.init_from)
+    stages.reside(work)
+    if latest is None and settings.run.init_from:
+        stages.load_weights(classifier, crew.share(None, copies))
+    decided: dict[str, Any] = crew.tell()
+    work = replace(work, execution=Execution(**decided["execution"]))
+    if work.execution.compile:
+        compiling.compile_in_place(architecture.network, work.execution.compile_mode)
+    train.features(work, classifier, decided.get("reuse"), latest)
+    train.train(work, classifier, Absent(), MetricsLog(None, _nothing, work.pictures.slice_size, crew), latest)
+    stages.load_weights(classifier, crew.share(None, copies))
+    train.evaluate(work, classifier)
+
+
+def _prepared(folder: Path, source: str) -> Cache:
+    cache = checked(folder)
+    if cache is None:
+        raise BadDataError(f"{folder} was prepared by another rank and cannot be read: run the same command again.")
+    return replace(cache, index=replace(cache.index, source=source))
+
+
+def _nothing(values: dict[str, float], step: int) -> None:
+    """Rank 0 tells the tracker."""

@@ -1,0 +1,67 @@
+"""How the ranks of a run find each other: by a store that rank 0 keeps, at an address that its platform tells all."""
+
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+
+from inat_job import events, signals
+from inat_job.errors import ConflictError, TransientError
+from inat_job.platforms.ranks import Rank
+from inat_job.signals import StopFlag
+from inat_job.training.crew import LOST_S, MEETING_S, Crew
+
+_TICK_S = 0.1
+_TRY_S = 5.0
+
+
+def meet(rank: Rank, stop: StopFlag, over: Callable[[], bool] = lambda: False) -> Crew | None:
+    """Find the other ranks of a run, of which rank 0 keeps the store.
+
+    Returns None where `over` turns true meanwhile: the run was finished without this rank. Raises TransientError when
+    rank 0 is not found in time, ConflictError where its port is taken or it counts other ranks, Preempted.
+    """
+    keeps, begun = rank.rank == 0 and not rank.hosted, time.monotonic()
+    while True:
+        signals.check(stop, "looking for rank 0")
+        store = _store(rank, keeps)
+        if store:
+            store.set_timeout(timedelta(seconds=LOST_S))
+            crew = Crew(rank, store, stop)
+            size = crew.tell(rank.size)
+            if size != rank.size:
+                raise ConflictError(
+                    f"Rank 0 counts {size} ranks and this machine {rank.size}: give all the same devices."
+                )
+            events.emit("ranks", rank=rank.rank, size=rank.size, here=rank.here)
+            return crew
+        if over():
+            return None
+        if time.monotonic() - begun > MEETING_S:
+            raise TransientError(f"Rank 0 is not found at {rank.master} port {rank.port}: try again.")
+
+
+def _store(rank: Rank, keeps: bool) -> TCPStore | None:
+    try:
+        socket.getaddrinfo(rank.master, rank.port)  # the name of a pod that is not there yet does not resolve
+        return TCPStore(
+            rank.master,
+            rank.port,
+            None,
+            keeps,
+            timedelta(seconds=_TRY_S),
+            wait_for_workers=False,
+            multi_tenant=rank.hosted,
+        )
+    except OSError:
+        time.sleep(_TICK_S)
+        return None
+    except (dist.DistError, RuntimeError) as error:
+        if keeps:
+            raise ConflictError(
+                f"Port {rank.port} is taken, by which the ranks find each other: set MASTER_PORT to another."
+            ) from error
+        return None

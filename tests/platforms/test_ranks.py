@@ -1,0 +1,53 @@
+"""Which rank a process is, by torchrun's variables, and which a machine starts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inat_job.errors import ConflictError
+from inat_job.platforms import ranks
+from inat_job.platforms.ranks import Rank
+
+
+@given(st.integers(1, 16), st.integers(1, 8), st.data())
+def test_every_rank_of_every_machine_is_told_apart_and_reads_what_it_was_told(
+    nodes: int, here: int, data: st.DataObject
+) -> None:
+    every = [rank for node in range(nodes) for rank in ranks.machine(nodes, node, here, "host", {})]
+    assert [rank.rank for rank in every] == list(range(nodes * here))
+    one = data.draw(st.sampled_from(every))
+    assert ranks.own(one.variables()) == one
+    assert one.node == one.rank // here
+    assert one.local == one.rank % here
+
+
+def test_a_process_without_a_local_rank_is_none() -> None:
+    assert ranks.own({"RANK": "1", "WORLD_SIZE": "2"}) is None
+
+
+def test_torchruns_agent_may_keep_the_store() -> None:
+    told = Rank(1, 2, 1, 2, "host", 29500).variables()
+    assert ranks.own({**told, "TORCHELASTIC_USE_AGENT_STORE": "True"}) == Rank(1, 2, 1, 2, "host", 29500, hosted=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is not set"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+        ({"RANK": "2"}, "contradict"),
+        ({"LOCAL_RANK": "0"}, "contradict"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+    ],
+)
+def test_what_contradicts_is_refused(changed: dict[str, str], words: str) -> None:
+    with pytest.raises(ConflictError, match=words):
+        ranks.own({**Rank(1, 2, 1, 2, "host", 29500).variables(), **changed})
+
+
+def test_one_machine_takes_a_free_port_and_several_a_known_one() -> None:
+    alone = ranks.machine(1, 0, 2, None, {})
+    assert {rank.master for rank in alone} == {"127.0.0.1"}
+    assert alone[0].port > 1023
+    assert ranks.machine(2, 1, 1, "host", {"MASTER_PORT": "7"}) == [Rank(1, 2, 0, 1, "host", 7)]
+    assert ranks.machine(2, 0, 1, "host", {})[0].port == ranks.PORT

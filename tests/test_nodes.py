@@ -1,0 +1,103 @@
+"""Two machines, as two network namespaces with their own addresses and a cable between them (iproute2, root)."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pictures import tree, write_zip
+from tests.harness.netns import Cable, laid
+
+ROOT = Path(__file__).parent.parent
+RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --wandb off --run-id r --lease-seconds 4".split()
+Start = Callable[..., subprocess.Popen[str]]
+
+pytestmark = pytest.mark.soak
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need iproute2, and root")
+    with laid() as made:
+        yield made
+
+
+@pytest.fixture
+def start(tmp_path: Path, cable: Cable) -> Iterator[Start]:
+    """Starts Part A on one of the machines, which share no more than the output."""
+    archive = write_zip(tmp_path / "x.zip", tree(train=50, test=7))
+    started: list[subprocess.Popen[str]] = []
+
+    def go(node: int, *further: str) -> subprocess.Popen[str]:
+        told = {
+            "INAT_NUM_NODES": "2",
+            "NODE_RANK": str(node),
+            "MASTER_ADDR": cable.addresses[0],
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", *RECIPE, "--data", str(archive)]
+        child = subprocess.Popen(
+            [*cable.within(node), *command, "--cache-dir", str(tmp_path / f"cache{node}"), *further],
+            cwd=tmp_path,
+            env={**os.environ, **told},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(child)
+        return child
+
+    yield go
+    for child in started:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+
+
+def ends(children: list[subprocess.Popen[str]], within: float = 300.0) -> list[tuple[int, str]]:
+    """Exit code and last line on stderr of each."""
+    errors = [child.communicate(timeout=within)[1] for child in children]
+    return [(child.returncode, (text.splitlines() or [""])[-1]) for child, text in zip(children, errors, strict=True)]
+
+
+def until(child: subprocess.Popen[str], event: str) -> None:
+    assert child.stdout
+    assert any(f'"{event}"' in line for line in child.stdout), child.communicate()
+
+
+def test_two_machines_train_and_a_cut_of_30_s_is_nothing(start: Start, cable: Cable, tmp_path: Path) -> None:
+    recipe = ("--epochs", "40")
+    children = [start(node, *recipe) for node in (1, 0)]
+    until(children[1], "checkpoint")
+    cable.cut()
+    time.sleep(30)
+    cable.mend()
+    assert [code for code, _ in ends(children)] == [0, 0]
+    assert (tmp_path / "runs" / "r" / "report.json").exists()
+    again = [start(node, *recipe) for node in (0, 1)]
+    assert [code for code, _ in ends(again, 60)] == [0, 0], "the run is finished, and found so by both"
+
+
+def test_a_cut_for_good_is_a_lost_rank_and_the_run_is_taken_up_again(start: Start, cable: Cable) -> None:
+    recipe = ("--epochs", "200")
+    children = [start(node, *recipe) for node in (0, 1)]
+    until(children[0], "checkpoint")
+    cable.cut()
+    for code, last in ends(children):
+        assert (code, "lost" in last) == (75, True), last
+    cable.mend()
+    recipe = ("--epochs", "200", "--resume", "must")
+    children = [start(node, *recipe) for node in (0, 1)]
+    until(children[0], "checkpoint")
+    for child in children:
+        child.terminate()
+    assert [code for code, _ in ends(children)] == [143, 143]

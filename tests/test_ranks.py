@@ -1,0 +1,153 @@
+"""Several ranks on one machine, as real processes: the same training, the same end, the same resume."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pictures import tree, write_zip
+
+ROOT = Path(__file__).parent.parent
+STEPS = 50
+RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --no-batch-norm --dropout 0 --wandb off".split()
+Start = Callable[..., subprocess.Popen[str]]
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts Part A on the same pictures, in the same folder."""
+    archive = write_zip(tmp_path / "x.zip", tree(train=50, test=7))
+    started: list[subprocess.Popen[str]] = []
+
+    def go(run: str, *further: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", *RECIPE, "--data", str(archive)]
+        child = subprocess.Popen(
+            [*command, "--run-id", run, *further],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(child)
+        return child
+
+    yield go
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+def end(child: subprocess.Popen[str], within: float = 120.0) -> tuple[int, str]:
+    """Exit code, and the last line on stderr."""
+    _, errors = child.communicate(timeout=within)
+    return child.returncode, (errors.splitlines() or [""])[-1]
+
+
+def until(child: subprocess.Popen[str], event: str) -> None:
+    assert child.stdout
+    assert any(f'"{event}"' in line for line in child.stdout), child.communicate()
+
+
+def ranks_of(child: subprocess.Popen[str]) -> dict[int, int]:
+    """Process by rank."""
+    found = {}
+    for pid in subprocess.run(
+        ["pgrep", "-P", str(child.pid)], capture_output=True, text=True, check=True
+    ).stdout.split():
+        told = Path("/proc", pid, "environ").read_text()
+        found[int(re.search(r"(?:^|\0)RANK=(\d+)", told)[1])] = int(pid)
+    return found
+
+
+def weights(folder: Path, run: str) -> Weights:
+    """Those that the run ended with, by its last checkpoint."""
+    checkpoints = (folder / "runs" / run / "checkpoints").glob("*.ckpt")
+    last = max(checkpoints, key=lambda path: int(path.stem))
+    assert int(last.stem) >= STEPS
+    state: Weights = torch.load(last, weights_only=True)["state_dict"]
+    return state
+
+
+def distance(one: Weights, other: Weights) -> float:
+    """Of all weights together, relative."""
+    apart = sum(float((one[name] - other[name]).norm() ** 2) for name in one)
+    return float((apart / sum(float(each.norm() ** 2) for each in other.values())) ** 0.5)
+
+
+def report(folder: Path, run: str) -> Any:
+    return json.loads((folder / "runs" / run / "report.json").read_text())
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.soak)])
+def test_the_same_batches_give_the_same_training_on_one_rank_and_on_several(
+    start: Start, tmp_path: Path, ranks: int
+) -> None:
+    for run, devices in (("one", 1), ("several", ranks)):
+        code, last = end(start(run, "--epochs", "8", "--devices", str(devices)))
+        assert code == 0, last
+    assert distance(weights(tmp_path, "several"), weights(tmp_path, "one")) < 0.01
+    alone, done = report(tmp_path, "one"), report(tmp_path, "several")
+    assert (done["test"]["n"], done["val"]["n"]) == (21, alone["val"]["n"])
+    assert done["environment"]["execution"]["ranks"] == ranks
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.soak)])
+def test_a_stop_of_the_group_is_one_checkpoint_and_the_resume_is_exact(
+    start: Start, tmp_path: Path, ranks: int
+) -> None:
+    recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3")
+    assert end(start("whole", *recipe))[0] == 0
+    child = start("cut", *recipe)
+    until(child, "checkpoint")
+    begun = time.monotonic()
+    os.killpg(child.pid, signal.SIGTERM)
+    for pid in ranks_of(child).values():
+        os.kill(pid, signal.SIGTERM)
+    code, last = end(child)
+    assert code == 143
+    assert re.search(r"step \d+ is stored", last)
+    assert time.monotonic() - begun < 20
+    assert end(start("cut", *recipe))[0] == 0
+    assert len(report(tmp_path, "cut")["history"]) == 2
+    whole, cut = weights(tmp_path, "whole"), weights(tmp_path, "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.soak), 1])
+def test_a_lost_rank_ends_the_others_and_the_run_is_taken_up_again(start: Start, tmp_path: Path, lost: int) -> None:
+    recipe = ("--devices", "2", "--epochs", "30", "--lease-seconds", "4")
+    child = start("r", *recipe)
+    until(child, "checkpoint")
+    ranks = ranks_of(child)
+    begun = time.monotonic()
+    os.kill(ranks[lost], signal.SIGKILL)
+    code, last = end(child)
+    assert code == 75, last
+    assert f"Rank {lost} was killed by SIGKILL" in last
+    assert time.monotonic() - begun < 60
+    assert not [pid for pid in ranks.values() if Path("/proc", str(pid)).exists()]
+    assert end(start("r", *recipe))[0] == 0
+    assert report(tmp_path, "r")["history"][1]["started_step"] > 0
+
+
+def test_what_one_rank_refuses_is_what_the_job_says(start: Start) -> None:
+    code, last = end(start("r", "--devices", "3"))
+    assert (code, last) == (78, "Error: --batch-size is 16, for all of 3 devices in 1 slices: make it a multiple of 3.")
+    code, last = end(start("r", "--devices", "2", "--accelerator", "cpu", "--sync-batch-norm"))
+    assert code == 78
+    assert "--sync-batch-norm needs GPUs" in last
+    code, last = end(start("r", "--num-nodes", "2"))
+    assert code == 78
+    assert "MASTER_ADDR" in last
