@@ -19,15 +19,19 @@ FLOORS = (
     {"settings"},
     {"recipes"},
     {"configuration"},
-    {"storage", "platforms"},
+    {"storage"},
+    {"platforms"},
     {"data", "models"},
     {"training", "evaluation", "reporting"},
     {"bench"},
     {"jobs"},
 )
 DOORS = {
-    "boto3": {"storage/s3.py", "storage/s3_errors.py", "storage/s3_upload.py"},
-    "botocore": {"storage/s3.py", "storage/s3_errors.py", "storage/s3_upload.py"},
+    "boto3": {"storage/s3.py", "storage/s3_errors.py", "storage/s3_upload.py", "platforms/aws.py"},
+    "botocore": {
+        *("storage/s3.py", "storage/s3_errors.py", "storage/s3_upload.py"),
+        *("platforms/aws.py", "platforms/aws_models.py"),
+    },
     "wandb": {"reporting/tracking.py"},
     "click": set(),
     "matplotlib": {"evaluation/plots.py"},
@@ -84,7 +88,7 @@ def test_the_environment_is_read_in_settings_and_platforms_alone() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix() for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    rooms = ("allocator", "detect", "last_words", "local", "processors", "spot", "submission")
+    rooms = ("allocator", "aws", "detect", "last_words", "local", "processors", "spot", "submission")
     platforms = {f"platforms/{name}.py" for name in rooms}
     assert users <= {"configuration.py", *platforms}
 

@@ -26,7 +26,7 @@ _KINDS: list[type[JobError]] = [JobError, *JobError.__subclasses__()]
 _TABLE = {0} | {each.exit_code for each in _KINDS}
 _KILLED = 137
 
-TARGETS = ("k8s",)
+TARGETS = ("k8s", "batch", "sagemaker")
 """Where a job can be submitted to."""
 
 
@@ -37,6 +37,8 @@ class Request:
     image: str | None = knob(None, "Image to run, by tag or digest")
     name: str | None = knob(None, "The job's name, and so the run's; else made of what decides the result")
     role: str | None = knob(None, "ARN of the IAM role that the job works as")
+    execution_role: str | None = knob(None, "ARN of the role that AWS Batch pulls the image and reads secrets as")
+    wandb_secret: str | None = knob(None, "ARN of the secret that holds the wandb key, for AWS Batch")
     namespace: str | None = knob(None, "Namespace in Kubernetes")
     queue: str | None = knob(None, "Queue in AWS Batch; in Kubernetes that of Kueue")
     region: str | None = knob(None, "AWS region; else that of the usual AWS variables")
@@ -160,6 +162,15 @@ def completed(request: Request, command: Command, needs: Sequence[str]) -> Reque
         raise UsageError(f"{flags} must be given to submit this; --dry-run shows the rest without.")
     filled: dict[str, Any] = {field: placeholder(known[field][0].name) for field in missing}
     return dataclasses.replace(request, name=request.name or command.name, **filled)
+
+
+def refuse_unused(request: Request, why: Mapping[str, str]) -> None:
+    """Raise UsageError for the first field that was set though the target has no use for it, by `why`."""
+    for field, (each, _) in knobs.knobs_of(Request).items():
+        value = getattr(request, field)
+        if field in why and value not in (None, False):
+            shown = "given" if value is True else repr(value)
+            raise UsageError(f"{each.flag} is {shown}, and is not used here ({why[field]}): leave it out.")
 
 
 def placeholder(name: str) -> str:
