@@ -56,6 +56,7 @@ class Kubectl:
                 errors="replace",
                 timeout=2 * _SECONDS,
                 check=False,
+                start_new_session=True,  # Ctrl-C is for us alone
             )
         except subprocess.TimeoutExpired:
             raise TransientError(

@@ -1,10 +1,13 @@
 """k8s/ as kustomize renders it: against Kubernetes' schemas, what these don't know, and our own command line."""
 
 import copy
+import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +43,17 @@ Manifest = dict[str, Any]
 
 def rendered(name: str) -> list[Manifest]:
     """What `kubectl apply -k k8s/<name>` would send."""
+    return list(yaml.safe_load_all(_kustomized(name)))
+
+
+@cache
+def _kustomized(name: str) -> str:
     kubectl = shutil.which("kubectl")
     if not kubectl:
         pytest.skip("needs kubectl, which renders without a cluster")
     done = subprocess.run([kubectl, "kustomize", str(ROOT / "k8s" / name)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return done.stdout
 
 
 def built(*words: str, **asked: Any) -> list[Manifest]:
@@ -181,6 +189,19 @@ def test_gpus_are_asked_for_as_the_node_offers_them(manifests: list[Manifest]) -
     assert gpus is None or re.fullmatch(r"[1-9]\d*", gpus)
     assert bool(gpus) == any(each["key"] == "nvidia.com/gpu" for each in pod.get("tolerations", ()))
     assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+
+
+@pytest.mark.parametrize(("minutes", "code"), [(None, 0), (0, 0), (14, 0), (16, 1)])
+def test_the_probe_fails_for_a_file_that_nobody_touches(minutes: int | None, code: int, tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    if minutes is not None:
+        alive.touch()
+        then = time.time() - 60 * minutes
+        os.utime(alive, (then, then))
+    probe = pod_of(built())[1]["livenessProbe"]["exec"]["command"]
+    command = [word.replace("/scratch/alive", str(alive)) for word in probe]
+    assert command != probe
+    assert subprocess.run(command).returncode == code
 
 
 @pytest.mark.parametrize("name", JOBS)

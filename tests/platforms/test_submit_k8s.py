@@ -188,6 +188,14 @@ def test_this_machines_variables_have_no_say(job: Callable[..., Ended], monkeypa
     assert job("k8s", "--dry-run", *RUN).lines == before
 
 
+def test_no_secret_of_this_machine_goes_along(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY")
+    for name in names:
+        monkeypatch.setenv(name, f"planted-{name}")
+    shown = job("k8s", "--dry-run", "--nodes", "2", *RUN)
+    assert (shown.code, "planted" in "\n".join(shown.lines)) == (0, False)
+
+
 def test_what_is_sent_is_what_the_dry_run_shows(job: Callable[..., Ended], cluster: Path) -> None:
     asked = (*ASKED, "--nodes", "2", "--namespace", "ml", "--tags", "team=vision")
     shown = list(yaml.safe_load_all("\n".join(job(*asked, "--dry-run", *RUN).lines)))
