@@ -10,11 +10,10 @@ STOP = signals.StopFlag()
 if __name__ == "__main__":
     STOP.install()  # before all that takes time: the first process of a container ignores a signal without a handler
 
-import errno  # noqa: E402
 import io  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Callable, Collection  # noqa: E402
+from collections.abc import Callable, Collection, Sequence  # noqa: E402
 from typing import Any  # noqa: E402
 
 import click  # noqa: E402
@@ -23,11 +22,11 @@ import inat_job  # noqa: E402
 from inat_job import events  # noqa: E402
 from inat_job.bench.request import Request  # noqa: E402
 from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES, all_knobs, everything, takes  # noqa: E402
-from inat_job.errors import ConflictError, JobError, Preempted  # noqa: E402
+from inat_job.errors import Preempted  # noqa: E402
 from inat_job.jobs import ending  # noqa: E402
 from inat_job.jobs.requests import PrepareRequest, StatusRequest  # noqa: E402
 from inat_job.knobs import knobs_of, parsed  # noqa: E402
-from inat_job.platforms import detect, last_words, process  # noqa: E402
+from inat_job.platforms import detect, last_words, process, submission  # noqa: E402
 from inat_job.platforms.around import configured, part_of, part_or  # noqa: E402
 from inat_job.platforms.discretion import discreet  # noqa: E402
 from inat_job.platforms.place import Place  # noqa: E402
@@ -142,7 +141,7 @@ def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config:
 @knob_options("a", STATUS_TAKES)
 def status(run: str, watch: bool, **options: Any) -> None:
     """Tell where RUN stands: a run id under --output, or a URI."""
-    if settings := _some(STATUS_TAKES, **options):
+    if settings := _settled("a", detect.place(), taken=STATUS_TAKES, **options):
         from inat_job.jobs import status as job
 
         job.run(settings, run, parsed(StatusRequest, {"watch": watch}), STOP)
@@ -153,7 +152,7 @@ def status(run: str, watch: bool, **options: Any) -> None:
 @knob_options("a", PREPARE_TAKES)
 def prepare(prune: str | None, **options: Any) -> None:
     """Pull and decode a data set, and stop: later runs find it ready."""
-    if settings := _some(PREPARE_TAKES, **options):
+    if settings := _settled("a", detect.place(), taken=PREPARE_TAKES, **options):
         from inat_job.jobs import prepare as job
 
         ending.watch(settings, STOP)
@@ -164,55 +163,68 @@ def prepare(prune: str | None, **options: Any) -> None:
 @click.option("--part", required=True, type=click.Choice(list(RECIPES)), help="Which part's run is measured.")
 @request_options(Request)
 @knob_options(None)
-def bench(part: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+def bench(part: str, **options: Any) -> None:
     """Measure every stage of a run beside its limit, and name the one that bounds."""
-    request = parsed(Request, {name: options.pop(name) for name in list(options) if "__" not in name})
-    configuration = configured(detect.place(), part, _given(options), sets, file)
-    if print_config:
-        click.echo(configuration.text())
-        return
-    from inat_job.jobs import bench as job
+    request = parsed(Request, {name: options.pop(name) for name in knobs_of(Request)})
+    if settings := _settled(part, detect.place(), **options):
+        from inat_job.jobs import bench as job
 
-    ending.watch(configuration.settings, STOP)
-    job.run(configuration.settings, request, STOP, STARTED)
+        ending.watch(settings, STOP)
+        job.run(settings, request, STOP, STARTED)
+
+
+@cli.command()
+@click.argument("target", type=click.Choice(submission.TARGETS), metavar="|".join(submission.TARGETS))
+@request_options(submission.Request)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
+def submit(target: str, words: tuple[str, ...], **options: Any) -> None:
+    """Submit a command to a cluster, as in `submit k8s --image IMAGE -- parta --output s3://bucket/runs`."""
+    from inat_job.jobs import submit as job
+
+    job.run(target, parsed(submission.Request, options), words, _line, STOP)
+
+
+def _line(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """A command line's name and options, as this program takes them."""
+    name, command, rest = cli.resolve_command(click.Context(cli, info_name="inat-job"), list(words))
+    assert command
+    return str(name), command.make_context(name, rest).params
 
 
 @cli.command()
 @click.option("--part", type=click.Choice(list(RECIPES)), help="Which part's run is asked about; else a.")
 @knob_options(None)
-def preflight(part: str | None, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+def preflight(part: str | None, **options: Any) -> None:
     """Look in seconds whether all is there that parta or partb needs, and change nothing."""
     place = detect.place()
-    configuration = configured(place, part_or(part, place), _given(options), sets, file)
-    if print_config:
-        click.echo(configuration.text())
-        return
-    from inat_job.jobs import preflight as job
+    if settings := _settled(part_or(part, place), place, **options):
+        from inat_job.jobs import preflight as job
 
-    job.run(configuration.settings, place, STOP, STARTED)
+        job.run(settings, place, STOP, STARTED)
 
 
-def _some(
-    taken: Collection[str], sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any
+def _settled(
+    part: str,
+    place: Place,
+    sets: tuple[str, ...],
+    file: str | None,
+    print_config: bool,
+    taken: Collection[str] | None = None,
+    **options: Any,
 ) -> Settings | None:
-    """The settings of a command that takes some, or None where they are only shown."""
-    configuration = configured(detect.place(), "a", _given(options), sets, file, taken)
+    """The settings of a command that takes all or some, or None where they are only shown."""
+    configuration = configured(place, part, _given(options), sets, file, taken)
     if print_config:
         click.echo(configuration.text(taken))
     return None if print_config else configuration.settings
 
 
-def _run_part(
-    part: str, place: Place, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any
-) -> None:
-    configuration = configured(place, part, _given(options), sets, file)
-    if print_config:
-        click.echo(configuration.text())
-        return
-    from inat_job.jobs import part as job
+def _run_part(part: str, place: Place, **options: Any) -> None:
+    if settings := _settled(part, place, **options):
+        from inat_job.jobs import part as job
 
-    ending.watch(configuration.settings, STOP)
-    job.run(configuration.settings, STOP, STARTED, place)
+        ending.watch(settings, STOP)
+        job.run(settings, STOP, STARTED, place)
 
 
 def main() -> None:
@@ -223,10 +235,6 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
         last_words.say(0, str(events.noted().get("outcome", "Done.")), events.noted())
-    except JobError as error:
-        if STOP():
-            ending.say_stopping(STOP)
-        ending.fail(str(error), error.exit_code)
     except click.ClickException as error:
         shown = io.StringIO()  # it quotes what was typed
         error.show(shown)
@@ -235,13 +243,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         ending.fail("Stopped.", Preempted.exit_code)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            ending.bug(error)
-        where = error.filename or "a temporary file"
-        ending.fail(f"No space left for {where}: free some, and run the same command again.", ConflictError.exit_code)
     except Exception as error:
-        ending.bug(error)
+        ending.give_up(error, STOP)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,7 @@ def configure(
     run: Mapping[str, Any] | None = None,
     taken: Collection[str] | None = None,
     around: Around = Around(),
+    environment: Mapping[str, str] = os.environ,
 ) -> Configuration:
     """The settings of a part: command line over environment over hyperparameters over file over a run's own over what
     the platform suggests over the recipe's defaults.
@@ -120,9 +121,9 @@ def configure(
     known = all_knobs(defaults)
     accepted = known if taken is None else everything()
     layers = [
-        Layer("file", _file_layer(file or os.environ.get("INAT_CONFIG") or around.file, accepted)),
+        Layer("file", _file_layer(file or environment.get("INAT_CONFIG") or around.file, accepted)),
         around.asked,
-        Layer("environment", _environment_layer(os.environ, known)),
+        Layer("environment", _environment_layer(environment, known)),
         Layer("--set", _set_layer(sets, accepted)),
         Layer("command line", {known_key(key, known, f"Part {part.upper()}"): value for key, value in flags.items()}),
     ]

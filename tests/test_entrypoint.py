@@ -17,6 +17,8 @@ import pytest
 import entrypoint
 from inat_job.configuration import all_knobs, everything
 from inat_job.errors import TransientError
+from inat_job.knobs import knobs_of
+from inat_job.platforms import submission
 from inat_job.recipes import RECIPES
 from pictures import encoded, tree, write_zip
 
@@ -27,6 +29,12 @@ BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
 ASKED = {"--prune", "--watch"}
+SUBMIT = {each.flag for each, _ in knobs_of(submission.Request).values()}
+# What other programs take in the README's commands.
+FOREIGN = set(
+    "--policy-name --policy-document --cluster --role-name --role-only --attach-policy-arn --approve "
+    "--from-literal --assume-role-policy-document --policy-arn --password-stdin".split()
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -85,10 +93,12 @@ ENGINES = set("--gpus --user --read-only --cap-drop --security-opt --shm-size --
 def test_the_readme_names_every_option_and_no_other() -> None:
     text = (ROOT / "README.md").read_text()
     flags = {each.flag for recipe in RECIPES.values() for each, _ in all_knobs(recipe()).values()}
-    others = {"--help", "--print-config", "--config", "--set", "--checkpoint"} | BENCH | ASKED | ENGINES
+    others = (
+        {"--help", "--print-config", "--config", "--set", "--checkpoint"} | BENCH | ASKED | ENGINES | SUBMIT | FOREIGN
+    )
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - others
     assert named == flags
-    assert all(flag in text for flag in BENCH | ASKED)
+    assert all(flag in text for flag in BENCH | ASKED | SUBMIT)
 
 
 def test_every_command_line_in_the_readme_parses(job: Callable[..., Ended]) -> None:
@@ -102,6 +112,22 @@ def test_every_command_line_in_the_readme_parses(job: Callable[..., Ended]) -> N
         words = line.partition("#")[0].split()
         if words[0] != "test":  # it looks its run up first
             assert job(*words, "--print-config").code == 0, line
+
+
+def test_every_submission_in_the_readme_is_made(job: Callable[..., Ended]) -> None:
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^python entrypoint\.py (submit .*)$", text, re.M)
+    assert {line.split()[1] for line in lines} == set(submission.TARGETS)
+    for line in lines:
+        options, _, command = line.partition(" -- ")
+        words = [word for word in options.split() if word != "--wait"]
+        assert job(*words, "--dry-run", "--", *command.split()).code == 0, line
+
+
+def test_every_folder_that_the_readme_applies_is_there() -> None:
+    folders = re.findall(r"kubectl apply -k (\S+)", (ROOT / "README.md").read_text())
+    assert folders
+    assert all((ROOT / folder / "kustomization.yaml").exists() for folder in folders)
 
 
 def options(job: Callable[..., Ended], command: str) -> set[str]:

@@ -19,18 +19,26 @@ FLOORS = (
     {"settings"},
     {"recipes"},
     {"configuration"},
-    {"storage", "platforms"},
+    {"storage"},
+    {"platforms"},
     {"data", "models"},
     {"training", "evaluation", "reporting"},
     {"bench"},
     {"jobs"},
 )
 DOORS = {
-    "boto3": {"storage/s3.py", "storage/s3_account.py", "storage/s3_errors.py", "storage/s3_upload.py"},
-    "botocore": {"storage/s3.py", "storage/s3_account.py", "storage/s3_errors.py", "storage/s3_upload.py"},
+    "boto3": {
+        *("storage/s3.py", "storage/s3_account.py", "storage/s3_errors.py", "storage/s3_upload.py"),
+        "platforms/aws.py",
+    },
+    "botocore": {
+        *("storage/s3.py", "storage/s3_account.py", "storage/s3_errors.py", "storage/s3_upload.py"),
+        *("platforms/aws.py", "platforms/aws_models.py"),
+    },
     "wandb": {"reporting/tracking.py"},
     "click": set(),
     "matplotlib": {"evaluation/plots.py"},
+    "yaml": {"platforms/manifests.py"},
     "PIL": {"data/decode.py", "data/demo.py", "bench/made.py"},
 }
 
@@ -84,16 +92,8 @@ def test_the_environment_is_read_in_settings_and_platforms_alone() -> None:
         path.relative_to(PACKAGE).as_posix() for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())
     }
     rooms = (
-        "allocator",
-        "detect",
-        "discretion",
-        "driver",
-        "last_words",
-        "liveness",
-        "local",
-        "processors",
-        "ranks",
-        "spot",
+        *("allocator", "aws", "detect", "discretion", "driver", "last_words", "liveness", "local"),
+        *("processors", "ranks", "spot", "submission"),
     )
     platforms = {f"platforms/{name}.py" for name in rooms}
     assert users <= {"configuration.py", *platforms}

@@ -1,6 +1,7 @@
 """How a process ends that is stopped or fails: it says why, in one sentence, to stderr and where the platform looks."""
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -8,7 +9,7 @@ from functools import partial
 from typing import NoReturn
 
 from inat_job import events, signals
-from inat_job.errors import Preempted
+from inat_job.errors import ConflictError, JobError, Preempted
 from inat_job.platforms import last_words, liveness, ranks, spot
 from inat_job.platforms.discretion import discreet
 from inat_job.settings import Settings
@@ -49,7 +50,19 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def bug(error: Exception) -> NoReturn:
+def give_up(error: Exception, stop: StopFlag) -> NoReturn:
+    """End the main thread for an error: ours with its sentence and code, a full disk, or a bug."""
+    if isinstance(error, JobError):
+        if stop():
+            say_stopping(stop)
+        fail(str(error), error.exit_code)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "a temporary file"
+        fail(f"No space left for {where}: free some, and run the same command again.", ConflictError.exit_code)
+    _bug(error)
+
+
+def _bug(error: Exception) -> NoReturn:
     """End the main thread for an error that nobody foresaw."""
     print(discreet("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)

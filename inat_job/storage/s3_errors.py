@@ -152,30 +152,34 @@ EXCEPTIONS: Mapping[str, Meaning] = {name: meaning for meaning, names in _EXCEPT
 
 def translate(error: Exception, place: Place) -> Exception:
     """Our exception for botocore's; never its text, which may quote an address with a signature."""
-    response: dict[str, Any] | None = getattr(error, "response", None)
-    if isinstance(response, dict):
-        return _meaning_of_answer(response, place)
+    meaning, code = classified(error)
+    headers = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return meaning(replace(place, region=str(headers.get("x-amz-bucket-region", ""))), code)
+
+
+def classified(error: Exception) -> tuple[Meaning, str]:
+    """What botocore's exception means, and the server's code or the exception's name that tells it."""
+    name = type(error).__name__
+    if answer := _answer(error):
+        status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        code = answer_code(error)
+        return CODES.get(code) or _by_status(status), code or f"HTTP {status}"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return bad_certificate(place, type(error).__name__)
-    for kind in type(error).__mro__:
-        if kind.__name__ in EXCEPTIONS:
-            return EXCEPTIONS[kind.__name__](place, type(error).__name__)
-    return bad_setting(place, type(error).__name__)  # a ValueError of a malformed AWS_ENDPOINT_URL
+        return bad_certificate, name
+    kinds = (kind.__name__ for kind in type(error).__mro__)
+    # else a ValueError of a malformed AWS_ENDPOINT_URL
+    return next((EXCEPTIONS[kind] for kind in kinds if kind in EXCEPTIONS), bad_setting), name
 
 
 def answer_code(error: Exception) -> str:
     """The code that the server gave, or nothing."""
-    response = getattr(error, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+    return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
-def _meaning_of_answer(response: dict[str, Any], place: Place) -> Exception:
-    code = str(response.get("Error", {}).get("Code", ""))
-    meta = response.get("ResponseMetadata", {})
-    status = int(meta.get("HTTPStatusCode", 0))
-    region = str(meta.get("HTTPHeaders", {}).get("x-amz-bucket-region", ""))
-    meaning = CODES.get(code) or _by_status(status)
-    return meaning(replace(place, region=region), code or f"HTTP {status}")
+def _answer(error: Exception) -> dict[str, Any]:
+    """What the server answered, empty where it did not."""
+    response = getattr(error, "response", None)
+    return response if isinstance(response, dict) else {}
 
 
 def _by_status(status: int) -> Meaning:

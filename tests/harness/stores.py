@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,12 +123,19 @@ def s3_endpoint() -> Iterator[str]:
     if named := os.environ.get("INAT_TEST_S3_ENDPOINT"):
         yield named
         return
-    # A process of its own: the jobs' uploads must not wait for each other behind this one's lock.
+    with moto_server() as url:
+        yield url
+
+
+@contextmanager
+def moto_server(environment: Mapping[str, str] = os.environ, module: str = "moto.server") -> Iterator[str]:
+    """The address of moto's AWS, in a process of its own: jobs must not wait for each other behind this one's lock."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-m", module, "-H", "127.0.0.1", "-p", str(port)],
+        env=dict(environment),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

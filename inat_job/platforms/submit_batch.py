@@ -1,0 +1,179 @@
+"""`submit batch`: a job definition and a job of AWS Batch, what is sent, and how their end is told.
+
+https://docs.aws.amazon.com/batch/latest/APIReference/API_RegisterJobDefinition.html
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from inat_job import events
+from inat_job.errors import ConflictError, UsageError
+from inat_job.platforms import aws_models
+from inat_job.platforms.batch_end import ended
+from inat_job.platforms.submission import Command, Request, State, lasting_output, refuse_unused
+
+NEEDS = ("image", "role", "queue")
+
+ATTEMPTS = 10
+"""The most that Batch takes: a preemption is one too."""
+
+LOG_GROUP = "/aws/batch/job"
+
+_CPUS, _MEMORY_GIB = 4, 14  # of a GPU: what Batch finds free on a g5.xlarge and a g4dn.xlarge
+_SHARED_MIB = 1024  # of a GPU: NCCL's; there are no workers that hand pictures over
+_DIGEST_LENGTH = 8
+_FLAT = ("resourceRequirements", "environment", "secrets")  # lists without an order
+_NOT_HERE = {
+    "namespace": "it is Kubernetes' own",
+    "disk": "the compute environment's launch template has it",
+    "spot": "the queue's compute environment says it",
+}
+
+RETRY = (
+    {"onStatusReason": "Host EC2*", "action": "RETRY"},  # the instance was taken away
+    {"onExitCode": "143", "action": "RETRY"},
+    {"onExitCode": "75", "action": "RETRY"},
+    {"onExitCode": "137", "action": "RETRY"},
+    {"onReason": "*", "action": "EXIT"},  # what no rule matches would be retried
+)
+"""The first match wins; five is the most."""
+
+
+def build(request: Request, command: Command) -> list[dict[str, Any]]:
+    """The requests of RegisterJobDefinition and SubmitJob. Raises UsageError for what Batch would refuse or ignore."""
+    refuse_unused(request, _NOT_HERE | ({} if request.nodes > 1 else {"instance_type": "the queue chooses it"}))
+    container = _container(request, _words(request, command))
+    attempts = 1 + (ATTEMPTS - 1 if request.retries is None else request.retries)
+    if attempts > ATTEMPTS:
+        raise UsageError(f"--retries is {request.retries}: AWS Batch takes at most {ATTEMPTS - 1}.")
+    definition: dict[str, Any] = {
+        **_shape(request, container),
+        "retryStrategy": {"attempts": attempts, "evaluateOnExit": list(RETRY)},
+        "tags": request.labels,
+        "propagateTags": True,
+        "platformCapabilities": ["EC2"],
+    }
+    if request.timeout:
+        definition["timeout"] = {"attemptDurationSeconds": round(request.timeout)}
+    digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
+    name = f"{request.name}-{digest}"
+    job = {"jobName": request.name, "jobQueue": request.queue, "jobDefinition": name, "tags": request.labels}
+    documents = [{"jobDefinitionName": name, **definition}, {**job, "propagateTags": True}]
+    aws_models.check("batch", "RegisterJobDefinition", documents[0])
+    aws_models.check("batch", "SubmitJob", documents[1])
+    return documents
+
+
+def _words(request: Request, command: Command) -> list[str]:
+    """The command, told where the run goes and what it is called: a job's id is another at every submission."""
+    words = list(command.words)
+    if output := lasting_output(request, command):
+        words += ["--output", output]
+    if command.verb in ("parta", "partb") and "run.run_id" not in command.configuration.given:
+        words += ["--run-id", str(request.name)]
+    return words
+
+
+def _container(request: Request, words: list[str]) -> dict[str, Any]:
+    each = max(1, request.gpus)
+    memory_mib = 1024 * (request.memory or _MEMORY_GIB * each)
+    resources = {"VCPU": request.cpus or _CPUS * each, "MEMORY": memory_mib, "GPU": request.gpus}
+    container: dict[str, Any] = {
+        "image": request.image,
+        "command": words,
+        "jobRoleArn": request.role,
+        "resourceRequirements": [{"type": kind, "value": str(value)} for kind, value in resources.items() if value],
+        "linuxParameters": {"sharedMemorySize": min(_SHARED_MIB * each, memory_mib // 4)},
+        "logConfiguration": {
+            "logDriver": "awslogs",
+            "options": {"awslogs-group": LOG_GROUP, "awslogs-stream-prefix": str(request.name)},
+        },
+        "environment": [{"name": "AWS_DEFAULT_REGION", "value": request.region}] if request.region else [],
+    }
+    if request.wandb_secret:
+        if not request.execution_role:
+            raise UsageError("--wandb-secret is read by the execution role: give --execution-role too.")
+        container["secrets"] = [{"name": "WANDB_API_KEY", "valueFrom": request.wandb_secret}]
+    if request.execution_role:
+        container["executionRoleArn"] = request.execution_role
+    return container
+
+
+def _shape(request: Request, container: dict[str, Any]) -> dict[str, Any]:
+    """One container, or the same one on each node: the job ends as node 0 does, and is retried as a whole."""
+    if request.nodes == 1:
+        return {"type": "container", "containerProperties": container}
+    if request.instance_type:
+        container["instanceType"] = request.instance_type
+    ranges = [{"targetNodes": f"0:{request.nodes - 1}", "container": container}]
+    nodes = {"numNodes": request.nodes, "mainNode": 0, "nodeRangeProperties": ranges}
+    return {"type": "multinode", "nodeProperties": nodes}
+
+
+def shown(documents: list[dict[str, Any]]) -> str:
+    """Both requests as JSON, by the operations' names; each is what `aws batch --cli-input-json` takes."""
+    return json.dumps(dict(zip(("RegisterJobDefinition", "SubmitJob"), documents, strict=True)), indent=2) + "\n"
+
+
+def same(found: Any, wanted: Any) -> bool:
+    """Whether all that was asked for is in what Batch has, which adds its defaults and writes actions small."""
+    if isinstance(wanted, Mapping):
+        return isinstance(found, Mapping) and all(
+            same(_ordered(name, found.get(name)), _ordered(name, value)) or (found.get(name) is None and not value)
+            for name, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(same, found, wanted))
+    return str(found).casefold() == wanted.casefold() if wanted in ("RETRY", "EXIT") else bool(found == wanted)
+
+
+def _ordered(name: str, value: Any) -> Any:
+    if name in _FLAT and isinstance(value, list):
+        return sorted(value, key=lambda each: str(each.get("name") or each.get("type")))
+    return value
+
+
+def submit(request: Request, documents: list[dict[str, Any]]) -> "Job":
+    """Register the definition, unless its newest revision says the same, and submit the job. Raises JobError."""
+    from inat_job.platforms import aws  # boto3 takes as long as all the rest, and a dry run needs none
+
+    definition, job = documents
+    batch = aws.service("batch", request.region)
+    name = definition["jobDefinitionName"]
+    found = batch("describe_job_definitions", jobDefinitionName=name, status="ACTIVE")["jobDefinitions"]
+    newest = max(found, key=lambda each: int(each["revision"]), default=None)
+    if newest is None or not same(newest, definition):
+        newest = batch("register_job_definition", **definition)
+    revision = f"{name}:{newest['revision']}"
+    sent = batch("submit_job", **{**job, "jobDefinition": revision})
+    events.emit("job", id=sent["jobId"], name=job["jobName"], definition=revision)
+    return Job(str(sent["jobId"]), batch, aws.Log(aws.service("logs", request.region), LOG_GROUP))
+
+
+class Job:
+    """A job that was submitted."""
+
+    def __init__(self, job: str, batch: Any, log: Any) -> None:
+        self._id, self._batch, self._log = job, batch, log
+
+    @property
+    def name(self) -> str:
+        return f"AWS Batch job {self._id}"
+
+    def look(self) -> State:
+        """Where it stands, with what its main node's log has new. Raises JobError."""
+        job = self._described(self._id)
+        main = job
+        if "nodeProperties" in job:
+            main = self._described(f"{self._id}#{job['nodeProperties'].get('mainNode', 0)}", job)
+        stream = (main.get("container") or {}).get("logStreamName")
+        code, reason = ended(job, main)
+        return State(str(job["status"]), tuple(self._log.new(stream)), code, reason)
+
+    def _described(self, job: str, without: dict[str, Any] | None = None) -> dict[str, Any]:
+        found = self._batch("describe_jobs", jobs=[job])["jobs"]
+        if not found and without is None:
+            raise ConflictError(f"AWS Batch knows no job {job} any more: it forgets them some days after their end.")
+        return dict(found[0]) if found else without or {}

@@ -1,0 +1,276 @@
+"""k8s/ as kustomize renders it: against Kubernetes' schemas, what these don't know, and our own command line."""
+
+import copy
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+import entrypoint
+from inat_job.configuration import configure
+from inat_job.errors import BadDataError, ConflictError, NoPermissionError, UsageError
+from inat_job.jobs import submit
+from inat_job.platforms import k8s_watch, kubernetes, submission, submit_k8s
+
+ROOT = Path(__file__).parents[2]
+JOBS = ("parta", "partb", "nodes")
+VERSIONS = ("1.31", "1.32", "1.33")
+LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+QUANTITY = r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?"
+FINAL = sorted(each.exit_code for each in (UsageError, BadDataError, NoPermissionError, ConflictError))
+ENUMS = {
+    "restartPolicy": {"Never"},
+    "podReplacementPolicy": {"Failed"},
+    "completionMode": {"Indexed", "NonIndexed"},
+    "action": {"Ignore", "FailJob"},
+    "imagePullPolicy": {"IfNotPresent", "Always", "Never"},
+    "terminationMessagePolicy": {"File", "FallbackToLogsOnError"},
+    "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
+    "medium": {"Memory", ""},
+    "clusterIP": {"None"},
+}
+Manifest = dict[str, Any]
+
+
+def rendered(name: str) -> list[Manifest]:
+    """What `kubectl apply -k k8s/<name>` would send."""
+    return list(yaml.safe_load_all(_kustomized(name)))
+
+
+@cache
+def _kustomized(name: str) -> str:
+    kubectl = shutil.which("kubectl")
+    if not kubectl:
+        pytest.skip("needs kubectl, which renders without a cluster")
+    done = subprocess.run([kubectl, "kustomize", str(ROOT / "k8s" / name)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def built(*words: str, **asked: Any) -> list[Manifest]:
+    """What `submit k8s` would send."""
+    request = submission.Request(**{"image": "r/i:1", "role": "arn:aws:iam::123456789012:role/inat-job", **asked})
+    command = submit.checked(words or ("parta", "--output", "s3://b/runs"), entrypoint._line)
+    return submit_k8s.build(submission.completed(request, command, submit_k8s.NEEDS), command)
+
+
+BUILT: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "everything": {
+        **{"namespace": "ml", "queue": "gpus", "region": "eu-west-1", "instance_type": "p4d.24xlarge", "gpus": 8},
+        **{"nodes": 3, "cpus": 90, "memory": 1000, "disk": 900, "spot": True, "retries": 2, "timeout": 3600.0},
+        "tags": ("team=vision", "example.com/cost-centre=a.1"),
+    },
+    "no-gpu": {"gpus": 0},
+}
+
+
+@pytest.fixture(params=[*JOBS, *BUILT])
+def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
+    name = request.param
+    return rendered(name) if name in JOBS else built(**BUILT[name])
+
+
+def one(manifests: list[Manifest], kind: str) -> Manifest:
+    [found] = [each for each in manifests if each["kind"] == kind]
+    return found
+
+
+def pod_of(manifests: list[Manifest]) -> tuple[Manifest, Manifest]:
+    """The pod's spec and its only container."""
+    spec = one(manifests, "Job")["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    return spec, container
+
+
+def every(tree: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Path, key and value of everything."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield path, str(key), value
+        yield from every(value, f"{path}/{key}")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kubernetes_own_schema_takes_it(manifests: list[Manifest], version: str) -> None:
+    for each in manifests:
+        kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_the_schema_refuses_what_is_wrong() -> None:
+    [*_, job] = built()
+    wrong = copy.deepcopy(job)
+    wrong["spec"]["template"]["spec"]["terminationGraceSeconds"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
+
+
+def test_names_labels_quantities_and_enums(manifests: list[Manifest]) -> None:
+    for each in manifests:
+        assert re.fullmatch(LABEL, each["metadata"]["name"])
+        for path, key, value in every(each):
+            if key in ENUMS:
+                assert value in ENUMS[key], (path, key)
+            if path.endswith(("/requests", "/limits")) or key == "sizeLimit":
+                assert re.fullmatch(QUANTITY, value), (path, key)
+            if path.endswith("/labels"):
+                assert re.fullmatch(r"([a-z0-9.-]+/)?[A-Za-z0-9_.-]{1,63}", key)
+                assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", value)
+    assert len({(each["kind"], each["metadata"]["name"]) for each in manifests}) == len(manifests)
+    assert len({each["metadata"].get("namespace") for each in manifests}) == 1
+
+
+def test_every_mount_has_its_volume_and_every_volume_its_mount(manifests: list[Manifest]) -> None:
+    pod, container = pod_of(manifests)
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    volumes = {each["name"]: each for each in pod["volumes"]}
+    assert set(mounts) == set(volumes)
+    assert volumes[next(name for name in mounts if mounts[name] == "/dev/shm")]["emptyDir"]["medium"] == "Memory"
+    scratch = volumes[next(name for name in mounts if mounts[name] == "/scratch")]["emptyDir"]
+    assert scratch["sizeLimit"] == container["resources"]["requests"]["ephemeral-storage"]
+    assert "medium" not in scratch
+
+
+def test_the_references_between_them_hold(manifests: list[Manifest]) -> None:
+    pod, container = pod_of(manifests)
+    job = one(manifests, "Job")
+    assert one(manifests, "ServiceAccount")["metadata"]["name"] == pod["serviceAccountName"]
+    assert {rule["onExitCodes"]["containerName"] for rule in rules(job) if "onExitCodes" in rule} == {container["name"]}
+    names = [each["name"] for each in container["env"]]
+    assert len(names) == len(set(names))
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert variables["INAT_JOB_ALIVE_FILE"] in container["livenessProbe"]["exec"]["command"][-1]
+    assert variables["INAT_GRACE_SECONDS"] == str(pod["terminationGracePeriodSeconds"])
+
+
+def rules(job: Manifest) -> list[Manifest]:
+    return job["spec"]["podFailurePolicy"]["rules"]  # type: ignore[no-any-return]
+
+
+def test_failures_are_tried_again_by_their_code(manifests: list[Manifest]) -> None:
+    job = one(manifests, "Job")
+    first, second = rules(job)
+    assert first == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert second["action"] == "FailJob"
+    assert (second["onExitCodes"]["operator"], second["onExitCodes"]["values"]) == ("In", FINAL)
+    assert list(k8s_watch.FINAL) == FINAL
+    assert job["spec"]["podReplacementPolicy"] == "Failed"
+    assert job["spec"]["backoffLimit"] > 0
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_the_pod_may_do_nothing_that_it_need_not(manifests: list[Manifest]) -> None:
+    pod, container = pod_of(manifests)
+    assert not pod["automountServiceAccountToken"]
+    user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert user
+    assert pod["securityContext"] == {
+        **{"runAsNonRoot": True, "runAsUser": int(user[1]), "runAsGroup": int(user[2]), "fsGroup": int(user[2])},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container["securityContext"] == {
+        **{"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True},
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not any(each.get("value") for each in container["env"] if re.search(r"KEY|SECRET|TOKEN", each["name"]))
+
+
+def test_gpus_are_asked_for_as_the_node_offers_them(manifests: list[Manifest]) -> None:
+    pod, container = pod_of(manifests)
+    gpus = container["resources"]["limits"].get("nvidia.com/gpu")
+    assert gpus is None or re.fullmatch(r"[1-9]\d*", gpus)
+    assert bool(gpus) == any(each["key"] == "nvidia.com/gpu" for each in pod.get("tolerations", ()))
+    assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+
+
+@pytest.mark.parametrize(("minutes", "code"), [(None, 0), (0, 0), (14, 0), (16, 1)])
+def test_the_probe_fails_for_a_file_that_nobody_touches(minutes: int | None, code: int, tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    if minutes is not None:
+        alive.touch()
+        then = time.time() - 60 * minutes
+        os.utime(alive, (then, then))
+    probe = pod_of(built())[1]["livenessProbe"]["exec"]["command"]
+    command = [word.replace("/scratch/alive", str(alive)) for word in probe]
+    assert command != probe
+    assert subprocess.run(command).returncode == code
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_command_goes_through_the_real_command_line(name: str) -> None:
+    manifests = rendered(name)
+    _, container = pod_of(manifests)
+    command = submit.checked(container["args"], entrypoint._line)
+    own = {each["name"]: each.get("value") for each in container["env"]}
+    own |= {"KUBERNETES_JOB_NAME": one(manifests, "Job")["metadata"]["name"], "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    own |= {"JOB_COMPLETION_INDEX": "1"} if name == "nodes" else {}
+    place = kubernetes.place({key: value for key, value in own.items() if value}, Path("/nonexistent"))
+    assert place
+    assert (place.run_id, place.rank, place.world) == (
+        own["KUBERNETES_JOB_NAME"],
+        *((1, 2) if name == "nodes" else (0, 1)),
+    )
+    ours = {key: value for key, value in own.items() if key.startswith("INAT_") and key != "INAT_NUM_NODES" and value}
+    made = configure(command.verb.removeprefix("part"), {}, (), None, environment=ours).settings
+    assert (made.run.output, made.run.grace_seconds) == ("s3://my-bucket/runs", 120)
+
+
+def test_several_machines_find_the_first() -> None:
+    for manifests in (rendered("nodes"), built(nodes=3)):
+        job, service = one(manifests, "Job"), one(manifests, "Service")
+        pod, container = pod_of(manifests)
+        number = job["spec"]["completions"]
+        assert (job["spec"]["parallelism"], job["spec"]["completionMode"]) == (number, "Indexed")
+        assert {"name": "INAT_NUM_NODES", "value": str(number)} in container["env"]
+        assert pod["subdomain"] == service["metadata"]["name"]
+        assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+        assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+
+
+@pytest.mark.parametrize(("name", "nodes"), [("parta", 1), ("partb", 1), ("nodes", 2)])
+def test_submit_makes_what_kustomize_makes(name: str, nodes: int) -> None:
+    theirs = rendered(name)
+    settings = yaml.safe_load((ROOT / "k8s/base/settings.yaml").read_text())["data"]
+    job = one(theirs, "Job")
+    ours = built(
+        *("parta", "--output", settings["output"]),
+        **{"image": settings["image"], "role": settings["role"], "instance_type": settings["instance-type"]},
+        **{"name": job["metadata"]["name"], "nodes": nodes},
+    )
+    pod_of(ours)[1]["env"].append({"name": "INAT_OUTPUT", "value": settings["output"]})
+    pod_of(ours)[1]["args"] = pod_of(theirs)[1]["args"]
+    assert comparable(ours) == comparable(theirs)
+
+
+def comparable(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """By kind, with the variables in the order of their names."""
+    sorted_ones = copy.deepcopy(manifests)
+    pod_of(sorted_ones)[1]["env"].sort(key=lambda each: each["name"])
+    return {each["kind"]: each for each in sorted_ones}
+
+
+def test_each_field_says_why() -> None:
+    """A comment stands above or within each block of a container's and a pod's fields that are no plain names."""
+    lines = (ROOT / "k8s/base/job.yaml").read_text().splitlines()
+    for field in (
+        *("name: inat-job", "backoffLimit", "podReplacementPolicy", "ttlSecondsAfterFinished", "restartPolicy"),
+        *("terminationGracePeriodSeconds", "automountServiceAccountToken", "enableServiceLinks", "runAsNonRoot"),
+        *(
+            "fsGroup",
+            "image:",
+            "livenessProbe",
+            "terminationMessagePath",
+            "readOnlyRootFilesystem",
+            "ephemeral-storage",
+        ),
+    ):
+        number = next(number for number, line in enumerate(lines) if line.strip().lstrip("- ").startswith(field))
+        assert lines[number - 1].strip().startswith("#"), field

@@ -1,0 +1,175 @@
+"""As much of a Kubernetes API server as the real kubectl asks when jobs are submitted and watched.
+
+Objects are kept by their paths, without a controller: a test puts there what the cluster would make of them.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+KINDS = {"api/v1": {"ServiceAccount", "Service", "Pod"}, "apis/batch/v1": {"Job"}}
+
+
+@dataclass
+class Cluster:
+    """Objects by path, log lines by pod, and the requests that came."""
+
+    url: str = ""
+    objects: dict[str, Any] = field(default_factory=dict)
+    logs: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    seen: list[str] = field(default_factory=list)
+    forbidden: bool = False
+    looks: list[dict[str, Any]] = field(default_factory=list)
+
+    def advance(self, path: str) -> None:
+        """Before a Job is shown, let become true what the next of `looks` says: its `status`, `pods` and `logs`."""
+        if not self.looks or "/jobs/" not in path or path not in self.objects:
+            return
+        look = self.looks.pop(0)
+        self.objects[path]["status"] = look.get("status", {})
+        self.logs.update(look.get("logs", {}))
+        namespace, _, name = path.removeprefix("apis/batch/v1/").partition("/jobs/")
+        for pod in look.get("pods", ()):
+            pod["metadata"]["labels"] = {"batch.kubernetes.io/job-name": name}
+            self.objects[f"api/v1/{namespace}/pods/{pod['metadata']['name']}"] = {
+                **{"kind": "Pod", "apiVersion": "v1", "spec": {"containers": [{"name": "job"}]}},
+                **pod,
+            }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    cluster: Cluster
+
+    def do_GET(self) -> None:
+        path, query = self._asked()
+        found = discovery(path)
+        if found is not None:
+            return self._answer(200, found)
+        if path.endswith("/log"):
+            return self._text(path, query)
+        if path.endswith("/pods"):
+            [label] = query["labelSelector"]
+            key, _, value = label.partition("=")
+            pods = [
+                each
+                for name, each in self.cluster.objects.items()
+                if name.startswith(f"{path}/") and each["metadata"].get("labels", {}).get(key) == value
+            ]
+            return self._answer(200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})
+        self.cluster.advance(path)
+        if path in self.cluster.objects:
+            return self._answer(200, self.cluster.objects[path])
+        *_, kind, name = ["", *path.split("/")]
+        return self._refuse(404, "NotFound", f'{kind} "{name}" not found')
+
+    def do_POST(self) -> None:
+        path, _ = self._asked()
+        made = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = f"{path}/{made['metadata']['name']}"
+        if self.cluster.forbidden:
+            return self._refuse(403, "Forbidden", f'{path.split("/")[-1]} is forbidden: User "x" cannot create')
+        if name in self.cluster.objects:
+            return self._refuse(
+                409, "AlreadyExists", f'{path.split("/")[-1]} "{made["metadata"]["name"]}" already exists'
+            )
+        self.cluster.objects[name] = made
+        return self._answer(201, made)
+
+    def do_PATCH(self) -> None:
+        path, _ = self._asked()
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, self.cluster.objects[path])
+
+    def _asked(self) -> tuple[str, dict[str, list[str]]]:
+        parts = urlsplit(self.path)
+        self.cluster.seen.append(f"{self.command} {self.path}")
+        return parts.path.strip("/"), parse_qs(parts.query)
+
+    def _text(self, path: str, query: dict[str, list[str]]) -> None:
+        lines = self.cluster.logs[path.split("/")[-2]]
+        if "sinceTime" in query:
+            lines = [each for each in lines if each[0][:19] >= query["sinceTime"][0][:19]]
+        else:
+            lines = lines[-int(query["tailLines"][0]) :]
+        self._send(200, "text/plain", "".join(f"{stamp} {line}\n" for stamp, line in lines).encode())
+
+    def _refuse(self, code: int, reason: str, message: str) -> None:
+        status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+        self._answer(code, {**status, "message": message, "reason": reason, "code": code})
+
+    def _answer(self, code: int, body: Any) -> None:
+        self._send(code, "application/json", json.dumps(body).encode())
+
+    def _send(self, code: int, kind: str, body: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+def discovery(path: str) -> dict[str, Any] | None:
+    """What kinds there are, and that the server checks their fields by itself."""
+    if path == "version":
+        return {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
+    if path == "api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "apis":
+        version = {"groupVersion": "batch/v1", "version": "v1"}
+        group = {"name": "batch", "versions": [version], "preferredVersion": version}
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]}
+    if path in KINDS:
+        resources = [
+            {
+                **{"name": f"{kind.lower()}s", "singularName": kind.lower(), "namespaced": True, "kind": kind},
+                "verbs": ["create", "get", "list", "patch"],
+            }
+            for kind in KINDS[path]
+        ]
+        version = path.removeprefix("apis/").removeprefix("api/")
+        return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
+    if path == "openapi/v3":
+        return {"paths": {each: {"serverRelativeURL": f"/openapi/v3/{each}"} for each in KINDS}}
+    if path.startswith("openapi/v3/"):
+        return _schema(path.removeprefix("openapi/v3/"))
+    return None
+
+
+def _schema(place: str) -> dict[str, Any]:
+    group, version = ("batch", "v1") if "batch" in place else ("", "v1")
+    parameter = {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
+    paths = {
+        f"/{place}/namespaces/{{namespace}}/{kind.lower()}s/{{name}}": {
+            "patch": {
+                "parameters": [parameter],
+                "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
+                "responses": {},
+            }
+        }
+        for kind in KINDS[place]
+    }
+    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": paths}
+
+
+@contextmanager
+def api_server() -> Iterator[Cluster]:
+    """A server on loopback."""
+    cluster = Cluster()
+    handler = type("Handler", (_Handler,), {"cluster": cluster})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    cluster.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield cluster
+    finally:
+        server.shutdown()
+        server.server_close()
