@@ -94,13 +94,15 @@ def test_what_a_running_job_reads_stays_and_the_job_goes_on(tmp_path: Path) -> N
     finally:
         job.kill()
         job.communicate()
+    assert states(tmp_path, "--prune") == ["unused"], "without an age nothing goes"
     assert states(tmp_path) == ["deleted"]
     assert states(tmp_path) == []
 
 
-def states(place: Path) -> list[str]:
-    """What becomes of the prepared pictures with `--prune 0s`."""
-    done = subprocess.run([*ENTRY, "prepare", "--prune", "0s"], cwd=place, capture_output=True, text=True, check=True)
+def states(place: Path, *words: str) -> list[str]:
+    """What becomes of the prepared pictures, if nothing else is said with `--prune 0s`."""
+    command = [*ENTRY, "prepare", *(words or ("--prune", "0s"))]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True)
     told = [json.loads(line) for line in done.stdout.splitlines()]
     return [each["state"] for each in told if each.get("kind") == "pictures"]
 
