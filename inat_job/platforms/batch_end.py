@@ -50,7 +50,7 @@ def ended(job: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[int | None, 
             pattern, str(container.get("reason") or "")
         ):
             return kind.exit_code, f"{said}: {mend}"
-    if job.get("isTerminated") or job.get("isCancelled"):
+    if code is None and (job.get("isTerminated") or job.get("isCancelled")):
         return Preempted.exit_code, said or "it was terminated"
     return (JobError.exit_code if code is None else our_code(int(code))), said or "AWS Batch gives no reason"
 

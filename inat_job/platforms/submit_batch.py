@@ -53,7 +53,6 @@ def build(request: Request, command: Command) -> list[dict[str, Any]]:
         "retryStrategy": {"attempts": attempts, "evaluateOnExit": list(RETRY)},
         "tags": request.labels,
         "propagateTags": True,
-        "platformCapabilities": ["EC2"],
     }
     if request.timeout:
         definition["timeout"] = {"attemptDurationSeconds": round(request.timeout)}

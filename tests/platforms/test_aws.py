@@ -194,3 +194,15 @@ def test_the_policy_for_who_submits_covers_each_call(logs: Any, monkeypatch: pyt
     allowed = {action for each in actions for action in ([each] if isinstance(each, str) else each)}
     assert {"batch:SubmitJob", "sagemaker:CreateTrainingJob", "logs:GetLogEvents"} <= calls <= allowed
     assert allowed - calls == {"batch:TagResource", "sagemaker:AddTags", "iam:PassRole"}  # of what the calls imply
+
+
+@pytest.mark.parametrize("target", [submit_batch, submit_sagemaker])
+def test_no_secret_of_this_machine_is_sent(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "INAT_WANDB_PROJECT")
+    for name in names:
+        monkeypatch.setenv(name, f"planted-{name}")
+    command = checked(("parta", "--output", "s3://b/runs"), _line)
+    request = completed(Request(dry_run=True, region="eu-west-1"), command, target.NEEDS)
+    assert "planted" not in target.shown(target.build(request, command))
+    with pytest.raises(UsageError, match="AWS_SECRET_ACCESS_KEY"):
+        checked(("parta", "--output", "s3://b/planted-AWS_SECRET_ACCESS_KEY"), _line)

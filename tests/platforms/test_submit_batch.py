@@ -168,6 +168,8 @@ EXITED = "Essential container in task exited"
         (failed("Task failed to start", None, "CannotPullContainerError: not found"), 78, "--image"),
         (failed("MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT"), 78, "--gpus"),
         (failed("stop it", isTerminated=True), 143, "stop it"),
+        (failed("stop it", 143, isTerminated=True), 143, "stop it"),
+        (failed("stop it", 137, isTerminated=True), 75, "stop it"),
         (failed("something new"), 1, "something new"),
         ({"status": "RUNNING"}, None, ""),
     ],
