@@ -19,7 +19,6 @@ from typing import Any  # noqa: E402
 import click  # noqa: E402
 
 import inat_job  # noqa: E402
-from inat_job import events  # noqa: E402
 from inat_job.bench.request import Request  # noqa: E402
 from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES, all_knobs, everything, takes  # noqa: E402
 from inat_job.errors import Preempted  # noqa: E402
@@ -115,11 +114,7 @@ def train(**options: Any) -> None:
 
 @cli.command()
 @click.option(
-    "--checkpoint",
-    required=True,
-    envvar="INAT_CHECKPOINT",
-    metavar="URI",
-    help="A run folder, or one <step>.ckpt in it.",
+    "--checkpoint", required=True, envvar="INAT_CHECKPOINT", metavar="URI", help="A run, or a <step>.ckpt of it."
 )
 @knob_options("a", TEST_TAKES)
 def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
@@ -234,7 +229,7 @@ def main() -> None:
         warnings.simplefilter("ignore")  # the libraries' remarks are for who develops this, not for who runs it
     try:
         cli.main(standalone_mode=False)
-        last_words.say(0, str(events.noted().get("outcome", "Done.")), events.noted())
+        ending.succeed()
     except click.ClickException as error:
         shown = io.StringIO()  # it quotes what was typed
         error.show(shown)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 import traceback
 from functools import partial
 from typing import NoReturn
@@ -15,10 +16,16 @@ from inat_job.platforms.discretion import discreet
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
+_working = threading.Event()
+"""Set where a job begins: `status`, asked in the container of a job, must not speak for that."""
+
 
 def watch(settings: Settings, stop: StopFlag) -> None:
     """Look out for what stops the job, and end it when its grace is over though it may hang; others may look too."""
-    liveness.watch()
+    _working.set()
+    own = ranks.own()
+    if own is None or own.local == 0:  # who waits for another rank is not alive for it
+        liveness.watch()
     if ranks.supervised():
         stop.be_patient()
     else:
@@ -42,6 +49,12 @@ def say(message: str, code: int) -> None:
     if not ranks.words():
         print(f"Error: {sentence}", file=sys.stderr, flush=True)
     last_words.say(code, sentence, events.noted())
+
+
+def succeed() -> None:
+    """Leave word of a job that has done its work."""
+    if _working.is_set():
+        last_words.say(0, str(events.noted().get("outcome", "Done.")), events.noted())
 
 
 def fail(message: str, code: int) -> NoReturn:
