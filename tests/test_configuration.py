@@ -20,7 +20,7 @@ FLAGS = set(
     "--anonymous --output --run-id --resume --force --init-from --checkpoint-minutes --grace-seconds "
     "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
     "--label-smoothing --augment --crop-scale --rotation --colour --early-stop --seed --accelerator --precision "
-    "--devices --num-nodes --compile --deterministic --wandb --wandb-project --wandb-entity".split()
+    "--devices --num-nodes --sync-batch-norm --compile --deterministic --wandb --wandb-project --wandb-entity".split()
 )
 FLAGS_A = set(
     "--filters --filter-organisation --kernel-sizes --activation --dense --pooling --batch-norm --dropout".split()
@@ -148,7 +148,7 @@ def test_a_files_null_unsets_what_may_be_unset(tmp_path: Path) -> None:
         ("train.max_time", "soon", "--max-time is 'soon': it must be a duration"),
         ("train.accumulate", "3", "--accumulate is 3: it must divide --batch-size"),
         ("train.accelerator", "tpu", "--accelerator is 'tpu': it must be one of auto, cpu, cuda, mps."),
-        ("train.devices", "2", "--devices is 2"),
+        ("train.devices", "0", "--devices is 0"),
         ("run.run_id", "a/b", "--run-id is 'a/b': use 1 to 64"),
         ("run.run_id", "..", "--run-id is '..'"),
         ("model.filters", "1,2", "--filters has 2 numbers"),

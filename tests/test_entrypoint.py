@@ -186,7 +186,7 @@ def test_1_a_bug(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> 
         (["parta", "--epochs", "0"], "--epochs is 0: it must be at least 1."),
         (["parta", "--epoch", "1"], "Did you mean '--epochs'?"),
         (["partb", "--set", "model.backbon=x"], "Did you mean model.backbone?"),
-        (["parta", "--devices", "2"], "--devices is 2"),
+        (["parta", "--devices", "0"], "--devices is 0"),
         (["parta", "--data", "ftp://x/y.zip"], "use s3://"),
         (["test"], "--checkpoint"),
         (["bench", "--part", "c"], "--part"),
