@@ -91,10 +91,7 @@ def test_the_environment_is_read_in_settings_and_platforms_alone() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix() for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    rooms = (
-        *("allocator", "aws", "detect", "discretion", "driver", "last_words", "liveness", "local"),
-        *("processors", "ranks", "spot", "submission"),
-    )
+    rooms = "allocator aws detect discretion driver last_words liveness local processors ranks spot submission".split()
     platforms = {f"platforms/{name}.py" for name in rooms}
     assert users <= {"configuration.py", *platforms}
 
