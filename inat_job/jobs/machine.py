@@ -70,7 +70,7 @@ def check_device(accelerator: str) -> str | Caution:
     if found.given:
         return f"{found.text}, torch built for CUDA {cuda}"
     what, _, mend = driver.absent(found).rpartition(": ")
-    if accelerator == "cuda":
+    if accelerator == "cuda" and found.cuda is None:  # a library without devices of this name is torch's to judge
         what = what or "--accelerator is cuda, and there is no NVIDIA GPU"
         raise ConflictError(f"{what}: give the job one, or say --accelerator cpu.")
     return Caution(what, mend.rstrip(".")) if what else "no NVIDIA driver here: torch takes what else there is"

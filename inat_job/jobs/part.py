@@ -4,7 +4,7 @@ import secrets
 from typing import Any
 
 from inat_job import events
-from inat_job.jobs import collect, folders, preflight, prepare, room
+from inat_job.jobs import collect, folders, machine, preflight, prepare, room
 from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
@@ -39,6 +39,7 @@ def _finish(settings: Settings, folder: RunFolder, stop: StopFlag, started: floa
             return
         stored = _take_up(held, settings)
         room.check_memory()
+        machine.check_device(settings.train.accelerator)  # torch would tell after the data set is pulled
         clock, importing = Clock(started), Importing(_train)
         cache = prepare.pictures(settings, clock, stop)
         importing.wait(stop).run(settings, held, stored, cache, clock, stop)

@@ -186,6 +186,8 @@ def _disk(job: _Job, seconds: float) -> str | Caution:
 def _weights(job: _Job, seconds: float) -> str | Caution:
     """A run that is taken up has its own already, unless it ended before its first checkpoint."""
     model = job.settings.model
+    if job.settings.run.init_from:
+        return "none is needed, --init-from has its own"
     try:
         found = find_weights(model, local.torch_files(), job.options)
     except JobError as error:
