@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inat_job import events
+from inat_job.data.look import look
 from inat_job.errors import BadDataError, JobError, NoPermissionError
 from inat_job.jobs import collect, folders, machine
 from inat_job.jobs.checking import Caution, Check, Finding, together, worst
@@ -137,8 +138,6 @@ def _clock(job: _Job) -> str | Caution:
 
 
 def _data(job: _Job) -> str | Caution:
-    from inat_job.data.look import look  # numpy and PIL
-
     data = job.settings.data
     try:
         looked = look(data.uri, Path(data.cache_dir), data.image_size, job.options)
