@@ -64,6 +64,7 @@ RUN if [ -n "$PRETRAINED" ]; then \
 
 COPY LICENSE pyproject.toml entrypoint.py /app/
 COPY inat_job /app/inat_job
+COPY k8s /app/k8s
 COPY --from=bill /app/sbom.cdx.json /app/sbom.cdx.json
 
 # All that is ever written lies below /scratch, whoever the user is: with --read-only, mount something there. The
