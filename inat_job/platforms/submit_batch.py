@@ -195,7 +195,10 @@ class Job:
             main = self._described(f"{self._id}#{job['nodeProperties'].get('mainNode', 0)}", job)
         stream = (main.get("container") or {}).get("logStreamName")
         code, reason = ended(job, main)
-        return State(str(job["status"]), tuple(self._log.new(stream)), code, reason)
+        phase = str(job["status"])
+        if code is None and reason:  # such as why it is RUNNABLE and nothing runs it, which comes later than the status
+            phase, reason = f"{phase} ({reason})", ""
+        return State(phase, tuple(self._log.new(stream)), code, reason)
 
     def _described(self, job: str, without: dict[str, Any] | None = None) -> dict[str, Any]:
         found = self._batch("describe_jobs", jobs=[job])["jobs"]

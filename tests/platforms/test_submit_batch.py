@@ -262,6 +262,17 @@ def test_several_nodes_end_as_the_main_one() -> None:
     assert (state.phase, state.code, state.lines, asked) == ("FAILED", 75, ("line",), ["main"])
 
 
+def test_why_nothing_runs_a_job_is_a_part_of_how_it_stands() -> None:
+    class Log:
+        def new(self, stream: str | None) -> list[str]:
+            return []
+
+    why = "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT"
+    job = submit_batch.Job("j", lambda _, jobs: {"jobs": [{"status": "RUNNABLE", "statusReason": why}]}, Log())
+    state = job.look()
+    assert (state.phase, state.code, state.reason) == (f"RUNNABLE ({why})", None, "")
+
+
 def test_several_nodes_are_submitted(queue: Any) -> None:
     job = submit_batch.submit(Request(**PLAIN), list(built(nodes=2)))
     states = [job.look() for _ in range(10)]
