@@ -3,30 +3,54 @@
 #     docker build -t inat-job .
 #     docker run --rm --gpus all -v "$PWD/runs:/scratch/runs" inat-job parta
 #
+# `make image` names the version and the revision too.
+#
 # Any Debian or Ubuntu with Python 3.11 or newer can be the base; one without Python gets its own python3.
 # No nvidia/cuda base is needed: torch's wheels bring CUDA's libraries, and the host's driver is mounted at run time.
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
 # hadolint ignore=DL3006
-FROM ${BASE_IMAGE}
+FROM ${BASE_IMAGE} AS dependencies
+
+# `--build-arg COMPILE=1` makes an image in which `--compile` works on a GPU: Triton, and the C compiler and headers that
+# it calls at run time. Without it both stay out, 1 GB; docs/decisions/0011-the-image.md says why that is the default.
+ARG COMPILE=
 
 # Package versions are the base's to choose, because they differ between Debian and Ubuntu.
 # hadolint ignore=DL3008
-RUN if ! python3 -c 'import ensurepip, venv'; then \
+RUN set -- \
+    && if ! python3 -c 'import ensurepip, venv'; then set -- ca-certificates python3 python3-venv; fi \
+    && if [ -n "$COMPILE" ]; then set -- "$@" gcc libc6-dev libpython3-dev; fi \
+    && if [ $# -gt 0 ]; then \
         apt-get update \
-        && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-            ca-certificates python3 python3-venv \
+        && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" \
         && rm -rf /var/lib/apt/lists/*; \
     fi \
     && python3 -c 'import sys; sys.exit("BASE_IMAGE: Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 
 # Dependencies before code: a change of code rebuilds none of these gigabytes. pip compiles what it installs, because
-# the root may be read-only later, and compiling torch anew at each start takes longer than reading its bytecode.
-# Static libraries (170 MB) are for linkers, which are not here.
+# the root may be read-only later, and compiling torch anew at each start takes longer than reading its bytecode. Then
+# goes what nothing here can use: what only linkers and compilers read, two of CUDA's libraries that no other names
+# (tests/image/test_contents.py holds it), and pip, since nothing is installed later.
 COPY requirements.lock /app/requirements.lock
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes \
         -r /app/requirements.lock \
-    && find /opt/venv -name '*.a' -delete
+    && find /opt/venv \( -name '*.a' -o -name 'libcusolverMg.so*' -o -name 'libnvrtc.alt.so*' \) -delete \
+    && if [ -z "$COMPILE" ]; then \
+        /opt/venv/bin/python -m pip uninstall -y triton && rm -r /opt/venv/lib/python3*/site-packages/torch/include; \
+    fi \
+    && /opt/venv/bin/python -m pip uninstall -y pip
+
+# What is in the image, as CycloneDX. The tool stays in this stage.
+FROM dependencies AS bill
+COPY sbom.lock pyproject.toml /app/
+RUN python3 -m venv /opt/bill \
+    && /opt/bill/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes \
+        -r /app/sbom.lock \
+    && /opt/bill/bin/cyclonedx-py environment --output-reproducible --pyproject /app/pyproject.toml \
+        --output-file /app/sbom.cdx.json /opt/venv/bin/python
+
+FROM dependencies
 
 # Names of torchvision's models, such as "resnet50", whose best ImageNet weights the image shall hold, for machines
 # that cannot download them: `--build-arg PRETRAINED=resnet50`. The job looks for weights in TORCH_HOME and downloads
@@ -40,11 +64,18 @@ RUN if [ -n "$PRETRAINED" ]; then \
 
 COPY LICENSE pyproject.toml entrypoint.py /app/
 COPY inat_job /app/inat_job
+COPY --from=bill /app/sbom.cdx.json /app/sbom.cdx.json
 
 # All that is ever written lies below /scratch, whoever the user is: with --read-only, mount something there. The
 # working directory makes the job's own defaults, `runs` and `cache`, folders of it; variables would overrule a
 # configuration file. It is no VOLUME: every `docker run` without --rm would leave an anonymous one behind.
-RUN /opt/venv/bin/python -m compileall -q /app && mkdir -m 1777 /scratch
+# `train` is for SageMaker, which runs that word with the entry point that its request names, or none. Of /opt/ml, it
+# mounts folders: what it does not mount, the job can make. No program here may lend another user's rights.
+RUN /opt/venv/bin/python -m compileall -q /app \
+    && mkdir -m 1777 /scratch /opt/ml \
+    && printf '#!/bin/sh\nexec /opt/venv/bin/python /app/entrypoint.py train "$@"\n' > /usr/local/bin/train \
+    && chmod 755 /usr/local/bin/train \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 WORKDIR /scratch
 
 # /scratch may be a fresh mount, so nothing here may need a folder in it to exist. LOGNAME spares libraries the look
@@ -67,17 +98,26 @@ ENV PATH=/opt/venv/bin:$PATH \
     WANDB_DATA_DIR=/scratch/.cache/wandb-data \
     WANDB_ARTIFACT_DIR=/scratch/.cache/wandb-artifacts \
     WANDB_ERROR_REPORTING=false \
+    INAT_JOB_ALIVE_FILE=/scratch/alive \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# By number, so that Kubernetes' runAsNonRoot can see that it isn't root.
-USER 10001:10001
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/opt/venv/bin/python", "/app/entrypoint.py"]
 CMD ["--help"]
 
-ARG VERSION=dev
+# The job touches the file while it works. A command too short to have one is healthy, and so is a phase of silence:
+# only a file that has grown old says that a job hangs.
+HEALTHCHECK --interval=1m --timeout=10s --start-period=15m --retries=3 \
+    CMD ["/bin/sh", "-c", "test -z \"$(find \"$INAT_JOB_ALIVE_FILE\" -mmin +15 2>/dev/null)\""]
+
+# Last, since it differs with each commit; the report names it beside the version.
+ARG VERSION=0.1.0
 ARG REVISION=unknown
+RUN echo "$REVISION" > /app/REVISION
+
+# By number, so that Kubernetes' runAsNonRoot can see that it isn't root.
+USER 10001:10001
 LABEL org.opencontainers.image.title="inat-job" \
       org.opencontainers.image.description="Trains, tests and reports an image classifier as one batch job" \
       org.opencontainers.image.licenses="Apache-2.0" \

@@ -1,7 +1,8 @@
 # make demo   runs the main job on made-up pictures    make test      runs the tests
 # make lint   checks style and types                   make test-all  also against a real object store and in a container
 # make soak   kills runs and resumes them              make faults    disturbs the object store in every phase
-# make fuzz   damages 10,000 files of all kinds
+# make fuzz   damages 10,000 files of all kinds        make image  builds the image, with its version and revision
+# make sbom   lists what .venv holds, as CycloneDX
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -13,7 +14,7 @@ test test-all fuzz: export OMP_NUM_THREADS = 1
 ROUNDS ?= 100
 SEED   ?= 0
 
-.PHONY: venv demo test test-all soak faults fuzz lint lock clean
+.PHONY: venv demo test test-all soak faults fuzz lint lock image sbom clean
 
 venv: $(STAMP)
 
@@ -51,10 +52,26 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Of a commit whose files were changed since, the revision says so. The other format than Docker's has no health check.
+ENGINE   ?= docker
+IMAGE    ?= inat-job
+VERSION  = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' inat_job/__init__.py)
+REVISION = $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null || echo unknown)
+
+image:
+	$(ENGINE) build $(if $(filter podman buildah,$(ENGINE)),--format docker) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t $(IMAGE) .
+
+# The image's own list lies in it, at /app/sbom.cdx.json.
+sbom: venv
+	$(PYTHON) -m venv .sbom
+	.sbom/bin/pip install --quiet --disable-pip-version-check --require-hashes -r sbom.lock
+	.sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file sbom.cdx.json $(BIN)/python
+
 # Needs uv (pip install uv). Locks what requirements.txt pins and all that it pulls in, for Python 3.11 and newer.
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.txt -o requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock tests/requirements.txt -o tests/requirements.lock
+	echo cyclonedx-bom==7.5.0 | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o sbom.lock
 
 clean:
-	rm -rf $(VENV) runs cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .sbom sbom.cdx.json runs cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ STOP = signals.StopFlag()
 if __name__ == "__main__":
     STOP.install()  # before all that takes time: the first process of a container ignores a signal without a handler
 
-import errno  # noqa: E402
+import io  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Callable, Collection, Sequence  # noqa: E402
@@ -19,16 +19,18 @@ from typing import Any  # noqa: E402
 import click  # noqa: E402
 
 import inat_job  # noqa: E402
-from inat_job import events  # noqa: E402
 from inat_job.bench.request import Request  # noqa: E402
-from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, all_knobs, everything, takes  # noqa: E402
-from inat_job.errors import ConflictError, JobError, Preempted  # noqa: E402
+from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES, all_knobs, everything, takes  # noqa: E402
+from inat_job.errors import Preempted  # noqa: E402
 from inat_job.jobs import ending  # noqa: E402
+from inat_job.jobs.requests import PrepareRequest, StatusRequest  # noqa: E402
 from inat_job.knobs import knobs_of, parsed  # noqa: E402
 from inat_job.platforms import detect, last_words, process, submission  # noqa: E402
-from inat_job.platforms.around import configured, part_of  # noqa: E402
+from inat_job.platforms.around import configured, part_of, part_or  # noqa: E402
+from inat_job.platforms.discretion import discreet  # noqa: E402
 from inat_job.platforms.place import Place  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
+from inat_job.settings import Settings  # noqa: E402
 
 STARTED = process.started() or STARTED  # the interpreter's own start counts too
 
@@ -68,7 +70,9 @@ def request_options(request: type) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         for field, (each, kind) in reversed(knobs_of(request).items()):
-            shown = {"is_flag": True} if kind is bool else {"metavar": each.name.rpartition("-")[2].upper()}
+            shown: dict[str, Any] = {"metavar": each.name.rpartition("-")[2].upper()}
+            if kind is bool or each.bare:
+                shown = {"is_flag": True} if kind is bool else shown | {"is_flag": False, "flag_value": each.bare}
             command = click.option(each.flag, field, default=None, help=f"{each.help}.", **shown)(command)
         return command
 
@@ -110,11 +114,7 @@ def train(**options: Any) -> None:
 
 @cli.command()
 @click.option(
-    "--checkpoint",
-    required=True,
-    envvar="INAT_CHECKPOINT",
-    metavar="URI",
-    help="A run folder, or one <step>.ckpt in it.",
+    "--checkpoint", required=True, envvar="INAT_CHECKPOINT", metavar="URI", help="A run, or a <step>.ckpt of it."
 )
 @knob_options("a", TEST_TAKES)
 def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
@@ -131,34 +131,41 @@ def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config:
 
 
 @cli.command()
-@knob_options("a", PREPARE_TAKES)
-def prepare(sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
-    """Pull and decode a data set, and stop: later runs find it ready."""
-    configuration = configured(detect.place(), "a", _given(options), sets, file, PREPARE_TAKES)
-    if print_config:
-        click.echo(configuration.text(PREPARE_TAKES))
-        return
-    from inat_job.jobs import prepare as job
+@click.argument("run")
+@request_options(StatusRequest)
+@knob_options("a", STATUS_TAKES)
+def status(run: str, watch: bool, **options: Any) -> None:
+    """Tell where RUN stands: a run id under --output, or a URI."""
+    if settings := _settled("a", detect.place(), taken=STATUS_TAKES, **options):
+        from inat_job.jobs import status as job
 
-    ending.watch(configuration.settings, STOP)
-    job.run(configuration.settings, STOP, STARTED)
+        job.run(settings, run, parsed(StatusRequest, {"watch": watch}), STOP)
+
+
+@cli.command()
+@request_options(PrepareRequest)
+@knob_options("a", PREPARE_TAKES)
+def prepare(prune: str | None, **options: Any) -> None:
+    """Pull and decode a data set, and stop: later runs find it ready."""
+    if settings := _settled("a", detect.place(), taken=PREPARE_TAKES, **options):
+        from inat_job.jobs import prepare as job
+
+        ending.watch(settings, STOP)
+        job.run(settings, parsed(PrepareRequest, {"prune": prune}), STOP, STARTED)
 
 
 @cli.command()
 @click.option("--part", required=True, type=click.Choice(list(RECIPES)), help="Which part's run is measured.")
 @request_options(Request)
 @knob_options(None)
-def bench(part: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
+def bench(part: str, **options: Any) -> None:
     """Measure every stage of a run beside its limit, and name the one that bounds."""
-    request = parsed(Request, {name: options.pop(name) for name in list(options) if "__" not in name})
-    configuration = configured(detect.place(), part, _given(options), sets, file)
-    if print_config:
-        click.echo(configuration.text())
-        return
-    from inat_job.jobs import bench as job
+    request = parsed(Request, {name: options.pop(name) for name in knobs_of(Request)})
+    if settings := _settled(part, detect.place(), **options):
+        from inat_job.jobs import bench as job
 
-    ending.watch(configuration.settings, STOP)
-    job.run(configuration.settings, request, STOP, STARTED)
+        ending.watch(settings, STOP)
+        job.run(settings, request, STOP, STARTED)
 
 
 @cli.command()
@@ -179,17 +186,40 @@ def _line(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return str(name), command.make_context(name, rest).params
 
 
-def _run_part(
-    part: str, place: Place, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any
-) -> None:
-    configuration = configured(place, part, _given(options), sets, file)
-    if print_config:
-        click.echo(configuration.text())
-        return
-    from inat_job.jobs import part as job
+@cli.command()
+@click.option("--part", type=click.Choice(list(RECIPES)), help="Which part's run is asked about; else a.")
+@knob_options(None)
+def preflight(part: str | None, **options: Any) -> None:
+    """Look in seconds whether all is there that parta or partb needs, and change nothing."""
+    place = detect.place()
+    if settings := _settled(part_or(part, place), place, **options):
+        from inat_job.jobs import preflight as job
 
-    ending.watch(configuration.settings, STOP)
-    job.run(configuration.settings, STOP, STARTED, place)
+        job.run(settings, place, STOP, STARTED)
+
+
+def _settled(
+    part: str,
+    place: Place,
+    sets: tuple[str, ...],
+    file: str | None,
+    print_config: bool,
+    taken: Collection[str] | None = None,
+    **options: Any,
+) -> Settings | None:
+    """The settings of a command that takes all or some, or None where they are only shown."""
+    configuration = configured(place, part, _given(options), sets, file, taken)
+    if print_config:
+        click.echo(configuration.text(taken))
+    return None if print_config else configuration.settings
+
+
+def _run_part(part: str, place: Place, **options: Any) -> None:
+    if settings := _settled(part, place, **options):
+        from inat_job.jobs import part as job
+
+        ending.watch(settings, STOP)
+        job.run(settings, STOP, STARTED, place)
 
 
 def main() -> None:
@@ -199,24 +229,17 @@ def main() -> None:
         warnings.simplefilter("ignore")  # the libraries' remarks are for who develops this, not for who runs it
     try:
         cli.main(standalone_mode=False)
-        last_words.say(0, str(events.noted().get("outcome", "Done.")), events.noted())
-    except JobError as error:
-        if STOP():
-            ending.say_stopping(STOP)
-        ending.fail(str(error), error.exit_code)
+        ending.succeed()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()  # it quotes what was typed
+        error.show(shown)
+        print(discreet(shown.getvalue()), end="", file=sys.stderr)
         last_words.say(error.exit_code, error.format_message(), {})
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         ending.fail("Stopped.", Preempted.exit_code)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            ending.bug(error)
-        where = error.filename or "a temporary file"
-        ending.fail(f"No space left for {where}: free some, and run the same command again.", ConflictError.exit_code)
     except Exception as error:
-        ending.bug(error)
+        ending.give_up(error, STOP)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ TEST_TAKES = (
 )
 """The sections and single settings that have an effect on `test`; the run that it tests fixes the rest."""
 
+STATUS_TAKES = ("storage", "run.output")
+"""The sections and single settings that have an effect on `status`."""
 
 _RUN = "the run"
 

@@ -4,14 +4,19 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TextIO
+
+from inat_job import pulse
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work advances."""
 
 _BAR_EVERY_S = 0.1
 _LINE_EVERY_S = 10.0
-_facts: dict[str, object] = {}
+_facts: dict[str, object] = {"rank": 0}
+_IN_EVERY_LINE = {"run_id": "run_id", "rank": "rank", "phase": "phase", "step": "at_step"}
+"""Names in a machine's lines, and the facts that they are."""
 _quiet = False
 
 
@@ -27,7 +32,11 @@ def only_warnings() -> None:
 
 
 def emit(event: str, **fields: object) -> None:
-    """Say that `event` happened, to whoever still listens. Values must be JSON-serialisable."""
+    """Say that `event` happened, to whoever still listens. Values must be JSON-serialisable.
+
+    A machine is told of the run, rank, phase and step too, as far as they are known; a field of the event's own of such
+    a name goes before.
+    """
     if _quiet and event != "warning":
         return
     if terminal():
@@ -35,7 +44,23 @@ def emit(event: str, **fields: object) -> None:
         stream, line = sys.stderr, f"\r\033[K{event}  {details}".rstrip()
     else:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        stream, line = sys.stdout, json.dumps({"time": stamp, "event": event, **fields}, default=str)
+        known = {name: _facts[fact] for name, fact in _IN_EVERY_LINE.items() if fact in _facts}
+        said = {"time": stamp, "event": event, **known, **fields}
+        stream, line = sys.stdout, json.dumps(said, default=str)
+    _write(stream, line)
+
+
+def plain(lines: Iterable[str]) -> None:
+    """Tell a machine lines that are no JSON, on stderr: whoever reads events on stdout finds nothing else there.
+
+    Only the first of several ranks does.
+    """
+    if not terminal() and not _facts["rank"]:
+        for line in lines:
+            _write(sys.stderr, line)
+
+
+def _write(stream: TextIO, line: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # a reader that has gone ends no training
         stream.write(line + "\n")  # in one write, since several threads may speak at once
         stream.flush()
@@ -47,7 +72,12 @@ def warn(message: str, **fields: object) -> None:
 
 
 def note(**facts: object) -> None:
-    """Remember where the job stands (run, phase, step, checkpoint), for whoever must say it in the end."""
+    """Remember where the job stands, for whoever must say it.
+
+    `run` is the run's URI and `run_id` its name, `rank` this process's, `phase`; `step` and `checkpoint` are the last
+    that are stored, `at_step` is the step that training is at, and `epoch` of `epochs` the passes that are done. What
+    training counts up (`pictures`, `trained_s`, `waited_s`) is for the heartbeat.
+    """
     _facts.update(facts)
 
 
@@ -61,35 +91,37 @@ def phase(name: str) -> None:
     if _facts.get("phase") == name:
         return
     note(phase=name)
+    pulse.beat()
     if not terminal():
         emit("phase", phase=name)
 
 
-def progress(phase: str) -> Progress:
+def progress(of: str) -> Progress:
     """A callable (done, total) that draws a bar on a terminal and writes a line now and then elsewhere."""
     interval = _BAR_EVERY_S if terminal() else _LINE_EVERY_S
-    last = time.monotonic()
+    last, before = time.monotonic(), -1
 
     def show(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, before
+        if done != before:  # for who waits asks again and again, also of work that stands still
+            before = done
+            pulse.beat()
         now = time.monotonic()
         if now - last < interval and done < total:
             return
         last = now
         if terminal() and not _quiet:
-            _draw(phase, done, total)
+            _draw(of, done, total)
         else:
-            emit("progress", phase=phase, done=done, total=total)
+            emit("progress", of=of, done=done, total=total)
 
     return show
 
 
-def _draw(phase: str, done: int, total: int) -> None:
+def _draw(of: str, done: int, total: int) -> None:
     share = done / total if total else 1.0
     filled = int(30 * share)
-    print(
-        f"\r\033[K{phase:<10} [{'#' * filled}{'.' * (30 - filled)}] {share:4.0%}", end="", file=sys.stderr, flush=True
-    )
+    print(f"\r\033[K{of:<10} [{'#' * filled}{'.' * (30 - filled)}] {share:4.0%}", end="", file=sys.stderr, flush=True)
     if done >= total:
         print(file=sys.stderr)
 

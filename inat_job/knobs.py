@@ -29,7 +29,8 @@ class Knob:
 
     `name` is the flag without dashes; `decides` tells whether its value decides the result, and so the run id. `uri` is
     for URIs and paths, which can hold secrets; `names` is a pattern of the values that are neither, but names. `was` is
-    what stood where now nothing is set: to a run of that time it is the same.
+    what stood where now nothing is set: to a run of that time it is the same. `bare` is what a flag without a value
+    means.
     """
 
     help: str
@@ -42,6 +43,7 @@ class Knob:
     uri: bool = False
     names: str = ""
     was: Any = None
+    bare: Any = None
 
     @property
     def flag(self) -> str:
@@ -78,6 +80,11 @@ def parse(each: Knob, kind: Any, value: Any) -> Any:
         return _parsed(each, kind, value)
     except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{each.flag} is {value!r}: it must be {_wanted(each, kind)}.") from None
+
+
+def timed(each: Knob) -> Knob:
+    """The same knob, whose value is a duration."""
+    return dataclasses.replace(each, duration=True)
 
 
 def _parsed(each: Knob, kind: Any, value: Any) -> Any:

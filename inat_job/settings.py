@@ -64,6 +64,7 @@ class RunSettings(_Section):
     output: str = knob("runs", "Local folder or s3:// prefix for run folders", decides=False, uri=True)
     run_id: str | None = knob(None, "Name of the run folder; else made from what decides the result", decides=False)
     resume: str = knob("auto", "Take up an earlier attempt", choices=("auto", "never", "must"), decides=False)
+    preflight: bool = knob(False, "Look first whether all is there that the job needs", decides=False)
     force: bool = knob(False, "With --resume never: start an existing run anew", decides=False)
     init_from: str | None = knob(
         None, "Run (id under --output, or URI) whose best weights to start from", uri=True, names="[^/]+"

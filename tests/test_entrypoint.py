@@ -28,10 +28,11 @@ SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --run
 BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
+ASKED = {"--prune", "--watch"}
 SUBMIT = {each.flag for each, _ in knobs_of(submission.Request).values()}
 # What other programs take in the README's commands.
 FOREIGN = set(
-    "--gpus --user --policy-name --policy-document --cluster --role-name --role-only --attach-policy-arn --approve "
+    "--policy-name --policy-document --cluster --role-name --role-only --attach-policy-arn --approve "
     "--from-literal --assume-role-policy-document --policy-arn --password-stdin".split()
 )
 
@@ -85,18 +86,24 @@ def test_help_imports_nothing_heavy() -> None:
     assert "--batch-size" in done.stdout
 
 
+ENGINES = set("--gpus --user --read-only --cap-drop --security-opt --shm-size --tmpfs --build-arg".split())
+"""Options of docker and of buildah that the README names."""
+
+
 def test_the_readme_names_every_option_and_no_other() -> None:
     text = (ROOT / "README.md").read_text()
     flags = {each.flag for recipe in RECIPES.values() for each, _ in all_knobs(recipe()).values()}
-    others = {"--help", "--print-config", "--config", "--set", "--checkpoint"} | BENCH | SUBMIT | FOREIGN
+    others = (
+        {"--help", "--print-config", "--config", "--set", "--checkpoint"} | BENCH | ASKED | ENGINES | SUBMIT | FOREIGN
+    )
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - others
     assert named == flags
-    assert all(flag in text for flag in BENCH | SUBMIT)
+    assert all(flag in text for flag in BENCH | ASKED | SUBMIT)
 
 
 def test_every_command_line_in_the_readme_parses(job: Callable[..., Ended]) -> None:
     lines = re.findall(
-        r"^(?:.*python entrypoint\.py|docker run .*inat-job) ((?:parta|partb|test|prepare|bench).*)$",
+        r"^(?:.*python entrypoint\.py|docker run .*inat-job) ((?:parta|partb|test|prepare|preflight|bench|status).*)$",
         (ROOT / "README.md").read_text(),
         re.M,
     )
@@ -131,7 +138,9 @@ def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) ->
     always = {"--config", "--set", "--print-config"}
     data = set("--data --cache-dir --image-size --eval-crop --max-broken --sse-kms-key-id --anonymous".split())
     data |= {"--requester-pays", "--grace-seconds"}
-    assert options(job, "prepare") - {"-h"} == always | data
+    assert options(job, "prepare") - {"-h"} == always | data | {"--prune"}
+    store = {"--output", "--sse-kms-key-id", "--anonymous", "--requester-pays"}
+    assert options(job, "status") == always | store | {"--watch"}
     testing = set(
         "--output --run-id --lease-seconds --price-per-hour --batch-size --accelerator --precision --deterministic "
         "--resident-share".split()
@@ -143,6 +152,7 @@ def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) ->
     switches = {f"--no-{flag[2:]}" for flag in both}
     assert options(job, "bench") - switches == always | both | BENCH
     assert options(job, "train") - switches == always | both
+    assert options(job, "preflight") - switches == always | both | {"--part"}
 
 
 def test_prepare_takes_the_file_of_either_part(job: Callable[..., Ended], tmp_path: Path) -> None:
@@ -219,6 +229,18 @@ def test_65_bad_data(job: Callable[..., Ended], tmp_path: Path) -> None:
 def test_65_missing_data_in_a_bucket(job: Callable[..., Ended], s3_bucket: str) -> None:
     ended = job("prepare", "--data", f"s3://{s3_bucket}/none.zip")
     assert (ended.code, f"s3://{s3_bucket}/none.zip" in ended.last) == (65, True)
+
+
+def test_preflight_ends_as_the_job_would(job: Callable[..., Ended], archive: str, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    ended = job("preflight", "--data", archive, *SMALL)
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert (ended.code, events[-1]["event"], events[-1]["code"]) == (0, "preflight", 0)
+    ended = job("preflight", "--part", "b", "--weights", "none", "--data", "none.zip", "--wandb", "off")
+    assert (ended.code, ended.last) == (65, f"Error: {tmp_path}/none.zip does not exist: check --data.")
+    ended = job("parta", "--preflight", "--data", "none.zip", *SMALL)
+    assert (ended.code, sorted(tmp_path.rglob("*"))) == (65, before)
+    assert job("preflight", "--strategy", "head").code == 2
 
 
 def test_75_an_unreachable_store(job: Callable[..., Ended], archive: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms from the ground up; a module may import from its own room and from those below.
 FLOORS = (
-    {"errors", "__init__"},
+    {"errors", "pulse", "__init__"},
     {"signals", "events"},
     {"knobs"},
     {"settings"},
@@ -27,9 +27,12 @@ FLOORS = (
     {"jobs"},
 )
 DOORS = {
-    "boto3": {"storage/s3.py", "storage/s3_errors.py", "storage/s3_upload.py", "platforms/aws.py"},
+    "boto3": {
+        *("storage/s3.py", "storage/s3_account.py", "storage/s3_errors.py", "storage/s3_upload.py"),
+        "platforms/aws.py",
+    },
     "botocore": {
-        *("storage/s3.py", "storage/s3_errors.py", "storage/s3_upload.py"),
+        *("storage/s3.py", "storage/s3_account.py", "storage/s3_errors.py", "storage/s3_upload.py"),
         *("platforms/aws.py", "platforms/aws_models.py"),
     },
     "wandb": {"reporting/tracking.py"},
@@ -88,7 +91,7 @@ def test_the_environment_is_read_in_settings_and_platforms_alone() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix() for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    rooms = "allocator aws detect last_words local processors ranks spot submission".split()
+    rooms = "allocator aws detect discretion driver last_words liveness local processors ranks spot submission".split()
     platforms = {f"platforms/{name}.py" for name in rooms}
     assert users <= {"configuration.py", *platforms}
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from inat_job import signals
 from inat_job.data import archives, locks
 from inat_job.data.arrival import arriving
+from inat_job.data.holds import Hold, hold
 from inat_job.errors import BadDataError, NoPermissionError
 from inat_job.signals import Stop
 from inat_job.storage import Entry, Store
@@ -42,6 +43,7 @@ class Download:
         self._folder = cache_dir / "downloads" / name
         self._fetched = False
         self._digest: str | None = None
+        self._held: Hold | None = None
         self.draft = f"{identity} {entry.version} {entry.size}"
 
     @property
@@ -102,7 +104,7 @@ class Download:
         # A server that tells no version may have another file each time.
         anew = again or not (self._entry.version or self._fetched)
         self._fetched = True
-        return locks.fetch(
+        locks.fetch(
             self._store,
             self._entry.key,
             path,
@@ -113,6 +115,8 @@ class Download:
             sha256=self._sha256,
             landing=landing,
         )
+        self._held = hold(self._folder)
+        return path
 
     def _is_damaged(self, digest: str) -> bool:
         """Whether what is here is to be fetched anew."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from inat_job.data import locks
+from inat_job.data.holds import Hold
 from inat_job.storage.hashing import sha256_of
 
 
@@ -100,11 +101,12 @@ class Writer:
 
 
 class Features:
-    """The parts of a run: `views` of the training rows by number, and the validation rows."""
+    """The parts of a run: `views` of the training rows by number, and the validation rows; `held` while it works."""
 
     def __init__(self, folder: Path, labels: np.ndarray, train: np.ndarray, val: np.ndarray, views: int) -> None:
         self.views = {view: Part(folder, f"train-{view}", train) for view in range(views)}
         self.val = Part(folder, "val", val)
+        self.held: Hold | None = None
         self._labels = torch.from_numpy(labels)
         self._places: Mapping[str, Tensor] = {"train": _places(train, len(labels)), "val": _places(val, len(labels))}
 

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from inat_job.data import squares
+from inat_job.data.holds import Hold, hold
 from inat_job.data.layout import TEST, TRAIN
 from inat_job.signals import Stop, never
 
@@ -53,10 +54,11 @@ class Index:
 
 @dataclass(frozen=True)
 class Cache:
-    """A published cache folder; nothing in it ever changes."""
+    """A published cache folder; nothing in it ever changes, and as long as it is `held` nobody deletes it."""
 
     folder: Path
     index: Index
+    held: Hold | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -70,15 +72,17 @@ def load(folder: Path, stop: Stop = never) -> Cache | None:
 
     Raises Preempted.
     """
+    held = hold(folder)
     cache = checked(folder)
     try:
-        return cache if cache and _is_whole(folder / PIXELS, cache.index, stop) else None
+        whole = cache and _is_whole(folder / PIXELS, cache.index, stop)
     except (OSError, ValueError):
         return None
+    return Cache(folder, cache.index, held) if cache and whole and held else None
 
 
 def checked(folder: Path) -> Cache | None:
-    """The same, where another process of this job has just seen that the pixels are whole."""
+    """The same, where another process of this job holds it and has just seen that the pixels are whole."""
     try:
         stored = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         fields: dict[str, Any] = stored["index"]

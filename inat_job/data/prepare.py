@@ -11,6 +11,7 @@ from pathlib import Path
 from inat_job import events, signals
 from inat_job.data import archives, layout, squares
 from inat_job.data.decoding import ROWS, Decoded, decode_all
+from inat_job.data.holds import hold
 from inat_job.data.index import FORMAT, PIXELS, Cache, Index, load
 from inat_job.data.layout import Picture
 from inat_job.data.locks import cache_errors, lock
@@ -70,6 +71,11 @@ def _memory_errors() -> Iterator[None]:
         raise ConflictError("Too little memory to decode pictures: give the job more, or fewer processors.") from error
 
 
+def is_published(cache_dir: Path, digest: str, image_size: int) -> bool:
+    """Whether the pictures of a source are decoded at this geometry."""
+    return _folder(cache_dir, digest, cache_side(image_size)).is_dir()
+
+
 def _folder(cache_dir: Path, name: str, side: int) -> Path:
     return cache_dir / "prepared" / hashlib.sha256(f"{name} {side} {FORMAT}".encode()).hexdigest()[:24]
 
@@ -110,12 +116,14 @@ def _build(
         raise
     index.save(unfinished)
     (unfinished / ROWS).unlink()
+    held = hold(unfinished)  # which it stays under its new name
     with _publishing(folder, cache_dir, stop) as cache:
         if cache is None:
             unfinished.replace(folder)
         else:
             shutil.rmtree(unfinished)
-    return Cache(folder, index)
+            held = cache.held
+    return Cache(folder, index, held)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from inat_job.storage import StorageOptions, Store, open_store, split_uri
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.https import HttpsStore
 
+DEMO = "demo:"
 REMOTE = ("s3://", "http://", "https://")
 
 
@@ -55,13 +56,9 @@ class Source:
 
 def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Source:
     """Look the data set up. Raises UsageError, BadDataError, ConflictError and what the store raises."""
-    plain, expected = _split_hash(uri)
-    if plain == "demo:":
+    plain, expected = split(uri)
+    if plain == DEMO:
         return _archive(str(demo.make(cache_dir / "demo", stop)), expected, cache_dir, options, stop, shown=plain)
-    if plain.lower().startswith("file://"):
-        plain = open_store(plain).uri
-    elif ":" in plain.split("/")[0] and not plain.startswith(REMOTE):
-        raise UsageError(f"--data is {public_uri(plain)!r}: use s3://, https://, file://, a path, or demo:")
     if plain.startswith(REMOTE) and not archives.is_archive(urlsplit(plain).path):
         return _loose(open_store(plain, options), public_uri(plain), expected)
     if not plain.startswith(REMOTE):
@@ -71,20 +68,33 @@ def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Sour
     return _archive(plain, expected, cache_dir, options, stop, shown=public_uri(plain))
 
 
-def _split_hash(uri: str) -> tuple[str, str | None]:
+def split(uri: str) -> tuple[str, str | None]:
+    """Where the data set is (a URI, a path or demo:), and the SHA-256 that is asked for. Raises UsageError."""
     plain, mark, fragment = uri.partition("#")
-    if not mark:
-        return plain, None
     match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
-    if not match:
+    if mark and not match:
         raise UsageError(f"--data ends in #{fragment}: write #sha256= and 64 hexadecimal digits.")
-    return plain, match[1].lower()
+    if plain.lower().startswith("file://"):
+        plain = open_store(plain).uri
+    elif ":" in plain.split("/")[0] and not plain.startswith(REMOTE) and plain != DEMO:
+        raise UsageError(f"--data is {public_uri(plain)!r}: use s3://, https://, file://, a path, or demo:")
+    return plain, match[1].lower() if match else None
+
+
+def only_archive(folder: Path) -> Path | None:
+    """The archive that a folder holds beside nothing else, if it does."""
+    files = [path for path in folder.iterdir() if not is_litter(path.name)]
+    return files[0] if len(files) == 1 and files[0].is_file() and archives.is_archive(files[0].name) else None
+
+
+def identity(uri: str, store: Store, key: str) -> str:
+    """What names an archive, without what changes from one signature of its address to the next."""
+    return unsigned_uri(uri) if isinstance(store, HttpsStore) else f"{store.uri}/{key}"
 
 
 def _folder(folder: Path, expected: str | None, cache_dir: Path, stop: Stop) -> Source:
-    files = [path for path in folder.iterdir() if not is_litter(path.name)]
-    if len(files) == 1 and files[0].is_file() and archives.is_archive(files[0].name):
-        return _archive(str(files[0]), expected, cache_dir, StorageOptions(), stop, shown=str(files[0]))
+    if found := only_archive(folder):
+        return _archive(str(found), expected, cache_dir, StorageOptions(), stop, shown=str(found))
     return _loose(open_store(str(folder)), str(folder), expected)
 
 
@@ -108,8 +118,7 @@ def _archive(
     entry = store.stat(key)
     if entry is None:
         raise BadDataError(f"{shown} does not exist: check --data.")
-    identity = unsigned_uri(uri) if isinstance(store, HttpsStore) else f"{store.uri}/{key}"
-    download = Download(store, entry, _readable(shown), identity, cache_dir, stop, expected)
+    download = Download(store, entry, _readable(shown), identity(uri, store, key), cache_dir, stop, expected)
     draft, far = (download.draft, download) if download.lands else (download.digest(), None)
     source = Source(
         _readable(shown), draft, expected, download.known, download.digest, download.open, hashed=True, download=far

@@ -1,21 +1,31 @@
 """How a process ends that is stopped or fails: it says why, in one sentence, to stderr and where the platform looks."""
 
 import contextlib
+import errno
 import os
 import sys
+import threading
 import traceback
 from functools import partial
 from typing import NoReturn
 
 from inat_job import events, signals
-from inat_job.errors import Preempted
-from inat_job.platforms import last_words, ranks, spot
+from inat_job.errors import ConflictError, JobError, Preempted
+from inat_job.platforms import last_words, liveness, ranks, spot
+from inat_job.platforms.discretion import discreet
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
+_working = threading.Event()
+"""Set where a job begins: `status`, asked in the container of a job, must not speak for that."""
+
 
 def watch(settings: Settings, stop: StopFlag) -> None:
-    """Look out for what stops the job, and end it when its grace is over though it may hang."""
+    """Look out for what stops the job, and end it when its grace is over though it may hang; others may look too."""
+    _working.set()
+    own = ranks.own()
+    if own is None or own.local == 0:  # who waits for another rank is not alive for it
+        liveness.watch()
     if ranks.supervised():
         stop.be_patient()
     else:
@@ -34,11 +44,17 @@ def say_stopping(stop: StopFlag) -> None:
 
 
 def say(message: str, code: int) -> None:
-    """The last line on stderr, which is also left where the platform looks for it."""
-    sentence = " ".join(message.split())
+    """The last line on stderr, which is also left where the platform looks for it; no secret is in it."""
+    sentence = discreet(" ".join(message.split()))
     if not ranks.words():
         print(f"Error: {sentence}", file=sys.stderr, flush=True)
     last_words.say(code, sentence, events.noted())
+
+
+def succeed() -> None:
+    """Leave word of a job that has done its work."""
+    if _working.is_set():
+        last_words.say(0, str(events.noted().get("outcome", "Done.")), events.noted())
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -47,9 +63,21 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def bug(error: Exception) -> NoReturn:
+def give_up(error: Exception, stop: StopFlag) -> NoReturn:
+    """End the main thread for an error: ours with its sentence and code, a full disk, or a bug."""
+    if isinstance(error, JobError):
+        if stop():
+            say_stopping(stop)
+        fail(str(error), error.exit_code)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "a temporary file"
+        fail(f"No space left for {where}: free some, and run the same command again.", ConflictError.exit_code)
+    _bug(error)
+
+
+def _bug(error: Exception) -> NoReturn:
     """End the main thread for an error that nobody foresaw."""
-    traceback.print_exc()
+    print(discreet("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)
 
 

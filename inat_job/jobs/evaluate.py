@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inat_job import events
 from inat_job.configuration import TEST_TAKES, Configuration, configure, everything, takes
 from inat_job.data.index import Cache
 from inat_job.data.module import Pictures
@@ -15,7 +16,7 @@ from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
 from inat_job.jobs.publish import publish
 from inat_job.jobs.stages import Work
-from inat_job.platforms import local
+from inat_job.platforms import heartbeat, local
 from inat_job.platforms.around import around
 from inat_job.platforms.place import PLAIN, Place
 from inat_job.settings import Settings, public_uri
@@ -92,8 +93,9 @@ def run(
     tested = folders.folder_of(settings, name, stop)
     stored = _config(tested)
     folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
+    events.note(run=folder.uri, run_id=folder.run_id)
     _claim(folder)
-    with hold(folder, settings.run.lease_seconds, stop) as held:
+    with heartbeat.beating(), hold(folder, settings.run.lease_seconds, stop) as held:
         _claim(folder)
         _evaluate(settings, held, Tested(tested, stored, step), stop, Clock(started), given)
     collect.collect(place, folder)

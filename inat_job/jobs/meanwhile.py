@@ -28,7 +28,8 @@ class Importing(Generic[Module]):
     def wait(self, stop: Stop) -> Module:
         """What `imports` returned. Raises what it raised, and Preempted."""
         while self._thread.is_alive():
-            signals.check(stop, "importing its libraries")
+            if stop():  # else nothing is known of how the import gets on
+                signals.check(stop, "importing its libraries")
             self._thread.join(0.1)
         if self._error:
             raise self._error

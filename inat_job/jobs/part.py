@@ -5,12 +5,12 @@ from typing import Any
 
 from inat_job import events
 from inat_job.jobs import claim as claims
-from inat_job.jobs import collect, folders, prepare, room, supervise, team
+from inat_job.jobs import collect, folders, preflight, prepare, room, supervise, team
 from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
 from inat_job.jobs.meanwhile import Importing
-from inat_job.platforms import ranks
+from inat_job.platforms import heartbeat, ranks
 from inat_job.platforms.place import PLAIN, Place
 from inat_job.platforms.ranks import Rank
 from inat_job.settings import Settings
@@ -23,7 +23,11 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Place = PLAIN
 
     In the end the results are put where the platform collects them, also those of a run that is found finished.
     """
+    events.note(run_id=settings.run_id)
     own = ranks.own()
+    if settings.run.preflight and own is None:
+        events.phase("preflight")
+        preflight.run(settings, place, stop)
     if own is None or own.local == 0:
         collect.check(place)
     folder = folders.run_folder(settings, settings.run_id, stop)
@@ -33,7 +37,8 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Place = PLAIN
     if own is None and here[0].size > 1 and not _is_over(here[0], folder, settings):
         supervise.run(here, settings.run.grace_seconds, stop)
         return
-    _work(here[0], settings, folder, stop, started)
+    with heartbeat.beating():
+        _work(here[0], settings, folder, stop, started)
     if here[0].rank == 0:
         collect.collect(place, folder)
 

@@ -6,15 +6,22 @@ from pathlib import Path
 from inat_job import events
 from inat_job.data import prepare, pull
 from inat_job.data.index import Cache
+from inat_job.jobs import prune
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.folders import storage_options
+from inat_job.jobs.requests import PrepareRequest
+from inat_job.platforms import heartbeat
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
 
-def run(settings: Settings, stop: StopFlag, started: float) -> None:
-    """Leave a cache that the other commands find."""
-    cache = pictures(settings, Clock(started), stop)
+def run(settings: Settings, request: PrepareRequest, stop: StopFlag, started: float) -> None:
+    """Leave a cache that the other commands find; or with --prune tell what lies there, and delete what is old."""
+    if request.prune is not None:
+        prune.run(Path(settings.data.cache_dir), request.unused_s, stop)
+        return
+    with heartbeat.beating():
+        cache = pictures(settings, Clock(started), stop)
     events.emit(
         "done",
         message=f"Prepared {len(cache.index.ids)} pictures of {len(cache.index.classes)} classes.",

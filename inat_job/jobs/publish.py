@@ -9,6 +9,7 @@ from inat_job import events
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
 from inat_job.evaluation import plots
 from inat_job.jobs.claim import REPORT
+from inat_job.platforms import metric_lines
 from inat_job.reporting import html, report
 from inat_job.reporting.tracking import Tracker
 from inat_job.signals import StopFlag
@@ -40,6 +41,8 @@ def publish(
     tracker.finish(0)
     if tracker.sync_command:  # what the tracker's server lacks is kept with the run
         folder.publish_folder(TRACKED)
+    test = done["test"]
+    events.plain(metric_lines.lines({"test_loss": test["loss"], "test_accuracy": test["accuracy"]}))
     events.note(outcome=report.sentence(done))
     events.emit("done", message=report.sentence(done), report=f"{folder.uri}/{REPORT}")
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from inat_job import events
+from inat_job.bench import request as bench
 from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, configure
 from inat_job.errors import Preempted, TransientError, UsageError
+from inat_job.knobs import knobs_of, parsed
 from inat_job.platforms import submission
 from inat_job.platforms.submission import Command, Handle, JobEnded, Request, State, Target
 
@@ -16,6 +18,7 @@ EVERY_S = 5.0
 
 _PATIENCE = 24  # looks in a row that may fail
 _NO_JOBS = ("submit", "train", "status", "compare")  # for people, or SageMaker's own word
+_REQUESTS: dict[str, type] = {"bench": bench.Request}
 _TAKES = {"test": TEST_TAKES, "prepare": PREPARE_TAKES}
 
 Parse = Callable[[Sequence[str]], tuple[str, Mapping[str, Any]]]
@@ -42,19 +45,26 @@ def checked(words: Sequence[str], parse: Parse) -> Command:
     if not words:
         raise UsageError("The command is missing: add it after --, as in `-- parta --output s3://bucket/runs`.")
     name, options = parse(words)
+    _refuse_what_stays_here(name, options)
+    part = name.removeprefix("part") if name.startswith("part") else str(options.get("part") or "a")
+    flags = {key.replace("__", "."): value for key, value in options.items() if "__" in key and value is not None}
+    # What is set here is not set there, so this machine's variables have no say.
+    configuration = configure(part, flags, options.get("sets", ()), None, taken=_TAKES.get(name), environment={})
+    if name in _REQUESTS:
+        own = knobs_of(_REQUESTS[name])
+        parsed(_REQUESTS[name], {key: value for key, value in options.items() if key in own})
+    command = Command(tuple(words), configuration)
+    submission.refuse_secrets(command)
+    return command
+
+
+def _refuse_what_stays_here(name: str, options: Mapping[str, Any]) -> None:
     if name in _NO_JOBS:
         raise UsageError(f"{name} is no command for a submitted job: use parta, partb, test or prepare.")
     if options.get("file"):
         raise UsageError(f"--config is {options['file']!r}, which the job does not have: give its settings as options.")
     if options.get("print_config"):
         raise UsageError("--print-config trains nothing: leave it out, or run it here.")
-    part = name.removeprefix("part") if name.startswith("part") else str(options.get("part") or "a")
-    flags = {key.replace("__", "."): value for key, value in options.items() if "__" in key and value is not None}
-    # What is set here is not set there, so this machine's variables have no say.
-    configuration = configure(part, flags, options.get("sets", ()), None, taken=_TAKES.get(name), environment={})
-    command = Command(tuple(words), configuration)
-    submission.refuse_secrets(command)
-    return command
 
 
 def wait(handle: Handle, stop: Callable[[], bool], every_s: float) -> State:

@@ -11,6 +11,7 @@ import torch
 
 from inat_job import events
 from inat_job.data import locks
+from inat_job.data.holds import hold
 from inat_job.errors import BadDataError, TransientError, UsageError
 from inat_job.knobs import public_uri, unsigned_uri
 from inat_job.models.backbones import build_backbone
@@ -111,4 +112,6 @@ def _fetched(uri: str, needs: Needs) -> Path:
     # Another signature is not another file.
     version = hashlib.sha256(f"{unsigned_uri(uri)} {entry.version} {entry.size}".encode()).hexdigest()[:16]
     path = needs.cache_dir / "weights" / version / Path(public_uri(uri)).name
-    return locks.fetch(store, key, path, needs.cache_dir, needs.stop, what="weights")
+    locks.fetch(store, key, path, needs.cache_dir, needs.stop, what="weights")
+    hold(path.parent)  # which notes that it is used
+    return path

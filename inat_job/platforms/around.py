@@ -32,6 +32,11 @@ def part_of(place: Place) -> str:
     return str(part)
 
 
+def part_or(asked: str | None, place: Place) -> str:
+    """The part that `--part` names, or the one that the place does, or the first."""
+    return asked or (part_of(place) if place.asked else next(iter(RECIPES)))
+
+
 def around(place: Place, part: str, taken: Collection[str] | None = None) -> Around:
     """What configure() takes of a place, for a command of this part that takes all settings or some (see there).
 

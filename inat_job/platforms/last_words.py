@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from inat_job.platforms import kubernetes, ranks, sagemaker
+from inat_job.platforms.discretion import discreet
 
 LOG_BYTES = 4096
 """What Kubernetes keeps of a container's termination log."""
@@ -30,7 +31,7 @@ def say(
     one shape; a failure file is for failures. A rank's words go to its supervisor. It never raises: the exit code
     counts more than the words.
     """
-    sentence = " ".join(_utf8(reason).split()) or f"Ended with code {code}."
+    sentence = discreet(" ".join(_utf8(reason).split())) or f"Ended with code {code}."
     if own := ranks.words(environment):  # the supervisor speaks for all of them
         with contextlib.suppress(Exception):
             _overwrite(own, _line(code, sentence, facts), create=True)

@@ -20,14 +20,31 @@ def settle_cublas(environment: MutableMapping[str, str] = os.environ) -> None:
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def torch_files(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where torch keeps the weights that it fetches, as torch.hub finds it."""
+    caches = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/"), ".cache")
+    return Path(environment.get("TORCH_HOME") or Path(caches, "torch")).expanduser() / "hub" / "checkpoints"
+
+
+def wandb_server(environment: Mapping[str, str] = os.environ) -> str:
+    """The address of wandb's server."""
+    saved = environment.get("WANDB_BASE_URL") or _saved_host(environment, Path(environment.get("HOME", "/")))
+    return saved.rstrip("/")
+
+
 def has_wandb_key(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether wandb would find a key: in the environment, or in a netrc file as `wandb login` leaves it."""
-    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    home = Path(environment.get("HOME", "/"))
-    host = urlsplit(environment.get("WANDB_BASE_URL") or _saved_host(environment, home)).hostname
-    named = environment.get("NETRC")
-    return any(_has_host(path, host) for path in ([Path(named)] if named else [home / ".netrc", home / "_netrc"]))
+    return bool(environment.get("WANDB_IDENTITY_TOKEN_FILE") or wandb_key(environment) is not None)
+
+
+def wandb_key(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The key that wandb would find, which is to be shown to nobody but its server."""
+    if key := environment.get("WANDB_API_KEY"):
+        return key
+    home, named = Path(environment.get("HOME", "/")), environment.get("NETRC")
+    host = urlsplit(wandb_server(environment)).hostname
+    files = [Path(named)] if named else [home / ".netrc", home / "_netrc"]
+    return next((key for key in (_password(path, host) for path in files) if key is not None), None)
 
 
 def _saved_host(environment: Mapping[str, str], home: Path) -> str:
@@ -41,8 +58,9 @@ def _saved_host(environment: Mapping[str, str], home: Path) -> str:
     return saved.get("default", "base_url", fallback=_WANDB_HOST)
 
 
-def _has_host(path: Path, host: str | None) -> bool:
+def _password(path: Path, host: str | None) -> str | None:
     try:
-        return host in netrc.netrc(path).hosts
+        entry = netrc.netrc(path).hosts.get(host or "")
     except (OSError, netrc.NetrcParseError):
-        return False
+        return None
+    return None if entry is None else entry[2] or ""

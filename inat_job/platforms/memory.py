@@ -1,5 +1,6 @@
 """How much memory the job may use: what its container allows, or what the machine has."""
 
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +14,15 @@ def limit(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/mem
     known = [int(total[1]) * 1024] if total else []
     known += [int(text) for text in (_text(cgroup / name).strip() for name in _LIMITS) if text.isdecimal()]
     return min(known, default=None)
+
+
+def shared(folder: Path = Path("/dev/shm")) -> int | None:  # noqa: S108 (asked for its size alone)
+    """Bytes of shared memory in all, or None where there is none."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    return found.f_frsize * found.f_blocks
 
 
 def _text(path: Path) -> str:

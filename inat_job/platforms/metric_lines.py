@@ -30,7 +30,8 @@ def line(name: str, value: float) -> str:
     """The line that tells a metric. Raises ValueError for one that DEFINITIONS lacks, or for what is no number."""
     if name not in NAMES or not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name}={value} is no metric that a platform reads")
-    return f"metric {name}={value:.{_DIGITS}f}"
+    number = f"{value:.{_DIGITS}f}".rstrip("0").rstrip(".")
+    return f"metric {name}={number}"
 
 
 def lines(values: Mapping[str, object]) -> Iterator[str]:

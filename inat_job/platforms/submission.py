@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from inat_job import knobs
-from inat_job.configuration import Configuration, all_knobs
+from inat_job.configuration import Configuration
 from inat_job.errors import JobError, TransientError, UsageError
-from inat_job.knobs import knob, unsigned_uri
+from inat_job.knobs import knob, public_uri, unsigned_uri
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 """What Kubernetes (whose Indexed Jobs append a number), Batch and SageMaker all take for a job's name."""
@@ -197,20 +197,18 @@ def lasting_output(request: Request, command: Command) -> str | None:
 
 def refuse_secrets(command: Command, environment: Mapping[str, str] = os.environ) -> None:
     """Raise UsageError for a command with a password, key or signature in it: whoever may list jobs could read it."""
-    settings = command.configuration.settings
-    for key, (each, _) in all_knobs(settings).items():
-        section, _, field = key.partition(".")
-        value = getattr(settings.sections()[section], field)
-        if each.uri and value and unsigned_uri(value) != value:
-            raise UsageError(f"{each.flag} holds a password or signature, which all could read: let the role read it.")
     secrets = {name: environment[name] for name in _SECRETS if environment.get(name)}
     for word in command.words:
+        uri = re.search(r"[A-Za-z][A-Za-z0-9+.-]*://.*", word)
+        if uri and unsigned_uri(uri[0]) != uri[0]:
+            raise UsageError(
+                f"The command holds a password or signature for {public_uri(uri[0])}, which all could read: let the "
+                "job's role read it."
+            )
         if _ACCESS_KEY.search(word):
             raise UsageError("The command holds an AWS access key, which all could read: let the job have a role.")
         if told := next((name for name, secret in secrets.items() if secret in word), None):
-            raise UsageError(
-                f"The command holds what {told} is here, which all could read: use the platform's secrets."
-            )
+            raise UsageError(f"The command holds what {told} is here, which all could read: use a secret.")
 
 
 def our_code(code: int) -> int:

@@ -7,9 +7,14 @@ from inat_job.platforms import manifests
 from inat_job.platforms.k8s_watch import Watched
 from inat_job.platforms.kubectl import AlreadyExistsError, Kubectl
 from inat_job.platforms.manifests import Manifest
-from inat_job.platforms.submission import Command, Request, lasting_output
+from inat_job.platforms.submission import Command, Request, lasting_output, refuse_unused
 
 NEEDS = ("image", "role")
+
+_NOT_HERE = {
+    "execution_role": "the cluster pulls the image",
+    "wandb_secret": "the key comes from the Secret wandb",
+}
 
 _LABEL = r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?"
 _NAMES = (("--namespace", "namespace", r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"), ("--queue", "queue", _LABEL))
@@ -30,6 +35,7 @@ _SPARE = (
 
 def build(request: Request, command: Command) -> list[Manifest]:
     """ServiceAccount and Job and, for several machines, the Service between them. Raises UsageError."""
+    refuse_unused(request, _NOT_HERE)
     _check(request)
     account, job = manifests.read("base/service-account.yaml"), manifests.read("base/job.yaml")
     account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] = request.role

@@ -4,11 +4,15 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import inat_job
 
 SCHEMA_VERSION = 1
+_REVISION = Path(inat_job.__file__).parents[1] / "REVISION"
+"""Which commit the image was made of, left by its build; a checkout has none."""
+
 _PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "wandb", "boto3")
 
 
@@ -37,9 +41,18 @@ def environment(device: str, execution: Mapping[str, Any]) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
         "device": device,
         "platform": f"{sys.platform} {platform.machine()}",
-        "code_version": inat_job.__version__,
+        "code_version": code_version(_REVISION),
         "execution": dict(execution),
     }
+
+
+def code_version(revision: Path) -> str:
+    """The version, and the revision after a plus where the file names one."""
+    try:
+        known = revision.read_text(encoding="utf-8").strip()
+    except OSError:
+        known = ""
+    return f"{inat_job.__version__}+{known}" if known not in ("", "unknown") else inat_job.__version__
 
 
 def flat(report: Mapping[str, Any]) -> dict[str, Any]:

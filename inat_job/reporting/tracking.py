@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from inat_job import events
 from inat_job.errors import UsageError
+from inat_job.platforms.discretion import discreet
 
 Mode = Literal["auto", "online", "offline", "off"]
 
@@ -84,7 +85,7 @@ def open_tracker(
     "auto" is online with a key and else offline. Raises UsageError when wandb is asked for by name and not installed.
     """
     wanted = ("online" if has_key else "offline") if mode == "auto" else mode
-    if wanted == "off" or not _installed(mode):
+    if wanted == "off" or not is_installed(mode):
         return _Run(None, "off")
     if wanted == "online" and not has_key:
         events.warn("The tracker stays offline for want of an API key: set WANDB_API_KEY, or run wandb login.")
@@ -94,7 +95,7 @@ def open_tracker(
     return online or _started("offline", start) or _Run(None, "off")
 
 
-def _installed(mode: Mode) -> bool:
+def is_installed(mode: Mode) -> bool:
     """Whether wandb can be imported. Raises UsageError where it can't and `mode` asks for it by name."""
     found = importlib.util.find_spec("wandb")
     if found and found.origin:  # a mere folder of that name, which offline runs leave behind, has none
@@ -245,4 +246,4 @@ def _within(seconds: float, action: Callable[[], object]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return discreet(" ".join(str(error).split())) or type(error).__name__

@@ -18,7 +18,11 @@ Gone = Callable[[Holder], bool]
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt; `earlier` are its predecessors, as a report tells them."""
+    """One attempt; `earlier` are its predecessors, as a report tells them.
+
+    `standing` is what the holder last said of its work, for people alone, and `at` when that was, in seconds since 1970
+    by the holder's clock.
+    """
 
     number: int
     lease_s: float
@@ -28,6 +32,8 @@ class Attempt:
     ended_step: int = 0
     why: str = RUNNING
     beat: int = 0
+    standing: Mapping[str, Any] = field(default_factory=dict)
+    at: float = 0.0
     earlier: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
     @property
@@ -96,8 +102,11 @@ def _is_sound(attempt: Attempt) -> bool:
     return (
         all(_is_count(each) for each in counts)
         and all(isinstance(each, str) for each in texts)
-        and type(attempt.lease_s) in (int, float)
-        and 0 < attempt.lease_s < float("inf")
+        and isinstance(attempt.standing, dict)
+        and all(value is None or isinstance(value, str | int | float) for value in attempt.standing.values())
+        and _is_number(attempt.at)
+        and _is_number(attempt.lease_s)
+        and attempt.lease_s > 0
         and isinstance(attempt.earlier, list)
         and all(map(_is_told, attempt.earlier))
     )
@@ -111,6 +120,10 @@ def _is_told(value: Any) -> bool:
         and all(_is_count(value[step]) for step in steps)
         and isinstance(value["why"], str)
     )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
 
 
 def _is_count(value: Any) -> bool:

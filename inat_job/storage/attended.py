@@ -25,14 +25,17 @@ class Attended:
         self._store, self._stop = store, stop
         self.uri = store.uri
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        yield from self._attend(lambda: list(self._store.list(prefix)))
+    def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
+        yield from self._attend(lambda: list(self._store.list(prefix, most)))
 
     def stat(self, key: str) -> Entry | None:
         return self._attend(lambda: self._store.stat(key))
 
     def read(self, key: str) -> bytes:
         return self._attend(lambda: self._store.read(key))
+
+    def part(self, entry: Entry, start: int, end: int) -> bytes | None:
+        return self._attend(lambda: self._store.part(entry, start, end))
 
     def get(
         self,

@@ -52,8 +52,8 @@ class Store(Protocol):
 
     uri: str
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Every object whose key starts with `prefix`, sorted by key."""
+    def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
+        """Every object whose key starts with `prefix`, sorted by key; the first `most` of them."""
         ...
 
     def stat(self, key: str) -> Entry | None:
@@ -62,6 +62,14 @@ class Store(Protocol):
 
     def read(self, key: str) -> bytes:
         """A small object, whole. Raises BadDataError when it is missing."""
+        ...
+
+    def part(self, entry: Entry, start: int, end: int) -> bytes | None:
+        """The bytes from `start` up to `end` of an object whose version is known, small enough for memory; None where a
+        server gives no parts.
+
+        Raises BadDataError when it is missing, PreconditionFailed when it is of another version by now.
+        """
         ...
 
     def get(

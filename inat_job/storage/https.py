@@ -33,7 +33,7 @@ class HttpsStore:
         self._options = options
         self._login = _login(uri)
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
         raise ConflictError(f"{self.uri} can't be listed, a web server has no such thing: name one archive instead.")
 
     def stat(self, key: str) -> Entry | None:
@@ -46,6 +46,11 @@ class HttpsStore:
 
     def read(self, key: str) -> bytes:
         return persist(lambda: b"".join(self._blocks(Entry(key, UNKNOWN_SIZE, ""), 0, None)), self._options.retries)
+
+    def part(self, entry: Entry, start: int, end: int) -> bytes | None:
+        if not self._probe(entry.key)[1]:
+            return None
+        return persist(lambda: b"".join(self._blocks(entry, start, end)), self._options.retries)
 
     def get(
         self,

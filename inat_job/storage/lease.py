@@ -8,6 +8,7 @@ when a contender has seen it unchanged for the lease's time-out.
 import secrets
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,8 @@ BEATS = 4
 SETTLE_S = 2.0
 """How long a winner on a store without conditional writes waits before it believes that it won."""
 
+Tell = Callable[[], Mapping[str, Any]]
+
 _KEPT = 2
 _END_PATIENCE_S = 1.5
 
@@ -34,13 +37,14 @@ class LeaseError(TransientError):
 class Lease:
     """A lease that is held, and kept by a thread of its own until `end`.
 
-    `conditional` says whether the store heeds the condition that an object must not exist yet.
+    `conditional` says whether the store heeds the condition that an object must not exist yet; `tell` gives what each
+    beat says of the work.
     """
 
-    def __init__(self, store: Store, attempt: Attempt, conditional: bool) -> None:
-        self._store, self._attempt = store, attempt
+    def __init__(self, store: Store, attempt: Attempt, conditional: bool, tell: Tell = dict) -> None:
+        self._store, self._attempt, self._tell = store, attempt, tell
         self.conditional = conditional
-        self._lock = threading.Lock()
+        self._lock, self._noting = threading.Lock(), threading.Lock()
         self._over = threading.Event()
         self._lost, self._why = False, "finished"
         threading.Thread(target=self._live, name="lease", daemon=True).start()
@@ -87,14 +91,15 @@ class Lease:
     def end(self, why: str = "") -> None:
         """Let go, saying why the attempt ended. Trouble with the store is no matter: silence ends a lease too."""
         self._over.set()
-        self._note(why=why or self._why)
+        self._note(why=why or self._why, standing=dict(self._tell()), at=time.time())
         if not self._lost:
             last = threading.Thread(target=self._say_the_end, name="lease", daemon=True)
             last.start()
             last.join(_END_PATIENCE_S)
 
     def _note(self, **changes: Any) -> None:
-        self._attempt = replace(self._attempt, **changes)
+        with self._noting:  # several threads do
+            self._attempt = replace(self._attempt, **changes)
 
     def _live(self) -> None:
         """Write the object anew from time to time, whatever trouble the store is in."""
@@ -114,7 +119,7 @@ class Lease:
         with self._lock:
             if not self._over.is_set():
                 self.check()
-                self._note(beat=self._attempt.beat + 1)
+                self._note(beat=self._attempt.beat + 1, standing=dict(self._tell()), at=time.time())
                 self._store.put(self.key, self._attempt.text())
 
     def _say_the_end(self) -> None:
@@ -125,7 +130,9 @@ class Lease:
                 events.warn(f"The end of this attempt could not be noted: {error}")
 
 
-def acquire(store: Store, background: Store, seconds: float, holder: Holder, gone: Gone, stop: Stop) -> Lease:
+def acquire(
+    store: Store, background: Store, seconds: float, holder: Holder, gone: Gone, stop: Stop, tell: Tell = dict
+) -> Lease:
     """Become the only writer of the run in `store`; the lease's own thread speaks to it as `background`.
 
     Waits for its holder to end or to fall silent, and no longer than the lease's time-out: then raises LeaseError.
@@ -137,10 +144,11 @@ def acquire(store: Store, background: Store, seconds: float, holder: Holder, gon
         now = time.monotonic()
         if may_follow(attempt, now - seen_at, gone):
             ours = after(attempt, seconds, holder, secrets.token_hex(8))
+            ours = replace(ours, standing=dict(tell()), at=time.time())
             conditional = _create(store, ours)
             if _is_there(store, ours):
                 _forget_old(store, ours)
-                return Lease(background, ours, conditional)
+                return Lease(background, ours, conditional, tell)
         elif attempt and seen_at > begun and now - begun >= attempt.lease_s:
             raise LeaseError(_held(store, attempt))
         signals.check(stop, "waiting for another job of the same run to end")

@@ -26,11 +26,11 @@ class LocalStore:
         self.uri = str(root)
         self._options = options
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
         start = self.root / prefix.rpartition("/")[0]
         with disk_errors(start):
             keys = sorted(key for key in self._keys(start) if key.startswith(prefix))
-        for key in keys:
+        for key in keys[:most]:
             entry = self.stat(key)
             if entry is not None:  # removed since
                 yield entry
@@ -60,6 +60,9 @@ class LocalStore:
         path = self._path(key)
         with disk_errors(path, missing=_missing(path)):
             return path.read_bytes()
+
+    def part(self, entry: Entry, start: int, end: int) -> bytes | None:
+        return b"".join(self._blocks(entry, start, end))
 
     def get(
         self,

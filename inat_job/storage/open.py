@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from inat_job.errors import UsageError
-from inat_job.storage.base import Role, StorageOptions, Store
+from inat_job.storage.base import Role, StorageOptions, Store, without_query
 from inat_job.storage.https import HttpsStore
 from inat_job.storage.local import LocalStore
 
@@ -24,7 +24,7 @@ def open_store(uri: str, options: StorageOptions = StorageOptions(), *, role: Ro
         return _open_s3(uri, options, role)
     if scheme in ("http", "https"):
         if not urlsplit(uri).hostname:
-            raise UsageError(f"{uri!r} names no host: give https://host/folder.")
+            raise UsageError(f"{without_query(uri)!r} names no host: give https://host/folder.")
         return HttpsStore(uri, options)
     return LocalStore(_local_path(uri), options)
 
@@ -73,7 +73,8 @@ def _local_path(uri: str) -> Path:
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise UsageError(
-            f"{uri!r} names the host {parts.netloc!r}: a local path is file:///folder, with three slashes."
+            f"{without_query(uri)!r} names the host {parts.hostname!r}: "
+            "a local path is file:///folder, with three slashes."
         )
     return _absolute(urllib.request.url2pathname(uri[len("file://") + len(parts.netloc) :]))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -45,8 +46,8 @@ class S3Store:
         self._host = urlsplit(str(self._client.meta.endpoint_url)).netloc.rpartition("@")[2]
         self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        yield from self._persist(lambda: [*self._listed(prefix)])
+    def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
+        yield from self._persist(lambda: [*islice(self._listed(prefix), most)])
 
     def _listed(self, prefix: str) -> Iterator[Entry]:
         base = f"{self.root}/" if self.root else ""
@@ -75,6 +76,9 @@ class S3Store:
 
     def read(self, key: str) -> bytes:
         return self._persist(lambda: b"".join(self._body(key, {})))
+
+    def part(self, entry: Entry, start: int, end: int) -> bytes | None:
+        return self._persist(lambda: b"".join(self._range(entry, start, end)))
 
     def get(
         self,

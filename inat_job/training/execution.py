@@ -11,7 +11,7 @@ import torch
 
 from inat_job import events
 from inat_job.errors import ConflictError
-from inat_job.platforms import allocator, processors
+from inat_job.platforms import allocator, driver, processors
 from inat_job.platforms.ranks import ALONE, Rank
 from inat_job.settings import TrainSettings
 from inat_job.training import compiling
@@ -114,6 +114,8 @@ def _fresh(settings: TrainSettings, accelerator: str, precision: str | None, ran
 
 def _accelerator(wanted: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted in ("auto", "cuda") and not available["cuda"]:
+        driver.require_used(torch.version.cuda, driver.here())
     if wanted == "auto":
         return next(name for name, there in available.items() if there)
     if not available[wanted]:

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from inat_job import events
 from inat_job.models.classifier import Classifier
+from inat_job.platforms import metric_lines
 from inat_job.training.crew import BY_ITSELF, Crew
 from inat_job.training.journal import Journal
 
@@ -21,7 +22,7 @@ Log = Callable[[dict[str, float], int], None]
 
 
 class MetricsLog(Callback):
-    """Journal, tracker and progress bar of a fit.
+    """Journal, tracker and progress bar of a fit, and what it notes for the heartbeat and the lease.
 
     `rate` is its pictures per second so far, `first_step_at` the time.perf_counter() of its first step; both may be
     None.
@@ -30,7 +31,7 @@ class MetricsLog(Callback):
     def __init__(self, journal: Journal | None, log: Log, batch_size: int, crew: Crew = BY_ITSELF) -> None:
         self._journal, self._log, self._batch_size, self._crew = journal, log, batch_size, crew
         self._batches = self._timed_batches = 0
-        self._timed_s = self._mark = 0.0
+        self._timed_s = self._mark = self._trained_s = self._waited_s = 0.0
         self.first_step_at: float | None = None
         self._epoch = -1
         self._show = events.progress("train")
@@ -43,10 +44,22 @@ class MetricsLog(Callback):
         """Stop the clock of training steps until the next one begins, since others work meanwhile."""
         self._mark = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        events.note(
+            device=str(trainer.strategy.root_device),
+            epochs=trainer.max_epochs,
+            steps_per_epoch=steps,
+            at_step=trainer.global_step,
+            epoch=trainer.current_epoch,
+        )
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        now = time.perf_counter()
         if self._mark == 0.0:
-            self._mark = time.perf_counter()
+            self._mark = now
             events.phase("train")
+        self._waited_s += now - self._mark  # since the last batch ended, the loader was at work
         if self.first_step_at is None:
             self.first_step_at = self._mark
         if self._epoch != trainer.current_epoch:
@@ -59,15 +72,23 @@ class MetricsLog(Callback):
         assert isinstance(pl_module, Classifier)
         now = time.perf_counter()
         self._batches += 1
+        self._trained_s += now - self._mark
         if self._batches > WARM_UP_STEPS * trainer.accumulate_grad_batches:
             self._timed_s += now - self._mark
             self._timed_batches += 1
         self._mark = now
-        self._show(batch_idx + 1, int(trainer.num_training_batches))
         step = trainer.global_step
+        events.note(
+            at_step=step,
+            pictures=self._batches * self._batch_size,
+            trained_s=self._trained_s,
+            waited_s=self._waited_s,
+        )
+        self._show(batch_idx + 1, int(trainer.num_training_batches))
         if step % LOG_EVERY == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             pl_module.check_finite(step)
             loss = self._crew.mean(pl_module.loss)
+            events.note(train_loss=round(loss, 4), images_per_s=self.rate and round(self.rate, 1))
             self._add(step, {"epoch": trainer.current_epoch, "train_loss": loss, "lr": _lr(trainer)})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,7 +105,10 @@ class MetricsLog(Callback):
         self._add(step, {"epoch": epoch, **values})
         rounded = {name: round(value, 4) for name, value in values.items()}
         rate = round(self.rate, 1) if self.rate else None
+        events.note(epoch=epoch + 1, images_per_s=rate, val_accuracy=rounded["val_accuracy"])
         events.emit("epoch", epoch=epoch + 1, step=step, **rounded, images_per_s=rate)
+        loss = {"train_loss": events.noted().get("train_loss")}
+        events.plain(metric_lines.lines({**loss, **rounded, "images_per_s": rate}))
 
     def _add(self, step: int, values: dict[str, float]) -> None:
         if self._journal:

@@ -20,6 +20,7 @@ from lightning import LightningModule, Trainer
 from inat_job import events
 from inat_job.data.batches import EvalBatches
 from inat_job.data.features import Features, Part, Writer
+from inat_job.data.holds import hold
 from inat_job.data.locks import cache_errors, lock
 from inat_job.data.module import Pictures
 from inat_job.data.rows import Batch
@@ -134,6 +135,7 @@ def prepare(needs: Needs, plan: Reuse) -> dict[str, Any]:
             if not part.load():
                 _compute(needs, part, view, cache_dir)
                 computed += len(part.rows)
+        features.held = hold(folder)
     pictures.reuse(features, plan.epochs)
     size = sum(part.nbytes for part, _ in parts) + features.val.nbytes
     said = {**plan.as_dict(), "computed": computed, "bytes": size, "seconds": round(time.perf_counter() - begun, 3)}

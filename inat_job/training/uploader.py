@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from inat_job import events, signals
+from inat_job import events, pulse, signals
 from inat_job.errors import JobError
 from inat_job.events import Progress
 from inat_job.signals import StopFlag
@@ -119,6 +119,7 @@ class Uploader:
             self._closing, self._trouble = True, None
             self._changed.notify_all()
             while (self._jobs or self._active) and not self.failed and not stop():
+                pulse.beat()  # as each request has a time-out
                 self._changed.wait(_TICK_S)
         self.guard()
         if self._trouble is not None:

@@ -22,9 +22,22 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENGINE = shutil.which("podman") or shutil.which("docker")
 # One thread: on a busy machine the threads of such small networks mostly wait for each other.
-HARDENED = ("--read-only", "--cap-drop", "ALL", "--tmpfs", "/scratch", "-e", "OMP_NUM_THREADS=1")
+HARDENED = (
+    *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--shm-size", "64m"),
+    *("--tmpfs", "/scratch", "-e", "OMP_NUM_THREADS=1"),
+)
 CAREFUL = (*HARDENED, "--network", "none")
 DEMO = ("parta", "--data", "demo:", "--image-size", "64", "--wandb", "offline", "--output", "/output")
+
+MARK = "pLaNtEd"
+"""In each secret that is planted where the image is built and where it runs."""
+
+SECRETS = {
+    name: f"{MARK}{number}{'0' * 32}"
+    for number, name in enumerate(("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY"))
+}
+
+os.environ.setdefault("DISABLE_HC_SYSTEMD", "true")  # podman complains on stderr where no systemd can time the checks
 
 Table = list[tuple[str, ...]]
 TABLE = pytest.StashKey[Table]()
@@ -42,7 +55,8 @@ def image() -> str:
     further = shlex.split(os.environ.get("INAT_TEST_BUILD_OPTIONS", ""))
     name = "localhost/inat-job:under-test"
     command = ["buildah", "bud", "--layers", "--isolation", "chroot", "--format", "docker", *further]
-    subprocess.run([*command, "--build-arg", f"BASE_IMAGE={base}", "-t", name, str(ROOT)], check=True)
+    arguments = ("--build-arg", f"BASE_IMAGE={base}", "--build-arg", "REVISION=under-test")
+    subprocess.run([*command, *arguments, "-t", name, str(ROOT)], check=True, env={**os.environ, **SECRETS})
     return name
 
 

@@ -1,12 +1,18 @@
 """What the image promises, read off the Dockerfile: no container is needed."""
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+import inat_job
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()
@@ -70,7 +76,31 @@ def test_baked_weights_lie_where_no_mount_hides_them() -> None:
 
 
 def test_no_variable_overrules_a_configuration_file() -> None:
-    assert not [name for name in _environment() if name.startswith("INAT_")]
+    assert [name for name in _environment() if name.startswith("INAT_")] == ["INAT_JOB_ALIVE_FILE"]
+
+
+def test_the_labels_say_the_version_of_the_code() -> None:
+    assert f"VERSION={inat_job.__version__}" in _all("ARG")
+    [labels] = _all("LABEL")
+    assert 'org.opencontainers.image.version="${VERSION}"' in labels
+    assert 'org.opencontainers.image.revision="${REVISION}"' in labels
+
+
+def test_make_image_names_the_version_of_the_code() -> None:
+    told = subprocess.run(["make", "-n", "image"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"--build-arg VERSION={inat_job.__version__} --build-arg REVISION=" in told
+
+
+def test_a_hung_job_is_told_by_its_file() -> None:
+    [check] = _all("HEALTHCHECK")
+    assert "-mmin +15" in check
+    assert Path("/scratch") in Path(_environment()["INAT_JOB_ALIVE_FILE"]).parents
+
+
+def test_the_tool_for_the_bill_of_materials_stays_in_its_stage() -> None:
+    last = max(i for i, (word, _) in enumerate(INSTRUCTIONS) if word == "FROM")
+    assert _place("COPY", "sbom.lock") < _place("RUN", "cyclonedx-py") < last < _place("COPY", "--from=bill")
+    assert "--require-hashes" in INSTRUCTIONS[_place("RUN", "cyclonedx-py")][1]
 
 
 def test_a_gpu_is_asked_for() -> None:
@@ -89,17 +119,30 @@ def test_every_builder_can_read_it(pattern: str) -> None:
     assert not re.search(pattern, TEXT)
 
 
-def test_no_secret_and_no_compiler_goes_in() -> None:
-    assert not re.search(r"(?i)\b(gcc|g\+\+|build-essential|clang)\b", TEXT)
+def test_no_secret_goes_in_and_a_compiler_only_when_asked_for() -> None:
+    compilers = [line for line in TEXT.splitlines() if re.search(r"(?i)\b(gcc|g\+\+|build-essential|clang)\b", line)]
+    assert [line.strip() for line in compilers] == [
+        '&& if [ -n "$COMPILE" ]; then set -- "$@" gcc libc6-dev libpython3-dev; fi \\'
+    ]
+    assert "COMPILE=" in _all("ARG")
     assert not re.search(r"(?i)(api_key|secret|password|token)", TEXT)
 
 
 def test_only_what_is_copied_reaches_the_builder() -> None:
     assert IGNORED[1] == "*"
     allowed = {line.removeprefix("!") for line in IGNORED if line.startswith("!")}
-    copied = {source for rest in _all("COPY") for source in shlex.split(rest)[:-1]}
+    here = [shlex.split(rest) for rest in _all("COPY") if not rest.startswith("--from=")]
+    copied = {source for words in here for source in words[:-1]}
     assert copied == allowed
     assert all((ROOT / each).exists() for each in copied)
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if not hadolint:
+        pytest.skip("needs hadolint, which tests/requirements.lock installs")
+    done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_a_python_that_is_too_old_is_refused() -> None:

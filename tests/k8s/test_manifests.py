@@ -19,7 +19,7 @@ import entrypoint
 from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, UsageError
 from inat_job.jobs import submit
-from inat_job.platforms import k8s_watch, kubernetes, submission, submit_k8s
+from inat_job.platforms import k8s_watch, kubernetes, spot, submission, submit_k8s
 
 ROOT = Path(__file__).parents[2]
 JOBS = ("parta", "partb", "nodes")
@@ -181,6 +181,13 @@ def test_the_pod_may_do_nothing_that_it_need_not(manifests: list[Manifest]) -> N
         "capabilities": {"drop": ["ALL"]},
     }
     assert not any(each.get("value") for each in container["env"] if re.search(r"KEY|SECRET|TOKEN", each["name"]))
+
+
+def test_a_spot_loss_comes_as_a_drain_and_not_as_the_jobs_own_end(manifests: list[Manifest]) -> None:
+    _, container = pod_of(manifests)
+    variables = {each["name"]: each["value"] for each in container["env"] if "value" in each}
+    on_ec2 = {**variables, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:9"}
+    assert not spot.watch(lambda why: None, on_ec2)
 
 
 def test_gpus_are_asked_for_as_the_node_offers_them(manifests: list[Manifest]) -> None:

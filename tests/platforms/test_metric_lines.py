@@ -22,7 +22,8 @@ def test_each_regex_reads_its_own_line_alone(name: str, regex: str, value: float
 
 
 def test_as_the_readme_has_it() -> None:
-    assert line("val_accuracy", 0.7123).startswith("metric val_accuracy=0.7123")
+    assert line("val_accuracy", 0.7123) == "metric val_accuracy=0.7123"
+    assert line("images_per_s", 100.0) == "metric images_per_s=100"
     assert dict(DEFINITIONS)["val_accuracy"] == "metric val_accuracy=([0-9.]+)"
 
 

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+import inat_job
 from inat_job.reporting import html, report
 
 DONE = {
@@ -31,6 +34,14 @@ def test_single_values_have_names_and_lists_stay_out() -> None:
 
 def test_the_sentence() -> None:
     assert report.sentence(DONE) == "Test accuracy 0.7500 (3 of 4 pictures, 95 % interval 0.300 to 0.950)."
+
+
+@pytest.mark.parametrize(("text", "after"), [("abc\n", "+abc"), ("unknown\n", ""), ("", ""), (None, "")])
+def test_the_version_names_the_revision_that_an_image_was_made_of(tmp_path: Path, text: str | None, after: str) -> None:
+    path = tmp_path / "REVISION"
+    if text is not None:
+        path.write_text(text)
+    assert report.code_version(path) == f"{inat_job.__version__}{after}"
 
 
 def test_the_page_shows_what_is_there_and_runs_nothing(tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def test_list_is_sorted_relative_and_by_prefix(store: Store) -> None:
     assert store.read("z é/ü+&?#%.txt").decode() == "z é/ü+&?#%.txt"
 
 
+def test_the_first_of_a_list_and_the_middle_of_an_object(store: Store) -> None:
+    for key in ("c", "a", "b"):
+        entry = store.put(key, b"0123456789")
+    assert [each.key for each in store.list(most=2)] == ["a", "b"]
+    assert store.part(entry, 3, 7) == b"3456"
+    assert store.part(entry, 0, 10) == b"0123456789"
+    store.put("b", b"other")
+    with pytest.raises(PreconditionFailed):
+        store.part(entry, 3, 7)
+
+
 def test_an_empty_store_lists_nothing(store: Store) -> None:
     assert list(store.list()) == []
 

@@ -1,6 +1,7 @@
 """The lease on a run, over a local folder and S3, with contenders that live, end, fall silent or are paused."""
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -63,6 +64,35 @@ def test_what_a_holder_lets_go_of_is_taken_at_once(store: Store) -> None:
     assert second.history("finished") == [*told, {"started_step": 6, "ended_step": 12, "why": "finished"}]
     second.end()
     assert history(store) == second.history("finished")
+
+
+def test_each_beat_says_where_the_work_stands_and_when(store: Store) -> None:
+    facts: dict[str, Any] = {"phase": "pull"}
+    made = acquire(store, store, 0.8, HOLDER, unknown, never, lambda: facts)
+
+    def told() -> Attempt:
+        attempt, _ = attempts.newest(store, 1.0)
+        assert attempt
+        return attempt
+
+    assert told().standing == {"phase": "pull"}
+    assert abs(told().at - time.time()) < 5
+    facts.update(phase="train", step=7, images_per_s=None)
+    until = time.monotonic() + 5
+    while told().standing != facts and time.monotonic() < until:
+        time.sleep(0.1)
+    assert told().standing == {"phase": "train", "step": 7, "images_per_s": None}
+    facts.update(step=8)
+    made.end("preempted")
+    assert (told().why, told().standing["step"]) == ("preempted", 8)
+    assert take(store).history("x")[0].keys() == {"started_step", "ended_step", "why"}
+
+
+@pytest.mark.parametrize("damage", [{"standing": []}, {"standing": {"step": []}}, {"at": -1}, {"at": "now"}])
+def test_what_no_holder_says_is_not_believed(damage: dict[str, Any]) -> None:
+    said = json.loads(Attempt(3, 5.0, HOLDER, standing={"step": 1}, at=1.0).text())
+    assert parse(3, json.dumps(said).encode(), 9.0).standing == {"step": 1}
+    assert parse(3, json.dumps(said | damage).encode(), 9.0) == Attempt(3, 9.0, {})
 
 
 def test_a_holder_known_to_be_gone_is_not_waited_for(store: Store) -> None:

@@ -95,6 +95,17 @@ def test_every_kind_of_server(site: Site, tmp_path: Path, ranges: bool, lengths:
     assert not told or told[-1] == (len(DATA), len(DATA))
 
 
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_part_comes_alone_or_not_at_all(site: Site, ranges: bool) -> None:
+    site.files["x.zip"], site.etags["x.zip"], site.ranges = bytes(range(256)) * 40_000, '"v"', ranges
+    store = open_store(site.url)
+    entry = store.stat("x.zip")
+    assert entry
+    before = site.sent
+    assert store.part(entry, 256, 259) == (b"\0\1\2" if ranges else None)
+    assert site.sent - before == (3 if ranges else 0) or not ranges
+
+
 def test_an_empty_object(site: Site, tmp_path: Path) -> None:
     site.files["empty"] = b""
     _get(site, tmp_path / "empty", "empty", sha256=hashlib.sha256(b"").hexdigest())

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from inat_job.errors import ConflictError
 from inat_job.models.schedule import rate
+from inat_job.platforms import driver
+from inat_job.platforms.driver import Driver
 from inat_job.settings import TrainSettings
 from inat_job.training import manifest as manifests_module
 from inat_job.training.execution import decide
@@ -138,6 +140,17 @@ def test_an_accelerator_that_is_not_here_is_a_conflict() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConflictError, match="--accelerator is cuda"):
         decide(TrainSettings(accelerator="cuda"), None)
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "cuda"])
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(driver, "here", lambda: Driver("550.54.15", "12.4", given=True))
+    with pytest.raises(ConflictError, match=rf"550\.54\.15.*CUDA {torch.version.cuda}.*driver \d+ or newer"):
+        decide(TrainSettings(accelerator=accelerator), None)
+    assert decide(TrainSettings(accelerator="cpu"), None).accelerator == "cpu"
 
 
 def test_a_run_of_before_there_was_a_choice_goes_on_as_it_was(monkeypatch: Any) -> None:
