@@ -33,7 +33,7 @@ SUBMIT = {each.flag for each, _ in knobs_of(submission.Request).values()}
 # What other programs take in the README's commands.
 FOREIGN = set(
     "--policy-name --policy-document --cluster --role-name --role-only --attach-policy-arn --approve "
-    "--from-literal --assume-role-policy-document --policy-arn --password-stdin".split()
+    "--repository-name --from-literal --assume-role-policy-document --policy-arn --password-stdin".split()
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")
