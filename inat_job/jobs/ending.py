@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 import traceback
 from functools import partial
 from typing import NoReturn
@@ -17,6 +18,7 @@ from inat_job.signals import StopFlag
 
 def watch(settings: Settings, stop: StopFlag) -> None:
     """Look out for what stops the job, and end it when its grace is over though it may hang."""
+    threading.excepthook = _of_thread
     spot.watch(stop.set)
     signals.end_with_the_grace(
         stop, settings.run.grace_seconds, partial(say_stopping, stop), partial(_out_of_grace, stop)
@@ -46,8 +48,18 @@ def fail(message: str, code: int) -> NoReturn:
 
 def bug(error: Exception) -> NoReturn:
     """End the main thread for an error that nobody foresaw."""
-    print(discreet("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    _show(error)
     fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)
+
+
+def _of_thread(told: threading.ExceptHookArgs) -> None:
+    """Show what ended a thread, as Python does by itself, but for the secrets."""
+    if told.exc_value and not isinstance(told.exc_value, SystemExit):
+        _show(told.exc_value)
+
+
+def _show(error: BaseException) -> None:
+    print(discreet("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
 def leave(code: int) -> NoReturn:
