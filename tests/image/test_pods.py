@@ -26,8 +26,8 @@ pytestmark = pytest.mark.image
 SMALL = ("--data", "demo:", "--image-size", "64", "--wandb", "offline", "--batch-size", "32")
 ARGUMENTS = {
     "parta": (*SMALL, "--filters", "8"),
-    "partb": (*SMALL, "--backbone", "resnet18", "--weights", "none"),
-    "nodes": (*SMALL, "--backbone", "resnet18", "--weights", "none"),
+    "partb": (*SMALL, "--backbone", "mobilenet_v3_small", "--weights", "none"),
+    "nodes": (*SMALL, "--backbone", "mobilenet_v3_small", "--weights", "none"),
 }
 Play = Callable[..., str]
 
@@ -130,7 +130,7 @@ def test_the_pods_of_a_job_run_to_their_end(name: str, play: Play, image: str, s
 def test_the_pods_of_a_job_that_are_stopped_store_their_state_and_the_next_go_on(
     name: str, play: Play, image: str, s3_bucket: str
 ) -> None:
-    first = started(play, name, image, s3_bucket, "--epochs", "3")
+    first = started(play, name, image, s3_bucket, "--epochs", "8")
     deadline = time.monotonic() + 240
     while stored(s3_bucket, f"inat-{name}", "checkpoints/latest.json") is None:
         assert time.monotonic() < deadline, said(first[0])
@@ -142,7 +142,7 @@ def test_the_pods_of_a_job_that_are_stopped_store_their_state_and_the_next_go_on
     assert time.monotonic() - begun < 60
     step = stored(s3_bucket, f"inat-{name}", "checkpoints/latest.json")["step"]
     assert stored(s3_bucket, f"inat-{name}", "report.json") is None
-    for each in started(play, name, image, s3_bucket, "--epochs", "3"):
+    for each in started(play, name, image, s3_bucket, "--epochs", "8"):
         assert code_of(each) == 0, said(each)
     history = stored(s3_bucket, f"inat-{name}", "report.json")["history"]
     assert history[0]["ended_step"] == step
