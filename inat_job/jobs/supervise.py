@@ -50,7 +50,8 @@ def run(team: Sequence[Rank], grace_s: float, stop: StopFlag) -> None:
     with TemporaryDirectory(prefix="inat-job-") as folder:
         words = {rank.rank: Path(folder) / f"{rank.rank}.json" for rank in team}
         several = team[0].here < team[0].size
-        processes = {rank.rank: ranks.start(rank, words[rank.rank], several) for rank in team}
+        with ranks.bind(team) as bound:
+            processes = {rank.rank: ranks.start(rank, words[rank.rank], several) for rank in bound}
         try:
             ends = _ends(processes, grace_s, stop)
         finally:

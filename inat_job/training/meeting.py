@@ -55,6 +55,7 @@ def _store(rank: Rank, keeps: bool) -> TCPStore | None:
             timedelta(seconds=_TRY_S),
             wait_for_workers=False,
             multi_tenant=rank.hosted,
+            master_listen_fd=rank.bound if keeps else None,
         )
     except OSError:
         time.sleep(_TICK_S)
