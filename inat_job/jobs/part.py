@@ -32,9 +32,9 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Place = PLAIN
     if own is None or own.local == 0:
         collect.check(place)
     folder = folders.run_folder(settings, settings.run_id, stop)
-    events.note(run=folder.uri)
-    events.phase("start")
     here = [own] if own else team.of(settings, place)
+    events.note(run=folder.uri, rank=here[0].rank)
+    events.phase("start")
     several = own is None and here[0].size > 1
     over = several and _is_over(here[0], folder, settings)
     if several and not over:
@@ -48,9 +48,7 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Place = PLAIN
 
 
 def _introduce(own: Rank | None) -> None:
-    """Let a rank say who it is, from its first line on, and only what no other says for it."""
-    if own:
-        events.note(rank=own.rank)
+    """Have a rank say only what no other says for it."""
     if own and own.rank:
         events.only_warnings()
     elif ranks.words():

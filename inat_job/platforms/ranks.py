@@ -148,4 +148,3 @@ def supervised(environment: Mapping[str, str] = os.environ) -> bool:
 def words(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Where a rank leaves its last words for its supervisor."""
     return Path(environment[_WORDS]) if environment.get(_WORDS) else None
-
