@@ -60,6 +60,13 @@ def until(child: subprocess.Popen[str], event: str) -> None:
     assert any(f'"{event}"' in line for line in child.stdout), child.communicate()
 
 
+def events_of(child: subprocess.Popen[str]) -> list[str]:
+    """What it says, in order, until it ends well."""
+    said, errors = child.communicate(timeout=120)
+    assert child.returncode == 0, errors
+    return [json.loads(line)["event"] for line in said.splitlines()]
+
+
 def ranks_of(child: subprocess.Popen[str]) -> dict[int, int]:
     """Process by rank."""
     found = {}
@@ -98,6 +105,8 @@ def test_the_same_batches_give_the_same_training_on_one_rank_and_on_several(
         code, last = end(start(run, "--epochs", "8", "--devices", str(devices)))
         assert code == 0, last
     assert distance(weights(tmp_path, "several"), weights(tmp_path, "one")) < 0.01
+    child = start("several", "--epochs", "8", "--devices", str(ranks))
+    assert events_of(child) == ["phase", "done"], "and a run that is finished is found so, once"
     alone, done = report(tmp_path, "one"), report(tmp_path, "several")
     assert (done["test"]["n"], done["val"]["n"]) == (21, alone["val"]["n"])
     assert done["environment"]["execution"]["ranks"] == ranks

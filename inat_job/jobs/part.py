@@ -25,32 +25,42 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Place = PLAIN
     """
     events.note(run_id=settings.run_id)
     own = ranks.own()
+    _introduce(own)
     if settings.run.preflight and own is None:
         events.phase("preflight")
         preflight.run(settings, place, stop)
     if own is None or own.local == 0:
         collect.check(place)
     folder = folders.run_folder(settings, settings.run_id, stop)
-    events.note(run=folder.uri)
-    events.phase("start")
     here = [own] if own else team.of(settings, place)
-    if own is None and here[0].size > 1 and not _is_over(here[0], folder, settings):
+    events.note(run=folder.uri, rank=here[0].rank)
+    events.phase("start")
+    several = own is None and here[0].size > 1
+    over = several and _is_over(here[0], folder, settings)
+    if several and not over:
         supervise.run(here, settings.run.grace_seconds, stop)
         return
-    with heartbeat.beating():
-        _work(here[0], settings, folder, stop, started)
+    if not over:
+        with heartbeat.beating():
+            _work(here[0], settings, folder, stop, started)
     if here[0].rank == 0:
         collect.collect(place, folder)
+
+
+def _introduce(own: Rank | None) -> None:
+    """Have a rank say only what no other says for it."""
+    if own and own.rank:
+        events.only_warnings()
+    elif ranks.words():
+        events.note(phase="start")  # its supervisor has said so
 
 
 def _work(rank: Rank, settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> None:
     """Do a rank's part of the run, which may be found finished."""
     team.check(settings, rank.size)
-    events.note(rank=rank.rank)
     if rank.rank == 0:
         _lead(rank, settings, folder, stop, started)
     else:
-        events.only_warnings()
         _follow(rank, settings, folder, stop, started)
 
 

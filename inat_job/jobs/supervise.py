@@ -47,10 +47,13 @@ class End:
 
 def run(team: Sequence[Rank], grace_s: float, stop: StopFlag) -> None:
     """Do the job by the ranks of this machine. Raises RankError with the code and the words of what ended it."""
+    if team[0].rank == 0:
+        events.note(stopping="said by rank 0")  # which knows in what phase
     with TemporaryDirectory(prefix="inat-job-") as folder:
         words = {rank.rank: Path(folder) / f"{rank.rank}.json" for rank in team}
         several = team[0].here < team[0].size
-        processes = {rank.rank: ranks.start(rank, words[rank.rank], several) for rank in team}
+        with ranks.bind(team) as bound:
+            processes = {rank.rank: ranks.start(rank, words[rank.rank], several) for rank in bound}
         try:
             ends = _ends(processes, grace_s, stop)
         finally:

@@ -172,6 +172,7 @@ def train(
     latest: tuple[Manifest, Path] | None,
 ) -> None:
     """Train what is left, as every rank does."""
+    work.crew.gather()  # weights and features may be here on one machine, and minutes away on another
     settings, (resumed, path) = work.settings, latest or (None, None)
     keeper = Keeper(settings, work.pictures, work.checkpoints, uploader, log, work.stop, resumed, work.crew)
     if resumed and path and resumed.validate:

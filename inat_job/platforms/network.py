@@ -13,18 +13,21 @@ _ANY_PORT = 9
 def interface_to(host: str, routes: Path = Path("/proc/net/route")) -> str:
     """The interface that reaches `host`, this machine's own address included, or "" where nothing tells.
 
-    Libraries take the one that the machine's own name resolves to, which in many images is the loopback.
+    Libraries take the one that the machine's own name resolves to, which in many images is the loopback, and in some
+    nothing. The loopback is taken where `host` is on it and no network leads out: all ranks are on this machine then.
     """
+    otherwise = ""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, _ANY_PORT))  # sends nothing: a datagram's route is looked up
-            address = probe.getsockname()[0]
+            address = str(probe.getsockname()[0])
+            otherwise = LOOPBACK if address.startswith("127.") else ""
             for _, name in socket.if_nameindex():
                 if name != LOOPBACK and _address(probe, name) == address:
                     return name
     except (OSError, UnicodeError):
         pass
-    return _default(routes)
+    return _default(routes) or otherwise
 
 
 def _address(probe: socket.socket, interface: str) -> str | None:

@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inat_job.errors import ConflictError
@@ -21,7 +22,7 @@ from inat_job.platforms.place import whole
 PORT = 29500
 """torchrun's own, for the store of several machines where MASTER_PORT names no other."""
 
-_SUPERVISOR, _WORDS = "INAT_JOB_SUPERVISOR", "INAT_JOB_LAST_WORDS"
+_SUPERVISOR, _WORDS, _BOUND = "INAT_JOB_SUPERVISOR", "INAT_JOB_LAST_WORDS", "INAT_JOB_BOUND"
 _DIES_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
 
@@ -31,7 +32,7 @@ class Rank:
     """One process of `size`: number `rank` of all, `local` of the `here` on its machine.
 
     `master` and `port` are where rank 0 keeps the store that they find each other by; `hosted` is whether torchrun's
-    agent has it there already.
+    agent has it there already, `bound` the descriptor of a socket that holds the port for it.
     """
 
     rank: int = 0
@@ -41,6 +42,7 @@ class Rank:
     master: str = "127.0.0.1"
     port: int = 0
     hosted: bool = False
+    bound: int | None = None
 
     @property
     def node(self) -> int:
@@ -58,6 +60,7 @@ class Rank:
             "MASTER_ADDR": self.master,
             "MASTER_PORT": str(self.port),
             "TORCH_CPP_LOG_LEVEL": "ERROR",
+            _BOUND: "" if self.bound is None else str(self.bound),
         }
 
 
@@ -84,16 +87,31 @@ def own(environment: Mapping[str, str] = os.environ) -> Rank | None:
             "other: every machine needs as many ranks as the others."
         )
     hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Rank(rank, size, local, here, environment["MASTER_ADDR"], port, hosted)
+    return Rank(rank, size, local, here, environment["MASTER_ADDR"], port, hosted, whole(environment, _BOUND))
 
 
 def machine(
     nodes: int, node: int, here: int, master: str | None, environment: Mapping[str, str] = os.environ
 ) -> list[Rank]:
-    """The ranks that machine `node` of `nodes` starts; alone it takes any free port, with others a known one."""
+    """The ranks that machine `node` of `nodes` starts: at a known port, or alone at one that `bind` finds."""
     port = whole(environment, "MASTER_PORT") or whole(environment, "PET_MASTER_PORT") or PORT
-    where, port = (master or "", port) if nodes > 1 else ("127.0.0.1", _free_port())
+    where, port = (master or "", port) if nodes > 1 else (ALONE.master, 0)
     return [Rank(node * here + local, nodes * here, local, here, where, port) for local in range(here)]
+
+
+@contextmanager
+def bind(team: Sequence[Rank]) -> Iterator[list[Rank]]:
+    """The ranks of a machine, to be started within the block; where they need no known port, with a free one.
+
+    Rank 0 gets the socket that holds it, since it may be minutes until it listens there; only this machine reaches it.
+    """
+    if team[0].port:
+        yield list(team)
+        return
+    with socket.socket() as holder:
+        holder.bind((ALONE.master, 0))
+        port = int(holder.getsockname()[1])
+        yield [replace(rank, port=port, bound=None if rank.rank else holder.fileno()) for rank in team]
 
 
 def start(
@@ -107,7 +125,12 @@ def start(
     interface = network.interface_to(rank.master) if several_nodes else network.LOOPBACK
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
         told.setdefault(name, interface)
-    return subprocess.Popen([sys.executable, *sys.argv], env=told, start_new_session=True)  # noqa: S603
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, *sys.argv],
+        env=told,
+        start_new_session=True,
+        pass_fds=() if rank.bound is None else (rank.bound,),
+    )
 
 
 def supervised(environment: Mapping[str, str] = os.environ) -> bool:
@@ -125,9 +148,3 @@ def supervised(environment: Mapping[str, str] = os.environ) -> bool:
 def words(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Where a rank leaves its last words for its supervisor."""
     return Path(environment[_WORDS]) if environment.get(_WORDS) else None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -44,7 +44,7 @@ class Crew:
     def __init__(self, rank: Rank = ALONE, store: Store | None = None, stop: StopFlag | None = None) -> None:
         self.rank = rank
         self._store, self._stop = store, stop or StopFlag()
-        self._told = 0
+        self._told = self._gathered = 0
         self._votes: Any = None
         self._vote: tuple[Tensor, Any] | None = None
 
@@ -64,7 +64,7 @@ class Crew:
         assert self._store
         if cuda:
             torch.cuda.set_device(self.rank.local)
-        self._arrive()
+        self.gather()
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=PrefixStore("tensors", self._store),
@@ -73,6 +73,21 @@ class Crew:
             timeout=timedelta(seconds=LOST_S),
         )
         self._votes = dist.new_group(backend="gloo", timeout=timedelta(seconds=LOST_S))
+
+    def gather(self) -> None:
+        """Wait until all ranks are here, however long their work takes until then, which no collective does."""
+        if self.size == 1:
+            return
+        assert self._store
+        self._gathered += 1
+        key, begun = f"gathered/{self._gathered}", time.monotonic()
+        with lost(self._stop):
+            here = self._store.add(key, 1)
+            while here < self.size:
+                self._pause("waiting for the other ranks")
+                if time.monotonic() - begun > MEETING_S:
+                    raise TransientError(f"{self.size - here} of {self.size} ranks have not come: try again.")
+                here = self._store.add(key, 0)
 
     def tell(self, value: Any = None) -> Any:
         """What rank 0 gives, a plain value, on every rank."""
@@ -169,16 +184,6 @@ class Crew:
             return
         with lost(self._stop):
             yield
-
-    def _arrive(self) -> None:
-        assert self._store
-        with lost(self._stop):
-            arrived, begun = self._store.add("arrived", 1), time.monotonic()
-            while arrived < self.size:
-                self._pause("waiting for the other ranks")
-                if time.monotonic() - begun > MEETING_S:
-                    raise TransientError(f"{self.size - arrived} of {self.size} ranks have not come: try again.")
-                arrived = self._store.add("arrived", 0)
 
     def _word(self, key: str, value: Any, gives: bool | None = None) -> Any:
         assert self._store

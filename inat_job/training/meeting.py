@@ -46,6 +46,8 @@ def meet(rank: Rank, stop: StopFlag, over: Callable[[], bool] = lambda: False) -
 
 def _store(rank: Rank, keeps: bool) -> TCPStore | None:
     try:
+        if not keeps:  # looked for here, since torch tells of each time that it does not find it
+            socket.create_connection((rank.master, rank.port), _TRY_S).close()
         socket.getaddrinfo(rank.master, rank.port)  # the name of a pod that is not there yet does not resolve
         return TCPStore(
             rank.master,
@@ -55,6 +57,7 @@ def _store(rank: Rank, keeps: bool) -> TCPStore | None:
             timedelta(seconds=_TRY_S),
             wait_for_workers=False,
             multi_tenant=rank.hosted,
+            master_listen_fd=rank.bound if keeps else None,
         )
     except OSError:
         time.sleep(_TICK_S)

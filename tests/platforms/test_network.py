@@ -14,8 +14,12 @@ def test_the_loopback_is_never_the_way_to_other_machines(tmp_path: Path) -> None
     assert network.interface_to("no-such-host.invalid", tmp_path / "route") == "eth0"
 
 
+def test_without_a_network_all_ranks_are_on_this_machine(tmp_path: Path) -> None:
+    assert network.interface_to("127.0.0.1", tmp_path / "none") == network.LOOPBACK
+
+
 def test_where_nothing_tells_none_is_named(tmp_path: Path) -> None:
-    assert network.interface_to("127.0.0.1", tmp_path / "none") == ""
+    assert network.interface_to("no-such-host.invalid", tmp_path / "none") == ""
 
 
 def test_what_is_found_is_an_interface_of_this_machine() -> None:

@@ -1,5 +1,7 @@
 """Which rank a process is, by torchrun's variables, and which a machine starts."""
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,9 +47,17 @@ def test_what_contradicts_is_refused(changed: dict[str, str], words: str) -> Non
         ranks.own({**Rank(1, 2, 1, 2, "host", 29500).variables(), **changed})
 
 
-def test_one_machine_takes_a_free_port_and_several_a_known_one() -> None:
-    alone = ranks.machine(1, 0, 2, None, {})
+def test_one_machine_holds_a_free_port_for_rank_0_and_several_take_a_known_one() -> None:
+    alone = ranks.machine(1, 0, 2, None, {"MASTER_PORT": "7"})
     assert {rank.master for rank in alone} == {"127.0.0.1"}
-    assert alone[0].port > 1023
+    with ranks.bind(alone) as first, ranks.bind(alone) as second:
+        assert len({rank.port for rank in first}) == 1
+        assert first[0].port not in {0, 7, second[0].port}
+        assert [rank.bound is None for rank in first] == [False, True]
+        assert ranks.own(first[0].variables()) == first[0]
+        with socket.socket() as another, pytest.raises(OSError, match="in use"):
+            another.bind((first[0].master, first[0].port))
+    with ranks.bind(ranks.machine(2, 0, 2, "host", {})) as several:
+        assert {(rank.port, rank.bound) for rank in several} == {(ranks.PORT, None)}
     assert ranks.machine(2, 1, 1, "host", {"MASTER_PORT": "7"}) == [Rank(1, 2, 0, 1, "host", 7)]
     assert ranks.machine(2, 0, 1, "host", {})[0].port == ranks.PORT
