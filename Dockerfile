@@ -12,7 +12,7 @@ ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
 FROM ${BASE_IMAGE} AS dependencies
 
 # `--build-arg COMPILE=1` makes an image in which `--compile` works on a GPU: Triton, and the C compiler and headers that
-# it calls at run time. Without it both stay out, 1 GB; docs/decisions/0011-the-image.md says why that is the default.
+# it calls at run time. Without it both stay out, 1.2 GB; docs/decisions/0011-the-image.md says why that is the default.
 ARG COMPILE=
 
 # Package versions are the base's to choose, because they differ between Debian and Ubuntu.
@@ -64,6 +64,7 @@ RUN if [ -n "$PRETRAINED" ]; then \
 
 COPY LICENSE pyproject.toml entrypoint.py /app/
 COPY inat_job /app/inat_job
+COPY k8s /app/k8s
 COPY --from=bill /app/sbom.cdx.json /app/sbom.cdx.json
 
 # All that is ever written lies below /scratch, whoever the user is: with --read-only, mount something there. The

@@ -14,7 +14,7 @@ import io  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Callable, Collection, Sequence  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, cast  # noqa: E402
 
 import click  # noqa: E402
 
@@ -181,9 +181,9 @@ def submit(target: str, words: tuple[str, ...], **options: Any) -> None:
 
 def _line(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """A command line's name and options, as this program takes them."""
-    name, command, rest = cli.resolve_command(click.Context(cli, info_name="inat-job"), list(words))
-    assert command
-    return str(name), command.make_context(name, rest).params
+    above = click.Context(cli, info_name="inat-job", **cli.context_settings)
+    name, command, rest = cli.resolve_command(above, list(words))
+    return str(name), cast(click.Command, command).make_context(name, rest, parent=above).params
 
 
 @cli.command()

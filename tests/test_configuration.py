@@ -17,7 +17,7 @@ from inat_job.settings import RUN_ID, public_uri
 # A new knob is a deliberate act: add it here, to the README and, where it is shared, to what relies on it.
 FLAGS = set(
     "--data --cache-dir --image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
-    "--anonymous --output --run-id --resume --force --init-from --checkpoint-minutes --grace-seconds "
+    "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
     "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
     "--label-smoothing --augment --crop-scale --rotation --colour --early-stop --seed --accelerator --precision "
     "--devices --num-nodes --sync-batch-norm --preflight --compile --deterministic --wandb "

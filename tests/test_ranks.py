@@ -120,9 +120,8 @@ def test_a_stop_of_the_group_is_one_checkpoint_and_the_resume_is_exact(
     assert end(start("whole", *recipe))[0] == 0
     child = start("cut", *recipe)
     until(child, "checkpoint")
-    begun = time.monotonic()
-    os.killpg(child.pid, signal.SIGTERM)
-    for pid in ranks_of(child).values():
+    everyone, begun = [child.pid, *ranks_of(child).values()], time.monotonic()
+    for pid in everyone:
         os.kill(pid, signal.SIGTERM)
     code, last = end(child)
     assert code == 143

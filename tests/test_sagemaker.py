@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -169,12 +170,16 @@ def test_options_go_before_hyperparameters(train: Callable[..., Child]) -> None:
     assert 'strategy = "last-k"  # hyperparameters' in child.communicate(timeout=60)[0]
 
 
-def test_several_hosts_are_refused_in_words(train: Callable[..., Child], ml: Path) -> None:
+def test_a_host_waits_for_the_first_ones_name_until_it_is_stopped(train: Callable[..., Child], ml: Path) -> None:
     config = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"]}
     (ml / "input/config/resourceconfig.json").write_text(json.dumps(config))
-    code, events, _ = ended(train({**SMALL, "data": "demo:"}))
-    assert (code, events[0]["rank"], events[0]["world"], events[0]["master"]) == (78, 1, 2, "algo-1")
-    assert "SageMaker gives this run 2 machines" in failure(ml)
+    child = train({**SMALL, "data": "demo:"})
+    time.sleep(8)
+    assert child.poll() is None, ended(child)
+    child.send_signal(signal.SIGTERM)
+    code, events, _ = ended(child)
+    assert (code, events[0]["rank"], events[0]["world"], events[0]["master"]) == (143, 1, 2, "algo-1")
+    assert failure(ml).startswith("Stopped by a signal while")
 
 
 def test_a_stop_is_told_and_the_same_job_goes_on(train: Callable[..., Child], ml: Path) -> None:

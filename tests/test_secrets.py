@@ -128,6 +128,9 @@ WORDS: dict[str, tuple[int, tuple[str, ...]]] = {
         65,
         ("partb", "--data", "{signed}", *BATCH, "--weights", "{missing}"),
     ),
+    "a manifest": (0, ("submit", "k8s", "--dry-run", "--", "parta")),
+    "a Batch request": (0, ("submit", "batch", "--dry-run", "--", "parta")),
+    "a SageMaker request": (0, ("submit", "sagemaker", "--dry-run", "--", "parta")),
     "output": (2, ("parta", "--data", "demo:", "--output", f"ftp://user:{PASSWORD}@host/runs")),
     "a web output": (78, ("parta", "--data", "demo:", "--output", "{signed}")),
     "a checkpoint": (2, ("test", "--checkpoint", f"ftp://user:{PASSWORD}@host/runs/r")),
@@ -181,10 +184,17 @@ def test_a_variable_keeps_them(job: Job, code: int, variables: dict[str, str]) -
 
 BUG = """
 import sys
+import threading
 import entrypoint
 from inat_job.jobs import part
 
+def lost():
+    raise ValueError("lost {token}")
+
 def broken(*_):
+    thread = threading.Thread(target=lost)
+    thread.start()
+    thread.join()
     try:
         raise ValueError("signed with {key}")
     except ValueError as error:
@@ -210,6 +220,7 @@ def test_a_traceback_keeps_them(tmp_path: Path) -> None:
     environment = {**os.environ, **SECRET, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
+    assert "ValueError: lost ***" in done.stderr
     assert "ValueError: signed with ***" in done.stderr
     assert "RuntimeError: of https://***@host/x?*** *** is wrong" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: Unexpected RuntimeError")

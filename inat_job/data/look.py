@@ -5,6 +5,7 @@ known before gigabytes are fetched.
 """
 
 import io
+import struct
 import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def _loose(store: Store, shown: str, image_size: int) -> Looked:
     entries = [entry for entry in listed if not layout.is_litter(entry.key)]
     if not entries:
         raise BadDataError(f"{shown} holds no files: check --data.")
-    store.part(entries[0], 0, min(_FIRST, entries[0].size))
+    _read_a_little(store, next((entry for entry in entries if entry.size), entries[0]))
     if len(listed) >= MOST_LISTED:
         return Looked(f"{shown}, {len(entries)} files or more", 0, None, "the rest is not listed before the job")
     return _known(shown, [entry.key for entry in entries], 0, image_size)
@@ -97,18 +98,23 @@ def _archive(uri: str, expected: str | None, cache_dir: Path, image_size: int, o
 def _names(store: Store, entry: Entry, shown: str) -> list[str] | None:
     """The names in an archive where its end tells them; it is read a little in any case, to see that it can be."""
     if not archives.is_zip(Path(entry.key.partition("?")[0])):
-        store.part(entry, 0, min(_FIRST, entry.size))
+        _read_a_little(store, entry)
         return None
-    start = max(0, entry.size - _TAIL)
-    tail = store.part(entry, start, entry.size)
+    tail = store.part(entry, max(0, entry.size - _TAIL), entry.size) if entry.size else b""
     if tail is None:
         return None
     if _END_OF_ZIP not in tail[-_END_WITHIN:]:
         raise BadDataError(f"{shown} does not end as a zip does: upload or fetch it again, whole.")
     try:
         return zipfile.ZipFile(io.BytesIO(tail)).namelist()
-    except (zipfile.BadZipFile, ValueError, EOFError, UnicodeError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, EOFError, UnicodeError, NotImplementedError, struct.error):
         return None  # its directory is longer; or is damaged, which reading all of it will tell
+
+
+def _read_a_little(store: Store, entry: Entry) -> None:
+    """To be allowed to look at an object is not to be allowed to read it: a KMS key may be refused."""
+    if entry.size:
+        store.part(entry, 0, min(_FIRST, entry.size))
 
 
 def _known(shown: str, names: Collection[str], fetched: int, image_size: int) -> Looked:

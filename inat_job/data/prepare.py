@@ -76,6 +76,11 @@ def is_published(cache_dir: Path, digest: str, image_size: int) -> bool:
     return _folder(cache_dir, digest, cache_side(image_size)).is_dir()
 
 
+def drafted(cache_dir: Path) -> int:
+    """Bytes that unfinished work takes, which the next attempt takes up."""
+    return sum(512 * path.stat().st_blocks for path in cache_dir.glob(f"prepared/*.tmp/{PIXELS}"))
+
+
 def _folder(cache_dir: Path, name: str, side: int) -> Path:
     return cache_dir / "prepared" / hashlib.sha256(f"{name} {side} {FORMAT}".encode()).hexdigest()[:24]
 

@@ -23,6 +23,7 @@ _working = threading.Event()
 def watch(settings: Settings, stop: StopFlag) -> None:
     """Look out for what stops the job, and end it when its grace is over though it may hang; others may look too."""
     _working.set()
+    threading.excepthook = _of_thread
     own = ranks.own()
     if own is None or own.local == 0:  # who waits for another rank is not alive for it
         liveness.watch()
@@ -82,8 +83,18 @@ def give_up(error: Exception, stop: StopFlag) -> NoReturn:
 
 def _bug(error: Exception) -> NoReturn:
     """End the main thread for an error that nobody foresaw."""
-    print(discreet("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    _show(error)
     fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)
+
+
+def _of_thread(told: threading.ExceptHookArgs) -> None:
+    """Show what ended a thread, as Python does by itself, but for the secrets."""
+    if told.exc_value and not isinstance(told.exc_value, SystemExit):
+        _show(told.exc_value)
+
+
+def _show(error: BaseException) -> None:
+    print(discreet("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
 def leave(code: int) -> NoReturn:

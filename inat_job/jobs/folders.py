@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from inat_job.platforms import local
 from inat_job.settings import Settings, StorageSettings
 from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions
@@ -10,6 +11,7 @@ from inat_job.storage.run_folder import RunFolder, open_run_folder
 
 def storage_options(settings: StorageSettings) -> StorageOptions:
     """The settings as the stores take them."""
+    local.settle_region()
     return StorageOptions(
         sse_kms_key_id=settings.sse_kms_key_id, requester_pays=settings.requester_pays, anonymous=settings.anonymous
     )

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from inat_job.data.look import Looked
+from inat_job.data.prepare import drafted
 from inat_job.errors import ConflictError, NoPermissionError
 from inat_job.jobs import room, team
 from inat_job.jobs.checking import Caution
@@ -23,7 +24,7 @@ def check_disk(settings: Settings, looked: Looked | None) -> str | Caution:
     folder = Path(settings.data.cache_dir).absolute()
     with disk_errors(folder):
         there = next(path for path in (folder, *folder.parents) if path.exists())
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(there).free + drafted(folder)
     if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise NoPermissionError(f"--cache-dir {folder} cannot be written by user {os.geteuid()}: name another folder.")
     if looked is None:
@@ -77,7 +78,7 @@ def check_device(accelerator: str) -> str | Caution:
     if found.given:
         return f"{found.text}, torch built for CUDA {cuda}"
     what, _, mend = driver.absent(found).rpartition(": ")
-    if accelerator == "cuda":
+    if accelerator == "cuda" and found.cuda is None:  # a library without devices of this name is torch's to judge
         what = what or "--accelerator is cuda, and there is no NVIDIA GPU"
         raise ConflictError(f"{what}: give the job one, or say --accelerator cpu.")
     return Caution(what, mend.rstrip(".")) if what else "no NVIDIA driver here: torch takes what else there is"

@@ -5,7 +5,7 @@ from typing import Any
 
 from inat_job import events
 from inat_job.jobs import claim as claims
-from inat_job.jobs import collect, folders, preflight, prepare, room, supervise, team
+from inat_job.jobs import collect, folders, machine, preflight, prepare, room, supervise, team
 from inat_job.jobs.claim import CONFIG, Claim, claim, clear, config_of
 from inat_job.jobs.clock import Clock
 from inat_job.jobs.hold import Held, hold
@@ -72,6 +72,7 @@ def _lead(rank: Rank, settings: Settings, folder: RunFolder, stop: StopFlag, sta
             return
         stored = _take_up(held, settings)
         room.check_memory()
+        machine.check_device(settings.train.accelerator)  # torch would tell after the data set is pulled
         clock, importing = Clock(started), Importing(_train)
         cache = prepare.pictures(settings, clock, stop)
         train = importing.wait(stop)

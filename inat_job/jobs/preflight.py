@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inat_job import events
+from inat_job.data.look import look
 from inat_job.errors import BadDataError, JobError, NoPermissionError
 from inat_job.jobs import collect, folders, machine
 from inat_job.jobs.checking import Caution, Check, Finding, together, worst
@@ -138,8 +139,6 @@ def _clock(job: _Job) -> str | Caution:
 
 
 def _data(job: _Job) -> str | Caution:
-    from inat_job.data.look import look  # numpy and PIL
-
     data = job.settings.data
     try:
         looked = look(data.uri, Path(data.cache_dir), data.image_size, job.options)
@@ -187,6 +186,8 @@ def _disk(job: _Job, seconds: float) -> str | Caution:
 def _weights(job: _Job, seconds: float) -> str | Caution:
     """A run that is taken up has its own already, unless it ended before its first checkpoint."""
     model = job.settings.model
+    if job.settings.run.init_from:
+        return "none is needed, --init-from has its own"
     try:
         found = find_weights(model, local.torch_files(), job.options)
     except JobError as error:

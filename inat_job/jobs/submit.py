@@ -55,6 +55,8 @@ def checked(words: Sequence[str], parse: Parse) -> Command:
         parsed(_REQUESTS[name], {key: value for key, value in options.items() if key in own})
     command = Command(tuple(words), configuration)
     submission.refuse_secrets(command)
+    if configuration.settings.run.force:
+        raise UsageError("--force would begin the run anew whenever the platform tries again: leave it out.")
     return command
 
 

@@ -113,6 +113,6 @@ class Log:
             self._denied = True
             events.warn(str(error))
         except JobError as error:
-            if _MISSING not in str(error):
+            if not isinstance(error.__cause__, ClientError) or s3_errors.answer_code(error.__cause__) != _MISSING:
                 raise
         return None

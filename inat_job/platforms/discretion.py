@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 _SECRET = re.compile(r".*(SECRET|TOKEN|PASSW|API_?KEY|_KEY$)(?!.*_(FILE|URI|ID)$).*", re.IGNORECASE)
 """Names of variables whose values are secrets, as those that only say where one lies are not."""
 
-_SHORTEST = 8
+SHORTEST = 8
 """A value of fewer characters is no secret worth the name, and could be a word of any sentence."""
 
 _LOGIN = re.compile(r"(?<=://)[^\s/?#'\"]+@")
@@ -28,7 +28,7 @@ def discreet(text: str, environment: Mapping[str, str] = os.environ) -> str:
 def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
     for name, value in environment.items():
         found = [value] if _SECRET.fullmatch(name) else _passwords(value)
-        yield from (secret for secret in found if len(secret) >= _SHORTEST)
+        yield from (secret for secret in found if len(secret) >= SHORTEST)
 
 
 def _passwords(value: str) -> list[str]:

@@ -15,6 +15,12 @@ def calm_wandb(environment: MutableMapping[str, str] = os.environ) -> None:
     environment.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
+def settle_region(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let boto3, which reads the other variable alone, see the region that AWS's own platforms tell."""
+    if region := environment.get("AWS_REGION"):
+        environment.setdefault("AWS_DEFAULT_REGION", region)
+
+
 def settle_cublas(environment: MutableMapping[str, str] = os.environ) -> None:
     """Give cuBLAS the fixed workspace without which --deterministic is refused; it is read when CUDA starts."""
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

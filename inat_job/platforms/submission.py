@@ -15,6 +15,7 @@ from inat_job import knobs
 from inat_job.configuration import Configuration
 from inat_job.errors import JobError, TransientError, UsageError
 from inat_job.knobs import knob, public_uri, unsigned_uri
+from inat_job.platforms import discretion
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 """What Kubernetes (whose Indexed Jobs append a number), Batch and SageMaker all take for a job's name."""
@@ -197,7 +198,7 @@ def lasting_output(request: Request, command: Command) -> str | None:
 
 def refuse_secrets(command: Command, environment: Mapping[str, str] = os.environ) -> None:
     """Raise UsageError for a command with a password, key or signature in it: whoever may list jobs could read it."""
-    secrets = {name: environment[name] for name in _SECRETS if environment.get(name)}
+    secrets = {name: value for name in _SECRETS if len(value := environment.get(name, "")) >= discretion.SHORTEST}
     for word in command.words:
         uri = re.search(r"[A-Za-z][A-Za-z0-9+.-]*://.*", word)
         if uri and unsigned_uri(uri[0]) != uri[0]:

@@ -135,7 +135,10 @@ def _ordered(name: str, value: Any) -> Any:
 
 
 def submit(request: Request, documents: list[dict[str, Any]]) -> "Job":
-    """Register the definition, unless its newest revision says the same, and submit the job. Raises JobError."""
+    """Register the definition, unless its newest revision says the same, and submit the job, unless it works already.
+
+    Raises JobError, a ConflictError where a job of this name works on something else.
+    """
     from inat_job.platforms import aws  # boto3 takes as long as all the rest, and a dry run needs none
 
     definition, job = documents
@@ -146,9 +149,32 @@ def submit(request: Request, documents: list[dict[str, Any]]) -> "Job":
     if newest is None or not same(newest, definition):
         newest = batch("register_job_definition", **definition)
     revision = f"{name}:{newest['revision']}"
-    sent = batch("submit_job", **{**job, "jobDefinition": revision})
-    events.emit("job", id=sent["jobId"], name=job["jobName"], definition=revision)
-    return Job(str(sent["jobId"]), batch, aws.Log(aws.service("logs", request.region), LOG_GROUP))
+    identity = _working(batch, job, revision)
+    if identity:
+        events.warn(f"AWS Batch job {identity} is at this run already: none was submitted.")
+    else:
+        identity = str(batch("submit_job", **{**job, "jobDefinition": revision})["jobId"])
+    events.emit("job", id=identity, name=job["jobName"], definition=revision)
+    return Job(identity, batch, aws.Log(aws.service("logs", request.region), LOG_GROUP))
+
+
+def _working(batch: Any, job: dict[str, Any], revision: str) -> str | None:
+    """The job of this name that has not ended: a second one would only wait for the run's lease, on a paid machine."""
+    token: dict[str, str] = {}
+    named = [{"name": "JOB_NAME", "values": [job["jobName"]]}]
+    while True:
+        page = batch("list_jobs", jobQueue=job["jobQueue"], filters=named, **token)
+        for each in page["jobSummaryList"]:
+            if each["jobName"] != job["jobName"] or each["status"] in ("SUCCEEDED", "FAILED"):
+                continue
+            if not str(each.get("jobDefinition", "")).endswith(f"/{revision}"):
+                raise ConflictError(
+                    f"AWS Batch job {each['jobId']} has this name and does something else: wait for it, or give --name."
+                )
+            return str(each["jobId"])
+        if not page.get("nextToken"):
+            return None
+        token = {"nextToken": page["nextToken"]}
 
 
 class Job:
@@ -169,7 +195,10 @@ class Job:
             main = self._described(f"{self._id}#{job['nodeProperties'].get('mainNode', 0)}", job)
         stream = (main.get("container") or {}).get("logStreamName")
         code, reason = ended(job, main)
-        return State(str(job["status"]), tuple(self._log.new(stream)), code, reason)
+        phase = str(job["status"])
+        if code is None and reason:  # such as why it is RUNNABLE and nothing runs it, which comes later than the status
+            phase, reason = f"{phase} ({reason})", ""
+        return State(phase, tuple(self._log.new(stream)), code, reason)
 
     def _described(self, job: str, without: dict[str, Any] | None = None) -> dict[str, Any]:
         found = self._batch("describe_jobs", jobs=[job])["jobs"]

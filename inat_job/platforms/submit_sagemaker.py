@@ -10,7 +10,7 @@ from typing import Any
 
 from inat_job import events
 from inat_job.configuration import all_knobs
-from inat_job.errors import UsageError
+from inat_job.errors import ConflictError, UsageError
 from inat_job.platforms import aws_models, metric_lines
 from inat_job.platforms.sagemaker_end import ended
 from inat_job.platforms.submission import Command, Request, State, lasting_output, refuse_unused
@@ -118,7 +118,7 @@ def next_name(base: str, taken: Iterable[str]) -> str:
 def submit(request: Request, documents: list[dict[str, Any]]) -> "Job":
     """Create the training job under a name that is free; one at the same run that still works is taken instead.
 
-    Raises JobError.
+    Raises JobError, a ConflictError where that one has other settings.
     """
     from inat_job.platforms import aws  # boto3 takes as long as all the rest, and a dry run needs none
 
@@ -127,6 +127,11 @@ def submit(request: Request, documents: list[dict[str, Any]]) -> "Job":
     log = aws.Log(aws.service("logs", request.region), LOG_GROUP)
     jobs = _attempts(sagemaker, base)
     if working := next((name for name, status in jobs.items() if status in ("InProgress", "Stopping")), None):
+        there = sagemaker("describe_training_job", TrainingJobName=working).get("HyperParameters")
+        if there != training["HyperParameters"]:
+            raise ConflictError(
+                f"Training job {working} is at this run with other settings: wait for it, or give --name."
+            )
         events.warn(f"Training job {working} is at this run already: none was created.")
         return Job(working, sagemaker, log)
     name = next_name(base, jobs)

@@ -12,7 +12,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from inat_job.errors import NoPermissionError
+from inat_job.errors import NoPermissionError, UsageError
 from inat_job.storage import s3_errors
 
 REFUSED_FROM_S = 900.0
@@ -33,21 +33,26 @@ class Identity:
 
 
 def identity() -> Identity:
-    """Who the credentials of this process are. Raises NoPermissionError where there are none, or Amazon refuses them.
+    """Who the credentials of this process are. Raises NoPermissionError where there are none, or Amazon refuses them,
+    and UsageError for AWS's settings that can't be.
 
     A store that is not Amazon's may have no STS, and a closed network none that can be reached: then `arn` is None.
     """
-    session = boto3.session.Session()
-    method = _method(session)
-    client = session.client("sts", region_name=session.region_name or "us-east-1", config=_PATIENCE)
-    amazon = _is_amazon(str(client.meta.endpoint_url))
-    if amazon and not _is_amazon(_s3_endpoint(session)):
+    try:
+        session = boto3.session.Session()
+        method = _method(session)
+        client, store = (_client(session, service) for service in ("sts", "s3"))
+    except (BotoCoreError, ValueError) as error:
+        name = type(error).__name__
+        raise UsageError(f"The AWS configuration can't be used ({name}): check AWS_* and ~/.aws/config.") from error
+    amazon = _is_amazon(client)
+    if amazon and not _is_amazon(store):
         return Identity(method, None, "the store is not Amazon's, which alone has STS")
     try:
         return Identity(method, str(client.get_caller_identity()["Arn"]))
     except ClientError as error:
         code = s3_errors.answer_code(error)
-        if amazon and s3_errors.CODES.get(code) is s3_errors.no_credentials:
+        if amazon and session.region_name and s3_errors.CODES.get(code) is s3_errors.no_credentials:
             raise NoPermissionError(f"Amazon refuses the credentials from {method} ({code}): {_MEND}.") from error
         return Identity(method, None, f"STS answered {code}")
     except (BotoCoreError, ResponseParserError) as error:  # the latter is no kin: an answer, but not one of STS
@@ -57,21 +62,16 @@ def identity() -> Identity:
 def skew_s() -> float | None:
     """Seconds that the store's clock is ahead of this machine's, to the second; None where it does not tell.
 
-    Asked without a signature, which a clock that is off would spoil. Raises TransientError's kin for a store that does
-    not answer.
+    Asked without a signature, which a clock that is off would spoil. A store that does not answer is no trouble here:
+    who asks it for objects tells.
     """
-    session = boto3.session.Session()
-    config = _PATIENCE.merge(Config(signature_version=UNSIGNED, s3={"addressing_style": "path"}))
-    client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    unsigned = Config(signature_version=UNSIGNED, s3={"addressing_style": "path"})
     try:
-        answer = client.list_buckets()
+        answer = _client(boto3.session.Session(), "s3", unsigned).list_buckets()
     except ClientError as error:
         answer = error.response
-    except ResponseParserError:
+    except (BotoCoreError, ResponseParserError, ValueError):
         return None
-    except (BotoCoreError, ValueError) as error:
-        host = urlsplit(str(client.meta.endpoint_url)).netloc.rpartition("@")[2]
-        raise s3_errors.translate(error, s3_errors.Place("", "", host, output=False)) from error
     said = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
     return (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds() if said else None
 
@@ -88,10 +88,11 @@ def _method(session: Any) -> str:
     raise NoPermissionError(f"There are no AWS credentials: {_MEND} (--anonymous for a public bucket).")
 
 
-def _s3_endpoint(session: Any) -> str:
-    region = session.region_name or "us-east-1"
-    return str(session.client("s3", region_name=region, config=_PATIENCE).meta.endpoint_url)
+def _client(session: Any, service: str, config: Config | None = None) -> Any:
+    settings = _PATIENCE.merge(config) if config else _PATIENCE
+    return session.client(service, region_name=session.region_name or "us-east-1", config=settings)
 
 
-def _is_amazon(address: str) -> bool:
-    return (urlsplit(address).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+def _is_amazon(client: Any) -> bool:
+    host = urlsplit(str(client.meta.endpoint_url)).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))

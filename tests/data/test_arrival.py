@@ -113,7 +113,8 @@ def test_a_killed_job_loses_neither_bytes_nor_rows(
 ) -> None:
     monkeypatch.undo()  # a chunk is a MiB, as it is in the other process
     size = len(served(train=800))
-    site.pace_s = 0.3
+    killed, third = threading.Event(), size // 3
+    site.before = lambda asked: killed.wait(WAIT_S) if third < start(asked) < 2 * third else None
     cache_dir = tmp_path / "cache"
     command = ["prepare", "--data", f"{site.url}/x.zip", "--cache-dir", str(cache_dir), "--image-size", "32"]
     child = subprocess.Popen([sys.executable, str(ROOT / "entrypoint.py"), *command], stdout=subprocess.DEVNULL)
@@ -121,7 +122,8 @@ def test_a_killed_job_loses_neither_bytes_nor_rows(
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not list(cache_dir.glob("downloads/*/*.zip"))  # it was on its way still
-    sent, site.pace_s = site.sent, 0.0
+    killed.set()
+    sent = site.sent
     seen: list[int] = []
     original = decoding.decode
     monkeypatch.setattr(decoding, "decode", lambda data, side: seen.append(1) or original(data, side))

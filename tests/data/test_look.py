@@ -97,6 +97,8 @@ def test_missing_cut_short_or_something_else(tmp_path: Path, s3_bucket: str) -> 
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "page.zip").write_bytes(b"<html>Not found</html>")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing.zip").touch()
+    open_store(f"s3://{s3_bucket}").put("nothing.zip", b"")
     other = write_zip(tmp_path / "other.zip", {"readme.txt": b"x"})
     missing = (
         tmp_path / "none.zip",
@@ -104,6 +106,7 @@ def test_missing_cut_short_or_something_else(tmp_path: Path, s3_bucket: str) -> 
         f"s3://{s3_bucket}/none",
         f"s3://{s3_bucket}x/x.zip",
     )
+    missing += (tmp_path / "nothing.zip", f"s3://{s3_bucket}/nothing.zip")
     for uri in (tmp_path / "cut.zip", tmp_path / "page.zip", tmp_path / "empty", other, *missing):
         with pytest.raises(BadDataError):
             at(uri, tmp_path / "cache")

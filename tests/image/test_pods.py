@@ -26,13 +26,13 @@ pytestmark = pytest.mark.image
 SMALL = ("--data", "demo:", "--image-size", "64", "--wandb", "offline", "--batch-size", "32")
 ARGUMENTS = {
     "parta": (*SMALL, "--filters", "8"),
-    "partb": (*SMALL, "--backbone", "resnet18", "--weights", "none"),
-    "nodes": (*SMALL, "--backbone", "resnet18", "--weights", "none"),
+    "partb": (*SMALL, "--backbone", "mobilenet_v3_small", "--weights", "none"),
+    "nodes": (*SMALL, "--backbone", "mobilenet_v3_small", "--weights", "none"),
 }
 Play = Callable[..., str]
 
 
-def pod_of(name: str, image: str, bucket: str, *more: str) -> dict[str, Any]:
+def pod_of(name: str, image: str, bucket: str, *more: str, index: int = 0) -> dict[str, Any]:
     """The Job's pod as its controller would make it, with what a machine without a cluster needs changed."""
     kubectl = shutil.which("kubectl")
     if not kubectl:
@@ -49,8 +49,8 @@ def pod_of(name: str, image: str, bucket: str, *more: str) -> dict[str, Any]:
     names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
     changed = {each: os.environ[each] for each in names}
     changed |= {"INAT_OUTPUT": f"s3://{bucket}/runs", "KUBERNETES_SERVICE_HOST": "10.0.0.1", "OMP_NUM_THREADS": "1"}
-    if name == "nodes":  # alone, as the first and only one: the others have no cluster's names to find it by
-        changed |= {"INAT_NUM_NODES": "1"}
+    if name == "nodes":  # the controller's number; and the machines' names come from the cluster's DNS
+        changed |= {"JOB_COMPLETION_INDEX": str(index), "MASTER_ADDR": "127.0.0.1"}
     container["env"] = [each for each in container["env"] if each["name"] not in changed]
     container["env"] += [{"name": each, "value": value} for each, value in changed.items()]
     if os.environ.get("INAT_TEST_CODE"):
@@ -107,34 +107,42 @@ def code_of(container: str) -> int:
     return int(engine("wait", container).stdout)
 
 
+def started(play: Play, name: str, image: str, bucket: str, *more: str) -> list[str]:
+    """The containers of a Job, rank 0's first."""
+    return [play(pod_of(name, image, bucket, *more, index=index)) for index in range(2 if name == "nodes" else 1)]
+
+
 @pytest.mark.parametrize("name", ["parta", "partb", "nodes"])
-def test_the_pod_of_a_job_runs_to_its_end(name: str, play: Play, image: str, s3_bucket: str) -> None:
-    container = play(pod_of(name, image, s3_bucket, "--epochs", "1"))
-    assert code_of(container) == 0, said(container)
+def test_the_pods_of_a_job_run_to_their_end(name: str, play: Play, image: str, s3_bucket: str) -> None:
+    containers = started(play, name, image, s3_bucket, "--epochs", "1")
+    for each in containers:
+        assert code_of(each) == 0, said(each)
     report = stored(s3_bucket, f"inat-{name}", "report.json")
-    assert report["status"] == "done"
+    assert (report["status"], report["test"]["n"]) == ("done", 100)
     assert report["settings"]["run"]["grace_seconds"] == 120
-    assert json.loads(said(container).splitlines()[0])["event"]
-    [inspected] = json.loads(engine("inspect", container).stdout)
-    assert (inspected["Config"]["User"], inspected["HostConfig"]["ReadonlyRootfs"]) == ("10001:10001", True)
+    assert json.loads(said(containers[0]).splitlines()[0])["event"]
+    for each in containers:
+        [inspected] = json.loads(engine("inspect", each).stdout)
+        assert (inspected["Config"]["User"], inspected["HostConfig"]["ReadonlyRootfs"]) == ("10001:10001", True)
 
 
 @pytest.mark.parametrize("name", ["parta", "partb", "nodes"])
-def test_the_pod_of_a_job_that_is_stopped_stores_its_state_and_the_next_goes_on(
+def test_the_pods_of_a_job_that_are_stopped_store_their_state_and_the_next_go_on(
     name: str, play: Play, image: str, s3_bucket: str
 ) -> None:
-    first = play(pod_of(name, image, s3_bucket, "--epochs", "3"))
+    first = started(play, name, image, s3_bucket, "--epochs", "8")
     deadline = time.monotonic() + 240
     while stored(s3_bucket, f"inat-{name}", "checkpoints/latest.json") is None:
-        assert time.monotonic() < deadline, said(first)
+        assert time.monotonic() < deadline, said(first[0])
         time.sleep(0.2)
     begun = time.monotonic()
-    engine("stop", "-t", "120", first)
-    assert code_of(first) == 143, said(first)
+    engine("stop", "-t", "120", *first)
+    for each in first:
+        assert code_of(each) == 143, said(each)
     assert time.monotonic() - begun < 60
     step = stored(s3_bucket, f"inat-{name}", "checkpoints/latest.json")["step"]
     assert stored(s3_bucket, f"inat-{name}", "report.json") is None
-    second = play(pod_of(name, image, s3_bucket, "--epochs", "3"))
-    assert code_of(second) == 0, said(second)
+    for each in started(play, name, image, s3_bucket, "--epochs", "8"):
+        assert code_of(each) == 0, said(each)
     history = stored(s3_bucket, f"inat-{name}", "report.json")["history"]
     assert history[0]["ended_step"] == step

@@ -204,6 +204,7 @@ def test_shared_memory_is_for_several_devices(
         (Driver("999.1", "99.0", True), "cuda", "ok"),
         (Driver("999.1", None, False), "auto", "warn"),
         (Driver("999.1", None, False), "cuda", "fail"),
+        (Driver(None, "13.0", False), "cuda", "ok"),
     ],
 )
 def test_the_driver_is_held_against_the_wheel(
@@ -261,6 +262,16 @@ def test_with_the_flag_a_job_that_would_fail_does_not_begin(settings: Make, tmp_
     run(settings(run__preflight="true"))
     assert settings(run__preflight="true").fingerprint() == settings().fingerprint()
     assert (tmp_path / "runs/r/report.json").exists()
+
+
+def test_an_old_driver_ends_a_job_before_anything_is_pulled(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "here", lambda: Driver("550.54.15", "12.4", given=True))
+    monkeypatch.setattr(driver, "wheel_cuda", lambda: "13.0")
+    with pytest.raises(ConflictError, match=r"550\.54\.15 is too old .* CUDA 13\.0 and needs driver 580 or newer"):
+        run(settings())
+    assert not (tmp_path / "cache").exists()
 
 
 def process(*words: str, **more: Any) -> tuple[int, float, str, str]:

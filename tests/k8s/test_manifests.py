@@ -19,7 +19,7 @@ import entrypoint
 from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, UsageError
 from inat_job.jobs import submit
-from inat_job.platforms import k8s_watch, kubernetes, spot, submission, submit_k8s
+from inat_job.platforms import k8s_watch, kubernetes, liveness, spot, submission, submit_k8s
 
 ROOT = Path(__file__).parents[2]
 JOBS = ("parta", "partb", "nodes")
@@ -209,6 +209,13 @@ def test_the_probe_fails_for_a_file_that_nobody_touches(minutes: int | None, cod
     command = [word.replace("/scratch/alive", str(alive)) for word in probe]
     assert command != probe
     assert subprocess.run(command).returncode == code
+
+
+def test_the_probe_waits_as_long_as_the_job_may_be_silent() -> None:
+    assert (
+        f"-mmin -{liveness.STALE_MINUTES} "
+        in f"{pod_of(built())[1]['livenessProbe']['exec']['command'][-1]} ".replace(")", " ")
+    )
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moto import mock_aws
+from moto.backends import get_backend
 
 from entrypoint import _line
 from inat_job.errors import ConflictError, JobError, NoPermissionError, UsageError
@@ -208,19 +209,33 @@ def _role() -> str:
     return str(iam.create_role(RoleName="service", AssumeRolePolicyDocument="{}")["Role"]["Arn"])
 
 
-def test_a_definition_is_registered_once_and_each_job_submitted(queue: Any) -> None:
+def test_a_definition_is_registered_once_and_a_job_that_works_is_followed(queue: Any) -> None:
     documents = list(built())
     name = documents[0]["jobDefinitionName"]
-    for _ in range(2):
-        submit_batch.submit(Request(**PLAIN), documents)
+
+    def submitted(*sent: dict[str, Any]) -> str:
+        return submit_batch.submit(Request(**PLAIN), list(sent)).name
+
+    first = submitted(*documents)
+    [job] = get_backend("batch")["123456789012"]["eu-west-1"]._jobs.values()
+    job.status = "RUNNING"  # moto's are done at once
+    assert submitted(*documents) == first
     found = queue.describe_job_definitions(jobDefinitionName=name)["jobDefinitions"]
     assert [each["revision"] for each in found] == [1]
-    jobs = queue.list_jobs(jobQueue="gpus", filters=[{"name": "JOB_NAME", "values": ["parta*"]}])["jobSummaryList"]
-    assert len(jobs) == 2
     changed = {**documents[0], "retryStrategy": {"attempts": 2}}
-    submit_batch.submit(Request(**PLAIN), [changed, documents[1]])
+    with pytest.raises(ConflictError, match="give --name"):
+        submitted(changed, documents[1])
     found = queue.describe_job_definitions(jobDefinitionName=name)["jobDefinitions"]
     assert sorted(each["revision"] for each in found) == [1, 2]
+    assert submitted(documents[0], {**documents[1], "jobName": "other"}) != first
+
+
+def test_a_job_that_ended_is_submitted_again(queue: Any) -> None:
+    documents = list(built())
+    first = submit_batch.submit(Request(**PLAIN), documents)
+    while first.look().code is None:
+        pass
+    assert submit_batch.submit(Request(**PLAIN), documents).name != first.name
 
 
 def test_the_job_is_looked_at_until_its_end(queue: Any) -> None:
@@ -247,6 +262,17 @@ def test_several_nodes_end_as_the_main_one() -> None:
     assert (state.phase, state.code, state.lines, asked) == ("FAILED", 75, ("line",), ["main"])
 
 
+def test_why_nothing_runs_a_job_is_a_part_of_how_it_stands() -> None:
+    class Log:
+        def new(self, stream: str | None) -> list[str]:
+            return []
+
+    why = "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT"
+    job = submit_batch.Job("j", lambda _, jobs: {"jobs": [{"status": "RUNNABLE", "statusReason": why}]}, Log())
+    state = job.look()
+    assert (state.phase, state.code, state.reason) == (f"RUNNABLE ({why})", None, "")
+
+
 def test_several_nodes_are_submitted(queue: Any) -> None:
     job = submit_batch.submit(Request(**PLAIN), list(built(nodes=2)))
     states = [job.look() for _ in range(10)]
@@ -255,7 +281,7 @@ def test_several_nodes_are_submitted(queue: Any) -> None:
 
 def test_without_a_queue_or_credentials_the_error_says_so(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     definition, job = built(queue="none")
-    with pytest.raises(JobError, match=r"batch:SubmitJob .*none") as refused:
+    with pytest.raises(JobError, match=r"batch:ListJobs .*none") as refused:
         submit_batch.submit(Request(**PLAIN), [definition, job])
     assert refused.value.exit_code == 78
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -145,6 +145,8 @@ def test_without_a_dry_run_what_is_missing_is_named(job: Callable[..., Ended], c
         (["parta", "--config", "a.toml"], "--config is 'a.toml'"),
         (["parta", "--print-config"], "--print-config"),
         (["submit", "k8s", "--", "parta"], "submit is no command for a submitted job"),
+        (["parta", "--resume", "never", "--force"], "--force would begin the run anew"),
+        (["parta", "--resume", "never", "--set", "run.force=true"], "--force would begin the run anew"),
         (["train"], "train is no command for a submitted job"),
         (["parta", "--data", "https://u:p@host/x.zip"], "a password or signature for https://host/x.zip,"),
         (

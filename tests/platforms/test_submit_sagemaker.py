@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moto import mock_aws
 
 from entrypoint import _line
-from inat_job.errors import UsageError
+from inat_job.errors import ConflictError, UsageError
 from inat_job.jobs.submit import checked
 from inat_job.platforms import metric_lines, submit_sagemaker
 from inat_job.platforms.around import configured, part_of
@@ -191,9 +191,12 @@ def test_a_submission_again_is_another_attempt_at_the_same_run(account: Any) -> 
 
 def test_a_job_that_still_works_is_taken_instead_of_a_second(capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[str] = []
+    other: dict[str, str] = {}
 
     def sagemaker(operation: str, **parameters: Any) -> dict[str, Any]:
         asked.append(operation)
+        if operation == "describe_training_job":
+            return {"HyperParameters": {**built(name="birds")["HyperParameters"], **other}}
         second = {"TrainingJobName": "birds-attempt-2", "TrainingJobStatus": "InProgress"}
         first = {"TrainingJobName": "birds", "TrainingJobStatus": "Stopped"}
         token = parameters.get("NextToken")
@@ -203,6 +206,9 @@ def test_a_job_that_still_works_is_taken_instead_of_a_second(capsys: pytest.Capt
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inat_job.platforms.aws.service", lambda name, region: sagemaker)
         job = submit_sagemaker.submit(Request(**PLAIN), [built(name="birds")])
+        other["lr"] = "0.5"
+        with pytest.raises(ConflictError, match="with other settings"):
+            submit_sagemaker.submit(Request(**PLAIN), [built(name="birds")])
     assert job.name == "training job birds-attempt-2"
     assert "create_training_job" not in asked
     assert "is at this run already" in capsys.readouterr().out
