@@ -82,12 +82,18 @@ def check(stop: Stop, doing: str) -> None:
         raise Preempted(f"Stopped by a signal while {doing}; run the same command again to go on.")
 
 
+def reserve_s(grace_s: float) -> float:
+    """Seconds before the end of the grace in which whoever hangs is ended."""
+    return min(_LAST_S, grace_s / 10)
+
+
 def end_with_the_grace(
-    stop: StopFlag, grace_s: float, at_once: Callable[[], None], last_words: Callable[[], None]
+    stop: StopFlag, grace_s: float, at_once: Callable[[], None], last_words: Callable[[], None], reserves: float = 1.0
 ) -> None:
     """Watch, in a thread, that the process ends within the grace once `stop` is set: with `last_words`, and 143.
 
-    `at_once` is called when it is set, since a signal's handler itself may not write.
+    `at_once` is called when it is set, since a signal's handler itself may not write. `reserves` is how many times
+    `reserve_s` are left then: more for a process that another one ends in time.
 
     Whatever the job is busy with, a request that nobody answers or a compiler, may keep it from reading the flag.
     """
@@ -96,7 +102,7 @@ def end_with_the_grace(
         while not stop():
             time.sleep(_TICK_S)
         at_once()
-        while stop.seconds_left(grace_s) > min(_LAST_S, grace_s / 10):
+        while stop.seconds_left(grace_s) > reserves * reserve_s(grace_s):
             time.sleep(_TICK_S)
         last_words()
         os._exit(Preempted.exit_code)

@@ -159,3 +159,90 @@ def test_what_one_rank_refuses_is_what_the_job_says(start: Start) -> None:
     code, last = end(start("r", "--num-nodes", "2"))
     assert code == 78
     assert "MASTER_ADDR" in last
+
+
+TAMPERED = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+import entrypoint
+from inat_job import signals
+from inat_job.errors import ConflictError
+from inat_job.jobs import ending, part
+
+def leads(rank, settings, folder, stop, started):
+    while {hangs} or not stop():
+        time.sleep(0.1)
+    signals.check(stop, "leading")
+
+def follows(rank, settings, folder, stop, started):
+    if {fails}:
+        raise ConflictError("Rank 1 has no such thing: get one.")
+    leads(rank, settings, folder, stop, started)
+
+part._lead, part._follow = leads, follows
+print(os.environ.get("RANK", "supervisor"), flush=True)
+try:
+    entrypoint.main()
+except SystemExit as end:
+    ending.leave(int(end.code or 0))
+ending.leave(0)
+"""
+"""Two ranks that do no work, one of which may hang or fail."""
+
+
+def tampered(tmp_path: Path, *further: str, hangs: bool = False, fails: bool = False) -> subprocess.Popen[str]:
+    script = tmp_path / "tampered.py"
+    script.write_text(TAMPERED.format(root=str(ROOT), hangs=hangs, fails=fails))
+    words = ["parta", "--data", "demo:", "--accelerator", "cpu", "--devices", "2", "--run-id", "r", *further]
+    command = [sys.executable, str(script), *words]
+    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def both_ranks(child: subprocess.Popen[str]) -> None:
+    """Wait until both have begun."""
+    assert child.stdout
+    waited = {"0\n", "1\n"}
+    for line in child.stdout:
+        waited.discard(line)
+        if not waited:
+            break
+    assert not waited, child.communicate()
+    time.sleep(1.5)
+
+
+def test_a_rank_that_fails_alone_is_the_one_that_is_heard(tmp_path: Path) -> None:
+    assert end(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
+
+
+def test_a_rank_that_hangs_says_where_before_the_grace_is_over(tmp_path: Path) -> None:
+    child = tampered(tmp_path, "--grace-seconds", "5", hangs=True)
+    both_ranks(child)
+    begun = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    code, last = end(child, 30)
+    assert time.monotonic() - begun < 5
+    assert (code, "the grace is over; no new step is stored" in last) == (143, True), last
+
+
+def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
+    child = tampered(tmp_path, hangs=True)
+    both_ranks(child)
+    processes = ranks_of(child)
+    for _ in range(2):
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    code, last = end(child, 5)
+    assert (code, "second signal" in last) == (143, True), last
+    assert sorted(processes) == [0, 1]
+    gone_by = time.monotonic() + 5
+    while any(runs(pid) for pid in processes.values()):
+        assert time.monotonic() < gone_by
+        time.sleep(0.1)
+
+
+def runs(pid: int) -> bool:
+    """Whether the process is there, and is not one that only waits for its end to be read."""
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -27,12 +27,17 @@ def watch(settings: Settings, stop: StopFlag) -> None:
     own = ranks.own()
     if own is None or own.local == 0:  # who waits for another rank is not alive for it
         liveness.watch()
-    if ranks.supervised():
+    supervised = ranks.supervised()
+    if supervised:
         stop.be_patient()
     else:
         spot.watch(stop.set)
     signals.end_with_the_grace(
-        stop, settings.run.grace_seconds, partial(say_stopping, stop), partial(_out_of_grace, stop)
+        stop,
+        settings.run.grace_seconds,
+        partial(say_stopping, stop),
+        partial(_out_of_grace, stop),
+        reserves=2.0 if supervised else 1.0,  # the supervisor ends ranks in between, and must have heard them
     )
 
 

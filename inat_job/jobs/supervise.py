@@ -16,13 +16,15 @@ from inat_job import events
 from inat_job.errors import JobError, Preempted, TransientError
 from inat_job.platforms import ranks
 from inat_job.platforms.ranks import Rank
-from inat_job.signals import StopFlag
+from inat_job.signals import StopFlag, reserve_s
 
 LOST_S = 25.0
 """Seconds that the others have to store what they have, once a rank has failed."""
 
 _LEADER_GONE_S = 15.0
-_BEFORE_THE_END_S = 1.5
+_RESERVES = 1.5
+"""Of signals.reserve_s: after a rank that hangs has said so, and before the supervisor itself is ended."""
+
 _TICK_S = 0.05
 
 Process = subprocess.Popen[bytes]
@@ -90,7 +92,7 @@ def _ends(processes: Mapping[int, Process], grace_s: float, stop: StopFlag) -> l
     while len(ends) < len(processes):
         ends += _ended(processes, {end.rank for end in ends}, asked)
         if stop():
-            until = min(until, time.monotonic() + stop.seconds_left(grace_s) - _BEFORE_THE_END_S)
+            until = min(until, time.monotonic() + stop.seconds_left(grace_s) - _RESERVES * reserve_s(grace_s))
         elif any(end.rank == 0 and end.code == 0 for end in ends):
             until = min(until, time.monotonic() + _LEADER_GONE_S)
         failed = any(end.code not in (0, Preempted.exit_code) for end in ends)

@@ -22,7 +22,8 @@ def meet(rank: Rank, stop: StopFlag, over: Callable[[], bool] = lambda: False) -
     """Find the other ranks of a run, of which rank 0 keeps the store.
 
     Returns None where `over` turns true meanwhile: the run was finished without this rank. Raises TransientError when
-    rank 0 is not found in time, ConflictError where its port is taken or it counts other ranks, Preempted.
+    rank 0 is not found in time or does not reach its own store, ConflictError where its port is taken or it counts
+    other ranks, Preempted.
     """
     keeps, begun = rank.rank == 0 and not rank.hosted, time.monotonic()
     while True:
@@ -63,6 +64,11 @@ def _store(rank: Rank, keeps: bool) -> TCPStore | None:
         time.sleep(_TICK_S)
         return None
     except (dist.DistError, RuntimeError) as error:
+        if keeps and "in use" not in str(error):
+            raise TransientError(
+                f"Rank 0 does not reach its own store at {rank.master} port {rank.port}: see that the name and the "
+                "network are this machine's, and try again."
+            ) from error
         if keeps:
             raise ConflictError(
                 f"Port {rank.port} is taken, by which the ranks find each other: set MASTER_PORT to another."
