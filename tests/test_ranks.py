@@ -97,7 +97,8 @@ def report(folder: Path, run: str) -> Any:
     return json.loads((folder / "runs" / run / "report.json").read_text())
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_the_same_batches_give_the_same_training_on_one_rank_and_on_several(
     start: Start, tmp_path: Path, ranks: int
 ) -> None:
@@ -133,7 +134,8 @@ def test_a_stop_of_the_group_is_one_checkpoint_and_the_resume_is_exact(
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
-@pytest.mark.parametrize("lost", [pytest.param(0, marks=pytest.mark.soak), 1])
+@pytest.mark.soak
+@pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_rank_ends_the_others_and_the_run_is_taken_up_again(start: Start, tmp_path: Path, lost: int) -> None:
     recipe = ("--devices", "2", "--epochs", "30", "--lease-seconds", "4")
     child = start("r", *recipe)

@@ -52,6 +52,7 @@ def test_each_stage_is_measured_and_one_bounds(settings: Make, tmp_path: Path, c
     assert "training epoch" in capsys.readouterr().err
 
 
+@pytest.mark.soak
 def test_the_baseline_trains_in_turn(settings: Make, tmp_path: Path) -> None:
     found = run(settings, tmp_path, stages=("epoch",), baseline=True)
     ratio = found["training epoch"]["median"] / found["baseline epoch"]["median"]
@@ -65,6 +66,7 @@ def test_a_frozen_stem_is_measured_on_its_features(settings: Make, tmp_path: Pat
     assert set(found) == {"", "step without data", "training epoch", "large matrices"}
 
 
+@pytest.mark.soak
 def test_whole_jobs_are_held_against_the_baseline(settings: Make, tmp_path: Path) -> None:
     found = run(settings, tmp_path, "a", {"train__epochs": "2"}, stages=("matrix",), end_to_end=True, baseline_epochs=1)
     assert "1 of 2 epochs" in found["whole baseline"]["note"]
