@@ -92,8 +92,10 @@ def test_a_cut_for_good_is_a_lost_rank_and_the_run_is_taken_up_again(start: Star
     children = [start(node, *recipe) for node in (0, 1)]
     until(children[0], "checkpoint")
     cable.cut()
+    begun = time.monotonic()
     for code, last in ends(children):
         assert (code, "lost" in last) == (75, True), last
+    print(f"75 on both after {time.monotonic() - begun:.0f} s")
     cable.mend()
     recipe = ("--epochs", "200", "--resume", "must")
     children = [start(node, *recipe) for node in (0, 1)]

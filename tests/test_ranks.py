@@ -105,7 +105,9 @@ def test_the_same_batches_give_the_same_training_on_one_rank_and_on_several(
     for run, devices in (("one", 1), ("several", ranks)):
         code, last = end(start(run, "--epochs", "8", "--devices", str(devices)))
         assert code == 0, last
-    assert distance(weights(tmp_path, "several"), weights(tmp_path, "one")) < 0.01
+    apart = distance(weights(tmp_path, "several"), weights(tmp_path, "one"))
+    print(f"{ranks} ranks: weights are {apart:.2%} from those of one")
+    assert apart < 0.01
     child = start("several", "--epochs", "8", "--devices", str(ranks))
     assert events_of(child) == ["phase", "done"], "and a run that is finished is found so, once"
     alone, done = report(tmp_path, "one"), report(tmp_path, "several")
@@ -125,9 +127,10 @@ def test_a_stop_of_the_group_is_one_checkpoint_and_the_resume_is_exact(
     for pid in everyone:
         os.kill(pid, signal.SIGTERM)
     code, last = end(child)
-    assert code == 143
+    took = time.monotonic() - begun
+    print(f"{ranks} ranks: 143 after {took:.1f} s")
+    assert (code, took < 20) == (143, True), last
     assert re.search(r"step \d+ is stored", last)
-    assert time.monotonic() - begun < 20
     assert end(start("cut", *recipe))[0] == 0
     assert len(report(tmp_path, "cut")["history"]) == 2
     whole, cut = weights(tmp_path, "whole"), weights(tmp_path, "cut")
@@ -144,9 +147,10 @@ def test_a_lost_rank_ends_the_others_and_the_run_is_taken_up_again(start: Start,
     begun = time.monotonic()
     os.kill(ranks[lost], signal.SIGKILL)
     code, last = end(child)
-    assert code == 75, last
+    took = time.monotonic() - begun
+    print(f"rank {lost} lost: 75 after {took:.1f} s")
+    assert (code, took < 60) == (75, True), last
     assert f"Rank {lost} was killed by SIGKILL" in last
-    assert time.monotonic() - begun < 60
     assert not [pid for pid in ranks.values() if Path("/proc", str(pid)).exists()]
     assert end(start("r", *recipe))[0] == 0
     assert report(tmp_path, "r")["history"][1]["started_step"] > 0
