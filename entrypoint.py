@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 import io  # noqa: E402
 import sys  # noqa: E402
-import warnings  # noqa: E402
 from collections.abc import Callable, Collection, Sequence  # noqa: E402
 from typing import Any, cast  # noqa: E402
 
@@ -225,8 +224,7 @@ def _run_part(part: str, place: Place, **options: Any) -> None:
 def main() -> None:
     """Run a command; the last line on stderr of a failure is one sentence."""
     STOP.install()
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # the libraries' remarks are for who develops this, not for who runs it
+    ending.calm()
     try:
         cli.main(standalone_mode=False)
         ending.succeed()

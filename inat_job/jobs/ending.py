@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import threading
 import traceback
+import warnings
 from functools import partial
 from typing import NoReturn
 
@@ -18,6 +20,13 @@ from inat_job.signals import StopFlag
 
 _working = threading.Event()
 """Set where a job begins: `status`, asked in the container of a job, must not speak for that."""
+
+
+def calm() -> None:
+    """Leave the libraries' remarks to who develops this: their warnings, and torch's that it has no Triton to count."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
 
 
 def watch(settings: Settings, stop: StopFlag) -> None:

@@ -2,15 +2,11 @@
 
 import copy
 import dataclasses
-import logging
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it misses Triton, of which nothing is counted
-
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode
 
 MACS_PER_S = {"cpu": 1e11, "mps": 1e12, "cuda": 1e14}
 """Multiply-adds that a device does in a network's layers: orders of magnitude, for choices between far extremes."""

@@ -104,7 +104,8 @@ def test_sagemakers_word(image: str, tmp_path: Path, how: tuple[str, ...]) -> No
     options = ("--network", "none", "-e", "OMP_NUM_THREADS=1", "-v", f"{tmp_path / 'input'}:/opt/ml/input:ro", *how)
     done = engine("run", "--rm", *options, image, *word)  # the folders that aren't mounted are made
     assert done.returncode == 0, done.stderr
-    assert '"collected", "model": "/opt/ml/model"' in done.stdout
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (events[-1]["event"], events[-1]["model"]) == ("collected", "/opt/ml/model")
 
 
 def test_no_secret_of_the_build_is_in_a_layer_or_its_history(image: str) -> None:
