@@ -2,22 +2,19 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from pictures import tree, write_zip
+from tests.harness.children import Child, children, ended, until
 from tests.harness.netns import Cable, laid
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --wandb off --run-id r --lease-seconds 4".split()
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Child]
 
 pytestmark = pytest.mark.soak
 
@@ -34,44 +31,24 @@ def cable() -> Iterator[Cable]:
 def start(tmp_path: Path, cable: Cable) -> Iterator[Start]:
     """Starts Part A on one of the machines, which share no more than the output."""
     archive = write_zip(tmp_path / "x.zip", tree(train=50, test=7))
-    started: list[subprocess.Popen[str]] = []
 
-    def go(node: int, *further: str) -> subprocess.Popen[str]:
+    def go(node: int, *further: str) -> Child:
         told = {
             "INAT_NUM_NODES": "2",
             "NODE_RANK": str(node),
             "MASTER_ADDR": cable.addresses[0],
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", *RECIPE, "--data", str(archive)]
-        child = subprocess.Popen(
-            [*cable.within(node), *command, "--cache-dir", str(tmp_path / f"cache{node}"), *further],
-            cwd=tmp_path,
-            env={**os.environ, **told},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(child)
-        return child
+        own = ("--data", str(archive), "--cache-dir", str(tmp_path / f"cache{node}"))
+        return made.start(["parta", *RECIPE, *own, *further], told, within=cable.within(node))
 
-    yield go
-    for child in started:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
+    with children(tmp_path) as made:
+        yield go
 
 
-def ends(children: list[subprocess.Popen[str]], within: float = 300.0) -> list[tuple[int, str]]:
+def ends(every: list[Child]) -> list[tuple[int, str]]:
     """Exit code and last line on stderr of each."""
-    errors = [child.communicate(timeout=within)[1] for child in children]
-    return [(child.returncode, (text.splitlines() or [""])[-1]) for child, text in zip(children, errors, strict=True)]
-
-
-def until(child: subprocess.Popen[str], event: str) -> None:
-    assert child.stdout
-    assert any(f'"{event}"' in line for line in child.stdout), child.communicate()
+    return [ended(child) for child in every]
 
 
 def test_two_machines_train_and_a_cut_of_30_s_is_nothing(start: Start, cable: Cable, tmp_path: Path) -> None:
@@ -84,7 +61,7 @@ def test_two_machines_train_and_a_cut_of_30_s_is_nothing(start: Start, cable: Ca
     assert [code for code, _ in ends(children)] == [0, 0]
     assert (tmp_path / "runs" / "r" / "report.json").exists()
     again = [start(node, *recipe) for node in (0, 1)]
-    assert [code for code, _ in ends(again, 60)] == [0, 0], "the run is finished, and found so by both"
+    assert [code for code, _ in ends(again)] == [0, 0], "the run is finished, and found so by both"
 
 
 def test_a_cut_for_good_is_a_lost_rank_and_the_run_is_taken_up_again(start: Start, cable: Cable) -> None:

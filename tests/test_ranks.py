@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from pictures import tree, write_zip
+from tests.harness.children import Child, children, ended, until
 
 ROOT = Path(__file__).parent.parent
 STEPS = 50
 RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --no-batch-norm --dropout 0 --wandb off".split()
-Start = Callable[..., subprocess.Popen[str]]
+Start = Callable[..., Child]
 Weights = dict[str, torch.Tensor]
 
 
@@ -27,47 +28,23 @@ Weights = dict[str, torch.Tensor]
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts Part A on the same pictures, in the same folder."""
     archive = write_zip(tmp_path / "x.zip", tree(train=50, test=7))
-    started: list[subprocess.Popen[str]] = []
 
-    def go(run: str, *further: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", *RECIPE, "--data", str(archive)]
-        child = subprocess.Popen(
-            [*command, "--run-id", run, *further],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(child)
-        return child
+    def go(run: str, *further: str) -> Child:
+        command = ["parta", *RECIPE, "--data", str(archive), "--run-id", run, *further]
+        return made.start(command, {"OMP_NUM_THREADS": "1"})
 
-    yield go
-    for child in started:
-        child.kill()
-        child.communicate()
+    with children(tmp_path) as made:
+        yield go
 
 
-def end(child: subprocess.Popen[str], within: float = 120.0) -> tuple[int, str]:
-    """Exit code, and the last line on stderr."""
-    _, errors = child.communicate(timeout=within)
-    return child.returncode, (errors.splitlines() or [""])[-1]
-
-
-def until(child: subprocess.Popen[str], event: str) -> None:
-    assert child.stdout
-    assert any(f'"{event}"' in line for line in child.stdout), child.communicate()
-
-
-def events_of(child: subprocess.Popen[str]) -> list[str]:
+def events_of(child: Child) -> list[str]:
     """What it says, in order, until it ends well."""
     said, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     return [json.loads(line)["event"] for line in said.splitlines()]
 
 
-def ranks_of(child: subprocess.Popen[str]) -> dict[int, int]:
+def ranks_of(child: Child) -> dict[int, int]:
     """Process by rank."""
     found = {}
     for pid in subprocess.run(
@@ -103,7 +80,7 @@ def test_the_same_batches_give_the_same_training_on_one_rank_and_on_several(
     start: Start, tmp_path: Path, ranks: int
 ) -> None:
     for run, devices in (("one", 1), ("several", ranks)):
-        code, last = end(start(run, "--epochs", "8", "--devices", str(devices)))
+        code, last = ended(start(run, "--epochs", "8", "--devices", str(devices)))
         assert code == 0, last
     apart = distance(weights(tmp_path, "several"), weights(tmp_path, "one"))
     print(f"{ranks} ranks: weights are {apart:.2%} from those of one")
@@ -120,18 +97,18 @@ def test_a_stop_of_the_group_is_one_checkpoint_and_the_resume_is_exact(
     start: Start, tmp_path: Path, ranks: int
 ) -> None:
     recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3")
-    assert end(start("whole", *recipe))[0] == 0
+    assert ended(start("whole", *recipe))[0] == 0
     child = start("cut", *recipe)
     until(child, "checkpoint")
     everyone, begun = [child.pid, *ranks_of(child).values()], time.monotonic()
     for pid in everyone:
         os.kill(pid, signal.SIGTERM)
-    code, last = end(child)
+    code, last = ended(child)
     took = time.monotonic() - begun
     print(f"{ranks} ranks: 143 after {took:.1f} s")
     assert (code, took < 20) == (143, True), last
     assert re.search(r"step \d+ is stored", last)
-    assert end(start("cut", *recipe))[0] == 0
+    assert ended(start("cut", *recipe))[0] == 0
     assert len(report(tmp_path, "cut")["history"]) == 2
     whole, cut = weights(tmp_path, "whole"), weights(tmp_path, "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -146,23 +123,23 @@ def test_a_lost_rank_ends_the_others_and_the_run_is_taken_up_again(start: Start,
     ranks = ranks_of(child)
     begun = time.monotonic()
     os.kill(ranks[lost], signal.SIGKILL)
-    code, last = end(child)
+    code, last = ended(child)
     took = time.monotonic() - begun
     print(f"rank {lost} lost: 75 after {took:.1f} s")
     assert (code, took < 60) == (75, True), last
     assert f"Rank {lost} was killed by SIGKILL" in last
     assert not [pid for pid in ranks.values() if Path("/proc", str(pid)).exists()]
-    assert end(start("r", *recipe))[0] == 0
+    assert ended(start("r", *recipe))[0] == 0
     assert report(tmp_path, "r")["history"][1]["started_step"] > 0
 
 
 def test_what_one_rank_refuses_is_what_the_job_says(start: Start) -> None:
-    code, last = end(start("r", "--devices", "3"))
+    code, last = ended(start("r", "--devices", "3"))
     assert (code, last) == (78, "Error: --batch-size is 16, for all of 3 devices in 1 slices: make it a multiple of 3.")
-    code, last = end(start("r", "--devices", "2", "--accelerator", "cpu", "--sync-batch-norm"))
+    code, last = ended(start("r", "--devices", "2", "--accelerator", "cpu", "--sync-batch-norm"))
     assert code == 78
     assert "--sync-batch-norm needs GPUs" in last
-    code, last = end(start("r", "--num-nodes", "2"))
+    code, last = ended(start("r", "--num-nodes", "2"))
     assert code == 78
     assert "MASTER_ADDR" in last
 
@@ -196,7 +173,7 @@ ending.leave(0)
 """Two ranks that do no work, one of which may hang or fail."""
 
 
-def tampered(tmp_path: Path, *further: str, hangs: bool = False, fails: bool = False) -> subprocess.Popen[str]:
+def tampered(tmp_path: Path, *further: str, hangs: bool = False, fails: bool = False) -> Child:
     script = tmp_path / "tampered.py"
     script.write_text(TAMPERED.format(root=str(ROOT), hangs=hangs, fails=fails))
     words = ["parta", "--data", "demo:", "--accelerator", "cpu", "--devices", "2", "--run-id", "r", *further]
@@ -204,7 +181,7 @@ def tampered(tmp_path: Path, *further: str, hangs: bool = False, fails: bool = F
     return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def both_ranks(child: subprocess.Popen[str]) -> None:
+def both_ranks(child: Child) -> None:
     """Wait until both have begun."""
     assert child.stdout
     waited = {"0\n", "1\n"}
@@ -217,7 +194,7 @@ def both_ranks(child: subprocess.Popen[str]) -> None:
 
 
 def test_a_rank_that_fails_alone_is_the_one_that_is_heard(tmp_path: Path) -> None:
-    assert end(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
+    assert ended(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
 
 
 def test_a_rank_that_hangs_says_where_before_the_grace_is_over(tmp_path: Path) -> None:
@@ -225,7 +202,7 @@ def test_a_rank_that_hangs_says_where_before_the_grace_is_over(tmp_path: Path) -
     both_ranks(child)
     begun = time.monotonic()
     child.send_signal(signal.SIGTERM)
-    code, last = end(child, 30)
+    code, last = ended(child, 30)
     assert time.monotonic() - begun < 5
     assert (code, "the grace is over; no new step is stored" in last) == (143, True), last
 
@@ -237,7 +214,7 @@ def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
     for _ in range(2):
         child.send_signal(signal.SIGINT)
         time.sleep(0.3)
-    code, last = end(child, 5)
+    code, last = ended(child, 5)
     assert (code, "second signal" in last) == (143, True), last
     assert sorted(processes) == [0, 1]
     gone_by = time.monotonic() + 5

@@ -1,6 +1,5 @@
 """SageMaker's contract, kept by real processes: `train` in a moved /opt/ml, and what is found there afterwards."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,11 +14,10 @@ import pytest
 
 from inat_job.models.export import load_exported
 from pictures import tree, write_folder, write_zip
+from tests.harness.children import Child, children
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"part": "a", "image_size": "32", "filters": "4", "batch-size": "32", "epochs": "1", "wandb": "off"}
-
-Child = subprocess.Popen[str]
 
 
 @pytest.fixture
@@ -33,29 +31,16 @@ def ml(tmp_path: Path) -> Path:
 @pytest.fixture
 def train(ml: Path, tmp_path: Path) -> Iterator[Callable[..., Child]]:
     """Starts `train`, or another command, with these hyperparameters in an empty folder, as the job `birds`."""
-    started: list[Child] = []
 
     def start(hyperparameters: object, *command: str, within: tuple[str, ...] = (), **environment: str) -> Child:
         (ml / "input/config/hyperparameters.json").write_text(json.dumps(hyperparameters))
-        work = tmp_path / "work"
-        work.mkdir(exist_ok=True)
         said = {"SAGEMAKER_BASE_DIR": str(ml), "TRAINING_JOB_NAME": "birds", "OMP_NUM_THREADS": "1", **environment}
-        child = subprocess.Popen(
-            [*within, sys.executable, str(ROOT / "entrypoint.py"), *(command or ("train",))],
-            cwd=work,
-            env={**os.environ, **said},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(child)
-        return child
+        return made.start(command or ("train",), said, within)
 
-    yield start
-    for child in started:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        child.communicate()
+    work = tmp_path / "work"
+    work.mkdir()
+    with children(work) as made:
+        yield start
 
 
 def names(folder: Path) -> set[str]:

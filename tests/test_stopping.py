@@ -1,6 +1,5 @@
 """A real job that is stopped from outside: by signals to it or its group, by a Spot notice, and while it hangs."""
 
-import contextlib
 import http.server
 import json
 import os
@@ -16,49 +15,31 @@ from pathlib import Path
 import pytest
 
 from pictures import tree, write_zip
+from tests.harness.children import Child, children, until
 
 ROOT = Path(__file__).parent.parent
 SMALL = "parta --image-size 32 --filters 4 --epochs 400 --batch-size 8 --run-id r".split()
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def job(tmp_path: Path) -> Iterator[Callable[..., Child]]:
     """Starts a job in a session of its own, in an empty folder."""
     archive = write_zip(tmp_path / "x.zip", tree(train=20, test=5))
-    started: list[subprocess.Popen[str]] = []
 
-    def start(*further: str, **environment: str) -> subprocess.Popen[str]:
-        child = subprocess.Popen(
-            [sys.executable, str(ROOT / "entrypoint.py"), *SMALL, "--data", str(archive), *further],
-            cwd=tmp_path,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(child)
-        return child
+    def start(*further: str, **environment: str) -> Child:
+        return made.start([*SMALL, "--data", str(archive), *further], environment)
 
-    yield start
-    for child in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
+    with children(tmp_path) as made:
+        yield start
 
 
-def until(child: subprocess.Popen[str], word: str) -> None:
-    assert child.stdout is not None
-    assert any(f'"{word}"' in line for line in child.stdout), child.communicate()
-
-
-def last_line(child: subprocess.Popen[str]) -> str:
+def last_line(child: Child) -> str:
     return child.communicate(timeout=60)[1].splitlines()[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_is_as_one_to_the_job(
-    job: Callable[..., subprocess.Popen[str]], number: signal.Signals, tmp_path: Path
+    job: Callable[..., Child], number: signal.Signals, tmp_path: Path
 ) -> None:
     """wandb's own process gets it too, and dies of it."""
     child = job("--wandb", "offline")
@@ -88,7 +69,7 @@ class _Metadata(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_spot_notice_stores_a_checkpoint_before_any_signal(job: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_spot_notice_stores_a_checkpoint_before_any_signal(job: Callable[..., Child]) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Metadata)
     server.noticed = False  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -107,7 +88,7 @@ def test_a_spot_notice_stores_a_checkpoint_before_any_signal(job: Callable[..., 
     server.server_close()
 
 
-def test_a_server_that_says_nothing_holds_up_no_stop(job: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_server_that_says_nothing_holds_up_no_stop(job: Callable[..., Child]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         child = job(
             "--wandb",
@@ -126,7 +107,7 @@ def test_a_server_that_says_nothing_holds_up_no_stop(job: Callable[..., subproce
             assert (child.returncode, time.monotonic() - begun < 10) == (143, True)
 
 
-def test_a_failure_is_told_to_sagemaker(job: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_a_failure_is_told_to_sagemaker(job: Callable[..., Child], tmp_path: Path) -> None:
     child = job("--wandb", "off", "--data", "/none.zip", SAGEMAKER_BASE_DIR=str(tmp_path / "ml"))
     (tmp_path / "ml").mkdir(exist_ok=True)
     sentence = last_line(child)
