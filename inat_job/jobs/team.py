@@ -29,7 +29,7 @@ def check(settings: Settings, size: int) -> None:
     if batch % (slices * size):
         raise ConflictError(
             f"--batch-size is {batch}, for all of {size} devices in {slices} slices: make it a multiple of "
-            f"{slices * size}."
+            f"{slices * size}, or lower --devices."
         )
 
 
