@@ -69,6 +69,9 @@ def _taken(folder: Path, locks: tuple[Path, ...]) -> Iterator[bool]:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
+            except OSError:  # another user's, who may be at work in it
+                free = False
+                continue
             stack.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,7 +32,7 @@ def state_of(seen: Seen, gone: Gone) -> str:
     attempt = seen.attempt
     if seen.report is not None:
         return FINISHED
-    if attempt is None:
+    if attempt is None or attempt.why == FINISHED:  # the report tells that, and somebody took it away
         return BEGUN
     if attempt.why != RUNNING:
         return attempt.why
@@ -64,7 +64,7 @@ def told(seen: Seen, state: str) -> dict[str, Any]:
         "part": seen.config.get("part"),
         "state": state,
         "host": attempt.holder.get("host") if attempt and state == RUNNING else None,
-        "heard_s": round(seen.heard_s, 1) if attempt and state in (RUNNING, SILENT) else None,
+        "heard_s": round(seen.heard_s, 1) if attempt and _is_heard(attempt, state) else None,
         "phase": phase if isinstance(phase, str) else None,
         "epoch": max(_whole(standing.get("epoch")), newest.epoch if newest else 0),
         "epochs": epochs,
@@ -120,7 +120,9 @@ def _state_line(said: Mapping[str, Any]) -> str:
         return f"{said['state']}, test accuracy {accuracy:.4f}"
     if said["state"] == RUNNING:
         return f"running on {said['host'] or 'a machine'}, heard of {heard:.0f} s ago"
-    return f"silent for {duration(heard)}" if said["state"] == SILENT else str(said["state"])
+    if said["state"] == SILENT and heard is not None:
+        return f"silent for {duration(heard)}"
+    return str(said["state"])
 
 
 def _work_line(said: Mapping[str, Any]) -> str:
@@ -182,6 +184,11 @@ def _checkpoint(uri: str, manifest: Manifest | None) -> dict[str, Any] | None:
         return None
     names = ("step", "epoch", "val_accuracy")
     return {"uri": f"{uri}/{manifest.name}", **{name: getattr(manifest, name) for name in names}}
+
+
+def _is_heard(attempt: Attempt, state: str) -> bool:
+    """Whether it counts when it was heard of; one that cannot be read has no time."""
+    return state == RUNNING or (state == SILENT and bool(attempt.holder))
 
 
 def _is_end(manifest: Manifest) -> bool:

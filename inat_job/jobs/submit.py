@@ -9,6 +9,7 @@ from inat_job import events
 from inat_job.bench import request as bench
 from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, configure
 from inat_job.errors import Preempted, TransientError, UsageError
+from inat_job.jobs import team
 from inat_job.knobs import knobs_of, parsed
 from inat_job.platforms import submission
 from inat_job.platforms.submission import Command, Handle, JobEnded, Request, State, Target
@@ -29,6 +30,7 @@ def run(name: str, request: Request, words: Sequence[str], parse: Parse, stop: C
     """Submit a command to a target. Raises JobError, where the job was waited for with the job's own code."""
     target = cast(Target, importlib.import_module(f"inat_job.platforms.submit_{name}"))
     command = checked(words, parse)
+    _check_size(request, command)
     request = submission.completed(request, command, target.NEEDS)
     documents = target.build(request, command)
     if request.dry_run:
@@ -58,6 +60,16 @@ def checked(words: Sequence[str], parse: Parse) -> Command:
     if configuration.settings.run.force:
         raise UsageError("--force would begin the run anew whenever the platform tries again: leave it out.")
     return command
+
+
+def _check_size(request: Request, command: Command) -> None:
+    """Raise UsageError for more machines than the command can use, ConflictError for a batch that they can't share."""
+    if command.verb == "test" and request.nodes > 1:
+        raise UsageError(f"--nodes is {request.nodes}, and a test uses one machine: leave it out.")
+    if command.verb in ("parta", "partb"):
+        settings = command.configuration.settings
+        gpus = 0 if settings.train.accelerator == "cpu" else request.gpus
+        team.check(settings, request.nodes * (settings.train.devices or gpus or 1))
 
 
 def _refuse_what_stays_here(name: str, options: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ _KINDS: tuple[tuple[str, type[JobError], str], ...] = (
         NoPermissionError,
         "ask for the right to do this",
     ),
+    (r"localhost:8080", ConflictError, "no cluster is configured here: set KUBECONFIG"),  # kubectl's last resort
     (
         r"Unable to connect|connection refused|timed? ?out|deadline exceeded|TLS handshake|connection reset|EOF"
         r"|ServiceUnavailable|TooManyRequests|InternalError|etcdserver|no such host",

@@ -104,7 +104,7 @@ def _spec(request: Request, command: Command) -> Manifest:
     container = {
         "name": "job",
         "image": request.image,
-        "args": list(command.words),
+        "args": [word.replace("$", "$$") for word in command.words],  # Kubernetes fills $(NAME) in, secrets too
         "env": [{"name": name, "value": value} for name, value in variables.items() if value],
     }
     spec: Manifest = {"template": {"metadata": {"labels": request.labels}, "spec": {"containers": [container]}}}

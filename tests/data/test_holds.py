@@ -1,5 +1,6 @@
 """Folders that a process of its own holds, lets go of, or is killed with; and those that are deleted meanwhile."""
 
+import os
 import subprocess
 import sys
 import time
@@ -78,6 +79,21 @@ def test_it_keeps_to_a_folder_that_is_renamed_and_refuses_one_that_is_gone(tmp_p
     del held
     assert holds.delete(folder)
     assert holds.hold(folder) is None
+
+
+def test_what_may_not_be_opened_counts_as_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "f").mkdir()
+    real = os.open
+
+    def refuse(path: Path, *rest: int) -> int:
+        if Path(path) == tmp_path / "f":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert not holds.is_free(tmp_path / "f")
+    assert holds.delete(tmp_path / "f") is None
+    assert (tmp_path / "f").is_dir()
 
 
 def test_a_hold_notes_the_use(tmp_path: Path, cache_dir: Path) -> None:

@@ -52,6 +52,17 @@ def test_a_holder_known_to_be_gone_is_silent_however_lately_it_was_heard_of() ->
     assert state_of(seen(), lambda holder: holder == {"host": "node-1"}) == "silent"
 
 
+def test_a_run_whose_report_is_gone_is_not_finished() -> None:
+    state = state_of(seen(attempt=replace(ATTEMPT, why="finished")), here)
+    assert (state, code_of(state)) == ("begun", 75)
+
+
+def test_nothing_is_said_of_when_an_attempt_was_heard_of_that_cannot_be_read() -> None:
+    said = told(seen(attempt=Attempt(1, 60.0, {}), heard_s=1.8e9), "silent")
+    assert said["heard_s"] is None
+    assert any(line.split() == ["state", "silent"] for line in lines(said))
+
+
 def test_what_a_machine_is_told() -> None:
     attempt = replace(ATTEMPT, earlier=[{"started_step": 0, "ended_step": 40, "why": "preempted"}], started_step=40)
     stored = [manifest(40, 4, 80.0, val_accuracy=0.9), manifest(50, 5, 100.0)]

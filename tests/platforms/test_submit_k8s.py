@@ -322,6 +322,7 @@ def test_a_job_of_that_name_is_no_other(job: Callable[..., Ended], cluster: Path
             "Error from server (ServiceUnavailable): the server is currently unable to handle the request",
             TransientError,
         ),
+        ("dial tcp 127.0.0.1:8080: the connection to localhost:8080 was refused: connection refused", ConflictError),
         ('The Job "x" is invalid: spec.template: Invalid value', ConflictError),
         ('Error from server (NotFound): namespaces "ml" not found', ConflictError),
     ],
@@ -337,6 +338,30 @@ def test_without_kubectl_it_is_said(job: Callable[..., Ended], monkeypatch: pyte
     monkeypatch.setenv("PATH", "/nonexistent")
     done = job(*ASKED, *RUN)
     assert (done.code, "kubectl is not on PATH" in done.last) == (78, True)
+
+
+def test_kubernetes_fills_nothing_into_the_command(job: Callable[..., Ended]) -> None:
+    done = job("k8s", "--dry-run", *RUN, "--wandb-project", "$(WANDB_API_KEY)$$x")
+    made = list(yaml.safe_load_all("\n".join(done.lines)))[-1]
+    args = made["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[-1] == "$$(WANDB_API_KEY)$$$$x", "each $$ comes out as one $"
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "code", "says"),
+    [
+        (["--nodes", "2"], ["test", "--checkpoint", "s3://b/r"], 2, "--nodes is 2, and a test uses one machine"),
+        (["--nodes", "2"], ["parta", "--batch-size", "33"], 78, "--batch-size is 33, for all of 2 devices"),
+        (["--gpus", "4"], ["parta", "--batch-size", "34"], 78, "--batch-size is 34, for all of 4 devices"),
+        (["--gpus", "4"], ["parta", "--batch-size", "33", "--accelerator", "cpu"], 0, ""),
+        (["--gpus", "0"], ["parta", "--batch-size", "33"], 0, ""),
+    ],
+)
+def test_machines_that_the_command_cannot_use_are_refused(
+    options: list[str], words: list[str], code: int, says: str, job: Callable[..., Ended]
+) -> None:
+    refused = job("k8s", "--dry-run", *options, "--", *words)
+    assert (refused.code, says in refused.last) == (code, True), refused.last
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
