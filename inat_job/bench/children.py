@@ -111,16 +111,16 @@ class Ended:
     peak_bytes: int
     lines: tuple[tuple[float, str], ...]
 
-    def second_of(self, words: str) -> float:
-        """When the first line with these words came, in seconds from the start. Raises ChildError without one."""
+    def second_of(self, pattern: str) -> float:
+        """When the first line that has the pattern came, in seconds from the start. Raises ChildError without one."""
         for at, line in self.lines:
-            if words in line:
+            if re.search(pattern, line):
                 return at
-        raise ChildError(f"A program of the bench never said {words!r}: see above.")
+        raise ChildError(f"A program of the bench never said {pattern!r}: see above.")
 
 
 def run(command: Sequence[str], until: str | None = None) -> Ended:
-    """Run a program to its end, or kill it as it says `until`. Raises ChildError where it fails."""
+    """Run a program to its end, or kill it as a line has the pattern `until`. Raises ChildError where it fails."""
     begun = time.perf_counter()
     lines: list[tuple[float, str]] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
@@ -129,7 +129,7 @@ def run(command: Sequence[str], until: str | None = None) -> Ended:
             peak = _Peak(process.pid)
             for line in process.stdout:
                 lines.append((time.perf_counter() - begun, line.rstrip("\n")))
-                if until is not None and until in line:
+                if until is not None and re.search(until, line):
                     break
             else:
                 until = None

@@ -16,7 +16,7 @@ from inat_job.settings import Settings
 BUILT = "built"
 """What the program of the bare imports says at its end."""
 
-FIRST_STEP = '"event": "phase", "phase": "train"'
+FIRST_STEP = r'"event": "phase".*"phase": "train"'
 
 
 def first_step(settings: Settings, classes: int, scratch: Path, runs: int) -> list[Measured]:
