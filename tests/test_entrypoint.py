@@ -10,17 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-import entrypoint
 from inat_job.configuration import all_knobs, everything
 from inat_job.errors import TransientError
 from inat_job.knobs import knobs_of
 from inat_job.platforms import submission
 from inat_job.recipes import RECIPES
 from pictures import encoded, tree, write_zip
+from tests.harness.inside import Ended, inside
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --run-id r".split()
@@ -39,33 +39,14 @@ FOREIGN = set(
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-class Ended(NamedTuple):
-    code: int
-    stdout: str
-    last: str
-
-
 @pytest.fixture
 def job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Ended]]:
     """Runs a command line in this process, in an empty folder, and puts the signal handlers back."""
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["entrypoint.py", *arguments])
-        code = 0
-        try:
-            entrypoint.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return Ended(code, out, (err.strip().splitlines() or [""])[-1])
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with inside(monkeypatch, capsys) as run:
+        yield run
 
 
 @pytest.fixture

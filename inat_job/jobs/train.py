@@ -64,26 +64,39 @@ def run(
     crew.tell(stored)
     if work.execution.compile:
         compiling.compile_in_place(architecture.network, work.execution.compile_mode)
+    _finish(work, held, stored, latest, architecture, classifier)
+    crew.part()
+
+
+def _finish(
+    work: Work,
+    held: Held,
+    stored: dict[str, Any],
+    latest: tuple[Manifest, Path] | None,
+    architecture: Architecture,
+    classifier: Classifier,
+) -> None:
+    """Train from `latest` on, test and report: the run is decided on, and all ranks know."""
+    settings, folder = work.settings, held.folder
     resumed = latest[0] if latest else None
-    clock.earlier(resumed.train_s if resumed else 0.0)
+    work.clock.earlier(resumed.train_s if resumed else 0.0)
     held.lease.started(resumed.step if resumed else 0)
     journal = Journal(folder, resumed)
     with (
         stages.tracked(settings, folder) as tracker,
-        uploading(work.checkpoints, held.lease, [METRICS], stop, settings.run.grace_seconds, resumed) as uploader,
+        uploading(work.checkpoints, held.lease, [METRICS], work.stop, settings.run.grace_seconds, resumed) as uploader,
     ):
         reused = features(work, classifier, stored.get("reuse"), latest)
-        log = MetricsLog(journal, tracker.log, work.pictures.slice_size, crew)
+        log = MetricsLog(journal, tracker.log, work.pictures.slice_size, work.crew)
         train(work, classifier, uploader, log, latest)
         best, path = work.checkpoints.best()
-        stages.load_weights(classifier, crew.share(path))
+        stages.load_weights(classifier, work.crew.share(path))
         export(architecture, folder.path("model/model.json").parent, _description(work))
         measured = evaluate(work, classifier)
-        store_checkpoints(folder, uploader, stop)
+        store_checkpoints(folder, uploader, work.stop)
         history = held.lease.history(work.checkpoints.newest().ended)
         done = stages.report_of(work, architecture, best, tracker, measured, history, reused)
         publish(folder, held.lease, tracker, done, journal.rows)
-    crew.part()
 
 
 def _crew(rank: Rank, cache: Cache, stop: StopFlag) -> Crew:

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -210,6 +210,19 @@ def refuse_secrets(command: Command, environment: Mapping[str, str] = os.environ
             raise UsageError("The command holds an AWS access key, which all could read: let the job have a role.")
         if told := next((name for name, secret in secrets.items() if secret in word), None):
             raise UsageError(f"The command holds what {told} is here, which all could read: use a secret.")
+
+
+def pages(
+    call: Callable[..., dict[str, Any]], operation: str, token: str, **parameters: Any
+) -> Iterator[dict[str, Any]]:
+    """The answers of an operation of AWS that lists, until none says that there is more; `token` is its word for it."""
+    more: dict[str, str] = {}
+    while True:
+        page = call(operation, **parameters, **more)
+        yield page
+        if not page.get(token):
+            return
+        more = {token: page[token]}
 
 
 def our_code(code: int) -> int:

@@ -12,7 +12,7 @@ from inat_job import events
 from inat_job.errors import ConflictError, UsageError
 from inat_job.platforms import aws_models
 from inat_job.platforms.batch_end import ended
-from inat_job.platforms.submission import Command, Request, State, lasting_output, refuse_unused
+from inat_job.platforms.submission import Command, Request, State, lasting_output, pages, refuse_unused
 
 NEEDS = ("image", "role", "queue")
 
@@ -160,10 +160,8 @@ def submit(request: Request, documents: list[dict[str, Any]]) -> "Job":
 
 def _working(batch: Any, job: dict[str, Any], revision: str) -> str | None:
     """The job of this name that has not ended: a second one would only wait for the run's lease, on a paid machine."""
-    token: dict[str, str] = {}
     named = [{"name": "JOB_NAME", "values": [job["jobName"]]}]
-    while True:
-        page = batch("list_jobs", jobQueue=job["jobQueue"], filters=named, **token)
+    for page in pages(batch, "list_jobs", "nextToken", jobQueue=job["jobQueue"], filters=named):
         for each in page["jobSummaryList"]:
             if each["jobName"] != job["jobName"] or each["status"] in ("SUCCEEDED", "FAILED"):
                 continue
@@ -172,9 +170,7 @@ def _working(batch: Any, job: dict[str, Any], revision: str) -> str | None:
                     f"AWS Batch job {each['jobId']} has this name and does something else: wait for it, or give --name."
                 )
             return str(each["jobId"])
-        if not page.get("nextToken"):
-            return None
-        token = {"nextToken": page["nextToken"]}
+    return None
 
 
 class Job:

@@ -13,7 +13,7 @@ from inat_job.configuration import all_knobs
 from inat_job.errors import ConflictError, UsageError
 from inat_job.platforms import aws_models, metric_lines
 from inat_job.platforms.sagemaker_end import ended
-from inat_job.platforms.submission import Command, Request, State, lasting_output, refuse_unused
+from inat_job.platforms.submission import Command, Request, State, lasting_output, pages, refuse_unused
 
 NEEDS = ("image", "role")
 
@@ -143,16 +143,12 @@ def submit(request: Request, documents: list[dict[str, Any]]) -> "Job":
 
 def _attempts(sagemaker: Any, base: str) -> dict[str, str]:
     """Status by name of all the jobs that were attempts at a run."""
-    found: dict[str, str] = {}
-    token: dict[str, str] = {}
-    while True:
-        page = sagemaker("list_training_jobs", NameContains=base, MaxResults=100, **token)
-        for each in page["TrainingJobSummaries"]:
-            if attempt_of(each["TrainingJobName"], base):
-                found[each["TrainingJobName"]] = each["TrainingJobStatus"]
-        if not page.get("NextToken"):
-            return found
-        token = {"NextToken": page["NextToken"]}
+    return {
+        each["TrainingJobName"]: each["TrainingJobStatus"]
+        for page in pages(sagemaker, "list_training_jobs", "NextToken", NameContains=base, MaxResults=100)
+        for each in page["TrainingJobSummaries"]
+        if attempt_of(each["TrainingJobName"], base)
+    }
 
 
 class Job:

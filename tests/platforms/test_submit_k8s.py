@@ -8,30 +8,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-import entrypoint
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
 from inat_job.jobs import submit
 from inat_job.platforms import k8s_watch
 from inat_job.platforms.kubectl import Kubectl
+from tests.harness.inside import Ended, inside
 
 ROOT = Path(__file__).parents[2]
 ROLE = "arn:aws:iam::123456789012:role/inat-job"
 ASKED = ("k8s", "--image", "registry/inat-job:1", "--role", ROLE)
 RUN = ("--", "parta", "--epochs", "3", "--output", "s3://bucket/runs")
 INDEX = "batch.kubernetes.io/job-completion-index"
-
-
-class Ended(NamedTuple):
-    code: int
-    lines: list[str]
-    last: str
 
 
 @pytest.fixture
@@ -51,21 +45,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ended]]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["entrypoint.py", "submit", *arguments])
-        code = 0
-        try:
-            entrypoint.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return Ended(code, out.splitlines(), (err.strip().splitlines() or [""])[-1])
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    with inside(monkeypatch, capsys, "submit") as run:
+        yield run
 
 
 def pod(
@@ -121,7 +102,7 @@ def test_the_name_is_the_runs_and_made_of_what_decides_the_result(job: Callable[
 def test_without_a_dry_run_what_is_missing_is_named(job: Callable[..., Ended], cluster: Path) -> None:
     assert job("k8s", *RUN) == (
         2,
-        [],
+        "",
         "Error: --image, --role must be given to submit this; --dry-run shows the rest without.",
     )
     copied = job("k8s", "--image", "<IMAGE>", "--role", ROLE, *RUN)

@@ -1,0 +1,47 @@
+"""The command line in the test's own process, which gets its signal handlers back."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+
+import entrypoint
+
+
+class Ended(NamedTuple):
+    """How a command ended: exit code, all of stdout, and the last line on stderr."""
+
+    code: int
+    stdout: str
+    last: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.stdout.splitlines()
+
+
+@contextmanager
+def inside(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *before: str
+) -> Iterator[Callable[..., Ended]]:
+    """Runs the command line of the words `before` and those that it is given."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["entrypoint.py", *before, *arguments])
+        code = 0
+        try:
+            entrypoint.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return Ended(code, out, (err.strip().splitlines() or [""])[-1])
+
+    try:
+        yield run
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
