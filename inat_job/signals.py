@@ -39,7 +39,7 @@ class StopFlag:
         return self.raised_at is not None
 
     def install(self) -> None:
-        """Make this flag the process's handler; call again wherever a library may have put its own in place."""
+        """Make this flag the process's handler."""
         for number in SIGNALS:
             signal.signal(number, self._handle)
 

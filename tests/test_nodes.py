@@ -79,4 +79,5 @@ def test_a_cut_for_good_is_a_lost_rank_and_the_run_is_taken_up_again(start: Star
     until(children[0], "checkpoint")
     for child in children:
         child.terminate()
-    assert [code for code, _ in ends(children)] == [143, 143]
+    ended = ends(children)
+    assert [code for code, _ in ended] == [143, 143], ended

@@ -22,12 +22,6 @@ class Watch(Callback):
         self._stop, self._phase, self._vote = stop, phase, vote
         self._show = events.progress(phase)
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop.install()  # Lightning put its own handler in place just before
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop.install()
-
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:

@@ -9,10 +9,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from inat_job.data.module import Pictures
-from inat_job.errors import ConflictError, JobError, Preempted
+from inat_job.errors import ConflictError, JobError
 from inat_job.models.classifier import Classifier
 from inat_job.settings import TrainSettings
 from inat_job.training.crew import BY_ITSELF, Crew
@@ -46,6 +45,8 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+    # Its handler of SIGTERM talks to the other ranks in the middle of whatever they are at; ours, the flag, stays live.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     # Which asks all ranks at each step whether one was stopped, and waits for the device to answer: the keeper does it.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
@@ -77,10 +78,7 @@ def fit(
     """
     path = str(resume_from) if resume_from else None
     with memory_errors(), _restoring(trainer, resume_from), crew.watched():
-        try:
-            trainer.fit(classifier, datamodule=pictures, ckpt_path=path, weights_only=True)
-        except SIGTERMException:  # the signal came before our handler was back in place
-            raise Preempted("Preempted before the first step: run the same command again to go on.") from None
+        trainer.fit(classifier, datamodule=pictures, ckpt_path=path, weights_only=True)
 
 
 @contextmanager

@@ -53,9 +53,6 @@ class Keeper(Callback):
         self._out_of_time = False
         self.ended = resumed.ended if resumed else ""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop.install()  # Lightning put its own handler in place just before
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         torch.manual_seed(step_seed(self._settings.train.seed, step, trainer.global_rank))
