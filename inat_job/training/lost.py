@@ -1,5 +1,6 @@
 """What a rank meets when another one is lost, as one of our errors."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,8 +9,8 @@ import torch.distributed as dist
 from inat_job.errors import JobError, Preempted, TransientError
 from inat_job.signals import Stop
 
-_OF_THE_NETWORK = ("gloo", "NCCL", "Connection closed by peer", "Timed out waiting")
-"""In the texts of RuntimeErrors, which is all that gloo raises."""
+_OF_THE_NETWORK = ("gloo", "NCCL", "Application timeout caused pair closure")
+"""In the texts of RuntimeErrors, which is all that gloo raises: each with its source file, but for the last."""
 
 
 @contextmanager
@@ -24,5 +25,5 @@ def lost(stop: Stop) -> Iterator[None]:
             raise
         if stop():
             raise Preempted("Preempted while another rank had ended: run the same command again to go on.") from error
-        detail = str(error).splitlines()[0][-200:]
+        detail = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0]).split(". ")[0][:200]
         raise TransientError(f"Another rank of this run was lost ({detail}): run the same command again.") from error
