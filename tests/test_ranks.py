@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pictures import tree, write_zip
-from tests.harness.children import Child, children, ended, until
+from tests.harness.children import Child, children, ended, ranks_of, until
 
 ROOT = Path(__file__).parent.parent
 STEPS = 50
@@ -42,17 +42,6 @@ def events_of(child: Child) -> list[str]:
     said, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
     return [json.loads(line)["event"] for line in said.splitlines()]
-
-
-def ranks_of(child: Child) -> dict[int, int]:
-    """Process by rank."""
-    found = {}
-    for pid in subprocess.run(
-        ["pgrep", "-P", str(child.pid)], capture_output=True, text=True, check=True
-    ).stdout.split():
-        told = Path("/proc", pid, "environ").read_text()
-        found[int(re.search(r"(?:^|\0)RANK=(\d+)", told)[1])] = int(pid)
-    return found
 
 
 def weights(folder: Path, run: str) -> Weights:
@@ -100,7 +89,7 @@ def test_a_stop_of_the_group_is_one_checkpoint_and_the_resume_is_exact(
     assert ended(start("whole", *recipe))[0] == 0
     child = start("cut", *recipe)
     until(child, "checkpoint")
-    everyone, begun = [child.pid, *ranks_of(child).values()], time.monotonic()
+    everyone, begun = [child.pid, *ranks_of(child.pid).values()], time.monotonic()
     for pid in everyone:
         os.kill(pid, signal.SIGTERM)
     code, last = ended(child)
@@ -120,7 +109,7 @@ def test_a_lost_rank_ends_the_others_and_the_run_is_taken_up_again(start: Start,
     recipe = ("--devices", "2", "--epochs", "30", "--lease-seconds", "4")
     child = start("r", *recipe)
     until(child, "checkpoint")
-    ranks = ranks_of(child)
+    ranks = ranks_of(child.pid)
     begun = time.monotonic()
     os.kill(ranks[lost], signal.SIGKILL)
     code, last = ended(child)
@@ -213,7 +202,7 @@ def test_a_rank_that_hangs_says_where_before_the_grace_is_over(tmp_path: Path) -
 def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
     child = tampered(tmp_path, hangs=True)
     both_ranks(child)
-    processes = ranks_of(child)
+    processes = ranks_of(child.pid)
     for _ in range(2):
         child.send_signal(signal.SIGINT)
         time.sleep(0.3)

@@ -15,7 +15,7 @@ from tests.harness.losses import Loss
 from tests.harness.runner import Ended, Job
 from tests.harness.stores import LocalOutput, Output, Result, latest_step, report_of, result_of
 
-PREEMPTED = 143
+PREEMPTED, TRANSIENT = 143, 75
 _STORED = re.compile(r"step (\d+) is stored")
 
 
@@ -73,7 +73,7 @@ class Attempt:
 
     @property
     def fatal(self) -> bool:
-        return self.hung or self.code not in (0, PREEMPTED, -signal.SIGKILL, -signal.SIGTERM)
+        return self.hung or self.code not in (0, PREEMPTED, TRANSIENT, -signal.SIGKILL, -signal.SIGTERM)
 
     @property
     def phase(self) -> str:
@@ -107,10 +107,10 @@ def reference(place: Place, case: Case) -> Reference:
     return known
 
 
-def plan(rng: random.Random, known: Reference, stored: int) -> Kill:
-    """A kill for the next attempt, which has to do what comes after the step `stored`."""
+def plan(rng: random.Random, known: Reference, stored: int, ranks: int) -> Kill:
+    """A kill for the next attempt, in which `ranks` have to do what comes after the step `stored`."""
     left = (known.seconds - known.startup) * (1 - min(stored, known.steps) / known.steps)
-    return kills.draw(rng, known.startup, known.startup + left)
+    return kills.draw(rng, known.startup, known.startup + left, ranks)
 
 
 def attempt(place: Place, case: Case, run: str, machine: int, kill: Kill | None) -> Attempt:
@@ -136,7 +136,9 @@ def _command(place: Place, case: Case, run: str, machine: int) -> list[str]:
 def _wrong_end(ended: Ended, kill: Kill | None, stored: int) -> list[str]:
     """Whether the code is one that such a kill may leave, and the last line true."""
     allowed = {0}
-    if kill and ended.signalled is not None:
+    if kill and kill.rank is not None and ended.signalled is not None:
+        allowed |= {TRANSIENT}
+    elif kill and ended.signalled is not None:
         allowed |= {PREEMPTED} if kill.number is signal.SIGTERM else set()
         allowed |= set() if kill.gentle else {-int(signal.SIGKILL)}
         # Python needs a moment until the job can catch a signal at all.

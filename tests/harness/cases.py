@@ -10,12 +10,13 @@ from tests.data.pictures import tree, write_zip
 
 @dataclass(frozen=True)
 class Case:
-    """One command of the job; `minutes` is its --checkpoint-minutes."""
+    """One command of the job, that `ranks` processes work on; `minutes` is its --checkpoint-minutes."""
 
     name: str
     part: str
     minutes: float
     options: Sequence[str]
+    ranks: int = 1
 
     def arguments(self, data: str, output: str, cache: Path, run: str) -> list[str]:
         """The whole command line."""
@@ -24,9 +25,9 @@ class Case:
         return [f"part{self.part}", *places, *small, "--checkpoint-minutes", str(self.minutes), *self.options]
 
 
-def _part_a(name: str, options: str) -> Case:
-    network = "--filters 8 --dense 16 --dropout 0.3 --batch-size 8"
-    return Case(name, "a", 0.004, f"{network} {options}".split())
+def _part_a(name: str, options: str, ranks: int = 1) -> Case:
+    network = f"--filters 8 --dense 16 --dropout 0.3 --batch-size 8 --accelerator cpu --devices {ranks}"
+    return Case(name, "a", 0.004, f"{network} {options}".split(), ranks)
 
 
 def _part_b(name: str, options: str) -> Case:
@@ -38,6 +39,7 @@ def _part_b(name: str, options: str) -> Case:
 CASES = (
     _part_a("a-fp32", "--precision fp32 --epochs 12 --early-stop 3"),
     _part_a("a-bf16", "--precision bf16 --epochs 9"),
+    _part_a("a-ranks", "--precision fp32 --epochs 9", ranks=2),
     _part_b("b-head", "--strategy head --epochs 5 --feature-views 0"),
     _part_b("b-features", "--strategy head --epochs 6 --feature-views 2"),
     _part_b("b-last-k", "--strategy last-k --epochs 4 --feature-views 2"),

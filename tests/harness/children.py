@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,6 +52,17 @@ def children(cwd: Path) -> Iterator[Children]:
         yield made
     finally:
         made.end()
+
+
+def ranks_of(supervisor: int) -> dict[int, int]:
+    """The processes of the ranks that a process has started, by their number."""
+    found = {}
+    for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
+        with contextlib.suppress(OSError):  # it has ended since
+            told = Path("/proc", pid, "environ").read_text()
+            if rank := re.search(r"(?:^|\0)RANK=(\d+)", told):
+                found[int(rank[1])] = int(pid)
+    return found
 
 
 def until(child: Child, word: str) -> None:

@@ -3,7 +3,7 @@
 import random
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.harness.runner import HANG_S, Ended, Event, Job
 
@@ -12,7 +12,8 @@ PHASES = ("start", "pull", "prepare", "build", "train", "validate", "test", "upl
 
 @dataclass(frozen=True)
 class Kill:
-    """A signal to the process or its group, at an age in seconds, or some seconds after a moment that events tell.
+    """A signal to the process, its group or a rank of it, at an age in seconds, or some seconds after a moment that
+    events tell.
 
     `moment` is a phase or "checkpoint"; `occurrence` counts from 1. `then_kill` sends SIGKILL as many seconds after a
     SIGTERM, as a platform does that does not wait.
@@ -24,13 +25,15 @@ class Kill:
     moment: str = ""
     occurrence: int = 1
     then_kill: float | None = None
+    rank: int | None = None
 
     @property
     def told(self) -> str:
         """In a few words."""
         after = f"{self.moment}#{self.occurrence}+" if self.moment else ""
         again = f", KILL {self.then_kill:.2f} s later" if self.then_kill is not None else ""
-        return f"{self.number.name}{' group' if self.group else ''} at {after}{self.seconds:.2f} s{again}"
+        whom = " group" if self.group else "" if self.rank is None else f" rank {self.rank}"
+        return f"{self.number.name}{whom} at {after}{self.seconds:.2f} s{again}"
 
     @property
     def gentle(self) -> bool:
@@ -38,11 +41,19 @@ class Kill:
         return self.number is signal.SIGTERM and self.then_kill is None
 
 
-def draw(rng: random.Random, startup: float, expected: float) -> Kill:
+def draw(rng: random.Random, startup: float, expected: float, ranks: int = 1) -> Kill:
     """A kill for an attempt that needs `startup` seconds until it trains and `expected` in all.
 
-    One in eight comes before training, three in eight at a moment, and the rest anywhere from there to the end.
+    One in eight comes before training, three in eight at a moment, and the rest anywhere from there to the end. Where
+    there are several ranks, half of the kills are SIGKILL to one of them.
     """
+    kill = _draw(rng, startup, expected)
+    if ranks > 1 and rng.random() < 0.5:
+        return replace(kill, number=signal.SIGKILL, group=False, then_kill=None, rank=rng.randrange(ranks))
+    return kill
+
+
+def _draw(rng: random.Random, startup: float, expected: float) -> Kill:
     number = rng.choice((signal.SIGKILL, signal.SIGTERM))
     group = rng.random() < 0.5
     late = rng.uniform(0.0, 1.0) if number is signal.SIGTERM and rng.random() < 0.25 else None
@@ -58,7 +69,7 @@ def draw(rng: random.Random, startup: float, expected: float) -> Kill:
 
 def carry_out(kill: Kill, job: Job) -> Ended:
     """Kill the job as planned, unless it ends before, and wait for its end."""
-    if _await(kill, job) and job.kill(kill.number, kill.group) and kill.then_kill is not None:
+    if _await(kill, job) and job.kill(kill.number, kill.group, kill.rank) and kill.then_kill is not None:
         time.sleep(kill.then_kill)
         job.kill(signal.SIGKILL, kill.group)
     return job.end()

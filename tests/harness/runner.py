@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.harness.children import ranks_of
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 HANG_S = 240.0
 """An attempt that takes longer hangs."""
@@ -138,16 +140,19 @@ class Job:
             return False
         return True
 
-    def kill(self, number: signal.Signals, group: bool = False) -> bool:
-        """Send a signal to the process, or to its group; whether it still ran."""
+    def kill(self, number: signal.Signals, group: bool = False, rank: int | None = None) -> bool:
+        """Send a signal to the process, to its group, or to one of its ranks; whether it still ran."""
         if self._process.poll() is not None:
+            return False
+        pid = self._process.pid if rank is None else ranks_of(self._process.pid).get(rank)
+        if pid is None:
             return False
         if self.signalled is None:
             self.signalled = self.age
         if group:
             os.killpg(self._process.pid, number)
         else:
-            self._process.send_signal(number)
+            os.kill(pid, number)
         return True
 
     def end(self, timeout: float = HANG_S) -> Ended:

@@ -96,7 +96,7 @@ class Soak:
                 return
             machine += rng.random() < _NEW_MACHINE
             stored = latest_step(self.place.output, run.name)
-            kill = attempts.plan(rng, reference, stored) if self._take_round() else None
+            kill = attempts.plan(rng, reference, stored, case.ranks) if self._take_round() else None
             attempt = attempts.attempt(self.place, case, run.name, machine, kill)
             run.attempts.append(attempt)
             if kill and not attempt.interrupted:

@@ -5,11 +5,12 @@ import random
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.harness import cells, kills, losses, matrix, runner, soak
+from tests.harness import attempts, cells, kills, losses, matrix, runner, soak
 from tests.harness.attempts import Attempt
 from tests.harness.cases import LONE_CASE, chosen, pictures
 from tests.harness.kills import Kill
@@ -103,6 +104,24 @@ def test_kills_are_drawn_from_the_seed_and_reach_everything() -> None:
     assert min(at_once) < 1.0
     assert max(at_once) > 11.0
     assert sum(each.then_kill is not None for each in drawn) > 20
+
+
+def test_of_several_ranks_each_is_killed_alone_half_of_the_time() -> None:
+    drawn = [kills.draw(random.Random(seed), 4.0, 12.0, ranks=2) for seed in range(400)]
+    alone = [each for each in drawn if each.rank is not None]
+    assert {each.rank for each in alone} == {0, 1}
+    assert {(each.number, each.group, each.then_kill) for each in alone} == {(signal.SIGKILL, False, None)}
+    assert 150 < len(alone) < 250
+    assert {each.number for each in drawn if each.rank is None} == {signal.SIGKILL, signal.SIGTERM}
+
+
+def test_a_lost_rank_ends_a_job_with_75_and_nothing_else_does() -> None:
+    lost = Ended(75, 9.0, "", [Event(1.0, "phase", {"phase": "train"})], signalled=8.0)
+    of_rank, of_job = Kill(signal.SIGKILL, False, 1.0, rank=1), Kill(signal.SIGKILL, False, 1.0)
+    assert attempts._wrong_end(lost, of_rank, 0) == []
+    assert attempts._wrong_end(replace(lost, code=143), of_rank, 0) == ["ended with 143: "]
+    assert attempts._wrong_end(lost, of_job, 0) == ["ended with 75: "]
+    assert attempts._wrong_end(lost, None, 0) == ["ended with 75: "]
 
 
 def test_a_violation_in_any_attempt_is_told_with_its_run() -> None:
