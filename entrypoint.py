@@ -11,7 +11,6 @@ if __name__ == "__main__":
     STOP.install()  # before all that takes time: the first process of a container ignores a signal without a handler
 
 import io  # noqa: E402
-import sys  # noqa: E402
 from collections.abc import Callable, Collection, Sequence  # noqa: E402
 from typing import Any, cast  # noqa: E402
 
@@ -24,9 +23,8 @@ from inat_job.errors import Preempted  # noqa: E402
 from inat_job.jobs import ending  # noqa: E402
 from inat_job.jobs.requests import PrepareRequest, StatusRequest  # noqa: E402
 from inat_job.knobs import knobs_of, parsed  # noqa: E402
-from inat_job.platforms import detect, last_words, process, submission  # noqa: E402
+from inat_job.platforms import detect, process, submission  # noqa: E402
 from inat_job.platforms.around import configured, part_of, part_or  # noqa: E402
-from inat_job.platforms.discretion import discreet  # noqa: E402
 from inat_job.platforms.place import Place  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.settings import Settings  # noqa: E402
@@ -85,8 +83,10 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(inat_job.__version__, prog_name="inat-job")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Train, test and report an image classifier; a job that is stopped goes on where it was."""
+    ending.keep_silent(context.invoked_subcommand == "status")
 
 
 @cli.command()
@@ -231,9 +231,7 @@ def main() -> None:
     except click.ClickException as error:
         shown = io.StringIO()  # it quotes what was typed
         error.show(shown)
-        print(discreet(shown.getvalue()), end="", file=sys.stderr)
-        last_words.say(error.exit_code, error.format_message(), {})
-        sys.exit(error.exit_code)
+        ending.refuse(shown.getvalue(), error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         ending.fail("Stopped.", Preempted.exit_code)
     except Exception as error:

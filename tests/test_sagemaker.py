@@ -144,6 +144,15 @@ def test_a_command_line_that_does_not_parse_is_told_too(train: Callable[..., Chi
     assert "--epoch" in failure(ml)
 
 
+@pytest.mark.parametrize("words", [["nobodys"], ["nobodys", "--wach"]])
+def test_who_only_asks_in_the_container_of_a_job_leaves_no_word(
+    train: Callable[..., Child], ml: Path, words: list[str]
+) -> None:
+    code, _, last = ended(train(SMALL, "status", *words))
+    assert (code != 0, last.startswith("Error: ")) == (True, True)
+    assert not (ml / "output/failure").exists()
+
+
 def test_options_go_before_hyperparameters(train: Callable[..., Child]) -> None:
     child = train({**SMALL, "lr": "0.5"}, "train", "--epochs", "7", "--print-config")
     out, _ = child.communicate(timeout=60)

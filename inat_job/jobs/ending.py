@@ -19,7 +19,10 @@ from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
 _working = threading.Event()
-"""Set where a job begins: `status`, asked in the container of a job, must not speak for that."""
+"""Set where a job begins: what only shows something has not done its work by that."""
+
+_silent = False
+"""Whether the platform must not take this process's words for its job's."""
 
 
 def calm() -> None:
@@ -50,6 +53,12 @@ def watch(settings: Settings, stop: StopFlag) -> None:
     )
 
 
+def keep_silent(yes: bool) -> None:
+    """Leave no word where the platform looks: `status` may be asked in the container of a job, and is not that job."""
+    global _silent
+    _silent = yes
+
+
 def say_stopping(stop: StopFlag) -> None:
     """Say why the job stops: at once, or when it ends sooner than the thread that watches has seen it."""
     known = events.noted()
@@ -63,13 +72,20 @@ def say(message: str, code: int) -> None:
     sentence = discreet(" ".join(message.split()))
     if not ranks.words():
         print(f"Error: {sentence}", file=sys.stderr, flush=True)
-    last_words.say(code, sentence, events.noted())
+    _leave_word(code, sentence)
 
 
 def succeed() -> None:
     """Leave word of a job that has done its work."""
     if _working.is_set():
-        last_words.say(0, str(events.noted().get("outcome", "Done.")), events.noted())
+        _leave_word(0, str(events.noted().get("outcome", "Done.")))
+
+
+def refuse(shown: str, sentence: str, code: int) -> NoReturn:
+    """End the main thread for a command line that can't be read: `shown` is all that is said of it, on stderr."""
+    print(discreet(shown), end="", file=sys.stderr)
+    _leave_word(code, sentence)
+    sys.exit(code)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -112,6 +128,11 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
             stream.flush()
     os._exit(code)
+
+
+def _leave_word(code: int, sentence: str) -> None:
+    if not _silent:
+        last_words.say(code, sentence, events.noted())
 
 
 def _out_of_grace(stop: StopFlag) -> None:
