@@ -1,6 +1,5 @@
 """The door to those services of AWS that run jobs: a call is one request, and its errors are ours."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from inat_job import events
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError, UsageError
+from inat_job.platforms import local
 from inat_job.storage import s3_errors
 
 Call = Callable[..., dict[str, Any]]
@@ -48,9 +48,7 @@ _OWN: dict[str, tuple[type[JobError], str]] = {
 def service(name: str, region: str | None) -> Call:
     """The operations of a service. Raises JobError where no client can be made."""
     try:
-        client = boto3.session.Session().client(
-            name, region_name=region or os.environ.get("AWS_REGION") or None, config=_CONFIG
-        )
+        client = boto3.session.Session().client(name, region_name=region or local.region(), config=_CONFIG)
     except (BotoCoreError, ValueError) as error:
         raise translate(error, name) from error
 

@@ -15,10 +15,15 @@ def calm_wandb(environment: MutableMapping[str, str] = os.environ) -> None:
     environment.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
+def region(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The region by boto3's own variable, or else by that of AWS's platforms, which boto3 does not read."""
+    return environment.get("AWS_DEFAULT_REGION") or environment.get("AWS_REGION") or None
+
+
 def settle_region(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let boto3, which reads the other variable alone, see the region that AWS's own platforms tell."""
-    if region := environment.get("AWS_REGION"):
-        environment.setdefault("AWS_DEFAULT_REGION", region)
+    """Let boto3 see the region that AWS's platforms tell, wherever it makes a client."""
+    if found := region(environment):
+        environment["AWS_DEFAULT_REGION"] = found
 
 
 def settle_cublas(environment: MutableMapping[str, str] = os.environ) -> None:
