@@ -26,7 +26,7 @@ class Case:
 
 
 def _part_a(name: str, options: str, ranks: int = 1) -> Case:
-    network = f"--filters 8 --dense 16 --dropout 0.3 --batch-size 8 --accelerator cpu --devices {ranks}"
+    network = "--filters 8 --dense 16 --dropout 0.3 --batch-size 8"
     return Case(name, "a", 0.004, f"{network} {options}".split(), ranks)
 
 
@@ -39,7 +39,7 @@ def _part_b(name: str, options: str) -> Case:
 CASES = (
     _part_a("a-fp32", "--precision fp32 --epochs 12 --early-stop 3"),
     _part_a("a-bf16", "--precision bf16 --epochs 9"),
-    _part_a("a-ranks", "--precision fp32 --epochs 9", ranks=2),
+    _part_a("a-ranks", "--precision fp32 --epochs 9 --accelerator cpu --devices 2", ranks=2),
     _part_b("b-head", "--strategy head --epochs 5 --feature-views 0"),
     _part_b("b-features", "--strategy head --epochs 6 --feature-views 2"),
     _part_b("b-last-k", "--strategy last-k --epochs 4 --feature-views 2"),
