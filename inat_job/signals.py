@@ -1,6 +1,7 @@
 """The stop flag: SIGTERM and SIGINT only set it, every phase reads it, and a second signal exits at once."""
 
 import os
+import select
 import signal
 import threading
 import time
@@ -33,15 +34,31 @@ class StopFlag:
     def __init__(self) -> None:
         self.why = ""
         self.raised_at: float | None = None
-        self._patient = False
+        self._patient = self._handled = False
+        self._woken: int | None = None
 
     def __call__(self) -> bool:
         return self.raised_at is not None
 
     def install(self) -> None:
-        """Make this flag the process's handler."""
+        """Make this flag the process's handler, and what `listen` hears of."""
+        if self._woken is None:
+            self._woken, told = os.pipe()
+            os.set_blocking(told, False)
+            signal.set_wakeup_fd(told, warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, self._handle)
+
+    def listen(self, seconds: float) -> None:
+        """Wait so long, in a thread, for a signal: Python's handlers wait until the main thread is out of C code."""
+        if self._woken is None:
+            time.sleep(seconds)
+        elif select.select([self._woken], [], [], seconds)[0]:
+            numbers = os.read(self._woken, 64)
+            time.sleep(_TICK_S)  # for the handler, which comes first where it can
+            for number in numbers:
+                if number in SIGNALS:
+                    self.set(signal.Signals(number).name)
 
     def be_patient(self) -> None:
         """Take no second signal for more than the first: whoever passes them on decides what is ended at once."""
@@ -61,9 +78,10 @@ class StopFlag:
         return max(0.0, self.seconds_left(grace_s) - min(_OWN_END_S, grace_s / 4))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.why in (each.name for each in SIGNALS) and not self._patient:
+        if self._handled and not self._patient:
             os.write(2, _AT_ONCE)
             os._exit(Preempted.exit_code)  # asked twice: whoever asks no longer wants to wait for the upload
+        self._handled = True
         if self.raised_at is None:
             self.raised_at = time.monotonic()
         self.why = signal.Signals(number).name
@@ -100,7 +118,7 @@ def end_with_the_grace(
 
     def watch() -> None:
         while not stop():
-            time.sleep(_TICK_S)
+            stop.listen(_TICK_S)
         at_once()
         while stop.seconds_left(grace_s) > reserves * reserve_s(grace_s):
             time.sleep(_TICK_S)

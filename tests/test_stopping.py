@@ -115,21 +115,30 @@ def test_a_failure_is_told_to_sagemaker(job: Callable[..., Child], tmp_path: Pat
     assert sentence == "Error: " + (tmp_path / "ml/output/failure").read_text()
 
 
-def test_what_hangs_is_ended_with_the_grace_and_says_so() -> None:
-    script = """
-import time
+IN_PYTHON = "while time.monotonic() < until: pass"
+IN_C = """
+mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+lock(mutex)
+lock(mutex)
+"""
+
+
+@pytest.mark.parametrize("hangs", [IN_PYTHON, IN_C], ids=["Python", "C"])
+def test_what_hangs_is_ended_with_the_grace_and_says_so(hangs: str) -> None:
+    script = f"""
+import ctypes, time
 from inat_job import signals
 stop = signals.StopFlag()
 stop.install()
 signals.end_with_the_grace(stop, 3.0, lambda: print(stop.why), lambda: print("last words", flush=True))
 print("up", flush=True)
 until = time.monotonic() + 60
-while time.monotonic() < until:
-    pass
+{hangs}
 """
     child = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     child.stdout.readline()
+    time.sleep(0.5)  # until it hangs
     begun = time.monotonic()
     child.send_signal(signal.SIGTERM)
     assert child.communicate(timeout=30)[0] == "SIGTERM\nlast words\n"
