@@ -43,6 +43,14 @@ class Preempted(JobError):
     exit_code = 143
 
 
+class RankError(JobError):
+    """What another rank said as it ended, and its exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code
+
+
 class PreconditionFailed(Exception):
     """A conditional write lost its race: the object exists already, or is not the one named any more.
 

@@ -189,6 +189,14 @@ def test_a_rank_that_fails_alone_is_the_one_that_is_heard(tmp_path: Path) -> Non
     assert ended(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_stopped_alone_stops_the_others(tmp_path: Path, rank: int) -> None:
+    child = tampered(tmp_path)
+    both_ranks(child)
+    os.kill(ranks_of(child.pid)[rank], signal.SIGTERM)
+    assert ended(child, 20) == (143, "Error: Stopped by a signal while leading; run the same command again to go on.")
+
+
 def test_a_rank_that_hangs_says_where_before_the_grace_is_over(tmp_path: Path) -> None:
     child = tampered(tmp_path, "--grace-seconds", "5", hangs=True)
     both_ranks(child)

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from inat_job import events
-from inat_job.errors import JobError, Preempted, TransientError
+from inat_job.errors import Preempted, RankError, TransientError
 from inat_job.platforms import ranks
 from inat_job.platforms.ranks import Rank
 from inat_job.signals import StopFlag, reserve_s
@@ -28,14 +28,6 @@ _RESERVES = 1.5
 _TICK_S = 0.05
 
 Process = subprocess.Popen[bytes]
-
-
-class RankError(JobError):
-    """What a rank said as it ended, and its exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.exit_code = code
 
 
 @dataclass(frozen=True)
@@ -96,10 +88,10 @@ def _ends(processes: Mapping[int, Process], grace_s: float, stop: StopFlag) -> l
         elif any(end.rank == 0 and end.code == 0 for end in ends):
             until = min(until, time.monotonic() + _LEADER_GONE_S)
         failed = any(end.code not in (0, Preempted.exit_code) for end in ends)
-        if not asked and (stop() or failed):
+        if not asked and (stop() or any(end.code for end in ends)):  # one that was stopped alone is waited for in vain
             asked = True
-            until = min(until, time.monotonic() + min(grace_s, LOST_S)) if failed else until
-            _signal(processes, ends, signal.SIGTERM)
+            until = min(until, time.monotonic() + (min(grace_s, LOST_S) if failed else stop.seconds_left(grace_s)))
+            _signal(processes, ends, signal.SIGINT if stop.why == signal.SIGINT.name else signal.SIGTERM)
         if time.monotonic() > until:
             _signal(processes, ends, signal.SIGKILL)
         time.sleep(_TICK_S)

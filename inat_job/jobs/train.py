@@ -46,8 +46,24 @@ def run(
     rank: Rank = ALONE,
 ) -> None:
     """Do what is left of a run that is held, and whose config.json is `stored`; other ranks follow (jobs/follow.py)."""
-    crew = _crew(rank, cache, stop)
+    crew = meet(rank, stop) if rank.size > 1 else BY_ITSELF
+    assert crew
+    with crew.cause.telling():
+        _lead(settings, held, stored, cache, clock, stop, crew)
+
+
+def _lead(
+    settings: Settings,
+    held: Held,
+    stored: dict[str, Any],
+    cache: Cache,
+    clock: Clock,
+    stop: StopFlag,
+    crew: Crew,
+) -> None:
+    """Do rank 0's part."""
     folder = held.folder
+    crew.tell_here([str(cache.folder), cache.index.source])
     work = stages.begin(settings, folder, cache, stored["execution"], clock, stop, crew)
     latest = work.checkpoints.discover(spooled=True).latest()
     crew.tell({"execution": work.execution.as_dict(), "resumed": manifest.text(latest[0]) if latest else None})
@@ -97,14 +113,6 @@ def _finish(
         history = held.lease.history(work.checkpoints.newest().ended)
         done = stages.report_of(work, architecture, best, tracker, measured, history, reused)
         publish(folder, held.lease, tracker, done, journal.rows)
-
-
-def _crew(rank: Rank, cache: Cache, stop: StopFlag) -> Crew:
-    """Rank 0's, with the others there, and the folder of the pictures told to those of this machine."""
-    crew = meet(rank, stop) if rank.size > 1 else BY_ITSELF
-    assert crew
-    crew.tell_here([str(cache.folder), cache.index.source])
-    return crew
 
 
 def connect(work: Work) -> None:
@@ -189,9 +197,10 @@ def train(
     settings, (resumed, path) = work.settings, latest or (None, None)
     keeper = Keeper(settings, work.pictures, work.checkpoints, uploader, log, work.stop, resumed, work.crew)
     if resumed and path and resumed.validate:
-        _validate(work, classifier, resumed, path)
-        log.validated(classifier, resumed.step, resumed.epoch - 1)
-        keeper.validated(classifier)
+        with work.crew.watched():
+            _validate(work, classifier, resumed, path)
+            log.validated(classifier, resumed.step, resumed.epoch - 1)
+            keeper.validated(classifier)
     if not keeper.ended:
         trainer = make_trainer(work.execution, settings.train, [log, keeper], work.crew)
         fit(trainer, classifier, work.pictures, path, work.crew)
@@ -206,7 +215,7 @@ def _validate(work: Work, classifier: Classifier, resumed: Manifest, path: Path)
     work.pictures.train_batches.go_to(resumed.epoch - 1, len(work.pictures.train_batches))
     watch = Watch(work.stop, "validate", work.crew.vote)
     trainer = make_trainer(work.execution, work.settings.train, [watch], work.crew)
-    with memory_errors(), work.crew.watched():
+    with memory_errors():
         trainer.validate(classifier, datamodule=work.pictures, verbose=False)
         work.crew.settle()
 

@@ -16,13 +16,18 @@ def calm_wandb(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def region(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The region by boto3's own variable, or else by that of AWS's platforms, which boto3 does not read."""
-    return environment.get("AWS_DEFAULT_REGION") or environment.get("AWS_REGION") or None
+    """The region that the environment names, by the variable first that AWS's own tools and platforms prefer.
+
+    https://docs.aws.amazon.com/cli/latest/userguide/cli-configure-envvars.html
+    """
+    return environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or None
 
 
 def settle_region(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let boto3 see the region that AWS's platforms tell, wherever it makes a client."""
-    if found := region(environment):
+    """Let boto3, which reads the other variable alone and takes an empty one for a name, see the region."""
+    found = region(environment)
+    environment.pop("AWS_DEFAULT_REGION", None)
+    if found:
         environment["AWS_DEFAULT_REGION"] = found
 
 

@@ -89,7 +89,7 @@ def _container(request: Request, words: list[str]) -> dict[str, Any]:
             "logDriver": "awslogs",
             "options": {"awslogs-group": LOG_GROUP, "awslogs-stream-prefix": str(request.name)},
         },
-        "environment": [{"name": "AWS_DEFAULT_REGION", "value": request.region}] if request.region else [],
+        "environment": [{"name": "AWS_REGION", "value": request.region}] if request.region else [],
     }
     if request.wandb_secret:
         if not request.execution_role:

@@ -7,7 +7,7 @@ wait as long as another rank's work takes; tensors go by torch.distributed.
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from inat_job import signals
-from inat_job.errors import TransientError
+from inat_job.errors import Preempted, TransientError
 from inat_job.platforms.ranks import ALONE, Rank
 from inat_job.signals import StopFlag
-from inat_job.training.lost import lost
+from inat_job.training.lost import Cause, lost
 
 MEETING_S = 3600.0
 """How long a rank waits for those of other machines, which may have pictures to prepare that it has already."""
 
 LOST_S = 180.0
 """A collective that is not answered for so long means a lost rank; a cut of 30 s takes TCP a minute to mend."""
+
+OF_ANOTHER = "the stop of another rank"
+"""Why a rank stops that was not stopped itself."""
 
 _TICK_S = 0.1
 _PARTING_S = 10.0
@@ -44,6 +47,7 @@ class Crew:
     def __init__(self, rank: Rank = ALONE, store: Store | None = None, stop: StopFlag | None = None) -> None:
         self.rank = rank
         self._store, self._stop = store, stop or StopFlag()
+        self.cause = Cause(store)
         self._told = self._gathered = 0
         self._votes: Any = None
         self._vote: tuple[Tensor, Any] | None = None
@@ -65,14 +69,15 @@ class Crew:
         if cuda:
             torch.cuda.set_device(self.rank.local)
         self.gather()
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=PrefixStore("tensors", self._store),
-            rank=self.rank.rank,
-            world_size=self.size,
-            timeout=timedelta(seconds=LOST_S),
-        )
-        self._votes = dist.new_group(backend="gloo", timeout=timedelta(seconds=LOST_S))
+        with self._lost():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=PrefixStore("tensors", self._store),
+                rank=self.rank.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=LOST_S),
+            )
+            self._votes = dist.new_group(backend="gloo", timeout=timedelta(seconds=LOST_S))
 
     def gather(self) -> None:
         """Wait until all ranks are here, however long their work takes until then, which no collective does."""
@@ -81,7 +86,7 @@ class Crew:
         assert self._store
         self._gathered += 1
         key, begun = f"gathered/{self._gathered}", time.monotonic()
-        with lost(self._stop):
+        with self._lost():
             here = self._store.add(key, 1)
             while here < self.size:
                 self._pause("waiting for the other ranks")
@@ -108,6 +113,10 @@ class Crew:
         if self.size == 1:
             assert path
             return path
+        with self._lost():
+            return self._share(path, into)
+
+    def _share(self, path: Path | None, into: Path | None) -> Path:
         size = int(self.tell(path.stat().st_size if path else None))
         if self.leads:
             assert path
@@ -169,7 +178,7 @@ class Crew:
             return
         assert self._store
         self._word(_END, True)
-        with lost(self._stop):
+        with self._lost():
             heard = self._store.add("heard", 1)
             begun = time.monotonic()
             while self.leads and heard < self.size and time.monotonic() - begun < _PARTING_S:
@@ -182,12 +191,15 @@ class Crew:
         if self.size == 1:
             yield
             return
-        with lost(self._stop):
+        with self._lost():
             yield
+
+    def _lost(self) -> AbstractContextManager[None]:
+        return lost(self._stop, self.cause.soon)
 
     def _word(self, key: str, value: Any, gives: bool | None = None) -> Any:
         assert self._store
-        with lost(self._stop):
+        with self._lost():
             if self.leads if gives is None else gives:
                 self._store.set(key, json.dumps(value))
                 return value
@@ -200,6 +212,11 @@ class Crew:
         return tensor, dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._votes, async_op=True)
 
     def _pause(self, doing: str) -> None:
+        told = self.cause.read()
+        if isinstance(told, Preempted):
+            self._stop.set(OF_ANOTHER)
+        elif told:
+            raise told
         signals.check(self._stop, doing)
         time.sleep(_TICK_S)
 

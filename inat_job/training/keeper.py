@@ -21,7 +21,7 @@ from inat_job.signals import StopFlag
 from inat_job.training import state
 from inat_job.training.absent import Absent
 from inat_job.training.checkpoints import Checkpoints
-from inat_job.training.crew import BY_ITSELF, Crew
+from inat_job.training.crew import BY_ITSELF, OF_ANOTHER, Crew
 from inat_job.training.manifest import Manifest, stale
 from inat_job.training.metrics_log import MetricsLog
 from inat_job.training.uploader import Uploader
@@ -154,7 +154,7 @@ class Keeper(Callback):
     def _preempted(self) -> None:
         """Wait for the last checkpoint as long as the grace allows, and raise Preempted, which says what is stored."""
         assert self._last
-        self._stop.set("the stop of another rank")
+        self._stop.set(OF_ANOTHER)
         if not self._crew.leads:
             raise Preempted("Preempted; rank 0 stores the checkpoint.")
         self._uploader.hurry(self._stop.seconds_to_store(self._settings.run.grace_seconds))

@@ -40,8 +40,10 @@ def test_damaged_files_hold_no_key(tmp_path: Path) -> None:
     ("told", "known"),
     [
         ({"AWS_REGION": "a"}, "a"),
-        ({"AWS_REGION": "a", "AWS_DEFAULT_REGION": "b"}, "b"),
-        ({"AWS_REGION": "a", "AWS_DEFAULT_REGION": ""}, "a"),
+        ({"AWS_DEFAULT_REGION": "b"}, "b"),
+        ({"AWS_REGION": "a", "AWS_DEFAULT_REGION": "b"}, "a"),
+        ({"AWS_REGION": "", "AWS_DEFAULT_REGION": "b"}, "b"),
+        ({"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, None),
         ({}, None),
     ],
 )

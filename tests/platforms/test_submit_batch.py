@@ -38,7 +38,7 @@ def test_the_definition_holds_all_that_the_job_needs() -> None:
     resources = {each["type"]: each["value"] for each in container["resourceRequirements"]}
     assert resources == {"VCPU": "8", "MEMORY": "28672", "GPU": "2"}
     assert container["linuxParameters"] == {"sharedMemorySize": 2048}
-    assert container["environment"] == [{"name": "AWS_DEFAULT_REGION", "value": "eu-west-1"}]
+    assert container["environment"] == [{"name": "AWS_REGION", "value": "eu-west-1"}]
     assert (definition["tags"], definition["timeout"]) == ({"team": "birds"}, {"attemptDurationSeconds": 7200})
     assert job["jobDefinition"] == definition["jobDefinitionName"]
 
