@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pictures import tree, write_zip
-from tests.harness.children import Child, children, ended, until
+from tests.harness.children import Child, children, ended, ranks_of, until
 from tests.harness.netns import Cable, laid
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +63,18 @@ def test_two_machines_train_and_a_cut_of_30_s_is_nothing(start: Start, cable: Ca
     assert (tmp_path / "runs" / "r" / "report.json").exists()
     again = [start(node, *recipe) for node in (0, 1)]
     assert [code for code, _ in ends(again)] == [0, 0], "the run is finished, and found so by both"
+
+
+def test_a_rank_that_is_killed_while_it_is_waited_for_ends_the_other_machine(start: Start) -> None:
+    children = [start(node, "--epochs", "200") for node in (0, 1)]
+    until(children[0], "build")
+    begun = time.monotonic()
+    for pid in ranks_of(children[1].pid).values():
+        os.kill(pid, signal.SIGKILL)
+    for code, last in ends(children):
+        assert code == 75, last
+        assert "Rank 1 was killed by SIGKILL" in last or "lost" in last
+    assert time.monotonic() - begun < 60
 
 
 def test_a_cut_for_good_is_a_lost_rank_and_the_run_is_taken_up_again(start: Start, cable: Cable) -> None:

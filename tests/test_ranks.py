@@ -155,7 +155,7 @@ def follows(rank, settings, folder, stop, started):
     leads(rank, settings, folder, stop, started)
 
 part._lead, part._follow = leads, follows
-print(os.environ.get("RANK", "supervisor"), flush=True)
+os.write(1, os.environ.get("RANK", "supervisor").encode() + b"\\n")  # at once: several write to one pipe
 try:
     entrypoint.main()
 except SystemExit as end:

@@ -57,8 +57,18 @@ def run(team: Sequence[Rank], grace_s: float, stop: StopFlag) -> None:
         said = _read(words[rank])
         events.note(**{name: said[name] for name in ("step", "checkpoint") if said.get(name) is not None})
         if code:
-            raise RankError(_sentence(said, next(end for end in ends if end.rank == rank)), code)
+            error = RankError(_sentence(said, next(end for end in ends if end.rank == rank)), code)
+            if several and team[0].rank and not said:
+                _tell(team[0], error, stop)
+            raise error
         events.note(outcome=said.get("reason", "Done."))
+
+
+def _tell(rank: Rank, error: RankError, stop: StopFlag) -> None:
+    """Have rank 0's machine hear of a rank that was killed, and may be waited for."""
+    from inat_job.training.meeting import leave_word  # seconds, for torch
+
+    leave_word(rank, error, stop)
 
 
 def verdict(ends: Sequence[End]) -> tuple[int, int]:

@@ -9,13 +9,15 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from inat_job import events, signals
-from inat_job.errors import ConflictError, TransientError
+from inat_job.errors import ConflictError, JobError, TransientError
 from inat_job.platforms.ranks import Rank
 from inat_job.signals import StopFlag
 from inat_job.training.crew import LOST_S, MEETING_S, Crew
+from inat_job.training.lost import Cause
 
 _TICK_S = 0.1
 _TRY_S = 5.0
+_WORD_S = 30.0
 
 
 def meet(rank: Rank, stop: StopFlag, over: Callable[[], bool] = lambda: False) -> Crew | None:
@@ -43,6 +45,18 @@ def meet(rank: Rank, stop: StopFlag, over: Callable[[], bool] = lambda: False) -
             return None
         if time.monotonic() - begun > MEETING_S:
             raise TransientError(f"Rank 0 is not found at {rank.master} port {rank.port}: try again.")
+
+
+def leave_word(rank: Rank, error: JobError, stop: StopFlag) -> None:
+    """Tell the ranks of other machines why those of this machine have ended: for one that was killed, and could not.
+
+    Rank 0 may have no store yet; it is given up where it has none in time.
+    """
+    begun = time.monotonic()
+    while not stop() and time.monotonic() - begun < _WORD_S:
+        if store := _store(rank, keeps=False):
+            Cause(store).tell(error)
+            return
 
 
 def _store(rank: Rank, keeps: bool) -> TCPStore | None:
