@@ -18,7 +18,6 @@ from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training import compiling, manifest
 from inat_job.training.absent import Absent
-from inat_job.training.crew import Crew
 from inat_job.training.execution import Execution
 from inat_job.training.manifest import Manifest
 from inat_job.training.meeting import meet
@@ -41,21 +40,17 @@ def run(
     crew = meet(rank, stop, over)
     if crew is None:
         return
-    with crew.cause.telling():
-        _follow(settings, folder, cache, clock, stop, crew)
-
-
-def _follow(
-    settings: Settings, folder: RunFolder, cache: Cache | None, clock: Clock, stop: StopFlag, crew: Crew
-) -> None:
-    where, source = crew.tell_here([str(cache.folder), cache.index.source] if cache else None)
-    cache = cache or _prepared(Path(where), source)
-    told = crew.tell()
-    work = stages.begin(settings, folder, cache, told["execution"], clock, stop, crew)
     supervised = ranks.words()  # whose folder is deleted though a rank be killed
-    with TemporaryDirectory(prefix="inat-job-", dir=supervised and supervised.parent) as copies:
+    with (
+        crew.cause.telling(),
+        TemporaryDirectory(prefix="inat-job-", dir=supervised and supervised.parent) as copies,
+    ):
+        where, source = crew.tell_here([str(cache.folder), cache.index.source] if cache else None)
+        cache = cache or _prepared(Path(where), source)
+        told = crew.tell()
+        work = stages.begin(settings, folder, cache, told["execution"], clock, stop, crew)
         _work(work, manifest.parse(told["resumed"]) if told["resumed"] else None, Path(copies))
-    crew.part()
+        crew.part()
 
 
 def _work(work: Work, resumed: Manifest | None, copies: Path) -> None:

@@ -24,7 +24,7 @@ from inat_job.signals import StopFlag
 from inat_job.training import compiling, manifest, reuse
 from inat_job.training.absent import Absent
 from inat_job.training.checkpoints import Checkpoints
-from inat_job.training.crew import BY_ITSELF, Crew
+from inat_job.training.crew import BY_ITSELF
 from inat_job.training.execution import with_compile
 from inat_job.training.fit import fit, make_trainer, memory_errors
 from inat_job.training.journal import NAME as METRICS
@@ -49,22 +49,14 @@ def run(
     crew = meet(rank, stop) if rank.size > 1 else BY_ITSELF
     assert crew
     with crew.cause.telling():
-        _lead(settings, held, stored, cache, clock, stop, crew)
+        crew.tell_here([str(cache.folder), cache.index.source])
+        _lead(stages.begin(settings, held.folder, cache, stored["execution"], clock, stop, crew), held, stored)
+        crew.part()
 
 
-def _lead(
-    settings: Settings,
-    held: Held,
-    stored: dict[str, Any],
-    cache: Cache,
-    clock: Clock,
-    stop: StopFlag,
-    crew: Crew,
-) -> None:
-    """Do rank 0's part."""
-    folder = held.folder
-    crew.tell_here([str(cache.folder), cache.index.source])
-    work = stages.begin(settings, folder, cache, stored["execution"], clock, stop, crew)
+def _lead(work: Work, held: Held, stored: dict[str, Any]) -> None:
+    """Find out where the run stands, tell the other ranks, and do it with them."""
+    settings, folder, crew = work.settings, work.folder, work.crew
     latest = work.checkpoints.discover(spooled=True).latest()
     crew.tell({"execution": work.execution.as_dict(), "resumed": manifest.text(latest[0]) if latest else None})
     connect(work)
@@ -81,7 +73,6 @@ def _lead(
     if work.execution.compile:
         compiling.compile_in_place(architecture.network, work.execution.compile_mode)
     _finish(work, held, stored, latest, architecture, classifier)
-    crew.part()
 
 
 def _finish(
