@@ -13,6 +13,7 @@ test test-all fuzz: export OMP_NUM_THREADS = 1
 
 ROUNDS ?= 100
 SEED   ?= 0
+PARTS  ?= a,b
 
 .PHONY: venv demo test test-all soak faults fuzz lint lock image sbom clean
 
@@ -38,7 +39,7 @@ test-all: venv
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not image"
 
 soak: venv
-	$(BIN)/python -m tests.harness.soak --rounds $(ROUNDS) --seed $(SEED)
+	$(BIN)/python -m tests.harness.soak --rounds $(ROUNDS) --seed $(SEED) --parts $(PARTS)
 
 faults: venv
 	$(BIN)/python -m tests.harness.matrix
