@@ -40,10 +40,10 @@ def run(
     crew = meet(rank, stop, over)
     if crew is None:
         return
-    supervised = ranks.words()  # whose folder is deleted though a rank be killed
+    words = ranks.words()  # in a folder of the supervisor's, which is deleted though a rank be killed
     with (
         crew.cause.telling(),
-        TemporaryDirectory(prefix="inat-job-", dir=supervised and supervised.parent) as copies,
+        TemporaryDirectory(prefix="inat-job-", dir=words.parent if words else None) as copies,
     ):
         where, source = crew.tell_here([str(cache.folder), cache.index.source] if cache else None)
         cache = cache or _prepared(Path(where), source)

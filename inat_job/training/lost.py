@@ -37,8 +37,9 @@ class Cause:
 
     def tell(self, error: JobError) -> None:
         """Leave word of an error, unless there is one already."""
-        told = json.dumps([str(error), error.exit_code])
-        _within_patience(lambda: self._store and self._store.compare_set(_KEY, "", told))
+        if store := self._store:
+            told = json.dumps([str(error), error.exit_code])
+            _within_patience(lambda: store.compare_set(_KEY, "", told))
 
     def read(self) -> JobError | None:
         """What another rank has left there. Raises torch's errors where there is no store any more."""
