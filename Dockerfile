@@ -30,7 +30,7 @@ RUN set -- \
 # Dependencies before code: a change of code rebuilds none of these gigabytes. pip compiles what it installs, because
 # the root may be read-only later, and compiling torch anew at each start takes longer than reading its bytecode. Then
 # goes what nothing here can use: what only linkers and compilers read, two of CUDA's libraries that no other names
-# (tests/image/test_contents.py holds it), and pip, since nothing is installed later.
+# (tests/container/test_contents.py holds it), and pip, since nothing is installed later.
 COPY requirements.lock /app/requirements.lock
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes \

@@ -28,15 +28,15 @@ demo: venv
 	$(BIN)/python entrypoint.py parta --data demo: --image-size 64 --epochs 30 --batch-size 32 --wandb offline
 
 test: venv
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not image and not soak"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not soak"
 
-# tests/image/conftest.py and tests/storage/with_radosgw.sh say at their heads what they need, and are left out without.
+# tests/container/conftest.py and tests/storage/with_radosgw.sh say at their heads what they need, and are left out without.
 test-all: venv
-	$(BIN)/python -m pytest -m image
+	$(BIN)/python -m pytest -m container
 	tests/storage/with_radosgw.sh $(BIN)/python -m pytest tests/storage
 	$(MAKE) soak ROUNDS=12
 	$(BIN)/python -m tests.harness.matrix --fault 503,reset,flip
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not image"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container"
 
 soak: venv
 	$(BIN)/python -m tests.harness.soak --rounds $(ROUNDS) --seed $(SEED) --parts $(PARTS)

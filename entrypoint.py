@@ -1,4 +1,4 @@
-"""The command line: every option is a knob of the settings, and every error of ours becomes its exit code."""
+"""The command line: every option is a option of the settings, and every error of ours becomes its exit code."""
 
 import time
 
@@ -17,16 +17,16 @@ from typing import Any, cast  # noqa: E402
 import click  # noqa: E402
 
 import inat_job  # noqa: E402
-from inat_job.bench.request import Request  # noqa: E402
-from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES, all_knobs, everything, takes  # noqa: E402
+from inat_job.command_options import BenchOptions, PrepareOptions, StatusOptions  # noqa: E402
+from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES, options_by_key, options_of_all_parts, takes  # noqa: E402
 from inat_job.errors import Preempted  # noqa: E402
-from inat_job.jobs import ending  # noqa: E402
-from inat_job.jobs.requests import PrepareRequest, StatusRequest  # noqa: E402
-from inat_job.knobs import knobs_of, parsed  # noqa: E402
-from inat_job.platforms import detect, process, submission  # noqa: E402
-from inat_job.platforms.around import configured, part_of, part_or  # noqa: E402
-from inat_job.platforms.place import Place  # noqa: E402
+from inat_job.host import process  # noqa: E402
+from inat_job.options import options_of, parsed  # noqa: E402
+from inat_job.platforms import detect, submission  # noqa: E402
+from inat_job.platforms.platform import Platform  # noqa: E402
+from inat_job.platforms.settings_layer import configured, part_of, part_or  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
+from inat_job.run import exit  # noqa: E402
 from inat_job.settings import Settings  # noqa: E402
 
 STARTED = process.started() or STARTED  # the interpreter's own start counts too
@@ -34,9 +34,9 @@ STARTED = process.started() or STARTED  # the interpreter's own start counts too
 Command = Callable[..., None]
 
 
-def knob_options(part: str | None, taken: Collection[str] | None = None) -> Callable[[Command], Command]:
-    """Options for the knobs of a part, or of both, that a command takes, and for all that sets knobs otherwise."""
-    knobs = everything() if part is None else all_knobs(RECIPES[part]())
+def setting_options(part: str | None, taken: Collection[str] | None = None) -> Callable[[Command], Command]:
+    """Options for the options of a part, or of both, that a command takes, and for all that sets options otherwise."""
+    options = options_of_all_parts() if part is None else options_by_key(RECIPES[part]())
 
     def decorate(command: Command) -> Command:
         command = click.option("--print-config", is_flag=True, help="Show each value and its source, and stop.")(
@@ -46,7 +46,7 @@ def knob_options(part: str | None, taken: Collection[str] | None = None) -> Call
             "--set", "sets", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set any value by its name in the file."
         )(command)
         command = click.option("--config", "file", metavar="FILE", help="TOML or JSON file of settings.")(command)
-        for key, (each, kind) in reversed(knobs.items()):
+        for key, (each, kind) in reversed(options.items()):
             if takes(taken, key):
                 command = _option(key, each, kind)(command)
         return command
@@ -66,7 +66,7 @@ def request_options(request: type) -> Callable[[Command], Command]:
     """Options for what a command is asked for beside settings, given the section that holds it."""
 
     def decorate(command: Command) -> Command:
-        for field, (each, kind) in reversed(knobs_of(request).items()):
+        for field, (each, kind) in reversed(options_of(request).items()):
             shown: dict[str, Any] = {"metavar": each.name.rpartition("-")[2].upper()}
             if kind is bool or each.bare:
                 shown = {"is_flag": True} if kind is bool else shown | {"is_flag": False, "flag_value": each.bare}
@@ -77,7 +77,7 @@ def request_options(request: type) -> Callable[[Command], Command]:
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The knobs that the command line set, by "section.field"."""
+    """The options that the command line set, by "section.field"."""
     return {name.replace("__", "."): value for name, value in options.items() if value is not None}
 
 
@@ -86,25 +86,25 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Train, test and report an image classifier; a job that is stopped goes on where it was."""
-    ending.keep_silent(context.invoked_subcommand == "status")
+    exit.keep_silent(context.invoked_subcommand == "status")
 
 
 @cli.command()
-@knob_options("a")
+@setting_options("a")
 def parta(**options: Any) -> None:
     """Train a five-block CNN from scratch, test it, report."""
     _run_part("a", detect.place(), **options)
 
 
 @cli.command()
-@knob_options("b")
+@setting_options("b")
 def partb(**options: Any) -> None:
     """Fine-tune a network pretrained on ImageNet, test it, report."""
     _run_part("b", detect.place(), **options)
 
 
 @cli.command()
-@knob_options(None)
+@setting_options(None)
 def train(**options: Any) -> None:
     """SageMaker's word: run the part that the hyperparameter `part` names, with the others as options."""
     place = detect.place()
@@ -115,67 +115,67 @@ def train(**options: Any) -> None:
 @click.option(
     "--checkpoint", required=True, envvar="INAT_CHECKPOINT", metavar="URI", help="A run, or a <step>.ckpt of it."
 )
-@knob_options("a", TEST_TAKES)
+@setting_options("a", TEST_TAKES)
 def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
     """Evaluate a run's checkpoint on the test split, without training."""
-    from inat_job.jobs import evaluate
+    from inat_job.commands import test as evaluate
 
     place = detect.place()
     configuration = evaluate.settings_of(checkpoint, _given(options), sets, file, STOP, place)
     if print_config:
         click.echo(configuration.text())
         return
-    ending.watch(configuration.settings, STOP)
+    exit.watch(configuration.settings, STOP)
     evaluate.run(configuration.settings, checkpoint, STOP, STARTED, configuration.given, place)
 
 
 @cli.command()
 @click.argument("run")
-@request_options(StatusRequest)
-@knob_options("a", STATUS_TAKES)
+@request_options(StatusOptions)
+@setting_options("a", STATUS_TAKES)
 def status(run: str, watch: bool, **options: Any) -> None:
     """Tell where RUN stands: a run id under --output, or a URI."""
     if settings := _settled("a", detect.place(), taken=STATUS_TAKES, **options):
-        from inat_job.jobs import status as job
+        from inat_job.commands import status as job
 
-        job.run(settings, run, parsed(StatusRequest, {"watch": watch}), STOP)
+        job.run(settings, run, parsed(StatusOptions, {"watch": watch}), STOP)
 
 
 @cli.command()
-@request_options(PrepareRequest)
-@knob_options("a", PREPARE_TAKES)
+@request_options(PrepareOptions)
+@setting_options("a", PREPARE_TAKES)
 def prepare(prune: str | None, **options: Any) -> None:
     """Pull and decode a data set, and stop: later runs find it ready."""
     if settings := _settled("a", detect.place(), taken=PREPARE_TAKES, **options):
-        from inat_job.jobs import prepare as job
+        from inat_job.commands import prepare as job
 
-        ending.watch(settings, STOP)
-        job.run(settings, parsed(PrepareRequest, {"prune": prune}), STOP, STARTED)
+        exit.watch(settings, STOP)
+        job.run(settings, parsed(PrepareOptions, {"prune": prune}), STOP, STARTED)
 
 
 @cli.command()
 @click.option("--part", required=True, type=click.Choice(list(RECIPES)), help="Which part's run is measured.")
-@request_options(Request)
-@knob_options(None)
+@request_options(BenchOptions)
+@setting_options(None)
 def bench(part: str, **options: Any) -> None:
     """Measure every stage of a run beside its limit, and name the one that bounds."""
-    request = parsed(Request, {name: options.pop(name) for name in knobs_of(Request)})
+    request = parsed(BenchOptions, {name: options.pop(name) for name in options_of(BenchOptions)})
     if settings := _settled(part, detect.place(), **options):
-        from inat_job.jobs import bench as job
+        from inat_job.commands import bench as job
 
-        ending.watch(settings, STOP)
+        exit.watch(settings, STOP)
         job.run(settings, request, STOP, STARTED)
 
 
 @cli.command()
 @click.argument("target", type=click.Choice(submission.TARGETS), metavar="|".join(submission.TARGETS))
-@request_options(submission.Request)
+@request_options(submission.SubmitOptions)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
 def submit(target: str, words: tuple[str, ...], **options: Any) -> None:
     """Submit a command to a cluster, as in `submit k8s --image IMAGE -- parta --output s3://bucket/runs`."""
-    from inat_job.jobs import submit as job
+    from inat_job.commands import submit as job
 
-    job.run(target, parsed(submission.Request, options), words, _line, STOP)
+    job.run(target, parsed(submission.SubmitOptions, options), words, _line, STOP)
 
 
 def _line(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -187,19 +187,19 @@ def _line(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 @cli.command()
 @click.option("--part", type=click.Choice(list(RECIPES)), help="Which part's run is asked about; else a.")
-@knob_options(None)
+@setting_options(None)
 def preflight(part: str | None, **options: Any) -> None:
     """Look in seconds whether all is there that parta or partb needs, and change nothing."""
     place = detect.place()
     if settings := _settled(part_or(part, place), place, **options):
-        from inat_job.jobs import preflight as job
+        from inat_job.commands import preflight as job
 
         job.run(settings, place, STOP, STARTED)
 
 
 def _settled(
     part: str,
-    place: Place,
+    place: Platform,
     sets: tuple[str, ...],
     file: str | None,
     print_config: bool,
@@ -213,34 +213,34 @@ def _settled(
     return None if print_config else configuration.settings
 
 
-def _run_part(part: str, place: Place, **options: Any) -> None:
+def _run_part(part: str, place: Platform, **options: Any) -> None:
     if settings := _settled(part, place, **options):
-        from inat_job.jobs import part as job
+        from inat_job.commands import train as job
 
-        ending.watch(settings, STOP)
+        exit.watch(settings, STOP)
         job.run(settings, STOP, STARTED, place)
 
 
 def main() -> None:
     """Run a command; the last line on stderr of a failure is one sentence."""
     STOP.install()
-    ending.calm()
+    exit.calm()
     try:
         cli.main(standalone_mode=False)
-        ending.succeed()
+        exit.succeed()
     except click.ClickException as error:
         shown = io.StringIO()  # it quotes what was typed
         error.show(shown)
-        ending.refuse(shown.getvalue(), error.format_message(), error.exit_code)
+        exit.refuse(shown.getvalue(), error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        ending.fail("Stopped.", Preempted.exit_code)
+        exit.fail("Stopped.", Preempted.exit_code)
     except Exception as error:
-        ending.give_up(error, STOP)
+        exit.give_up(error, STOP)
 
 
 if __name__ == "__main__":
     try:
         main()
     except SystemExit as end:
-        ending.leave(int(end.code or 0))
-    ending.leave(0)
+        exit.leave(int(end.code or 0))
+    exit.leave(0)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from inat_job.errors import UsageError
-from inat_job.knobs import Knob, knobs_of, parse
+from inat_job.options import Option, options_of, parse
 from inat_job.recipes import RECIPES
 from inat_job.settings import Settings
 
 # Read by the tests and the measuring scripts, or set by Kubernetes for a Service called inat-job.
 _OTHER_PREFIXES = ("INAT_BENCH_", "INAT_TEST_", "INAT_JOB_")
-_OTHER_VARIABLES = ("INAT_CONFIG", "INAT_CHECKPOINT")  # options that are no knobs
+_OTHER_VARIABLES = ("INAT_CONFIG", "INAT_CHECKPOINT")  # options that are no options
 
 PREPARE_TAKES = ("data", "storage", "run.grace_seconds")
 """The sections and single settings that have an effect on `prepare`."""
@@ -44,7 +44,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Around:
+class PlatformLayers:
     """What the place says where a command runs.
 
     `suggested` gives way to all but the recipe's defaults; `asked`, and `file` for `--config`, to the environment and
@@ -85,12 +85,12 @@ class Configuration:
         return "\n".join(lines)
 
 
-def all_knobs(settings: Settings) -> dict[str, tuple[Knob, Any]]:
-    """Knob and type by "section.field"."""
+def options_by_key(settings: Settings) -> dict[str, tuple[Option, Any]]:
+    """Option and type by "section.field"."""
     return {
         f"{name}.{field}": entry
         for name, section in settings.sections().items()
-        for field, entry in knobs_of(type(section)).items()
+        for field, entry in options_of(type(section)).items()
     }
 
 
@@ -106,7 +106,7 @@ def configure(
     file: str | None,
     run: Mapping[str, Any] | None = None,
     taken: Collection[str] | None = None,
-    around: Around = Around(),
+    around: PlatformLayers = PlatformLayers(),
     environment: Mapping[str, str] = os.environ,
 ) -> Configuration:
     """The settings of a part: command line over environment over hyperparameters over file over a run's own over what
@@ -118,8 +118,8 @@ def configure(
     UsageError for an unknown key, a value of the wrong kind or out of range.
     """
     defaults = RECIPES[part]()
-    known = all_knobs(defaults)
-    accepted = known if taken is None else everything()
+    known = options_by_key(defaults)
+    accepted = known if taken is None else options_of_all_parts()
     layers = [
         Layer("file", _file_layer(file or environment.get("INAT_CONFIG") or around.file, accepted)),
         around.asked,
@@ -132,16 +132,16 @@ def configure(
     return _merge(defaults, known, [taken_of[0], Layer(_RUN, own), *taken_of[1:]])
 
 
-def everything() -> dict[str, tuple[Knob, Any]]:
-    """The knobs of all parts."""
-    return {key: entry for recipe in RECIPES.values() for key, entry in all_knobs(recipe()).items()}
+def options_of_all_parts() -> dict[str, tuple[Option, Any]]:
+    """The options of all parts."""
+    return {key: entry for recipe in RECIPES.values() for key, entry in options_by_key(recipe()).items()}
 
 
 def _only(layer: Layer, taken: Collection[str] | None) -> Layer:
     return Layer(layer.source, {key: value for key, value in layer.values.items() if takes(taken, key)})
 
 
-def _merge(defaults: Settings, known: Mapping[str, tuple[Knob, Any]], layers: Sequence[Layer]) -> Configuration:
+def _merge(defaults: Settings, known: Mapping[str, tuple[Option, Any]], layers: Sequence[Layer]) -> Configuration:
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for layer in layers:
@@ -191,9 +191,9 @@ def _set_layer(sets: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _environment_layer(environment: Mapping[str, str], known: Mapping[str, tuple[Knob, Any]]) -> dict[str, Any]:
+def _environment_layer(environment: Mapping[str, str], known: Mapping[str, tuple[Option, Any]]) -> dict[str, Any]:
     keys = {each.variable: key for key, (each, _) in known.items()}
-    everywhere = {each.variable for each, _ in everything().values()}
+    everywhere = {each.variable for each, _ in options_of_all_parts().values()}
     values = {}
     for variable in sorted(environment):
         if variable in keys:

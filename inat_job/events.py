@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO
 
-from inat_job import pulse
+from inat_job import watchdog
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work advances."""
@@ -76,7 +76,7 @@ def note(**facts: object) -> None:
 
     `run` is the run's URI and `run_id` its name, `rank` this process's, `phase`; `step` and `checkpoint` are the last
     that are stored, `at_step` is the step that training is at, and `epoch` of `epochs` the passes that are done. What
-    training counts up (`pictures`, `trained_s`, `waited_s`) is for the heartbeat.
+    training counts up (`images`, `trained_s`, `waited_s`) is for the heartbeat.
     """
     _facts.update(facts)
 
@@ -91,7 +91,7 @@ def phase(name: str) -> None:
     if _facts.get("phase") == name:
         return
     note(phase=name)
-    pulse.beat()
+    watchdog.beat()
     if not terminal():
         emit("phase", phase=name)
 
@@ -105,7 +105,7 @@ def progress(of: str) -> Progress:
         nonlocal last, before
         if done != before:  # for who waits asks again and again, also of work that stands still
             before = done
-            pulse.beat()
+            watchdog.beat()
         now = time.monotonic()
         if now - last < interval and done < total:
             return

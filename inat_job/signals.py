@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from inat_job import pulse
+from inat_job import watchdog
 from inat_job.errors import Preempted
 
 Stop = Callable[[], bool]
@@ -95,7 +95,7 @@ def never() -> bool:
 def check(stop: Stop, doing: str) -> None:
     """Raise Preempted if `stop` is set; `doing` says what was under way, which got on so far."""
     if stop is not never:  # as of threads that work in the background, whatever becomes of the job
-        pulse.beat()
+        watchdog.beat()
     if stop():
         raise Preempted(f"Stopped by a signal while {doing}; run the same command again to go on.")
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.configuration import PREPARE_TAKES, all_knobs, configure
+from inat_job.configuration import PREPARE_TAKES, configure, options_by_key
 from inat_job.errors import UsageError
-from inat_job.knobs import Knob, parse
+from inat_job.options import Option, parse
 from inat_job.recipes import RECIPES
 from inat_job.settings import RUN_ID, public_uri
 
-# A new knob is a deliberate act: add it here, to the README and, where it is shared, to what relies on it.
+# A new option is a deliberate act: add it here, to the README and, where it is shared, to what relies on it.
 FLAGS = set(
     "--data --cache-dir --image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
     "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
@@ -31,7 +31,7 @@ FLAGS_B = set("--backbone --weights --allow-partial-weights --strategy --last-k 
 
 @pytest.mark.parametrize(("part", "own"), [("a", FLAGS_A), ("b", FLAGS_B)])
 def test_the_flags_are_these(part: str, own: set[str]) -> None:
-    flags = [each.flag for each, _ in all_knobs(RECIPES[part]()).values()]
+    flags = [each.flag for each, _ in options_by_key(RECIPES[part]()).values()]
     assert len(flags) == len(set(flags))
     assert set(flags) == FLAGS | own
 
@@ -99,7 +99,7 @@ def test_none_unsets_a_number_and_names_anything_else() -> None:
 
 @pytest.mark.parametrize("part", RECIPES)
 def test_nothing_is_set_to_an_empty_text(part: str) -> None:
-    for key, (each, _) in all_knobs(RECIPES[part]()).items():
+    for key, (each, _) in options_by_key(RECIPES[part]()).items():
         for empty in ("", " "):
             with pytest.raises(UsageError, match=f"{each.flag} is "):
                 configure(part, {key: empty}, [], None)
@@ -281,7 +281,7 @@ def test_local_data_can_be_named_for_any_folder(tmp_path: Path, monkeypatch: pyt
 
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 59), st.integers(1, 59))
 def test_durations(days: int, hours: int, minutes: int, seconds: int) -> None:
-    each = Knob("", duration=True)
+    each = Option("", duration=True)
     expected = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     assert parse(each, float, f"{days}d{hours}h{minutes}m{seconds}s") == expected
     assert parse(each, float, str(expected)) == expected

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from inat_job.configuration import all_knobs, everything
+from inat_job.configuration import options_by_key, options_of_all_parts
 from inat_job.errors import TransientError
-from inat_job.knobs import knobs_of
+from inat_job.options import options_of
 from inat_job.platforms import submission
 from inat_job.recipes import RECIPES
-from pictures import encoded, tree, write_zip
 from tests.harness.inside import Ended, inside
+from tests.harness.made_images import encoded, tree, write_zip
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --run-id r".split()
@@ -29,7 +29,7 @@ BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
 ASKED = {"--prune", "--watch"}
-SUBMIT = {each.flag for each, _ in knobs_of(submission.Request).values()}
+SUBMIT = {each.flag for each, _ in options_of(submission.SubmitOptions).values()}
 # What other programs take in the README's commands.
 FOREIGN = set(
     "--policy-name --policy-document --cluster --role-name --role-only --attach-policy-arn --approve "
@@ -73,7 +73,7 @@ ENGINES = set("--gpus --user --read-only --cap-drop --security-opt --shm-size --
 
 def test_the_readme_names_every_option_and_no_other() -> None:
     text = (ROOT / "README.md").read_text()
-    flags = {each.flag for recipe in RECIPES.values() for each, _ in all_knobs(recipe()).values()}
+    flags = {each.flag for recipe in RECIPES.values() for each, _ in options_by_key(recipe()).values()}
     others = (
         {"--help", "--print-config", "--config", "--set", "--checkpoint"} | BENCH | ASKED | ENGINES | SUBMIT | FOREIGN
     )
@@ -129,7 +129,7 @@ def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) ->
     tracker = {"--wandb", "--wandb-project", "--wandb-entity"}
     assert options(job, "test") == always | data | testing | tracker | {"--checkpoint"}
     assert job("test", "--checkpoint", "x", "--epochs", "2").code == 2
-    both = {each.flag for each, _ in everything().values()}
+    both = {each.flag for each, _ in options_of_all_parts().values()}
     switches = {f"--no-{flag[2:]}" for flag in both}
     assert options(job, "bench") - switches == always | both | BENCH
     assert options(job, "train") - switches == always | both
@@ -156,14 +156,14 @@ def test_0_done(job: Callable[..., Ended], archive: str) -> None:
     assert ended.code == 0
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     assert events[-1]["event"] == "done"
-    assert re.match(r"Test accuracy 0\.\d+ \(\d+ of 15 pictures", events[-1]["message"])
+    assert re.match(r"Test accuracy 0\.\d+ \(\d+ of 15 images", events[-1]["message"])
 
 
 def test_1_a_bug(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("inat_job.jobs.part.run", broken)
+    monkeypatch.setattr("inat_job.commands.train.run", broken)
     ended = job("parta")
     assert (ended.code, ended.last) == (
         1,
@@ -229,7 +229,7 @@ def test_75_an_unreachable_store(job: Callable[..., Ended], archive: str, monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    monkeypatch.setattr("inat_job.jobs.folders.StorageOptions", _impatient)
+    monkeypatch.setattr("inat_job.run.folders.StorageOptions", _impatient)
     ended = job("parta", "--data", archive, "--output", "s3://bucket/out")
     assert (ended.code, "127.0.0.1:9" in ended.last) == (75, True)
 
@@ -244,7 +244,7 @@ def test_75_says_where_the_run_is(job: Callable[..., Ended], monkeypatch: pytest
     def failing(*args: Any) -> None:
         raise TransientError("The store\nis away.")
 
-    monkeypatch.setattr("inat_job.jobs.part.run", failing)
+    monkeypatch.setattr("inat_job.commands.train.run", failing)
     assert job("parta") == (75, "", "Error: The store is away.")
 
 

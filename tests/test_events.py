@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from inat_job import events, pulse
-from inat_job.platforms import metric_lines
+from inat_job import events, watchdog
+from inat_job.telemetry import metric_lines
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +14,7 @@ def facts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(events, "_facts", {"rank": 0})
     monkeypatch.setattr(events, "terminal", lambda: False)
     yield
-    pulse.watched_by(None)
+    watchdog.watched_by(None)
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -57,8 +57,8 @@ def test_a_person_gets_no_metric_lines(capsys: pytest.CaptureFixture[str], monke
 
 def test_progress_beats_when_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
     beats: list[None] = []
-    monkeypatch.setattr(pulse, "AT_MOST_EVERY_S", 0.0)
-    pulse.watched_by(lambda: beats.append(None))
+    monkeypatch.setattr(watchdog, "AT_MOST_EVERY_S", 0.0)
+    watchdog.watched_by(lambda: beats.append(None))
     show = events.progress("pull")
     for done in (0, 0, 0, 5, 5):
         show(done, 9)

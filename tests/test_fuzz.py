@@ -17,34 +17,34 @@ from pathlib import Path
 import pytest
 import torch
 
+from inat_job.checkpoints import manifest, training_state
+from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.configuration import configure
-from inat_job.data import prepare, pull
-from inat_job.data.decoding import ROWS
-from inat_job.data.index import INDEX, PIXELS, Cache
+from inat_job.data.cache_index import INDEX, PIXELS, Cache
 from inat_job.errors import JobError, Preempted
-from inat_job.jobs import stages
-from inat_job.models.build import Needs, build
+from inat_job.ingest import build_cache, data_source
+from inat_job.ingest.decode_all import ROWS
+from inat_job.models.build import BuildInputs, build
 from inat_job.models.classifier import Classifier
 from inat_job.signals import never
-from inat_job.storage import Entry, StorageOptions, journal, open_store
+from inat_job.storage import Entry, StorageOptions, open_store, partial_download
 from inat_job.storage.attempts import after, newest
 from inat_job.storage.run_folder import open_run_folder
-from inat_job.training import manifest, state
-from inat_job.training.checkpoints import Checkpoints
-from pictures import encoded, write_tar, write_zip
+from inat_job.training import context
+from tests.harness.made_images import encoded, write_tar, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TRIED = int(os.environ.get("INAT_TEST_FUZZ", "300"))
 LONGEST_S = 20.0
 MOST_MEMORY = 600 * 2**20
-"""Bytes by which the process may grow; a picture may have 100 million pixels, and two are decoded at once."""
+"""Bytes by which the process may grow; a image may have 100 million pixels, and two are decoded at once."""
 
 NUMBERS = [b"\x00", b"\xff", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\x7f\xff\xff\xff", b"9" * 12, b"-1", b"1e400"]
 
 
 def files() -> dict[str, bytes]:
-    """A small data set of pictures in every format."""
+    """A small data set of images in every format."""
     kinds = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
     return {
         f"x/{split}/{name}/{number}.jpg": encoded(number, (24, 20), kinds[number % len(kinds)])
@@ -77,8 +77,8 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 def prepared(archive: Path, stop: Callable[[], bool] = never) -> Cache:
     cache_dir = archive.parent / "cache"
-    source = pull.find(str(archive), cache_dir, StorageOptions(), never)
-    return prepare.prepare(source, cache_dir, 32, 0.5, stop)
+    source = data_source.find(str(archive), cache_dir, StorageOptions(), never)
+    return build_cache.prepare(source, cache_dir, 32, 0.5, stop)
 
 
 class Archive:
@@ -97,8 +97,8 @@ class Archive:
         prepared(path)
 
 
-class Picture:
-    """One damaged picture in an intact archive."""
+class Image:
+    """One damaged image in an intact archive."""
 
     def base(self, folder: Path) -> bytes:
         return encoded(3, (40, 30), "JPEG")
@@ -142,13 +142,13 @@ class PullJournal:
 
     def base(self, folder: Path) -> bytes:
         self._entry = Entry("x", 20 * 2**20, "v")
-        plan = journal.plan_for(self._entry.size)
-        return journal.Journal("v", plan, {0: (2**20, 5), 1: (2**23, 7)}).text().encode()
+        plan = partial_download.plan_for(self._entry.size)
+        return partial_download.Journal("v", plan, {0: (2**20, 5), 1: (2**23, 7)}).text().encode()
 
     def attempt(self, folder: Path, data: bytes) -> None:
         (folder / "x.part.json").write_bytes(data)
         (folder / "x.part").write_bytes(b"x" * 1000)
-        assert journal.resume(folder / "x.part", self._entry).bytes_done() == 0
+        assert partial_download.resume(folder / "x.part", self._entry.version, self._entry.size).bytes_done() == 0
 
 
 class Checkpoint:
@@ -161,11 +161,11 @@ class Checkpoint:
         settings = configure(
             "a", {"model.filters": "2", "model.dense": "4", "data.image_size": "32"}, [], None
         ).settings
-        needs = Needs(3, 32, pretrained=False, cache_dir=folder, options=StorageOptions(), stop=never)
+        needs = BuildInputs(3, 32, pretrained=False, cache_dir=folder, options=StorageOptions(), stop=never)
         architecture = build(settings.model, needs)
         self._classifier = Classifier(architecture, settings.train, settings.data, 4)
         content = {"state_dict": self._classifier.state_dict(), "loops": {"x": [1, 2.5]}, "epoch": 1}
-        self._sha256, self._size = state.write(content, folder / "6.ckpt")
+        self._sha256, self._size = training_state.write(content, folder / "6.ckpt")
         self._state = (folder / "6.ckpt").read_bytes()
         self._manifest = manifest.Manifest(
             6, 1, 0.5, 1.0, [0.5], False, "", "d", "s", 1.0, None, self._sha256, self._size
@@ -177,9 +177,9 @@ class Checkpoint:
         made.write("checkpoints/6.ckpt", data if self.suffix == "ckpt" else self._state)
         made.write("checkpoints/6.json", data if self.suffix == "json" else manifest.text(self._manifest))
         if self.suffix == "ckpt":
-            stages.load_weights(self._classifier, made.path("checkpoints/6.ckpt"))
+            context.load_weights(self._classifier, made.path("checkpoints/6.ckpt"))
             assert all(torch.is_tensor(each) for each in self._classifier.state_dict().values())
-        for found in (Checkpoints(made).discover().latest(), Checkpoints(made).discover().latest()):
+        for found in (CheckpointIndex(made).discover().latest(), CheckpointIndex(made).discover().latest()):
             assert found is None or found[1].read_bytes() == self._state
 
 
@@ -201,7 +201,7 @@ KINDS = {
     "zip": Archive(".zip"),
     "tar": Archive(".tar"),
     "tar.gz": Archive(".tar.gz"),
-    "picture": Picture(),
+    "image": Image(),
     "index": Prepared(INDEX),
     "rows": Prepared(ROWS),
     "pull": PullJournal(),

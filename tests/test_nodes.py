@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pictures import tree, write_zip
 from tests.harness.children import Child, children, ended, ranks_of, until
+from tests.harness.made_images import tree, write_zip
 from tests.harness.netns import Cable, laid
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from pictures import tree, write_zip
 from tests.harness.children import Child, children, ended, ranks_of, until
+from tests.harness.made_images import tree, write_zip
 
 ROOT = Path(__file__).parent.parent
 STEPS = 50
@@ -26,7 +26,7 @@ Weights = dict[str, torch.Tensor]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts Part A on the same pictures, in the same folder."""
+    """Starts Part A on the same images, in the same folder."""
     archive = write_zip(tmp_path / "x.zip", tree(train=50, test=7))
 
     def go(run: str, *further: str) -> Child:
@@ -142,7 +142,8 @@ sys.path.insert(0, {root!r})
 import entrypoint
 from inat_job import signals
 from inat_job.errors import ConflictError
-from inat_job.jobs import ending, part
+from inat_job.commands import train
+from inat_job.run import exit
 
 def leads(rank, settings, folder, stop, started):
     while {hangs} or not stop():
@@ -154,13 +155,13 @@ def follows(rank, settings, folder, stop, started):
         raise ConflictError("Rank 1 has no such thing: get one.")
     leads(rank, settings, folder, stop, started)
 
-part._lead, part._follow = leads, follows
+train._lead, train._follow = leads, follows
 os.write(1, os.environ.get("RANK", "supervisor").encode() + b"\\n")  # at once: several write to one pipe
 try:
     entrypoint.main()
 except SystemExit as end:
-    ending.leave(int(end.code or 0))
-ending.leave(0)
+    exit.leave(int(end.code or 0))
+exit.leave(0)
 """
 """Two ranks that do no work, one of which may hang or fail."""
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from inat_job.models.export import load_exported
-from pictures import tree, write_folder, write_zip
 from tests.harness.children import Child, children
+from tests.harness.made_images import tree, write_folder, write_zip
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"part": "a", "image_size": "32", "filters": "4", "batch-size": "32", "epochs": "1", "wandb": "off"}

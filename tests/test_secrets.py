@@ -10,9 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from sites import Site, site  # noqa: F401  # a fixture
 
-from pictures import tree, write_zip
+from tests.harness.made_images import tree, write_zip
+from tests.harness.web_sites import Site, site  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parent.parent
 MARK = "pLaNtEd"
@@ -186,7 +186,7 @@ BUG = """
 import sys
 import threading
 import entrypoint
-from inat_job.jobs import part
+from inat_job.commands import train
 
 def lost():
     raise ValueError("lost {token}")
@@ -200,7 +200,7 @@ def broken(*_):
     except ValueError as error:
         raise RuntimeError("of {signed}: {password} is wrong, as {token}") from error
 
-part.run = broken
+train.run = broken
 sys.argv = ["entrypoint.py", "parta", "--data", "demo:"]
 entrypoint.main()
 """

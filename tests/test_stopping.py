@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pictures import tree, write_zip
 from tests.harness.children import Child, children, until
+from tests.harness.made_images import tree, write_zip
 
 ROOT = Path(__file__).parent.parent
 SMALL = "parta --image-size 32 --filters 4 --epochs 400 --batch-size 8 --run-id r".split()

@@ -2,7 +2,9 @@
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,35 +13,33 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "inat_job"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Rooms from the ground up; a module may import from its own room and from those below.
-FLOORS = (
-    {"errors", "pulse", "__init__"},
+# Folders and top-level modules from the ground up; a module may import from its own level and from those below.
+LEVELS = (
+    {"errors", "watchdog", "__init__"},
     {"signals", "events"},
-    {"knobs"},
+    {"options"},
     {"settings"},
     {"recipes"},
-    {"configuration"},
+    {"configuration", "command_options"},
     {"storage"},
-    {"platforms"},
-    {"data", "models"},
+    {"host", "telemetry", "platforms"},
+    {"data", "ingest", "models"},
+    {"checkpoints", "distributed"},
+    {"run"},
     {"training", "evaluation", "reporting"},
     {"bench"},
-    {"jobs"},
+    {"commands"},
 )
+S3 = {f"storage/s3/{name}.py" for name in ("s3_store", "account", "s3_errors", "multipart_upload")}
+# Foreign packages, and the modules that alone may import them.
 DOORS = {
-    "boto3": {
-        *("storage/s3.py", "storage/s3_account.py", "storage/s3_errors.py", "storage/s3_upload.py"),
-        "platforms/aws.py",
-    },
-    "botocore": {
-        *("storage/s3.py", "storage/s3_account.py", "storage/s3_errors.py", "storage/s3_upload.py"),
-        *("platforms/aws.py", "platforms/aws_models.py"),
-    },
+    "boto3": {*S3, "platforms/aws/client.py"},
+    "botocore": {*S3, "platforms/aws/client.py", "platforms/aws/request_models.py"},
     "wandb": {"reporting/tracking.py"},
     "click": set(),
     "matplotlib": {"evaluation/plots.py"},
-    "yaml": {"platforms/manifests.py"},
-    "PIL": {"data/decode.py", "data/demo.py", "bench/made.py"},
+    "yaml": {"platforms/k8s/submit_k8s.py"},
+    "PIL": {"ingest/decode.py", "ingest/demo.py", "bench/synthetic.py"},
 }
 
 
@@ -57,8 +57,8 @@ def room(module: str) -> str | None:
     return parts[1] if parts[0] == "inat_job" and len(parts) > 1 else None
 
 
-def floor(name: str) -> int:
-    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+def level(name: str) -> int:
+    return next(number for number, rooms in enumerate(LEVELS) if name in rooms)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
@@ -68,8 +68,30 @@ def test_imports_go_one_way(path: Path) -> None:
         other = room(module)
         if other in (None, own, "__version__"):
             continue
-        lower = floor(other) < floor(own)
-        assert lower or {own, other} == {"data", "models"}, f"{path} imports {module}"
+        assert level(other) <= level(own), f"{path} imports {module}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Also of imports for the type checker alone, which hide a circle and do not end it."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES}
+    modules = {name: path for name, path in modules.items() if path.name != "__init__.py"}
+    uses = {name: {used for used in imports(path) if used in modules} for name, path in modules.items()}
+    try:
+        tuple(TopologicalSorter(uses).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_name_is_used_twice() -> None:
+    """Neither for a module nor for a public class."""
+    names = [path.stem for path in MODULES if path.stem != "__init__"]
+    names += [
+        node.name
+        for path in MODULES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert {name for name, count in Counter(names).items() if count > 1} == set()
 
 
 def test_data_does_not_import_models() -> None:
@@ -87,19 +109,19 @@ def test_each_foreign_package_has_its_door(package: str) -> None:
     assert users <= DOORS[package]
 
 
-def test_the_environment_is_read_in_settings_and_platforms_alone() -> None:
+def test_only_named_modules_read_the_environment() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix() for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    rooms = "allocator aws detect discretion driver last_words liveness local processors ranks spot submission".split()
-    platforms = {f"platforms/{name}.py" for name in rooms}
-    assert users <= {"configuration.py", *platforms}
+    readers = "host/memory host/environment host/nvidia host/cpu telemetry/redact telemetry/liveness platforms/detect"
+    readers += " platforms/submission platforms/aws/client platforms/aws/spot distributed/ranks run/termination_message"
+    assert users <= {"configuration.py", *(f"{name}.py" for name in readers.split())}
 
 
 def test_modules_stay_small_and_say_what_they_own() -> None:
     for path in [*MODULES, ROOT / "entrypoint.py"]:
         text = path.read_text()
-        assert text.count("\n") <= 250, path
+        assert text.count("\n") <= 400, path
         assert not text or ast.get_docstring(ast.parse(text)), path
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import inat_job
 from inat_job import events
-from inat_job.configuration import all_knobs
+from inat_job.configuration import options_by_key
 from inat_job.errors import JobError
 from inat_job.settings import Settings
 
@@ -44,7 +44,7 @@ def job(settings: Settings, command: str = "") -> list[str]:
 
 def _arguments(settings: Settings) -> Iterator[str]:
     values = flags_of(settings)
-    for key, (each, kind) in all_knobs(settings).items():
+    for key, (each, kind) in options_by_key(settings).items():
         value = values[key]
         if kind is bool:
             yield each.flag if value else f"--no-{each.name}"
@@ -63,19 +63,19 @@ def flags_of(settings: Settings) -> dict[str, object]:
 
 
 @contextmanager
-def asked(command: Sequence[str]) -> Iterator["Asked"]:
+def asked(command: Sequence[str]) -> Iterator["AskedProcess"]:
     """A program that answers each line with a line; it is gone when the block ends."""
     process = subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        yield Asked(process)
+        yield AskedProcess(process)
     finally:
         process.kill()
         process.communicate()
 
 
-class Asked:
+class AskedProcess:
     """The other end of a program that answers line by line."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
@@ -104,7 +104,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedProcess:
     """A program that is over: its seconds, its most anonymous memory in bytes, its lines with the second of each."""
 
     seconds: float
@@ -119,7 +119,7 @@ class Ended:
         raise ChildError(f"A program of the bench never said {pattern!r}: see above.")
 
 
-def run(command: Sequence[str], until: str | None = None) -> Ended:
+def run(command: Sequence[str], until: str | None = None) -> FinishedProcess:
     """Run a program to its end, or kill it as a line has the pattern `until`. Raises ChildError where it fails."""
     begun = time.perf_counter()
     lines: list[tuple[float, str]] = []
@@ -140,7 +140,7 @@ def run(command: Sequence[str], until: str | None = None) -> Ended:
         code = process.wait()
     if code != 0 and not ended:
         raise ChildError(f"{' '.join(command)[:200]} ended with code {code}: {_last(lines)}")
-    return Ended(time.perf_counter() - begun, peak.stop(), tuple(lines))
+    return FinishedProcess(time.perf_counter() - begun, peak.stop(), tuple(lines))
 
 
 def _last(lines: Sequence[tuple[float, str]]) -> str:

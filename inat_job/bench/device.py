@@ -1,11 +1,14 @@
-"""What the device does with a batch, part by part, and what it could do: its rate at multiplying large matrices."""
+"""What the device does with a batch, step by step, compared with its peak; and the rate of batch assembly."""
 
 import torch
+from lightning import Trainer
 
 from inat_job.bench.epochs import Live
-from inat_job.bench.measured import EPOCH, PICTURES, Measured
-from inat_job.bench.timing import by_turns, rates
-from inat_job.data.rows import Batch
+from inat_job.bench.measurement import EPOCH, PICTURES, Measured, by_turns, rates
+from inat_job.data.module import ImageDataModule
+from inat_job.data.pixels import Batch
+from inat_job.evaluation.predictions import predict
+from inat_job.models.classifier import Classifier
 
 PEAKS = {
     "H200": 989.0,
@@ -35,14 +38,14 @@ def augmentation(live: Live, runs: int) -> list[Measured]:
         return []
     with torch.no_grad():
         took = by_turns({"view": lambda: live.classifier.view(live.batch)}, runs)
-    return [Measured("augmentation", PICTURES, rates(live.pictures, took["view"]), note="part of the step")]
+    return [Measured("augmentation", PICTURES, rates(live.images, took["view"]), note="part of the step")]
 
 
 def forward(live: Live, runs: int) -> list[Measured]:
     """The network forward in training, views and loss included, without gradients."""
     with torch.no_grad():
         took = by_turns({"forward": live.loss}, runs)
-    return [Measured("forward", PICTURES, rates(live.pictures, took["forward"]), note="part of the step")]
+    return [Measured("forward", PICTURES, rates(live.images, took["forward"]), note="part of the step")]
 
 
 def copy(live: Live, runs: int) -> list[Measured]:
@@ -59,15 +62,15 @@ def copy(live: Live, runs: int) -> list[Measured]:
         },
         runs,
     )
-    limits = rates(live.pictures * large.nbytes / here.nbytes, took["large"])
-    values = rates(live.pictures, took["batch"])
+    limits = rates(live.images * large.nbytes / here.nbytes, took["large"])
+    values = rates(live.images, took["batch"])
     return [Measured("copy to the device", PICTURES, values, "large pinned copy", limits, role=EPOCH)]
 
 
 def utilisation(live: Live, runs: int, macs: int | None, name: str, step_rates: tuple[float, ...]) -> list[Measured]:
     """Multiplying matrices, and what share of that training is: three passes of two operations a multiply-add.
 
-    `macs` are those of a picture's forward pass, None where training is not all of backward too.
+    `macs` are those of a image's forward pass, None where training is not all of backward too.
     """
     reached = _matrices(live, runs)
     sheet = peak(name)
@@ -87,3 +90,42 @@ def _matrices(live: Live, runs: int) -> tuple[float, ...]:
     left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
     took = by_turns({"product": lambda: left @ right}, runs)
     return rates(2 * side**3 / 1e12, took["product"])
+
+
+def assembly(images: ImageDataModule, runs: int) -> list[Measured]:
+    """An epoch of training batches that nobody works on."""
+    batches = images.train_batches
+    sample = next(iter(batches))[0]
+    target = torch.empty_like(sample)
+
+    def copies() -> None:
+        for _ in range(len(batches)):
+            target.copy_(sample)
+
+    def epoch() -> None:
+        batches.go_to(0, 0)
+        for _ in batches:
+            pass
+
+    took = by_turns({"epoch": epoch, "copy": copies}, runs)
+    batches.go_to(0, 0)
+    count = len(batches) * images.slice_size
+    limit = rates(count, took["copy"])
+    return [Measured("batch assembly", PICTURES, rates(count, took["epoch"]), "memory copy", limit, role=EPOCH)]
+
+
+def evaluation(trainer: Trainer, classifier: Classifier, images: ImageDataModule, runs: int) -> list[Measured]:
+    """The test as the job does it, against the forward passes alone."""
+    batches, device = images.batches(images.test_rows), trainer.strategy.root_device
+    batch = trainer.strategy.batch_to_device(next(iter(batches)), device)
+    count = len(batch.labels)
+
+    def forwards() -> None:
+        classifier.to(device).eval()
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            for _ in range(max(1, round(len(images.test_rows) / count))):
+                classifier(batch)
+
+    took = by_turns({"test": lambda: predict(trainer, classifier, batches), "forward": forwards}, runs, least_s=0)
+    limit = rates(max(1, round(len(images.test_rows) / count)) * count, took["forward"])
+    return [Measured("test", PICTURES, rates(len(images.test_rows), took["test"]), "forward alone", limit)]

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from inat_job.bench.measured import EPOCH, PICTURES, Measured
-from inat_job.bench.timing import seconds, settle
+from inat_job.bench.measurement import EPOCH, PICTURES, Measured, seconds, settle
 from inat_job.models.classifier import Classifier
 
 
@@ -17,13 +16,13 @@ from inat_job.models.classifier import Classifier
 class Live:
     """A network in the middle of training: everything is on the device and in the precision of the run.
 
-    `batch` is a training batch on the device; `pictures` are those of it, `slices` the batches of an optimiser step.
+    `batch` is a training batch on the device; `images` are those of it, `slices` the batches of an optimiser step.
     """
 
     trainer: Trainer
     classifier: Classifier
     batch: Any
-    pictures: int
+    images: int
     slices: int
 
     def loss(self) -> torch.Tensor:
@@ -50,7 +49,7 @@ class Live:
 
 
 Between = Callable[[], float]
-"""Something else that is measured by turns with the epochs; returns its pictures a second."""
+"""Something else that is measured by turns with the epochs; returns its images a second."""
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Laps(Callback):
     `others` are measured after them by turns too. `at_end` is called once training is over and all is still in place.
     """
 
-    pictures: int
+    images: int
     slices: int
     others: dict[str, Between] = field(default_factory=dict)
     at_end: Callable[[Live], None] = lambda live: None
@@ -88,8 +87,8 @@ class Laps(Callback):
         free = seconds(lambda: live.steps(batches if warm else min(batches, 3 * self.slices)))
         others = {name: between() for name, between in self.others.items()}
         if warm:
-            self.epochs.append(batches * self.pictures / took)
-            self.free.append(batches * self.pictures / free)
+            self.epochs.append(batches * self.images / took)
+            self.free.append(batches * self.images / free)
             for name, rate in others.items():
                 self.rates.setdefault(name, []).append(rate)
 
@@ -98,7 +97,7 @@ class Laps(Callback):
 
     def _live(self, trainer: Trainer, module: LightningModule) -> Live:
         assert isinstance(module, Classifier)
-        return Live(trainer, module, self._batch, self.pictures, self.slices)
+        return Live(trainer, module, self._batch, self.images, self.slices)
 
     def measured(self) -> list[Measured]:
         """The step, the epoch, and the epoch over each of the others."""

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from inat_job.bench import children
-from inat_job.bench.measured import PICTURES, Measured
-from inat_job.bench.timing import by_turns, rates
-from inat_job.data import layout, prepare, squares
-from inat_job.data.archives import open_archive
-from inat_job.data.pull import Source
-from inat_job.platforms import processors
+from inat_job.bench.measurement import PICTURES, Measured, by_turns, rates
+from inat_job.data import layout, pixel_file
+from inat_job.host import cpu
+from inat_job.ingest import build_cache
+from inat_job.ingest.archives import open_archive
+from inat_job.ingest.data_source import DataSource
 from inat_job.signals import Stop
 
 
-def decode(source: Source, archive: Path, image_size: int, scratch: Path, runs: int, stop: Stop) -> list[Measured]:
+def decode(source: DataSource, archive: Path, image_size: int, scratch: Path, runs: int, stop: Stop) -> list[Measured]:
     """Preparing an archive that is on this machine; hashing and writing are measured by themselves, too."""
-    count, side = len(layout.find(open_archive(archive).names(), source.uri)), prepare.cache_side(image_size)
+    count, side = len(layout.find(open_archive(archive).names(), source.uri)), build_cache.cache_side(image_size)
 
     def prepared() -> None:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            prepare.prepare(source, Path(folder), image_size, 1.0, stop)
+            build_cache.prepare(source, Path(folder), image_size, 1.0, stop)
 
     with _bare(archive, side, "ours") as ours, _bare(archive, side, "torchvision") as torchvision:
         works = {"prepare": prepared, "ours": ours, "torchvision": torchvision}
@@ -52,34 +52,34 @@ def _less(values: tuple[float, ...], limit: tuple[str, tuple[float, ...]]) -> li
 
 @contextmanager
 def _bare(archive: Path, side: int, decoder: str) -> Iterator[Callable[[], None]]:
-    """A function that decodes every picture once on all cores, and waits for it."""
-    cores = processors.available()
+    """A function that decodes every image once on all cores, and waits for it."""
+    cores = cpu.available()
     with ExitStack() as stack:
-        crew = []
+        group = []
         for first in range(cores):
             words = (str(archive.absolute()), str(side), str(first), str(cores), decoder)
-            crew.append(stack.enter_context(children.asked(children.module("bare", *words))))
-        for child in crew:
+            group.append(stack.enter_context(children.asked(children.module("bare_decode", *words))))
+        for child in group:
             child.hear()
 
         def go() -> None:
-            for child in crew:
+            for child in group:
                 child.say()
-            for child in crew:
+            for child in group:
                 child.hear()
 
         yield go
 
 
 def _hash(archive: int, count: int, side: int) -> None:
-    """What prepare hashes: the archive, so many bytes, and each picture in it and each row of pixels."""
-    picture, row = bytes(archive // count), bytes(side * side * 3)
+    """What prepare hashes: the archive, so many bytes, and each image in it and each row of pixels."""
+    image, row = bytes(archive // count), bytes(side * side * 3)
     digest = hashlib.sha256()
     for _ in range(count):
-        digest.update(picture)
+        digest.update(image)
 
     def hash_one(_: int) -> None:
-        hashlib.sha256(picture).hexdigest()
+        hashlib.sha256(image).hexdigest()
         hashlib.sha256(row).hexdigest()
 
     _on_all_cores(hash_one, count)
@@ -87,15 +87,15 @@ def _hash(archive: int, count: int, side: int) -> None:
 
 def _write(path: Path, count: int, side: int) -> None:
     row = np.zeros((side, side, 3), dtype=np.uint8)
-    with squares.create(path, count, side) as file:
+    with pixel_file.create(path, count, side) as file:
         _on_all_cores(lambda number: file.write(number, row), count)
     path.unlink()
 
 
 def _on_all_cores(work: Callable[[int], object], count: int) -> None:
     def share(first: int) -> None:
-        for number in range(first, count, processors.available()):
+        for number in range(first, count, cpu.available()):
             work(number)
 
-    with ThreadPoolExecutor(processors.available()) as pool:
-        list(pool.map(share, range(processors.available())))
+    with ThreadPoolExecutor(cpu.available()) as pool:
+        list(pool.map(share, range(cpu.available())))

@@ -1,6 +1,6 @@
 """Cuts the network's input out of cached squares: one batched function per step, on whatever device the batch is.
 
-The squash to a square is undone by sampling: boxes are chosen in the original picture's coordinates, as fractions of
+The squash to a square is undone by sampling: boxes are chosen in the original image's coordinates, as fractions of
 its width and height, and fractions are the same before and after the squash.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inat_job.data.draws import COLUMNS
+from inat_job.data.rng import COLUMNS
 
 RATIO = (3 / 4, 4 / 3)
 _GREY = (0.299, 0.587, 0.114)
@@ -19,7 +19,7 @@ _GREY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training view may stray from its picture."""
+    """How far a training view may stray from its image."""
 
     crop_scale: float
     rotation: float
@@ -41,7 +41,7 @@ def random_view(pixels: Tensor, sizes: Tensor, draws: Tensor, size: int, how: Au
 
     Shapes and range as in `centre_view`. The crop is that of Szegedy et al., Going deeper with convolutions, 2014,
     as torchvision's RandomResizedCrop draws it. A box that does not fit is made smaller, in its own aspect, until it
-    does, instead of drawn again: so in a long picture it may be of less than the smallest area, but squeezes nothing.
+    does, instead of drawn again: so in a long image it may be of less than the smallest area, but squeezes nothing.
     """
     column = dict(zip(COLUMNS, draws.unbind(1), strict=True))
     share, centre = _random_box(column, sizes, how.crop_scale)
@@ -62,7 +62,7 @@ def _random_box(column: dict[str, Tensor], sizes: Tensor, smallest: float) -> tu
 
 
 def _theta(share: Tensor, centre: Tensor) -> Tensor:
-    """Affine maps (B, 3, 3) from the view's coordinates to the picture's, both in -1..1."""
+    """Affine maps (B, 3, 3) from the view's coordinates to the image's, both in -1..1."""
     theta = torch.zeros(len(share), 3, 3, device=share.device)
     theta[:, 0, 0], theta[:, 1, 1] = share.unbind(1)
     theta[:, :2, 2] = centre

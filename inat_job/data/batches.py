@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from inat_job.data import draws
+from inat_job.data import rng
 
 Take = Callable[[np.ndarray], Any]
 """From rows of the cache, int64 (B,), to the batch that they are."""
@@ -36,7 +36,7 @@ WHOLE = Share()
 
 
 class TrainBatches:
-    """An epoch of `length` training batches at each iteration; what is left over of the pictures is dropped.
+    """An epoch of `length` training batches at each iteration; what is left over of the images is dropped.
 
     A rank gets its share of each: together they are the batch, which depends on nobody's number.
 
@@ -57,7 +57,7 @@ class TrainBatches:
     def __iter__(self) -> Iterator[Any]:
         if self._position >= len(self):
             self._epoch, self._position = self._epoch + 1, 0
-        shuffled = self._rows[draws.order(self._seed, self._epoch, len(self._rows))]
+        shuffled = self._rows[rng.order(self._seed, self._epoch, len(self._rows))]
         size = self._batch_size // self._share.size
         firsts = (at * self._batch_size + self._share.rank * size for at in range(self._position, len(self)))
         parts = (shuffled[first : first + size] for first in firsts)

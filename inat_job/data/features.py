@@ -1,4 +1,4 @@
-"""Outputs of a frozen stem, kept on disk: computed once for a view of the pictures, read in every epoch that has it.
+"""Outputs of a frozen stem, kept on disk: computed once for a view of the images, read in every epoch that has it.
 
 A part (one training view, or the validation set) is a file of its rows and a note with their shape and SHA-256,
 which is written last: a part without a note, or with another content, is not there.
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inat_job.data import locks
-from inat_job.data.holds import Hold
-from inat_job.storage.hashing import sha256_of
+from inat_job.storage import cache_locks
+from inat_job.storage.cache_locks import FolderHold
+from inat_job.storage.disk import sha256_of
 
 
 class FeatureBatch(NamedTuple):
@@ -29,7 +29,7 @@ class FeatureBatch(NamedTuple):
     """int64 (B,)."""
 
 
-class Part:
+class FeaturePart:
     """The features of some rows of the cache, in their order, once they are loaded."""
 
     def __init__(self, folder: Path, name: str, rows: np.ndarray) -> None:
@@ -55,10 +55,10 @@ class Part:
         """What a loaded part takes."""
         return 0 if self._features is None else self._features.nbytes
 
-    def writer(self) -> "Writer":
+    def writer(self) -> "FeatureWriter":
         """What writes the part anew."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        return Writer(self._path, self._note)
+        return FeatureWriter(self._path, self._note)
 
     def take(self, positions: Tensor, labels: Tensor) -> FeatureBatch:
         """The batch of the rows at `positions` among the part's."""
@@ -66,7 +66,7 @@ class Part:
         return FeatureBatch(self._features.index_select(0, positions), labels)
 
 
-class Writer:
+class FeatureWriter:
     """Takes the features of a part batch by batch, in order; a part that is not finished leaves nothing."""
 
     def __init__(self, path: Path, note: Path) -> None:
@@ -76,7 +76,7 @@ class Writer:
         self._shape: list[int] = []
         self._dtype = ""
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "FeatureWriter":
         with suppress(FileNotFoundError):
             self._note.unlink()
         self._file: IO[bytes] = self._draft.open("wb")
@@ -97,16 +97,16 @@ class Writer:
             return
         self._draft.replace(self._path)
         note = {"shape": self._shape, "dtype": self._dtype, "sha256": self._digest.hexdigest()}
-        locks.write(self._note, json.dumps(note).encode())
+        cache_locks.write(self._note, json.dumps(note).encode())
 
 
 class Features:
     """The parts of a run: `views` of the training rows by number, and the validation rows; `held` while it works."""
 
     def __init__(self, folder: Path, labels: np.ndarray, train: np.ndarray, val: np.ndarray, views: int) -> None:
-        self.views = {view: Part(folder, f"train-{view}", train) for view in range(views)}
-        self.val = Part(folder, "val", val)
-        self.held: Hold | None = None
+        self.views = {view: FeaturePart(folder, f"train-{view}", train) for view in range(views)}
+        self.val = FeaturePart(folder, "val", val)
+        self.held: FolderHold | None = None
         self._labels = torch.from_numpy(labels)
         self._places: Mapping[str, Tensor] = {"train": _places(train, len(labels)), "val": _places(val, len(labels))}
 
@@ -118,7 +118,7 @@ class Features:
         """Validation rows of the cache."""
         return self._take(self.val, "val", rows)
 
-    def _take(self, part: Part, split: str, rows: np.ndarray) -> FeatureBatch:
+    def _take(self, part: FeaturePart, split: str, rows: np.ndarray) -> FeatureBatch:
         picked = torch.from_numpy(rows)
         return part.take(self._places[split][picked], self._labels[picked])
 

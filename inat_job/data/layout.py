@@ -1,4 +1,4 @@
-"""Finds the pictures of a data set among the names in an archive, folder or prefix: `.../train/<Class>/*` and
+"""Finds the images of a data set among the names in an archive, folder or prefix: `.../train/<Class>/*` and
 `.../val/<Class>/*` (or `test/`) at any depth."""
 
 from collections import defaultdict
@@ -13,8 +13,8 @@ _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True, order=True)
-class Picture:
-    """One picture file: `id` names it whatever it came in, `name` is where its bytes are."""
+class ImageFile:
+    """One image file: `id` names it whatever it came in, `name` is where its bytes are."""
 
     id: str
     name: str
@@ -41,8 +41,8 @@ def is_litter(name: str) -> bool:
     return any((part.startswith(".") and part != ".") or part in _LITTER for part in name.split("/"))
 
 
-def find(names: Iterable[str], where: str) -> list[Picture]:
-    """The pictures among `names` (paths with `/`), sorted by id.
+def find(names: Iterable[str], where: str) -> list[ImageFile]:
+    """The images among `names` (paths with `/`), sorted by id.
 
     Train/ and Val/ are taken where nothing is spelled train/ and val/. Raises BadDataError when there is no such
     tree, more than one, or train and test differ in their classes.
@@ -57,14 +57,14 @@ def find(names: Iterable[str], where: str) -> list[Picture]:
         raise BadDataError(_no_tree(where, complete, roots))
     members = roots[complete[0]]
     _check_folders(members, complete[0])
-    pictures = sorted(_picture(member) for member in members)
-    _check_classes(pictures, where)
-    return pictures
+    images = sorted(_image(member) for member in members)
+    _check_classes(images, where)
+    return images
 
 
-def classes(pictures: Iterable[Picture]) -> tuple[str, ...]:
+def classes(images: Iterable[ImageFile]) -> tuple[str, ...]:
     """The class names, alphabetical."""
-    return tuple(sorted({picture.label for picture in pictures}))
+    return tuple(sorted({image.label for image in images}))
 
 
 def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, list[_Member]]:
@@ -79,7 +79,7 @@ def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, lis
 
 
 def _complete(roots: Mapping[str, list[_Member]]) -> list[str]:
-    """The roots that hold train and test; one inside another belongs to the pictures of the outer one."""
+    """The roots that hold train and test; one inside another belongs to the images of the outer one."""
     whole = {root for root, members in roots.items() if {member.split for member in members} == {TRAIN, TEST}}
     return sorted(root for root in whole if not whole & set(_above(root)))
 
@@ -97,9 +97,9 @@ def _check_folders(members: list[_Member], root: str) -> None:
             raise BadDataError(f"{root or 'The data set'} holds both {both}: keep the one to {split} on.")
 
 
-def _picture(member: _Member) -> Picture:
+def _image(member: _Member) -> ImageFile:
     shown = member.file.encode(errors="backslashreplace").decode()  # an id is written to reports, in UTF-8
-    return Picture(f"{member.split}/{member.label}/{shown}", member.name, member.split, member.label)
+    return ImageFile(f"{member.split}/{member.label}/{shown}", member.name, member.split, member.label)
 
 
 def is_text(name: str) -> bool:
@@ -116,11 +116,11 @@ def _no_tree(where: str, complete: list[str], roots: Iterable[str]) -> str:
     return f"{where} holds no train/<Class>/ with a val/<Class>/ or test/<Class>/ beside it ({found})."
 
 
-def _check_classes(pictures: list[Picture], where: str) -> None:
-    for name in classes(pictures):
+def _check_classes(images: list[ImageFile], where: str) -> None:
+    for name in classes(images):
         if not is_text(name):
             raise BadDataError(f"{where} has a class folder {name!a}, which is not UTF-8: rename it.")
-    train, test = (classes(p for p in pictures if p.split == split) for split in (TRAIN, TEST))
+    train, test = (classes(p for p in images if p.split == split) for split in (TRAIN, TEST))
     if train != test:
         odd = ", ".join(sorted(set(train) ^ set(test))[:5])
         raise BadDataError(f"{where}: train and test must have the same classes, but only one of them has {odd}.")

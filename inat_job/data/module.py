@@ -5,16 +5,16 @@ from functools import cached_property, partial
 import numpy as np
 from lightning import LightningDataModule
 
-from inat_job.data import draws, layout, splits
+from inat_job.data import layout, rng, splits
 from inat_job.data.batches import WHOLE, EvalBatches, Share, Take, TrainBatches
+from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
-from inat_job.data.index import Cache
-from inat_job.data.rows import Rows
+from inat_job.data.pixels import PixelRows
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.settings import TrainSettings
 
 
-class Pictures(LightningDataModule):
+class ImageDataModule(LightningDataModule):
     """Train, validation and test batches of a cache, or of the features that were made of it.
 
     `pinned` is for a GPU, `share` the rank whose batches these are. Raises BadDataError where nothing is left to
@@ -37,12 +37,12 @@ class Pictures(LightningDataModule):
         self.test_rows: np.ndarray = cache.index.rows(layout.TEST)
         if len(self.val_rows) == 0:
             raise BadDataError(
-                f"{cache.index.source} leaves no picture for validation, since no class has two different ones "
+                f"{cache.index.source} leaves no image for validation, since no class has two different ones "
                 "in train: add some."
             )
         if len(self.train_rows) < train.batch_size:
             raise ConflictError(
-                f"--batch-size is {train.batch_size} and there are {len(self.train_rows)} pictures to train on: "
+                f"--batch-size is {train.batch_size} and there are {len(self.train_rows)} images to train on: "
                 "lower it, since a last partial batch is dropped."
             )
 
@@ -53,20 +53,20 @@ class Pictures(LightningDataModule):
 
     @property
     def slice_size(self) -> int:
-        """Pictures in a batch as it is worked through: the whole, or a slice where gradients are accumulated.
+        """ImageDataModule in a batch as it is worked through: the whole, or a slice where gradients are accumulated.
 
         That of all ranks together."""
         return self._settings.batch_size // self._settings.accumulate
 
     @property
     def dropped_per_epoch(self) -> int:
-        """Training pictures that an epoch leaves out, others each time, since its last batch would be partial."""
+        """Training images that an epoch leaves out, others each time, since its last batch would be partial."""
         return len(self.train_rows) % self._settings.batch_size
 
     @cached_property
-    def squares(self) -> Rows:
-        """The pictures by row."""
-        return Rows(self.cache, self._pinned)
+    def squares(self) -> PixelRows:
+        """The images by row."""
+        return PixelRows(self.cache, self._pinned)
 
     @cached_property
     def train_batches(self) -> TrainBatches:
@@ -83,7 +83,7 @@ class Pictures(LightningDataModule):
     def view(self, number: int) -> Take:
         """How batches of a view are taken: augmented by its draws, if the run augments."""
         seed, count = self._settings.seed, len(self.cache.index.ids)
-        table = draws.augmentation(seed, number, count) if self._settings.augment else None
+        table = rng.augmentation(seed, number, count) if self._settings.augment else None
         return partial(self.squares.take, table=table)
 
     def _train_take(self, epoch: int) -> Take:

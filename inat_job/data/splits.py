@@ -1,4 +1,4 @@
-"""Which training pictures are held out for validation: a pure function of content and seed, whatever the order."""
+"""Which training images are held out for validation: a pure function of content and seed, whatever the order."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -8,12 +8,12 @@ VALIDATION_SHARE = 0.2
 
 
 def validation(hashes: Sequence[str], labels: Sequence[int], seed: int, share: float = VALIDATION_SHARE) -> list[bool]:
-    """Whether each picture is held out.
+    """Whether each image is held out.
 
-    Stratified: the pictures are gone through by a keyed hash of their content, and one is taken as long as its class
-    has fewer than `share` of its pictures held out, and at least one. So neither file names nor order matter. A class
-    always keeps a distinct picture to train on. Copies never stand on both sides, also not those in several classes:
-    they are held out when one of the classes wants more and each keeps another picture.
+    Stratified: the images are gone through by a keyed hash of their content, and one is taken as long as its class
+    has fewer than `share` of its images held out, and at least one. So neither file names nor order matter. A class
+    always keeps a distinct image to train on. Copies never stand on both sides, also not those in several classes:
+    they are held out when one of the classes wants more and each keeps another image.
     """
     places: dict[str, list[int]] = defaultdict(list)
     for at, content in enumerate(hashes):

@@ -17,7 +17,7 @@ def summarise(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[st
 
     `logits` is float32 (n, len(classes)), `labels` int64 (n,). `ci95` is Wilson's score interval (1927); `ece` the
     expected calibration error over 15 bins of equal width (Guo et al., On calibration of modern neural networks,
-    2017); `confusion[i][j]` counts pictures of class i taken for class j.
+    2017); `confusion[i][j]` counts images of class i taken for class j.
     """
     matrix = confusion(logits.argmax(dim=1), labels, len(classes))
     n, correct = len(labels), int(matrix.diagonal().sum())

@@ -1,4 +1,4 @@
-"""The report's pictures, and the only place that knows matplotlib: learning curves and the confusion matrix."""
+"""The report's images, and the only place that knows matplotlib: learning curves and the confusion matrix."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

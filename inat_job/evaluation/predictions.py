@@ -1,4 +1,4 @@
-"""The logits of whole splits, each picture exactly once."""
+"""The logits of whole splits, each image exactly once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ Vote = Callable[[bool], Sequence[bool]]
 """Whether any rank wants to stop, asked whether this one does."""
 
 
-class Watch(Callback):
+class EvaluationProgress(Callback):
     """Shows how far an evaluation is, by its phase's name, and ends it on the stop flag."""
 
     def __init__(self, stop: StopFlag, phase: str, vote: Vote = lambda stop: (stop,)) -> None:

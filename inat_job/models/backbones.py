@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
 from inat_job.errors import UsageError
-from inat_job.models.count import count
+from inat_job.models.flops import count
 from inat_job.models.preprocess import Preprocess
 from inat_job.models.strategies import Architecture, under
 
@@ -72,7 +72,7 @@ def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Archit
     network = Pretrained(backbone)
     head = _head(name, backbone, num_classes)
     try:
-        count(network, image_size)  # one picture without numbers: the cheapest proof that the size fits
+        count(network, image_size)  # one image without numbers: the cheapest proof that the size fits
     except (RuntimeError, ValueError, AssertionError) as error:
         raise _unfit(name, image_size, error) from None
     return Architecture(

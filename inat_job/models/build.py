@@ -10,21 +10,20 @@ from pathlib import Path
 import torch
 
 from inat_job import events
-from inat_job.data import locks
-from inat_job.data.holds import hold
 from inat_job.errors import BadDataError, TransientError, UsageError
-from inat_job.knobs import public_uri, unsigned_uri
 from inat_job.models.backbones import build_backbone
 from inat_job.models.five_block import BLOCKS, FiveBlockSpec, build_five_block, filters_of
 from inat_job.models.strategies import Architecture
 from inat_job.models.weights import LoadedWeights, is_name, load_weights, named_weights
+from inat_job.options import public_uri, unsigned_uri
 from inat_job.settings import BackboneSettings, FiveBlockSettings
 from inat_job.signals import Stop
-from inat_job.storage import StorageOptions, open_store, split_uri
+from inat_job.storage import StorageOptions, cache_locks, open_store, split_uri
+from inat_job.storage.cache_locks import hold_folder
 
 
 @dataclass(frozen=True)
-class Needs:
+class BuildInputs:
     """What building needs beside the settings of the model; `pretrained` is off where a checkpoint follows."""
 
     classes: int
@@ -36,13 +35,13 @@ class Needs:
 
 
 @singledispatch
-def build(settings: object, needs: Needs) -> Architecture:
+def build(settings: object, needs: BuildInputs) -> Architecture:
     """The network for some settings, its fresh weights drawn from torch's generator."""
     raise AssertionError(f"no network for {type(settings).__name__}")
 
 
 @build.register
-def _(settings: FiveBlockSettings, needs: Needs) -> Architecture:
+def _(settings: FiveBlockSettings, needs: BuildInputs) -> Architecture:
     filters, kernels = settings.filters, settings.kernel_sizes
     return build_five_block(
         FiveBlockSpec(
@@ -60,7 +59,7 @@ def _(settings: FiveBlockSettings, needs: Needs) -> Architecture:
 
 
 @build.register
-def _(settings: BackboneSettings, needs: Needs) -> Architecture:
+def _(settings: BackboneSettings, needs: BuildInputs) -> Architecture:
     built = build_backbone(settings.backbone, needs.classes, needs.image_size)
     architecture = dataclasses.replace(
         built,
@@ -75,7 +74,7 @@ def _(settings: BackboneSettings, needs: Needs) -> Architecture:
     return architecture
 
 
-def _weights(architecture: Architecture, settings: BackboneSettings, needs: Needs) -> LoadedWeights:
+def _weights(architecture: Architecture, settings: BackboneSettings, needs: BuildInputs) -> LoadedWeights:
     """Load the weights that `--weights` names: torchvision's, or a file at a path or URI."""
     uri, mark, fragment = settings.weights.partition("#")
     sha256 = fragment.removeprefix("sha256=") if mark else None
@@ -88,7 +87,7 @@ def _weights(architecture: Architecture, settings: BackboneSettings, needs: Need
     return load_weights(architecture, path, sha256=sha256, allow_partial=settings.allow_partial_weights)
 
 
-def _named(url: str, needs: Needs) -> Path:
+def _named(url: str, needs: BuildInputs) -> Path:
     """torchvision's own file: where torch keeps such files, if it is there, or else fetched as any other."""
     kept = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if kept.exists():
@@ -99,7 +98,7 @@ def _named(url: str, needs: Needs) -> Path:
         raise TransientError(f"{error} Or fetch it elsewhere, and name the file by --weights.") from error
 
 
-def _fetched(uri: str, needs: Needs) -> Path:
+def _fetched(uri: str, needs: BuildInputs) -> Path:
     """The file behind a URI, fetched unless this version of it is here.
 
     Raises BadDataError when there is none, ConflictError when the cache folder cannot be written.
@@ -112,6 +111,6 @@ def _fetched(uri: str, needs: Needs) -> Path:
     # Another signature is not another file.
     version = hashlib.sha256(f"{unsigned_uri(uri)} {entry.version} {entry.size}".encode()).hexdigest()[:16]
     path = needs.cache_dir / "weights" / version / Path(public_uri(uri)).name
-    locks.fetch(store, key, path, needs.cache_dir, needs.stop, what="weights")
-    hold(path.parent)  # which notes that it is used
+    cache_locks.fetch(store, key, path, needs.cache_dir, needs.stop, what="weights")
+    hold_folder(path.parent)  # which notes that it is used
     return path

@@ -13,10 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from inat_job.data.augment import Augmentation, centre_view, random_view
 from inat_job.data.batches import IGNORED
 from inat_job.data.features import FeatureBatch
-from inat_job.data.rows import Batch
+from inat_job.data.pixels import Batch
 from inat_job.errors import ConflictError
-from inat_job.models.schedule import rate
-from inat_job.models.split import Split, split
+from inat_job.models.frozen_stem import StemSplit, split
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
 from inat_job.settings import DataSettings, TrainSettings
 
@@ -38,7 +37,7 @@ class Classifier(LightningModule):
         self.val_loss = self.val_accuracy = float("nan")
         self._val_sums = torch.zeros(3)
         self._opened_for = -1
-        self._split: tuple[torch.device, Split] | None = None
+        self._split: tuple[torch.device, StemSplit] | None = None
 
     def forward(self, batch: Batch | FeatureBatch) -> Tensor:
         """Logits (B, classes): of the view that a batch's draws make, or the evaluation's; of features where they are
@@ -59,7 +58,7 @@ class Classifier(LightningModule):
             view = random_view(batch.pixels, batch.sizes, batch.draws, size, self._augmentation)
         return view.contiguous(memory_format=torch.channels_last)
 
-    def split(self) -> Split:
+    def split(self) -> StemSplit:
         """The network, cut behind what is frozen as training begins. Raises Indivisible."""
         device = next(self.network.parameters()).device
         if self._split is None or self._split[0] != device:
@@ -121,3 +120,12 @@ class Classifier(LightningModule):
         total, warmup = self._total_steps, self._train.warmup
         schedule = LambdaLR(optimiser, lambda step: rate(step, total, warmup))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def rate(step: int, total: int, warmup: float) -> float:
+    """Factor on the peak rate at a step: linear rise over the share `warmup` of the steps, then half a cosine to zero
+    (Loshchilov and Hutter, SGDR, 2016)."""
+    rise = max(1, min(round(warmup * total), total - 1))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))

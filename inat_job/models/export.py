@@ -13,7 +13,7 @@ from torch import nn
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.models import backbones, five_block
 from inat_job.models.strategies import Architecture
-from inat_job.storage.hashing import sha256_of
+from inat_job.storage.disk import sha256_of
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"

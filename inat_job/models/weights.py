@@ -20,7 +20,7 @@ from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.models.backbones import Pretrained
 from inat_job.models.strategies import Architecture, under
 from inat_job.settings import WEIGHTS_NAME
-from inat_job.storage.hashing import sha256_of
+from inat_job.storage.disk import sha256_of
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt|safetensors)")  # torch.hub's convention
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers of GoogLeNet and Inception that only help training

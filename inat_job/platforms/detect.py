@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from inat_job.platforms import batch, kubernetes, sagemaker
-from inat_job.platforms.place import PLAIN, Place, first
+from inat_job.platforms.batch import batch_job
+from inat_job.platforms.k8s import pod
+from inat_job.platforms.platform import NO_PLATFORM, Platform, first
+from inat_job.platforms.sagemaker import training_job
 
-CONTAINER = Place("container")
+CONTAINER = Platform("container")
 
 _NODES, _NODE = ("INAT_NUM_NODES", "PET_NNODES"), ("NODE_RANK", "PET_NODE_RANK")
 
@@ -17,19 +19,19 @@ _CONTAINERS = (".dockerenv", "run/.containerenv")
 """What Docker and podman leave in a container."""
 
 
-def place(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Place:
+def place(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Platform:
     """Where the job runs, by the environment and the files under `root`, and nothing else.
 
     SageMaker comes before the platform that it may be imitated on, and Batch before the Kubernetes that it may run on.
     `docker stop` waits 10 s unless it is told otherwise, which the container can't see: its grace is not known. Raises
     UsageError or ConflictError where a platform's own words are damaged or contradict themselves.
     """
-    if base := sagemaker.base_folder(environment, root):
-        return sagemaker.place(base, environment, root)
-    found = batch.place(environment) or kubernetes.place(environment, root)
+    if base := training_job.base_folder(environment, root):
+        return training_job.place(base, environment, root)
+    found = batch_job.place(environment) or pod.place(environment, root)
     if found:
         return found
-    plain = CONTAINER if any((root / name).exists() for name in _CONTAINERS) else PLAIN
+    plain = CONTAINER if any((root / name).exists() for name in _CONTAINERS) else NO_PLATFORM
     return replace(plain, **_told(environment))
 
 

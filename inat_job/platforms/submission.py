@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from inat_job import knobs
+from inat_job import options
 from inat_job.configuration import Configuration
 from inat_job.errors import JobError, TransientError, UsageError
-from inat_job.knobs import knob, public_uri, unsigned_uri
-from inat_job.platforms import discretion
+from inat_job.options import option, public_uri, unsigned_uri
+from inat_job.telemetry import redact
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 """What Kubernetes (whose Indexed Jobs append a number), Batch and SageMaker all take for a job's name."""
@@ -32,32 +32,32 @@ TARGETS = ("k8s", "batch", "sagemaker")
 
 
 @dataclass(frozen=True)
-class Request:
+class SubmitOptions:
     """How a job is submitted; None where the target has its own default, or where nothing is needed."""
 
-    image: str | None = knob(None, "Image to run, by tag or digest")
-    name: str | None = knob(None, "The job's name, and so the run's; else made of what decides the result")
-    role: str | None = knob(None, "ARN of the IAM role that the job works as")
-    execution_role: str | None = knob(None, "ARN of the role that AWS Batch pulls the image and reads secrets as")
-    wandb_secret: str | None = knob(None, "ARN of the secret that holds the wandb key, for AWS Batch")
-    namespace: str | None = knob(None, "Namespace in Kubernetes")
-    queue: str | None = knob(None, "Queue in AWS Batch; in Kubernetes that of Kueue")
-    region: str | None = knob(None, "AWS region; else that of the usual AWS variables")
-    instance_type: str | None = knob(None, "Kind of machine, such as g5.xlarge or ml.g5.xlarge")
-    gpus: int = knob(1, "GPUs of each machine", minimum=0, maximum=16)
-    nodes: int = knob(1, "Machines that work on the run", minimum=1, maximum=1024)
-    cpus: int | None = knob(None, "Processors of each machine", minimum=1)
-    memory: int | None = knob(None, "Memory of each machine in GiB", minimum=1)
-    disk: int | None = knob(None, "Scratch space of each machine in GiB", minimum=1)
-    spot: bool = knob(False, "Take spare machines, which are cheaper and may be taken away")
-    retries: int | None = knob(None, "Times that a job which was taken away or had trouble is run again", minimum=0)
-    timeout: float | None = knob(None, "End the job after this long, whatever it does", duration=True, minimum=60.0)
-    tags: tuple[str, ...] = knob((), "Labels of the job, as team=vision,project=inat")
-    dry_run: bool = knob(False, "Print what would be sent, and stop")
-    wait: bool = knob(False, "Wait for the end, show state and log, and end as the job does")
+    image: str | None = option(None, "Image to run, by tag or digest")
+    name: str | None = option(None, "The job's name, and so the run's; else made of what decides the result")
+    role: str | None = option(None, "ARN of the IAM role that the job works as")
+    execution_role: str | None = option(None, "ARN of the role that AWS Batch pulls the image and reads secrets as")
+    wandb_secret: str | None = option(None, "ARN of the secret that holds the wandb key, for AWS Batch")
+    namespace: str | None = option(None, "Namespace in Kubernetes")
+    queue: str | None = option(None, "Queue in AWS Batch; in Kubernetes that of Kueue")
+    region: str | None = option(None, "AWS region; else that of the usual AWS variables")
+    instance_type: str | None = option(None, "Kind of machine, such as g5.xlarge or ml.g5.xlarge")
+    gpus: int = option(1, "GPUs of each machine", minimum=0, maximum=16)
+    nodes: int = option(1, "Machines that work on the run", minimum=1, maximum=1024)
+    cpus: int | None = option(None, "Processors of each machine", minimum=1)
+    memory: int | None = option(None, "Memory of each machine in GiB", minimum=1)
+    disk: int | None = option(None, "Scratch space of each machine in GiB", minimum=1)
+    spot: bool = option(False, "Take spare machines, which are cheaper and may be taken away")
+    retries: int | None = option(None, "Times that a job which was taken away or had trouble is run again", minimum=0)
+    timeout: float | None = option(None, "End the job after this long, whatever it does", duration=True, minimum=60.0)
+    tags: tuple[str, ...] = option((), "Labels of the job, as team=vision,project=inat")
+    dry_run: bool = option(False, "Print what would be sent, and stop")
+    wait: bool = option(False, "Wait for the end, show state and log, and end as the job does")
 
     def __post_init__(self) -> None:
-        knobs.check(self)
+        options.check(self)
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise UsageError(
                 f"--name is {self.name!r}: use 1 to {_NAME_LENGTH} of a-z, 0-9 and -, with no - at its ends."
@@ -133,13 +133,13 @@ class Target(Protocol):
     NEEDS: tuple[str, ...]
     """Fields of the request without which nothing can be submitted."""
 
-    def build(self, request: Request, command: Command) -> list[dict[str, Any]]:
+    def build(self, request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
         """All that is sent, complete, from a request that `completed` gave; it asks nobody. Raises UsageError."""
 
     def shown(self, documents: list[dict[str, Any]]) -> str:
         """The documents as a person or another tool takes them."""
 
-    def submit(self, request: Request, documents: list[dict[str, Any]]) -> Handle:
+    def submit(self, request: SubmitOptions, documents: list[dict[str, Any]]) -> Handle:
         """Send them. Raises JobError."""
 
 
@@ -151,12 +151,12 @@ class JobEnded(JobError):
         self.exit_code = code
 
 
-def completed(request: Request, command: Command, needs: Sequence[str]) -> Request:
+def completed(request: SubmitOptions, command: Command, needs: Sequence[str]) -> SubmitOptions:
     """The request with a name, and with placeholders such as <IMAGE> for what it lacks, in a dry run alone.
 
     Raises UsageError with the flags that are missing. A placeholder that was copied counts as missing too.
     """
-    known = knobs.knobs_of(Request)
+    known = options.options_of(SubmitOptions)
     missing = [field for field in needs if _lacks(getattr(request, field))]
     if missing and not request.dry_run:
         flags = ", ".join(known[field][0].flag for field in missing)
@@ -165,9 +165,9 @@ def completed(request: Request, command: Command, needs: Sequence[str]) -> Reque
     return dataclasses.replace(request, name=request.name or command.name, **filled)
 
 
-def refuse_unused(request: Request, why: Mapping[str, str]) -> None:
+def refuse_unused(request: SubmitOptions, why: Mapping[str, str]) -> None:
     """Raise UsageError for the first field that was set though the target has no use for it, by `why`."""
-    for field, (each, _) in knobs.knobs_of(Request).items():
+    for field, (each, _) in options.options_of(SubmitOptions).items():
         value = getattr(request, field)
         if field in why and value not in (None, False):
             shown = "given" if value is True else repr(value)
@@ -183,7 +183,7 @@ def _lacks(value: str | None) -> bool:
     return value is None or value.startswith("<")
 
 
-def lasting_output(request: Request, command: Command) -> str | None:
+def lasting_output(request: SubmitOptions, command: Command) -> str | None:
     """Where the job must be told to put the run, None where it is told already or leaves none.
 
     Raises UsageError for an output that would be lost with the machine; a dry run shows a placeholder where none is.
@@ -198,7 +198,7 @@ def lasting_output(request: Request, command: Command) -> str | None:
 
 def refuse_secrets(command: Command, environment: Mapping[str, str] = os.environ) -> None:
     """Raise UsageError for a command with a password, key or signature in it: whoever may list jobs could read it."""
-    secrets = {name: value for name in _SECRETS if len(value := environment.get(name, "")) >= discretion.SHORTEST}
+    secrets = {name: value for name in _SECRETS if len(value := environment.get(name, "")) >= redact.SHORTEST}
     for word in command.words:
         uri = re.search(r"[A-Za-z][A-Za-z0-9+.-]*://.*", word)
         if uri and unsigned_uri(uri[0]) != uri[0]:

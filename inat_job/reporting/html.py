@@ -45,15 +45,15 @@ def page(report: Mapping[str, Any], plots: Sequence[Path]) -> str:
 def _facts(report: Mapping[str, Any]) -> str:
     model, data = report["model"], report["data"]
     return (
-        f"{model['name']}: {model['parameters']:,} parameters, {model['macs']:,} multiply-adds a picture. "
-        f"{data['n_train']:,} pictures to train on, {data['n_val']:,} to validate, {data['n_test']:,} to test. "
+        f"{model['name']}: {model['parameters']:,} parameters, {model['macs']:,} multiply-adds a image. "
+        f"{data['n_train']:,} images to train on, {data['n_val']:,} to validate, {data['n_test']:,} to test. "
         f"{_cost(report)}"
     )
 
 
 def _cost(report: Mapping[str, Any]) -> str:
     cost, rate = report["cost"], report["throughput"]["train_images_per_s"]
-    trained = f"Trained at {rate:,.1f} pictures a second. " if rate else ""
+    trained = f"Trained at {rate:,.1f} images a second. " if rate else ""
     price = "" if cost["total"] is None else f", which cost {cost['total']:,.4f} at {cost['price_per_hour']:g} an hour"
     return f"{trained}It took {cost['device_seconds']:,.0f} device-seconds{price}."
 

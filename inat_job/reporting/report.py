@@ -71,7 +71,7 @@ def sentence(report: Mapping[str, Any]) -> str:
     test = report["test"]
     low, high = test["ci95"]
     return (
-        f"Test accuracy {test['accuracy']:.4f} ({test['correct']} of {test['n']} pictures, "
+        f"Test accuracy {test['accuracy']:.4f} ({test['correct']} of {test['n']} images, "
         f"95 % interval {low:.3f} to {high:.3f})."
     )
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from inat_job.errors import BadDataError
 from inat_job.events import Progress
 from inat_job.signals import Stop, never
-from inat_job.storage.landing import Landing
+from inat_job.storage.partial_download import PartialDownload
 
 Role = Literal["data", "output"]
 """What a store is for: a missing bucket is bad data when read from, and a configuration to mend when written to."""
@@ -80,7 +80,7 @@ class Store(Protocol):
         sha256: str | None = None,
         progress: Progress | None = None,
         stop: Stop = never,
-        landing: Landing | None = None,
+        landing: PartialDownload | None = None,
     ) -> Entry:
         """Bring the object to `path`, going on where an earlier attempt was broken.
 

@@ -1,9 +1,10 @@
-"""The local disk's part of every transfer: its errors become ours, and a finished file is made durable."""
+"""The local disk: its errors become ours, a finished file is made durable, and SHA-256 of files."""
 
 import errno
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,3 +80,27 @@ def _free(folder: Path) -> int:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
+
+
+_BLOCK = 2**22
+
+
+def sha256_of(path: Path, between: Callable[[], None] = lambda: None) -> str:
+    """Hexadecimal digest of a file; `between` is called from block to block and may raise. Raises OSError."""
+    return sha256_of_blocks(blocks_of(path), between)
+
+
+def sha256_of_blocks(blocks: Iterable[bytes], between: Callable[[], None] = lambda: None) -> str:
+    """Hexadecimal digest of what the blocks are together."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+        between()
+    return digest.hexdigest()
+
+
+def blocks_of(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, a few MiB at a time. Raises OSError."""
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield block

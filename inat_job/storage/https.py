@@ -16,9 +16,9 @@ from inat_job.errors import BadDataError, ConflictError, NoPermissionError, Prec
 from inat_job.events import Progress
 from inat_job.signals import Stop, never
 from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions, checked_key, without_query
-from inat_job.storage.landing import Landing
+from inat_job.storage.partial_download import PartialDownload
+from inat_job.storage.ranged_download import BLOCK, RangeSource, pull
 from inat_job.storage.retry import PassingError, persist
-from inat_job.storage.transfer import BLOCK, Source, pull
 
 _TIMEOUT_S = 60.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
@@ -60,9 +60,9 @@ class HttpsStore:
         sha256: str | None = None,
         progress: Progress | None = None,
         stop: Stop = never,
-        landing: Landing | None = None,
+        landing: PartialDownload | None = None,
     ) -> Entry:
-        source = Source(self._name(key), lambda: self._probe(key), self._blocks)
+        source = RangeSource(self._name(key), lambda: self._probe(key), self._blocks)
         return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop, landing=landing)
 
     def put(

@@ -12,8 +12,8 @@ from inat_job.events import Progress
 from inat_job.signals import Stop, never
 from inat_job.storage.base import Entry, StorageOptions, checked_key
 from inat_job.storage.disk import disk_errors, sync_folder
-from inat_job.storage.landing import Landing
-from inat_job.storage.transfer import BLOCK, Source, pull
+from inat_job.storage.partial_download import PartialDownload
+from inat_job.storage.ranged_download import BLOCK, RangeSource, pull
 
 _OURS = ".inat-"  # how the names of our temporary and lock files begin; they are no objects
 
@@ -72,9 +72,9 @@ class LocalStore:
         sha256: str | None = None,
         progress: Progress | None = None,
         stop: Stop = never,
-        landing: Landing | None = None,
+        landing: PartialDownload | None = None,
     ) -> Entry:
-        source = Source(str(self._path(key)), lambda: (self._present(key), True), self._blocks)
+        source = RangeSource(str(self._path(key)), lambda: (self._present(key), True), self._blocks)
         return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop, landing=landing)
 
     def put(

@@ -10,10 +10,10 @@ from typing import Any
 
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.signals import Stop, never
-from inat_job.storage.attended import Attended
 from inat_job.storage.base import Entry, StorageOptions, Store
+from inat_job.storage.interruptible import Interruptible
 from inat_job.storage.local import LocalStore
-from inat_job.storage.open import open_store
+from inat_job.storage.open_store import open_store
 
 
 class RunFolder:
@@ -24,7 +24,7 @@ class RunFolder:
 
     def __init__(self, store: Store, spool: Path, stop: Stop = never) -> None:
         self.background = store
-        self.store: Store = store if isinstance(store, LocalStore) else Attended(store, stop)
+        self.store: Store = store if isinstance(store, LocalStore) else Interruptible(store, stop)
         self.uri = store.uri
         self.run_id = store.uri.rpartition("/")[2]
         self.remote = not isinstance(store, LocalStore)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from inat_job.data.module import Pictures
-from inat_job.models.count import MACS_PER_S, count
+from inat_job.data.module import ImageDataModule
+from inat_job.models.flops import MACS_PER_S, count
 from inat_job.models.strategies import Architecture, trainable_stages
 from inat_job.settings import Settings
 
@@ -37,7 +37,7 @@ _MOST_WAYS = 64
 class Load:
     """A run's training on the whole network: what is computed, how often, and in how many different ways.
 
-    `macs` are one picture's, `ways` the sets of stages that are open by turns, each of which is compiled by itself.
+    `macs` are one image's, `ways` the sets of stages that are open by turns, each of which is compiled by itself.
     """
 
     macs: int
@@ -89,7 +89,7 @@ def decide(asked: bool | None, compiler: bool, accelerator: str, load_of: Callab
     return Decision(mode if pays else None, f"it would save about {saved:.0f} s and take {cost:.0f} s")
 
 
-def measure(architecture: Architecture, settings: Settings, pictures: Pictures, reused: int) -> Load:
+def measure(architecture: Architecture, settings: Settings, images: ImageDataModule, reused: int) -> Load:
     """The training of a run whose first `reused` epochs don't need the whole network."""
     train, network = settings.train, architecture.network
     epochs = range(min(reused, train.epochs), train.epochs)
@@ -98,7 +98,7 @@ def measure(architecture: Architecture, settings: Settings, pictures: Pictures, 
         layers=sum(1 for module in network.modules() if not list(module.children())),
         batch_size=train.batch_size,
         accumulate=train.accumulate,
-        steps=len(epochs) * pictures.steps_per_epoch,
+        steps=len(epochs) * images.steps_per_epoch,
         ways=max(1, len({trainable_stages(architecture, epoch, train.epochs) for epoch in epochs})),
         most_s=train.max_time,
     )

@@ -1,4 +1,7 @@
-"""How the arithmetic is done, decided once at a run's first start and stored with it, so that a resume repeats it."""
+"""How the arithmetic is done: device, precision, memory format, threads, compilation.
+
+Decided once, when a run first starts, and stored with the run, so that a resume repeats it bit for bit.
+"""
 
 import dataclasses
 import platform
@@ -8,14 +11,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from inat_job import events
+from inat_job.distributed.ranks import ALONE, Rank
 from inat_job.errors import ConflictError
-from inat_job.platforms import allocator, driver, processors
-from inat_job.platforms.ranks import ALONE, Rank
+from inat_job.host import cpu, memory, nvidia
 from inat_job.settings import TrainSettings
 from inat_job.training import compiling
-from inat_job.training import precision as arithmetic
 
 _LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -49,7 +52,7 @@ class Execution:
     def apply(self) -> None:
         """Set what torch keeps globally, and how memory is kept."""
         if self.accelerator == "cpu":
-            events.emit("allocator", keeps_freed=allocator.keep_freed())
+            events.emit("allocator", keeps_freed=memory.keep_freed())
         torch.set_num_threads(self.threads)
         # Not torch.backends.fp32_precision: where that is set, what Lightning and torch.compile ask raises an error.
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
@@ -101,11 +104,11 @@ def _fresh(settings: TrainSettings, accelerator: str, precision: str | None, ran
     return Execution(
         accelerator=accelerator,
         device=_device_name(accelerator),
-        precision=precision or arithmetic.choose(accelerator),
+        precision=precision or choose(accelerator),
         channels_last=True,
         compile=False,
         deterministic=settings.deterministic,
-        threads=processors.threads(torch.get_num_threads(), sharers=rank.here),
+        threads=cpu.threads(torch.get_num_threads(), sharers=rank.here),
         ranks=rank.size,
         torch=torch.__version__,
         cudnn_benchmark=not settings.deterministic,
@@ -115,7 +118,7 @@ def _fresh(settings: TrainSettings, accelerator: str, precision: str | None, ran
 def _accelerator(wanted: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted in ("auto", "cuda") and not available["cuda"]:
-        driver.require_used(torch.version.cuda, driver.here())
+        nvidia.require_used(torch.version.cuda, nvidia.here())
     if wanted == "auto":
         return next(name for name, there in available.items() if there)
     if not available[wanted]:
@@ -133,3 +136,58 @@ def _can_compile() -> bool:
 
 def _device_name(accelerator: str) -> str:
     return torch.cuda.get_device_name() if accelerator == "cuda" else f"{accelerator} {platform.machine()}"
+
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_TOLERANCE = 0.02
+"""Of the result's norm: bf16 keeps eight bits, so that sums are off by some thousandths; more is a fault."""
+
+
+def choose(accelerator: str) -> str:
+    """bf16 where the hardware multiplies it, since emulated it is slower than fp32; else fp16 on a GPU.
+
+    Raises torch.OutOfMemoryError.
+    """
+    for wanted in _claimed(accelerator):
+        fault = fault_of(accelerator, _DTYPES[wanted])
+        if fault is None:
+            return wanted
+        events.warn(f"{accelerator} says that it has {wanted}, but a convolution {fault}: it is not used.")
+    return "fp32"
+
+
+def fault_of(accelerator: str, dtype: torch.dtype) -> str | None:
+    """What is wrong with a small convolution and its gradient, against fp32 on the CPU; None if nothing is.
+
+    Raises torch.OutOfMemoryError.
+    """
+    images = torch.linspace(-1, 1, 8 * 16 * 16 * 16).sin().reshape(8, 16, 16, 16)
+    weight = torch.linspace(-50, 50, 16 * 16 * 9).sin().reshape(16, 16, 3, 3)
+    try:
+        found = _convolve(images.to(accelerator, dtype), weight.to(accelerator, dtype))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return f"fails ({str(error).splitlines()[0][:200]})"
+    right = _convolve(images, weight)
+    errors = [((ours - true).norm() / true.norm()).item() for ours, true in zip(found, right, strict=True)]
+    return None if all(error <= _TOLERANCE for error in errors) else f"is wrong by {max(errors):.1%}"
+
+
+def _convolve(images: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
+    """Output and gradient of the weights, float32 on the CPU."""
+    with torch.enable_grad():
+        weight = weight.clone().requires_grad_()
+        output = F.conv2d(images, weight, padding=1)
+        gradient = torch.autograd.grad(output, weight, output.detach())[0]
+    return [each.detach().float().cpu() for each in (output, gradient)]
+
+
+def _claimed(accelerator: str) -> tuple[str, ...]:
+    """From the best on."""
+    if accelerator == "cuda":
+        return ("bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("fp16",)
+    if accelerator == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return ("bf16",)
+    return ()

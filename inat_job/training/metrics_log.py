@@ -1,16 +1,66 @@
-"""Says how training goes: rows for the journal and the tracker, a line an epoch, the rate in pictures per second."""
+"""Training metrics: rows in metrics.jsonl, tracker values, one line per epoch, and images per second.
 
+metrics.jsonl survives a resume: rows of steps that were lost are dropped.
+"""
+
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
 from inat_job import events
+from inat_job.checkpoints.manifest import Manifest
+from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from inat_job.models.classifier import Classifier
-from inat_job.platforms import metric_lines
-from inat_job.training.crew import BY_ITSELF, Crew
-from inat_job.training.journal import Journal
+from inat_job.storage.disk import disk_errors
+from inat_job.storage.run_folder import RunFolder
+from inat_job.telemetry import metric_lines
+
+NAME = "metrics.jsonl"
+
+
+class MetricsFile:
+    """The rows of a run's metrics, in the file and in memory."""
+
+    def __init__(self, folder: RunFolder, resumed: Manifest | None) -> None:
+        self._path = folder.path(NAME)
+        # The checkpoint may be one that never reached the store, and then so may its rows.
+        here = _rows(self._path, resumed)
+        self.rows = max(here, _rows(folder.fetch(NAME), resumed), key=len) if resumed else []
+        folder.write(NAME, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def add(self, step: int, values: dict[str, Any]) -> None:
+        """Append one row."""
+        row = {"step": step, **values}
+        self.rows.append(row)
+        with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _rows(path: Path | None, resumed: Manifest | None) -> list[dict[str, Any]]:
+    if path is None or resumed is None or not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [row for row in map(_parse, lines) if row and _is_before(row, resumed)]
+
+
+def _is_before(row: dict[str, Any], resumed: Manifest) -> bool:
+    """Whether a row was written before the checkpoint that a run goes on from; its validation may be still to come."""
+    if row["step"] == resumed.step and resumed.validate:
+        return "val_loss" not in row
+    return bool(row["step"] <= resumed.step)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # cut short by a kill
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
 
 LOG_EVERY = 10
 """Optimiser steps between two rows."""
@@ -18,18 +68,20 @@ LOG_EVERY = 10
 WARM_UP_STEPS = 10
 """Steps at an attempt's start that the rate leaves out."""
 
-Log = Callable[[dict[str, float], int], None]
+LogValues = Callable[[dict[str, float], int], None]
 
 
 class MetricsLog(Callback):
-    """Journal, tracker and progress bar of a fit, and what it notes for the heartbeat and the lease.
+    """MetricsFile, tracker and progress bar of a fit, and what it notes for the heartbeat and the lease.
 
-    `rate` is its pictures per second so far, `first_step_at` the time.perf_counter() of its first step; both may be
+    `rate` is its images per second so far, `first_step_at` the time.perf_counter() of its first step; both may be
     None.
     """
 
-    def __init__(self, journal: Journal | None, log: Log, batch_size: int, crew: Crew = BY_ITSELF) -> None:
-        self._journal, self._log, self._batch_size, self._crew = journal, log, batch_size, crew
+    def __init__(
+        self, journal: MetricsFile | None, log: LogValues, batch_size: int, group: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
+        self._journal, self._log, self._batch_size, self._group = journal, log, batch_size, group
         self._batches = self._timed_batches = 0
         self._timed_s = self._mark = self._trained_s = self._waited_s = 0.0
         self.first_step_at: float | None = None
@@ -80,14 +132,14 @@ class MetricsLog(Callback):
         step = trainer.global_step
         events.note(
             at_step=step,
-            pictures=self._batches * self._batch_size,
+            images=self._batches * self._batch_size,
             trained_s=self._trained_s,
             waited_s=self._waited_s,
         )
         self._show(batch_idx + 1, int(trainer.num_training_batches))
         if step % LOG_EVERY == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             pl_module.check_finite(step)
-            loss = self._crew.mean(pl_module.loss)
+            loss = self._group.all_reduce_mean(pl_module.loss)
             events.note(train_loss=round(loss, 4), images_per_s=self.rate and round(self.rate, 1))
             self._add(step, {"epoch": trainer.current_epoch, "train_loss": loss, "lr": _lr(trainer)})
 

@@ -11,7 +11,7 @@ import entrypoint
 from inat_job.bench import children
 from inat_job.configuration import configure
 from inat_job.recipes import RECIPES
-from pictures import tree, write_zip
+from tests.harness.made_images import tree, write_zip
 
 
 @pytest.mark.parametrize("part", RECIPES)
@@ -52,7 +52,7 @@ def test_a_program_that_fails_is_told() -> None:
 def test_a_module_runs_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zip(tmp_path / "x.zip", tree(train=3, test=2))
     monkeypatch.chdir(tmp_path)
-    with children.asked(children.module("bare", "x.zip", "16", "0", "2", "ours")) as child:
+    with children.asked(children.module("bare_decode", "x.zip", "16", "0", "2", "ours")) as child:
         assert child.hear() == "ready"
         child.say()
         assert child.hear() == "8"  # every other one of 15, from the first

@@ -1,4 +1,4 @@
-"""Views have the geometry of the original picture: the squash is undone."""
+"""Views have the geometry of the original image: the squash is undone."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from inat_job.data.augment import RATIO, Augmentation, _random_box, centre_view, random_view
-from inat_job.data.draws import COLUMNS
+from inat_job.data.rng import COLUMNS
 
-PLAIN = Augmentation(crop_scale=1.0, rotation=0.0, colour=0.0)
+NO_PLATFORM = Augmentation(crop_scale=1.0, rotation=0.0, colour=0.0)
 
 
 def squashed(image: Image.Image, side: int) -> tuple[Tensor, Tensor]:
@@ -68,13 +68,13 @@ def test_the_whole_square_comes_through_unchanged() -> None:
     pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     sizes = torch.tensor([[32.0, 32.0]])
     assert torch.allclose(centre_view(pixels, sizes, 32, 1.0), pixels.float(), atol=1e-2)
-    assert torch.allclose(random_view(pixels, sizes, draws(), 32, PLAIN), pixels.float(), atol=1e-2)
+    assert torch.allclose(random_view(pixels, sizes, draws(), 32, NO_PLATFORM), pixels.float(), atol=1e-2)
 
 
 def test_flip_and_rotation() -> None:
     pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     sizes = torch.tensor([[32.0, 32.0]])
-    flipped = random_view(pixels, sizes, draws(flip=0.1), 32, PLAIN)
+    flipped = random_view(pixels, sizes, draws(flip=0.1), 32, NO_PLATFORM)
     assert torch.allclose(flipped, pixels.flip(3).float(), atol=1e-2)
     quarter = random_view(pixels, sizes, draws(angle=1.0), 32, Augmentation(1.0, 90.0, 0.0))
     turned = pixels.float().rot90(1, (2, 3)), pixels.float().rot90(-1, (2, 3))
@@ -139,7 +139,7 @@ def test_a_box_keeps_its_aspect_and_lies_inside(values: list[float], width: int,
     assert RATIO[0] * (1 - 1e-5) <= box[0] / box[1] <= RATIO[1] * (1 + 1e-5)
 
 
-def test_each_picture_of_a_batch_has_its_own_view() -> None:
+def test_each_image_of_a_batch_has_its_own_view() -> None:
     pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     sizes = torch.tensor([[16.0, 16.0], [32.0, 16.0], [16.0, 48.0]])
     table = torch.rand(3, len(COLUMNS))

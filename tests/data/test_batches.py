@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inat_job.data import draws
+from inat_job.data import rng
 from inat_job.data.batches import IGNORED, WHOLE, EvalBatches, Share, Take, TrainBatches
-from inat_job.data.index import PIXELS, Cache, Index
-from inat_job.data.rows import Batch, Rows
+from inat_job.data.cache_index import PIXELS, Cache, Index
+from inat_job.data.pixels import Batch, PixelRows
 
 ROWS, SIDE = 23, 4
 
@@ -40,16 +40,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def train_batches(cache: Cache, seed: int = 0, augment: bool = True, share: Share = WHOLE) -> TrainBatches:
-    rows = Rows(cache)
+    rows = PixelRows(cache)
 
     def of(epoch: int) -> Take:
-        return partial(rows.take, table=draws.augmentation(seed, epoch, ROWS) if augment else None)
+        return partial(rows.take, table=rng.augmentation(seed, epoch, ROWS) if augment else None)
 
     return TrainBatches(of, np.arange(2, ROWS), 4, 5, seed, share)
 
 
 def eval_batches(cache: Cache) -> EvalBatches:
-    return EvalBatches(lambda: partial(Rows(cache).take, table=None), np.arange(ROWS), 5)
+    return EvalBatches(lambda: partial(PixelRows(cache).take, table=None), np.arange(ROWS), 5)
 
 
 def rows_of(batch: Batch) -> list[int]:
@@ -70,7 +70,7 @@ def test_a_batch_holds_the_rows_it_names(cache: Cache) -> None:
         assert batch.sizes[:, 1].tolist() == [2 * row + 1 for row in rows]
 
 
-def test_an_epoch_has_each_picture_at_most_once_and_drops_the_rest(cache: Cache) -> None:
+def test_an_epoch_has_each_image_at_most_once_and_drops_the_rest(cache: Cache) -> None:
     batches = train_batches(cache)
     for _ in range(3):
         rows = [row for batch in batches for row in rows_of(batch)]
@@ -105,8 +105,8 @@ def test_epochs_and_seeds_differ_in_order_and_draws(cache: Cache) -> None:
     assert [rows_of(batch) for batch in first] != [rows_of(batch) for batch in other]
 
 
-def test_draws_belong_to_picture_and_view_and_not_to_the_batch(cache: Cache) -> None:
-    table = draws.augmentation(0, 0, ROWS)
+def test_draws_belong_to_image_and_view_and_not_to_the_batch(cache: Cache) -> None:
+    table = rng.augmentation(0, 0, ROWS)
     for batch in train_batches(cache):
         assert batch.draws is not None
         assert np.array_equal(batch.draws.numpy(), table[rows_of(batch)])
@@ -125,15 +125,15 @@ def test_evaluation_has_every_row_once_in_order_and_never_draws(cache: Cache) ->
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 10**6), st.integers(0, 64))
 def test_step_seeds_fit_torch_and_differ(seed: int, step: int, rank: int) -> None:
-    one = draws.step_seed(seed, step, rank)
+    one = rng.step_seed(seed, step, rank)
     assert 0 <= one < 2**63
-    assert one not in (draws.step_seed(seed, step + 1, rank), draws.step_seed(seed, step, rank + 1))
+    assert one not in (rng.step_seed(seed, step + 1, rank), rng.step_seed(seed, step, rank + 1))
 
 
 def test_batches_from_a_devices_own_memory_are_the_same(cache: Cache) -> None:
-    mapped, resident = Rows(cache), Rows(cache)
+    mapped, resident = PixelRows(cache), PixelRows(cache)
     resident.reside(torch.device("cpu"))
-    table, rows = draws.augmentation(0, 0, ROWS), np.array([7, 3, 22])
+    table, rows = rng.augmentation(0, 0, ROWS), np.array([7, 3, 22])
     assert resident.nbytes == ROWS * SIDE * SIDE * 3
     assert same(mapped.take(rows, table), resident.take(rows, table))
 
@@ -162,8 +162,8 @@ def test_the_ranks_together_have_the_batch_of_one(cache: Cache, size: int) -> No
 
 @given(count=st.integers(1, ROWS), size=st.integers(1, 8), batch_size=st.integers(1, 9))
 @settings(max_examples=60)
-def test_every_picture_is_evaluated_once_by_one_rank(cache: Cache, count: int, size: int, batch_size: int) -> None:
-    take = partial(Rows(cache).take, table=None)
+def test_every_image_is_evaluated_once_by_one_rank(cache: Cache, count: int, size: int, batch_size: int) -> None:
+    take = partial(PixelRows(cache).take, table=None)
     ranks = [EvalBatches(lambda: take, np.arange(count), batch_size, Share(rank, size)) for rank in range(size)]
     seen = [list(rank) for rank in ranks]
     assert len({tuple(len(batch.labels) for batch in batches) for batches in seen}) == 1, "in step with each other"

@@ -1,15 +1,15 @@
-"""What the data module asks of its pictures."""
+"""What the data module asks of its images."""
 
 import pytest
 
-from inat_job.data.index import Cache, Index
-from inat_job.data.module import Pictures
+from inat_job.data.cache_index import Cache, Index
+from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError
 from inat_job.settings import TrainSettings
 
 
-def pictures(tmp_path, hashes: tuple[str, ...]) -> Pictures:
-    """Train pictures with these contents, of two classes by turns; they are the test set too."""
+def images(tmp_path, hashes: tuple[str, ...]) -> ImageDataModule:
+    """Train images with these contents, of two classes by turns; they are the test set too."""
     each = tuple(range(len(hashes)))
     index = Index(
         source="here.zip",
@@ -24,14 +24,14 @@ def pictures(tmp_path, hashes: tuple[str, ...]) -> Pictures:
         rejected=(),
         pixels_sha256="",
     )
-    return Pictures(Cache(tmp_path, index), TrainSettings(batch_size=2))
+    return ImageDataModule(Cache(tmp_path, index), TrainSettings(batch_size=2))
 
 
-def test_one_picture_of_each_class_is_held_out_at_least(tmp_path) -> None:
-    found = pictures(tmp_path, ("a", "b", "c", "d"))
+def test_one_image_of_each_class_is_held_out_at_least(tmp_path) -> None:
+    found = images(tmp_path, ("a", "b", "c", "d"))
     assert [len(rows) for rows in (found.train_rows, found.val_rows, found.test_rows)] == [2, 2, 4]
 
 
 def test_nothing_to_validate_on_is_bad_data(tmp_path) -> None:
-    with pytest.raises(BadDataError, match=r"here.zip leaves no picture for validation.*: add some."):
-        pictures(tmp_path, ("a", "b", "a", "b"))
+    with pytest.raises(BadDataError, match=r"here.zip leaves no image for validation.*: add some."):
+        images(tmp_path, ("a", "b", "a", "b"))

@@ -11,7 +11,7 @@ ITEMS = st.lists(st.tuples(st.integers(0, 40).map(str), st.integers(0, 3)), min_
 
 
 @given(ITEMS, st.integers(0, 5), st.randoms(use_true_random=False))
-def test_a_picture_is_held_out_or_not_whatever_the_order(items, seed, random) -> None:
+def test_a_image_is_held_out_or_not_whatever_the_order(items, seed, random) -> None:
     def sides(pairs):
         held = splits.validation([content for content, _ in pairs], [label for _, label in pairs], seed)
         return Counter(zip(pairs, held, strict=True))
@@ -33,7 +33,7 @@ def test_copies_stay_together_and_every_class_can_be_trained(items, seed) -> Non
 
 
 @given(ITEMS, st.integers(0, 5))
-def test_every_class_of_two_pictures_can_be_validated(items, seed) -> None:
+def test_every_class_of_two_images_can_be_validated(items, seed) -> None:
     hashes, labels = [f"{content} {label}" for content, label in items], [label for _, label in items]
     held = splits.validation(hashes, labels, seed)
     for label, distinct in Counter(label for _, label in set(items)).items():
@@ -41,7 +41,7 @@ def test_every_class_of_two_pictures_can_be_validated(items, seed) -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=200), st.integers(0, 5))
-def test_of_different_pictures_each_class_gives_its_very_share(labels, seed) -> None:
+def test_of_different_images_each_class_gives_its_very_share(labels, seed) -> None:
     held = splits.validation([str(at) for at in range(len(labels))], labels, seed)
     given = Counter(label for label, out in zip(labels, held, strict=True) if out)
     for label, count in Counter(labels).items():

@@ -22,7 +22,7 @@ def test_a_small_case_by_hand() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=50))
-def test_confusion_counts_every_picture_once(pairs: list[tuple[int, int]]) -> None:
+def test_confusion_counts_every_image_once(pairs: list[tuple[int, int]]) -> None:
     labels, predicted = (torch.tensor(column) for column in zip(*pairs, strict=True))
     matrix = confusion(predicted, labels, 4)
     assert matrix.sum() == len(pairs)

@@ -20,7 +20,7 @@ _STORED = re.compile(r"step (\d+) is stored")
 
 
 @dataclass(frozen=True)
-class Place:
+class Platform:
     """Where runs are tried: a scratch folder, the output, the data's URI and the job's environment; `archive` is the
     data on this machine."""
 
@@ -89,7 +89,7 @@ class Attempt:
         return f"{kill}: code {self.code} in {self.phase} after {self.seconds:.1f} s{lost}{wrong}"
 
 
-def reference(place: Place, case: Case) -> Reference:
+def reference(place: Platform, case: Case) -> Reference:
     """Run a case undisturbed, from and to folders of this machine, so that no store has a part in it.
 
     Raises RuntimeError when it does not end well.
@@ -113,7 +113,7 @@ def plan(rng: random.Random, known: Reference, stored: int, ranks: int) -> Kill:
     return kills.draw(rng, known.startup, known.startup + left, ranks)
 
 
-def attempt(place: Place, case: Case, run: str, machine: int, kill: Kill | None) -> Attempt:
+def attempt(place: Platform, case: Case, run: str, machine: int, kill: Kill | None) -> Attempt:
     """Start the run's command on a machine, which is a cache folder, and look at what it leaves."""
     before = latest_step(place.output, run)
     with Job(_command(place, case, run, machine), place.environment, place.folder / run / "work") as job:
@@ -129,7 +129,7 @@ def attempt(place: Place, case: Case, run: str, machine: int, kill: Kill | None)
     return Attempt(ended.code, ended.seconds, kill, ended.phases(), loss, ended.last, ended.hung, signalled, wrong)
 
 
-def _command(place: Place, case: Case, run: str, machine: int) -> list[str]:
+def _command(place: Platform, case: Case, run: str, machine: int) -> list[str]:
     return case.arguments(place.data, place.output.uri, place.folder / run / f"cache-{machine}", run)
 
 

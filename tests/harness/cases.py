@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.data.pictures import tree, write_zip
+from tests.harness.made_images import tree, write_zip
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def _part_a(name: str, options: str, ranks: int = 1) -> Case:
 
 
 def _part_b(name: str, options: str) -> Case:
-    # Checkpoints of 45 to 134 MB go up in parts; one each second would be nothing but uploads.
+    # CheckpointIndex of 45 to 134 MB go up in parts; one each second would be nothing but uploads.
     network = "--backbone resnet18 --weights none --precision fp32 --batch-size 24"
     return Case(name, "b", 0.05, f"{network} {options}".split())
 
@@ -59,10 +59,10 @@ def chosen(parts: str) -> list[Case]:
     return found
 
 
-def pictures(folder: Path) -> Path:
-    """A zip of three classes: 720 pictures to train on, 180 to validate and 30 to test."""
+def images(folder: Path) -> Path:
+    """A zip of three classes: 720 images to train on, 180 to validate and 30 to test."""
     folder.mkdir(parents=True, exist_ok=True)
-    return write_zip(folder / "pictures.zip", tree(train=300, test=10))
+    return write_zip(folder / "images.zip", tree(train=300, test=10))
 
 
 def with_digest(uri: str, archive: Path) -> str:

@@ -9,7 +9,7 @@ TRANSIENT, NO_PERMISSION, BAD_DATA = 75, 77, 65
 
 _RUNS = r" /[^/]+/runs/"
 PHASES = {
-    "pull": r"^GET .*/data/pictures\.zip",
+    "pull": r"^GET .*/data/images\.zip",
     "checkpoint": rf"^PUT{_RUNS}.*/checkpoints/",
     "resume": rf"^(GET|HEAD){_RUNS}.*/(checkpoints|attempts|metrics)|^{LIST}",
     "report": rf"^PUT{_RUNS}.*/(report\.|model/|plots/)",

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.harness import runner
-from tests.harness.cases import MATRIX_CASE, pictures, with_digest
+from tests.harness.cases import MATRIX_CASE, images, with_digest
 from tests.harness.cells import KILLED, Cell, cells
 from tests.harness.faults import Fault
 from tests.harness.proxy import Proxy
@@ -191,8 +191,8 @@ def lab(logs: Path | None = None) -> Iterator[Lab]:
     """The server, the data in it, and the undisturbed run."""
     with tempfile.TemporaryDirectory(prefix="inat-matrix-") as name, s3_endpoint() as endpoint:
         folder, output = Path(name), S3Output(endpoint)
-        archive = pictures(folder / "data")
-        data = with_digest(output.put("data/pictures.zip", archive), archive)
+        archive = images(folder / "data")
+        data = with_digest(output.put("data/images.zip", archive), archive)
         calm = LocalOutput(folder / "calm")  # no store has a part in it
         ended = runner.run(_command(str(archive), calm.uri, folder / "cache", "r"), runner.environment(), folder)
         result, last = result_of(calm, "r"), latest_step(calm, "r")

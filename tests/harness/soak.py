@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.harness import attempts, runner, tables
-from tests.harness.attempts import Attempt, Place, Reference
-from tests.harness.cases import Case, chosen, pictures
+from tests.harness.attempts import Attempt, Platform, Reference
+from tests.harness.cases import Case, chosen, images
 from tests.harness.stores import (
     LocalOutput,
     S3Output,
@@ -62,7 +62,7 @@ class Run:
 class Soak:
     """Runs until enough rounds are done; several threads may take turns."""
 
-    def __init__(self, place: Place, cases: Sequence[Case], rounds: int, seed: int) -> None:
+    def __init__(self, place: Platform, cases: Sequence[Case], rounds: int, seed: int) -> None:
         self.place, self.cases, self.left, self.seed = place, cases, rounds, seed
         self.runs: list[Run] = []
         self.references: dict[str, Reference] = {}
@@ -132,7 +132,7 @@ class Soak:
             self.left += 1
 
 
-def soak(place: Place, cases: Sequence[Case], rounds: int, seed: int, jobs: int) -> Soak:
+def soak(place: Platform, cases: Sequence[Case], rounds: int, seed: int, jobs: int) -> Soak:
     """The whole soak, `jobs` runs at a time."""
     made = Soak(place, cases, rounds, seed)
     with ThreadPoolExecutor(jobs) as pool:
@@ -144,18 +144,18 @@ def soak(place: Place, cases: Sequence[Case], rounds: int, seed: int, jobs: int)
 
 
 @contextmanager
-def place(kind: str, logs: Path | None = None) -> Iterator[Place]:
+def place(kind: str, logs: Path | None = None) -> Iterator[Platform]:
     """Where a soak runs: a scratch folder and, for "s3", a bucket that holds the data too."""
     with tempfile.TemporaryDirectory(prefix="inat-soak-") as name:
         folder = Path(name)
-        archive = pictures(folder / "data")
+        archive = images(folder / "data")
         if kind == "local":
-            yield Place(folder, LocalOutput(folder / "runs"), str(archive), archive, runner.environment(), logs)
+            yield Platform(folder, LocalOutput(folder / "runs"), str(archive), archive, runner.environment(), logs)
             return
         with s3_endpoint() as endpoint:
             output = S3Output(endpoint)
             environment = runner.environment(AWS_ENDPOINT_URL=endpoint, **credentials())
-            yield Place(folder, output, output.put("data/pictures.zip", archive), archive, environment, logs)
+            yield Platform(folder, output, output.put("data/images.zip", archive), archive, environment, logs)
 
 
 def main() -> int:

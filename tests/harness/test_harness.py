@@ -12,7 +12,7 @@ import pytest
 
 from tests.harness import attempts, cells, kills, losses, matrix, runner, soak
 from tests.harness.attempts import Attempt
-from tests.harness.cases import LONE_CASE, chosen, pictures
+from tests.harness.cases import LONE_CASE, chosen, images
 from tests.harness.kills import Kill
 from tests.harness.losses import Loss
 from tests.harness.runner import Ended, Event, Job
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pictures(tmp_path_factory.mktemp("data"))
+    return images(tmp_path_factory.mktemp("data"))
 
 
 def told(*events: tuple[float, str, Mapping[str, object]], code: int = -9, signalled: float = 10.0) -> Ended:

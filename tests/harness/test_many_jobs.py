@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.harness import runner, soak
-from tests.harness.attempts import Place
+from tests.harness.attempts import Platform
 from tests.harness.cases import LONE_CASE
 from tests.harness.runner import Ended, Job
 from tests.harness.stores import broken_promises, report_of, result_of
@@ -22,16 +22,16 @@ pytestmark = [pytest.mark.soak, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest) -> Iterator[Platform]:
     with soak.place(request.param) as made:
         yield made
 
 
-def command(place: Place, run: str, cache: str) -> list[str]:
+def command(place: Platform, run: str, cache: str) -> list[str]:
     return LONE_CASE.arguments(place.data, place.output.uri, place.folder / cache, run)
 
 
-def started_at_once(place: Place, run: str, shared_cache: bool) -> list[Ended]:
+def started_at_once(place: Platform, run: str, shared_cache: bool) -> list[Ended]:
     with ExitStack() as stack:
         jobs = []
         for number in range(JOBS):
@@ -41,7 +41,7 @@ def started_at_once(place: Place, run: str, shared_cache: bool) -> list[Ended]:
 
 
 @pytest.mark.parametrize("shared_cache", [True, False], ids=["one-cache", "own-caches"])
-def test_exactly_one_of_many_trains(place: Place, shared_cache: bool) -> None:
+def test_exactly_one_of_many_trains(place: Platform, shared_cache: bool) -> None:
     alone = runner.run(command(place, "alone", "alone"), place.environment, place.folder)
     assert alone.code == 0, alone.last
     ended = started_at_once(place, "together", shared_cache)

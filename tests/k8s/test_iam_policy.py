@@ -14,13 +14,14 @@ from botocore.client import BaseClient
 from botocore.exceptions import ClientError
 
 import entrypoint
+from inat_job.commands import train
 from inat_job.configuration import configure
 from inat_job.errors import NoPermissionError, Preempted
-from inat_job.jobs import part
 from inat_job.signals import StopFlag
-from inat_job.storage import StorageOptions, open_store, s3_upload
-from pictures import tree, write_zip
-from runs import StopAfter
+from inat_job.storage import StorageOptions, open_store
+from inat_job.storage.s3 import multipart_upload
+from tests.harness.job_runs import StopAfter
+from tests.harness.made_images import tree, write_zip
 
 POLICY = json.loads((Path(__file__).parents[2] / "k8s/iam-policy.json").read_text())
 BUCKET = "my-bucket"
@@ -110,11 +111,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> set[Call]:
 def bucket(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A bucket with data as an archive and as loose files, in which all but the smallest objects go in parts."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(s3_upload, "WHOLE_LIMIT", 20_000)
+    monkeypatch.setattr(multipart_upload, "WHOLE_LIMIT", 20_000)
     files = tree(train=20, test=5)
     archive = write_zip(tmp_path / "x.zip", files)
     store = open_store(f"s3://{s3_bucket}/data", StorageOptions(), role="output")
-    store.put("pictures.zip", archive)
+    store.put("images.zip", archive)
     for name, content in files.items():
         store.put(f"loose/{name}", content)
     return s3_bucket
@@ -127,7 +128,7 @@ def command(*words: str) -> None:
 def whole_life(bucket: str) -> None:
     """A run that is stopped, resumed, finished, found finished, tested and begun anew; and one on loose files."""
     output = f"s3://{bucket}/runs"
-    data = ["--data", f"s3://{bucket}/data/pictures.zip"]
+    data = ["--data", f"s3://{bucket}/data/images.zip"]
     flags = {"data.uri": data[1], "run.output": output, "run.run_id": "r", "data.image_size": 32, "model.filters": "4"}
     flags |= {
         "model.dense": 8,
@@ -138,8 +139,8 @@ def whole_life(bucket: str) -> None:
     }
     settings = configure("a", flags, (), None).settings
     with pytest.raises(Preempted):
-        part.run(settings, StopAfter(60), time.perf_counter(), entrypoint.detect.PLAIN)
-    part.run(settings, StopFlag(), time.perf_counter(), entrypoint.detect.PLAIN)
+        train.run(settings, StopAfter(60), time.perf_counter(), entrypoint.detect.NO_PLATFORM)
+    train.run(settings, StopFlag(), time.perf_counter(), entrypoint.detect.NO_PLATFORM)
     again = ["parta", *data, "--output", output, *SMALL]
     command(*again, "--epochs", "2")
     command("test", "--checkpoint", f"{output}/r", "--output", output, "--wandb", "off", "--accelerator", "cpu")

@@ -16,10 +16,14 @@ import pytest
 import yaml
 
 import entrypoint
+from inat_job.commands import submit
 from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, UsageError
-from inat_job.jobs import submit
-from inat_job.platforms import k8s_watch, kubernetes, liveness, spot, submission, submit_k8s
+from inat_job.platforms import submission
+from inat_job.platforms.aws import spot
+from inat_job.platforms.k8s import job_watch, submit_k8s
+from inat_job.platforms.k8s import pod as kubernetes
+from inat_job.telemetry import liveness
 
 ROOT = Path(__file__).parents[2]
 JOBS = ("parta", "partb", "nodes")
@@ -58,7 +62,7 @@ def _kustomized(name: str) -> str:
 
 def built(*words: str, **asked: Any) -> list[Manifest]:
     """What `submit k8s` would send."""
-    request = submission.Request(**{"image": "r/i:1", "role": "arn:aws:iam::123456789012:role/inat-job", **asked})
+    request = submission.SubmitOptions(**{"image": "r/i:1", "role": "arn:aws:iam::123456789012:role/inat-job", **asked})
     command = submit.checked(words or ("parta", "--output", "s3://b/runs"), entrypoint._line)
     return submit_k8s.build(submission.completed(request, command, submit_k8s.NEEDS), command)
 
@@ -161,7 +165,7 @@ def test_failures_are_tried_again_by_their_code(manifests: list[Manifest]) -> No
     assert first == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert second["action"] == "FailJob"
     assert (second["onExitCodes"]["operator"], second["onExitCodes"]["values"]) == ("In", FINAL)
-    assert list(k8s_watch.FINAL) == FINAL
+    assert list(job_watch.FINAL) == FINAL
     assert job["spec"]["podReplacementPolicy"] == "Failed"
     assert job["spec"]["backoffLimit"] > 0
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"

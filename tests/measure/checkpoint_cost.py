@@ -26,18 +26,18 @@ def child(mode: str, arguments: list[str]) -> None:
     """Run a command line in this process, measured; the last line of stdout is what came of it."""
     sys.path.insert(0, str(ROOT))
     import entrypoint
-    from inat_job.training.keeper import Keeper
-    from inat_job.training.uploader import Uploader
+    from inat_job.checkpoints.uploader import Uploader
+    from inat_job.training.checkpoint_callback import CheckpointCallback
 
     spent = {"blocked_s": 0.0, "background_s": 0.0, "taken": 0}
     if mode == "with":
-        _timed(Keeper, "_take", time.perf_counter, spent, "blocked_s")
+        _timed(CheckpointCallback, "_take", time.perf_counter, spent, "blocked_s")
         _timed(Uploader, "_store", time.thread_time, spent, "background_s")
     else:
         Uploader.save = lambda self, manifest, write, deferred: manifest  # type: ignore[method-assign]
         Uploader.amend = lambda self, manifest: None  # type: ignore[method-assign]
     begun: dict[str, float] = {}
-    _moments(Keeper, begun)
+    _moments(CheckpointCallback, begun)
     sys.argv = ["entrypoint.py", *arguments]
     with contextlib.suppress(SystemExit):  # without checkpoints there is nothing to test in the end
         entrypoint.main()

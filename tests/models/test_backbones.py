@@ -4,7 +4,7 @@ from torchvision.models import get_model_weights
 
 from inat_job.errors import UsageError
 from inat_job.models.backbones import build_backbone
-from inat_job.models.count import count
+from inat_job.models.flops import count
 from inat_job.models.strategies import Architecture, under
 
 # The size that torchvision's own figure of multiply-adds is for.

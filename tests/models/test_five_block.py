@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from inat_job.errors import UsageError
-from inat_job.models.count import count
 from inat_job.models.five_block import ACTIVATIONS, FiveBlockSpec, build_five_block, filters_of
+from inat_job.models.flops import count
 
 SMALL = FiveBlockSpec(
     filters=(4, 6, 8, 8, 10),
@@ -60,7 +60,7 @@ def test_the_layers_of_a_block_in_order():
     assert [name for name, _ in block.named_children()] == ["conv", "norm", "activation", "pool"]
 
 
-def test_a_smaller_picture_than_five_halvings_allow_is_refused():
+def test_a_smaller_image_than_five_halvings_allow_is_refused():
     with pytest.raises(UsageError, match="--image-size is 31"):
         dataclasses.replace(SMALL, image_size=31)
 

@@ -8,7 +8,7 @@ def _pixels() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_is_what_torchvision_does_to_its_own_weights_pictures():
+def test_is_what_torchvision_does_to_its_own_weights_images():
     expected = normalize(to_dtype(_pixels(), torch.float32, scale=True), list(IMAGENET_MEAN), list(IMAGENET_STD))
     torch.testing.assert_close(Preprocess()(_pixels()), expected, atol=2e-6, rtol=1e-5)
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from inat_job.errors import ConflictError, UsageError
 from inat_job.platforms import detect
-from inat_job.platforms.batch import place as batch
-from inat_job.platforms.kubernetes import place as kubernetes
-from inat_job.platforms.place import PLAIN, run_id_of
-from inat_job.platforms.sagemaker import data_among
-from inat_job.platforms.sagemaker import place as sagemaker
+from inat_job.platforms.batch.batch_job import place as batch
+from inat_job.platforms.k8s.pod import place as kubernetes
+from inat_job.platforms.platform import NO_PLATFORM, run_id_of
+from inat_job.platforms.sagemaker.training_job import data_among
+from inat_job.platforms.sagemaker.training_job import place as sagemaker
 from inat_job.settings import RUN_ID
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
@@ -42,8 +42,8 @@ def multi_node(index: int, main: int, world: int) -> dict[str, str]:
 
 
 def test_a_plain_machine_and_a_container_say_nothing(tmp_path: Path) -> None:
-    assert detect.place({}, tmp_path) == PLAIN
-    assert PLAIN.settings() == {}
+    assert detect.place({}, tmp_path) == NO_PLATFORM
+    assert NO_PLATFORM.settings() == {}
     write(tmp_path / ".dockerenv", "")
     assert detect.place({}, tmp_path) == detect.CONTAINER
     write(tmp_path / "podman/run/.containerenv", "")

@@ -33,7 +33,7 @@ def test_single_values_have_names_and_lists_stay_out() -> None:
 
 
 def test_the_sentence() -> None:
-    assert report.sentence(DONE) == "Test accuracy 0.7500 (3 of 4 pictures, 95 % interval 0.300 to 0.950)."
+    assert report.sentence(DONE) == "Test accuracy 0.7500 (3 of 4 images, 95 % interval 0.300 to 0.950)."
 
 
 @pytest.mark.parametrize(("text", "after"), [("abc\n", "+abc"), ("unknown\n", ""), ("", ""), (None, "")])
@@ -54,13 +54,13 @@ def test_the_page_shows_what_is_there_and_runs_nothing(tmp_path: Path) -> None:
     assert "0.667" in page
     assert 'src="data:image/png;base64,cG5n"' in page
     assert "http" not in page
-    assert "1,234.5 pictures a second. It took 7,200 device-seconds, which cost 5.0000 at 2.5 an hour." in page
+    assert "1,234.5 images a second. It took 7,200 device-seconds, which cost 5.0000 at 2.5 an hour." in page
 
 
 def test_what_is_not_known_is_not_on_the_page() -> None:
     page = html.page(DONE | {"throughput": {"train_images_per_s": None}, "cost": report.cost(1, 60.0, None)}, [])
     assert "It took 60 device-seconds." in page
-    assert "pictures a second" not in page
+    assert "images a second" not in page
 
 
 def test_the_cost_is_of_all_devices_and_only_known_with_a_price() -> None:

@@ -21,7 +21,7 @@ from inat_job.errors import UsageError
 from inat_job.reporting.tracking import STEP, Tracker, open_tracker
 
 sys.path.insert(0, str(Path(__file__).parent))
-from wandb_stub import Recorded, wandb_server
+from tests.harness.wandb_stub import Recorded, wandb_server
 
 KEY = "0123456789abcdef" * 2 + "cafecafe"
 FALLBACK_S = 15.0

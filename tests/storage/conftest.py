@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from sites import Site, serve, site
+
+from tests.harness.web_sites import Site, serve, site
 
 __all__ = ["Site", "site"]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from inat_job.errors import BadDataError, ConflictError, PreconditionFailed, Preempted
-from inat_job.storage import Entry, StorageOptions, Store, journal, open_store, s3, s3_upload, split_uri, transfer
-from inat_job.storage.journal import Plan
+from inat_job.storage import Entry, StorageOptions, Store, open_store, partial_download, ranged_download, split_uri
+from inat_job.storage.partial_download import DownloadPlan
+from inat_job.storage.s3 import multipart_upload, s3_store
 
 OPTIONS = StorageOptions(threads=4, retries=3)
 REAL = "INAT_TEST_S3_ENDPOINT" in os.environ
@@ -34,7 +35,7 @@ def if_match(store: Store) -> None:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks of 100 kB, so that a small object has many."""
-    monkeypatch.setattr(journal, "plan_for", lambda size: Plan(size, 100_000))
+    monkeypatch.setattr(partial_download, "plan_for", lambda size: DownloadPlan(size, 100_000))
     return 100_000
 
 
@@ -103,7 +104,7 @@ def test_an_empty_store_lists_nothing(store: Store) -> None:
 
 
 def test_list_beyond_a_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "LIST_PAGE", 7)
+    monkeypatch.setattr(s3_store, "LIST_PAGE", 7)
     keys = [f"many/{i:02}" for i in range(23)]
     for key in keys:
         store.put(key, b".")
@@ -173,7 +174,7 @@ def test_stopped_then_resumed(store: Store, tmp_path: Path, small_chunks: int) -
     with pytest.raises(Preempted):
         store.get("big", tmp_path / "big", progress=note, stop=lambda: done > 500_000)
     assert (tmp_path / "big.part").exists()
-    kept = journal.parse((tmp_path / "big.part.json").read_text())
+    kept = partial_download.parse((tmp_path / "big.part.json").read_text())
     assert kept is not None
     assert not (tmp_path / "big").exists()
     told: list[int] = []
@@ -204,14 +205,16 @@ def test_an_object_that_changes_meanwhile_starts_over(
     store.put("big", os.urandom(1_000_000))
     data = os.urandom(1_000_000)
     changed: list[Entry] = []
-    fetch = transfer._Pull._chunk
+    fetch = ranged_download._Pull._chunk
 
-    def change_then_fetch(self: transfer._Pull, plan: journal.Journal, index: int, halt: Callable[[], bool]) -> int:
+    def change_then_fetch(
+        self: ranged_download._Pull, plan: partial_download.DownloadJournal, index: int, halt: Callable[[], bool]
+    ) -> int:
         if index == 7 and not changed:
             changed.append(store.put("big", data))
         return fetch(self, plan, index, halt)
 
-    monkeypatch.setattr(transfer._Pull, "_chunk", change_then_fetch)
+    monkeypatch.setattr(ranged_download._Pull, "_chunk", change_then_fetch)
     entry = store.get("big", tmp_path / "big")
     assert entry == changed[0]
     assert (tmp_path / "big").read_bytes() == data
@@ -281,8 +284,8 @@ def test_the_right_version_is_replaced(store: Store) -> None:
 
 
 def test_a_large_file_goes_in_parts(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_upload, "WHOLE_LIMIT", 5 * 2**20)
-    monkeypatch.setattr(s3_upload, "PART_SIZE", 5 * 2**20)
+    monkeypatch.setattr(multipart_upload, "WHOLE_LIMIT", 5 * 2**20)
+    monkeypatch.setattr(multipart_upload, "PART_SIZE", 5 * 2**20)
     data = os.urandom(12 * 2**20)
     source = tmp_path / "source"
     source.write_bytes(data)

@@ -10,25 +10,25 @@ from hypothesis import strategies as st
 
 from inat_job.errors import BadDataError, Preempted
 from inat_job.storage.base import Entry, checked_key, without_query
-from inat_job.storage.journal import MIB, Journal, Plan, parse, plan_for, resume
-from inat_job.storage.open import split_uri
-from inat_job.storage.s3_upload import part_plan
+from inat_job.storage.open_store import split_uri
+from inat_job.storage.partial_download import MIB, DownloadJournal, DownloadPlan, parse, plan_for, resume
+from inat_job.storage.s3.multipart_upload import part_plan
 
-plans = st.builds(Plan, st.integers(0, 10_000), st.integers(1, 3_000))
+plans = st.builds(DownloadPlan, st.integers(0, 10_000), st.integers(1, 3_000))
 versions = st.text(max_size=40)
 
 
 @st.composite
-def journals(draw: st.DrawFn) -> Journal:
+def journals(draw: st.DrawFn) -> DownloadJournal:
     plan = draw(plans)
     chunks = draw(st.sets(st.integers(0, plan.count - 1), max_size=20)) if plan.count else set()
     crcs = st.integers(0, 2**32 - 1)
     reached = {index: (draw(st.integers(0, plan.length(index))), draw(crcs)) for index in chunks}
-    return Journal(draw(versions), plan, reached)
+    return DownloadJournal(draw(versions), plan, reached)
 
 
 @given(plans)
-def test_chunks_cover_every_byte_once(plan: Plan) -> None:
+def test_chunks_cover_every_byte_once(plan: DownloadPlan) -> None:
     covered = [byte for index in range(plan.count) for byte in range(*plan.span(index))]
     assert covered == list(range(plan.size))
     assert all(0 < plan.length(index) <= plan.chunk for index in range(plan.count))
@@ -46,7 +46,7 @@ def test_chunks_are_few_up_to_16_mib_and_parts_at_most_10000(size: int) -> None:
 
 
 @given(journals())
-def test_a_journal_comes_back(journal: Journal) -> None:
+def test_a_journal_comes_back(journal: DownloadJournal) -> None:
     assert parse(journal.text()) == journal
     whole = [index for index, (there, _) in journal.reached.items() if there == journal.plan.length(index)]
     assert sorted([*journal.missing(), *whole]) == list(range(journal.plan.count))
@@ -55,7 +55,7 @@ def test_a_journal_comes_back(journal: Journal) -> None:
 
 
 @given(journals(), st.data())
-def test_a_torn_journal_forgets_and_never_lies(journal: Journal, data: st.DataObject) -> None:
+def test_a_torn_journal_forgets_and_never_lies(journal: DownloadJournal, data: st.DataObject) -> None:
     text = journal.text()
     found = parse(text[: data.draw(st.integers(0, len(text)))])
     assert found is None or (found.version, found.plan) == (journal.version, journal.plan)
@@ -72,7 +72,7 @@ def test_a_foreign_journal_is_no_journal(text: str) -> None:
 
 @given(st.lists(foreign))
 def test_foreign_lines_do_no_harm(lines: list[object]) -> None:
-    head = Journal("v", Plan(10, 3))
+    head = DownloadJournal("v", DownloadPlan(10, 3))
     found = parse(head.header() + "".join(json.dumps(line) + "\n" for line in lines))
     assert found is not None
     assert set(found.reached) <= set(range(4))
@@ -80,7 +80,7 @@ def test_foreign_lines_do_no_harm(lines: list[object]) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=8))
 def test_the_last_line_of_a_chunk_counts(lines: list[tuple[int, int]]) -> None:
-    head = Journal("v", Plan(12, 3))
+    head = DownloadJournal("v", DownloadPlan(12, 3))
     found = parse(head.header() + "".join(json.dumps([index, there, 7]) + "\n" for index, there in lines))
     assert found is not None
     assert found.reached == {index: (there, 7) for index, there in lines}
@@ -97,7 +97,7 @@ def test_a_journal_of_nonsense_starts_afresh(tmp_path: Path, text: str) -> None:
     part.write_bytes(b"longer than it should be")
     (tmp_path / "x.part.json").write_text(text)
     journal = resume(part, Entry("x", 5, "v"))
-    assert journal == Journal("v", plan_for(5))
+    assert journal == DownloadJournal("v", plan_for(5))
     assert part.read_bytes() == bytes(5)
 
 
@@ -131,7 +131,7 @@ def test_nothing_secret_is_said(user: str, query: str, path: str) -> None:
 def test_a_stop_while_the_part_is_verified_forgets_nothing(tmp_path: Path) -> None:
     part, entry = tmp_path / "x.part", Entry("x", 3 * MIB, "v")
     part.write_bytes(bytes(3 * MIB))
-    known = Journal("v", plan_for(3 * MIB), {0: (MIB, zlib.crc32(bytes(MIB)))})
+    known = DownloadJournal("v", plan_for(3 * MIB), {0: (MIB, zlib.crc32(bytes(MIB)))})
     (tmp_path / "x.part.json").write_text(known.text())
 
     def stopped() -> None:

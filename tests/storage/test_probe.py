@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from inat_job.errors import ConflictError, NoPermissionError, TransientError, UsageError
-from inat_job.storage import StorageOptions, Store, open_store, s3_account
+from inat_job.storage import StorageOptions, Store, open_store
 from inat_job.storage.local import LocalStore
 from inat_job.storage.probe import probe
+from inat_job.storage.s3 import account
 from tests.storage.conftest import Proxy
 
 OPTIONS = StorageOptions(retries=0)
@@ -81,7 +82,7 @@ def test_what_is_read_otherwise_is_no_success(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.usefixtures("s3_bucket")
 def test_whose_the_credentials_are() -> None:
-    found = s3_account.identity()
+    found = account.identity()
     assert found.method == "env"
     assert found.arn or found.why
     if not REAL:
@@ -94,19 +95,19 @@ def test_no_credentials_are_a_matter_of_permission(s3_bucket: str, monkeypatch: 
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     with pytest.raises(NoPermissionError, match="AWS_ACCESS_KEY_ID"):
-        s3_account.identity()
+        account.identity()
 
 
 def test_a_store_that_is_not_amazons_is_not_asked_at_amazon(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    found = s3_account.identity()
+    found = account.identity()
     assert (found.arn, "not Amazon's" in found.why) == (None, True)
 
 
 def test_a_store_without_sts_is_no_failure(s3_bucket: str, s3_proxy: Proxy) -> None:
     s3_proxy.faults["POST"] = ["405"]
-    found = s3_account.identity()
+    found = account.identity()
     assert (found.arn, bool(found.why)) == (None, True)
 
 
@@ -119,7 +120,7 @@ def test_a_wrong_secret_is_found(s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("s3_bucket")
 def test_the_clocks_agree_on_one_machine() -> None:
-    skew = s3_account.skew_s()
+    skew = account.skew_s()
     assert skew is not None
     assert abs(skew) < 60
 
@@ -131,15 +132,15 @@ def test_a_clock_that_is_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
             return datetime.now(UTC) - timedelta(hours=1)
 
-    monkeypatch.setattr(s3_account, "datetime", Slow)
-    assert 3500 < (s3_account.skew_s() or 0) < 3700
+    monkeypatch.setattr(account, "datetime", Slow)
+    assert 3500 < (account.skew_s() or 0) < 3700
 
 
 def test_a_store_that_does_not_answer_tells_no_time(
     s3_bucket: str, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port}")
-    assert s3_account.skew_s() is None
+    assert account.skew_s() is None
 
 
 @pytest.mark.parametrize(("name", "value"), [("AWS_ENDPOINT_URL", "nonsense"), ("AWS_PROFILE", "nobody")])
@@ -148,5 +149,5 @@ def test_settings_that_cannot_be_are_no_bug(
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="AWS_"):
-        s3_account.identity()
-    assert s3_account.skew_s() is None
+        account.identity()
+    assert account.skew_s() is None

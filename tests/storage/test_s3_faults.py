@@ -13,9 +13,10 @@ import pytest
 from botocore.exceptions import ClientError
 
 from inat_job import errors
-from inat_job.storage import StorageOptions, journal, open_store, retry, s3_errors, s3_upload
-from inat_job.storage.journal import Plan
-from inat_job.storage.s3_errors import CODES, EXCEPTIONS, Place, translate
+from inat_job.storage import StorageOptions, open_store, partial_download, retry
+from inat_job.storage.partial_download import DownloadPlan
+from inat_job.storage.s3 import multipart_upload, s3_errors
+from inat_job.storage.s3.s3_errors import CODES, EXCEPTIONS, S3Location, translate
 
 from .conftest import Proxy
 
@@ -23,13 +24,13 @@ OPTIONS = StorageOptions(threads=4, retries=2)
 ONCE = StorageOptions(retries=0)
 DATA = os.urandom(500_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-PLACE = Place("b", "k", "s3.example", output=False)
+PLACE = S3Location("b", "k", "s3.example", output=False)
 REAL = "INAT_TEST_S3_ENDPOINT" in os.environ
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "plan_for", lambda size: Plan(size, 100_000))
+    monkeypatch.setattr(partial_download, "plan_for", lambda size: DownloadPlan(size, 100_000))
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
 
 
@@ -76,7 +77,7 @@ def test_a_race_won_by_a_lost_answer_is_won(
     s3_proxy: Proxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """The first attempt stores the object, its answer is lost, and botocore's second meets the first's object."""
-    monkeypatch.setattr(s3_upload, "WHOLE_LIMIT", 5 * 2**20)
+    monkeypatch.setattr(multipart_upload, "WHOLE_LIMIT", 5 * 2**20)
     store = open_store(f"s3://{s3_bucket}", OPTIONS)
     s3_proxy.faults["PUT" if size == 10 else "POST"] = ["lose"] if size == 10 else ["", "lose"]
     entry = store.put("key", b"x" * size, if_none_match=True)
@@ -93,8 +94,8 @@ def test_a_conflict_is_tried_again(s3_proxy: Proxy, s3_bucket: str) -> None:
 
 
 def test_parts_are_given_up_when_one_fails(s3_proxy: Proxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_upload, "WHOLE_LIMIT", 5 * 2**20)
-    monkeypatch.setattr(s3_upload, "PART_SIZE", 5 * 2**20)
+    monkeypatch.setattr(multipart_upload, "WHOLE_LIMIT", 5 * 2**20)
+    monkeypatch.setattr(multipart_upload, "PART_SIZE", 5 * 2**20)
     store = open_store(f"s3://{s3_bucket}", ONCE)
     s3_proxy.faults["PUT"] = ["", "403"]
     with pytest.raises(errors.NoPermissionError):
@@ -105,7 +106,7 @@ def test_parts_are_given_up_when_one_fails(s3_proxy: Proxy, s3_bucket: str, monk
 
 def test_a_short_object_is_noticed(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(f"s3://{s3_bucket}", ONCE)
-    monkeypatch.setattr(s3_upload, "_size_of", lambda source: 7)
+    monkeypatch.setattr(multipart_upload, "_size_of", lambda source: 7)
     with pytest.raises(errors.TransientError, match=r"holds .* bytes, not the 7 sent"):
         store.put("key", Path(__file__))
 
@@ -121,8 +122,8 @@ def test_a_damaged_upload_is_noticed_and_sent_again(
     condition: dict[str, bool],
 ) -> None:
     """By the server, or where it does not check Content-MD5 (moto), by us."""
-    monkeypatch.setattr(s3_upload, "WHOLE_LIMIT", 5 * 2**20)
-    monkeypatch.setattr(s3_upload, "PART_SIZE", 5 * 2**20)
+    monkeypatch.setattr(multipart_upload, "WHOLE_LIMIT", 5 * 2**20)
+    monkeypatch.setattr(multipart_upload, "PART_SIZE", 5 * 2**20)
     data = (DATA * 23)[:size]
     s3_proxy.faults["PUT"] = ["flip"]
     with pytest.raises(errors.JobError):
@@ -135,7 +136,7 @@ def test_a_damaged_upload_is_noticed_and_sent_again(
 
 
 def test_an_etag_that_is_no_md5_is_no_damage(s3_bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(s3_upload.Upload, "_expected_tag", lambda upload: "another kind")
+    monkeypatch.setattr(multipart_upload.Upload, "_expected_tag", lambda upload: "another kind")
     store = open_store(f"s3://{s3_bucket}", ONCE)
     (tmp_path / "file").write_bytes(DATA)
     assert store.put("bytes", DATA).size == store.put("file", tmp_path / "file").size == len(DATA)

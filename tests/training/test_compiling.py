@@ -90,9 +90,9 @@ def test_a_compiler_that_fails_leaves_the_network_as_it_is(monkeypatch: pytest.M
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_inner", fail)
     network = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
-    names, pictures = set(network.state_dict()), torch.ones(4, 3)
-    expected = network(pictures)
+    names, images = set(network.state_dict()), torch.ones(4, 3)
+    expected = network(images)
     compile_in_place(network, "default")
-    assert torch.equal(network(pictures), expected)
-    network(pictures).sum().backward()
+    assert torch.equal(network(images), expected)
+    network(images).sum().backward()
     assert set(network.state_dict()) == names

@@ -1,0 +1,214 @@
+"""The plain way to train the same network, as most people write it: the baseline, in a process of its own.
+
+torchvision's ImageFolder, a DataLoader with as many workers as cores, transforms for one image at a time, a small
+LightningModule, and Lightning's trainer with its defaults (fp32).
+
+    python -m inat_job.bench.plain_lightning SPEC
+
+With `lockstep` in the spec it waits for a line before each epoch but the first, and answers each with its rate;
+without, it trains to the end and says what came of it.
+"""
+
+import json
+import logging
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms as T
+from torchvision.datasets import ImageFolder
+
+from inat_job.configuration import configure
+from inat_job.host import cpu
+from inat_job.models.build import BuildInputs, build
+from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
+from inat_job.settings import Settings, TrainSettings
+from inat_job.signals import never
+from inat_job.storage import StorageOptions
+
+LEFT_OUT = 10
+"""Steps at an epoch's start that the rate leaves out, the start of the workers with them."""
+
+SLOW = 0.1
+"""Learning rate of a network that is trained as a whole from pretrained weights, over that of another one."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the baseline is to do; `flags` are the settings of the job, `folder` holds train/, val/ and test/."""
+
+    part: str
+    flags: dict[str, Any]
+    folder: str
+    epochs: int
+    lockstep: bool
+
+    def text(self) -> str:
+        """As the program takes it."""
+        return json.dumps(asdict(self))
+
+
+class Plain(LightningModule):
+    """A network and its loss."""
+
+    def __init__(self, architecture: Architecture, lr: float) -> None:
+        super().__init__()
+        self.network, self._architecture, self._lr = architecture.network, architecture, lr
+
+    def on_train_epoch_start(self) -> None:
+        apply_strategy(self._architecture, trainable_stages(self._architecture, 0, 1))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self.network(images), labels)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: list[Tensor], split: str) -> None:
+        images, labels = batch
+        logits = self.network(images)
+        self.log(f"{split}_loss", F.cross_entropy(logits, labels))
+        self.log(f"{split}_accuracy", (logits.argmax(dim=1) == labels).float().mean())
+
+    def configure_optimizers(self) -> Any:
+        learning = [each for each in self.network.parameters() if each.requires_grad]
+        return torch.optim.AdamW(learning, lr=self._lr)
+
+
+class Epochs(Callback):
+    """The rate of each epoch, and its seconds with validation; waits to be asked for it in `lockstep`."""
+
+    def __init__(self, batch_size: int, lockstep: bool) -> None:
+        self._batch_size, self._lockstep = batch_size, lockstep
+        self._begun = self._mark = 0.0
+        self._left_out = 0
+        self.rates: list[float] = []
+        self.seconds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._lockstep and trainer.current_epoch > 0:
+            sys.stdin.readline()
+        self._left_out = min(LEFT_OUT, int(trainer.num_training_batches) // 3)
+        self._begun = self._mark = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 == self._left_out:
+            self._mark = _now()
+        if batch_idx + 1 == trainer.num_training_batches:
+            counted = (batch_idx + 1 - self._left_out) * self._batch_size
+            self.rates.append(counted / (_now() - self._mark))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds.append(_now() - self._begun)
+        if self._lockstep:
+            print(json.dumps({"rate": self.rates[-1]}), flush=True)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main(text: str) -> None:
+    """Train as the spec says."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    spec = Spec(**json.loads(text))
+    settings = configure(spec.part, spec.flags, [], None).settings
+    torch.manual_seed(settings.train.seed)
+    folder = Path(spec.folder)
+    classes = len(list((folder / "train").iterdir()))
+    architecture = _architecture(settings, classes)
+    loaders = _loaders(folder, settings, architecture.network.preprocess)
+    architecture.network.preprocess = nn.Identity()
+    apply_strategy(architecture, trainable_stages(architecture, 0, 1))
+    module = Plain(architecture, _rate(settings))
+    epochs = Epochs(settings.train.batch_size, spec.lockstep)
+    trainer = _trainer(spec, settings.train, epochs)
+    trainer.fit(module, loaders["train"], None if spec.lockstep else loaders["val"])
+    if not spec.lockstep:
+        accuracy = trainer.test(module, loaders["test"], verbose=False)[0]["test_accuracy"]
+        print(json.dumps({"rates": epochs.rates, "seconds": epochs.seconds, "accuracy": accuracy}), flush=True)
+
+
+def _trainer(spec: Spec, train: TrainSettings, epochs: Epochs) -> Trainer:
+    return Trainer(
+        max_epochs=spec.epochs,
+        accelerator=train.accelerator,
+        devices=1,
+        callbacks=[epochs],
+        default_root_dir=spec.folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def _architecture(settings: Settings, classes: int) -> Architecture:
+    storage = settings.storage
+    needs = BuildInputs(
+        classes=classes,
+        image_size=settings.data.image_size,
+        pretrained=True,
+        cache_dir=Path(settings.data.cache_dir),
+        options=StorageOptions(requester_pays=storage.requester_pays, anonymous=storage.anonymous),
+        stop=never,
+    )
+    return build(settings.model, needs)
+
+
+def _rate(settings: Settings) -> float:
+    """AdamW's usual rate, and a tenth of it where a pretrained network is trained as a whole."""
+    whole = getattr(settings.model, "strategy", "") == "full" and getattr(settings.model, "weights", "") != "none"
+    return 1e-3 * (SLOW if whole else 1.0)
+
+
+def _loaders(folder: Path, settings: Settings, preprocess: Any) -> dict[str, "DataLoader[Any]"]:
+    finish = [
+        T.ToTensor(),
+        T.Normalize(*((each.flatten() / 255).tolist() for each in (preprocess.mean, preprocess.std))),
+    ]
+    size = settings.data.image_size
+    plain = T.Compose([T.Resize(round(size / settings.data.eval_crop)), T.CenterCrop(size), *finish])
+    varied = T.Compose([*_varied(settings.train, size), *finish]) if settings.train.augment else plain
+    return {
+        split: DataLoader(
+            ImageFolder(str(folder / split), varied if split == "train" else plain),
+            batch_size=settings.train.batch_size,
+            shuffle=split == "train",
+            drop_last=split == "train",
+            num_workers=cpu.available(),
+            pin_memory=torch.cuda.is_available(),
+        )
+        for split in ("train", "val", "test")
+    }
+
+
+def _varied(train: TrainSettings, size: int) -> list[Any]:
+    """The recipe's augmentation, one image at a time."""
+    return [
+        T.RandomResizedCrop(size, scale=(train.crop_scale, 1.0)),
+        T.RandomHorizontalFlip(),
+        *([T.RandomRotation(train.rotation)] if train.rotation else []),
+        T.ColorJitter(train.colour, train.colour, train.colour),
+    ]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,92 @@
+"""ImageDataModule that the bench makes for itself, and data sets that are several times another one."""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from inat_job.data import layout
+from inat_job.host import cpu
+from inat_job.ingest import archives
+from inat_job.ingest.decode import Rejected
+from inat_job.storage.cache_locks import cache_errors
+
+CLASSES = 10
+TEST_SHARE = 0.2
+_GROUNDS = 32
+_BATCH = 256
+
+
+def synthetic(folder: Path, count: int, side: int) -> Path:
+    """An archive of `count` images to train on and a fifth as many to test, of ten classes; the same at each call.
+
+    They are JPEGs of about `side` pixels, of noise that is smooth at several scales and has a colour of its class; so a
+    network can learn a little, and they decode as photos do.
+    """
+    path = folder / f"synthetic-{count}-{side}.zip"
+    if path.exists():
+        return path
+    draft = path.with_suffix(".tmp")
+    with cache_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(draft, "w") as archive:
+            for split, amount, seed in (("train", count, 0), ("val", round(TEST_SHARE * count), 10**9)):
+                for number, data in enumerate(_jpegs(amount, seed, side)):
+                    name = f"synthetic/{split}/Class{number % CLASSES}/{number:07d}.jpg"
+                    archive.writestr(zipfile.ZipInfo(name), data)
+        draft.replace(path)
+    return path
+
+
+def _jpegs(count: int, seed: int, side: int) -> Iterator[bytes]:
+    grounds = _grounds(side)
+    with ThreadPoolExecutor(cpu.available()) as pool:
+        for start in range(0, count, _BATCH):
+            yield from pool.map(partial(_jpeg, grounds, seed), range(start, min(start + _BATCH, count)))
+
+
+def _grounds(side: int) -> torch.Tensor:
+    """float32 (_GROUNDS, 3, 3/4 side, side) in 0..255."""
+    generator = torch.Generator().manual_seed(0)
+    size = (max(8, 3 * side // 4), max(8, side))
+    total = torch.full((_GROUNDS, 3, *size), 128.0)
+    for cells, strength in ((4, 40.0), (16, 25.0), (64, 12.0)):
+        noise = torch.randn(_GROUNDS, 3, cells, cells, generator=generator)
+        total += strength * F.interpolate(noise, size, mode="bilinear")
+    return total
+
+
+def _jpeg(grounds: torch.Tensor, seed: int, number: int) -> bytes:
+    generator = torch.Generator().manual_seed(seed + number)
+    ground = grounds[int(torch.randint(_GROUNDS, (), generator=generator))]
+    down, right = (int(torch.randint(extent, (), generator=generator)) for extent in ground.shape[1:])
+    angle = torch.tensor(2 * torch.pi * (number % CLASSES) / CLASSES)
+    tint = 30 * torch.stack([angle.cos(), angle.sin(), -angle.cos()])
+    shade = 20 * torch.randn(3, generator=generator)
+    pixels = torch.roll(ground, (down, right), (1, 2)) + (tint + shade).view(3, 1, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def repeated(container: archives.Container, where: str, times: int, path: Path) -> Path:
+    """An archive at `path` with every image of a data set `times` times, each time under another name."""
+    images = {each.name: each for each in layout.find(container.names(), where)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (name, read) in enumerate(container.load(list(images))):
+            image = images[name]
+            split = "train" if image.split == layout.TRAIN else "val"
+            try:
+                data = read()
+            except Rejected:
+                continue
+            for copy in range(times):
+                member = f"repeated/{split}/{image.label}/{number:07d}-{copy}.jpg"
+                archive.writestr(zipfile.ZipInfo(member), data)
+    return path

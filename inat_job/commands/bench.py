@@ -1,0 +1,148 @@
+"""`bench`: what each stage of a run reaches beside its limit, which one bounds, and the plain way beside it all."""
+
+import dataclasses
+import json
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from inat_job import events
+from inat_job.bench import baseline, children, preparing, pull, synthetic, whole_job
+from inat_job.bench.measurement import Measured, bounding, durations, portions, short, table
+from inat_job.bench.prepared_run import Ready, ready
+from inat_job.command_options import BenchOptions
+from inat_job.errors import UsageError
+from inat_job.ingest import archives, data_source
+from inat_job.ingest.data_source import DataSource
+from inat_job.run.folders import storage_options
+from inat_job.settings import Settings
+from inat_job.signals import StopFlag
+
+_SYNTHETIC_SIDE = 480
+"""Pixels of the longer side of images that are made, about that of a photo in the usual data sets."""
+
+
+def run(settings: Settings, request: BenchOptions, stop: StopFlag, started: float) -> None:
+    """Measure what the request asks for, and tell it. Raises UsageError for a --json that has no folder."""
+    if request.json and not Path(request.json).absolute().parent.is_dir():
+        raise UsageError(f"--json is {request.json}, and its folder does not exist: make it, or name another.")
+    if (settings.train.devices or 1) * (settings.train.num_nodes or 1) > 1:
+        raise UsageError("bench measures one device: leave --devices and --num-nodes out.")
+    epochs, settings = settings.train.epochs, _settled(settings, request)
+    with _scratch(settings) as scratch:
+        settings = _with_images(settings, request, scratch, stop)
+        found, facts = _measure(settings, request, scratch, stop, started)
+    _tell(request, found, facts, epochs)
+
+
+def _settled(settings: Settings, request: BenchOptions) -> Settings:
+    """The run without what would end it early or speak to others, under a name that nobody else has."""
+    epochs = max(settings.train.epochs, request.runs + 1) if request.trains else settings.train.epochs
+    train = dataclasses.replace(settings.train, epochs=epochs, max_time=None, early_stop=None)
+    run = dataclasses.replace(settings.run, run_id=f"bench-{secrets.token_hex(4)}", force=False, init_from=None)
+    tracker = dataclasses.replace(settings.tracker, mode="off")
+    return dataclasses.replace(settings, train=train, run=run, tracker=tracker)
+
+
+@contextmanager
+def _scratch(settings: Settings) -> Iterator[Path]:
+    """A folder for what the bench needs, on the disk of the cache."""
+    cache = Path(settings.data.cache_dir)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="bench-") as folder:
+        yield Path(folder)
+
+
+def _with_images(settings: Settings, request: BenchOptions, scratch: Path, stop: StopFlag) -> Settings:
+    """The settings with the images that the request names: made ones, or those of the settings several times."""
+    data = settings.data
+    if request.synthetic:
+        folder = Path(data.cache_dir) / "synthetic"
+        data = dataclasses.replace(data, uri=str(synthetic.synthetic(folder, request.synthetic, _SYNTHETIC_SIDE)))
+    if request.repeat > 1:
+        source = _source(dataclasses.replace(settings, data=data), stop)
+        path = synthetic.repeated(source.open(), source.uri, request.repeat, scratch / "repeated.zip")
+        data = dataclasses.replace(data, uri=str(path))
+    return dataclasses.replace(settings, data=data)
+
+
+def _source(settings: Settings, stop: StopFlag) -> DataSource:
+    return data_source.find(settings.data.uri, Path(settings.data.cache_dir), storage_options(settings.storage), stop)
+
+
+def _measure(
+    settings: Settings, request: BenchOptions, scratch: Path, stop: StopFlag, started: float
+) -> tuple[list[Measured], dict[str, Any]]:
+    found: list[Measured] = []
+    source = _source(settings, stop)
+    if "pull" in request.stages and not archives.is_archive(urlsplit(settings.data.uri).path):
+        events.warn("--stages pull is left out: it is measured on an archive, and --data is none.")
+    elif "pull" in request.stages:
+        children.say("pull")
+        where = pull.PullTarget(settings.data.uri, storage_options(settings.storage))
+        found += pull.pull(where, settings.data.image_size, scratch, request.runs, stop)
+    if "decode" in request.stages:
+        children.say("decode")
+        archive = _archive(settings, source, scratch)
+        here = data_source.find(str(archive), scratch, storage_options(settings.storage), stop)
+        found += preparing.decode(here, archive, settings.data.image_size, scratch, request.runs, stop)
+    with ready(settings, request, stop, started) as bench:
+        found += _in_process(bench, source, scratch)
+        facts = bench.facts()
+        classes = len(bench.work.images.cache.index.classes)
+        unpacked = scratch / "unpacked"
+        if request.end_to_end and not unpacked.exists():
+            baseline.unpack(source.open(), bench.work.images, unpacked)
+    if "start" in request.stages:
+        children.say("start")
+        found += whole_job.first_step(settings, classes, scratch, request.runs)
+    if request.end_to_end:
+        children.say("end to end")
+        epochs = request.baseline_epochs or settings.train.epochs
+        found += whole_job.end_to_end(settings, unpacked, scratch, request.runs, epochs)
+    if request.scale:
+        children.say("scale")
+        found += whole_job.growth(settings, source.open(), scratch, request.scale)
+    return found, facts
+
+
+def _in_process(bench: Ready, source: DataSource, scratch: Path) -> list[Measured]:
+    if not bench.request.baseline:
+        return bench.measure({})
+    children.say("unpack")
+    folder = baseline.unpack(source.open(), bench.work.images, scratch / "unpacked")
+    with baseline.in_lockstep(bench.work.settings, folder, bench.request.runs + 1) as epoch:
+        return bench.measure({"baseline epoch": epoch})
+
+
+def _archive(settings: Settings, source: DataSource, scratch: Path) -> Path:
+    """The data set as a file that other processes can read."""
+    path = Path(settings.data.uri)
+    if path.is_file():
+        return path
+    return synthetic.repeated(source.open(), source.uri, 1, scratch / "archive.zip")
+
+
+def _tell(request: BenchOptions, found: list[Measured], facts: dict[str, Any], epochs: int) -> None:
+    bound, shares = bounding(found), portions(durations(found, facts["images"], epochs))
+    told = {
+        **facts,
+        "bound_by": bound.name if bound else None,
+        "run": {"epochs": epochs, "shares": shares},
+        "measured": [each.as_dict() for each in found],
+    }
+    if request.json:
+        Path(request.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    else:
+        events.emit("bench", **told)
+    stream = sys.stdout if sys.stdout.isatty() else sys.stderr  # where a machine reads stdout, it reads JSON lines
+    stream.write(table(found) + "\n")
+    parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    stream.write(f"Of a run of {epochs} epochs: {parts}.\n" if len(shares) > 1 else "")
+    message = f"Bound by: {bound.name}, {short(bound.median)} {bound.unit}." if bound else "Done."
+    events.emit("done", message=message)

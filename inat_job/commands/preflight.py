@@ -1,0 +1,222 @@
+"""`preflight`: looks at all that a job will need, at once and in seconds, and changes nothing."""
+
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from inat_job import events
+from inat_job.errors import BadDataError, JobError, NoPermissionError
+from inat_job.host import environment
+from inat_job.ingest.inspect import look
+from inat_job.models.find_weights import find_weights
+from inat_job.platforms.platform import Platform
+from inat_job.reporting.tracking import reach
+from inat_job.run import folders, outputs, resources
+from inat_job.run.checks import Caution, Check, Finding, together, worst
+from inat_job.run.run_state import RunState, check_run, read_config
+from inat_job.settings import Settings
+from inat_job.signals import Stop
+from inat_job.storage import StorageOptions, open_store
+from inat_job.storage.probe import probe
+from inat_job.storage.run_folder import RunFolder, open_run_folder
+
+LIMIT_S = 10.0
+"""Seconds within which all has ended, the process's own start included."""
+
+_OWN_S, _SIDE_S, _LEAST_S = 1.5, 5.0, 2.0
+"""Seconds that start and end of the process take at most; for a look that fails nothing; for any look."""
+
+_RETRIES = 2
+_CLOCK_WARNS_S = 300.0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the looks share; `looked` and `standing` are told by one look to others."""
+
+    settings: Settings
+    place: Platform
+    options: StorageOptions
+    looked: "Future[Any]" = field(default_factory=Future)
+    standing: "Future[RunState]" = field(default_factory=Future)
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        weights = getattr(self.settings.model, "weights", "")
+        return (self.settings.data.uri, self.settings.run.output, weights, self.settings.run.init_from or "")
+
+    @property
+    def uses_s3(self) -> bool:
+        return any(uri.lower().startswith("s3://") for uri in self.uris)
+
+    def folder(self, name: str) -> RunFolder:
+        """The folder of a run, a run id under `--output` or a URI."""
+        output, _, run_id = name.rstrip("/").rpartition("/")
+        spools = Path(self.settings.data.cache_dir) / "spool"
+        return open_run_folder(output or self.settings.run.output, run_id, self.options, spools)
+
+    @property
+    def own(self) -> str:
+        """The address of the run's folder."""
+        return f"{self.settings.run.output.rstrip('/')}/{self.settings.run_id}"
+
+
+def run(settings: Settings, place: Platform, stop: Stop, started: float | None = None) -> None:
+    """Say a line for each thing that the job will need. Raises the worst of what the job would end with.
+
+    `started` is the time.perf_counter() of the process's start, where that is part of the time.
+    """
+    begun = time.perf_counter() if started is None else started
+    seconds = max(_LEAST_S, LIMIT_S - _OWN_S - (time.perf_counter() - begun))
+    options = replace(folders.storage_options(settings.storage), retries=_RETRIES)
+    findings = []
+    for finding in together(checks(_Job(settings, place, options), seconds), stop):
+        findings.append(finding)
+        _say(finding)
+    failed = worst(findings)
+    counts = {outcome: sum(each.outcome == outcome for each in findings) for outcome in ("ok", "warn", "fail")}
+    events.emit("preflight", **counts, code=failed.code if failed else 0, seconds=round(time.perf_counter() - begun, 1))
+    if failed and failed.error:
+        raise failed.error
+
+
+def checks(job: _Job, seconds: float) -> Sequence[Check]:
+    """The looks at what a job needs, in the order in which they are told; `seconds` is the longest for any."""
+    settings, aside = job.settings, min(_SIDE_S, seconds)
+    return [
+        Check("place", partial(_place, job), seconds),
+        Check("identity", partial(_identity, job), seconds),
+        Check("clock", partial(_clock, job), seconds),
+        Check("data", partial(_data, job), seconds),
+        Check("output", partial(_output, job), seconds),
+        Check("run", partial(_run, job), seconds),
+        Check("init-from", partial(_init_from, job), seconds),
+        Check("disk", partial(_disk, job, seconds), seconds),
+        Check("ranks", partial(resources.check_ranks, settings, job.place), seconds),
+        Check("shm", partial(resources.check_shared_memory, settings.train), aside),
+        Check("memory", partial(resources.check_job_memory, settings), aside),
+        Check("device", partial(resources.check_device, settings.train.accelerator), seconds),
+        Check("weights", partial(_weights, job, seconds), seconds),
+        Check("tracker", partial(_tracker, settings), seconds),
+    ]
+
+
+def _place(job: _Job) -> str:
+    outputs.check(job.place)  # writes where the platform collects
+    return ", ".join(f"{value}" if name == "name" else f"{name} {value}" for name, value in job.place.facts().items())
+
+
+def _identity(job: _Job) -> str | Caution:
+    if not job.uses_s3:
+        return "not needed, nothing is in S3"
+    if job.options.anonymous:
+        return "not asked, --anonymous sends no credentials"
+    from inat_job.storage.s3 import account  # boto3 is slow to import and may be absent
+
+    found = account.identity()
+    if found.arn:
+        return f"{found.arn}, from {found.method}"
+    return f"credentials from {found.method}; whose is not known: {found.why}"
+
+
+def _clock(job: _Job) -> str | Caution:
+    if not job.uses_s3:
+        return "not compared, nothing is in S3"
+    from inat_job.storage.s3 import account
+
+    skew = account.skew_s()
+    if skew is None:
+        return "not compared, the store tells no time"
+    what = f"this machine's clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the store's"
+    if abs(skew) > account.REFUSED_FROM_S:
+        raise NoPermissionError(f"Every request is refused, since {what}: set this machine's clock.")
+    return Caution(what, "set this machine's clock") if abs(skew) > _CLOCK_WARNS_S else what
+
+
+def _data(job: _Job) -> str | Caution:
+    data = job.settings.data
+    try:
+        looked = look(data.uri, Path(data.cache_dir), data.image_size, job.options)
+    except BaseException:
+        job.looked.cancel()
+        raise
+    job.looked.set_result(looked)
+    return looked.text + (f"; {looked.doubt}" if looked.doubt else "")
+
+
+def _output(job: _Job) -> str | Caution:
+    store = open_store(job.own, job.options, role="output")
+    if probe(store):
+        return f"{store.uri} can be written, conditionally too, read and cleared"
+    return Caution(
+        f"{store.uri} takes no conditional writes", "don't start two jobs of one run at the same moment, or use S3"
+    )
+
+
+def _run(job: _Job) -> str:
+    try:
+        folder = job.folder(job.own)
+        standing, _ = check_run(folder, job.settings)
+    except BaseException:
+        job.standing.cancel()
+        raise
+    job.standing.set_result(standing)
+    return f"{folder.run_id}, {'begun anew by --force' if job.settings.run.force else standing.value}"
+
+
+def _init_from(job: _Job) -> str:
+    name = job.settings.run.init_from
+    if not name:
+        return "not asked for"
+    folder = job.folder(name)
+    if read_config(folder) is None:
+        raise BadDataError(f"--init-from names {folder.uri}, which holds no run: check it.")
+    return folder.uri
+
+
+def _disk(job: _Job, seconds: float) -> str | Caution:
+    return resources.check_disk(job.settings, _told(job.looked, seconds))
+
+
+def _weights(job: _Job, seconds: float) -> str | Caution:
+    """A run that is taken up has its own already, unless it ended before its first checkpoint."""
+    model = job.settings.model
+    if job.settings.run.init_from:
+        return "none is needed, --init-from has its own"
+    try:
+        found = find_weights(model, environment.torch_files(), job.options)
+    except JobError as error:
+        if _told(job.standing, seconds) is not RunState.RESUME:
+            raise
+        return Caution(str(error).rstrip("."), "none is needed if the run has a checkpoint")
+    return found or "none is needed"
+
+
+def _tracker(settings: Settings) -> str | Caution:
+    mode: Any = settings.tracker.mode
+    found = reach(mode, environment.wandb_server(), environment.has_wandb_key(), environment.wandb_key())
+    return Caution(found.doubt, found.mend) if found.doubt else found.text
+
+
+def _told(answer: "Future[Any]", seconds: float) -> Any | None:
+    """What another look has found, or None where it failed or is still at it shortly before the end."""
+    try:
+        return answer.result(max(0.0, seconds - 0.5))
+    except (TimeoutError, CancelledError):
+        return None
+
+
+def _say(finding: Finding) -> None:
+    """A line for a person, or an object for a machine."""
+    if not events.terminal():
+        said = {"check": finding.check, "outcome": finding.outcome, "what": finding.what}
+        more = {"mend": finding.mend} if finding.mend else {}
+        return events.emit("check", **said, **more, **({"code": finding.code} if finding.error else {}))
+    mend = f": {finding.mend}" if finding.mend else ""
+    print(f"{finding.outcome:<4}  {finding.check:<9} {finding.what}{mend}", file=sys.stderr, flush=True)
+    return None

@@ -1,0 +1,122 @@
+"""The story of a submission: the command is checked, the request is built, shown or sent, and its end waited for."""
+
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from inat_job import command_options, events
+from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, configure
+from inat_job.distributed import world
+from inat_job.errors import Preempted, TransientError, UsageError
+from inat_job.options import options_of, parsed
+from inat_job.platforms import submission
+from inat_job.platforms.submission import Command, Handle, JobEnded, State, SubmitOptions, Target
+
+EVERY_S = 5.0
+"""Seconds between two looks at a job that is waited for."""
+
+_PATIENCE = 24  # looks in a row that may fail
+_NO_JOBS = ("submit", "train", "status", "compare")  # for people, or SageMaker's own word
+_REQUESTS: dict[str, type] = {"bench": command_options.BenchOptions}
+_TAKES = {"test": TEST_TAKES, "prepare": PREPARE_TAKES}
+
+Parse = Callable[[Sequence[str]], tuple[str, Mapping[str, Any]]]
+"""From a command line to the command's name and its options' values, the settings' as section__field."""
+
+
+def run(name: str, request: SubmitOptions, words: Sequence[str], parse: Parse, stop: Callable[[], bool]) -> None:
+    """Submit a command to a target. Raises JobError, where the job was waited for with the job's own code."""
+    target = cast(Target, importlib.import_module(f"inat_job.platforms.{name}.submit_{name}"))
+    command = checked(words, parse)
+    _check_size(request, command)
+    request = submission.completed(request, command, target.NEEDS)
+    documents = target.build(request, command)
+    if request.dry_run:
+        print(target.shown(documents), end="", flush=True)
+        return
+    handle = target.submit(request, documents)
+    events.emit("submitted", target=name, job=handle.name)
+    if request.wait:
+        _end(handle, wait(handle, stop, EVERY_S))
+
+
+def checked(words: Sequence[str], parse: Parse) -> Command:
+    """The command, if the job would take it. Raises UsageError, and whatever `parse` raises."""
+    if not words:
+        raise UsageError("The command is missing: add it after --, as in `-- parta --output s3://bucket/runs`.")
+    name, options = parse(words)
+    _refuse_what_stays_here(name, options)
+    part = name.removeprefix("part") if name.startswith("part") else str(options.get("part") or "a")
+    flags = {key.replace("__", "."): value for key, value in options.items() if "__" in key and value is not None}
+    # What is set here is not set there, so this machine's variables have no say.
+    configuration = configure(part, flags, options.get("sets", ()), None, taken=_TAKES.get(name), environment={})
+    if name in _REQUESTS:
+        own = options_of(_REQUESTS[name])
+        parsed(_REQUESTS[name], {key: value for key, value in options.items() if key in own})
+    command = Command(tuple(words), configuration)
+    submission.refuse_secrets(command)
+    if configuration.settings.run.force:
+        raise UsageError("--force would begin the run anew whenever the platform tries again: leave it out.")
+    return command
+
+
+def _check_size(request: SubmitOptions, command: Command) -> None:
+    """Raise UsageError for more machines than the command can use, ConflictError for a batch that they can't share."""
+    if command.verb == "test" and request.nodes > 1:
+        raise UsageError(f"--nodes is {request.nodes}, and a test uses one machine: leave it out.")
+    if command.verb in ("parta", "partb"):
+        settings = command.configuration.settings
+        gpus = 0 if settings.train.accelerator == "cpu" else request.gpus
+        world.check(settings, request.nodes * (settings.train.devices or gpus or 1))
+
+
+def _refuse_what_stays_here(name: str, options: Mapping[str, Any]) -> None:
+    if name in _NO_JOBS:
+        raise UsageError(f"{name} is no command for a submitted job: use parta, partb, test or prepare.")
+    if options.get("file"):
+        raise UsageError(f"--config is {options['file']!r}, which the job does not have: give its settings as options.")
+    if options.get("print_config"):
+        raise UsageError("--print-config trains nothing: leave it out, or run it here.")
+
+
+def wait(handle: Handle, stop: Callable[[], bool], every_s: float) -> State:
+    """Show what a job says and how it stands until it has ended, and return its last state.
+
+    Raises Preempted when this process is stopped (the job goes on), and what a look raises.
+    """
+    shown, failures = ("", ""), 0
+    while True:
+        try:
+            state, failures = handle.look(), 0
+        except TransientError as error:
+            failures += 1
+            if failures >= _PATIENCE:
+                raise
+            events.warn(str(error))
+            state = State(shown[0], reason=shown[1])
+        for line in state.lines:
+            print(line, flush=True)
+        if (state.phase, state.reason) != shown:
+            events.emit("state", job=handle.name, state=state.phase, **({"why": state.reason} if state.reason else {}))
+            shown = (state.phase, state.reason)
+        if state.code is not None:
+            return state
+        _pause(handle, stop, every_s)
+
+
+def _pause(handle: Handle, stop: Callable[[], bool], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not stop():
+        left = until - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, 0.2))
+    raise Preempted(f"{handle.name} is no longer waited for: it goes on by itself.")
+
+
+def _end(handle: Handle, state: State) -> None:
+    if state.code:
+        why = f": {state.reason}" if state.reason else ""
+        raise JobEnded(f"{handle.name} ended as {state.phase} with code {state.code}{why}", state.code)
+    events.note(outcome=f"{handle.name} is done.")

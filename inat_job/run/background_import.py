@@ -1,0 +1,48 @@
+"""The libraries that take seconds to import, imported in a thread while the job pulls its images."""
+
+import gc
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from inat_job import signals
+from inat_job.signals import Stop
+
+Module = TypeVar("Module")
+
+
+class BackgroundImport(Generic[Module]):
+    """Calls `imports` in a thread at once; a daemon, so that a job that ends meanwhile does not wait for it.
+
+    What the main thread imports by then must be other packages, or be whole before: of two threads that import the
+    modules of one package in different orders, one may see half of a module.
+    """
+
+    def __init__(self, imports: Callable[[], Module]) -> None:
+        self._imports = imports
+        self._modules: list[Module] = []
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="imports", daemon=True)
+        self._thread.start()
+
+    def wait(self, stop: Stop) -> Module:
+        """What `imports` returned. Raises what it raised, and Preempted."""
+        while self._thread.is_alive():
+            if stop():  # else nothing is known of how the import gets on
+                signals.check(stop, "importing its libraries")
+            self._thread.join(0.1)
+        if self._error:
+            raise self._error
+        return self._modules[0]
+
+    def _run(self) -> None:
+        with_collector = gc.isenabled()
+        gc.disable()  # modules are no garbage, and to look through them all again and again takes a sixth of the time
+        try:
+            self._modules.append(self._imports())
+        except BaseException as error:
+            self._error = error
+        finally:
+            gc.freeze()
+            if with_collector:
+                gc.enable()

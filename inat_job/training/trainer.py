@@ -1,0 +1,127 @@
+"""Lightning's trainer as this job uses it: no logger, no checkpoints of its own, no bars, and our errors."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from inat_job.checkpoints.training_state import InMemoryCheckpointIO
+from inat_job.data.module import ImageDataModule
+from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from inat_job.errors import ConflictError, JobError
+from inat_job.models.classifier import Classifier
+from inat_job.settings import TrainSettings
+from inat_job.training.execution import Execution
+
+
+def make_trainer(
+    execution: Execution, train: TrainSettings, callbacks: Sequence[Callback], group: ProcessGroup = SINGLE_PROCESS
+) -> Trainer:
+    """A trainer that runs as `execution` says, on all ranks of a group that is connected.
+
+    ImageDataModule, recipe and checkpoints come with the callbacks.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    trainer = Trainer(
+        accelerator=execution.accelerator,
+        devices=_devices(execution, group),
+        num_nodes=group.size // group.rank.here,
+        strategy=_distributed() if group.size > 1 else "auto",
+        sync_batchnorm=group.size > 1 and train.sync_batch_norm,
+        precision=execution.lightning_precision,  # type: ignore[arg-type]
+        max_epochs=train.epochs,
+        accumulate_grad_batches=train.accumulate,
+        callbacks=list(callbacks),
+        plugins=[InMemoryCheckpointIO(), LightningEnvironment()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    # Its handler of SIGTERM talks to the other ranks in the middle of whatever they are at; ours, the flag, stays live.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    # It asks all ranks at each step whether one was stopped, and waits for the device: the checkpoint callback asks.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _devices(execution: Execution, group: ProcessGroup) -> int | list[int]:
+    """All devices of the machine's ranks, or this rank's own for what it does alone."""
+    if group.size > 1 or execution.accelerator != "cuda":
+        return group.rank.here
+    return [torch.cuda.current_device()]
+
+
+def _distributed() -> DDPStrategy:
+    """Gradients are averaged in the same buckets at every step.
+
+    Without a look for unused parameters, torch orders the buckets anew after the first step, the sums then come about
+    in another order, and a resume would not be bit-equal. It is needed anyway where stages open in mid-run.
+    """
+    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
+
+
+def fit(
+    trainer: Trainer,
+    classifier: Classifier,
+    images: ImageDataModule,
+    resume_from: Path | None,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> None:
+    """Train to the end, from the checkpoint `resume_from` if there is one.
+
+    Raises Preempted, TransientError for a lost rank, ConflictError for too little memory, a loss that is not finite or
+    the checkpoint of another network, BadDataError for a file that is none.
+    """
+    path = str(resume_from) if resume_from else None
+    with memory_errors(), _restoring(trainer, resume_from), group.rank_errors():
+        trainer.fit(classifier, datamodule=images, ckpt_path=path, weights_only=True)
+
+
+@contextmanager
+def _restoring(trainer: Trainer, path: Path | None) -> Iterator[None]:
+    """Until training has begun, whatever goes wrong with a checkpoint is the checkpoint's fault."""
+    begun = _Begun()
+    trainer.callbacks.append(begun)  # type: ignore[attr-defined]  # a list, though its type does not say so
+    try:
+        yield
+    except (JobError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if path is None or begun.yes:
+            raise
+        detail = str(error).splitlines()[-1].strip()[:200] if str(error) else type(error).__name__
+        raise ConflictError(
+            f"{path} is no state of this run ({detail}): delete it with its manifest, or change --run-id."
+        ) from error
+
+
+class _Begun(Callback):
+    yes = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.yes = True
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn the ways of running out of memory into a sentence that says what to lower."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _too_little_memory() from error
+    except RuntimeError as error:
+        if "allocate memory" in str(error):
+            raise _too_little_memory() from error
+        raise
+
+
+def _too_little_memory() -> ConflictError:
+    return ConflictError("Out of memory at these settings: lower --batch-size or --image-size, or raise --accumulate.")

@@ -1,0 +1,84 @@
+"""A run whose frozen stem works once a view: the same results, in every way of going on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from inat_job.data.module import ImageDataModule
+from inat_job.errors import Preempted
+from inat_job.settings import Settings
+from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, model_of, report_of, run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+HEAD = {**SMALLER_B, "model__strategy": "head", "train__epochs": "4", "model__feature_views": "2"}
+
+
+def features_of(settings: Settings) -> list[Path]:
+    return sorted(Path(settings.data.cache_dir, "features").rglob("*.bin"))
+
+
+def test_the_report_says_what_was_reused_and_another_run_finds_it(settings: Make) -> None:
+    first = settings("b", **HEAD)
+    run(first)
+    report = report_of(first)
+    jsonschema.validate(report, SCHEMA)
+    counts = report["data"]
+    assert report["reuse"]["computed"] == 2 * counts["n_train"] + counts["n_val"]
+    assert (report["reuse"]["views"], report["reuse"]["epochs"]) == (2, 4)
+    assert len(features_of(first)) == 3
+    again = settings("b", **HEAD, run__run_id="again", train__lr="0.001")
+    run(again)
+    assert report_of(again)["reuse"]["computed"] == 0
+
+
+def test_features_give_the_weights_that_the_same_views_give_in_full(
+    settings: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by_features = settings("b", **HEAD, train__precision="fp32")
+    run(by_features)
+    monkeypatch.setattr("inat_job.training.feature_cache.decide", lambda *args: None)
+    view = ImageDataModule.view
+    monkeypatch.setattr(ImageDataModule, "view", lambda self, number: view(self, number % 2))
+    plain = settings("b", **HEAD, train__precision="fp32", run__run_id="plain")
+    run(plain)
+    assert report_of(plain)["reuse"] is None
+    losses = [rows_of(each) for each in (by_features, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def rows_of(settings: Settings) -> list[float]:
+    lines = Path(settings.run.output, settings.run_id, "metrics.jsonl").read_text().splitlines()
+    return [row["val_loss"] for row in map(json.loads, lines) if "val_loss" in row]
+
+
+@pytest.mark.parametrize("strategy", ["head", "last-k", "gradual"])
+def test_a_resume_is_exact_whatever_it_was_stopped_in(settings: Make, strategy: str) -> None:
+    changes: dict[str, Any] = HEAD | {"model__strategy": strategy}
+    if strategy == "gradual":
+        changes |= {"train__epochs": "20", "train__batch_size": "24", "model__feature_views": "1"}
+    whole = settings("b", **changes, run__run_id="whole")
+    run(whole)
+    assert report_of(whole)["reuse"] is not None
+    stopped = settings("b", **changes)
+    for asked in (12, 25, 45, 60):
+        try:
+            run(stopped, asked)
+        except Preempted:
+            continue
+        break
+    run(stopped)
+    assert model_of(stopped) == model_of(whole)
+    assert report_of(stopped)["test"] == report_of(whole)["test"]
+
+
+def test_no_views_and_no_frozen_part_reuse_nothing(settings: Make) -> None:
+    run(settings("b", **HEAD | {"model__feature_views": "0"}))
+    assert report_of(settings("b", **HEAD | {"model__feature_views": "0"}))["reuse"] is None
+    run(settings(run__run_id="a"))
+    assert report_of(settings(run__run_id="a"))["reuse"] is None
+    assert not features_of(settings())

@@ -1,0 +1,322 @@
+"""`preflight` as it is met: what it finds, how it ends, how long it takes, and that it leaves nothing behind."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inat_job.commands import preflight, train
+from inat_job.errors import BadDataError, ConflictError, JobError, NoPermissionError
+from inat_job.host import nvidia
+from inat_job.host.nvidia import Driver
+from inat_job.platforms.platform import NO_PLATFORM, Platform
+from inat_job.recipes import RECIPES
+from inat_job.run import resources
+from inat_job.settings import Settings
+from inat_job.signals import never
+from inat_job.storage import open_store
+from tests.harness.faults import Fault
+from tests.harness.job_runs import Make, StopAfter, run
+from tests.harness.proxy import proxied
+from tests.harness.wandb_stub import wandb_server
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.filterwarnings("ignore")  # what libraries remark on in a whole run
+NAMES = "place identity clock data output run init-from disk ranks shm memory device weights tracker".split()
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "here", Driver)
+
+
+class Found:
+    """What a look ended with, and its lines by the check's name."""
+
+    def __init__(self, error: JobError | None, out: str) -> None:
+        self.error, self.out = error, out
+        lines = [json.loads(line) for line in out.splitlines()]
+        self.lines = {line["check"]: line for line in lines if line["event"] == "check"}
+        self.end = next(line for line in lines if line["event"] == "preflight")
+        assert list(self.lines) == NAMES
+        assert self.end["code"] == (error.exit_code if error else 0)
+
+    def outcome(self, *names: str) -> list[str]:
+        return [self.lines[name]["outcome"] for name in names]
+
+
+@pytest.fixture
+def looks(capsys: pytest.CaptureFixture[str]) -> Any:
+    def look(settings: Settings, place: Platform = NO_PLATFORM) -> Found:
+        capsys.readouterr()
+        error = None
+        try:
+            preflight.run(settings, place, never)
+        except JobError as raised:
+            error = raised
+        return Found(error, capsys.readouterr().out)
+
+    return look
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def in_bucket(s3_bucket: str, archive: Path) -> dict[str, str]:
+    """Settings of a run whose data and output are in a bucket."""
+    open_store(f"s3://{s3_bucket}").put("x.zip", archive)
+    return {"data__uri": f"s3://{s3_bucket}/x.zip", "run__output": f"s3://{s3_bucket}/runs"}
+
+
+def test_all_is_well_here_and_nothing_is_left(settings: Make, looks: Any, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    found = looks(settings())
+    assert (found.error, set(found.outcome(*NAMES))) == (None, {"ok"})
+    assert tree(tmp_path) == before
+    assert found.end["seconds"] < 5
+
+
+def test_all_is_well_in_a_bucket_and_nothing_is_left(
+    settings: Make, looks: Any, in_bucket: dict[str, str], s3_bucket: str, tmp_path: Path
+) -> None:
+    before = tree(tmp_path)
+    found = looks(settings(**in_bucket))
+    assert (found.error, set(found.outcome(*NAMES))) == (None, {"ok"})
+    assert "from env" in found.lines["identity"]["what"] or "from env" in found.out
+    assert "conditionally too" in found.lines["output"]["what"]
+    assert "images of 3 classes" in found.lines["data"]["what"]
+    assert [entry.key for entry in open_store(f"s3://{s3_bucket}").list()] == ["x.zip"]
+    assert tree(tmp_path) == before
+
+
+def test_the_run_is_known_and_not_touched(settings: Make, looks: Any, tmp_path: Path) -> None:
+    run(settings())
+    before = tree(tmp_path)
+    assert looks(settings()).lines["run"]["what"] == "r, finished"
+    (tmp_path / "runs/r/report.json").rename(tmp_path / "report.json")
+    assert looks(settings()).lines["run"]["what"] == "r, resume"
+    found = looks(settings(train__lr="0.1"))
+    assert (type(found.error), found.lines["run"]["code"]) == (ConflictError, 78)
+    assert "other settings" in found.lines["run"]["what"]
+    assert found.lines["run"]["mend"].startswith("change --run-id")
+    assert looks(settings(train__lr="0.1", run__resume="never", run__force="true")).error is None
+    (tmp_path / "report.json").rename(tmp_path / "runs/r/report.json")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "expected"),
+    [
+        ({"data__uri": "nowhere.zip"}, "data", BadDataError),
+        ({"run__init_from": "nobody"}, "init-from", BadDataError),
+        ({"train__accelerator": "cuda"}, "device", ConflictError),
+        ({"which": "b", "model__weights": "/nowhere.pth"}, "weights", BadDataError),
+        ({"which": "b", "model__weights": "https://x/y.pth#sha256=1"}, "weights", JobError),
+    ],
+)
+def test_what_is_missing_is_named(
+    settings: Make, looks: Any, changes: dict[str, str], check: str, expected: type[JobError]
+) -> None:
+    found = looks(settings(**changes))
+    assert isinstance(found.error, expected)
+    failed = [name for name, line in found.lines.items() if line["outcome"] == "fail"]
+    assert failed == [check]
+    assert found.lines[check]["mend"]
+
+
+def test_a_missing_bucket_and_a_missing_object(settings: Make, looks: Any, in_bucket: dict[str, str]) -> None:
+    found = looks(settings(**{**in_bucket, "run__output": in_bucket["run__output"].replace("s3://", "s3://no-")}))
+    assert (type(found.error), found.lines["output"]["code"]) == (ConflictError, 78)
+    found = looks(settings(**{**in_bucket, "data__uri": in_bucket["data__uri"] + ".zip"}))
+    assert (type(found.error), found.lines["data"]["code"]) == (BadDataError, 65)
+    assert found.lines["disk"]["outcome"] == "warn"
+
+
+@pytest.mark.parametrize(
+    ("match", "checks"),
+    [("x.zip", {"data"}), ("(PUT|DELETE) .*preflight-", {"output"}), ("GET .*preflight-", {"output"})],
+)
+def test_no_permission_is_found_where_it_lacks(
+    settings: Make,
+    looks: Any,
+    in_bucket: dict[str, str],
+    s3_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    match: str,
+    checks: set[str],
+) -> None:
+    with proxied(s3_server, Fault("denied", match)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        found = looks(settings(**in_bucket))
+    assert isinstance(found.error, NoPermissionError)
+    assert {name for name, line in found.lines.items() if line["outcome"] == "fail"} == checks
+
+
+def test_one_bad_answer_is_no_trouble(
+    settings: Make, looks: Any, in_bucket: dict[str, str], s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with proxied(s3_server, Fault("503", r"/runs/|x\.zip", times=2)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        assert looks(settings(**in_bucket)).error is None
+
+
+def test_too_little_disk_and_memory(settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(resources.memory, "limit", lambda: 100_000_000)
+    found = looks(settings())
+    assert (found.outcome("disk", "memory"), type(found.error)) == (["fail", "fail"], ConflictError)
+
+
+@pytest.mark.parametrize(
+    ("size", "devices", "outcome"), [(64 << 20, 1, "ok"), (64 << 20, 2, "warn"), (1 << 30, 2, "ok")]
+)
+def test_shared_memory_is_for_several_devices(
+    monkeypatch: pytest.MonkeyPatch, size: int, devices: int, outcome: str
+) -> None:
+    monkeypatch.setattr(resources.memory, "shared", lambda: size)
+    assert isinstance(resources.check_shared_memory(replace(RECIPES["a"]().train, devices=devices)), str) == (
+        outcome == "ok"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "accelerator", "outcome"),
+    [
+        (Driver("550.54.15", "12.4", True), "auto", "fail"),
+        (Driver("550.54.15", "12.4", True), "cpu", "ok"),
+        (Driver("999.1", "99.0", True), "cuda", "ok"),
+        (Driver("999.1", None, False), "auto", "warn"),
+        (Driver("999.1", None, False), "cuda", "fail"),
+        (Driver(None, "13.0", False), "cuda", "ok"),
+    ],
+)
+def test_the_driver_is_held_against_the_wheel(
+    settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch, found: Driver, accelerator: str, outcome: str
+) -> None:
+    monkeypatch.setattr(nvidia, "here", lambda: found)
+    monkeypatch.setattr(nvidia, "wheel_cuda", lambda: "13.0")
+    assert looks(settings(train__accelerator=accelerator)).outcome("device") == [outcome]
+
+
+def test_torchvisions_weights_may_lie_here(
+    settings: Make, looks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_proxy: None
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    asked = settings(which="b", model__weights="DEFAULT")
+    assert looks(asked).lines["weights"]["code"] == 75
+    file = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert "here already" in looks(asked).lines["weights"]["what"]
+
+
+@pytest.fixture
+def closed_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The web is out of reach."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{held.getsockname()[1]}")
+        yield
+
+
+def test_a_run_that_is_taken_up_may_do_without_them(
+    settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(which="b", model__weights="/nowhere.pth", train__epochs="1")
+    monkeypatch.setattr(preflight, "check_run", lambda folder, settings: (preflight.RunState.RESUME, {}))
+    assert looks(asked).outcome("weights") == ["warn"]
+
+
+def test_no_secret_is_told(settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with wandb_server() as (recorded, _):
+        monkeypatch.setenv("WANDB_BASE_URL", recorded.url)
+        monkeypatch.setenv("WANDB_API_KEY", "k3y" * 13)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+        found = looks(settings(tracker__mode="auto", data__uri="http://user:passw0rd@127.0.0.1:1/x.zip?sig=t0ken"))
+    assert found.lines["tracker"]["what"].endswith("as tester")
+    assert not re.search("k3y|s3cret|passw0rd|t0ken", f"{found.out} {found.error}")
+
+
+def test_with_the_flag_a_job_that_would_fail_does_not_begin(settings: Make, tmp_path: Path) -> None:
+    asked = settings(run__preflight="true", run__init_from="nobody")
+    with pytest.raises(BadDataError, match="--init-from"):
+        train.run(asked, StopAfter(10**9), time.perf_counter())
+    assert not (tmp_path / "runs").exists()
+    run(settings(run__preflight="true"))
+    assert settings(run__preflight="true").fingerprint() == settings().fingerprint()
+    assert (tmp_path / "runs/r/report.json").exists()
+
+
+def test_an_old_driver_ends_a_job_before_anything_is_pulled(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvidia, "here", lambda: Driver("550.54.15", "12.4", given=True))
+    monkeypatch.setattr(nvidia, "wheel_cuda", lambda: "13.0")
+    with pytest.raises(ConflictError, match=r"550\.54\.15 is too old .* CUDA 13\.0 and needs driver 580 or newer"):
+        run(settings())
+    assert not (tmp_path / "cache").exists()
+
+
+def process(*words: str, **more: Any) -> tuple[int, float, str, str]:
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "entrypoint.py"), "preflight", *words], capture_output=True, text=True, **more
+    )
+    return done.returncode, time.monotonic() - begun, done.stdout, done.stderr
+
+
+def test_against_a_black_hole_all_ends_in_ten_seconds(tmp_path: Path) -> None:
+    with socket.socket() as hole:  # takes connections, and never says a word
+        hole.bind(("127.0.0.1", 0))
+        hole.listen(128)
+        address = f"http://127.0.0.1:{hole.getsockname()[1]}"
+        environment = os.environ | {
+            **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "x"),
+            **{"AWS_ENDPOINT_URL": address, "AWS_EC2_METADATA_DISABLED": "true", "WANDB_BASE_URL": address},
+            **{"WANDB_API_KEY": "k" * 40, "https_proxy": address},
+        }
+        words = "--part b --data s3://bucket/x.zip --output s3://bucket/runs".split()
+        code, seconds, out, err = process(*words, cwd=tmp_path, env=environment)
+    lines = {line["check"]: line for line in map(json.loads, out.splitlines()) if "check" in line}
+    assert (code, list(lines)) == (75, NAMES)
+    assert seconds < 10
+    assert all(lines[name].get("code") == 75 for name in ("data", "output", "run", "weights"))
+    assert "no answer within" in err.splitlines()[-1] or "did not" in err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user who may write nothing")
+def test_a_folder_that_may_not_be_written_is_no_permission(settings: Make, looks: Any, archive: Path) -> None:
+    looks(settings())  # all that is imported late is imported by root
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(archive, folder / "x.zip")
+        (folder / "x.zip").chmod(0o644)
+        folder.chmod(0o755)
+        os.seteuid(65534)
+        try:
+            found = looks(
+                settings(data__uri=f"{name}/x.zip", data__cache_dir=f"{name}/cache", run__output=f"{name}/runs")
+            )
+        finally:
+            os.seteuid(0)
+    assert isinstance(found.error, NoPermissionError)
+    assert [found.lines[name].get("code") for name in ("data", "output", "disk")] == [None, 77, 77]

@@ -1,0 +1,172 @@
+"""`status` of real runs: new, living, preempted, killed, finished, here and on S3."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inat_job.command_options import StatusOptions
+from inat_job.commands import status
+from inat_job.errors import BadDataError, Preempted
+from inat_job.signals import StopFlag, never
+from inat_job.storage import attempts, open_store
+from tests.harness.job_runs import Make, run
+
+ROOT = Path(__file__).parents[2]
+STATUS = [sys.executable, str(ROOT / "entrypoint.py"), "status"]
+TRAIN = (
+    "parta --data demo: --image-size 32 --filters 4 --batch-size 8 --wandb off --lease-seconds 4 --epochs 3000 "
+    "--run-id r".split()
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Look = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def look(settings: Make, capsys: pytest.CaptureFixture[str]) -> Look:
+    """What a machine gets of one look at the run `r`, or another."""
+
+    def one(name: str = "r", **changes: Any) -> dict[str, Any]:
+        capsys.readouterr()
+        status.run(settings(**changes), name, StatusOptions(), never)
+        (line,) = capsys.readouterr().out.splitlines()
+        return dict(json.loads(line))
+
+    return one
+
+
+@contextmanager
+def job_until(event: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A job in a process of its own, which has told of an event."""
+    child = subprocess.Popen(
+        [sys.executable, ROOT / "entrypoint.py", *TRAIN],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert child.stdout
+    next(line for line in child.stdout if f'"event": "{event}"' in line)
+    yield child
+    child.kill()
+    child.communicate()
+
+
+def test_no_run_is_no_run(look: Look, tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match="holds no run: check its name and --output"):
+        look("nobody")
+    assert not (tmp_path / "runs").exists(), "it only looks"
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_run_that_was_stopped_and_then_finished(
+    look: Look, settings: Make, where: str, request: pytest.FixtureRequest
+) -> None:
+    changes = {"run__output": f"s3://{request.getfixturevalue('s3_bucket')}/runs"} if where == "s3" else {}
+    with pytest.raises(Preempted):
+        run(settings(**changes), asked=60)
+    said = look(**changes)
+    assert (said["state"], said["test_accuracy"]) == ("preempted", None)
+    run(settings(**changes))
+    said = look(**changes)
+    assert (said["state"], said["part"], said["epoch"], said["epochs"]) == ("finished", "a", 2, 2)
+    assert (said["left_s"], said["checkpoint"]["step"]) == (0.0, said["step"])
+    assert 0 <= said["best"]["val_accuracy"] <= 1
+    assert [each["why"] for each in said["attempts"]] == ["preempted", "finished"]
+    assert look(said["run"])["run_id"] == "r", "a URI does as well"
+
+
+def test_a_living_run_tells_phase_step_and_rate_and_then_how_it_ended(tmp_path: Path) -> None:
+    with job_until("epoch", tmp_path) as job:
+        follow(job, tmp_path)
+
+
+def follow(job: subprocess.Popen[str], tmp_path: Path) -> None:
+    said: dict[str, Any] = {}
+    until = time.monotonic() + 20
+    while not said.get("step") or said["phase"] not in ("train", "validate") or not said["images_per_s"]:
+        assert time.monotonic() < until
+        said = json.loads(subprocess.run([*STATUS, "r"], cwd=tmp_path, capture_output=True, text=True).stdout)
+    assert said["state"] == "running"
+    assert said["heard_s"] < 4
+    assert (said["epochs"], said["epoch"] >= 1, said["left_s"] > 10) == (3000, True, True)
+    watching = subprocess.Popen(
+        [*STATUS, "r", "--watch"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert watching.stdout
+    assert json.loads(watching.stdout.readline())["state"] == "running"
+    job.send_signal(signal.SIGTERM)
+    out, err = watching.communicate(timeout=30)
+    assert json.loads(out.splitlines()[-1])["state"] == "preempted"
+    assert watching.returncode == 143
+    assert err.startswith("Error: ")
+    assert "is not finished, and its last attempt is over (preempted)" in err
+
+
+def test_a_run_whose_job_was_killed_is_silent(tmp_path: Path) -> None:
+    with job_until("run", tmp_path) as job:
+        job.kill()
+        job.wait()
+    ended = subprocess.run([*STATUS, "r", "--watch"], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert (ended.returncode, said["state"], said["attempts"][-1]["why"]) == (75, "silent", "silent")
+
+
+def test_a_beat_that_is_seen_counts_more_than_the_holders_clock(tmp_path: Path, settings: Make) -> None:
+    """As of a machine whose clock is wrong by an hour, and which writes between two looks."""
+    store = open_store(str(tmp_path / "runs" / "r"))
+    wrong = attempts.Attempt(1, 60.0, {"host": "elsewhere"}, at=time.time() - 3600)
+    store.put(wrong.key, wrong.text())
+    looks = status._looks(status.folders.folder_of(settings(), "r"), never)
+    assert next(looks)["state"] == "silent"
+    store.put(wrong.key, replace(wrong, beat=1).text())
+    assert next(looks)["state"] == "running"
+
+
+def test_a_watch_is_stopped_by_a_signal(tmp_path: Path, settings: Make) -> None:
+    store = open_store(str(tmp_path / "runs" / "r"))
+    living = attempts.Attempt(1, 60.0, {"host": "elsewhere"}, at=time.time())
+    store.put(living.key, living.text())
+    stop = StopFlag()
+    stop.set("SIGINT")
+    with pytest.raises(Preempted, match="while watching a run"):
+        status.run(settings(), "r", StatusOptions(watch=True), stop)
+
+
+def test_a_person_gets_lines(settings: Make, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    run(settings())
+    capsys.readouterr()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    status.run(settings(), "r", StatusOptions(watch=True), never)
+    out = capsys.readouterr().out
+    assert "finished, test accuracy 0." in out
+    assert "1: step 0 to " in out
+
+
+def test_it_is_quick_and_imports_no_torch(settings: Make, tmp_path: Path) -> None:
+    run(settings())
+    script = (
+        "import sys; sys.argv = ['entrypoint.py', 'status', 'r']\n"
+        "import entrypoint; entrypoint.main()\n"
+        "print(sorted({'torch', 'torchvision', 'lightning', 'wandb', 'boto3', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

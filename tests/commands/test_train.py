@@ -1,0 +1,427 @@
+"""The main job in one process: a whole run, its run folder, and every way of taking it up again."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from inat_job.checkpoints import training_state as state
+from inat_job.commands import test as evaluate
+from inat_job.errors import BadDataError, ConflictError, Preempted, TransientError, UsageError
+from inat_job.settings import Settings
+from inat_job.storage import open_store
+from inat_job.training import run as train
+from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, StopAfter, model_of, report_of, run
+from tests.harness.made_images import tree, write_zip
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
+
+
+def test_a_run_leaves_a_complete_folder_and_a_valid_report(settings: Make) -> None:
+    run(settings(run__price_per_hour="3600"))
+    folder = Path(settings().run.output) / "r"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names >= {
+        "report.json",
+        "report.html",
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints/latest.json",
+        "checkpoints/12.ckpt",
+        "checkpoints/12.json",
+        "model/model.safetensors",
+        "model/model.json",
+        "plots/confusion.png",
+        "plots/curves.png",
+    }
+    report = report_of(settings())
+    jsonschema.validate(report, SCHEMA)
+    test = report["test"]
+    assert (report["status"], report["part"], report["run_id"], test["n"]) == ("done", "a", "r", 15)
+    assert sum(map(sum, test["confusion"])) == 15
+    assert test["accuracy"] == test["correct"] / 15
+    assert (report["data"]["n_train"], report["data"]["n_val"], report["data"]["n_test"]) == (48, 12, 15)
+    assert report["history"] == [{"started_step": 0, "ended_step": 12, "why": "finished"}]
+    cost = report["cost"]
+    assert cost["total"] == pytest.approx(cost["device_seconds"], abs=1e-3)
+    assert cost["device_seconds"] == pytest.approx(report["timing"]["total_s"], abs=1.0)
+    assert report["environment"]["execution"]["compile"] is False  # a run of some seconds
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "val_accuracy" in row] == [6, 12]
+    assert any("train_loss" in row for row in rows)
+
+
+def test_local_and_s3_agree_to_the_last_digit(settings: Make, archive: Path, s3_bucket: str) -> None:
+    open_store(f"s3://{s3_bucket}").put("x.zip", archive)
+    local = settings()
+    remote = settings(data__uri=f"s3://{s3_bucket}/x.zip", run__output=f"s3://{s3_bucket}/out")
+    run(local)
+    run(remote)
+    assert report_of(local)["test"] == report_of(remote)["test"]
+    assert model_of(local) == model_of(remote)
+    keys = {entry.key for entry in open_store(f"s3://{s3_bucket}/out/r").list()}
+    assert {"report.json", "report.html", "config.json", "metrics.jsonl", "checkpoints/latest.json"} <= keys
+
+
+def test_a_finished_run_is_left_alone(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run(settings())
+    before = report_of(settings())
+    capsys.readouterr()
+    run(settings(), asked=0)
+    assert "Already finished" in capsys.readouterr().out
+    assert report_of(settings()) == before
+
+
+def test_other_settings_under_the_same_id_are_refused(settings: Make) -> None:
+    run(settings())
+    with pytest.raises(ConflictError, match=r"train.epochs 2 there, 3 here.*change --run-id"):
+        run(settings(train__epochs="3"))
+    with pytest.raises(ConflictError, match="other settings"):
+        run(settings("b"))
+
+
+def test_with_the_report_deleted_it_only_evaluates(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(settings())
+    before = report_of(settings())
+    (Path(settings().run.output) / "r" / "report.json").unlink()
+    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    run(settings())
+    after = report_of(settings())
+    for section in ("test", "val", "checkpoint", "throughput"):
+        assert after[section] == before[section]
+    assert after["history"] == [*before["history"], {"started_step": 12, "ended_step": 12, "why": "finished"}]
+
+
+def test_what_trained_is_counted_whether_or_not_it_trained_just_now(settings: Make) -> None:
+    made = settings("b", model__strategy="head", train__epochs="1")
+    run(made)
+    before = report_of(made)["model"]
+    (Path(made.run.output) / "r" / "report.json").unlink()
+    run(made)
+    assert report_of(made)["model"] == before
+    assert before["trainable_parameters"] == 512 * 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("which", "changes"),
+    [
+        ("a", {"train__precision": "fp32"}),
+        ("a", {"train__precision": "bf16"}),
+        ("a", {"train__accumulate": "2"}),
+        ("a", {"train__early_stop": "2", "train__epochs": "30", "train__lr": "1e-6"}),
+        ("b", {"model__strategy": "head"}),
+        ("b", {"model__strategy": "last-k"}),
+        ("b", {"model__strategy": "gradual", "train__epochs": "3"}),
+        ("b", {"model__strategy": "full"}),
+    ],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    which: str, changes: dict[str, str], settings: Make, tmp_path: Path
+) -> None:
+    changes = changes if which == "a" else changes | SMALLER_B
+    whole = settings(which, run__output=str(tmp_path / "whole"), **changes)
+    run(whole)
+    stopped = settings(which, **changes)
+    attempts = 0
+    while not (Path(stopped.run.output) / "r" / "report.json").exists():
+        try:
+            # The images are prepared already, so each attempt gets a few steps further.
+            run(stopped, asked=2 + attempts)
+        except Preempted:
+            attempts += 1
+        assert attempts < 60
+    assert attempts > 3
+    assert model_of(stopped) == model_of(whole)
+    assert report_of(stopped)["test"] == report_of(whole)["test"]
+    assert report_of(stopped)["cost"]["device_seconds"] > report_of(stopped)["timing"]["total_s"]
+    rows = [(Path(each.run.output) / "r" / "metrics.jsonl").read_text() for each in (stopped, whole)]
+    assert rows[0] == rows[1]
+    assert [attempt["why"] for attempt in report_of(stopped)["history"]].count("preempted") > 1
+
+
+def test_a_killed_run_is_taken_up_from_a_new_machine(
+    settings: Make, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = settings(run__output=f"s3://{s3_bucket}", run__checkpoint_minutes="0")
+    with monkeypatch.context() as patch:
+        patch.setattr("inat_job.training.checkpoint_callback.CheckpointCallback.on_validation_batch_end", _killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(remote)
+    assert json.loads(open_store(f"s3://{s3_bucket}/r").read("checkpoints/6.json"))["validate"] is True
+    elsewhere = settings(
+        run__output=f"s3://{s3_bucket}", run__checkpoint_minutes="0", data__cache_dir=str(tmp_path / "new")
+    )
+    run(elsewhere)
+    run(settings())
+    assert model_of(elsewhere) == model_of(settings())
+    assert report_of(elsewhere)["history"] == [
+        {"started_step": 0, "ended_step": 6, "why": "failed with code 1"},
+        {"started_step": 6, "ended_step": 12, "why": "finished"},
+    ]
+    rows = [open_store(f"{each.run.output}/r").read("metrics.jsonl") for each in (elsewhere, settings())]
+    assert rows[0] == rows[1]
+
+
+def test_a_stop_at_any_moment_changes_nothing(settings: Make, tmp_path: Path) -> None:
+    """Among them: in mid-epoch, at an epoch's last step, in validation, and right after it."""
+    changes = {"model__strategy": "gradual", **SMALLER_B}
+    whole = settings("b", run__output=str(tmp_path / "whole"), **changes)
+    run(whole)
+    reached = set()
+    for asked in (2, 5, 6, 7, 8, 9, 12, 15):
+        stopped = settings("b", run__run_id=f"stopped-{asked}", **changes)
+        with pytest.raises(Preempted):
+            run(stopped, asked=asked)
+        reached.add(max((json.loads(file.read_text())["step"] for file in _manifests(stopped)), default=0))
+        run(stopped)
+        assert model_of(stopped) == model_of(whole), asked
+    assert 6 in reached
+    assert len(reached) > 4
+
+
+def _manifests(settings: Settings) -> list[Path]:
+    return list((Path(settings.run.output) / settings.run_id / "checkpoints").glob("[0-9]*.json"))
+
+
+def _killed(*args: Any) -> None:
+    raise RuntimeError("killed")
+
+
+def test_early_stop_is_decided_once_and_kept(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = settings(train__early_stop="2", train__epochs="30", train__lr="1e-6")
+    run(stopped)
+    before = report_of(stopped)
+    assert before["history"][-1]["why"] == "early stop"
+    (Path(stopped.run.output) / "r" / "report.json").unlink()
+    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    run(stopped)
+    assert report_of(stopped)["history"][:-1] == before["history"]
+
+
+@pytest.mark.parametrize("resume", ["auto", "must"])
+def test_where_no_checkpoint_is_intact_a_person_decides(settings: Make, resume: str) -> None:
+    made = settings(run__checkpoint_minutes="0", train__epochs="3", run__resume=resume)
+    with pytest.raises(Preempted):
+        run(settings(run__checkpoint_minutes="0", train__epochs="3"), asked=90)
+    folder = Path(made.run.output) / "r" / "checkpoints"
+    before = sorted(folder.iterdir())
+    for path in folder.glob("*.ckpt"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(BadDataError, match=r"holds \d checkpoints and none is intact: .* --resume never --force"):
+        run(made)
+    assert sorted(folder.iterdir()) == before
+    run(settings(train__epochs="3", run__resume="never", run__force="true"))
+
+
+def test_damaged_checkpoints_do_not_push_out_intact_ones(settings: Make, tmp_path: Path) -> None:
+    made = settings(run__checkpoint_minutes="0", train__epochs="3")
+    with pytest.raises(Preempted):
+        run(made, asked=90)
+    folder = Path(made.run.output) / "r" / "checkpoints"
+    steps = sorted(int(path.stem) for path in folder.glob("*.ckpt"))
+    for step in steps[1:]:
+        (folder / f"{step}.ckpt").write_bytes(b"damaged")
+    (folder / "999.tmp").write_bytes(b"a draft of a write that was killed")
+    run(made)
+    assert report_of(made)["history"][1]["started_step"] == steps[0]
+    assert not list(folder.glob("*.tmp"))
+    whole = settings(run__output=str(tmp_path / "whole"), train__epochs="3")
+    run(whole)
+    assert model_of(made) == model_of(whole)
+
+
+def test_what_a_machine_that_took_the_run_over_could_not_store_is_found_there(
+    settings: Make, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from inat_job.storage.s3.s3_store import S3Store
+
+    elsewhere = {"run__output": f"s3://{s3_bucket}", "data__cache_dir": str(tmp_path / "b")}
+    with monkeypatch.context() as patch:
+        patch.setattr("inat_job.training.checkpoint_callback.CheckpointCallback.on_validation_batch_end", _killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(settings(run__output=f"s3://{s3_bucket}"))
+    original = S3Store.put
+
+    def failing(self: S3Store, key: str, *args: Any, **options: Any) -> Any:
+        if not key.startswith("attempts/"):
+            raise TransientError(f"{key} cannot be stored.")
+        return original(self, key, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Store, "put", failing)
+        with pytest.raises(TransientError, match="The whole run is in"):
+            run(settings(**elsewhere))
+    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    run(settings(**elsewhere))
+    assert report_of(settings(**elsewhere))["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda state: state["state_dict"].popitem(), ConflictError),
+        (lambda state: state["optimizer_states"][0]["param_groups"].pop(), ConflictError),
+        (lambda state: state.pop("loops"), BadDataError),
+        (lambda state: state.pop("state_dict"), BadDataError),
+    ],
+)
+def test_a_checkpoint_that_is_not_this_runs_is_an_error_that_names_it(
+    settings: Make, change: Callable[[Any], Any], error: type[Exception]
+) -> None:
+    """Though its manifest tells its very hash."""
+    with pytest.raises(Preempted):
+        run(settings(run__checkpoint_minutes="0"), asked=90)
+    folder = Path(settings().run.output) / "r" / "checkpoints"
+    newest = max(folder.glob("*.ckpt"), key=lambda path: int(path.stem))
+    content = torch.load(newest, weights_only=True)
+    change(content)
+    sha256, size = state.write(content, newest)
+    manifest = newest.with_suffix(".json")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"sha256": sha256, "size": size}))
+    with pytest.raises(error, match=rf"checkpoints/{newest.name} "):
+        run(settings(run__checkpoint_minutes="0"))
+
+
+def test_force_deletes_nothing_that_a_link_leads_to(settings: Make, tmp_path: Path) -> None:
+    run(settings())
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    (Path(settings().run.output) / "r" / "link").symlink_to(tmp_path / "precious")
+    run(settings(run__resume="never", run__force="true", train__epochs="1"))
+    assert (tmp_path / "precious" / "file").exists()
+    assert not (Path(settings().run.output) / "r" / "link").exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over(settings: Make, tmp_path: Path) -> None:
+    with pytest.raises(Preempted):
+        run(settings(run__checkpoint_minutes="0"), asked=90)
+    folder = Path(settings().run.output) / "r" / "checkpoints"
+    newest = max(folder.glob("*.ckpt"), key=lambda path: int(path.stem))
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
+    run(settings(run__checkpoint_minutes="0"))
+    whole = settings(run__output=str(tmp_path / "whole"))
+    run(whole)
+    assert model_of(settings()) == model_of(whole)
+
+
+def test_resume_never_and_must(settings: Make) -> None:
+    with pytest.raises(BadDataError, match="--resume is must"):
+        run(settings(run__resume="must"))
+    with pytest.raises(UsageError, match="--force goes with"):
+        run(settings(run__force="true"))
+    run(settings())
+    with pytest.raises(ConflictError, match="add --force"):
+        run(settings(run__resume="never"))
+    run(settings(run__resume="never", run__force="true", train__epochs="1"))
+    assert report_of(settings())["checkpoint"]["step"] == 6
+
+
+def test_changed_images_under_the_same_run_are_refused(settings: Make, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "y.zip", tree(train=20, test=5))
+    with pytest.raises(Preempted):
+        run(settings(data__uri=str(path)), asked=90)
+    write_zip(path, tree(train=21, test=5))
+    with pytest.raises(ConflictError, match="is not the one that"):
+        run(settings(data__uri=str(path)))
+
+
+def test_max_time_ends_training_and_tests(settings: Make) -> None:
+    run(settings(train__max_time="1", train__epochs="10000"))
+    report = report_of(settings())
+    assert report["history"][-1]["why"] == "max-time"
+    assert report["test"]["n"] == 15
+
+
+def test_a_run_is_extended_by_init_from(settings: Make) -> None:
+    run(settings())
+    longer = settings(run__run_id="longer", run__init_from="r", train__lr="1e-8", train__epochs="1")
+    run(longer)
+    offline = settings("b", run__run_id="first", model__strategy="head", train__epochs="1")
+    run(offline)
+    run(settings("b", run__run_id="second", model__weights="/none.pth", run__init_from="first", train__epochs="1"))
+    first, second = (torch.load(_best(each), weights_only=True)["state_dict"] for each in (settings(), longer))
+    assert torch.allclose(first["network.output.weight"], second["network.output.weight"], atol=1e-5)
+    with pytest.raises(ConflictError, match="another network"):
+        run(settings("b", run__run_id="other", run__init_from="r"))
+
+
+def _best(settings: Settings) -> Path:
+    return Path(report_of(settings)["checkpoint"]["uri"])
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_lower(settings: Make) -> None:
+    with pytest.raises(ConflictError, match=r"not finite at step \d+: lower --lr, which is 10"):
+        run(settings(train__lr="10", train__epochs="60", train__precision="fp16", train__weight_decay="10"))
+
+
+def test_too_little_memory_says_what_to_lower(settings: Make, monkeypatch: Any) -> None:
+    def hungry(*args: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("inat_job.models.classifier.Classifier.training_step", hungry)
+    with pytest.raises(ConflictError, match="lower --batch-size"):
+        run(settings())
+
+
+def test_a_batch_larger_than_the_data_is_refused(settings: Make) -> None:
+    with pytest.raises(ConflictError, match="--batch-size is 64 and there are 48"):
+        run(settings(train__batch_size="64"))
+
+
+def test_a_store_that_fails_does_not_end_training_but_the_job(
+    settings: Make, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inat_job.storage.s3.s3_store import S3Store
+
+    remote = settings(run__output=f"s3://{s3_bucket}")
+    original = S3Store.put
+
+    def failing(self: S3Store, key: str, *args: Any, **options: Any) -> Any:
+        if key != "config.json" and not key.startswith("attempts/"):
+            raise TransientError(f"{key} cannot be stored.")
+        return original(self, key, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Store, "put", failing)
+        with pytest.raises(TransientError, match=r"The whole run is in .*spool/\w+/r:"):
+            run(remote)
+    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    run(remote)
+    assert report_of(remote)["status"] == "done"
+    keys = {entry.key for entry in open_store(f"s3://{s3_bucket}/r").list("checkpoints/")}
+    assert {"checkpoints/6.ckpt", "checkpoints/6.json", "checkpoints/12.ckpt", "checkpoints/12.json"} <= keys
+
+
+def test_test_evaluates_a_run_without_training(settings: Make, tmp_path: Path) -> None:
+    run(settings())
+    uri = f"{settings().run.output}/r"
+    flags = {"run.output": settings().run.output, "data.cache_dir": str(tmp_path / "cache"), "tracker.mode": "off"}
+    for checkpoint, name in ((uri, "test-r"), (f"{uri}/checkpoints/6.ckpt", "first")):
+        made = evaluate.settings_of(checkpoint, flags | ({} if name == "test-r" else {"run.run_id": name}), [], None)
+        evaluate.run(made.settings, checkpoint, StopAfter(10**9), time.perf_counter())
+        report = json.loads((Path(settings().run.output) / name / "report.json").read_text())
+        jsonschema.validate(report, SCHEMA)
+        assert report["run_id"] == name
+        if name == "test-r":
+            assert report["test"] == report_of(settings())["test"]
+        else:
+            assert report["checkpoint"]["step"] == 6
+
+
+def test_test_says_what_is_wrong_with_a_checkpoint(settings: Make, tmp_path: Path) -> None:
+    run(settings())
+    uri = f"{settings().run.output}/r"
+    flags = {"run.output": settings().run.output, "data.cache_dir": str(tmp_path / "cache"), "tracker.mode": "off"}
+    with pytest.raises(BadDataError, match="holds no run"):
+        evaluate.settings_of(f"{uri}x", flags, [], None)
+    made = evaluate.settings_of(uri, flags, [], None).settings
+    with pytest.raises(BadDataError, match=r"no intact checkpoint of step 7: it has 6, 12"):
+        evaluate.run(made, f"{uri}/checkpoints/7.ckpt", StopAfter(10**9), time.perf_counter())
+    made = evaluate.settings_of(uri, flags | {"run.run_id": "r"}, [], None).settings
+    with pytest.raises(ConflictError, match="is a training run"):
+        evaluate.run(made, uri, StopAfter(10**9), time.perf_counter())

@@ -1,0 +1,53 @@
+"""What is learned from a plain machine."""
+
+from pathlib import Path
+
+import pytest
+
+from inat_job.host.environment import has_wandb_key, region, settle_region
+
+
+def test_a_key_in_the_environment() -> None:
+    assert has_wandb_key({"WANDB_API_KEY": "k", "HOME": "/nonexistent"})
+    assert has_wandb_key({"WANDB_IDENTITY_TOKEN_FILE": "/t", "HOME": "/nonexistent"})
+    assert not has_wandb_key({"WANDB_API_KEY": "", "HOME": "/nonexistent"})
+
+
+@pytest.mark.parametrize("name", [".netrc", "_netrc", "elsewhere"])
+def test_a_key_that_login_left(name: str, tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path)} | ({"NETRC": str(tmp_path / name)} if name == "elsewhere" else {})
+    (tmp_path / name).write_text("machine api.wandb.ai login user password k\n")
+    assert has_wandb_key(environment)
+    assert not has_wandb_key({**environment, "WANDB_BASE_URL": "http://127.0.0.1:8080"})
+    (tmp_path / name).write_text("machine 127.0.0.1 login user password k\n")
+    assert not has_wandb_key(environment)
+    assert has_wandb_key({**environment, "WANDB_BASE_URL": "http://127.0.0.1:8080"})
+    settings = tmp_path / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = http://127.0.0.1:8080\n")
+    assert has_wandb_key(environment)
+
+
+def test_damaged_files_hold_no_key(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine\n")
+    settings = tmp_path / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("no section")
+    assert not has_wandb_key({"HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        ({"AWS_REGION": "a"}, "a"),
+        ({"AWS_DEFAULT_REGION": "b"}, "b"),
+        ({"AWS_REGION": "a", "AWS_DEFAULT_REGION": "b"}, "a"),
+        ({"AWS_REGION": "", "AWS_DEFAULT_REGION": "b"}, "b"),
+        ({"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, None),
+        ({}, None),
+    ],
+)
+def test_the_region_that_aws_tells_is_seen_by_boto3(told: dict[str, str], known: str | None) -> None:
+    assert region(told) == known
+    settle_region(told)
+    assert told.get("AWS_DEFAULT_REGION") == known

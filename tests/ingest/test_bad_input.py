@@ -1,0 +1,196 @@
+"""What people's archives hold beside good images: each a sentence with the right code, or one image less."""
+
+import io
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from inat_job.data.cache_index import INDEX, Cache
+from inat_job.errors import BadDataError
+from inat_job.ingest import build_cache, data_source, limits
+from inat_job.signals import never
+from inat_job.storage import StorageOptions
+from tests.harness.made_images import encoded, tree, write_tar, write_zip
+
+FIRST = "some/where/train/Ants/00.jpg"
+
+
+def prepared(path: Path, max_broken: float = 0.05) -> Cache:
+    cache_dir = path.parent / "cache"
+    source = data_source.find(str(path), cache_dir, StorageOptions(), never)
+    return build_cache.prepare(source, cache_dir, 32, max_broken, never)
+
+
+def animated(format: str) -> bytes:
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green", "blue")] * 200
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format, save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"this is text", "not a image"),
+        (encoded(1)[:200], "runcated"),
+        (b"%PDF-1.4 and so on", "not a image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a image"),
+        (struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 60, 0, 0, 54, 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0), "pixels"),
+    ],
+)
+def test_a_file_that_is_no_image_is_left_out_with_a_reason(data: bytes, reason: str, tmp_path: Path) -> None:
+    index = prepared(write_zip(tmp_path / "x.zip", {**tree(), FIRST: data})).index
+    [rejected] = index.rejected
+    assert rejected["id"] == "train/Ants/00.jpg"
+    assert reason in rejected["reason"]
+    assert len(index.ids) == 41
+
+
+def test_a_image_is_what_it_holds_and_not_what_it_is_called(tmp_path: Path) -> None:
+    files = {**tree(), FIRST: encoded(5, format="PNG")}
+    assert prepared(write_zip(tmp_path / "x.zip", files)).index.rejected == ()
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_image_counts(format: str, tmp_path: Path) -> None:
+    cache = prepared(write_zip(tmp_path / "x.zip", {**tree(), FIRST: animated(format)}))
+    row = cache.index.ids.index("train/Ants/00.jpg")
+    red, green, blue = cache.pixels[row].reshape(-1, 3).mean(axis=0)
+    assert (red > 240, green < 15, blue < 15) == (True, True, True)
+
+
+def with_flag(data: bytes, flag: int, method: int | None = None) -> bytes:
+    """A zip all of whose headers have a flag, and another compression method."""
+    changed = bytearray(data)
+    for mark, at_flag in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = changed.find(mark)
+        while at >= 0:
+            changed[at + at_flag] |= flag
+            if method is not None:
+                changed[at + at_flag + 2 : at + at_flag + 4] = struct.pack("<H", method)
+            at = changed.find(mark, at + 4)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("method", [None, 99])
+def test_an_encrypted_archive_says_so(method: int | None, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    path.write_bytes(with_flag(path.read_bytes(), 1, method))
+    with pytest.raises(BadDataError, match=r"x.zip is encrypted: give an archive without a password"):
+        prepared(path)
+
+
+def test_a_compression_that_is_not_known_is_a_reason(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    path.write_bytes(with_flag(path.read_bytes(), 0, 97))
+    with pytest.raises(BadDataError, match="42 of 42 images .*of compression method 97, where only deflate is read"):
+        prepared(path)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+@pytest.mark.parametrize("prefix", ["../../../", "some/../../where/", "/etc/../"])
+def test_a_way_out_leads_nowhere(write: Callable[..., Path], prefix: str, tmp_path: Path) -> None:
+    suffix = ".zip" if write is write_zip else ".tar"
+    (tmp_path / "in").mkdir()
+    path = write(tmp_path / "in" / f"x{suffix}", {**tree(), f"{prefix}train/Ants/evil.jpg": encoded(9)})
+    before = {each for each in tmp_path.rglob("*") if "cache" not in each.parts}
+    index = prepared(path).index
+    assert len(index.ids) == 42
+    assert {each for each in tmp_path.rglob("*") if "cache" not in each.parts} == before
+
+
+def test_an_absolute_name_is_a_name_like_others(tmp_path: Path) -> None:
+    files = {f"/{name}": data for name, data in tree().items()}
+    assert len(prepared(write_zip(tmp_path / "x.zip", files)).index.ids) == 42
+
+
+def test_devices_and_pipes_are_no_images(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", tree())
+    with tarfile.open(path, "a") as archive:
+        for number, kind in enumerate((tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE)):
+            member = tarfile.TarInfo(f"some/where/train/Ants/odd{number}.jpg")
+            member.type = kind
+            archive.addfile(member)
+    assert len(prepared(path).index.ids) == 42
+
+
+def test_names_that_differ_in_capitals_are_two_images(tmp_path: Path) -> None:
+    files = {**tree(), "some/where/train/Ants/A.jpg": encoded(7), "some/where/train/Ants/a.jpg": encoded(8)}
+    assert len(prepared(write_zip(tmp_path / "x.zip", files)).index.ids) == 44
+
+
+def test_classes_that_differ_in_capitals_are_a_mistake(tmp_path: Path) -> None:
+    more = {name.replace("Ants", "ants"): data for name, data in tree().items()}
+    with pytest.raises(BadDataError, match="classes that differ in capitals alone, Ants and ants: rename one"):
+        prepared(write_zip(tmp_path / "x.zip", {**tree(), **more}))
+
+
+def test_an_archive_in_an_archive_is_no_data_set(tmp_path: Path) -> None:
+    inner = write_zip(tmp_path / "inner.zip", tree()).read_bytes()
+    with pytest.raises(BadDataError, match="holds no train"):
+        prepared(write_zip(tmp_path / "x.zip", {"inner.zip": inner}))
+
+
+def test_a_member_that_is_too_large_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LARGEST_FILE", 2**20)
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in {**tree(), FIRST: bytes(2**20 + 1)}.items():
+            archive.writestr(name, data)
+    [rejected] = prepared(path).index.rejected
+    assert "are more than" in rejected["reason"]
+
+
+def test_a_bomb_is_refused_before_it_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "UNFOLDS_ANYWAY", 2**20)
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(5):
+            archive.writestr(f"train/Ants/{number}.jpg", bytes(2**20))
+    with pytest.raises(BadDataError, match="is a zip bomb"):
+        prepared(path)
+
+
+def test_members_that_share_their_bytes_are_a_bomb(tmp_path: Path) -> None:
+    """As in Fifield's: many entries of the directory lead to the same member."""
+    path = write_zip(tmp_path / "x.zip", {"train/Ants/0.jpg": bytes(100_000)})
+    data = path.read_bytes()
+    start = data.index(b"PK\x01\x02")
+    end = data.index(b"PK\x05\x06")
+    entry = data[start:end]
+    entries = b"".join(entry.replace(b"Ants/0", b"Ants/%d" % number) for number in range(10))
+    tail = struct.pack("<4sHHHHIIH", b"PK\x05\x06", 0, 0, 10, 10, len(entries), start, 0)
+    path.write_bytes(data[:start] + entries + tail)
+    assert len(zipfile.ZipFile(path).infolist()) == 10
+    with pytest.raises(BadDataError, match="is a zip bomb"):
+        prepared(path)
+
+
+def test_a_tar_that_unfolds_without_end_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "UNFOLDS_ANYWAY", 2**20)
+    path = tmp_path / "x.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=9) as archive:
+        for number in range(13):
+            member = tarfile.TarInfo(f"train/Ants/{number}.jpg")
+            member.size = 2**20
+            archive.addfile(member, io.BytesIO(bytes(member.size)))
+    with pytest.raises(BadDataError, match="is a zip bomb"):
+        prepared(path)
+
+
+@pytest.mark.parametrize("old", ['"labels": [0', '"Ants"', '"format": 3', '"side": 40'])
+def test_a_flipped_digit_in_the_index_is_noticed(old: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    whole = prepared(path)
+    file = whole.folder / INDEX
+    text = file.read_text()
+    at = text.index(old) + len(old) - 1
+    file.write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
+    assert prepared(path).index == whole.index
+    assert file.read_text() == text

@@ -1,0 +1,220 @@
+"""Pull and prepare, from every kind of source to the published cache."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inat_job.data.cache_index import INDEX, PIXELS, Cache, load
+from inat_job.errors import BadDataError, ConflictError, Preempted, UsageError
+from inat_job.ingest import build_cache, data_source, decode_all, tar_file
+from inat_job.signals import never
+from inat_job.storage import StorageOptions, open_store
+from tests.harness.made_images import CLASSES, encoded, tree, write_folder, write_tar, write_zip
+
+WRITERS: dict[str, Callable[[Path, Mapping[str, bytes]], Path]] = {
+    "data.zip": write_zip,
+    "data.tar": write_tar,
+    "data.tar.gz": write_tar,
+    "folder": write_folder,
+}
+
+
+def prepared(uri: object, cache_dir: Path, size: int = 32, max_broken: float = 0.01) -> Cache:
+    source = data_source.find(str(uri), cache_dir, StorageOptions(), never)
+    return build_cache.prepare(source, cache_dir, size, max_broken, never)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_source_gives_the_same_rows(name: str, tmp_path: Path) -> None:
+    cache = prepared(WRITERS[name](tmp_path / name, tree()), tmp_path / "cache")
+    index = cache.index
+    assert index.classes == CLASSES
+    assert index.ids == tuple(sorted(index.ids))
+    assert (index.splits.count("train"), index.splits.count("test")) == (30, 12)
+    assert index.ids[0] == "test/Ants/00.jpg"
+    assert index.hashes[0] == hashlib.sha256(encoded(500)).hexdigest()
+    assert index.sizes[0] == (40, 30)
+    assert cache.pixels.shape == (42, index.side, index.side, 3)
+    reference = prepared(write_zip(tmp_path / "reference.zip", tree(root="")), tmp_path / "other")
+    assert np.array_equal(cache.pixels, reference.pixels)
+
+
+def test_a_prefix_in_s3_gives_the_same_rows(s3_bucket: str, tmp_path: Path) -> None:
+    store = open_store(f"s3://{s3_bucket}/pre/fix")
+    for name, data in tree(train=3, test=1).items():
+        store.put(name, data)
+    cache = prepared(f"s3://{s3_bucket}/pre/fix", tmp_path / "cache")
+    local = prepared(write_zip(tmp_path / "x.zip", tree(train=3, test=1)), tmp_path / "cache")
+    assert cache.index.ids == local.index.ids
+    assert np.array_equal(cache.pixels, local.pixels)
+
+
+def test_a_folder_with_one_archive_is_that_archive(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / ".DS_Store").touch()
+    path = write_zip(tmp_path / "in" / "x.zip", tree())
+    assert prepared(tmp_path / "in", tmp_path / "cache").index.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_test_folder_may_be_called_test(tmp_path: Path) -> None:
+    assert prepared(write_zip(tmp_path / "x.zip", tree(test_name="test")), tmp_path).index.splits.count("test") == 12
+
+
+def test_demo_is_always_the_same(tmp_path: Path) -> None:
+    one, two = (prepared("demo:", tmp_path / name).index for name in "ab")
+    assert one.digest == two.digest
+    assert len(one.classes) == 4
+
+
+def test_the_second_time_nothing_is_pulled_or_decoded(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store(f"s3://{s3_bucket}").put("x.zip", write_zip(tmp_path / "x.zip", tree()))
+    first = prepared(f"s3://{s3_bucket}/x.zip", tmp_path / "cache")
+    forbidden: Any = lambda *args, **kwargs: pytest.fail("work was done twice")  # noqa: E731
+    monkeypatch.setattr(decode_all, "decode", forbidden)
+    monkeypatch.setattr("inat_job.storage.s3.s3_store.S3Store.get", forbidden)
+    assert prepared(f"s3://{s3_bucket}/x.zip", tmp_path / "cache") == first
+
+
+def test_a_changed_object_is_a_new_source(s3_bucket: str, tmp_path: Path) -> None:
+    store = open_store(f"s3://{s3_bucket}")
+    caches = []
+    for train in (10, 11):
+        store.put("x.zip", write_zip(tmp_path / "x.zip", tree(train=train)))
+        caches.append(prepared(f"s3://{s3_bucket}/x.zip", tmp_path / "cache"))
+    assert [len(cache.index.ids) for cache in caches] == [42, 45]
+
+
+def test_the_digest_in_the_uri_is_verified(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert prepared(f"{path}#sha256={right}", tmp_path / "cache").index.digest == right
+    with pytest.raises(BadDataError, match="#sha256="):
+        prepared(f"{path}#sha256={'0' * 64}", tmp_path / "cache")
+    with pytest.raises(UsageError, match="64 hexadecimal"):
+        prepared(f"{path}#sha256=12", tmp_path / "cache")
+    folder = write_folder(tmp_path / "loose", tree())
+    with pytest.raises(BadDataError, match="#sha256="):
+        prepared(f"{folder}#sha256={'0' * 64}", tmp_path / "cache")
+
+
+def test_broken_images_are_named_and_too_many_end_it(tmp_path: Path) -> None:
+    files = tree() | {"some/where/train/Ants/03.jpg": b"broken", "some/where/val/Cats/00.jpg": b""}
+    path = write_zip(tmp_path / "x.zip", files)
+    with pytest.raises(BadDataError, match=r"2 of 42 images .* first test/Cats/00.jpg \(empty file\).* --max-broken"):
+        prepared(path, tmp_path / "cache")
+    cache = prepared(path, tmp_path / "cache", max_broken=0.05)
+    assert [each["id"] for each in cache.index.rejected] == ["test/Cats/00.jpg", "train/Ants/03.jpg"]
+    whole = prepared(write_zip(tmp_path / "whole.zip", tree()), tmp_path / "cache")
+    kept = [row for row, name in enumerate(whole.index.ids) if name in cache.index.ids]
+    assert np.array_equal(cache.pixels, whole.pixels[kept])
+    assert load(cache.folder) == cache
+    with pytest.raises(BadDataError, match="--max-broken"):
+        prepared(path, tmp_path / "cache")
+
+
+def test_a_damaged_member_is_a_rejected_image(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    data = bytearray(path.read_bytes())
+    at = data.index(encoded(5)) + 400
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+    index = prepared(path, tmp_path / "cache", max_broken=0.05).index
+    assert [(each["id"], "CRC" in each["reason"]) for each in index.rejected] == [("train/Ants/05.jpg", True)]
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
+def test_a_truncated_archive_is_bad_data(name: str, tmp_path: Path) -> None:
+    writer = write_zip if name.endswith("zip") else write_tar
+    path = writer(tmp_path / name, tree())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BadDataError, match=name):
+        prepared(path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"a/train/Ants/1.jpg": b"x"}, "holds no train/<Class>/ with"),
+        ({"readme.txt": b"x"}, "nothing like it"),
+        (tree() | tree(root="b/"), "more than one data set"),
+        (tree() | tree(test_name="test"), "both val/ and test/"),
+        (tree() | {"some/where/train/Dogs/1.jpg": encoded(1)}, "only one of them has Dogs"),
+        ({"train/A/1.jpg": encoded(1), "val/A/1.jpg": encoded(2)}, "one class"),
+    ],
+)
+def test_a_tree_that_is_no_data_set_is_bad_data(files: dict[str, bytes], words: str, tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match=words):
+        prepared(write_zip(tmp_path / "x.zip", files), tmp_path / "cache")
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match=r"nowhere.zip does not exist"):
+        prepared(tmp_path / "nowhere.zip", tmp_path)
+    with pytest.raises(UsageError, match="use s3://"):
+        prepared("ftp://host/x.zip", tmp_path)
+
+
+def test_images_in_both_splits_are_counted(tmp_path: Path) -> None:
+    files = tree() | {"some/where/val/Bees/00.jpg": encoded(1000)}
+    assert prepared(write_zip(tmp_path / "x.zip", files), tmp_path).index.in_both_splits() == ("test/Bees/00.jpg",)
+
+
+@pytest.mark.parametrize("damage", [PIXELS, INDEX])
+def test_a_damaged_cache_is_built_anew(damage: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    first = prepared(path, tmp_path / "cache")
+    expected = first.pixels.copy()
+    file = first.folder / damage
+    file.write_bytes(b"\0" + file.read_bytes()[1:])
+    assert np.array_equal(prepared(path, tmp_path / "cache").pixels, expected)
+
+
+def test_a_disk_too_small_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ConflictError, match="--cache-dir"):
+        prepared(write_zip(tmp_path / "x.zip", tree()), tmp_path / "cache")
+
+
+def test_a_stop_ends_preparing_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    source = data_source.find(str(path), tmp_path / "cache", StorageOptions(), never)
+    with pytest.raises(Preempted):
+        build_cache.prepare(source, tmp_path / "cache", 32, 0.01, lambda: True)
+    assert len(prepared(path, tmp_path / "cache").index.ids) == 42
+
+
+def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "x.tar.gz", tree(train=200))
+    held = threading.Semaphore(0)
+    read = 0
+    original = tar_file._loaded
+
+    def counted(archive: Any, member: Any) -> Any:
+        nonlocal read
+        read += 1
+        return original(archive, member)
+
+    def slow(data: bytes, side: int) -> Any:
+        held.acquire()
+        return np.zeros((side, side, 3), np.uint8), (1, 1)
+
+    monkeypatch.setattr(tar_file, "_loaded", counted)
+    monkeypatch.setattr(decode_all, "decode", slow)
+    worker = threading.Thread(target=lambda: prepared(path, tmp_path / "cache"))
+    worker.start()
+    worker.join(timeout=1)
+    ahead = read
+    held.release(1000)
+    worker.join(timeout=60)
+    assert ahead <= 70
+    assert (
+        json.loads(next((tmp_path / "cache" / "prepared").glob("*/index.json")).read_text())["index"]["rejected"] == []
+    )

@@ -1,0 +1,220 @@
+"""Preparing that is broken off goes on where it was, and a full disk is a sentence."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inat_job.data import pixel_file
+from inat_job.data.cache_index import PIXELS, Cache, Index
+from inat_job.data.pixel_file import PixelFile
+from inat_job.errors import ConflictError, Preempted
+from inat_job.ingest import build_cache, data_source
+from inat_job.ingest.decode_all import ROWS
+from inat_job.signals import never
+from inat_job.storage import StorageOptions
+from tests.harness.made_images import tree, write_zip
+
+ROOT = Path(__file__).parents[2]
+COUNT = 42
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return write_zip(tmp_path / "x.zip", tree())
+
+
+def prepared(archive: Path, cache_dir: Path, stop: Callable[[], bool] = never) -> Cache:
+    source = data_source.find(str(archive), cache_dir, StorageOptions(), never)
+    return build_cache.prepare(source, cache_dir, 32, 0.05, stop)
+
+
+def stop_after(asked: int) -> Callable[[], bool]:
+    left = iter(range(asked))
+    return lambda: next(left, None) is None
+
+
+def unfinished(cache_dir: Path) -> Path:
+    [folder] = (cache_dir / "prepared").glob("*.tmp")
+    return folder
+
+
+def content(cache: Cache) -> tuple[bytes, bytes]:
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["index.json", PIXELS]
+    return (cache.folder / PIXELS).read_bytes(), (cache.folder / "index.json").read_bytes()
+
+
+class KilledError(BaseException):
+    """What nothing catches."""
+
+
+@pytest.mark.parametrize("asked", [2, 11, 30])
+def test_what_was_decoded_is_not_decoded_again(archive: Path, tmp_path: Path, decoded: list[int], asked: int) -> None:
+    whole = content(prepared(archive, tmp_path / "whole"))
+    assert len(decoded) == COUNT
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(asked))
+    lines = (unfinished(tmp_path / "cache") / ROWS).read_text().splitlines()
+    decoded.clear()
+    assert content(prepared(archive, tmp_path / "cache")) == whole
+    assert len(decoded) == COUNT - (len(lines) - 1) < COUNT
+
+
+def test_a_killed_job_is_taken_up(tmp_path: Path, decoded: list[int]) -> None:
+    archive = write_zip(tmp_path / "x.zip", tree(train=400))
+    cache_dir = tmp_path / "cache"
+    command = ["prepare", "--data", str(archive), "--cache-dir", str(cache_dir), "--image-size", "32"]
+    child = subprocess.Popen([sys.executable, str(ROOT / "entrypoint.py"), *command], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not any(path.stat().st_size > 4000 for path in cache_dir.glob(f"prepared/*.tmp/{ROWS}")):
+        assert time.monotonic() < until
+        assert child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    cache = prepared(archive, cache_dir)
+    assert 0 < len(decoded) < 1212
+    assert content(cache) == content(prepared(archive, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / ROWS).write_text('another list of images\n[0, "x", [1, 1], null, 0]\n'),
+        lambda folder: (folder / ROWS).write_bytes((folder / ROWS).read_bytes()[:-7] + b"\xff\n[]\n[[[[\n9"),
+        lambda folder: (folder / PIXELS).write_bytes(bytes(1000)),
+        lambda folder: (folder / PIXELS).unlink(),
+        lambda folder: (folder / ROWS).unlink(),
+        lambda folder: (folder / "odd").touch(),
+    ],
+)
+def test_what_is_damaged_is_decoded_again(
+    archive: Path, tmp_path: Path, damage: Callable[[Path], None], decoded: list[int]
+) -> None:
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(30))
+    damage(unfinished(tmp_path / "cache"))
+    cache = prepared(archive, tmp_path / "cache")
+    (cache.folder / "odd").unlink(missing_ok=True)
+    assert content(cache) == content(prepared(archive, tmp_path / "whole"))
+
+
+def test_a_row_is_believed_by_its_pixels_alone(archive: Path, tmp_path: Path, decoded: list[int]) -> None:
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(30))
+    folder = unfinished(tmp_path / "cache")
+    rows = [json.loads(line.partition(" ")[2])[0] for line in (folder / ROWS).read_text().splitlines()[1:]]
+    with (folder / PIXELS).open("r+b") as file:
+        file.seek(rows[3] * 40 * 40 * 3 + 5)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    decoded.clear()
+    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
+    assert len(decoded) == (COUNT - len(rows) + 1) + COUNT
+
+
+@pytest.mark.parametrize("field", [1, 2])
+def test_what_is_said_of_a_row_is_covered_too(archive: Path, tmp_path: Path, field: int) -> None:
+    """A flipped digit of a hash would be another split."""
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(30))
+    file = unfinished(tmp_path / "cache") / ROWS
+    lines = file.read_text().splitlines()
+    crc, _, said = lines[5].partition(" ")
+    line = json.loads(said)
+    line[field] = "0" * 64 if field == 1 else [4, 3]
+    file.write_text("\n".join([*lines[:5], f"{crc} {json.dumps(line)}", *lines[6:], ""]))
+    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
+
+
+def test_a_kill_while_the_journal_is_tidied_costs_nothing(
+    archive: Path, tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(30))
+    done, original = len(decoded), Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.suffix == ".new":
+            raise KilledError
+        return original(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KilledError):
+            prepared(archive, tmp_path / "cache")
+    decoded.clear()
+    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
+    assert len(decoded) == (COUNT - done) + COUNT
+
+
+def test_a_rejected_image_stays_rejected_when_taken_up(tmp_path: Path) -> None:
+    files = tree()
+    files["some/where/train/Ants/00.jpg"] = b"no image"
+    archive = write_zip(tmp_path / "x.zip", files)
+    with pytest.raises(Preempted):
+        prepared(archive, tmp_path / "cache", stop_after(40))
+    cache = prepared(archive, tmp_path / "cache")
+    assert [each["id"] for each in cache.index.rejected] == ["train/Ants/00.jpg"]
+    assert content(cache) == content(prepared(archive, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    "place", ["PixelFile.keep", "squares.digest", "_judge", "Index.save", "Path.unlink", "Path.replace"]
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_an_end_at_any_point_of_publishing_changes_nothing(
+    place: str, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_zip(tmp_path / "x.zip", {**tree(), "some/where/train/Ants/00.jpg": b"no image"})
+    whole = content(prepared(archive, tmp_path / "whole"))
+    source = data_source.find(str(archive), tmp_path / "cache", StorageOptions(), never)
+    owner = {"Index": Index, "Path": Path, "PixelFile": PixelFile, "squares": pixel_file}.get(
+        place.split(".")[0], build_cache
+    )
+    name = place.rpartition(".")[2]
+    original = getattr(owner, name)
+
+    def killed(*args: Any, **more: Any) -> Any:
+        if late:
+            original(*args, **more)
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, killed)
+        with pytest.raises(KilledError):
+            build_cache.prepare(source, tmp_path / "cache", 32, 0.05, never)
+    assert content(prepared(archive, tmp_path / "cache")) == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_conflict_and_no_signal(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_zip(tmp_path / "x.zip", tree(train=100))  # 312 squares of 40 pixels are 1.5 MB
+    with pytest.raises(ConflictError, match="--cache-dir .* has 1 MB free, and the decoded images need 1 MB"):
+        prepared(archive, small_disk)
+    monkeypatch.setattr(build_cache, "_check_disk", lambda *_: None)  # as if another job took the space in between
+    with pytest.raises(ConflictError, match=r"--cache-dir .* cannot be written \(No space left on device\)"):
+        prepared(archive, small_disk)
+    assert not list(small_disk.glob(f"prepared/*/{PIXELS}"))
+    assert shutil.disk_usage(small_disk).free > 900_000

@@ -1,0 +1,230 @@
+"""Spot notices, from a metadata service on loopback that keeps EC2's manners."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inat_job.platforms.aws import spot
+
+NOWHERE = Path("/nonexistent")
+NOTICE = {"action": "terminate", "time": "2026-11-24T12:02:00Z"}
+EVERY_S = 0.02
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """IMDSv2: a token by PUT, and without a good one 401."""
+
+    server: "Server"
+
+    def do_PUT(self) -> None:
+        server = self.server
+        server.seen.append(("PUT", self.path))
+        if server.hang:
+            server.over.wait(10)
+        elif self.path != "/latest/api/token" or server.token_status != 200:
+            self._answer(server.token_status if server.token_status != 200 else 404)
+        else:
+            assert 1 <= int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) <= 21600
+            server.tokens.append(f"token-{len(server.tokens)}")
+            self._answer(200, server.tokens[-1].encode())
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.seen.append(("GET", self.path))
+        if self.headers.get("X-aws-ec2-metadata-token") not in server.tokens[-1:]:
+            return self._answer(401)
+        if server.renew:
+            server.renew -= 1
+            server.tokens.append("the one before has expired")
+            return self._answer(401)
+        if self.path != "/latest/meta-data/spot/instance-action" or server.notice is None:
+            return self._answer(404)
+        return self._answer(200, server.notice)
+
+    def _answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Metadata)
+        self.seen: list[tuple[str, str]] = []
+        self.tokens: list[str] = []
+        self.notice: bytes | None = None
+        self.token_status, self.renew, self.hang = 200, 0, False
+        self.over = threading.Event()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{self.server_port}/"}
+
+    def looks(self) -> int:
+        return sum(method == "GET" for method, _ in self.seen)
+
+
+class Flag(list[str]):
+    """What the watch raised it with."""
+
+    def wait(self, seconds: float = 5.0) -> "Flag":
+        until(lambda: bool(self), seconds)
+        return self
+
+
+def until(true: Any, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as made:
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
+        yield made
+        made.over.set()
+        made.notice, made.token_status, made.hang = json.dumps(NOTICE).encode(), 200, False  # ends a watch
+        until(lambda: not watches())
+        made.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+
+
+def watches() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "spot"]
+
+
+def watch(server: Server, flag: Flag) -> None:
+    assert spot.watch(flag.append, server.environment, NOWHERE, NOWHERE, EVERY_S)
+
+
+@pytest.mark.parametrize("action", ["terminate", "stop", "hibernate"])
+def test_a_notice_raises_the_flag_once(server: Server, action: str) -> None:
+    flag = Flag()
+    watch(server, flag)
+    until(lambda: server.looks() > 3)
+    assert not flag
+    server.notice = json.dumps({**NOTICE, "action": action}).encode()
+    assert flag.wait() == [f"a Spot notice ({action} at 2026-11-24T12:02:00Z)"]
+    until(lambda: not watches())
+    assert len(flag) == 1
+    assert len(server.tokens) == 1
+
+
+def test_no_notice_is_no_news(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    flag = Flag()
+    watch(server, flag)
+    until(lambda: server.looks() > 10)
+    assert not flag
+    assert capsys.readouterr().out == ""
+
+
+def test_a_token_is_renewed_when_it_is_refused(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    flag = Flag()
+    watch(server, flag)
+    until(lambda: server.looks() > 1)
+    server.renew, server.notice = 1, json.dumps(NOTICE).encode()
+    assert len(flag.wait()) == 1
+    assert server.seen.count(("PUT", "/latest/api/token")) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_service_that_refuses_is_said_once_and_asked_again(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag, server.token_status = Flag(), 403
+    watch(server, flag)
+    until(lambda: len(server.seen) > 4)
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["event"] == "spot"
+    assert "(HTTP status 403 for a token)." in json.loads(line)["message"]
+    server.token_status, server.notice = 200, json.dumps(NOTICE).encode()
+    assert len(flag.wait()) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_a_service_that_hangs_costs_nothing_and_the_hop_limit_is_named(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spot, "_TIMEOUT_S", 0.1)
+    flag, server.hang = Flag(), True
+    started = time.monotonic()
+    watch(server, flag)
+    assert time.monotonic() - started < 0.1
+    until(lambda: len(server.seen) > 3)
+    [line] = capsys.readouterr().out.splitlines()
+    assert "hop limit" in json.loads(line)["message"]
+
+
+def test_a_closed_port(capsys: pytest.CaptureFixture[str], server: Server) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    metadata = spot._Metadata(f"http://127.0.0.1:{port}")
+    with pytest.raises(ConnectionRefusedError):
+        metadata.notice()
+    metadata._endpoint = server.environment["AWS_EC2_METADATA_SERVICE_ENDPOINT"]
+    assert metadata.notice() is None
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"action": "dance"}', b"\xff", b"<html>"])
+def test_an_answer_that_is_no_notice_is_not_believed(server: Server, body: bytes) -> None:
+    flag, server.notice = Flag(), body
+    watch(server, flag)
+    until(lambda: server.looks() > 4)
+    assert not flag
+
+
+@pytest.mark.parametrize("when", ["", "\x1b[31m", "x" * 100, 7, None])
+def test_a_time_of_another_kind_is_not_repeated(when: Any) -> None:
+    assert spot._reason(json.dumps({"action": "stop", "time": when}).encode()) == "a Spot notice (stop)"
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://", "http://127.0.0.1:port", "https://127.0.0.1"])
+def test_an_endpoint_that_is_none(endpoint: str) -> None:
+    with pytest.raises((ValueError, spot._NotReadableError)):
+        spot._Metadata(endpoint).notice()
+
+
+def test_it_is_off_where_this_is_not_ec2_or_metadata_is_disabled(server: Server, tmp_path: Path) -> None:
+    flag = Flag()
+    assert not spot.watch(flag.append, {}, NOWHERE, NOWHERE)
+    (tmp_path / "sys_vendor").write_text("QEMU\n")
+    (tmp_path / "board_asset_tag").write_text("Not Specified\n")
+    (tmp_path / "uuid").write_text("8a1e6c1f-0000-0000-0000-000000000000\n")
+    assert not spot.watch(flag.append, {}, tmp_path, tmp_path / "uuid")
+    (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
+    for word in ("true", "True"):
+        disabled = {"AWS_EC2_METADATA_DISABLED": word}
+        assert not spot.watch(flag.append, {**server.environment, **disabled}, tmp_path, NOWHERE)
+    assert not watches()
+
+
+def test_ec2_tells_by_its_hardware(tmp_path: Path) -> None:
+    for name, text in (
+        ("sys_vendor", "Amazon EC2\n"),
+        ("board_asset_tag", "i-0123456789abcdef0\n"),
+        ("uuid", "ec2e1916-9099-7caf-fd21-012345abcdef\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert spot._on_ec2(tmp_path, tmp_path / "uuid")
+        (tmp_path / name).unlink()
+    assert not spot._on_ec2(tmp_path, tmp_path / "uuid")

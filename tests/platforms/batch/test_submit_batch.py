@@ -1,0 +1,293 @@
+"""What is sent to AWS Batch, and what its ends mean."""
+
+import json
+from typing import Any
+
+import boto3
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from moto import mock_aws
+from moto.backends import get_backend
+
+from entrypoint import _line
+from inat_job.commands.submit import checked
+from inat_job.errors import ConflictError, JobError, NoPermissionError, UsageError
+from inat_job.platforms.batch import submit_batch
+from inat_job.platforms.batch.submit_batch import ended
+from inat_job.platforms.submission import SubmitOptions, completed
+
+ROLE = "arn:aws:iam::123456789012:role/birds"
+SECRET = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:wandb"
+NO_PLATFORM: dict[str, Any] = {"image": "birds:1", "role": ROLE, "queue": "gpus"}
+WORDS = ("parta", "--output", "s3://bucket/runs", "--seed", "3")
+
+
+def built(*words: str, **asked: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    command = checked(words or WORDS, _line)
+    request = completed(SubmitOptions(**{**NO_PLATFORM, **asked}), command, submit_batch.NEEDS)
+    definition, job = submit_batch.build(request, command)
+    return definition, job
+
+
+def test_the_definition_holds_all_that_the_job_needs() -> None:
+    definition, job = built(gpus=2, tags=("team=birds",), timeout=7200.0, region="eu-west-1")
+    container = definition["containerProperties"]
+    assert (container["image"], container["jobRoleArn"]) == ("birds:1", ROLE)
+    assert container["command"] == [*WORDS, "--run-id", job["jobName"]]
+    resources = {each["type"]: each["value"] for each in container["resourceRequirements"]}
+    assert resources == {"VCPU": "8", "MEMORY": "28672", "GPU": "2"}
+    assert container["linuxParameters"] == {"sharedMemorySize": 2048}
+    assert container["environment"] == [{"name": "AWS_REGION", "value": "eu-west-1"}]
+    assert (definition["tags"], definition["timeout"]) == ({"team": "birds"}, {"attemptDurationSeconds": 7200})
+    assert job["jobDefinition"] == definition["jobDefinitionName"]
+
+
+def test_without_a_gpu_none_is_asked_for() -> None:
+    container = built(gpus=0, cpus=2, memory=1)[0]["containerProperties"]
+    assert [each["type"] for each in container["resourceRequirements"]] == ["VCPU", "MEMORY"]
+    assert container["linuxParameters"] == {"sharedMemorySize": 256}
+
+
+def decided(rules: list[dict[str, str]], code: int, status_reason: str, reason: str = "") -> str:
+    """What Batch does: the first rule whose every pattern matches, and another attempt where none does."""
+
+    def fits(pattern: str | None, value: str) -> bool:
+        return pattern is None or (value.startswith(pattern[:-1]) if pattern.endswith("*") else value == pattern)
+
+    for rule in rules:
+        asked = ((rule.get("onExitCode"), str(code)), (rule.get("onStatusReason"), status_reason))
+        if all(fits(*each) for each in (*asked, (rule.get("onReason"), reason))):
+            return rule["action"]
+    return "RETRY"
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_what_passes_is_retried_and_nothing_else(nodes: int) -> None:
+    strategy = built(nodes=nodes)[0]["retryStrategy"]
+    rules = strategy["evaluateOnExit"]
+    assert (strategy["attempts"], len(rules)) == (10, 5)
+    done = "Essential container in task exited"
+    again = {code for code in range(1, 256) if decided(rules, code, done) == "RETRY"}
+    assert again == {75, 137, 143}
+    assert decided(rules, 1, "Host EC2 (instance i-1) terminated.") == "RETRY"
+
+
+def test_several_nodes_are_one_job_that_is_retried_as_a_whole() -> None:
+    definition, _ = built(nodes=4, instance_type="g5.12xlarge", gpus=4)
+    nodes = definition["nodeProperties"]
+    [together] = nodes["nodeRangeProperties"]
+    assert (definition["type"], nodes["numNodes"], nodes["mainNode"]) == ("multinode", 4, 0)
+    assert (together["targetNodes"], together["container"]["instanceType"]) == ("0:3", "g5.12xlarge")
+    assert "containerProperties" not in definition
+    assert definition["retryStrategy"]["attempts"] == 10
+
+
+def test_a_secret_is_named_and_never_held() -> None:
+    container = built(wandb_secret=SECRET, execution_role=ROLE)[0]["containerProperties"]
+    assert container["secrets"] == [{"name": "WANDB_API_KEY", "valueFrom": SECRET}]
+    assert container["executionRoleArn"] == ROLE
+    with pytest.raises(UsageError, match="--execution-role"):
+        built(wandb_secret=SECRET)
+
+
+@pytest.mark.parametrize(
+    ("asked", "flag"),
+    [
+        ({"disk": 100}, "--disk"),
+        ({"spot": True}, "--spot"),
+        ({"namespace": "n"}, "--namespace"),
+        ({"instance_type": "g5.xlarge"}, "--instance-type"),
+        ({"retries": 10}, "--retries"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(asked: dict[str, Any], flag: str) -> None:
+    with pytest.raises(UsageError, match=flag):
+        built(**asked)
+
+
+def test_the_same_command_has_the_same_name_and_another_has_another() -> None:
+    assert built() == built()
+    one, other = built()[0], built(*WORDS, "--wandb", "off")[0]
+    assert one["jobDefinitionName"] != other["jobDefinitionName"]
+    assert built(name="birds")[1]["jobName"] == "birds"
+
+
+def test_a_run_that_is_named_keeps_its_name() -> None:
+    command = built(*WORDS, "--run-id", "Birds.1")[0]["containerProperties"]["command"]
+    assert command == [*WORDS, "--run-id", "Birds.1"]
+
+
+SETTINGS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(SETTINGS)
+def test_whatever_was_asked_for_is_the_same_as_itself(wanted: Any) -> None:
+    assert submit_batch.same(json.loads(json.dumps(wanted)), wanted)
+
+
+def test_the_services_defaults_make_no_other_definition_and_a_change_does() -> None:
+    wanted, _ = built(gpus=1, tags=("a=b",))
+    found = json.loads(json.dumps(wanted))
+    found |= {"revision": 3, "status": "ACTIVE", "parameters": {}}
+    found["containerProperties"] |= {"volumes": [], "ulimits": []}
+    found["containerProperties"]["resourceRequirements"].reverse()
+    del found["containerProperties"]["environment"]  # it was empty
+    for rule in found["retryStrategy"]["evaluateOnExit"]:
+        rule["action"] = rule["action"].lower()
+    assert submit_batch.same(found, wanted)
+    found["retryStrategy"]["evaluateOnExit"].reverse()
+    assert not submit_batch.same(found, wanted)
+
+
+def failed(reason: str, code: int | None = None, container: str | None = None, **more: Any) -> dict[str, Any]:
+    return {
+        "status": "FAILED",
+        "statusReason": reason,
+        "container": {"reason": container} | ({} if code is None else {"exitCode": code}),
+        **more,
+    }
+
+
+EXITED = "Essential container in task exited"
+
+
+@pytest.mark.parametrize(
+    ("job", "code", "words"),
+    [
+        ({"status": "SUCCEEDED"}, 0, ""),
+        *((failed(EXITED, code), code, EXITED) for code in (1, 2, 65, 75, 77, 78, 143)),
+        (failed(EXITED, 139), 1, EXITED),
+        (failed(EXITED, 137), 75, EXITED),
+        (failed(EXITED, 137, "OutOfMemoryError: Container killed due to memory usage"), 78, "--memory"),
+        (failed("Host EC2 (instance i-0) terminated."), 75, "taken away"),
+        (failed("Job attempt duration exceeded timeout", 137), 78, "--timeout"),
+        (failed("Task failed to start", None, "CannotPullContainerError: not found"), 78, "--image"),
+        (failed("MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT"), 78, "--gpus"),
+        (failed("stop it", isTerminated=True), 143, "stop it"),
+        (failed("stop it", 143, isTerminated=True), 143, "stop it"),
+        (failed("stop it", 137, isTerminated=True), 75, "stop it"),
+        (failed("something new"), 1, "something new"),
+        ({"status": "RUNNING"}, None, ""),
+    ],
+)
+def test_an_end_is_one_of_our_codes(job: dict[str, Any], code: int | None, words: str) -> None:
+    found, reason = ended(job, job)
+    assert found == code
+    assert words in reason
+
+
+def test_a_code_that_the_last_attempt_alone_tells_counts() -> None:
+    attempts = [{"container": {"exitCode": 143}}, {"container": {"exitCode": 65}}]
+    job = {"status": "FAILED", "statusReason": EXITED, "attempts": attempts}
+    assert ended(job, job)[0] == 65
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A queue of moto's Batch, which ends each job at once."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws(config={"batch": {"use_docker": False}}):
+        batch = boto3.client("batch")
+        environment = batch.create_compute_environment(
+            computeEnvironmentName="all", type="UNMANAGED", state="ENABLED", serviceRole=_role()
+        )["computeEnvironmentArn"]
+        order = [{"order": 1, "computeEnvironment": environment}]
+        batch.create_job_queue(jobQueueName="gpus", state="ENABLED", priority=1, computeEnvironmentOrder=order)
+        yield batch
+
+
+def _role() -> str:
+    iam = boto3.client("iam")
+    return str(iam.create_role(RoleName="service", AssumeRolePolicyDocument="{}")["Role"]["Arn"])
+
+
+def test_a_definition_is_registered_once_and_a_job_that_works_is_followed(queue: Any) -> None:
+    documents = list(built())
+    name = documents[0]["jobDefinitionName"]
+
+    def submitted(*sent: dict[str, Any]) -> str:
+        return submit_batch.submit(SubmitOptions(**NO_PLATFORM), list(sent)).name
+
+    first = submitted(*documents)
+    [job] = get_backend("batch")["123456789012"]["eu-west-1"]._jobs.values()
+    job.status = "RUNNING"  # moto's are done at once
+    assert submitted(*documents) == first
+    found = queue.describe_job_definitions(jobDefinitionName=name)["jobDefinitions"]
+    assert [each["revision"] for each in found] == [1]
+    changed = {**documents[0], "retryStrategy": {"attempts": 2}}
+    with pytest.raises(ConflictError, match="give --name"):
+        submitted(changed, documents[1])
+    found = queue.describe_job_definitions(jobDefinitionName=name)["jobDefinitions"]
+    assert sorted(each["revision"] for each in found) == [1, 2]
+    assert submitted(documents[0], {**documents[1], "jobName": "other"}) != first
+
+
+def test_a_job_that_ended_is_submitted_again(queue: Any) -> None:
+    documents = list(built())
+    first = submit_batch.submit(SubmitOptions(**NO_PLATFORM), documents)
+    while first.look().code is None:
+        pass
+    assert submit_batch.submit(SubmitOptions(**NO_PLATFORM), documents).name != first.name
+
+
+def test_the_job_is_looked_at_until_its_end(queue: Any) -> None:
+    job = submit_batch.submit(SubmitOptions(**NO_PLATFORM), list(built()))
+    states = [job.look() for _ in range(10)]
+    assert states[-1].phase == "SUCCEEDED"
+    assert states[-1].code == 0
+    with pytest.raises(ConflictError, match="knows no job"):
+        submit_batch.BatchJob("gone", job._batch, job._log).look()
+
+
+def test_several_nodes_end_as_the_main_one() -> None:
+    nodes = {"nodeProperties": {"numNodes": 2, "mainNode": 0}, "status": "FAILED", "statusReason": EXITED}
+    described = {"j": nodes, "j#0": {"status": "FAILED", "container": {"exitCode": 75, "logStreamName": "main"}}}
+    asked: list[str | None] = []
+
+    class LogTail:
+        def new(self, stream: str | None) -> list[str]:
+            asked.append(stream)
+            return ["line"]
+
+    job = submit_batch.BatchJob("j", lambda _, jobs: {"jobs": [described[each] for each in jobs]}, LogTail())
+    state = job.look()
+    assert (state.phase, state.code, state.lines, asked) == ("FAILED", 75, ("line",), ["main"])
+
+
+def test_why_nothing_runs_a_job_is_a_part_of_how_it_stands() -> None:
+    class LogTail:
+        def new(self, stream: str | None) -> list[str]:
+            return []
+
+    why = "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT"
+    job = submit_batch.BatchJob("j", lambda _, jobs: {"jobs": [{"status": "RUNNABLE", "statusReason": why}]}, LogTail())
+    state = job.look()
+    assert (state.phase, state.code, state.reason) == (f"RUNNABLE ({why})", None, "")
+
+
+def test_several_nodes_are_submitted(queue: Any) -> None:
+    job = submit_batch.submit(SubmitOptions(**NO_PLATFORM), list(built(nodes=2)))
+    states = [job.look() for _ in range(10)]
+    assert (states[-1].phase, states[-1].code) == ("SUCCEEDED", 0)
+
+
+def test_without_a_queue_or_credentials_the_error_says_so(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    definition, job = built(queue="none")
+    with pytest.raises(JobError, match=r"batch:ListJobs .*none") as refused:
+        submit_batch.submit(SubmitOptions(**NO_PLATFORM), [definition, job])
+    assert refused.value.exit_code == 78
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/none")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/none")
+    with pytest.raises(NoPermissionError, match="batch:DescribeJobDefinitions"):
+        submit_batch.submit(SubmitOptions(**NO_PLATFORM), [definition, job])

@@ -1,0 +1,63 @@
+"""Too little memory or disk is said before the work, on a real small disk where one can be mounted."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from inat_job.errors import ConflictError
+from inat_job.host import memory
+from inat_job.models.strategies import Architecture
+from inat_job.run import resources
+
+MIB = 2**20
+NETWORK = nn.Sequential(nn.Linear(1024, 1024, bias=False), nn.Linear(1024, 1024, bias=False))  # 4 MiB each
+
+
+def architecture(strategy: str) -> Architecture:
+    return Architecture("x", NETWORK, stages=(("0",),), head=("1",), strategy=strategy)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 48 MiB."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_what_a_strategy_trains_is_what_it_takes_room_for() -> None:
+    assert architecture("head").trained_bytes() == 4 * MIB
+    assert architecture("full").trained_bytes() == 8 * MIB
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_refused(small_disk: Path) -> None:
+    with pytest.raises(ConflictError, match=r"has 50 MB free, and the checkpoints need 126 MB: free some"):
+        resources.check_training(architecture("full"), small_disk)
+    (small_disk / "checkpoints").mkdir()
+    with (small_disk / "checkpoints" / "6.ckpt").open("wb") as file:
+        file.write(bytes(24 * MIB))  # one of those that have to fit
+    with pytest.raises(ConflictError, match="need 101 MB"):
+        resources.check_training(architecture("full"), small_disk)
+
+
+def test_memory_too_small_for_the_libraries_or_the_network_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(memory, "limit", lambda: 300 * MIB)
+    with pytest.raises(ConflictError, match=r"may use 315 MB of memory and needs more than 419 MB: raise"):
+        resources.check_memory()
+    monkeypatch.setattr(memory, "limit", lambda: resources.LEAST_MEMORY + 31 * MIB)
+    resources.check_memory()
+    resources.check_training(architecture("head"), tmp_path)  # 8 MiB of weights and three times 4
+    with pytest.raises(ConflictError, match="needs more than 453 MB"):
+        resources.check_training(architecture("full"), tmp_path)
+
+
+def test_where_no_limit_is_known_none_is_feared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "limit", lambda: None)
+    resources.check_memory(2**60)
