@@ -4,19 +4,20 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from inat_job import watchdog
+from inat_job.job_status import STATUS
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work advances."""
 
 _BAR_EVERY_S = 0.1
 _LINE_EVERY_S = 10.0
-_facts: dict[str, object] = {"rank": 0}
-_IN_EVERY_LINE = {"run_id": "run_id", "rank": "rank", "phase": "phase", "step": "at_step"}
-"""Names in a machine's lines, and the facts that they are."""
+_IN_EVERY_LINE = ("run_id", "rank", "phase", "step")
+"""Fields of the job's status in each of a machine's lines, where they are known."""
+
 _quiet = False
 
 
@@ -44,7 +45,7 @@ def emit(event: str, **fields: object) -> None:
         stream, line = sys.stderr, f"\r\033[K{event}  {details}".rstrip()
     else:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        known = {name: _facts[fact] for name, fact in _IN_EVERY_LINE.items() if fact in _facts}
+        known = {name: value for name in _IN_EVERY_LINE if (value := getattr(STATUS, name)) is not None}
         said = {"time": stamp, "event": event, **known, **fields}
         stream, line = sys.stdout, json.dumps(said, default=str)
     _write(stream, line)
@@ -55,7 +56,7 @@ def plain(lines: Iterable[str]) -> None:
 
     Only the first of several ranks does.
     """
-    if not terminal() and not _facts["rank"]:
+    if not terminal() and STATUS.rank == 0:
         for line in lines:
             _write(sys.stderr, line)
 
@@ -71,26 +72,11 @@ def warn(message: str, **fields: object) -> None:
     emit("warning", message=message, **fields)
 
 
-def note(**facts: object) -> None:
-    """Remember where the job stands, for whoever must say it.
-
-    `run` is the run's URI and `run_id` its name, `rank` this process's, `phase`; `step` and `checkpoint` are the last
-    that are stored, `at_step` is the step that training is at, and `epoch` of `epochs` the passes that are done. What
-    training counts up (`images`, `trained_s`, `waited_s`) is for the heartbeat.
-    """
-    _facts.update(facts)
-
-
-def noted() -> Mapping[str, object]:
-    """What was noted last, by name."""
-    return dict(_facts)
-
-
 def phase(name: str) -> None:
     """Note that the job enters a phase; a machine that watches is told, a person sees it by the bars."""
-    if _facts.get("phase") == name:
+    if STATUS.phase == name:
         return
-    note(phase=name)
+    STATUS.phase = name
     watchdog.beat()
     if not terminal():
         emit("phase", phase=name)

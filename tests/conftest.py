@@ -7,11 +7,19 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
+from inat_job.job_status import STATUS
+
 # A busy machine is no failure, and nothing is left in the checkout.
 hypothesis.settings.register_profile(
     "inat", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("inat")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_status() -> None:
+    """No test sees where the job of another one stood."""
+    STATUS.reset()
 
 
 @pytest.fixture(scope="session")

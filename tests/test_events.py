@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import pytest
 
 from inat_job import events, watchdog
+from inat_job.job_status import STATUS
 from inat_job.telemetry import metric_lines
 
 
 @pytest.fixture(autouse=True)
 def facts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(events, "_facts", {"rank": 0})
     monkeypatch.setattr(events, "terminal", lambda: False)
     yield
     watchdog.watched_by(None)
@@ -25,17 +25,16 @@ def test_a_line_says_whose_it_is_as_far_as_that_is_known(capsys: pytest.CaptureF
     events.emit("first")
     line = said(capsys)
     assert (line["event"], line["rank"], "run_id" in line, "step" in line) == ("first", 0, False, False)
-    events.note(run_id="r", rank=3, at_step=17, step=10, phase="train")
+    STATUS.run_id, STATUS.rank, STATUS.phase, STATUS.step = "r", 3, "train", 17
     events.warn("Hot.", degrees=90)
     line = said(capsys)
     del line["time"]
     facts = {"run_id": "r", "rank": 3, "phase": "train", "step": 17}
     assert line == {"event": "warning", **facts, "message": "Hot.", "degrees": 90}
-    assert events.noted()["step"] == 10, "what is stored, for the last words"
 
 
 def test_a_field_of_its_own_goes_before(capsys: pytest.CaptureFixture[str]) -> None:
-    events.note(at_step=17)
+    STATUS.step = 17
     events.emit("checkpoint", step=10)
     assert said(capsys)["step"] == 10
 
@@ -43,7 +42,7 @@ def test_a_field_of_its_own_goes_before(capsys: pytest.CaptureFixture[str]) -> N
 def test_metrics_leave_stdout_to_json_and_come_of_the_first_rank_alone(capsys: pytest.CaptureFixture[str]) -> None:
     events.plain(metric_lines.lines({"val_accuracy": 0.7123, "epoch": 1}))
     assert capsys.readouterr() == ("", "metric val_accuracy=0.7123\n")
-    events.note(rank=1)
+    STATUS.rank = 1
     events.plain(metric_lines.lines({"val_accuracy": 0.7123}))
     assert capsys.readouterr() == ("", "")
 

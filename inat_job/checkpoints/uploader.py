@@ -17,6 +17,7 @@ from inat_job.checkpoints.manifest import Manifest, best_of, to_keep
 from inat_job.checkpoints.training_state import Write
 from inat_job.errors import JobError
 from inat_job.events import Progress
+from inat_job.job_status import STATUS
 from inat_job.signals import StopFlag
 from inat_job.storage import retry
 from inat_job.storage.lease import Lease, LeaseError
@@ -229,7 +230,7 @@ class Uploader:
         took = time.monotonic() - job.taken_at
         self._checkpoints.arrived(manifest)
         self._lease.reached(manifest.step)
-        events.note(step=manifest.step, checkpoint=f"{self._checkpoints.folder.uri}/{manifest.name}")
+        STATUS.stored_step, STATUS.checkpoint = manifest.step, f"{self._checkpoints.folder.uri}/{manifest.name}"
         events.emit("checkpoint", step=manifest.step, seconds=round(took, 3), bytes=manifest.size)
         if took > _GRACE_SHARE * self._grace_s:
             events.warn(

@@ -9,6 +9,7 @@ from inat_job import command_options, events
 from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, configure
 from inat_job.distributed import world
 from inat_job.errors import Preempted, TransientError, UsageError
+from inat_job.job_status import STATUS
 from inat_job.options import options_of, parsed
 from inat_job.platforms import submission
 from inat_job.platforms.submission import Command, Handle, JobEnded, State, SubmitOptions, Target
@@ -119,4 +120,4 @@ def _end(handle: Handle, state: State) -> None:
     if state.code:
         why = f": {state.reason}" if state.reason else ""
         raise JobEnded(f"{handle.name} ended as {state.phase} with code {state.code}{why}", state.code)
-    events.note(outcome=f"{handle.name} is done.")
+    STATUS.outcome = f"{handle.name} is done."

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inat_job import events
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.manifest import Manifest
 from inat_job.configuration import TEST_TAKES, Configuration, configure, options_of_all_parts, takes
@@ -13,6 +12,7 @@ from inat_job.data.cache_index import Cache
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.host import environment
+from inat_job.job_status import STATUS
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.platforms.settings_layer import around
 from inat_job.reporting.publish import publish
@@ -95,7 +95,7 @@ def run(
     tested = folders.folder_of(settings, name, stop)
     stored = _config(tested)
     folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
-    events.note(run=folder.uri, run_id=folder.run_id)
+    STATUS.run, STATUS.run_id = folder.uri, folder.run_id
     _claim(folder)
     with heartbeat.beating(), hold_run(folder, settings.run.lease_seconds, stop) as held:
         _claim(folder)

@@ -7,6 +7,7 @@ from inat_job import events
 from inat_job.commands import preflight
 from inat_job.distributed import launcher, ranks, world
 from inat_job.distributed.ranks import Rank
+from inat_job.job_status import STATUS
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.run import folders, outputs, resources, run_state
 from inat_job.run.background_import import BackgroundImport
@@ -24,7 +25,7 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Platform = NO
 
     In the end the results are put where the platform collects them, also those of a run that is found finished.
     """
-    events.note(run_id=settings.run_id)
+    STATUS.run_id = settings.run_id
     own = ranks.own()
     _introduce(own)
     if settings.run.preflight and own is None:
@@ -34,7 +35,7 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Platform = NO
         outputs.check(place)
     folder = folders.run_folder(settings, settings.run_id, stop)
     here = [own] if own else world.of(settings, place)
-    events.note(run=folder.uri, rank=here[0].rank)
+    STATUS.run, STATUS.rank = folder.uri, here[0].rank
     events.phase("start")
     several = own is None and here[0].size > 1
     over = several and _is_over(here[0], folder, settings)
@@ -53,7 +54,7 @@ def _introduce(own: Rank | None) -> None:
     if own and own.rank:
         events.only_warnings()
     elif ranks.words():
-        events.note(phase="start")  # its supervisor has said so
+        STATUS.phase = "start"  # its supervisor has said so
 
 
 def _work(rank: Rank, settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from inat_job import events
 from inat_job.distributed import ranks
 from inat_job.distributed.ranks import Rank
 from inat_job.errors import Preempted, RankError, TransientError
+from inat_job.job_status import STATUS
 from inat_job.signals import StopFlag, reserve_s
 
 LOST_S = 25.0
@@ -42,7 +43,7 @@ class RankExit:
 def run(team: Sequence[Rank], grace_s: float, stop: StopFlag) -> None:
     """Do the job by the ranks of this machine. Raises RankError with the code and the words of what ended it."""
     if team[0].rank == 0:
-        events.note(stopping="said by rank 0")  # which knows in what phase
+        STATUS.stopping = "reported by rank 0"  # which knows in what phase
     with TemporaryDirectory(prefix="inat-job-") as folder:
         words = {rank.rank: Path(folder) / f"{rank.rank}.json" for rank in team}
         several = team[0].here < team[0].size
@@ -55,13 +56,13 @@ def run(team: Sequence[Rank], grace_s: float, stop: StopFlag) -> None:
                 process.kill()
         rank, code = verdict(ends)
         said = _read(words[rank])
-        events.note(**{name: said[name] for name in ("step", "checkpoint") if said.get(name) is not None})
+        STATUS.stored_step, STATUS.checkpoint = said.get("step"), said.get("checkpoint")
         if code:
             error = RankError(_sentence(said, next(end for end in ends if end.rank == rank)), code)
             if several and team[0].rank and not said:
                 _tell(team[0], error, stop)
             raise error
-        events.note(outcome=said.get("reason", "Done."))
+        STATUS.outcome = said.get("reason", "Done.")
 
 
 def _tell(rank: Rank, error: RankError, stop: StopFlag) -> None:
@@ -130,7 +131,7 @@ def _sentence(said: Mapping[str, object], end: RankExit) -> str:
     return f"Rank {end.rank} was {how} before it could say why: run the same command again."
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -10,6 +10,7 @@ from inat_job.checkpoints.manifest import FOLDER as CHECKPOINTS
 from inat_job.checkpoints.uploader import Uploader
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
 from inat_job.evaluation import plots
+from inat_job.job_status import STATUS
 from inat_job.reporting import html, report
 from inat_job.reporting.tracking import Tracker
 from inat_job.run.run_state import REPORT
@@ -43,7 +44,7 @@ def publish(
         folder.publish_folder(TRACKED)
     test = done["test"]
     events.plain(metric_lines.lines({"test_loss": test["loss"], "test_accuracy": test["accuracy"]}))
-    events.note(outcome=report.sentence(done))
+    STATUS.outcome = report.sentence(done)
     events.emit("done", message=report.sentence(done), report=f"{folder.uri}/{REPORT}")
 
 

@@ -14,6 +14,7 @@ from typing import NoReturn
 from inat_job import events, signals
 from inat_job.distributed import ranks
 from inat_job.errors import ConflictError, JobError, Preempted
+from inat_job.job_status import STATUS
 from inat_job.platforms.aws import spot
 from inat_job.run import termination_message
 from inat_job.settings import Settings
@@ -64,10 +65,9 @@ def keep_silent(yes: bool) -> None:
 
 def say_stopping(stop: StopFlag) -> None:
     """Say why the job stops: at once, or when it ends sooner than the thread that watches has seen it."""
-    known = events.noted()
-    if "stopping" not in known:
-        events.note(stopping=stop.why)
-        events.emit("stopping", why=stop.why, phase=known.get("phase", "start"))
+    if STATUS.stopping is None:
+        STATUS.stopping = stop.why
+        events.emit("stopping", why=stop.why, phase=STATUS.phase or "start")
 
 
 def say(message: str, code: int) -> None:
@@ -81,7 +81,7 @@ def say(message: str, code: int) -> None:
 def succeed() -> None:
     """Leave word of a job that has done its work."""
     if _working.is_set():
-        _leave_word(0, str(events.noted().get("outcome", "Done.")))
+        _leave_word(0, STATUS.outcome or "Done.")
 
 
 def refuse(shown: str, sentence: str, code: int) -> NoReturn:
@@ -135,11 +135,11 @@ def leave(code: int) -> NoReturn:
 
 def _leave_word(code: int, sentence: str) -> None:
     if not _silent:
-        termination_message.say(code, sentence, events.noted())
+        termination_message.say(code, sentence, STATUS.stored_step, STATUS.checkpoint)
 
 
 def _out_of_grace(stop: StopFlag) -> None:
-    known = events.noted()
-    stored = f"step {known['step']} is stored in {known['run']}" if "step" in known else "no new step is stored"
-    message = f"Stopped by {stop.why} in the phase {known.get('phase', 'start')}, and the grace is over; {stored}"
+    step = STATUS.stored_step
+    stored = "no new step is stored" if step is None else f"step {step} is stored in {STATUS.run}"
+    message = f"Stopped by {stop.why} in the phase {STATUS.phase or 'start'}, and the grace is over; {stored}"
     say(f"{message}: run the same command again.", Preempted.exit_code)

@@ -12,6 +12,7 @@ from inat_job.checkpoints.manifest import FOLDER, steps
 from inat_job.configuration import options_by_key
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted, UsageError
 from inat_job.host import process
+from inat_job.job_status import STATUS
 from inat_job.recipes import RECIPES
 from inat_job.settings import Settings
 from inat_job.signals import Stop
@@ -142,15 +143,8 @@ def _differences(stored: dict[str, Any], settings: Settings) -> list[str]:
     return found
 
 
-_TOLD = {
-    "phase": "phase",
-    "step": "at_step",
-    "epoch": "epoch",
-    "epochs": "epochs",
-    "steps_per_epoch": "steps_per_epoch",
-    "images_per_s": "images_per_s",
-}
-"""What the lease's beats say of the work, and the facts that it is."""
+_IN_THE_LEASE = ("phase", "step", "epoch", "epochs", "steps_per_epoch", "images_per_s")
+"""Fields of the job's status that the lease's heartbeats carry, for `status`."""
 
 
 @dataclass(frozen=True)
@@ -178,5 +172,5 @@ def hold_run(folder: RunFolder, seconds: float, stop: Stop) -> Iterator[HeldRun]
 
 def _standing() -> Mapping[str, object]:
     """Where the work stands, for who asks with `status`."""
-    known = events.noted()
-    return {name: known[fact] for name, fact in _TOLD.items() if fact in known}
+    known = {name: getattr(STATUS, name) for name in _IN_THE_LEASE}
+    return {name: value for name, value in known.items() if value is not None}

@@ -23,11 +23,12 @@ FAILURE_CHARACTERS = 1024
 def say(
     code: int,
     reason: str,
-    facts: Mapping[str, object],
+    step: int | None,
+    checkpoint: str | None,
     environment: Mapping[str, str] = os.environ,
     termination_log: Path = Path("/", pod.TERMINATION_LOG),
 ) -> None:
-    """Leave the exit code and a sentence, with the step and checkpoint that `facts` names, where this platform reads.
+    """Leave the exit code and a sentence, with the step and checkpoint last stored, where this platform reads.
 
     Kubernetes shows the log of every container that ended, so it is written on success too, and whoever reads it finds
     one shape; a failure file is for failures. A rank's words go to its supervisor. It never raises: the exit code
@@ -36,11 +37,11 @@ def say(
     sentence = discreet(" ".join(_utf8(reason).split())) or f"Ended with code {code}."
     if own := ranks.words(environment):  # the supervisor speaks for all of them
         with contextlib.suppress(Exception):
-            _overwrite(own, _line(code, sentence, facts), create=True)
+            _overwrite(own, _line(code, sentence, step, checkpoint), create=True)
         return
     with contextlib.suppress(Exception):
         if stat.S_ISREG(termination_log.lstat().st_mode):  # never made here: elsewhere nobody would read it
-            _overwrite(termination_log, _line(code, sentence, facts))
+            _overwrite(termination_log, _line(code, sentence, step, checkpoint))
     with contextlib.suppress(Exception):
         base = training_job.base_folder(environment)
         if code and base:
@@ -49,16 +50,15 @@ def say(
             _overwrite(failure, _cut(sentence, FAILURE_CHARACTERS).encode(), create=True)
 
 
-def _line(code: int, sentence: str, facts: Mapping[str, object]) -> bytes:
+def _line(code: int, sentence: str, step: int | None, checkpoint: str | None) -> bytes:
     """One line of JSON that fits, with as much of its texts as that allows."""
 
     def encoded(limit: int) -> bytes:
-        step, checkpoint = facts.get("step"), facts.get("checkpoint")
         words = {
             "code": code,
             "reason": _cut(sentence, limit),
-            "step": step if isinstance(step, int) else None,
-            "checkpoint": None if checkpoint is None else _cut(_utf8(str(checkpoint)), limit),
+            "step": step,
+            "checkpoint": None if checkpoint is None else _cut(_utf8(checkpoint), limit),
         }
         return json.dumps(words, ensure_ascii=False).encode() + b"\n"
 

@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from inat_job import events
 from inat_job.checkpoints.manifest import Manifest
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.run_folder import RunFolder
@@ -98,13 +99,9 @@ class MetricsLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
-        events.note(
-            device=str(trainer.strategy.root_device),
-            epochs=trainer.max_epochs,
-            steps_per_epoch=steps,
-            at_step=trainer.global_step,
-            epoch=trainer.current_epoch,
-        )
+        STATUS.device, STATUS.steps_per_epoch = str(trainer.strategy.root_device), steps
+        STATUS.epoch, STATUS.epochs = trainer.current_epoch, trainer.max_epochs
+        STATUS.step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         now = time.perf_counter()
@@ -130,17 +127,13 @@ class MetricsLog(Callback):
             self._timed_batches += 1
         self._mark = now
         step = trainer.global_step
-        events.note(
-            at_step=step,
-            images=self._batches * self._batch_size,
-            trained_s=self._trained_s,
-            waited_s=self._waited_s,
-        )
+        STATUS.step, STATUS.images = step, self._batches * self._batch_size
+        STATUS.trained_s, STATUS.waited_s = self._trained_s, self._waited_s
         self._show(batch_idx + 1, int(trainer.num_training_batches))
         if step % LOG_EVERY == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             pl_module.check_finite(step)
             loss = self._group.all_reduce_mean(pl_module.loss)
-            events.note(train_loss=round(loss, 4), images_per_s=self.rate and round(self.rate, 1))
+            STATUS.train_loss, STATUS.images_per_s = round(loss, 4), self.rate and round(self.rate, 1)
             self._add(step, {"epoch": trainer.current_epoch, "train_loss": loss, "lr": _lr(trainer)})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -157,10 +150,9 @@ class MetricsLog(Callback):
         self._add(step, {"epoch": epoch, **values})
         rounded = {name: round(value, 4) for name, value in values.items()}
         rate = round(self.rate, 1) if self.rate else None
-        events.note(epoch=epoch + 1, images_per_s=rate, val_accuracy=rounded["val_accuracy"])
+        STATUS.epoch, STATUS.images_per_s, STATUS.val_accuracy = epoch + 1, rate, rounded["val_accuracy"]
         events.emit("epoch", epoch=epoch + 1, step=step, **rounded, images_per_s=rate)
-        loss = {"train_loss": events.noted().get("train_loss")}
-        events.plain(metric_lines.lines({**loss, **rounded, "images_per_s": rate}))
+        events.plain(metric_lines.lines({"train_loss": STATUS.train_loss, **rounded, "images_per_s": rate}))
 
     def _add(self, step: int, values: dict[str, float]) -> None:
         if self._journal:

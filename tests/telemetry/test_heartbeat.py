@@ -2,35 +2,34 @@
 
 import json
 import time
-from typing import Any
 
 import pytest
 
 from inat_job import events, watchdog
+from inat_job.job_status import STATUS, JobStatus
 from inat_job.telemetry import heartbeat
 from inat_job.telemetry.heartbeat import paces
 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_facts", {"rank": 0})
     monkeypatch.setattr(events, "terminal", lambda: False)
 
 
 def test_paces_are_of_the_time_between_two_looks() -> None:
-    before = {"images": 1000, "trained_s": 10.0, "waited_s": 9.0}
-    now = {"images": 4000, "trained_s": 20.0, "waited_s": 9.5, "train_loss": 1.25}
+    before = JobStatus(images=1000, trained_s=10.0, waited_s=9.0)
+    now = JobStatus(images=4000, trained_s=20.0, waited_s=9.5, train_loss=1.25)
     assert paces(before, now) == {"images_per_s": 300.0, "data_wait": 0.05, "train_loss": 1.25}
-    assert paces({}, before)["images_per_s"] == 100.0
+    assert paces(JobStatus(), before)["images_per_s"] == 100.0
 
 
-@pytest.mark.parametrize("after", [{}, {"images": 5, "trained_s": 1.0}, {"phase": "pull"}])
-def test_no_figure_is_made_up_where_nothing_was_trained(after: dict[str, Any]) -> None:
-    assert paces({"images": 5, "trained_s": 1.0}, after) == {}
+@pytest.mark.parametrize("after", [JobStatus(), JobStatus(images=5, trained_s=1.0), JobStatus(phase="pull")])
+def test_no_figure_is_made_up_where_nothing_was_trained(after: JobStatus) -> None:
+    assert paces(JobStatus(images=5, trained_s=1.0), after) == {}
 
 
 def test_a_line_comes_in_any_phase_and_says_how_long_the_work_stands_still(capsys: pytest.CaptureFixture[str]) -> None:
-    events.note(run_id="r", phase="pull")
+    STATUS.run_id, STATUS.phase = "r", "pull"
     watchdog.beat()
     with heartbeat.beating(0.3):
         time.sleep(0.8)
@@ -55,7 +54,7 @@ def test_how_busy_the_processors_are(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_what_no_driver_tells_is_named_and_not_made_up(capsys: pytest.CaptureFixture[str]) -> None:
-    events.note(device="mps:0")
+    STATUS.device = "mps:0"
     with heartbeat.beating(0.2):
         time.sleep(0.3)
     line = json.loads(capsys.readouterr().out.splitlines()[0])
