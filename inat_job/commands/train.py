@@ -26,21 +26,21 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Platform = NO
     In the end the results are put where the platform collects them, also those of a run that is found finished.
     """
     STATUS.run_id = settings.run_id
-    own = ranks.own()
+    own = ranks.from_environment()
     _introduce(own)
     if settings.run.preflight and own is None:
         events.phase("preflight")
         preflight.run(settings, place, stop)
-    if own is None or own.local == 0:
+    if own is None or own.local_rank == 0:
         outputs.check(place)
     folder = folders.run_folder(settings, settings.run_id, stop)
-    here = [own] if own else world.of(settings, place)
+    here = [own] if own else world.local_ranks(settings, place)
     STATUS.run, STATUS.rank = folder.uri, here[0].rank
     events.phase("start")
-    several = own is None and here[0].size > 1
+    several = own is None and here[0].world_size > 1
     over = several and _is_over(here[0], folder, settings)
     if several and not over:
-        launcher.run(here, settings.run.grace_seconds, stop)
+        launcher.launch(here, settings.run.grace_seconds, stop)
         return
     if not over:
         with heartbeat.beating():
@@ -53,13 +53,13 @@ def _introduce(own: Rank | None) -> None:
     """Have a rank say only what no other says for it."""
     if own and own.rank:
         events.only_warnings()
-    elif ranks.words():
+    elif ranks.message_file():
         STATUS.phase = "start"  # its supervisor has said so
 
 
 def _work(rank: Rank, settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> None:
     """Do a rank's part of the run, which may be found finished."""
-    world.check(settings, rank.size)
+    world.check_batch_size(settings, rank.world_size)
     if rank.rank == 0:
         _lead(rank, settings, folder, stop, started)
     else:
@@ -86,7 +86,7 @@ def _follow(rank: Rank, settings: Settings, folder: RunFolder, stop: StopFlag, s
     if _is_over(rank, folder, settings):
         return
     clock, importing = Clock(started), BackgroundImport(_train)
-    cache = prepare_images(settings, clock, stop) if rank.local == 0 else None
+    cache = prepare_images(settings, clock, stop) if rank.local_rank == 0 else None
     importing.wait(stop)
     from inat_job.training import follow
 

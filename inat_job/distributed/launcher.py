@@ -40,21 +40,21 @@ class RankExit:
     asked: bool
 
 
-def run(team: Sequence[Rank], grace_s: float, stop: StopFlag) -> None:
+def launch(team: Sequence[Rank], grace_s: float, stop: StopFlag) -> None:
     """Do the job by the ranks of this machine. Raises RankError with the code and the words of what ended it."""
     if team[0].rank == 0:
         STATUS.stopping = "reported by rank 0"  # which knows in what phase
     with TemporaryDirectory(prefix="inat-job-") as folder:
         words = {rank.rank: Path(folder) / f"{rank.rank}.json" for rank in team}
-        several = team[0].here < team[0].size
-        with ranks.bind(team) as bound:
-            processes = {rank.rank: ranks.start(rank, words[rank.rank], several) for rank in bound}
+        several = team[0].local_world_size < team[0].world_size
+        with ranks.reserve_port(team) as bound:
+            processes = {rank.rank: ranks.start_process(rank, words[rank.rank], several) for rank in bound}
         try:
             ends = _ends(processes, grace_s, stop)
         finally:
             for process in processes.values():
                 process.kill()
-        rank, code = verdict(ends)
+        rank, code = job_exit(ends)
         said = _read(words[rank])
         STATUS.stored_step, STATUS.checkpoint = said.get("step"), said.get("checkpoint")
         if code:
@@ -72,7 +72,7 @@ def _tell(rank: Rank, error: RankError, stop: StopFlag) -> None:
     report_failure(rank, error, stop)
 
 
-def verdict(ends: Sequence[RankExit]) -> tuple[int, int]:
+def job_exit(ends: Sequence[RankExit]) -> tuple[int, int]:
     """The rank that speaks for all, and the exit code of the job, given all ends in their order.
 
     Rank 0's success is the run's. Else the first that failed unasked is the cause, and where none did, the run was

@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from inat_job import signals
 from inat_job.distributed.failures import FailureCause, lost
-from inat_job.distributed.ranks import ALONE, Rank
+from inat_job.distributed.ranks import SINGLE_RANK, Rank
 from inat_job.errors import Preempted, TransientError
 from inat_job.signals import StopFlag
 
@@ -44,7 +44,7 @@ class ProcessGroup:
     Every rank makes the same calls in the same order, but for `leads`.
     """
 
-    def __init__(self, rank: Rank = ALONE, store: Store | None = None, stop: StopFlag | None = None) -> None:
+    def __init__(self, rank: Rank = SINGLE_RANK, store: Store | None = None, stop: StopFlag | None = None) -> None:
         self.rank = rank
         self._store, self._stop = store, stop or StopFlag()
         self.cause = FailureCause(store)
@@ -54,7 +54,7 @@ class ProcessGroup:
 
     @property
     def size(self) -> int:
-        return self.rank.size
+        return self.rank.world_size
 
     @property
     def is_main(self) -> bool:
@@ -67,7 +67,7 @@ class ProcessGroup:
             return
         assert self._store
         if cuda:
-            torch.cuda.set_device(self.rank.local)
+            torch.cuda.set_device(self.rank.local_rank)
         self.barrier()
         with self._lost():
             dist.init_process_group(
@@ -103,10 +103,10 @@ class ProcessGroup:
 
     def broadcast_on_node(self, value: Any = None) -> Any:
         """What the first rank of each machine gives, on every rank of that machine."""
-        if self.rank.here == 1:
+        if self.rank.local_world_size == 1:
             return value
         self._told += 1
-        return self._word(f"here/{self.rank.node}/{self._told}", value, gives=self.rank.local == 0)
+        return self._word(f"here/{self.rank.node_rank}/{self._told}", value, gives=self.rank.local_rank == 0)
 
     def broadcast_file(self, path: Path | None, into: Path | None = None) -> Path:
         """Rank 0's file, on the others as a copy in the folder `into`."""

@@ -27,24 +27,24 @@ def join(rank: Rank, stop: StopFlag, over: Callable[[], bool] = lambda: False) -
     rank 0 is not found in time or does not reach its own store, ConflictError where its port is taken or it counts
     other ranks, Preempted.
     """
-    keeps, begun = rank.rank == 0 and not rank.hosted, time.monotonic()
+    keeps, begun = rank.rank == 0 and not rank.agent_store, time.monotonic()
     while True:
         signals.check(stop, "looking for rank 0")
         store = _store(rank, keeps)
         if store:
             store.set_timeout(timedelta(seconds=LOST_S))
             group = ProcessGroup(rank, store, stop)
-            size = group.broadcast(rank.size)
-            if size != rank.size:
+            size = group.broadcast(rank.world_size)
+            if size != rank.world_size:
                 raise ConflictError(
-                    f"Rank 0 counts {size} ranks and this machine {rank.size}: give all the same devices."
+                    f"Rank 0 counts {size} ranks and this machine {rank.world_size}: give all the same devices."
                 )
-            events.emit("ranks", rank=rank.rank, size=rank.size, here=rank.here)
+            events.emit("ranks", rank=rank.rank, size=rank.world_size, here=rank.local_world_size)
             return group
         if over():
             return None
         if time.monotonic() - begun > RENDEZVOUS_TIMEOUT_S:
-            raise TransientError(f"Rank 0 is not found at {rank.master} port {rank.port}: try again.")
+            raise TransientError(f"Rank 0 is not found at {rank.master_address} port {rank.master_port}: try again.")
 
 
 def report_failure(rank: Rank, error: JobError, stop: StopFlag) -> None:
@@ -62,17 +62,17 @@ def report_failure(rank: Rank, error: JobError, stop: StopFlag) -> None:
 def _store(rank: Rank, keeps: bool) -> TCPStore | None:
     try:
         if not keeps:  # looked for here, since torch tells of each time that it does not find it
-            socket.create_connection((rank.master, rank.port), _TRY_S).close()
-        socket.getaddrinfo(rank.master, rank.port)  # the name of a pod that is not there yet does not resolve
+            socket.create_connection((rank.master_address, rank.master_port), _TRY_S).close()
+        socket.getaddrinfo(rank.master_address, rank.master_port)  # fails while rank 0's pod has no name yet
         return TCPStore(
-            rank.master,
-            rank.port,
+            rank.master_address,
+            rank.master_port,
             None,
             keeps,
             timedelta(seconds=_TRY_S),
             wait_for_workers=False,
-            multi_tenant=rank.hosted,
-            master_listen_fd=rank.bound if keeps else None,
+            multi_tenant=rank.agent_store,
+            master_listen_fd=rank.master_listen_fd if keeps else None,
         )
     except OSError:
         time.sleep(_TICK_S)
@@ -80,11 +80,11 @@ def _store(rank: Rank, keeps: bool) -> TCPStore | None:
     except (dist.DistError, RuntimeError) as error:
         if keeps and "in use" not in str(error):
             raise TransientError(
-                f"Rank 0 does not reach its own store at {rank.master} port {rank.port}: see that the name and the "
-                "network are this machine's, and try again."
+                f"Rank 0 does not reach its own store at {rank.master_address} port {rank.master_port}: see that the "
+                "name and the network are this machine's, and try again."
             ) from error
         if keeps:
             raise ConflictError(
-                f"Port {rank.port} is taken, by which the ranks find each other: set MASTER_PORT to another."
+                f"Port {rank.master_port} is taken, by which the ranks find each other: set MASTER_PORT to another."
             ) from error
         return None

@@ -8,7 +8,7 @@ from inat_job.platforms.platform import Platform
 from inat_job.settings import Settings, TrainSettings
 
 
-def of(settings: Settings, place: Platform) -> list[Rank]:
+def local_ranks(settings: Settings, place: Platform) -> list[Rank]:
     """The ranks of this machine. Raises ConflictError for what contradicts the platform, or does not divide a batch."""
     train = settings.train
     nodes = train.num_nodes or place.world
@@ -20,11 +20,11 @@ def of(settings: Settings, place: Platform) -> list[Rank]:
             "NODE_RANK (below --num-nodes) and MASTER_ADDR."
         )
     here = _devices(train)
-    check(settings, nodes * here)
-    return ranks.machine(nodes, place.rank, here, place.master)
+    check_batch_size(settings, nodes * here)
+    return ranks.on_node(nodes, place.rank, here, place.master)
 
 
-def check(settings: Settings, size: int) -> None:
+def check_batch_size(settings: Settings, size: int) -> None:
     """Raise ConflictError unless a batch has the same share for each of `size` ranks."""
     batch, slices = settings.train.batch_size, settings.train.accumulate
     if batch % (slices * size):

@@ -40,10 +40,10 @@ def watch(settings: Settings, stop: StopFlag) -> None:
     """Look out for what stops the job, and end it when its grace is over though it may hang; others may look too."""
     _working.set()
     threading.excepthook = _of_thread
-    own = ranks.own()
-    if own is None or own.local == 0:  # who waits for another rank is not alive for it
+    own = ranks.from_environment()
+    if own is None or own.local_rank == 0:  # who waits for another rank is not alive for it
         liveness.watch()
-    supervised = ranks.supervised()
+    supervised = ranks.end_with_supervisor()
     if supervised:
         stop.be_patient()
     else:
@@ -73,7 +73,7 @@ def say_stopping(stop: StopFlag) -> None:
 def say(message: str, code: int) -> None:
     """The last line on stderr, which is also left where the platform looks for it; no secret is in it."""
     sentence = discreet(" ".join(message.split()))
-    if not ranks.words():
+    if not ranks.message_file():
         print(f"Error: {sentence}", file=sys.stderr, flush=True)
     _leave_word(code, sentence)
 

@@ -44,8 +44,8 @@ def check_disk(settings: Settings, looked: DataSetSummary | None) -> str | Cauti
 
 def check_ranks(settings: Settings, place: Platform) -> str:
     """The devices and machines against the platform and the batch. Raises ConflictError."""
-    here = world.of(settings, place)
-    return f"{len(here)} on this machine, of {here[0].size}"
+    here = world.local_ranks(settings, place)
+    return f"{len(here)} on this machine, of {here[0].world_size}"
 
 
 def check_shared_memory(train: TrainSettings) -> str | Caution:

@@ -35,7 +35,7 @@ def say(
     counts more than the words.
     """
     sentence = discreet(" ".join(_utf8(reason).split())) or f"Ended with code {code}."
-    if own := ranks.words(environment):  # the supervisor speaks for all of them
+    if own := ranks.message_file(environment):  # the supervisor speaks for all of them
         with contextlib.suppress(Exception):
             _overwrite(own, _line(code, sentence, step, checkpoint), create=True)
         return

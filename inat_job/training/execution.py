@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from inat_job import events
-from inat_job.distributed.ranks import ALONE, Rank
+from inat_job.distributed.ranks import SINGLE_RANK, Rank
 from inat_job.errors import ConflictError
 from inat_job.host import cpu, memory, nvidia
 from inat_job.settings import TrainSettings
@@ -61,7 +61,7 @@ class Execution:
         torch.use_deterministic_algorithms(self.deterministic)
 
 
-def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = ALONE) -> Execution:
+def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = SINGLE_RANK) -> Execution:
     """The decisions of the run's first start where they can be kept, else new ones and a warning of what changed.
 
     To compile or not is decided later, when the network is known, see `with_compile`.
@@ -75,7 +75,9 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
     same = stored.get("accelerator") == accelerator
     fresh = _fresh(settings, accelerator, stored.get("precision") if same else None, rank)
     first = dataclasses.replace(fresh, **stored)
-    kept = dataclasses.replace(first, device=fresh.device, torch=fresh.torch, accelerator=accelerator, ranks=rank.size)
+    kept = dataclasses.replace(
+        first, device=fresh.device, torch=fresh.torch, accelerator=accelerator, ranks=rank.world_size
+    )
     if first.accelerator != fresh.accelerator:
         kept = fresh
     kept = dataclasses.replace(kept, compile=kept.compile and settings.compile is not False and _can_compile())
@@ -108,8 +110,8 @@ def _fresh(settings: TrainSettings, accelerator: str, precision: str | None, ran
         channels_last=True,
         compile=False,
         deterministic=settings.deterministic,
-        threads=cpu.threads(torch.get_num_threads(), sharers=rank.here),
-        ranks=rank.size,
+        threads=cpu.threads(torch.get_num_threads(), sharers=rank.local_world_size),
+        ranks=rank.world_size,
         torch=torch.__version__,
         cudnn_benchmark=not settings.deterministic,
     )

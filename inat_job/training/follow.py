@@ -41,7 +41,7 @@ def run(
     group = join(rank, stop, over)
     if group is None:
         return
-    words = ranks.words()  # in a folder of the supervisor's, which is deleted though a rank be killed
+    words = ranks.message_file()  # in a folder of the supervisor's, which is deleted though a rank be killed
     with (
         group.cause.telling(),
         TemporaryDirectory(prefix="inat-job-", dir=words.parent if words else None) as copies,

@@ -12,7 +12,7 @@ from inat_job.checkpoints.manifest import Manifest
 from inat_job.checkpoints.uploader import NullUploader, Uploader, uploading
 from inat_job.data.cache_index import Cache
 from inat_job.distributed.process_group import SINGLE_PROCESS
-from inat_job.distributed.ranks import ALONE, Rank
+from inat_job.distributed.ranks import SINGLE_RANK, Rank
 from inat_job.distributed.rendezvous import join
 from inat_job.errors import ConflictError
 from inat_job.evaluation.predictions import EvaluationProgress
@@ -41,10 +41,10 @@ def run(
     cache: Cache,
     clock: Clock,
     stop: StopFlag,
-    rank: Rank = ALONE,
+    rank: Rank = SINGLE_RANK,
 ) -> None:
     """Do what is left of a run that is held, and whose config.json is `stored`; other ranks follow (jobs/follow.py)."""
-    group = join(rank, stop) if rank.size > 1 else SINGLE_PROCESS
+    group = join(rank, stop) if rank.world_size > 1 else SINGLE_PROCESS
     assert group
     with group.cause.telling():
         group.broadcast_on_node([str(cache.folder), cache.index.source])

@@ -16,11 +16,11 @@ from inat_job.errors import ConflictError
 from inat_job.signals import StopFlag
 
 LOOKS = """
-from inat_job.distributed.ranks import own
+from inat_job.distributed.ranks import from_environment
 from inat_job.signals import StopFlag
 from inat_job.distributed.rendezvous import join
 looked = iter([False, True])
-assert join(own(), StopFlag(), lambda: next(looked)) is None
+assert join(from_environment(), StopFlag(), lambda: next(looked)) is None
 """
 
 
@@ -35,9 +35,9 @@ def test_a_rank_0_that_is_not_there_yet_is_waited_for_without_a_word() -> None:
 
 
 def test_ranks_meet_at_the_port_that_was_held_for_them() -> None:
-    with ranks.bind(ranks.machine(1, 0, 2, None, {})) as (leader, follower):
-        assert leader.bound is not None
-        mine = replace(leader, bound=os.dup(leader.bound))  # as a process of its own has it
+    with ranks.reserve_port(ranks.on_node(1, 0, 2, None, {})) as (leader, follower):
+        assert leader.master_listen_fd is not None
+        mine = replace(leader, master_listen_fd=os.dup(leader.master_listen_fd))  # as a process of its own has it
         heard: list[object] = []
         thread = threading.Thread(target=lambda: heard.append(join(follower, StopFlag())))
         thread.start()

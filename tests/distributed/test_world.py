@@ -25,13 +25,13 @@ def test_all_gpus_are_used_unless_another_device_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, seen: int, accelerator: str, started: int
 ) -> None:
     monkeypatch.setattr(nvidia, "count", lambda: seen)
-    assert len(world.of(settings(accelerator=accelerator), NO_PLATFORM)) == started
+    assert len(world.local_ranks(settings(accelerator=accelerator), NO_PLATFORM)) == started
 
 
 def test_a_machine_of_several_starts_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia, "count", lambda: 2)
-    found = world.of(settings(), Platform("Kubernetes", rank=1, world=4, master="host"))
-    assert [(rank.rank, rank.size, rank.master) for rank in found] == [(2, 8, "host"), (3, 8, "host")]
+    found = world.local_ranks(settings(), Platform("Kubernetes", rank=1, world=4, master="host"))
+    assert [(rank.rank, rank.world_size, rank.master_address) for rank in found] == [(2, 8, "host"), (3, 8, "host")]
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     monkeypatch.setattr(nvidia, "count", lambda: 2)
     with pytest.raises(ConflictError, match=words):
-        world.of(settings(**train), place)
+        world.local_ranks(settings(**train), place)
