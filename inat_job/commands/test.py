@@ -88,8 +88,10 @@ def run(
 
     `given` are the settings that are not the run's own. Raises ConflictError when the data have other classes.
     """
-    if place.world > 1:
-        raise ConflictError(f"{place.name} gives this test {place.world} machines, and it can use one: submit it so.")
+    if place.num_nodes > 1:
+        raise ConflictError(
+            f"{place.name} gives this test {place.num_nodes} machines, and it can use one: submit it so."
+        )
     outputs.check(place)
     name, step = locate(checkpoint)
     tested = folders.folder_of(settings, name, stop)
@@ -97,7 +99,7 @@ def run(
     folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
     STATUS.run, STATUS.run_id = folder.uri, folder.run_id
     _claim(folder)
-    with heartbeat.beating(), hold_run(folder, settings.run.lease_seconds, stop) as held:
+    with heartbeat.emit_heartbeats(), hold_run(folder, settings.run.lease_seconds, stop) as held:
         _claim(folder)
         _evaluate(settings, held, Tested(tested, stored, step), stop, Clock(started), given)
     outputs.collect(place, folder)
@@ -107,7 +109,7 @@ def _evaluate(
     settings: Settings, held: HeldRun, tested: Tested, stop: StopFlag, clock: Clock, given: Collection[str]
 ) -> None:
     folder, checkpoints = held.folder, CheckpointIndex(tested.folder, stop)
-    environment.settle_cublas()
+    environment.set_cublas_workspace()
     execution = _execution(settings, tested.stored["execution"], given)
     execution.apply()
     images = _images(prepare_images(settings, clock, stop), settings)

@@ -43,7 +43,7 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Platform = NO
         launcher.launch(here, settings.run.grace_seconds, stop)
         return
     if not over:
-        with heartbeat.beating():
+        with heartbeat.emit_heartbeats():
             _work(here[0], settings, folder, stop, started)
     if here[0].rank == 0:
         outputs.collect(place, folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from inat_job.distributed import network
 from inat_job.errors import ConflictError
-from inat_job.platforms.platform import whole
+from inat_job.platforms.platform import read_int
 
 DEFAULT_PORT = 29500
 """torchrun's default port of the rendezvous store of several machines, where MASTER_PORT is not set."""
@@ -74,10 +74,10 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank | None
 
     Raises ConflictError for variables that are missing or contradict each other.
     """
-    local_rank = whole(environment, "LOCAL_RANK")
+    local_rank = read_int(environment, "LOCAL_RANK")
     if local_rank is None:
         return None
-    found = {name: whole(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")}
+    found = {name: read_int(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")}
     missing = [name for name, value in found.items() if value is None]
     if missing or not environment.get("MASTER_ADDR"):
         raise ConflictError(
@@ -93,7 +93,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Rank | None
         master_address=environment["MASTER_ADDR"],
         master_port=port,
         agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        master_listen_fd=whole(environment, _LISTEN_FD),
+        master_listen_fd=read_int(environment, _LISTEN_FD),
     )
     _check(rank)
     return rank
@@ -122,7 +122,7 @@ def on_node(
     address, port = SINGLE_RANK.master_address, 0
     if num_nodes > 1:
         address = master_address or ""
-        port = whole(environment, "MASTER_PORT") or whole(environment, "PET_MASTER_PORT") or DEFAULT_PORT
+        port = read_int(environment, "MASTER_PORT") or read_int(environment, "PET_MASTER_PORT") or DEFAULT_PORT
     first, world_size = node_rank * local_world_size, num_nodes * local_world_size
     return [
         Rank(first + local_rank, world_size, local_rank, local_world_size, address, port)
@@ -170,7 +170,7 @@ def end_with_supervisor(environment: Mapping[str, str] = os.environ) -> bool:
 
     Returns whether this process is such a rank.
     """
-    supervisor = whole(environment, _SUPERVISOR)
+    supervisor = read_int(environment, _SUPERVISOR)
     if supervisor is None:
         return False
     if sys.platform == "linux":

@@ -60,7 +60,7 @@ def begin(
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> RunContext:
     """What a rank works with; its arithmetic is as `stored` where that is known, and in force from here."""
-    environment.settle_cublas()
+    environment.set_cublas_workspace()
     with memory_errors():
         execution = decide(settings.train, stored, group.rank)
     execution.apply()
@@ -133,7 +133,7 @@ def check_classes(folder: RunFolder, stored: Mapping[str, Any], classes: Sequenc
 @contextmanager
 def tracked(settings: Settings, folder: RunFolder) -> Iterator[Tracker]:
     """The tracker of a run, ended with the job's exit code when it fails; who succeeds ends it with the report."""
-    environment.calm_wandb()
+    environment.disable_wandb_error_reporting()
     tracker = open_tracker(
         settings.tracker.mode,  # type: ignore[arg-type]
         run_id=folder.run_id,

@@ -52,7 +52,7 @@ class Execution:
     def apply(self) -> None:
         """Set what torch keeps globally, and how memory is kept."""
         if self.accelerator == "cpu":
-            events.emit("allocator", keeps_freed=memory.keep_freed())
+            events.emit("allocator", keeps_freed=memory.keep_freed_memory())
         torch.set_num_threads(self.threads)
         # Not torch.backends.fp32_precision: where that is set, what Lightning and torch.compile ask raises an error.
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
@@ -110,7 +110,7 @@ def _fresh(settings: TrainSettings, accelerator: str, precision: str | None, ran
         channels_last=True,
         compile=False,
         deterministic=settings.deterministic,
-        threads=cpu.threads(torch.get_num_threads(), sharers=rank.local_world_size),
+        threads=cpu.thread_count(torch.get_num_threads(), processes=rank.local_world_size),
         ranks=rank.world_size,
         torch=torch.__version__,
         cudnn_benchmark=not settings.deterministic,
@@ -120,7 +120,7 @@ def _fresh(settings: TrainSettings, accelerator: str, precision: str | None, ran
 def _accelerator(wanted: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted in ("auto", "cuda") and not available["cuda"]:
-        nvidia.require_used(torch.version.cuda, nvidia.here())
+        nvidia.require_gpu(torch.version.cuda, nvidia.find_driver())
     if wanted == "auto":
         return next(name for name, there in available.items() if there)
     if not available[wanted]:
