@@ -29,7 +29,7 @@ from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.run import exit  # noqa: E402
 from inat_job.settings import Settings  # noqa: E402
 
-STARTED = process.started() or STARTED  # the interpreter's own start counts too
+STARTED = process.start_time() or STARTED  # the interpreter's own start counts too
 
 Command = Callable[..., None]
 
@@ -93,21 +93,21 @@ def cli(context: click.Context) -> None:
 @setting_options("a")
 def parta(**options: Any) -> None:
     """Train a five-block CNN from scratch, test it, report."""
-    _run_part("a", detect.place(), **options)
+    _run_part("a", detect.detect_platform(), **options)
 
 
 @cli.command()
 @setting_options("b")
 def partb(**options: Any) -> None:
     """Fine-tune a network pretrained on ImageNet, test it, report."""
-    _run_part("b", detect.place(), **options)
+    _run_part("b", detect.detect_platform(), **options)
 
 
 @cli.command()
 @setting_options(None)
 def train(**options: Any) -> None:
     """SageMaker's word: run the part that the hyperparameter `part` names, with the others as options."""
-    place = detect.place()
+    place = detect.detect_platform()
     _run_part(part_of(place), place, **options)
 
 
@@ -120,7 +120,7 @@ def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config:
     """Evaluate a run's checkpoint on the test split, without training."""
     from inat_job.commands import test as evaluate
 
-    place = detect.place()
+    place = detect.detect_platform()
     configuration = evaluate.settings_of(checkpoint, _given(options), sets, file, STOP, place)
     if print_config:
         click.echo(configuration.text())
@@ -135,7 +135,7 @@ def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config:
 @setting_options("a", STATUS_TAKES)
 def status(run: str, watch: bool, **options: Any) -> None:
     """Tell where RUN stands: a run id under --output, or a URI."""
-    if settings := _settled("a", detect.place(), taken=STATUS_TAKES, **options):
+    if settings := _settled("a", detect.detect_platform(), taken=STATUS_TAKES, **options):
         from inat_job.commands import status as job
 
         job.run(settings, run, parsed(StatusOptions, {"watch": watch}), STOP)
@@ -146,7 +146,7 @@ def status(run: str, watch: bool, **options: Any) -> None:
 @setting_options("a", PREPARE_TAKES)
 def prepare(prune: str | None, **options: Any) -> None:
     """Pull and decode a data set, and stop: later runs find it ready."""
-    if settings := _settled("a", detect.place(), taken=PREPARE_TAKES, **options):
+    if settings := _settled("a", detect.detect_platform(), taken=PREPARE_TAKES, **options):
         from inat_job.commands import prepare as job
 
         exit.watch(settings, STOP)
@@ -160,7 +160,7 @@ def prepare(prune: str | None, **options: Any) -> None:
 def bench(part: str, **options: Any) -> None:
     """Measure every stage of a run beside its limit, and name the one that bounds."""
     request = parsed(BenchOptions, {name: options.pop(name) for name in options_of(BenchOptions)})
-    if settings := _settled(part, detect.place(), **options):
+    if settings := _settled(part, detect.detect_platform(), **options):
         from inat_job.commands import bench as job
 
         exit.watch(settings, STOP)
@@ -190,7 +190,7 @@ def _line(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
 @setting_options(None)
 def preflight(part: str | None, **options: Any) -> None:
     """Look in seconds whether all is there that parta or partb needs, and change nothing."""
-    place = detect.place()
+    place = detect.detect_platform()
     if settings := _settled(part_or(part, place), place, **options):
         from inat_job.commands import preflight as job
 

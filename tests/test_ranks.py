@@ -126,7 +126,7 @@ def test_what_one_rank_refuses_is_what_the_job_says(start: Start) -> None:
     code, last = ended(start("r", "--devices", "3"))
     assert (code, last) == (
         78,
-        "Error: --batch-size is 16, for all of 3 devices in 1 slices: make it a multiple of 3, or lower --devices.",
+        "Error: --batch-size is 16, which 3 devices cannot split evenly: use a multiple of 3, or lower --devices.",
     )
     code, last = ended(start("r", "--devices", "2", "--accelerator", "cpu", "--sync-batch-norm"))
     assert code == 78

@@ -193,7 +193,7 @@ def _loaders(folder: Path, settings: Settings, preprocess: Any) -> dict[str, "Da
             batch_size=settings.train.batch_size,
             shuffle=split == "train",
             drop_last=split == "train",
-            num_workers=cpu.available(),
+            num_workers=cpu.available_cpus(),
             pin_memory=torch.cuda.is_available(),
         )
         for split in ("train", "val", "test")

@@ -12,7 +12,7 @@ from inat_job.bench.epochs import Between, Laps, Live
 from inat_job.bench.measurement import Measured
 from inat_job.checkpoints.uploader import Uploader, uploading
 from inat_job.command_options import BenchOptions
-from inat_job.distributed.ranks import ALONE
+from inat_job.distributed.ranks import SINGLE_RANK
 from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.models.classifier import Classifier
 from inat_job.models.flops import count
@@ -129,7 +129,7 @@ def ready(settings: Settings, request: BenchOptions, stop: StopFlag, started: fl
     folder = folders.run_folder(settings, settings.run_id, stop)
     try:
         with hold_run(folder, settings.run.lease_seconds, stop) as held:
-            job = Job(settings, folder, ALONE, Clock(started), stop)
+            job = Job(settings, folder, SINGLE_RANK, Clock(started), stop)
             work = RunContext.create(job, prepare_images(settings, job.clock, stop))
             architecture, classifier = work.build_network(pretrained=True)
             work.move_images_to_gpu()

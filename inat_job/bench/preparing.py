@@ -53,7 +53,7 @@ def _less(values: tuple[float, ...], limit: tuple[str, tuple[float, ...]]) -> li
 @contextmanager
 def _bare(archive: Path, side: int, decoder: str) -> Iterator[Callable[[], None]]:
     """A function that decodes every image once on all cores, and waits for it."""
-    cores = cpu.available()
+    cores = cpu.available_cpus()
     with ExitStack() as stack:
         group = []
         for first in range(cores):
@@ -94,8 +94,8 @@ def _write(path: Path, count: int, side: int) -> None:
 
 def _on_all_cores(work: Callable[[int], object], count: int) -> None:
     def share(first: int) -> None:
-        for number in range(first, count, cpu.available()):
+        for number in range(first, count, cpu.available_cpus()):
             work(number)
 
-    with ThreadPoolExecutor(cpu.available()) as pool:
-        list(pool.map(share, range(cpu.available())))
+    with ThreadPoolExecutor(cpu.available_cpus()) as pool:
+        list(pool.map(share, range(cpu.available_cpus())))

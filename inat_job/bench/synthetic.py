@@ -46,7 +46,7 @@ def synthetic(folder: Path, count: int, side: int) -> Path:
 
 def _jpegs(count: int, seed: int, side: int) -> Iterator[bytes]:
     grounds = _grounds(side)
-    with ThreadPoolExecutor(cpu.available()) as pool:
+    with ThreadPoolExecutor(cpu.available_cpus()) as pool:
         for start in range(0, count, _BATCH):
             yield from pool.map(partial(_jpeg, grounds, seed), range(start, min(start + _BATCH, count)))
 

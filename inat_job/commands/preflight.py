@@ -108,7 +108,9 @@ def checks(job: _Job, seconds: float) -> Sequence[Check]:
 
 def _place(job: _Job) -> str:
     outputs.check(job.place)  # writes where the platform collects
-    return ", ".join(f"{value}" if name == "name" else f"{name} {value}" for name, value in job.place.facts().items())
+    return ", ".join(
+        f"{value}" if name == "name" else f"{name} {value}" for name, value in job.place.log_fields().items()
+    )
 
 
 def _identity(job: _Job) -> str | Caution:
@@ -189,7 +191,7 @@ def _weights(job: _Job, seconds: float) -> str | Caution:
     if job.settings.run.init_from:
         return "none is needed, --init-from has its own"
     try:
-        found = find_weights(model, environment.torch_files(), job.options)
+        found = find_weights(model, environment.torch_hub_folder(), job.options)
     except JobError as error:
         if _told(job.standing, seconds) is not RunState.RESUME:
             raise

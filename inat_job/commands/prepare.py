@@ -24,7 +24,7 @@ def run(settings: Settings, request: PrepareOptions, stop: StopFlag, started: fl
     if request.prune is not None:
         prune(Path(settings.data.cache_dir), request.unused_s, stop)
         return
-    with heartbeat.beating():
+    with heartbeat.emit_heartbeats():
         prepared = prepare_images(settings, Clock(started), stop)
     events.emit(
         "done",

@@ -66,7 +66,7 @@ def _looks(folder: RunFolder, stop: Stop) -> Iterator[dict[str, Any]]:
         version = now
         if heard_at is not None:
             seen = replace(seen, heard_s=time.monotonic() - heard_at)
-        yield progress.told(seen, progress.state_of(seen, process.gone))
+        yield progress.told(seen, progress.state_of(seen, process.has_ended))
 
 
 def _look(folder: RunFolder, stop: Stop) -> tuple[RunSnapshot, str]:

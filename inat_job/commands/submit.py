@@ -69,7 +69,7 @@ def _check_size(request: SubmitOptions, command: Command) -> None:
     if command.verb in ("parta", "partb"):
         settings = command.configuration.settings
         gpus = 0 if settings.train.accelerator == "cpu" else request.gpus
-        world.check(settings, request.nodes * (settings.train.devices or gpus or 1))
+        world.check_batch_size(settings, request.nodes * (settings.train.devices or gpus or 1))
 
 
 def _refuse_what_stays_here(name: str, options: Mapping[str, Any]) -> None:

@@ -89,8 +89,10 @@ def run(
 
     `given` are the settings that are not the run's own. Raises ConflictError when the data have other classes.
     """
-    if platform.world > 1:
-        raise ConflictError(f"{platform.name} gives this test {platform.world} machines, and it uses one: submit one.")
+    if platform.num_nodes > 1:
+        raise ConflictError(
+            f"{platform.name} gives this test {platform.num_nodes} machines, and it uses one: submit one."
+        )
     outputs.check(platform)
     name, step = locate(checkpoint)
     tested = folders.folder_of(settings, name, stop)
@@ -98,7 +100,7 @@ def run(
     folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
     STATUS.run, STATUS.run_id = folder.uri, folder.run_id
     _claim(folder)
-    with heartbeat.beating(), hold_run(folder, settings.run.lease_seconds, stop) as held:
+    with heartbeat.emit_heartbeats(), hold_run(folder, settings.run.lease_seconds, stop) as held:
         _claim(folder)
         _test(settings, held, TestedRun(tested, config, step), stop, Clock(started), given)
     outputs.collect(platform, folder)
@@ -108,7 +110,7 @@ def _test(
     settings: Settings, held: HeldRun, tested: TestedRun, stop: StopFlag, clock: Clock, given: Collection[str]
 ) -> None:
     folder, checkpoints = held.folder, CheckpointIndex(tested.folder, stop)
-    environment.settle_cublas()
+    environment.set_cublas_workspace()
     execution = _execution(settings, tested.config["execution"], given)
     execution.apply()
     images = _images(prepare_images(settings, clock, stop), settings)

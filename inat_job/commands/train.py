@@ -25,23 +25,23 @@ def run(settings: Settings, stop: StopFlag, started: float, platform: Platform =
     At the end, also of a run that is found finished, the results are copied to where the platform collects them.
     """
     STATUS.run_id = settings.run_id
-    own = ranks.own()
+    own = ranks.from_environment()
     _log_once_per_run(own)
     if settings.run.preflight and own is None:
         events.phase("preflight")
         preflight.run(settings, platform, stop)
-    if own is None or own.local == 0:
+    if own is None or own.local_rank == 0:
         outputs.check(platform)
-    team = [own] if own else world.of(settings, platform)
+    team = [own] if own else world.local_ranks(settings, platform)
     job = Job(settings, run_folder(settings, settings.run_id, stop), team[0], Clock(started), stop)
     STATUS.run, STATUS.rank = job.folder.uri, job.rank.rank
     events.phase("start")
-    if own is None and job.rank.size > 1:
+    if own is None and job.rank.world_size > 1:
         if not job.is_finished():
-            launcher.run(team, settings.run.grace_seconds, stop)
+            launcher.launch(team, settings.run.grace_seconds, stop)
             return  # its rank 0 has copied the results
     else:
-        with heartbeat.beating():
+        with heartbeat.emit_heartbeats():
             _train(job)
     if job.rank.rank == 0:
         outputs.collect(platform, job.folder)
@@ -51,13 +51,13 @@ def _log_once_per_run(own: Rank | None) -> None:
     """Have a rank log only what no other process of the run logs."""
     if own and own.rank:
         events.only_warnings()
-    elif ranks.words():
+    elif ranks.message_file():
         STATUS.phase = "start"  # its launcher has logged that phase
 
 
 def _train(job: Job) -> None:
     """Do a rank's part of what is left of the run. torch is imported while the images are downloaded and decoded."""
-    world.check(job.settings, job.rank.size)
+    world.check_batch_size(job.settings, job.rank.world_size)
     if job.is_finished():  # or refused, before another job of the run is waited for
         return
     with job.hold() as held:
@@ -67,7 +67,7 @@ def _train(job: Job) -> None:
         resources.check_memory()
         resources.check_device(job.settings.train.accelerator)  # torch would only say so after the download
         story = BackgroundImport(_training_story)
-        cache = prepare_images(job.settings, job.clock, job.stop) if job.rank.local == 0 else None
+        cache = prepare_images(job.settings, job.clock, job.stop) if job.rank.local_rank == 0 else None
         story.wait(job.stop).run(job, run_held, cache)
 
 

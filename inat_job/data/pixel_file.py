@@ -66,7 +66,7 @@ class PixelFile:
     def digest(self, stop: Stop) -> str:
         """That of the file, see `digest`, by reading all of it on all cores. Raises OSError, Preempted."""
         starts = range(0, self._count, _AT_ONCE)
-        with ThreadPoolExecutor(cpu.available()) as pool:
+        with ThreadPoolExecutor(cpu.available_cpus()) as pool:
             return digest(hashed for part in pool.map(partial(self._hashes, stop), starts) for hashed in part)
 
     def _put(self, row: int, data: bytes | memoryview) -> None:

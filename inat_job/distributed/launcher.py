@@ -1,6 +1,7 @@
-"""Starts a machine's ranks, passes signals on to them, and ends as the run did: the first cause speaks for all.
+"""The supervisor process: starts a machine's ranks, forwards signals to them, and ends with the exit code of the run.
 
-It is no rank itself, so no rank's end ends another in the middle of its upload. docs/decisions/0013.
+The supervisor is not a rank itself, so the end of one rank never interrupts the upload of another.
+docs/decisions/0013.
 """
 
 import json
@@ -19,121 +20,126 @@ from inat_job.errors import Preempted, RankError, TransientError
 from inat_job.job_status import STATUS
 from inat_job.signals import StopFlag, reserve_s
 
-LOST_S = 25.0
-"""Seconds that the others have to store what they have, once a rank has failed."""
+FAILURE_GRACE_S = 25.0
+"""Seconds that the other ranks get to store their checkpoint once one rank has failed."""
 
-_LEADER_GONE_S = 15.0
+_FINISH_GRACE_S = 15.0
+"""Seconds that the other ranks get once rank 0 has finished the run."""
+
 _RESERVES = 1.5
-"""Of signals.reserve_s: after a rank that hangs has said so, and before the supervisor itself is ended."""
+"""Multiple of signals.reserve_s: after a hanging rank has reported itself, before the supervisor itself is killed."""
 
-_TICK_S = 0.05
+_POLL_S = 0.05
 
 Process = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
 class RankExit:
-    """How a rank ended: its exit code, negative for a signal's number, and whether it was asked to."""
+    """How a rank ended: its exit code, negative for a signal's number, and whether the supervisor had signalled it."""
 
     rank: int
     code: int
-    asked: bool
+    signalled: bool
 
 
-def run(team: Sequence[Rank], grace_s: float, stop: StopFlag) -> None:
-    """Do the job by the ranks of this machine. Raises RankError with the code and the words of what ended it."""
-    if team[0].rank == 0:
-        STATUS.stopping = "reported by rank 0"  # which knows in what phase
+def launch(local_ranks: Sequence[Rank], grace_s: float, stop: StopFlag) -> None:
+    """Run the job in the ranks of this machine. Raises RankError with the exit code and the message of its cause."""
+    if local_ranks[0].rank == 0:
+        STATUS.stopping = "reported by rank 0"  # which knows the phase
     with TemporaryDirectory(prefix="inat-job-") as folder:
-        words = {rank.rank: Path(folder) / f"{rank.rank}.json" for rank in team}
-        several = team[0].here < team[0].size
-        with ranks.bind(team) as bound:
-            processes = {rank.rank: ranks.start(rank, words[rank.rank], several) for rank in bound}
+        message_files = {rank.rank: Path(folder) / f"{rank.rank}.json" for rank in local_ranks}
+        multi_node = local_ranks[0].local_world_size < local_ranks[0].world_size
+        with ranks.reserve_port(local_ranks) as started:
+            processes = {rank.rank: ranks.start_process(rank, message_files[rank.rank], multi_node) for rank in started}
         try:
-            ends = _ends(processes, grace_s, stop)
+            exits = _wait(processes, grace_s, stop)
         finally:
             for process in processes.values():
                 process.kill()
-        rank, code = verdict(ends)
-        said = _read(words[rank])
-        STATUS.stored_step, STATUS.checkpoint = said.get("step"), said.get("checkpoint")
+        rank, code = job_exit(exits)
+        message = _read_message(message_files[rank])
+        STATUS.stored_step, STATUS.checkpoint = message.get("step"), message.get("checkpoint")
         if code:
-            error = RankError(_sentence(said, next(end for end in ends if end.rank == rank)), code)
-            if several and team[0].rank and not said:
-                _tell(team[0], error, stop)
+            error = RankError(_reason(message, next(end for end in exits if end.rank == rank)), code)
+            if multi_node and local_ranks[0].rank and not message:
+                _report_to_rank_0(local_ranks[0], error, stop)
             raise error
-        STATUS.outcome = said.get("reason", "Done.")
+        STATUS.outcome = message.get("reason", "Done.")
 
 
-def _tell(rank: Rank, error: RankError, stop: StopFlag) -> None:
-    """Have rank 0's machine hear of a rank that was killed, and may be waited for."""
-    from inat_job.distributed.rendezvous import report_failure  # seconds, for torch
+def _report_to_rank_0(rank: Rank, error: RankError, stop: StopFlag) -> None:
+    """Report a killed rank to rank 0's machine, which may be waiting for it."""
+    from inat_job.distributed.rendezvous import report_failure  # imports torch, which takes seconds
 
     report_failure(rank, error, stop)
 
 
-def verdict(ends: Sequence[RankExit]) -> tuple[int, int]:
-    """The rank that speaks for all, and the exit code of the job, given all ends in their order.
+def job_exit(exits: Sequence[RankExit]) -> tuple[int, int]:
+    """The rank that decided how the job ended, and the job's exit code, given the ranks' exits in order.
 
-    Rank 0's success is the run's. Else the first that failed unasked is the cause, and where none did, the run was
-    stopped: of that rank 0 knows most.
+    If rank 0 succeeds, the run has succeeded. Otherwise the first rank that failed without a signal from the supervisor
+    is the cause. If there is none, the run was stopped, and rank 0 knows most about that.
     """
-    leader = next((end for end in ends if end.rank == 0), None)
+    leader = next((end for end in exits if end.rank == 0), None)
     if leader and leader.code == 0:
         return 0, 0
-    for end in ends:
-        if end.code and not end.asked and end.code != Preempted.exit_code:
+    for end in exits:
+        if end.code and not end.signalled and end.code != Preempted.exit_code:
             return end.rank, end.code if end.code > 0 else TransientError.exit_code
-    speaker = leader or next((end for end in ends if end.code), ends[0])
-    return speaker.rank, speaker.code if speaker.code >= 0 else Preempted.exit_code
+    decisive = leader or next((end for end in exits if end.code), exits[0])
+    return decisive.rank, decisive.code if decisive.code >= 0 else Preempted.exit_code
 
 
-def _ends(processes: Mapping[int, Process], grace_s: float, stop: StopFlag) -> list[RankExit]:
-    """Wait for all ranks, and see that they end once one of them has failed, the run is done, or the job is stopped."""
-    ends: list[RankExit] = []
-    asked, until = False, float("inf")
-    while len(ends) < len(processes):
-        ends += _ended(processes, {end.rank for end in ends}, asked)
+def _wait(processes: Mapping[int, Process], grace_s: float, stop: StopFlag) -> list[RankExit]:
+    """Wait for all ranks. Once one has failed, the run is finished, or the job is stopped, end the others in time."""
+    exits: list[RankExit] = []
+    signalled, deadline = False, float("inf")
+    while len(exits) < len(processes):
+        exits += _new_exits(processes, {end.rank for end in exits}, signalled)
         if stop():
-            until = min(until, time.monotonic() + stop.seconds_left(grace_s) - _RESERVES * reserve_s(grace_s))
-        elif any(end.rank == 0 and end.code == 0 for end in ends):
-            until = min(until, time.monotonic() + _LEADER_GONE_S)
-        failed = any(end.code not in (0, Preempted.exit_code) for end in ends)
-        if not asked and (stop() or any(end.code for end in ends)):  # one that was stopped alone is waited for in vain
-            asked = True
-            until = min(until, time.monotonic() + (min(grace_s, LOST_S) if failed else stop.seconds_left(grace_s)))
-            _signal(processes, ends, signal.SIGINT if stop.why == signal.SIGINT.name else signal.SIGTERM)
-        if time.monotonic() > until:
-            _signal(processes, ends, signal.SIGKILL)
-        time.sleep(_TICK_S)
-    return ends
+            left_s = stop.seconds_left(grace_s) - _RESERVES * reserve_s(grace_s)
+            deadline = min(deadline, time.monotonic() + left_s)
+        elif any(end.rank == 0 and end.code == 0 for end in exits):
+            deadline = min(deadline, time.monotonic() + _FINISH_GRACE_S)
+        failed = any(end.code not in (0, Preempted.exit_code) for end in exits)
+        if not signalled and (stop() or any(end.code for end in exits)):  # one that was stopped alone does not return
+            signalled = True
+            grace = min(grace_s, FAILURE_GRACE_S) if failed else stop.seconds_left(grace_s)
+            deadline = min(deadline, time.monotonic() + grace)
+            _signal(processes, exits, signal.SIGINT if stop.why == signal.SIGINT.name else signal.SIGTERM)
+        if time.monotonic() > deadline:
+            _signal(processes, exits, signal.SIGKILL)
+        time.sleep(_POLL_S)
+    return exits
 
 
-def _ended(processes: Mapping[int, Process], known: set[int], asked: bool) -> list[RankExit]:
-    """Those that ended since; of several, whoever says that another was lost is not the cause."""
-    found = [
-        RankExit(rank, code, asked)
+def _new_exits(processes: Mapping[int, Process], known: set[int], signalled: bool) -> list[RankExit]:
+    """The ranks that have ended since. A rank that reports the loss of another comes last: it is not the cause."""
+    exits = [
+        RankExit(rank, code, signalled)
         for rank, process in processes.items()
         if rank not in known and (code := process.poll()) is not None
     ]
-    return sorted(found, key=lambda end: end.code == TransientError.exit_code)
+    return sorted(exits, key=lambda end: end.code == TransientError.exit_code)
 
 
-def _signal(processes: Mapping[int, Process], ends: Sequence[RankExit], number: signal.Signals) -> None:
-    for rank in processes.keys() - {end.rank for end in ends}:
+def _signal(processes: Mapping[int, Process], exits: Sequence[RankExit], number: signal.Signals) -> None:
+    for rank in processes.keys() - {end.rank for end in exits}:
         processes[rank].send_signal(number)
 
 
-def _sentence(said: Mapping[str, object], end: RankExit) -> str:
-    if said.get("reason"):
-        return str(said["reason"])
-    how = f"killed by {signal.Signals(-end.code).name}" if end.code < 0 else f"ended with code {end.code}"
-    return f"Rank {end.rank} was {how} before it could say why: run the same command again."
+def _reason(message: Mapping[str, object], end: RankExit) -> str:
+    if message.get("reason"):
+        return str(message["reason"])
+    how = f"was killed by {signal.Signals(-end.code).name}" if end.code < 0 else f"ended with code {end.code}"
+    return f"Rank {end.rank} {how} before it could report why: run the same command again."
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_message(path: Path) -> dict[str, Any]:
+    """A rank's termination message, empty if it wrote none."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        message = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return message if isinstance(message, dict) else {}

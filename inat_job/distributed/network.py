@@ -1,47 +1,49 @@
-"""Which network the machines of a run speak over: what the way to the master says, and not what a host's name does."""
+"""Finds the network interface between the machines of a run, by the route to rank 0 rather than by the host's name."""
 
 import fcntl
 import socket
 import struct
 from pathlib import Path
 
+from inat_job.host.system_files import read_text
+
 LOOPBACK = "lo"
-_ADDRESS_OF = 0x8915  # SIOCGIFADDR of netdevice(7)
+_SIOCGIFADDR = 0x8915
+"""The request of netdevice(7) for an interface's address."""
+
 _ANY_PORT = 9
 
 
 def interface_to(host: str, routes: Path = Path("/proc/net/route")) -> str:
-    """The interface that reaches `host`, this machine's own address included, or "" where nothing tells.
+    """The interface that reaches `host`, which may be this machine itself; "" if unknown.
 
-    Libraries take the one that the machine's own name resolves to, which in many images is the loopback, and in some
-    nothing. The loopback is taken where `host` is on it and no network leads out: all ranks are on this machine then.
+    Libraries take the interface that the machine's own name resolves to, which in many images is the loopback, and in
+    some images nothing. The loopback is returned only if `host` is on it and there is no other network: then all ranks
+    run on this machine.
     """
-    otherwise = ""
+    fallback = ""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, _ANY_PORT))  # sends nothing: a datagram's route is looked up
+            probe.connect((host, _ANY_PORT))  # looks up the route of a datagram, and sends nothing
             address = str(probe.getsockname()[0])
-            otherwise = LOOPBACK if address.startswith("127.") else ""
+            fallback = LOOPBACK if address.startswith("127.") else ""
             for _, name in socket.if_nameindex():
-                if name != LOOPBACK and _address(probe, name) == address:
+                if name != LOOPBACK and _interface_address(probe, name) == address:
                     return name
     except (OSError, UnicodeError):
         pass
-    return _default(routes) or otherwise
+    return _default_interface(routes) or fallback
 
 
-def _address(probe: socket.socket, interface: str) -> str | None:
+def _interface_address(probe: socket.socket, interface: str) -> str | None:
     try:
-        answer = fcntl.ioctl(probe.fileno(), _ADDRESS_OF, struct.pack("256s", interface.encode()[:15]))
-    except OSError:  # it has none
+        answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+    except OSError:  # it has no address
         return None
     return socket.inet_ntoa(answer[20:24])
 
 
-def _default(routes: Path) -> str:
-    """The interface of the default route, as the kernel lists it."""
-    try:
-        lines = routes.read_text().splitlines()[1:]
-    except OSError:
-        return ""
+def _default_interface(routes: Path) -> str:
+    """The interface of the default route in the kernel's table, "" without one."""
+    lines = read_text(routes).splitlines()[1:]
     return next((line.split()[0] for line in lines if line.split()[1] == "00000000"), "")

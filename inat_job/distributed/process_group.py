@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from inat_job import signals
 from inat_job.distributed import ranks
 from inat_job.distributed.failures import FailureCause, lost_rank_errors
-from inat_job.distributed.ranks import ALONE, Rank
+from inat_job.distributed.ranks import SINGLE_RANK, Rank
 from inat_job.errors import JobError, Preempted, TransientError
 from inat_job.signals import StopFlag
 
@@ -48,7 +48,7 @@ class ProcessGroup:
     that other machines learn the cause; after a clean block, all ranks wait until rank 0 has finished too.
     """
 
-    def __init__(self, rank: Rank = ALONE, store: Store | None = None, stop: StopFlag | None = None) -> None:
+    def __init__(self, rank: Rank = SINGLE_RANK, store: Store | None = None, stop: StopFlag | None = None) -> None:
         self.rank = rank
         self.cause = FailureCause(store)
         self._store, self._stop = store, stop or StopFlag()
@@ -75,7 +75,7 @@ class ProcessGroup:
     @property
     def size(self) -> int:
         """The number of ranks."""
-        return self.rank.size
+        return self.rank.world_size
 
     @property
     def is_main(self) -> bool:
@@ -88,7 +88,7 @@ class ProcessGroup:
             return
         assert self._store
         if cuda:
-            torch.cuda.set_device(self.rank.local)
+            torch.cuda.set_device(self.rank.local_rank)
         self.barrier()
         with self.lost_rank_errors():
             dist.init_process_group(
@@ -124,10 +124,10 @@ class ProcessGroup:
 
     def broadcast_on_node(self, value: Any = None) -> Any:
         """The value (plain JSON) of each machine's first rank, on every rank of that machine."""
-        if self.rank.here == 1:
+        if self.rank.local_world_size == 1:
             return value
         self._broadcasts += 1
-        return self._exchange(f"node/{self.rank.node}/{self._broadcasts}", value, sends=self.rank.local == 0)
+        return self._exchange(f"node/{self.rank.node_rank}/{self._broadcasts}", value, sends=self.rank.local_rank == 0)
 
     def broadcast_file(self, path: Path | None) -> Path:
         """The path of rank 0's file; on the other ranks, of a copy that is deleted when the group's block ends."""
@@ -234,7 +234,7 @@ class ProcessGroup:
     def _scratch_folder(self) -> Path:
         """A temporary folder; in the launcher's own, which is deleted even when a rank is killed."""
         if self._scratch is None:
-            message = ranks.words()
+            message = ranks.message_file()
             self._scratch = TemporaryDirectory(prefix="inat-job-", dir=message.parent if message else None)
         return Path(self._scratch.name)
 

@@ -1,7 +1,7 @@
-"""The processes that work on one run: which of them this is, and how a machine starts its own.
+"""The ranks of a run: which one this process is, and how a machine starts its own.
 
-They are told by torchrun's variables (https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables), so
-that a process does not care whether this job started it or torchrun did.
+Everything is passed in torchrun's environment variables, so a process does not depend on whether torchrun or this job
+started it: https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables
 """
 
 import ctypes
@@ -17,134 +17,169 @@ from pathlib import Path
 
 from inat_job.distributed import network
 from inat_job.errors import ConflictError
-from inat_job.platforms.platform import whole
+from inat_job.platforms.platform import read_int
 
-PORT = 29500
-"""torchrun's own, for the store of several machines where MASTER_PORT names no other."""
+DEFAULT_PORT = 29500
+"""torchrun's default port of the rendezvous store of several machines, where MASTER_PORT is not set."""
 
-_SUPERVISOR, _WORDS, _BOUND = "INAT_JOB_SUPERVISOR", "INAT_JOB_LAST_WORDS", "INAT_JOB_BOUND"
-_DIES_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG of prctl(2)."""
+_SUPERVISOR, _MESSAGE_FILE = "INAT_JOB_SUPERVISOR", "INAT_JOB_RANK_MESSAGE"
+_LISTEN_FD = "INAT_JOB_MASTER_LISTEN_FD"
+_PR_SET_PDEATHSIG = 1
+"""Option of prctl(2): the signal that this process receives when its parent dies."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of `size`: number `rank` of all, `local` of the `here` on its machine.
+    """One process of a run: its rank in the world, its rank on its machine, and where rank 0 is.
 
-    `master` and `port` are where rank 0 keeps the store that they find each other by; `hosted` is whether torchrun's
-    agent has it there already, `bound` the descriptor of a socket that holds the port for it.
+    The rendezvous store of rank 0 is at `master_address`, `master_port`. `agent_store` says that torchrun's agent
+    already hosts it there; `master_listen_fd` is the file descriptor of a socket that reserves the port for it.
     """
 
     rank: int = 0
-    size: int = 1
-    local: int = 0
-    here: int = 1
-    master: str = "127.0.0.1"
-    port: int = 0
-    hosted: bool = False
-    bound: int | None = None
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    master_address: str = "127.0.0.1"
+    master_port: int = 0
+    agent_store: bool = False
+    master_listen_fd: int | None = None
 
     @property
-    def node(self) -> int:
-        """The machine's number."""
-        return self.rank // self.here
+    def node_rank(self) -> int:
+        """The machine's number, from 0."""
+        return self.rank // self.local_world_size
 
     def variables(self) -> dict[str, str]:
-        """As torchrun tells a process."""
+        """The environment variables that torchrun would set for this rank."""
         return {
             "RANK": str(self.rank),
-            "WORLD_SIZE": str(self.size),
-            "LOCAL_RANK": str(self.local),
-            "LOCAL_WORLD_SIZE": str(self.here),
-            "GROUP_RANK": str(self.node),
-            "MASTER_ADDR": self.master,
-            "MASTER_PORT": str(self.port),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_RANK": str(self.local_rank),
+            "LOCAL_WORLD_SIZE": str(self.local_world_size),
+            "GROUP_RANK": str(self.node_rank),
+            "MASTER_ADDR": self.master_address,
+            "MASTER_PORT": str(self.master_port),
             "TORCH_CPP_LOG_LEVEL": "ERROR",
-            _BOUND: "" if self.bound is None else str(self.bound),
+            _LISTEN_FD: "" if self.master_listen_fd is None else str(self.master_listen_fd),
         }
 
 
-ALONE = Rank()
-"""The one of a run on one device."""
+SINGLE_RANK = Rank()
+"""The only rank of a run on one device."""
 
 
-def own(environment: Mapping[str, str] = os.environ) -> Rank | None:
-    """This process's rank, or None where it is none yet. Raises ConflictError for variables that contradict."""
-    local = whole(environment, "LOCAL_RANK")
-    if local is None:
+def from_environment(environment: Mapping[str, str] = os.environ) -> Rank | None:
+    """This process's rank, or None before the ranks are started.
+
+    Raises ConflictError for variables that are missing or contradict each other.
+    """
+    local_rank = read_int(environment, "LOCAL_RANK")
+    if local_rank is None:
         return None
-    told = {name: whole(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")}
-    missing = [name for name, value in told.items() if value is None]
+    found = {name: read_int(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")}
+    missing = [name for name, value in found.items() if value is None]
     if missing or not environment.get("MASTER_ADDR"):
         raise ConflictError(
-            f"LOCAL_RANK is {local} and {', '.join(missing) or 'MASTER_ADDR'} is not set: start the ranks by torchrun, "
-            "or unset it and let --devices start them."
+            f"LOCAL_RANK is {local_rank} but {', '.join(missing) or 'MASTER_ADDR'} is not set: start the ranks with "
+            "torchrun, or unset LOCAL_RANK and let --devices start them."
         )
-    rank, size, here, port = (value or 0 for value in told.values())
-    if not (rank < size and local < here <= size and rank % here == local):
+    number, world_size, local_world_size, port = (value or 0 for value in found.values())
+    rank = Rank(
+        number,
+        world_size,
+        local_rank,
+        local_world_size,
+        master_address=environment["MASTER_ADDR"],
+        master_port=port,
+        agent_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        master_listen_fd=read_int(environment, _LISTEN_FD),
+    )
+    _check(rank)
+    return rank
+
+
+def _check(rank: Rank) -> None:
+    is_local = rank.local_rank < rank.local_world_size <= rank.world_size
+    if not (rank.rank < rank.world_size and is_local and rank.rank % rank.local_world_size == rank.local_rank):
         raise ConflictError(
-            f"RANK {rank} of WORLD_SIZE {size} and LOCAL_RANK {local} of LOCAL_WORLD_SIZE {here} contradict each "
-            "other: every machine needs as many ranks as the others."
+            f"RANK {rank.rank} of WORLD_SIZE {rank.world_size} and LOCAL_RANK {rank.local_rank} of LOCAL_WORLD_SIZE "
+            f"{rank.local_world_size} contradict each other: give every machine the same number of ranks."
         )
-    hosted = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Rank(rank, size, local, here, environment["MASTER_ADDR"], port, hosted, whole(environment, _BOUND))
 
 
-def machine(
-    nodes: int, node: int, here: int, master: str | None, environment: Mapping[str, str] = os.environ
+def on_node(
+    num_nodes: int,
+    node_rank: int,
+    local_world_size: int,
+    master_address: str | None,
+    environment: Mapping[str, str] = os.environ,
 ) -> list[Rank]:
-    """The ranks that machine `node` of `nodes` starts: at a known port, or alone at one that `bind` finds."""
-    port = whole(environment, "MASTER_PORT") or whole(environment, "PET_MASTER_PORT") or PORT
-    where, port = (master or "", port) if nodes > 1 else (ALONE.master, 0)
-    return [Rank(node * here + local, nodes * here, local, here, where, port) for local in range(here)]
+    """The ranks that machine `node_rank` of `num_nodes` starts.
+
+    Several machines use a known port; a single one gets port 0, which `reserve_port` replaces by a free one.
+    """
+    address, port = SINGLE_RANK.master_address, 0
+    if num_nodes > 1:
+        address = master_address or ""
+        port = read_int(environment, "MASTER_PORT") or read_int(environment, "PET_MASTER_PORT") or DEFAULT_PORT
+    first, world_size = node_rank * local_world_size, num_nodes * local_world_size
+    return [
+        Rank(first + local_rank, world_size, local_rank, local_world_size, address, port)
+        for local_rank in range(local_world_size)
+    ]
 
 
 @contextmanager
-def bind(team: Sequence[Rank]) -> Iterator[list[Rank]]:
-    """The ranks of a machine, to be started within the block; where they need no known port, with a free one.
+def reserve_port(ranks: Sequence[Rank]) -> Iterator[list[Rank]]:
+    """The ranks of a machine, with a free port of the loopback interface unless they have a known one.
 
-    Rank 0 gets the socket that holds it, since it may be minutes until it listens there; only this machine reaches it.
+    Start the ranks inside the block. Rank 0 inherits the socket that reserves the port, because it may take minutes
+    before it listens there.
     """
-    if team[0].port:
-        yield list(team)
+    if ranks[0].master_port:
+        yield list(ranks)
         return
-    with socket.socket() as holder:
-        holder.bind((ALONE.master, 0))
-        port = int(holder.getsockname()[1])
-        yield [replace(rank, port=port, bound=None if rank.rank else holder.fileno()) for rank in team]
+    with socket.socket() as reserved:
+        reserved.bind((SINGLE_RANK.master_address, 0))
+        port, fd = int(reserved.getsockname()[1]), reserved.fileno()
+        yield [replace(rank, master_port=port, master_listen_fd=None if rank.rank else fd) for rank in ranks]
 
 
-def start(
-    rank: Rank, words: Path, several_nodes: bool, environment: Mapping[str, str] = os.environ
+def start_process(
+    rank: Rank, message_path: Path, multi_node: bool, environment: Mapping[str, str] = os.environ
 ) -> subprocess.Popen[bytes]:
-    """Start this very command as a rank, which leaves its last words in the file `words`.
+    """Start the current command again as a rank, which writes its termination message to `message_path`.
 
-    In a session of its own: a terminal's Ctrl-C reaches the supervisor alone, which passes it on once.
+    The process gets its own session: Ctrl-C in a terminal reaches only the supervisor, which forwards it once.
     """
-    told = {**environment, **rank.variables(), _SUPERVISOR: str(os.getpid()), _WORDS: str(words)}
-    interface = network.interface_to(rank.master) if several_nodes else network.LOOPBACK
+    variables = {**environment, **rank.variables(), _SUPERVISOR: str(os.getpid()), _MESSAGE_FILE: str(message_path)}
+    interface = network.interface_to(rank.master_address) if multi_node else network.LOOPBACK
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
-        told.setdefault(name, interface)
+        variables.setdefault(name, interface)
     return subprocess.Popen(  # noqa: S603
         [sys.executable, *sys.argv],
-        env=told,
+        env=variables,
         start_new_session=True,
-        pass_fds=() if rank.bound is None else (rank.bound,),
+        pass_fds=() if rank.master_listen_fd is None else (rank.master_listen_fd,),
     )
 
 
-def supervised(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is a rank that the job itself has started; it then ends with its supervisor."""
-    supervisor = whole(environment, _SUPERVISOR)
+def end_with_supervisor(environment: Mapping[str, str] = os.environ) -> bool:
+    """In a rank that the job itself started, have the kernel kill this process when its supervisor dies.
+
+    Returns whether this process is such a rank.
+    """
+    supervisor = read_int(environment, _SUPERVISOR)
     if supervisor is None:
         return False
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
-        if os.getppid() != supervisor:  # it died before that
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor:  # it died before the call
             os._exit(1)
     return True
 
 
-def words(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Where a rank leaves its last words for its supervisor."""
-    return Path(environment[_WORDS]) if environment.get(_WORDS) else None
+def message_file(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Where a rank writes its termination message for its supervisor; None in any other process."""
+    return Path(environment[_MESSAGE_FILE]) if environment.get(_MESSAGE_FILE) else None

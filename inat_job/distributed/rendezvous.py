@@ -27,9 +27,9 @@ def join(rank: Rank, stop: StopFlag, is_finished: Callable[[], bool] = lambda: F
     when rank 0 is not found in time or cannot reach its own store; ConflictError where its port is taken, or where it
     counts other ranks; Preempted.
     """
-    if rank.size == 1:
+    if rank.world_size == 1:
         return SINGLE_PROCESS
-    hosts, began = rank.rank == 0 and not rank.hosted, time.monotonic()
+    hosts, began = rank.rank == 0 and not rank.agent_store, time.monotonic()
     while True:
         signals.check(stop, "looking for rank 0")
         if store := _connect(rank, hosts):
@@ -37,7 +37,7 @@ def join(rank: Rank, stop: StopFlag, is_finished: Callable[[], bool] = lambda: F
         if is_finished():
             return None
         if time.monotonic() - began > RENDEZVOUS_TIMEOUT_S:
-            raise TransientError(f"Rank 0 was not found at {rank.master} port {rank.port}: try again.")
+            raise TransientError(f"Rank 0 was not found at {rank.master_address} port {rank.master_port}: try again.")
 
 
 def report_failure(rank: Rank, error: JobError, stop: StopFlag) -> None:
@@ -55,12 +55,12 @@ def report_failure(rank: Rank, error: JobError, stop: StopFlag) -> None:
 def _group(rank: Rank, store: TCPStore, stop: StopFlag) -> ProcessGroup:
     store.set_timeout(timedelta(seconds=COLLECTIVE_TIMEOUT_S))
     group = ProcessGroup(rank, store, stop)
-    size = group.broadcast(rank.size)
-    if size != rank.size:
+    size = group.broadcast(rank.world_size)
+    if size != rank.world_size:
         raise ConflictError(
-            f"Rank 0 counts {size} ranks and this machine {rank.size}: give all machines the same devices."
+            f"Rank 0 counts {size} ranks and this machine {rank.world_size}: give all machines the same devices."
         )
-    events.emit("ranks", rank=rank.rank, size=rank.size, here=rank.here)
+    events.emit("ranks", rank=rank.rank, size=rank.world_size, here=rank.local_world_size)
     return group
 
 
@@ -68,17 +68,19 @@ def _connect(rank: Rank, hosts: bool) -> TCPStore | None:
     """Rank 0's store, hosted by this process if `hosts`; None where it cannot be reached yet."""
     try:
         if not hosts:  # tried here first, since torch logs each attempt that fails
-            socket.create_connection((rank.master, rank.port), _CONNECT_TIMEOUT_S).close()
-        socket.getaddrinfo(rank.master, rank.port)  # the name of a pod that does not exist yet does not resolve
+            socket.create_connection((rank.master_address, rank.master_port), _CONNECT_TIMEOUT_S).close()
+        socket.getaddrinfo(
+            rank.master_address, rank.master_port
+        )  # the name of a pod that does not exist yet does not resolve
         return TCPStore(
-            rank.master,
-            rank.port,
+            rank.master_address,
+            rank.master_port,
             None,
             hosts,
             timedelta(seconds=_CONNECT_TIMEOUT_S),
             wait_for_workers=False,
-            multi_tenant=rank.hosted,
-            master_listen_fd=rank.bound if hosts else None,
+            multi_tenant=rank.agent_store,
+            master_listen_fd=rank.master_listen_fd if hosts else None,
         )
     except OSError:
         time.sleep(_POLL_S)
@@ -88,9 +90,9 @@ def _connect(rank: Rank, hosts: bool) -> TCPStore | None:
             return None
         if "in use" in str(error):
             raise ConflictError(
-                f"Port {rank.port}, where the ranks find each other, is taken: set MASTER_PORT to another."
+                f"Port {rank.master_port}, where the ranks find each other, is taken: set MASTER_PORT to another."
             ) from error
         raise TransientError(
-            f"Rank 0 cannot reach its own store at {rank.master} port {rank.port}: check that the name and the network "
+            f"Rank 0 cannot reach its own store at {rank.master_address} port {rank.master_port}: check that the name and the network "
             "are this machine's, and try again."
         ) from error

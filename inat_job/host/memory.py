@@ -6,47 +6,41 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
-"""Where a container finds its limit in its cgroup: version 2, version 1."""
+from inat_job.host.system_files import read_text
+
+_CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+"""A container's memory limit in its cgroup: version 2, version 1."""
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+"""Parameters of glibc's mallopt(3)."""
+
+_TOP_PAD_BYTES = 2**26
+"""The heap grows by at least this much at a time."""
 
 
-def limit(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes that may be used in all, or None where nothing tells."""
-    total = re.search(r"^MemTotal:\s*(\d+) kB", _text(meminfo), re.M)
-    known = [int(total[1]) * 1024] if total else []
-    known += [int(text) for text in (_text(cgroup / name).strip() for name in _LIMITS) if text.isdecimal()]
-    return min(known, default=None)
+def limit_bytes(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes of memory that the job may use in all, None if unknown."""
+    total = re.search(r"^MemTotal:\s*(\d+) kB", read_text(meminfo), re.M)
+    limits = [int(total[1]) * 1024] if total else []
+    limits += [int(text) for text in (read_text(cgroup / name).strip() for name in _CGROUP_LIMITS) if text.isdecimal()]
+    return min(limits, default=None)
 
 
-def shared(folder: Path = Path("/dev/shm")) -> int | None:  # noqa: S108 (asked for its size alone)
-    """Bytes of shared memory in all, or None where there is none."""
+def shared_bytes(folder: Path = Path("/dev/shm")) -> int | None:  # noqa: S108 (only its size is read)
+    """The size of shared memory in bytes, None if there is none."""
     try:
-        found = os.statvfs(folder)
+        status = os.statvfs(folder)
     except OSError:
         return None
-    return found.f_frsize * found.f_blocks
+    return status.f_frsize * status.f_blocks
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Have glibc keep freed memory for the next allocation; returns whether it does.
 
-
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-"""Names of glibc's malloc.h, see mallopt(3)."""
-
-_GROWTH = 2**26
-"""Bytes that the heap grows by at least."""
-
-
-def keep_freed(environment: Mapping[str, str] = os.environ) -> bool:
-    """Let glibc keep what is freed for who asks next; returns whether it does. Its own variables have precedence.
-
-    By itself it gives every large block back to the kernel at once, and so each step of a training on the CPU has its
-    tensors mapped and zeroed page by page anew: half of the time of a step of Part A at 128 pixels. The price is
-    memory: a quarter more at the peak of Part A, 7 % in a ResNet-18.
+    glibc's own environment variables take precedence. By default it returns every large block to the kernel at once, so
+    that each training step on the CPU maps and zeroes its tensors again, page by page: half of the step time of Part A
+    at 128 pixels. The price is memory: 25 % more at the peak of Part A, 7 % for a ResNet-18.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
         return False
@@ -54,5 +48,5 @@ def keep_freed(environment: Mapping[str, str] = os.environ) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    wanted = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: _GROWTH}
-    return all(mallopt(name, value) == 1 for name, value in wanted.items())
+    parameters = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: _TOP_PAD_BYTES}
+    return all(mallopt(name, value) == 1 for name, value in parameters.items())

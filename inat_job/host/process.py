@@ -1,4 +1,4 @@
-"""Which process this is, so that another job can tell whether the holder of a lease still runs on its machine."""
+"""The identity of this process, by which another job sees whether the holder of a lease on this machine still runs."""
 
 import os
 import socket
@@ -6,56 +6,60 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-_STARTED = 21
-"""Index of a process's start time among the fields of /proc/<pid>/stat."""
+_START_TIME_FIELD = 21
+"""Index of the start time among the fields of /proc/<pid>/stat, counted from 0."""
 
-_LONG_S = 30
-"""Who has lived longer before it asks was not this program all the time: a shell's `exec` keeps the start."""
+_LONGEST_START_S = 30
+"""A process older than this was another program before: a shell's `exec` keeps the start time."""
 
 _SAME_MACHINE = ("boot", "namespace")
 
 
 def identity(proc: Path = Path("/proc")) -> dict[str, str]:
-    """The host's name, for people, and on Linux what no other process has: boot, namespace, number and start time."""
+    """The host's name and the process id and, on Linux, what makes them unique: boot id, PID namespace, start time."""
     pid = str(os.getpid())
     known = {"host": socket.gethostname(), "pid": pid}
     try:
         return known | {
             "boot": (proc / "sys/kernel/random/boot_id").read_text().strip(),
             "namespace": str((proc / "self/ns/pid").readlink()),
-            "started": _started(proc, pid),
+            "started": _start_ticks(proc, pid),
         }
-    except OSError:  # no Linux: then only time tells that a process is gone
+    except OSError:  # not Linux: only the lease's expiry shows that a process has ended
         return known
 
 
-def started(proc: Path = Path("/proc")) -> float | None:
-    """The time.perf_counter() of this process's start, to a hundredth, or None where nothing tells it plausibly."""
+def start_time(proc: Path = Path("/proc")) -> float | None:
+    """This process's start as a time.perf_counter() value, to 10 ms; None if it is unknown or implausible."""
     try:
-        begun = int(_started(proc, str(os.getpid()))) / os.sysconf("SC_CLK_TCK")  # seconds since the machine's start
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - begun
-    except (OSError, AttributeError, ValueError, IndexError):  # no Linux
+        since_boot = int(_start_ticks(proc, str(os.getpid()))) / os.sysconf("SC_CLK_TCK")  # seconds
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot
+    except (OSError, AttributeError, ValueError, IndexError):  # not Linux
         return None
-    return time.perf_counter() - age if 0 <= age < _LONG_S else None
+    return time.perf_counter() - age if 0 <= age < _LONGEST_START_S else None
 
 
-def gone(holder: Mapping[str, str], proc: Path = Path("/proc")) -> bool:
-    """Whether `holder` is known to have ended: it ran on this machine since it booted, and does not any more."""
-    here = identity(proc)
-    if not all(here.get(name) and here.get(name) == holder.get(name) for name in _SAME_MACHINE):
+def has_ended(holder: Mapping[str, str], proc: Path = Path("/proc")) -> bool:
+    """Whether the process with the identity `holder` is known to have ended.
+
+    That is known only of a process that ran on this machine since its last boot.
+    """
+    this = identity(proc)
+    if not all(this.get(name) and this.get(name) == holder.get(name) for name in _SAME_MACHINE):
         return False
     pid = holder.get("pid", "")
     try:
-        return not pid.isdigit() or _started(proc, pid) != holder.get("started")
+        return not pid.isdigit() or _start_ticks(proc, pid) != holder.get("started")
     except FileNotFoundError:
-        return (proc / "1" / "stat").exists()  # else others' processes are hidden here, and nothing is known
+        return (proc / "1" / "stat").exists()  # otherwise other users' processes are hidden, and nothing is known
     except OSError:
         return False
 
 
-def _started(proc: Path, pid: str) -> str:
+def _start_ticks(proc: Path, pid: str) -> str:
+    """The start time in clock ticks since boot. Raises FileNotFoundError for a process that has ended."""
     text = (proc / pid / "stat").read_text(errors="replace")
-    fields = text.rpartition(")")[2].split()  # the command's name before it may hold anything
+    fields = text.rpartition(")")[2].split()  # after the command's name, which may contain anything
     if fields[0] == "Z":
-        raise FileNotFoundError(pid)  # it ended, and only its parent has not noticed yet
-    return fields[_STARTED - 2]
+        raise FileNotFoundError(pid)  # a zombie: its parent has not noticed its end yet
+    return fields[_START_TIME_FIELD - 2]

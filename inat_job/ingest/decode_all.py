@@ -92,7 +92,7 @@ class _Journal:
         lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
         kept = {}
         if lines[:1] == [self._header]:
-            with ThreadPoolExecutor(cpu.available()) as pool:
+            with ThreadPoolExecutor(cpu.available_cpus()) as pool:
                 kept = dict(filter(None, pool.map(partial(_believed, pixels, stop), lines[1:])))
         anew = self._path.with_suffix(".new")  # a kill leaves the old one
         anew.write_text("".join([f"{self._header}\n", *(_line(row, result) for row, result in kept.items())]))
@@ -149,8 +149,8 @@ def _on_all_cores(work: Callable[[str, Load], None], loads: Iterator[tuple[str, 
             halted.set()
             raise
 
-    with ThreadPoolExecutor(cpu.available()) as pool:
-        crew = [pool.submit(labour) for _ in range(cpu.available())]
+    with ThreadPoolExecutor(cpu.available_cpus()) as pool:
+        crew = [pool.submit(labour) for _ in range(cpu.available_cpus())]
         try:
             while wait(crew, _TICK_S, FIRST_EXCEPTION).not_done and not halted.is_set():
                 yield len(finished)

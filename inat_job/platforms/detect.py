@@ -1,4 +1,4 @@
-"""Which platform this is: the first that shows itself, from the most to the least particular."""
+"""Detects the platform, from the most to the least specific: SageMaker, AWS Batch, Kubernetes, container, machine."""
 
 import os
 from collections.abc import Mapping
@@ -8,36 +8,40 @@ from typing import Any
 
 from inat_job.platforms.batch import batch_job
 from inat_job.platforms.k8s import pod
-from inat_job.platforms.platform import NO_PLATFORM, Platform, first
+from inat_job.platforms.platform import NO_PLATFORM, Platform, first_int
 from inat_job.platforms.sagemaker import training_job
 
 CONTAINER = Platform("container")
 
-_NODES, _NODE = ("INAT_NUM_NODES", "PET_NNODES"), ("NODE_RANK", "PET_NODE_RANK")
+_NUM_NODES, _NODE_RANK = ("INAT_NUM_NODES", "PET_NNODES"), ("NODE_RANK", "PET_NODE_RANK")
 
-_CONTAINERS = (".dockerenv", "run/.containerenv")
-"""What Docker and podman leave in a container."""
+_CONTAINER_FILES = (".dockerenv", "run/.containerenv")
+"""Files that Docker and podman create in every container."""
 
 
-def place(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Platform:
-    """Where the job runs, by the environment and the files under `root`, and nothing else.
+def detect_platform(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Platform:
+    """The platform that runs the job, by its environment variables and the files under `root` alone.
 
-    SageMaker comes before the platform that it may be imitated on, and Batch before the Kubernetes that it may run on.
-    `docker stop` waits 10 s unless it is told otherwise, which the container can't see: its grace is not known. Raises
-    UsageError or ConflictError where a platform's own words are damaged or contradict themselves.
+    SageMaker comes first because it can be emulated on any other platform, and Batch comes before Kubernetes because it
+    can run on it. The grace period of a plain container is unknown: `docker stop` waits for 10 s by default, but the
+    container cannot see what was asked for. Raises UsageError or ConflictError where what a platform says is damaged or
+    contradicts itself.
     """
     if base := training_job.base_folder(environment, root):
-        return training_job.place(base, environment, root)
-    found = batch_job.place(environment) or pod.place(environment, root)
-    if found:
-        return found
-    plain = CONTAINER if any((root / name).exists() for name in _CONTAINERS) else NO_PLATFORM
-    return replace(plain, **_told(environment))
+        return training_job.detect_sagemaker(base, environment, root)
+    platform = batch_job.detect_batch(environment) or pod.detect_kubernetes(environment, root)
+    if platform:
+        return platform
+    plain = CONTAINER if any((root / name).exists() for name in _CONTAINER_FILES) else NO_PLATFORM
+    return replace(plain, **_node_fields(environment))
 
 
-def _told(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Which machine of several this is, where whoever starts the job says it in torchrun's words."""
-    if "LOCAL_RANK" in environment:  # and this is no machine, but one of its ranks, see ranks.py
+def _node_fields(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Which of several machines this is, if torchrun's variables say so."""
+    if "LOCAL_RANK" in environment:  # this process is already one of a machine's ranks, see distributed/ranks.py
         return {}
-    master = environment.get("MASTER_ADDR") or environment.get("PET_MASTER_ADDR")
-    return {"rank": first(environment, _NODE) or 0, "world": first(environment, _NODES) or 1, "master": master}
+    return {
+        "node_rank": first_int(environment, _NODE_RANK) or 0,
+        "num_nodes": first_int(environment, _NUM_NODES) or 1,
+        "master_address": environment.get("MASTER_ADDR") or environment.get("PET_MASTER_ADDR"),
+    }

@@ -1,4 +1,4 @@
-"""Where the job runs, in plain values: what every platform is asked, whichever it is."""
+"""The platform that runs the job, in plain values: the same questions for every platform."""
 
 import hashlib
 import re
@@ -15,65 +15,75 @@ _DIGEST_LENGTH = 8
 
 @dataclass(frozen=True)
 class Platform:
-    """What a platform tells the job and asks of it; None where it says nothing.
+    """What a platform tells the job, and what it expects from it; None where it says nothing.
 
-    `run_id` is the same in every attempt of the platform's job, `attempt` counts from 1. `rank` is this machine's among
-    the `world` machines that work on one run; `master` is the host name or address of rank 0, None for one machine.
-    `scratch` is for what may be lost, `output` keeps run folders, `grace_s` are the seconds from the stop signal to the
-    kill. `failure` is the file for the sentence of a failure, beside stderr. `data` is the data set that the platform
-    brought; `unclear` says why there is none though it brought something. `model` and `results` are the folders that it
-    collects when the job has ended. `asked` are settings by the names of their options, with `part` and `config`.
+    `run_id` is the same in every attempt of the platform's job, and `attempt` counts from 1. This machine is number
+    `node_rank` of the `num_nodes` machines of the run; `master_address` is the host name or address of machine 0, None
+    for a single machine. `scratch` may be lost at any time, `output` keeps run folders, and `grace_s` is the time in
+    seconds from the stop signal to the kill. `failure_file` gets the reason of a failure, as stderr does. `data` is the
+    data set that the platform provides; `data_problem` says why none of what it provides could be used. `model_folder`
+    and `results_folder` are collected when the job has ended. `hyperparameters` are settings by option name, with
+    `part` and `config`.
     """
 
     name: str
     run_id: str | None = None
     attempt: int | None = None
-    rank: int = 0
-    world: int = 1
-    master: str | None = None
+    node_rank: int = 0
+    num_nodes: int = 1
+    master_address: str | None = None
     scratch: Path | None = None
     output: Path | None = None
     grace_s: float | None = None
-    failure: Path | None = None
+    failure_file: Path | None = None
     data: Path | None = None
-    unclear: str = ""
-    model: Path | None = None
-    results: Path | None = None
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    data_problem: str = ""
+    model_folder: Path | None = None
+    results_folder: Path | None = None
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """What it says of the settings, by "section.field"."""
-        said = {
+        """The settings that the platform suggests, by "section.field"."""
+        suggested = {
             "run.run_id": self.run_id,
             "run.output": self.output and str(self.output),
             "run.grace_seconds": self.grace_s,
             "data.uri": self.data and str(self.data),
             "data.cache_dir": self.scratch and str(self.scratch / "cache"),
         }
-        return {key: value for key, value in said.items() if value is not None}
+        return {key: value for key, value in suggested.items() if value is not None}
 
-    def facts(self) -> dict[str, Any]:
-        """What a log should say of it."""
-        said = {"run_id": self.run_id, "attempt": self.attempt, "rank": self.rank, "world": self.world}
-        known = {name: value for name, value in said.items() if value is not None}
-        return {"name": self.name, **known} | ({"master": self.master} if self.master else {})
+    def log_fields(self) -> dict[str, Any]:
+        """The fields of the log event `platform`."""
+        fields = {
+            "name": self.name,
+            "run_id": self.run_id,
+            "attempt": self.attempt,
+            "rank": self.node_rank,
+            "world": self.num_nodes,
+            "master": self.master_address or None,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 NO_PLATFORM = Platform("machine")
-"""A place that promises nothing: whoever starts the job there says all of it by options."""
+"""A plain machine, which says nothing: every setting comes from options."""
 
 
-def run_id_of(job: str) -> str | None:
-    """A job's name as a run id: other characters become -, and what is too long ends in a digest of the whole."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "-", job)
-    if len(plain) > _RUN_ID_LENGTH:
-        digest = hashlib.sha256(job.encode(errors="surrogateescape")).hexdigest()[:_DIGEST_LENGTH]
-        plain = f"{plain[: _RUN_ID_LENGTH - _DIGEST_LENGTH - 1]}-{digest}"
-    return None if plain in ("", ".", "..") else plain
+def run_id_from(job_name: str) -> str | None:
+    """The run id for a platform's job, None for a name that gives none.
+
+    Other characters than those of a run id become `-`; a name that is too long ends in a digest of the full name.
+    """
+    run_id = re.sub(r"[^A-Za-z0-9._-]", "-", job_name)
+    if len(run_id) > _RUN_ID_LENGTH:
+        digest = hashlib.sha256(job_name.encode(errors="surrogateescape")).hexdigest()[:_DIGEST_LENGTH]
+        run_id = f"{run_id[: _RUN_ID_LENGTH - _DIGEST_LENGTH - 1]}-{digest}"
+    return None if run_id in ("", ".", "..") else run_id
 
 
-def whole(environment: Mapping[str, str], name: str) -> int | None:
-    """The whole number, at least 0, in a variable that the platform sets, or None without one.
+def read_int(environment: Mapping[str, str], name: str) -> int | None:
+    """The integer, at least 0, in an environment variable; None where it is not set or is empty.
 
     Raises ConflictError for anything else.
     """
@@ -81,11 +91,11 @@ def whole(environment: Mapping[str, str], name: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit()):
-        raise ConflictError(f"{name} is {text!r}: it must be a whole number, or not be set.")
+        raise ConflictError(f"{name} is {text!r}: set it to a whole number, or unset it.")
     return int(text)
 
 
-def first(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
-    """The first of some variables that is set, as `whole` reads it."""
-    found = [number for name in names if (number := whole(environment, name)) is not None]
-    return found[0] if found else None
+def first_int(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
+    """The integer in the first of these variables that is set, None if none is. Raises as `read_int` does."""
+    numbers = [number for name in names if (number := read_int(environment, name)) is not None]
+    return numbers[0] if numbers else None

@@ -32,9 +32,9 @@ def part_of(place: Platform) -> str:
             "train is SageMaker's word, and /opt/ml/input/config is not here: use parta or partb, or set "
             "SAGEMAKER_BASE_DIR."
         )
-    if _PART not in place.asked:
+    if _PART not in place.hyperparameters:
         raise UsageError(f"The hyperparameter part is missing: set it to {parts}.")
-    part = place.asked[_PART]
+    part = place.hyperparameters[_PART]
     if part not in list(RECIPES):  # which takes values of any kind
         raise UsageError(f"The hyperparameter part is {part!r}: it must be {parts}.")
     return str(part)
@@ -42,7 +42,7 @@ def part_of(place: Platform) -> str:
 
 def part_or(asked: str | None, place: Platform) -> str:
     """The part that `--part` names, or the one that the place does, or the first."""
-    return asked or (part_of(place) if place.asked else next(iter(RECIPES)))
+    return asked or (part_of(place) if place.hyperparameters else next(iter(RECIPES)))
 
 
 def around(place: Platform, part: str, taken: Collection[str] | None = None) -> PlatformLayers:
@@ -51,16 +51,17 @@ def around(place: Platform, part: str, taken: Collection[str] | None = None) -> 
     Raises UsageError for a hyperparameter that is none of the options, or that is of another part.
     """
     options = options_by_key(RECIPES[part]()) if taken is None else options_of_all_parts()
-    if taken is None and place.asked.get(_PART, part) != part:
+    if taken is None and place.hyperparameters.get(_PART, part) != part:
         raise UsageError(
-            f"The hyperparameter part is {place.asked[_PART]!r} and the command for Part {part.upper()}: leave it out."
+            f"The hyperparameter part is {place.hyperparameters[_PART]!r} and the command for Part {part.upper()}: "
+            "leave it out."
         )
     suggested = place.settings()
     if taken is not None:
         suggested.pop("run.run_id", None)  # a test is another run than the one that it tests
-    asked = {name: value for name, value in place.asked.items() if name not in (_PART, _CONFIG)}
+    asked = {name: value for name, value in place.hyperparameters.items() if name not in (_PART, _CONFIG)}
     keyed = _keyed(asked, options, f"The hyperparameters of Part {part.upper()}")
-    file = place.asked.get(_CONFIG)
+    file = place.hyperparameters.get(_CONFIG)
     return PlatformLayers(
         Layer(place.name, suggested), Layer("hyperparameters", keyed), None if file is None else str(file)
     )
@@ -76,8 +77,8 @@ def configured(
 ) -> Configuration:
     """configure() with what the place says. Raises UsageError, also where its channels leave --data unclear."""
     made = configure(part, flags, sets, file, taken=taken, around=around(place, part, taken))
-    if place.unclear and "data.uri" not in made.sources:
-        raise UsageError(place.unclear)
+    if place.data_problem and "data.uri" not in made.sources:
+        raise UsageError(place.data_problem)
     return made
 
 

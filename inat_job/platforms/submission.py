@@ -198,7 +198,7 @@ def lasting_output(request: SubmitOptions, command: Command) -> str | None:
 
 def refuse_secrets(command: Command, environment: Mapping[str, str] = os.environ) -> None:
     """Raise UsageError for a command with a password, key or signature in it: whoever may list jobs could read it."""
-    secrets = {name: value for name in _SECRETS if len(value := environment.get(name, "")) >= redact.SHORTEST}
+    secrets = {name: value for name in _SECRETS if len(value := environment.get(name, "")) >= redact.MIN_SECRET_LENGTH}
     for word in command.words:
         uri = re.search(r"[A-Za-z][A-Za-z0-9+.-]*://.*", word)
         if uri and unsigned_uri(uri[0]) != uri[0]:

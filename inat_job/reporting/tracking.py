@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from inat_job import events
 from inat_job.errors import UsageError
-from inat_job.telemetry.redact import discreet
+from inat_job.telemetry.redact import redact
 
 Mode = Literal["auto", "online", "offline", "off"]
 
@@ -256,7 +256,7 @@ def _within(seconds: float, action: Callable[[], object]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return discreet(" ".join(str(error).split())) or type(error).__name__
+    return redact(" ".join(str(error).split())) or type(error).__name__
 
 
 _TIMEOUT_S = 4.0

@@ -20,7 +20,7 @@ from inat_job.run import termination_message
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.telemetry import liveness
-from inat_job.telemetry.redact import discreet
+from inat_job.telemetry.redact import redact
 
 _working = threading.Event()
 """Set where a job begins: what only shows something has not done its work by that."""
@@ -40,10 +40,10 @@ def watch(settings: Settings, stop: StopFlag) -> None:
     """Look out for what stops the job, and end it when its grace is over though it may hang; others may look too."""
     _working.set()
     threading.excepthook = _of_thread
-    own = ranks.own()
-    if own is None or own.local == 0:  # who waits for another rank is not alive for it
-        liveness.watch()
-    supervised = ranks.supervised()
+    own = ranks.from_environment()
+    if own is None or own.local_rank == 0:  # who waits for another rank is not alive for it
+        liveness.start()
+    supervised = ranks.end_with_supervisor()
     if supervised:
         stop.be_patient()
     else:
@@ -72,8 +72,8 @@ def say_stopping(stop: StopFlag) -> None:
 
 def say(message: str, code: int) -> None:
     """The last line on stderr, which is also left where the platform looks for it; no secret is in it."""
-    sentence = discreet(" ".join(message.split()))
-    if not ranks.words():
+    sentence = redact(" ".join(message.split()))
+    if not ranks.message_file():
         print(f"Error: {sentence}", file=sys.stderr, flush=True)
     _leave_word(code, sentence)
 
@@ -86,7 +86,7 @@ def succeed() -> None:
 
 def refuse(shown: str, sentence: str, code: int) -> NoReturn:
     """End the main thread for a command line that can't be read: `shown` is all that is said of it, on stderr."""
-    print(discreet(shown), end="", file=sys.stderr)
+    print(redact(shown), end="", file=sys.stderr)
     _leave_word(code, sentence)
     sys.exit(code)
 
@@ -122,7 +122,7 @@ def _of_thread(told: threading.ExceptHookArgs) -> None:
 
 
 def _show(error: BaseException) -> None:
-    print(discreet("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
 
 
 def leave(code: int) -> NoReturn:
@@ -135,7 +135,7 @@ def leave(code: int) -> NoReturn:
 
 def _leave_word(code: int, sentence: str) -> None:
     if not _silent:
-        termination_message.say(code, sentence, STATUS.stored_step, STATUS.checkpoint)
+        termination_message.write(code, sentence, STATUS.stored_step, STATUS.checkpoint)
 
 
 def _out_of_grace(stop: StopFlag) -> None:

@@ -11,7 +11,7 @@ from inat_job.storage.run_folder import RunFolder, open_run_folder
 
 def storage_options(settings: StorageSettings) -> StorageOptions:
     """The settings as the stores take them."""
-    environment.settle_region()
+    environment.set_region()
     return StorageOptions(
         sse_kms_key_id=settings.sse_kms_key_id, requester_pays=settings.requester_pays, anonymous=settings.anonymous
     )

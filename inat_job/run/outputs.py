@@ -24,8 +24,8 @@ def check(place: Platform) -> None:
     folder that can't be written to.
     """
     if place not in (CONTAINER, NO_PLATFORM):
-        events.emit("platform", **place.facts())
-    for folder in (place.model, place.results):
+        events.emit("platform", **place.log_fields())
+    for folder in (place.model_folder, place.results_folder):
         if folder is None:
             continue
         probe = folder / f".{secrets.token_hex(4)}.tmp"
@@ -46,13 +46,13 @@ def collect(place: Platform, folder: RunFolder) -> None:
 
     Raises what the store and the disk raise; the same command then finds the run finished, and does this alone.
     """
-    if place.model:
-        _copy(folder, _MODEL, place.model)
-    if place.results:
+    if place.model_folder:
+        _copy(folder, _MODEL, place.model_folder)
+    if place.results_folder:
         for name in _RESULTS:
-            _copy(folder, name, place.results)
-    if place.model or place.results:
-        events.emit("collected", model=str(place.model), results=str(place.results))
+            _copy(folder, name, place.results_folder)
+    if place.model_folder or place.results_folder:
+        events.emit("collected", model=str(place.model_folder), results=str(place.results_folder))
 
 
 def _copy(folder: RunFolder, name: str, into: Path) -> None:

@@ -44,13 +44,13 @@ def check_disk(settings: Settings, looked: DataSetSummary | None) -> str | Cauti
 
 def check_ranks(settings: Settings, place: Platform) -> str:
     """The devices and machines against the platform and the batch. Raises ConflictError."""
-    here = world.of(settings, place)
-    return f"{len(here)} on this machine, of {here[0].size}"
+    here = world.local_ranks(settings, place)
+    return f"{len(here)} on this machine, of {here[0].world_size}"
 
 
 def check_shared_memory(train: TrainSettings) -> str | Caution:
     """The shared memory, which only several devices need."""
-    devices, size = train.devices or nvidia.count(), memory.shared()
+    devices, size = train.devices or nvidia.gpu_count(), memory.shared_bytes()
     text = "no shared memory" if size is None else f"{_megabytes(size)} MB of shared memory"
     if devices > 1 and (size or 0) < _NCCL_WANTS:
         return Caution(
@@ -64,7 +64,7 @@ def check_job_memory(settings: Settings) -> str:
     train, side = settings.train, settings.data.image_size
     batch = train.batch_size // train.accumulate * side * side * 3 * 4  # as float32, the network's own maps left out
     check_memory(batch)
-    limit = memory.limit()
+    limit = memory.limit_bytes()
     allowed = "no limit is known" if limit is None else f"{_megabytes(limit)} MB may be used"
     return f"{allowed}, more than {_megabytes(LEAST_MEMORY + batch)} MB needed"
 
@@ -73,12 +73,12 @@ def check_device(accelerator: str) -> str | Caution:
     """The NVIDIA driver against the CUDA that torch was built for. Raises ConflictError."""
     if accelerator in ("cpu", "mps"):
         return f"{accelerator}, as --accelerator says"
-    found, cuda = nvidia.here(), nvidia.wheel_cuda()
-    if sentence := nvidia.trouble(cuda, found):
+    found, cuda = nvidia.find_driver(), nvidia.wheel_cuda()
+    if sentence := nvidia.driver_problem(cuda, found):
         raise ConflictError(sentence)
-    if found.given:
+    if found.has_gpu:
         return f"{found.text}, torch built for CUDA {cuda}"
-    what, _, mend = nvidia.absent(found).rpartition(": ")
+    what, _, mend = nvidia.unused_driver(found).rpartition(": ")
     if accelerator == "cuda" and found.cuda is None:  # a library without devices of this name is torch's to judge
         what = what or "--accelerator is cuda, and there is no NVIDIA GPU"
         raise ConflictError(f"{what}: give the job one, or say --accelerator cpu.")
@@ -97,7 +97,7 @@ _CHECKPOINTS = 5
 
 def check_memory(further: int = 0) -> None:
     """Raise ConflictError if the job may not even use what its libraries need and `further` bytes."""
-    limit, needed = memory.limit(), LEAST_MEMORY + further
+    limit, needed = memory.limit_bytes(), LEAST_MEMORY + further
     if limit is not None and limit < needed:
         raise ConflictError(
             f"The job may use {_megabytes(limit)} MB of memory and needs more than {_megabytes(needed)} MB: raise the "

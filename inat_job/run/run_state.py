@@ -159,7 +159,7 @@ class HeldRun:
 @contextmanager
 def hold_run(folder: RunFolder, seconds: float, stop: Stop) -> Iterator[HeldRun]:
     """Be the run's only writer within the block. Raises LeaseError when another job is, for as long as this waits."""
-    lease = acquire(folder.store, folder.background, seconds, process.identity(), process.gone, stop, _standing)
+    lease = acquire(folder.store, folder.background, seconds, process.identity(), process.has_ended, stop, _standing)
     try:
         yield HeldRun(folder, lease)
     except Preempted:

@@ -1,13 +1,14 @@
-"""A file whose age tells whether the job still gets on: touched by the work itself, so that a job that hangs lets it
-grow old, and whoever looks at it (HEALTHCHECK, livenessProbe) may end the job.
+"""A file whose age shows whether the job still makes progress: the work itself touches it.
 
-What beats: every bit of progress in every phase (bytes fetched, images decoded, batches trained or evaluated), every
-look at the stop flag between two pieces of work, and waits that have a time-out of their own (a store's answer, another
-job's lock, the last uploads). What is silent, and for how long at most: the first batch of a network that is compiled,
-once for each set of stages that opens (by the estimate in training/compiling.py 30 s and 0.6 s a layer: 2 minutes for
-ResNet-50, 4 for ResNet-152, and maybe twice that on a slow processor); the import of torch and Lightning (seconds, from
-a cold disk over a network a minute or two); the hash of a checkpoint or of features (seconds a GB); the plots. So
-STALE_MINUTES is nearly twice the longest.
+The file of a job that hangs grows old, and HEALTHCHECK or livenessProbe may then end the job.
+
+The file is touched on all progress in every phase (bytes downloaded, images decoded, batches trained or evaluated), on
+every check of the stop flag between two pieces of work, and during waits that have a time-out of their own (a store's
+response, another job's lock, the last uploads). It is not touched, for as long as given, during: the first batch of a
+compiled network, once for each set of stages that is unfrozen (by the estimate in training/compiling.py 30 s and 0.6 s
+a layer: 2 minutes for ResNet-50, 4 for ResNet-152, perhaps twice that on a slow processor); the import of torch and
+Lightning (seconds, from a cold network disk a minute or two); hashing a checkpoint or features (seconds per GB); the
+plots. STALE_MINUTES is therefore nearly twice the longest of these.
 """
 
 import contextlib
@@ -18,19 +19,19 @@ from pathlib import Path
 from inat_job import watchdog
 
 VARIABLE = "INAT_JOB_ALIVE_FILE"
-"""Names the file; where it is not set there is none."""
+"""The variable with the file's path; without it there is no such file."""
 
 STALE_MINUTES = 15
-"""Minutes after which a job that has not touched it hangs."""
+"""A job whose file is older than this many minutes is considered to hang."""
 
 
 def probe(path: str) -> tuple[str, ...]:
-    """The command that fails for a job that hangs; `find` alone succeeds whether or not it finds anything."""
+    """A command that fails if the job hangs. `find` alone would succeed whether or not it finds anything."""
     return ("sh", "-c", f"find {path} -mmin -{STALE_MINUTES} | grep -q .")
 
 
-def watch(environment: Mapping[str, str] = os.environ) -> None:
-    """Have the file touched by the work from here on, and at once. One that cannot be written ends no job."""
+def start(environment: Mapping[str, str] = os.environ) -> None:
+    """Touch the file now and on all progress from now on. A file that cannot be written does not end the job."""
     if not environment.get(VARIABLE):
         return
     path = Path(environment[VARIABLE])

@@ -50,7 +50,7 @@ class RunContext:
 
         Rank 0 decides, and every rank applies the same decisions to its process. Raises ConflictError.
         """
-        environment.settle_cublas()
+        environment.set_cublas_workspace()
         train = job.settings.train
         with memory_errors():
             own = decide(train, dict(execution or {}), group.rank) if group.is_main else None

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inat_job import events
-from inat_job.distributed.ranks import ALONE, Rank
+from inat_job.distributed.ranks import SINGLE_RANK, Rank
 from inat_job.errors import ConflictError
 from inat_job.host import cpu, memory, nvidia
 from inat_job.settings import TrainSettings
@@ -58,7 +58,7 @@ class Execution:
     def apply(self) -> None:
         """Set torch's global switches, and how the C library keeps freed memory."""
         if self.accelerator == "cpu":
-            events.emit("allocator", keeps_freed=memory.keep_freed())
+            events.emit("allocator", keeps_freed=memory.keep_freed_memory())
         torch.set_num_threads(self.threads)
         # Not torch.backends.fp32_precision: once it is set, the older switches of Lightning and torch.compile raise.
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
@@ -67,7 +67,7 @@ class Execution:
         torch.use_deterministic_algorithms(self.deterministic)
 
 
-def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = ALONE) -> Execution:
+def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = SINGLE_RANK) -> Execution:
     """The decisions of the run's first start as far as they hold here; new ones and a warning where they do not.
 
     Raises ConflictError when the accelerator that is asked for is missing.
@@ -80,7 +80,9 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
     same = stored.get("accelerator") == accelerator
     fresh = _decide_new(settings, accelerator, stored.get("precision") if same else None, rank)
     first = dataclasses.replace(fresh, **stored)
-    kept = dataclasses.replace(first, device=fresh.device, torch=fresh.torch, accelerator=accelerator, ranks=rank.size)
+    kept = dataclasses.replace(
+        first, device=fresh.device, torch=fresh.torch, accelerator=accelerator, ranks=rank.world_size
+    )
     if first.accelerator != fresh.accelerator:
         kept = fresh
     kept = dataclasses.replace(kept, compile=kept.compile and _has_compiler())
@@ -144,8 +146,8 @@ def _decide_new(settings: TrainSettings, accelerator: str, precision: str | None
         channels_last=True,
         compile=bool(settings.compile) and _has_compiler(),
         deterministic=settings.deterministic,
-        threads=cpu.threads(torch.get_num_threads(), sharers=rank.here),
-        ranks=rank.size,
+        threads=cpu.thread_count(torch.get_num_threads(), processes=rank.local_world_size),
+        ranks=rank.world_size,
         torch=torch.__version__,
         cudnn_benchmark=not settings.deterministic,
     )
@@ -154,7 +156,7 @@ def _decide_new(settings: TrainSettings, accelerator: str, precision: str | None
 def _accelerator(wanted: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted in ("auto", "cuda") and not available["cuda"]:
-        nvidia.require_used(torch.version.cuda, nvidia.here())
+        nvidia.require_gpu(torch.version.cuda, nvidia.find_driver())
     if wanted == "auto":
         return next(name for name, present in available.items() if present)
     if not available[wanted]:

@@ -42,7 +42,7 @@ def tracked(context: RunContext) -> Iterator[Tracker]:
     When the block fails, the tracker ends with the job's exit code; on success, `publish` ends it with the report.
     """
     settings, folder = context.settings, context.folder
-    environment.calm_wandb()
+    environment.disable_wandb_error_reporting()
     tracker = open_tracker(
         settings.tracker.mode if context.group.is_main else "off",  # type: ignore[arg-type]
         run_id=folder.run_id,

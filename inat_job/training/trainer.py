@@ -27,7 +27,7 @@ def make_trainer(
     trainer = Trainer(
         accelerator=execution.accelerator,
         devices=_devices(execution, group),
-        num_nodes=group.size // group.rank.here,
+        num_nodes=group.size // group.rank.local_world_size,
         strategy=_ddp() if group.size > 1 else "auto",
         sync_batchnorm=group.size > 1 and train.sync_batch_norm,
         precision=execution.lightning_precision,  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def fit(
 def _devices(execution: Execution, group: ProcessGroup) -> int | list[int]:
     """All devices of the machine's ranks; for work of a single rank, its own."""
     if group.size > 1 or execution.accelerator != "cuda":
-        return group.rank.here
+        return group.rank.local_world_size
     return [torch.cuda.current_device()]
 
 

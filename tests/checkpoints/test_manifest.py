@@ -147,7 +147,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
     monkeypatch: pytest.MonkeyPatch, accelerator: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(nvidia, "here", lambda: Driver("550.54.15", "12.4", given=True))
+    monkeypatch.setattr(nvidia, "find_driver", lambda: Driver("550.54.15", "12.4", has_gpu=True))
     with pytest.raises(ConflictError, match=rf"550\.54\.15.*CUDA {torch.version.cuda}.*driver \d+ or newer"):
         decide(TrainSettings(accelerator=accelerator), None)
     assert decide(TrainSettings(accelerator="cpu"), None).accelerator == "cpu"

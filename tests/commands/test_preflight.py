@@ -39,7 +39,7 @@ NAMES = "place identity clock data output run init-from disk ranks shm memory de
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvidia, "here", Driver)
+    monkeypatch.setattr(nvidia, "find_driver", Driver)
 
 
 class Found:
@@ -180,7 +180,7 @@ def test_one_bad_answer_is_no_trouble(
 def test_too_little_disk_and_memory(settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    monkeypatch.setattr(resources.memory, "limit", lambda: 100_000_000)
+    monkeypatch.setattr(resources.memory, "limit_bytes", lambda: 100_000_000)
     found = looks(settings())
     assert (found.outcome("disk", "memory"), type(found.error)) == (["fail", "fail"], ConflictError)
 
@@ -191,7 +191,7 @@ def test_too_little_disk_and_memory(settings: Make, looks: Any, monkeypatch: pyt
 def test_shared_memory_is_for_several_devices(
     monkeypatch: pytest.MonkeyPatch, size: int, devices: int, outcome: str
 ) -> None:
-    monkeypatch.setattr(resources.memory, "shared", lambda: size)
+    monkeypatch.setattr(resources.memory, "shared_bytes", lambda: size)
     assert isinstance(resources.check_shared_memory(replace(RECIPES["a"]().train, devices=devices)), str) == (
         outcome == "ok"
     )
@@ -211,7 +211,7 @@ def test_shared_memory_is_for_several_devices(
 def test_the_driver_is_held_against_the_wheel(
     settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch, found: Driver, accelerator: str, outcome: str
 ) -> None:
-    monkeypatch.setattr(nvidia, "here", lambda: found)
+    monkeypatch.setattr(nvidia, "find_driver", lambda: found)
     monkeypatch.setattr(nvidia, "wheel_cuda", lambda: "13.0")
     assert looks(settings(train__accelerator=accelerator)).outcome("device") == [outcome]
 
@@ -268,7 +268,7 @@ def test_with_the_flag_a_job_that_would_fail_does_not_begin(settings: Make, tmp_
 def test_an_old_driver_ends_a_job_before_anything_is_pulled(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nvidia, "here", lambda: Driver("550.54.15", "12.4", given=True))
+    monkeypatch.setattr(nvidia, "find_driver", lambda: Driver("550.54.15", "12.4", has_gpu=True))
     monkeypatch.setattr(nvidia, "wheel_cuda", lambda: "13.0")
     with pytest.raises(ConflictError, match=r"550\.54\.15 is too old .* CUDA 13\.0 and needs driver 580 or newer"):
         run(settings())

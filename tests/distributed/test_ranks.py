@@ -1,4 +1,4 @@
-"""Which rank a process is, by torchrun's variables, and which a machine starts."""
+"""ranks.py: reading a rank from torchrun's variables, and starting the ranks of a machine."""
 
 import socket
 
@@ -10,30 +10,33 @@ from inat_job.distributed import ranks
 from inat_job.distributed.ranks import Rank
 from inat_job.errors import ConflictError
 
+FOLLOWER = Rank(1, 2, 1, 2, "host", 29500)
+
 
 @given(st.integers(1, 16), st.integers(1, 8), st.data())
-def test_every_rank_of_every_machine_is_told_apart_and_reads_what_it_was_told(
-    nodes: int, here: int, data: st.DataObject
+def test_ranks_are_numbered_by_node_and_survive_the_environment(
+    num_nodes: int, local_world_size: int, data: st.DataObject
 ) -> None:
-    every = [rank for node in range(nodes) for rank in ranks.machine(nodes, node, here, "host", {})]
-    assert [rank.rank for rank in every] == list(range(nodes * here))
-    one = data.draw(st.sampled_from(every))
-    assert ranks.own(one.variables()) == one
-    assert one.node == one.rank // here
-    assert one.local == one.rank % here
+    nodes = [ranks.on_node(num_nodes, node, local_world_size, "host", {}) for node in range(num_nodes)]
+    world = [rank for node in nodes for rank in node]
+    assert [rank.rank for rank in world] == list(range(num_nodes * local_world_size))
+    rank = data.draw(st.sampled_from(world))
+    assert ranks.from_environment(rank.variables()) == rank
+    assert rank.node_rank == rank.rank // local_world_size
+    assert rank.local_rank == rank.rank % local_world_size
 
 
-def test_a_process_without_a_local_rank_is_none() -> None:
-    assert ranks.own({"RANK": "1", "WORLD_SIZE": "2"}) is None
+def test_no_rank_without_local_rank() -> None:
+    assert ranks.from_environment({"RANK": "1", "WORLD_SIZE": "2"}) is None
 
 
-def test_torchruns_agent_may_keep_the_store() -> None:
-    told = Rank(1, 2, 1, 2, "host", 29500).variables()
-    assert ranks.own({**told, "TORCHELASTIC_USE_AGENT_STORE": "True"}) == Rank(1, 2, 1, 2, "host", 29500, hosted=True)
+def test_agent_store_of_torchrun() -> None:
+    variables = {**FOLLOWER.variables(), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    assert ranks.from_environment(variables) == Rank(1, 2, 1, 2, "host", 29500, agent_store=True)
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "message"),
     [
         ({"WORLD_SIZE": ""}, "WORLD_SIZE is not set"),
         ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
@@ -42,22 +45,25 @@ def test_torchruns_agent_may_keep_the_store() -> None:
         ({"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
     ],
 )
-def test_what_contradicts_is_refused(changed: dict[str, str], words: str) -> None:
-    with pytest.raises(ConflictError, match=words):
-        ranks.own({**Rank(1, 2, 1, 2, "host", 29500).variables(), **changed})
+def test_contradicting_variables_are_refused(changed: dict[str, str], message: str) -> None:
+    with pytest.raises(ConflictError, match=message):
+        ranks.from_environment({**FOLLOWER.variables(), **changed})
 
 
-def test_one_machine_holds_a_free_port_for_rank_0_and_several_take_a_known_one() -> None:
-    alone = ranks.machine(1, 0, 2, None, {"MASTER_PORT": "7"})
-    assert {rank.master for rank in alone} == {"127.0.0.1"}
-    with ranks.bind(alone) as first, ranks.bind(alone) as second:
-        assert len({rank.port for rank in first}) == 1
-        assert first[0].port not in {0, 7, second[0].port}
-        assert [rank.bound is None for rank in first] == [False, True]
-        assert ranks.own(first[0].variables()) == first[0]
+def test_reserve_port_on_a_single_machine() -> None:
+    single = ranks.on_node(1, 0, 2, None, {"MASTER_PORT": "7"})
+    assert {rank.master_address for rank in single} == {"127.0.0.1"}
+    with ranks.reserve_port(single) as first, ranks.reserve_port(single) as second:
+        assert len({rank.master_port for rank in first}) == 1
+        assert first[0].master_port not in {0, 7, second[0].master_port}
+        assert [rank.master_listen_fd is None for rank in first] == [False, True]
+        assert ranks.from_environment(first[0].variables()) == first[0]
         with socket.socket() as another, pytest.raises(OSError, match="in use"):
-            another.bind((first[0].master, first[0].port))
-    with ranks.bind(ranks.machine(2, 0, 2, "host", {})) as several:
-        assert {(rank.port, rank.bound) for rank in several} == {(ranks.PORT, None)}
-    assert ranks.machine(2, 1, 1, "host", {"MASTER_PORT": "7"}) == [Rank(1, 2, 0, 1, "host", 7)]
-    assert ranks.machine(2, 0, 1, "host", {})[0].port == ranks.PORT
+            another.bind((first[0].master_address, first[0].master_port))
+
+
+def test_several_machines_use_a_known_port() -> None:
+    with ranks.reserve_port(ranks.on_node(2, 0, 2, "host", {})) as several:
+        assert {(rank.master_port, rank.master_listen_fd) for rank in several} == {(ranks.DEFAULT_PORT, None)}
+    assert ranks.on_node(2, 1, 1, "host", {"MASTER_PORT": "7"}) == [Rank(1, 2, 0, 1, "host", 7)]
+    assert ranks.on_node(2, 0, 1, "host", {})[0].master_port == ranks.DEFAULT_PORT

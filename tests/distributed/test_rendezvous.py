@@ -16,11 +16,11 @@ from inat_job.errors import ConflictError
 from inat_job.signals import StopFlag
 
 JOIN_LATE = """
-from inat_job.distributed.ranks import own
+from inat_job.distributed.ranks import from_environment
 from inat_job.signals import StopFlag
 from inat_job.distributed.rendezvous import join
 finished = iter([False, True])
-assert join(own(), StopFlag(), lambda: next(finished)) is None
+assert join(from_environment(), StopFlag(), lambda: next(finished)) is None
 """
 
 
@@ -35,9 +35,9 @@ def test_join_waits_silently_for_rank_0_and_stops_when_the_run_is_finished() -> 
 
 
 def test_ranks_join_at_the_port_reserved_for_them() -> None:
-    with ranks.bind(ranks.machine(1, 0, 2, None, {})) as (leader, follower):
-        assert leader.bound is not None
-        mine = replace(leader, bound=os.dup(leader.bound))  # as a process of its own has it
+    with ranks.reserve_port(ranks.on_node(1, 0, 2, None, {})) as (leader, follower):
+        assert leader.master_listen_fd is not None
+        mine = replace(leader, master_listen_fd=os.dup(leader.master_listen_fd))  # as a process of its own has it
         joined: list[object] = []
         thread = threading.Thread(target=lambda: joined.append(join(follower, StopFlag())))
         thread.start()

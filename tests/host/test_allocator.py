@@ -10,7 +10,7 @@ from inat_job.host import memory
 FAULTS = """
 import resource, sys
 from inat_job.host import memory
-kept = memory.keep_freed({}) if sys.argv[1] == "kept" else True
+kept = memory.keep_freed_memory({}) if sys.argv[1] == "kept" else True
 faults = []
 for _ in range(4):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -39,9 +39,9 @@ def test_a_large_block_is_mapped_once() -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    assert not memory.keep_freed({})
+    assert not memory.keep_freed_memory({})
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
 def test_who_sets_it_has_precedence(name: str) -> None:
-    assert not memory.keep_freed({name: "1"})
+    assert not memory.keep_freed_memory({name: "1"})

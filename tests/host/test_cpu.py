@@ -49,23 +49,23 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 def test_the_smallest_quota_counts(tmp_path: Path, files: dict[str, str], own: str, expected: int) -> None:
     root = tree(tmp_path / "cgroup", {"here": "", **files})
     (tmp_path / "own").write_text(own)
-    assert cpu.available(root, tmp_path / "own") == expected
+    assert cpu.available_cpus(root, tmp_path / "own") == expected
 
 
 def test_affinity_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
     root = tree(tmp_path, {"cpu.max": "400000 100000\n"})
-    assert cpu.available(root, tmp_path / "none") == 1
+    assert cpu.available_cpus(root, tmp_path / "none") == 1
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("3", 3), ("4,2", 4), ("", None), ("0", None), ("many", None)])
 def test_who_asks_for_threads_gets_them(asked: str, expected: int | None) -> None:
-    assert cpu.threads(2 * HOST, {"OMP_NUM_THREADS": asked}) == (expected or cpu.available())
+    assert cpu.thread_count(2 * HOST, {"OMP_NUM_THREADS": asked}) == (expected or cpu.available_cpus())
 
 
 def test_a_library_that_wants_fewer_threads_gets_them() -> None:
-    assert cpu.threads(1, {}) == 1
+    assert cpu.thread_count(1, {}) == 1
 
 
 def test_this_machine_has_some() -> None:
-    assert 1 <= cpu.available() <= HOST
+    assert 1 <= cpu.available_cpus() <= HOST

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from inat_job.host.environment import has_wandb_key, region, settle_region
+from inat_job.host.environment import has_wandb_key, region, set_region
 
 
 def test_a_key_in_the_environment() -> None:
@@ -49,5 +49,5 @@ def test_damaged_files_hold_no_key(tmp_path: Path) -> None:
 )
 def test_the_region_that_aws_tells_is_seen_by_boto3(told: dict[str, str], known: str | None) -> None:
     assert region(told) == known
-    settle_region(told)
+    set_region(told)
     assert told.get("AWS_DEFAULT_REGION") == known

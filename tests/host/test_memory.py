@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from inat_job.host.memory import limit
+from inat_job.host.memory import limit_bytes
 
 MEMINFO = "MemTotal:       25165824 kB\nMemFree:        1 kB\n"
 
@@ -23,13 +23,13 @@ def test_the_smaller_of_container_and_machine_counts(tmp_path: Path, file: str, 
     (tmp_path / "meminfo").write_text(MEMINFO)
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(text)
-    assert limit(tmp_path, tmp_path / "meminfo") == expected
+    assert limit_bytes(tmp_path, tmp_path / "meminfo") == expected
 
 
 def test_where_nothing_tells_nothing_is_known(tmp_path: Path) -> None:
-    assert limit(tmp_path, tmp_path / "none") is None
+    assert limit_bytes(tmp_path, tmp_path / "none") is None
 
 
 def test_this_machine_has_some() -> None:
-    found = limit()
+    found = limit_bytes()
     assert found is None or found > 2**20

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inat_job.errors import ConflictError
 from inat_job.host import nvidia
-from inat_job.host.nvidia import Driver, here, needed_driver, require_used, trouble, wheel_cuda
+from inat_job.host.nvidia import Driver, driver_problem, find_driver, minimum_driver, require_gpu, wheel_cuda
 
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\nGCC version: x\n"
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (x)  Sun Jul 27 2025\n"
@@ -27,7 +27,7 @@ def machine(root: Path, version: str = "", node: str = "") -> Path:
 
 @pytest.mark.parametrize(("text", "version"), [(CLOSED, "550.54.15"), (OPEN, "580.65.06"), ("what?", None), ("", None)])
 def test_the_kernel_tells_its_version(tmp_path: Path, text: str, version: str | None) -> None:
-    assert here({}, machine(tmp_path, text, "nvidia0"), lambda: "12.4") == Driver(version, "12.4", given=True)
+    assert find_driver({}, machine(tmp_path, text, "nvidia0"), lambda: "12.4") == Driver(version, "12.4", has_gpu=True)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_kernel_tells_its_version(tmp_path: Path, text: str, version: str | 
     ],
 )
 def test_a_gpu_is_given_by_its_device(tmp_path: Path, node: str, environment: dict[str, str], expected: bool) -> None:
-    assert here(environment, machine(tmp_path, OPEN, node), lambda: None).given is expected
+    assert find_driver(environment, machine(tmp_path, OPEN, node), lambda: None).has_gpu is expected
 
 
 def test_the_wheel_is_read_as_torch_reads_it() -> None:
@@ -62,39 +62,39 @@ def test_the_wheel_is_read_as_torch_reads_it() -> None:
     ],
 )
 def test_what_is_wrong_is_named_with_its_mend(cuda: str | None, found: Driver, words: tuple[str, ...]) -> None:
-    sentence = trouble(cuda, found)
+    sentence = driver_problem(cuda, found)
     assert all(word in sentence for word in (*words, "--accelerator cpu"))
     with pytest.raises(ConflictError, match="--accelerator cpu"):
-        require_used(cuda, found)
+        require_gpu(cuda, found)
 
 
 def test_a_compatibility_package_is_believed_before_the_kernel() -> None:
-    assert trouble("13.0", Driver("550.54.15", "13.0", given=True)) == ""
+    assert driver_problem("13.0", Driver("550.54.15", "13.0", has_gpu=True)) == ""
 
 
 def test_a_gpu_that_torch_cannot_use_for_no_known_reason_ends_the_job_too() -> None:
     with pytest.raises(ConflictError, match=r"580\.65.*nvidia-smi"):
-        require_used("13.0", Driver("580.65", "13.0", given=True))
+        require_gpu("13.0", Driver("580.65", "13.0", has_gpu=True))
 
 
 def test_a_driver_without_a_gpu_is_said_and_no_driver_is_not(capsys: pytest.CaptureFixture[str]) -> None:
-    require_used("13.0", Driver("580.65", None, given=False))
+    require_gpu("13.0", Driver("580.65", None, has_gpu=False))
     assert "--gpus all" in capsys.readouterr().out
-    require_used("13.0", Driver())
+    require_gpu("13.0", Driver())
     assert capsys.readouterr().out == ""
 
 
 @given(VERSIONS, CUDAS)
 def test_a_newer_driver_is_never_worse(version: str, cuda: str) -> None:
     major = int(version.split(".")[0])
-    fits = trouble(cuda, Driver(version, cuda, given=True)) == ""
+    fits = driver_problem(cuda, Driver(version, cuda, has_gpu=True)) == ""
     assert fits  # its library can that CUDA
-    refused = "too old" in trouble(cuda, Driver(version, None, given=True))
-    assert refused == (major < (needed_driver(cuda) or 0))
-    assert not ("too old" in trouble(cuda, Driver(f"{major + 1}.0", None, given=True)) and not refused)
+    refused = "too old" in driver_problem(cuda, Driver(version, None, has_gpu=True))
+    assert refused == (major < (minimum_driver(cuda) or 0))
+    assert not ("too old" in driver_problem(cuda, Driver(f"{major + 1}.0", None, has_gpu=True)) and not refused)
 
 
 @given(st.text(max_size=200))
 def test_whatever_a_file_says_is_no_bug(text: str) -> None:
-    version = nvidia.needed_driver(text)
+    version = nvidia.minimum_driver(text)
     assert version is None or version in (450, 525, 580)

@@ -230,7 +230,7 @@ def test_the_command_goes_through_the_real_command_line(name: str) -> None:
     own = {each["name"]: each.get("value") for each in container["env"]}
     own |= {"KUBERNETES_JOB_NAME": one(manifests, "Job")["metadata"]["name"], "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     own |= {"JOB_COMPLETION_INDEX": "1"} if name == "nodes" else {}
-    place = kubernetes.place({key: value for key, value in own.items() if value}, Path("/nonexistent"))
+    place = kubernetes.detect_kubernetes({key: value for key, value in own.items() if value}, Path("/nonexistent"))
     assert place
     assert (place.run_id, place.rank, place.world) == (
         own["KUBERNETES_JOB_NAME"],

@@ -32,4 +32,4 @@ def test_torch_keeps_its_files_where_we_look(name: str, monkeypatch: pytest.Monk
     for each in ("TORCH_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(each, raising=False)
     monkeypatch.setenv(name, "/somewhere")
-    assert str(environment.torch_files()) == f"{torch.hub.get_dir()}/checkpoints"
+    assert str(environment.torch_hub_folder()) == f"{torch.hub.get_dir()}/checkpoints"

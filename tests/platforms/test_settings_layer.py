@@ -25,7 +25,9 @@ SAGEMAKER = Platform(
 
 
 def asking(**asked: Any) -> Platform:
-    return dataclasses.replace(SAGEMAKER, asked={name.replace("__", "-"): value for name, value in asked.items()})
+    return dataclasses.replace(
+        SAGEMAKER, hyperparameters={name.replace("__", "-"): value for name, value in asked.items()}
+    )
 
 
 def test_a_plain_machine_changes_nothing() -> None:
@@ -78,13 +80,13 @@ def test_every_option_is_a_hyperparameter_by_either_spelling(part: str, data: st
     key = data.draw(st.sampled_from(sorted(KNOBS[part])))
     each, _ = KNOBS[part][key]
     name = "".join(data.draw(st.sampled_from("-_")) if letter == "-" else letter for letter in each.name)
-    said = around(dataclasses.replace(NO_PLATFORM, asked={name: "text"}), part)
+    said = around(dataclasses.replace(NO_PLATFORM, hyperparameters={name: "text"}), part)
     assert dict(said.asked.values) == {key: "text"}
 
 
 def test_a_switch_is_turned_off_by_either_name() -> None:
     for asked in ({"augment": "false"}, {"no-augment": "true"}, {"no_augment": "1"}):
-        made = configured(dataclasses.replace(SAGEMAKER, asked=asked), "a", {}, [], None)
+        made = configured(dataclasses.replace(SAGEMAKER, hyperparameters=asked), "a", {}, [], None)
         assert not made.settings.train.augment
     with pytest.raises(UsageError, match="--augment is 'perhaps': it must be true or false"):
         configured(asking(no__augment="perhaps"), "a", {}, [], None)
@@ -104,7 +106,7 @@ def test_a_switch_is_turned_off_by_either_name() -> None:
 )
 def test_a_bad_hyperparameter_is_a_usage_error(asked: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        configured(dataclasses.replace(SAGEMAKER, asked=asked), "a", {}, [], None)
+        configured(dataclasses.replace(SAGEMAKER, hyperparameters=asked), "a", {}, [], None)
     assert words in str(caught.value)
 
 
@@ -122,11 +124,11 @@ def test_the_part_is_named_by_a_hyperparameter() -> None:
 
 
 def test_unclear_channels_are_an_error_unless_the_data_are_named() -> None:
-    place = dataclasses.replace(SAGEMAKER, data=None, unclear="The channels are one, two.")
+    place = dataclasses.replace(SAGEMAKER, data=None, data_problem="The channels are one, two.")
     with pytest.raises(UsageError, match="The channels are one, two"):
         configured(place, "a", {}, [], None)
     assert configured(place, "a", {"data.uri": "demo:"}, [], None).settings.data.uri == "demo:"
-    named = dataclasses.replace(place, asked={"data": "demo:"})
+    named = dataclasses.replace(place, hyperparameters={"data": "demo:"})
     assert configured(named, "a", {}, [], None).settings.data.uri == "demo:"
 
 

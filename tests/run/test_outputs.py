@@ -17,7 +17,7 @@ RESULTS = ("report.json", "report.html", "plots/curves.png")
 
 
 def place_in(folder: Path) -> Platform:
-    return Platform("SageMaker", model=folder / "ml/model", results=folder / "ml/output/data")
+    return Platform("SageMaker", model_folder=folder / "ml/model", results_folder=folder / "ml/output/data")
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -67,8 +67,8 @@ def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_named_with_the_mend(tmp_path: Path) -> None:
     place = place_in(tmp_path)
-    assert place.results
-    place.results.mkdir(parents=True)
-    place.results.chmod(0o500)
+    assert place.results_folder
+    place.results_folder.mkdir(parents=True)
+    place.results_folder.chmod(0o500)
     with pytest.raises(NoPermissionError, match=r"SageMaker collects .*output/data, and user .* USER 0"):
         outputs.check(place)

@@ -48,10 +48,10 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(small_disk: Path) -> No
 def test_memory_too_small_for_the_libraries_or_the_network_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(memory, "limit", lambda: 300 * MIB)
+    monkeypatch.setattr(memory, "limit_bytes", lambda: 300 * MIB)
     with pytest.raises(ConflictError, match=r"may use 315 MB of memory and needs more than 419 MB: raise"):
         resources.check_memory()
-    monkeypatch.setattr(memory, "limit", lambda: resources.LEAST_MEMORY + 31 * MIB)
+    monkeypatch.setattr(memory, "limit_bytes", lambda: resources.LEAST_MEMORY + 31 * MIB)
     resources.check_memory()
     resources.check_training(architecture("head"), tmp_path)  # 8 MiB of weights and three times 4
     with pytest.raises(ConflictError, match="needs more than 453 MB"):
@@ -59,5 +59,5 @@ def test_memory_too_small_for_the_libraries_or_the_network_is_refused(
 
 
 def test_where_no_limit_is_known_none_is_feared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "limit", lambda: None)
+    monkeypatch.setattr(memory, "limit_bytes", lambda: None)
     resources.check_memory(2**60)

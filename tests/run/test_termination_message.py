@@ -30,7 +30,7 @@ def opt_ml(tmp_path: Path) -> Path:
 
 
 def say(log: Path, code: int, reason: str, stored: Stored = STORED, environment: Any = None) -> Any:
-    termination_message.say(code, reason, *stored, environment or {}, log)
+    termination_message.write(code, reason, *stored, environment or {}, log)
     content = log.read_bytes()
     assert content.endswith(b"\n")
     assert content.count(b"\n") == 1
@@ -75,7 +75,7 @@ def test_a_shorter_line_leaves_nothing_of_a_longer_one(log: Path) -> None:
 
 
 def test_a_log_is_never_made(tmp_path: Path) -> None:
-    termination_message.say(1, "No.", *STORED, {}, tmp_path / "termination-log")
+    termination_message.write(1, "No.", *STORED, {}, tmp_path / "termination-log")
     assert not list(tmp_path.iterdir())
 
 
@@ -86,7 +86,7 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
     aim.write_text("precious")
     link.symlink_to(aim)
     for path in (folder, fifo, link, Path("/dev/full"), tmp_path / "none" / "log"):
-        termination_message.say(1, "No.", *STORED, {}, path)
+        termination_message.write(1, "No.", *STORED, {}, path)
     assert aim.read_text() == "precious"
     assert stat.S_ISFIFO(fifo.stat().st_mode)
 
@@ -94,7 +94,7 @@ def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every file")
 def test_a_log_that_may_not_be_written(log: Path) -> None:
     log.chmod(0o400)
-    termination_message.say(1, "No.", *STORED, {}, log)
+    termination_message.write(1, "No.", *STORED, {}, log)
     assert log.read_bytes() == b""
 
 
@@ -110,7 +110,7 @@ def test_sagemaker_is_told_of_failures_alone(log: Path, opt_ml: Path) -> None:
 
 def test_sagemakers_output_folder_is_made_and_no_other(tmp_path: Path) -> None:
     for base in (tmp_path, tmp_path / "none"):
-        termination_message.say(1, "No.", *STORED, {"SAGEMAKER_BASE_DIR": str(base)}, tmp_path / "log")
+        termination_message.write(1, "No.", *STORED, {"SAGEMAKER_BASE_DIR": str(base)}, tmp_path / "log")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["output", "output/failure"]
 
 
@@ -121,5 +121,5 @@ def test_a_failure_without_a_reason_still_has_useful_characters(log: Path, opt_m
 
 def test_a_damaged_sagemaker_folder_is_no_trouble(tmp_path: Path) -> None:
     (tmp_path / "output").write_text("a file where a folder should be")
-    termination_message.say(1, "No.", *STORED, {"SAGEMAKER_BASE_DIR": str(tmp_path)}, tmp_path / "log")
+    termination_message.write(1, "No.", *STORED, {"SAGEMAKER_BASE_DIR": str(tmp_path)}, tmp_path / "log")
     assert (tmp_path / "output").read_text().startswith("a file")

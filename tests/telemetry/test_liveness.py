@@ -23,15 +23,15 @@ def unwatched() -> Iterator[None]:
 
 def test_without_the_variable_there_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    liveness.watch({})
+    liveness.start({})
     watchdog.beat()
     assert not list(tmp_path.iterdir())
 
 
 def test_it_is_there_at_once_and_what_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
-    liveness.watch({liveness.VARIABLE: str(tmp_path / "alive")})
+    liveness.start({liveness.VARIABLE: str(tmp_path / "alive")})
     assert (tmp_path / "alive").exists()
-    liveness.watch({liveness.VARIABLE: str(tmp_path / "no" / "alive")})
+    liveness.start({liveness.VARIABLE: str(tmp_path / "no" / "alive")})
     watchdog.beat()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inat_job.telemetry.redact import discreet
+from inat_job.telemetry.redact import redact
 
 ENVIRONMENT = {
     "AWS_SECRET_ACCESS_KEY": "abcdefgh/ijkl",
@@ -28,4 +28,4 @@ ENVIRONMENT = {
     ],
 )
 def test_what_is_left(text: str, left: str) -> None:
-    assert discreet(text, ENVIRONMENT) == left
+    assert redact(text, ENVIRONMENT) == left

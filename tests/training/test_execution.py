@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from inat_job.configuration import configure
-from inat_job.distributed.ranks import ALONE
+from inat_job.distributed.ranks import SINGLE_RANK
 from inat_job.errors import ConflictError
 from inat_job.run.job import Job
 from inat_job.settings import TrainSettings
@@ -69,7 +69,7 @@ def test_full_gpu_is_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "choose_precision", full)
     settings = configure("a", {}, [], None).settings
     with pytest.raises(ConflictError, match="lower --batch-size"):
-        RunContext.create(Job(settings, None, ALONE, None, never), None)  # type: ignore[arg-type]
+        RunContext.create(Job(settings, None, SINGLE_RANK, None, never), None)  # type: ignore[arg-type]
 
 
 def test_choosing_a_precision_draws_no_random_numbers() -> None:

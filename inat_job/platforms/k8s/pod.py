@@ -1,7 +1,7 @@
-"""What a pod of a Kubernetes Job can know: by variables, the downward API's files and its own hosts file.
+"""What a pod of a Kubernetes Job knows: environment variables, the downward API's files and its hosts file.
 
-The manifest names the job, in the variable KUBERNETES_JOB_NAME or by a downward API volume at /etc/podinfo with
-`labels` and `annotations`. The pod's own name changes with every attempt, and so names nothing.
+The manifest passes the Job's name, as the variable KUBERNETES_JOB_NAME or as a downward API volume at /etc/podinfo with
+`labels` and `annotations`. The pod's own name changes with every attempt, so it names nothing here.
 https://kubernetes.io/docs/concepts/workloads/pods/downward-api/
 """
 
@@ -10,99 +10,94 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from inat_job.errors import ConflictError
-from inat_job.platforms.platform import Platform, first, run_id_of, whole
+from inat_job.host.system_files import read_text
+from inat_job.platforms.platform import Platform, first_int, read_int, run_id_from
 
 NAME = "Kubernetes"
 
 GRACE_S = 30.0
-"""Seconds of terminationGracePeriodSeconds unless the manifest says otherwise; a pod can't read its own."""
+"""The default of terminationGracePeriodSeconds; a pod cannot read its own, so the manifest must pass any other."""
 
 TERMINATION_LOG = "dev/termination-log"
 _SERVICE_ACCOUNT = "var/run/secrets/kubernetes.io/serviceaccount"
 _POD_INFO = "etc/podinfo"
 _JOB_LABELS = ("batch.kubernetes.io/job-name", "job-name")
-# How often it was tried before: of an index with backoffLimitPerIndex, of a JobSet.
+# Failed attempts so far: of an index with backoffLimitPerIndex, of a JobSet.
 _FAILURES = ("batch.kubernetes.io/job-index-failure-count", "jobset.sigs.k8s.io/restart-attempt")
 _INDEX = "JOB_COMPLETION_INDEX"
-# Ours, and torchrun's as Kubeflow's TrainJob sets them; a plain Indexed Job tells nobody how many it is.
-_WORLDS, _RANKS = ("INAT_NUM_NODES", "PET_NNODES"), ("PET_NODE_RANK", _INDEX)
-_MASTERS = ("MASTER_ADDR", "PET_MASTER_ADDR")
+# Our variables, then torchrun's as Kubeflow's TrainJob sets them. An Indexed Job does not say how many pods it has.
+_NUM_NODES, _NODE_RANK = ("INAT_NUM_NODES", "PET_NNODES"), ("PET_NODE_RANK", _INDEX)
+_MASTER_ADDRESS = ("MASTER_ADDR", "PET_MASTER_ADDR")
 
 
-def place(environment: Mapping[str, str], root: Path = Path("/")) -> Platform | None:
-    """What the pod knows, or None where this is no pod. Raises ConflictError for what contradicts itself."""
+def detect_kubernetes(environment: Mapping[str, str], root: Path = Path("/")) -> Platform | None:
+    """The platform as the pod knows it, None outside of a pod. Raises ConflictError for contradicting variables."""
     if not environment.get("KUBERNETES_SERVICE_HOST") and not (root / _SERVICE_ACCOUNT).is_dir():
         return None
-    known = {**_pod_info(root / _POD_INFO / "annotations"), **_pod_info(root / _POD_INFO / "labels")}
-    world = first(environment, _WORLDS) or 1
+    info = {**_read_pod_info(root / _POD_INFO / "annotations"), **_read_pod_info(root / _POD_INFO / "labels")}
+    num_nodes = first_int(environment, _NUM_NODES) or 1
     return Platform(
         name=NAME,
-        run_id=run_id_of(_job(environment, known, world)),
-        attempt=_attempt(known),
-        rank=_rank(environment, world),
-        world=world,
-        master=_master(environment, root) if world > 1 else None,
+        run_id=run_id_from(_job_name(environment, info, num_nodes)),
+        attempt=_attempt(info),
+        node_rank=_node_rank(environment, num_nodes),
+        num_nodes=num_nodes,
+        master_address=_master_address(environment, root) if num_nodes > 1 else None,
         grace_s=GRACE_S,
-        failure=root / TERMINATION_LOG,
+        failure_file=root / TERMINATION_LOG,
     )
 
 
-def _job(environment: Mapping[str, str], known: Mapping[str, str], world: int) -> str:
-    """The job's name: an index is a run of its own unless all of them are the machines of one."""
-    labelled = next((known[label] for label in _JOB_LABELS if label in known), "")
-    job, index = environment.get("KUBERNETES_JOB_NAME") or labelled, whole(environment, _INDEX)
-    return f"{job}-{index}" if job and index is not None and world == 1 else job
+def _job_name(environment: Mapping[str, str], info: Mapping[str, str], num_nodes: int) -> str:
+    """The Job's name. Each index of an Indexed Job is its own run, unless all of them are the machines of one run."""
+    label = next((info[name] for name in _JOB_LABELS if name in info), "")
+    job, index = environment.get("KUBERNETES_JOB_NAME") or label, read_int(environment, _INDEX)
+    return f"{job}-{index}" if job and index is not None and num_nodes == 1 else job
 
 
-def _attempt(known: Mapping[str, str]) -> int | None:
-    failures = [whole(known, name) for name in _FAILURES]
+def _attempt(info: Mapping[str, str]) -> int | None:
+    failures = [read_int(info, name) for name in _FAILURES]
     return next((failed + 1 for failed in failures if failed is not None), None)
 
 
-def _rank(environment: Mapping[str, str], world: int) -> int:
-    if world == 1:
+def _node_rank(environment: Mapping[str, str], num_nodes: int) -> int:
+    if num_nodes == 1:
         return 0
-    rank = first(environment, _RANKS)
-    if rank is None or rank >= world:
+    node_rank = first_int(environment, _NODE_RANK)
+    if node_rank is None or node_rank >= num_nodes:
         raise ConflictError(
-            f"This run has {world} machines and this one's number ({' or '.join(_RANKS)}) is {rank}: use an Indexed "
-            "Job with as many completions."
+            f"This run has {num_nodes} machines, and the number of this one ({' or '.join(_NODE_RANK)}) is "
+            f"{node_rank}: use an Indexed Job with {num_nodes} completions."
         )
-    return rank
+    return node_rank
 
 
-def _master(environment: Mapping[str, str], root: Path) -> str | None:
-    """The host of rank 0: the one that the manifest names, or index 0 beside this pod in the Job's headless Service.
+def _master_address(environment: Mapping[str, str], root: Path) -> str | None:
+    """The host of node rank 0: the one that the manifest names, or index 0 in this Job's headless Service.
 
-    The pods of an Indexed Job are called <job>-<index>, and each has its whole name in its hosts file:
+    The pods of an Indexed Job are called <job>-<index>, and each has its own full name in its hosts file:
     https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication/
     """
-    for name in _MASTERS:
+    for name in _MASTER_ADDRESS:
         if environment.get(name):
             return environment[name]
-    own, index = _text(root / "etc" / "hostname").strip(), environment.get(_INDEX, "")
-    stem = own.removesuffix(f"-{index}")
-    if not index or stem == own:
+    hostname, index = read_text(root / "etc" / "hostname").strip(), environment.get(_INDEX, "")
+    stem = hostname.removesuffix(f"-{index}")
+    if not index or stem == hostname:
         return None
-    names = [name for line in _text(root / "etc" / "hosts").splitlines() for name in line.partition("#")[0].split()[1:]]
-    return next((f"{stem}-0{name.removeprefix(own)}" for name in names if name.startswith(f"{own}.")), None)
+    lines = read_text(root / "etc" / "hosts").splitlines()
+    names = [name for line in lines for name in line.partition("#")[0].split()[1:]]
+    return next((f"{stem}-0{name.removeprefix(hostname)}" for name in names if name.startswith(f"{hostname}.")), None)
 
 
-def _pod_info(path: Path) -> dict[str, str]:
-    """What the downward API wrote: a line for each, as key="value"."""
-    found = {}
-    for line in _text(path).splitlines():
+def _read_pod_info(path: Path) -> dict[str, str]:
+    """The labels or annotations that the downward API wrote, one key="value" a line."""
+    info = {}
+    for line in read_text(path).splitlines():
         key, _, quoted = line.partition("=")
         try:
             value = json.loads(quoted)
-        except ValueError:  # an annotation of somebody's with escapes that are Go's alone
+        except ValueError:  # another tool's annotation, with escapes that only Go knows
             continue
-        found[key] = str(value)
-    return found
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+        info[key] = str(value)
+    return info

@@ -1,9 +1,9 @@
-"""SageMaker's contract with a training container: one folder, /opt/ml, that holds all it says and collects.
+"""SageMaker's contract with a training container: one folder, /opt/ml, with all inputs and outputs.
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html and, for the
 folders, https://docs.aws.amazon.com/sagemaker/latest/dg/model-train-storage-env-var-summary.html. The SM_* variables
-are the toolkit's, which is not needed here. Nothing tells the job that its network is isolated, and nothing must: the
-channels, the checkpoints and the outputs are folders.
+come from SageMaker's toolkit, which is not needed here. The job does not know whether its network is isolated, and need
+not know: channels, checkpoints and outputs are all folders.
 """
 
 import json
@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from inat_job.errors import ConflictError, UsageError
-from inat_job.platforms.platform import Platform, run_id_of
+from inat_job.platforms.platform import Platform, run_id_from
 
 NAME = "SageMaker"
 
 GRACE_S = 120.0
-"""Seconds between SIGTERM and SIGKILL, on a stop and on a Spot interruption alike."""
+"""Seconds between SIGTERM and SIGKILL, both on a stop and on a Spot interruption."""
 
-_USUAL = "opt/ml"
-_TRAIN, _TESTS = "train", {"val", "test"}
-_WHOLE = {"data", "training"}
-"""What the one among several channels is called that holds the data set; `training` is the SDK's own name."""
+_BASE = "opt/ml"
+_TRAIN, _TEST_SPLITS = "train", {"val", "test"}
+_DATA_CHANNELS = {"data", "training"}
+"""Names for the channel with the data set, where there are several; `training` is the SDK's default."""
 
 
 def base_folder(environment: Mapping[str, str], root: Path = Path("/")) -> Path | None:
-    """SageMaker's folder, where this is SageMaker or somebody's test of it."""
-    named = environment.get("SAGEMAKER_BASE_DIR")
-    base = Path(named) if named else root / _USUAL
-    return base if named or (base / "input" / "config").is_dir() else None
+    """SageMaker's folder, None where this is neither SageMaker nor an emulation of it."""
+    given = environment.get("SAGEMAKER_BASE_DIR")
+    base = Path(given) if given else root / _BASE
+    return base if given or (base / "input" / "config").is_dir() else None
 
 
 def failure_file(base: Path) -> Path:
@@ -37,62 +37,63 @@ def failure_file(base: Path) -> Path:
     return base / "output" / "failure"
 
 
-def place(base: Path, environment: Mapping[str, str], root: Path = Path("/")) -> Platform:
-    """What SageMaker says in its folder `base`.
+def detect_sagemaker(base: Path, environment: Mapping[str, str], root: Path = Path("/")) -> Platform:
+    """The platform by the configuration files in SageMaker's folder `base`.
 
-    Run folders are kept in checkpoints/, which is synchronised with S3 both ways. Raises UsageError for a file of
-    settings that is damaged, ConflictError for hosts that contradict themselves.
+    Run folders are written to checkpoints/, which SageMaker synchronises with S3 in both directions. Raises UsageError
+    for a damaged configuration file, and ConflictError for hosts that contradict each other.
     """
     config = base / "input" / "config"
-    rank, world, master = _hosts(_read(config / "resourceconfig.json"))
-    data, unclear = data_among(_read(config / "inputdataconfig.json"), base / "input" / "data")
-    moved = base != root / _USUAL
+    node_rank, num_nodes, master_address = _hosts(_read_json(config / "resourceconfig.json"))
+    data, problem = find_data_set(_read_json(config / "inputdataconfig.json"), base / "input" / "data")
+    is_emulated = base != root / _BASE
     return Platform(
         name=NAME,
-        run_id=run_id_of(environment.get("TRAINING_JOB_NAME", "")),
-        rank=rank,
-        world=world,
-        master=master,
-        scratch=None if moved else root / "tmp" / "inat-job",  # the folder moves on machines that aren't SageMaker's
+        run_id=run_id_from(environment.get("TRAINING_JOB_NAME", "")),
+        node_rank=node_rank,
+        num_nodes=num_nodes,
+        master_address=master_address,
+        scratch=None if is_emulated else root / "tmp" / "inat-job",
         output=base / "checkpoints",
         grace_s=GRACE_S,
-        failure=failure_file(base),
+        failure_file=failure_file(base),
         data=data,
-        unclear=unclear,
-        model=base / "model",
-        results=base / "output" / "data",
-        asked=_ours(_read(config / "hyperparameters.json")),
+        data_problem=problem,
+        model_folder=base / "model",
+        results_folder=base / "output" / "data",
+        hyperparameters=_without_sagemakers(_read_json(config / "hyperparameters.json")),
     )
 
 
-def data_among(channels: Mapping[str, Any], folder: Path) -> tuple[Path | None, str]:
-    """The data set among the channels under `folder`, or None and, where there are channels, why it is none of them.
+def find_data_set(channels: Mapping[str, Any], folder: Path) -> tuple[Path | None, str]:
+    """The data set among the channels below `folder`; None with the reason if there are channels and none of them is.
 
-    It is the only channel, or that called data or training; or all of them where train and val (or test) are two.
+    The data set is the only channel, or the one called data or training, or `folder` itself where its splits are two
+    channels, train and val (or test).
     """
     names = set(channels)
     if not names:
         return None, ""
-    used, data = names & {_TRAIN, *_TESTS}, folder
+    used, data = names & {_TRAIN, *_TEST_SPLITS}, folder
     if _TRAIN not in used or len(used) == 1:
-        used = names if len(names) == 1 else names & _WHOLE
+        used = names if len(names) == 1 else names & _DATA_CHANNELS
         data = folder.joinpath(*used)
         if len(used) != 1:
             return None, (
-                f"The channels are {', '.join(sorted(names))}: call the one with the data set training, or two with "
-                "its splits train and val, or set --data."
+                f"The channels are {', '.join(sorted(names))}: name the one with the data set training, or name two "
+                "with its splits train and val, or set --data."
             )
-    if pipes := sorted(name for name in used if _mode(channels[name]) == "Pipe"):
-        return None, f"The channel {pipes[0]} comes in the input mode Pipe: choose File or FastFile, or set --data."
+    if pipes := sorted(name for name in used if _input_mode(channels[name]) == "Pipe"):
+        return None, f"The channel {pipes[0]} has the input mode Pipe: choose File or FastFile, or set --data."
     return data, ""
 
 
-def _mode(channel: Any) -> Any:
+def _input_mode(channel: Any) -> Any:
     return channel.get("TrainingInputMode") if isinstance(channel, Mapping) else None
 
 
 def _hosts(config: Mapping[str, Any]) -> tuple[int, int, str | None]:
-    """Rank, world and master, of which every host finds the same."""
+    """Node rank, number of nodes and master address: the same order of hosts on every host."""
     hosts, current = config.get("hosts", []), config.get("current_host")
     if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
         raise ConflictError(f"resourceconfig.json has hosts {hosts!r}: it must be a list of host names.")
@@ -106,8 +107,8 @@ def _hosts(config: Mapping[str, Any]) -> tuple[int, int, str | None]:
     return ordered.index(current), len(ordered), ordered[0] if len(ordered) > 1 else None
 
 
-def _ours(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that a person set, without what SageMaker's SDK and tuning jobs add."""
+def _without_sagemakers(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters without those that SageMaker's SDK and tuning jobs add."""
     return {
         name: value
         for name, value in hyperparameters.items()
@@ -115,14 +116,16 @@ def _ours(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    """The JSON object in a file, empty without one."""
+def _read_json(path: Path) -> Mapping[str, Any]:
+    """The JSON object in a file, empty if there is no such file."""
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON ({error}): write it as SageMaker does.") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds {type(found).__name__}, no JSON object: write it as SageMaker does.")
-    return found
+        raise UsageError(f"{path} is not readable as JSON ({error}): it must be as SageMaker writes it.") from None
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"{path} has a {type(content).__name__}, not a JSON object: it must be as SageMaker writes it."
+        )
+    return content

@@ -332,8 +332,8 @@ def test_kubernetes_fills_nothing_into_the_command(job: Callable[..., Ended]) ->
     ("options", "words", "code", "says"),
     [
         (["--nodes", "2"], ["test", "--checkpoint", "s3://b/r"], 2, "--nodes is 2, and a test uses one machine"),
-        (["--nodes", "2"], ["parta", "--batch-size", "33"], 78, "--batch-size is 33, for all of 2 devices"),
-        (["--gpus", "4"], ["parta", "--batch-size", "34"], 78, "--batch-size is 34, for all of 4 devices"),
+        (["--nodes", "2"], ["parta", "--batch-size", "33"], 78, "--batch-size is 33, which 2 devices cannot"),
+        (["--gpus", "4"], ["parta", "--batch-size", "34"], 78, "--batch-size is 34, which 4 devices cannot"),
         (["--gpus", "4"], ["parta", "--batch-size", "33", "--accelerator", "cpu"], 0, ""),
         (["--gpus", "0"], ["parta", "--batch-size", "33"], 0, ""),
     ],

@@ -85,7 +85,7 @@ def test_the_job_understands_what_the_command_meant(options: dict[str, str | Non
     words = [word for flag, value in options.items() for word in ([flag] if value is None else [flag, value])]
     said = built("parta", "--output", "s3://bucket/runs", *words, name="birds")["HyperParameters"]
     assert all(isinstance(value, str) for value in said.values())
-    place = Platform("SageMaker", asked=said)
+    place = Platform("SageMaker", hyperparameters=said)
     there = configured(place, part_of(place), {}, [], None).settings
     here = checked(("parta", "--output", "s3://bucket/runs", "--run-id", "birds", *words), _line).configuration
     assert there == here.settings
