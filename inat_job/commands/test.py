@@ -117,7 +117,7 @@ def _evaluate(
     architecture, classifier = context.network(work, pretrained=False)
     context.reside(work)
     checkpoints.discover()  # not before: a run that goes on takes new ones and lets go of old ones
-    manifest, path = checkpoints.best() if tested.step is None else checkpoints.at(tested.step)
+    manifest, path = checkpoints.best() if tested.step is None else checkpoints.at_step(tested.step)
     context.load_weights(classifier, path)
     folder.write_json(CONFIG, config_of(settings, execution.as_dict(), command="test", classes=classes))
     with context.tracked(settings, folder) as tracker:

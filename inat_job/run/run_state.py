@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from inat_job import events
-from inat_job.checkpoints.manifest import FOLDER, steps
+from inat_job.checkpoints.manifest import FOLDER, steps_in
 from inat_job.configuration import options_by_key
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted, UsageError
 from inat_job.host import process
@@ -83,7 +83,7 @@ def check_run(folder: RunFolder, settings: Settings) -> tuple[RunState, dict[str
     _check_same(stored, settings, folder)
     if _has_report(folder):
         return RunState.FINISHED, stored
-    if run.resume == "must" and not steps(_checkpoints(folder), "json"):
+    if run.resume == "must" and not steps_in(_checkpoints(folder), "json"):
         raise BadDataError(f"{folder.uri} holds no checkpoint and --resume is must: resume it with --resume auto.")
     return RunState.RESUME, stored
 

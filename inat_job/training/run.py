@@ -56,7 +56,7 @@ def _lead(work: RunContext, held: HeldRun, stored: dict[str, Any]) -> None:
     """Find out where the run stands, tell the other ranks, and do it with them."""
     settings, folder, group = work.settings, work.folder, work.group
     latest = work.checkpoints.discover(spooled=True).latest()
-    group.broadcast({"execution": work.execution.as_dict(), "resumed": manifest.text(latest[0]) if latest else None})
+    group.broadcast({"execution": work.execution.as_dict(), "resumed": manifest.to_json(latest[0]) if latest else None})
     connect(work)
     if latest:
         group.broadcast_file(latest[1])
@@ -195,7 +195,7 @@ def train(
     if not checkpoint_callback.ended:
         trainer = make_trainer(work.execution, settings.train, [log, checkpoint_callback], work.group)
         fit(trainer, classifier, work.images, path, work.group)
-    uploader.made()
+    uploader.wait_until_written()
     work.clock.first_step(log.first_step_at)
 
 
