@@ -14,7 +14,7 @@ from inat_job.checkpoints.uploader import Uploader, uploading
 from inat_job.command_options import BenchOptions
 from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.models.classifier import Classifier
-from inat_job.models.flops import count
+from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, trainable_stages
 from inat_job.run import folders
 from inat_job.run.prepare_images import prepare_images
@@ -105,7 +105,7 @@ class Ready:
         """Those of a image, where all of the network trains from its pixels."""
         whole = trainable_stages(self.architecture, 0, self.work.settings.train.epochs) == len(self.architecture.stages)
         size = self.work.settings.data.image_size
-        return count(self.architecture.network, size).macs if whole and self.plan is None else None
+        return network_size(self.architecture.network, size).macs if whole and self.plan is None else None
 
     def facts(self) -> dict[str, Any]:
         """What the figures are of."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from inat_job.data.module import ImageDataModule
-from inat_job.models.flops import MACS_PER_S, count
+from inat_job.models.flops import MACS_PER_S, network_size
 from inat_job.models.strategies import Architecture, trainable_stages
 from inat_job.settings import Settings
 
@@ -94,7 +94,7 @@ def measure(architecture: Architecture, settings: Settings, images: ImageDataMod
     train, network = settings.train, architecture.network
     epochs = range(min(reused, train.epochs), train.epochs)
     return Load(
-        macs=count(network, settings.data.image_size).macs,
+        macs=network_size(network, settings.data.image_size).macs,
         layers=sum(1 for module in network.modules() if not list(module.children())),
         batch_size=train.batch_size,
         accumulate=train.accumulate,

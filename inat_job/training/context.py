@@ -22,7 +22,7 @@ from inat_job.evaluation.predictions import EvaluationProgress, predict
 from inat_job.host import environment
 from inat_job.models.build import BuildInputs, build
 from inat_job.models.classifier import Classifier
-from inat_job.models.flops import count
+from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
 from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
@@ -186,7 +186,7 @@ def report_of(
         part=settings.part,
         run_id=work.folder.run_id,
         **measured,
-        model={"name": architecture.name, **count(architecture.network, settings.data.image_size).as_dict()},
+        model={"name": architecture.name, **network_size(architecture.network, settings.data.image_size).as_dict()},
         data=_data_section(work.images),
         settings=settings.as_dict(),
         timing=work.clock.timing(newest.train_s),

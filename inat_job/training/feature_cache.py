@@ -23,9 +23,9 @@ from inat_job.data.features import FeaturePart, Features, FeatureWriter
 from inat_job.data.module import ImageDataModule
 from inat_job.data.pixels import Batch
 from inat_job.models.classifier import Classifier
-from inat_job.models.flops import MACS_PER_S, count
-from inat_job.models.frozen_stem import Indivisible, digest
-from inat_job.models.strategies import Architecture, epochs_alike
+from inat_job.models.flops import MACS_PER_S, network_size
+from inat_job.models.frozen_stem import CannotCutError, stem_digest
+from inat_job.models.strategies import Architecture, epochs_with_initial_stages
 from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage.cache_locks import cache_errors, hold_folder, lock
@@ -64,31 +64,31 @@ def decide(
     images: ImageDataModule,
 ) -> FeaturePlan | None:
     """What a new run reuses; if nothing though its stem is frozen, the log says why."""
-    epochs = epochs_alike(architecture, settings.train.epochs)
+    epochs = epochs_with_initial_stages(architecture, settings.train.epochs)
     views = min(architecture.feature_views, 1) if not settings.train.augment else architecture.feature_views
     if architecture.strategy == "full" or views == 0:
         return None
     try:
         if epochs <= views:
-            raise Indivisible(f"only {epochs} epochs train the same stages, and there would be {views} views")
-        cut = classifier.split()
+            raise CannotCutError(f"only {epochs} epochs train the same stages, and there would be {views} views")
+        cut = classifier.stem_and_tail()
         _check_worth(cut.stem, settings, execution, views * len(images.train_rows) + len(images.val_rows))
-    except Indivisible as reason:
+    except CannotCutError as reason:
         events.emit("reuse", message=f"No features are reused: {reason}.")
         return None
-    return FeaturePlan(views, epochs, cut.at)
+    return FeaturePlan(views, epochs, cut.cut_at)
 
 
 def _check_worth(stem: torch.nn.Module, settings: Settings, execution: Execution, images: int) -> None:
-    """Raise Indivisible with the reason not to keep features of so many images."""
-    counts = count(stem, settings.data.image_size)
+    """Raise CannotCutError with the reason not to keep features of so many images."""
+    counts = network_size(stem, settings.data.image_size)
     # Not less than what the arithmetic gives: mixed precision ends in some layers in four bytes.
     per_image = 4 * counts.outputs
     if not pays(per_image, counts.macs, execution.accelerator):
-        raise Indivisible(f"to read {per_image:,} bytes a image takes longer than to compute them")
+        raise CannotCutError(f"to read {per_image:,} bytes a image takes longer than to compute them")
     free = shutil.disk_usage(_existing(Path(settings.data.cache_dir))).free
     if per_image * images > _DISK_SHARE * free:
-        raise Indivisible(
+        raise CannotCutError(
             f"they need {per_image * images / 1e6:,.0f} MB, and --cache-dir has {free / 1e6:,.0f} MB free"
         )
 
@@ -106,7 +106,7 @@ class Stem(LightningModule):
         self._writer = writer
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        self._writer.add(self.classifier.split().stem(self.classifier.view(batch)))
+        self._writer.add(self.classifier.stem_and_tail().stem(self.classifier.view(batch)))
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _key(needs: FeatureInputs) -> str:
         "pixels": index.pixels_sha256,
         "split": needs.images.split_digest,
         "view": [data.image_size, data.eval_crop, *augmentation],
-        "stem": digest(needs.classifier.split().stem),
+        "stem": stem_digest(needs.classifier.stem_and_tail().stem),
         "execution": needs.execution.as_dict(),
         "batch": train.batch_size,
     }

@@ -15,7 +15,7 @@ from inat_job.checkpoints.uploader import next_to_upload, superseded
 from inat_job.errors import ConflictError
 from inat_job.host import nvidia
 from inat_job.host.nvidia import Driver
-from inat_job.models.classifier import rate
+from inat_job.models.classifier import learning_rate_factor
 from inat_job.settings import TrainSettings
 from inat_job.training.execution import decide
 
@@ -117,7 +117,7 @@ def test_epochs_without_a_better_accuracy(accuracies: list[float], epochs: int) 
 @given(st.integers(1, 500), st.floats(0, 0.9))
 @example(2, 0.75)
 def test_the_rate_rises_to_one_and_falls_to_nothing(total: int, warmup: float) -> None:
-    rates = [rate(step, total, warmup) for step in range(total + 1)]
+    rates = [learning_rate_factor(step, total, warmup) for step in range(total + 1)]
     peak = rates.index(max(rates))
     assert max(rates) <= 1
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
