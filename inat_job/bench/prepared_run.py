@@ -16,9 +16,8 @@ from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.models.classifier import Classifier
 from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, trainable_stages
-from inat_job.run import folders
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.run_state import hold_run
+from inat_job.run.run_state import lease_run, open_run
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
@@ -126,9 +125,9 @@ class Ready:
 @contextmanager
 def ready(settings: Settings, request: BenchOptions, stop: StopFlag, started: float) -> Iterator[Ready]:
     """Prepare a run as the job does, in a folder of its own under --output, which is gone after the block."""
-    folder = folders.run_folder(settings, settings.run_id, stop)
+    folder = open_run(settings, settings.run_id, stop)
     try:
-        with hold_run(folder, settings.run.lease_seconds, stop) as held:
+        with lease_run(folder, settings.run.lease_seconds, stop) as held:
             clock = Clock(started)
             work = context.begin(settings, folder, prepare_images(settings, clock, stop), None, clock, stop)
             architecture, classifier = context.network(work, pretrained=True)

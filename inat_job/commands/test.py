@@ -16,9 +16,17 @@ from inat_job.job_status import STATUS
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.platforms.settings_layer import around
 from inat_job.reporting.publish import publish
-from inat_job.run import folders, outputs
+from inat_job.run import outputs
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.run_state import CONFIG, HeldRun, check_empty, config_of, hold_run, read_config
+from inat_job.run.run_state import (
+    CONFIG,
+    LeasedRun,
+    lease_run,
+    open_run,
+    read_config,
+    refuse_unowned_checkpoints,
+    run_config,
+)
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import Stop, StopFlag, never
@@ -69,7 +77,7 @@ def settings_of(
             raise UsageError(f"--set {key} does nothing here: the run that --checkpoint names fixes it.")
     said = around(place, "a", TEST_TAKES)
     given = configure("a", flags, sets, file, taken=TEST_TAKES, around=said)
-    stored = _config(folders.folder_of(given.settings, locate(checkpoint)[0], stop))
+    stored = _config(open_run(given.settings, locate(checkpoint)[0], stop))
     own = stored["settings"]
     if "train.batch_size" in given.given:  # which the run's slices need not divide
         own = {**own, "train": {**own.get("train", {}), "accumulate": 1}}
@@ -90,21 +98,21 @@ def run(
     """
     if place.world > 1:
         raise ConflictError(f"{place.name} gives this test {place.world} machines, and it can use one: submit it so.")
-    outputs.check(place)
+    outputs.check_folders(place)
     name, step = locate(checkpoint)
-    tested = folders.folder_of(settings, name, stop)
+    tested = open_run(settings, name, stop)
     stored = _config(tested)
-    folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
+    folder = open_run(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
     STATUS.run, STATUS.run_id = folder.uri, folder.run_id
     _claim(folder)
-    with heartbeat.beating(), hold_run(folder, settings.run.lease_seconds, stop) as held:
+    with heartbeat.beating(), lease_run(folder, settings.run.lease_seconds, stop) as held:
         _claim(folder)
         _evaluate(settings, held, Tested(tested, stored, step), stop, Clock(started), given)
-    outputs.collect(place, folder)
+    outputs.collect_results(place, folder)
 
 
 def _evaluate(
-    settings: Settings, held: HeldRun, tested: Tested, stop: StopFlag, clock: Clock, given: Collection[str]
+    settings: Settings, held: LeasedRun, tested: Tested, stop: StopFlag, clock: Clock, given: Collection[str]
 ) -> None:
     folder, checkpoints = held.folder, CheckpointIndex(tested.folder, stop)
     environment.settle_cublas()
@@ -119,9 +127,9 @@ def _evaluate(
     checkpoints.discover()  # not before: a run that goes on takes new ones and lets go of old ones
     manifest, path = checkpoints.best() if tested.step is None else checkpoints.at_step(tested.step)
     context.load_weights(classifier, path)
-    folder.write_json(CONFIG, config_of(settings, execution.as_dict(), command="test", classes=classes))
+    folder.write_json(CONFIG, run_config(settings, execution.as_dict(), command="test", classes=classes))
     with context.tracked(settings, folder) as tracker:
-        clock.first_step(None)
+        clock.mark_first_step(None)
         measured = _measure(work, classifier, manifest)
         history = attempts.history(tested.folder.store)
         done = context.report_of(work, architecture, manifest, tracker, measured, history)
@@ -132,7 +140,7 @@ def _claim(folder: RunFolder) -> None:
     """Raise ConflictError unless the folder is free, or an earlier test's."""
     earlier = read_config(folder)
     if earlier is None:
-        check_empty(folder)
+        refuse_unowned_checkpoints(folder)
     elif earlier.get("command") != "test":
         raise ConflictError(f"{folder.uri} is a training run: give the test another --run-id.")
 

@@ -9,10 +9,19 @@ from inat_job.distributed import launcher, ranks, world
 from inat_job.distributed.ranks import Rank
 from inat_job.job_status import STATUS
 from inat_job.platforms.platform import NO_PLATFORM, Platform
-from inat_job.run import folders, outputs, resources, run_state
+from inat_job.run import outputs, resources, run_state
 from inat_job.run.background_import import BackgroundImport
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.run_state import CONFIG, HeldRun, RunState, check_run, clear, config_of, hold_run
+from inat_job.run.run_state import (
+    CONFIG,
+    LeasedRun,
+    RunState,
+    decide_run_state,
+    delete_run,
+    lease_run,
+    open_run,
+    run_config,
+)
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
@@ -32,8 +41,8 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Platform = NO
         events.phase("preflight")
         preflight.run(settings, place, stop)
     if own is None or own.local == 0:
-        outputs.check(place)
-    folder = folders.run_folder(settings, settings.run_id, stop)
+        outputs.check_folders(place)
+    folder = open_run(settings, settings.run_id, stop)
     here = [own] if own else world.of(settings, place)
     STATUS.run, STATUS.rank = folder.uri, here[0].rank
     events.phase("start")
@@ -46,7 +55,7 @@ def run(settings: Settings, stop: StopFlag, started: float, place: Platform = NO
         with heartbeat.beating():
             _work(here[0], settings, folder, stop, started)
     if here[0].rank == 0:
-        outputs.collect(place, folder)
+        outputs.collect_results(place, folder)
 
 
 def _introduce(own: Rank | None) -> None:
@@ -69,7 +78,7 @@ def _work(rank: Rank, settings: Settings, folder: RunFolder, stop: StopFlag, sta
 def _lead(rank: Rank, settings: Settings, folder: RunFolder, stop: StopFlag, started: float) -> None:
     if _is_finished(folder, settings):  # or is refused, before another job of the run is waited for
         return
-    with hold_run(folder, settings.run.lease_seconds, stop) as held:
+    with lease_run(folder, settings.run.lease_seconds, stop) as held:
         if _is_finished(folder, settings):
             return
         stored = _take_up(held, settings)
@@ -103,23 +112,23 @@ def _is_over(rank: Rank, folder: RunFolder, settings: Settings) -> bool:
     """Whether the run is finished. Rank 0, which begins runs, refuses what it may not go on with."""
     if rank.rank == 0:
         return _is_finished(folder, settings)
-    return not settings.run.force and run_state.is_done(folder, settings)
+    return not settings.run.force and run_state.is_finished(folder, settings)
 
 
 def _is_finished(folder: RunFolder, settings: Settings) -> bool:
-    finished = check_run(folder, settings)[0] is RunState.FINISHED
+    finished = decide_run_state(folder, settings)[0] is RunState.FINISHED
     if finished:
         events.emit("done", message="Already finished; there is nothing to do.", report=f"{folder.uri}/report.json")
     return finished
 
 
-def _take_up(held: HeldRun, settings: Settings) -> dict[str, Any]:
+def _take_up(held: LeasedRun, settings: Settings) -> dict[str, Any]:
     """The config.json of the run, which is begun if there is none."""
     folder = held.folder
     if settings.run.force:
-        clear(folder, keep=held.lease.key)
+        delete_run(folder, keep=held.lease.key)
         held.lease.begins_anew()
-    standing, stored = check_run(folder, settings)
+    standing, stored = decide_run_state(folder, settings)
     if stored is None:
         stored = _begin(folder, settings)
     elif not folder.has_local(CONFIG, stored, "id"):
@@ -132,7 +141,7 @@ def _take_up(held: HeldRun, settings: Settings) -> dict[str, Any]:
 def _begin(folder: RunFolder, settings: Settings) -> dict[str, Any]:
     """Begin a run, which also shows whether its folder can be written to, before hours are spent on it."""
     folder.forget()
-    config = config_of(settings, {}, command="train") | {"id": secrets.token_hex(8)}
+    config = run_config(settings, {}, command="train") | {"id": secrets.token_hex(8)}
     folder.write_json(CONFIG, config)
     folder.publish(CONFIG)
     return config

@@ -26,7 +26,7 @@ from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
 from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
-from inat_job.run.folders import storage_options
+from inat_job.run.run_state import storage_options
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag

@@ -20,8 +20,8 @@ from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
 from inat_job.models.strategies import Architecture
 from inat_job.reporting.publish import publish, store_checkpoints
-from inat_job.run import folders, resources
-from inat_job.run.run_state import CONFIG, HeldRun, read_config
+from inat_job.run import resources
+from inat_job.run.run_state import CONFIG, LeasedRun, open_run, read_config
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
@@ -36,7 +36,7 @@ from inat_job.training.trainer import fit, make_trainer, memory_errors
 
 def run(
     settings: Settings,
-    held: HeldRun,
+    held: LeasedRun,
     stored: dict[str, Any],
     cache: Cache,
     clock: Clock,
@@ -52,7 +52,7 @@ def run(
         group.finish()
 
 
-def _lead(work: RunContext, held: HeldRun, stored: dict[str, Any]) -> None:
+def _lead(work: RunContext, held: LeasedRun, stored: dict[str, Any]) -> None:
     """Find out where the run stands, tell the other ranks, and do it with them."""
     settings, folder, group = work.settings, work.folder, work.group
     latest = work.checkpoints.discover(spooled=True).latest()
@@ -75,7 +75,7 @@ def _lead(work: RunContext, held: HeldRun, stored: dict[str, Any]) -> None:
 
 def _finish(
     work: RunContext,
-    held: HeldRun,
+    held: LeasedRun,
     stored: dict[str, Any],
     latest: tuple[Manifest, Path] | None,
     architecture: Architecture,
@@ -84,7 +84,7 @@ def _finish(
     """Train from `latest` on, test and report: the run is decided on, and all ranks know."""
     settings, folder = work.settings, held.folder
     resumed = latest[0] if latest else None
-    work.clock.earlier(resumed.train_s if resumed else 0.0)
+    work.clock.add_earlier(resumed.train_s if resumed else 0.0)
     held.lease.started(resumed.step if resumed else 0)
     journal = MetricsFile(folder, resumed)
     with (
@@ -155,7 +155,7 @@ def features(
 
 def _init_from(work: RunContext, name: str, classifier: Classifier) -> None:
     """Start from the best weights of another run, a run id under `--output` or a URI."""
-    folder = folders.folder_of(work.settings, name, work.stop)
+    folder = open_run(work.settings, name, work.stop)
     context.check_classes(folder, read_config(folder) or {}, work.images.cache.index.classes)
     best, path = CheckpointIndex(folder, work.stop).discover().best()
     same_data = best.data_digest == work.images.cache.index.digest
@@ -196,7 +196,7 @@ def train(
         trainer = make_trainer(work.execution, settings.train, [log, checkpoint_callback], work.group)
         fit(trainer, classifier, work.images, path, work.group)
     uploader.wait_until_written()
-    work.clock.first_step(log.first_step_at)
+    work.clock.mark_first_step(log.first_step_at)
 
 
 def _validate(work: RunContext, classifier: Classifier, resumed: Manifest, path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_finished_run_is_left_alone(settings: Make, capsys: pytest.CaptureFixt
 
 def test_other_settings_under_the_same_id_are_refused(settings: Make) -> None:
     run(settings())
-    with pytest.raises(ConflictError, match=r"train.epochs 2 there, 3 here.*change --run-id"):
+    with pytest.raises(ConflictError, match=r"train.epochs is 2 in the run, 3 here.*change --run-id"):
         run(settings(train__epochs="3"))
     with pytest.raises(ConflictError, match="other settings"):
         run(settings("b"))
