@@ -312,7 +312,7 @@ def test_a_damaged_checkpoint_is_passed_over(settings: Make, tmp_path: Path) -> 
 def test_resume_never_and_must(settings: Make) -> None:
     with pytest.raises(BadDataError, match="--resume is must"):
         run(settings(run__resume="must"))
-    with pytest.raises(UsageError, match="--force goes with"):
+    with pytest.raises(UsageError, match="--force needs"):
         run(settings(run__force="true"))
     run(settings())
     with pytest.raises(ConflictError, match="add --force"):
