@@ -229,7 +229,7 @@ def test_75_an_unreachable_store(job: Callable[..., Ended], archive: str, monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    monkeypatch.setattr("inat_job.run.folders.StorageOptions", _impatient)
+    monkeypatch.setattr("inat_job.run.run_state.StorageOptions", _impatient)
     ended = job("parta", "--data", archive, "--output", "s3://bucket/out")
     assert (ended.code, "127.0.0.1:9" in ended.last) == (75, True)
 
@@ -266,7 +266,7 @@ def test_78_a_missing_output_bucket(job: Callable[..., Ended], archive: str, s3_
 def test_78_a_foreign_run(job: Callable[..., Ended], archive: str) -> None:
     assert job("parta", "--data", archive, *SMALL).code == 0
     ended = job("parta", "--data", archive, *SMALL, "--seed", "1")
-    assert (ended.code, "train.seed 0 there, 1 here" in ended.last) == (78, True)
+    assert (ended.code, "train.seed is 0 in the run, 1 here" in ended.last) == (78, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -170,12 +170,12 @@ class Checkpoint:
         self._manifest = manifest.Manifest(
             6, 1, 0.5, 1.0, [0.5], False, "", "d", "s", 1.0, None, self._sha256, self._size
         )
-        return self._state if self.suffix == "ckpt" else manifest.text(self._manifest).encode()
+        return self._state if self.suffix == "ckpt" else manifest.to_json(self._manifest).encode()
 
     def attempt(self, folder: Path, data: bytes) -> None:
         made = open_run_folder(str(folder / "runs"), "r", StorageOptions(), folder / "spool")
         made.write("checkpoints/6.ckpt", data if self.suffix == "ckpt" else self._state)
-        made.write("checkpoints/6.json", data if self.suffix == "json" else manifest.text(self._manifest))
+        made.write("checkpoints/6.json", data if self.suffix == "json" else manifest.to_json(self._manifest))
         if self.suffix == "ckpt":
             context.load_weights(self._classifier, made.path("checkpoints/6.ckpt"))
             assert all(torch.is_tensor(each) for each in self._classifier.state_dict().values())

@@ -15,12 +15,11 @@ from inat_job.command_options import BenchOptions
 from inat_job.distributed.ranks import SINGLE_RANK
 from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.models.classifier import Classifier
-from inat_job.models.flops import count
+from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, trainable_stages
-from inat_job.run import folders
 from inat_job.run.job import Job
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.run_state import hold_run
+from inat_job.run.run_state import lease_run, open_run
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
@@ -105,7 +104,7 @@ class Ready:
         """Those of a image, where all of the network trains from its pixels."""
         whole = trainable_stages(self.architecture, 0, self.work.settings.train.epochs) == len(self.architecture.stages)
         size = self.work.settings.data.image_size
-        return count(self.architecture.network, size).macs if whole and self.plan is None else None
+        return network_size(self.architecture.network, size).macs if whole and self.plan is None else None
 
     def facts(self) -> dict[str, Any]:
         """What the figures are of."""
@@ -126,15 +125,15 @@ class Ready:
 @contextmanager
 def ready(settings: Settings, request: BenchOptions, stop: StopFlag, started: float) -> Iterator[Ready]:
     """Prepare a run as the job does, in a folder of its own under --output, which is gone after the block."""
-    folder = folders.run_folder(settings, settings.run_id, stop)
+    folder = open_run(settings, settings.run_id, stop)
     try:
-        with hold_run(folder, settings.run.lease_seconds, stop) as held:
+        with lease_run(folder, settings.run.lease_seconds, stop) as leased:
             job = Job(settings, folder, SINGLE_RANK, Clock(started), stop)
             work = RunContext.create(job, prepare_images(settings, job.clock, stop))
             architecture, classifier = work.build_network(pretrained=True)
             work.move_images_to_gpu()
             grace = settings.run.grace_seconds
-            with uploading(work.checkpoints, held.lease, [METRICS], stop, grace, None) as uploader:
+            with uploading(work.checkpoints, leased.lease, [METRICS], stop, grace, None) as uploader:
                 plan = feature_cache.decide(work, architecture, classifier)
                 if plan:
                     feature_cache.prepare(work, classifier, plan)

@@ -21,14 +21,14 @@ _FETCHES = 3
 class CheckpointIndex:
     """What is known of a run's checkpoints: `stored` are in the store, `waiting` so far on this machine alone.
 
-    `useless` are the steps of files that a killed attempt left without a manifest. May be used by several threads.
+    `orphans` are the steps of files that a killed attempt left without a manifest. May be used by several threads.
     """
 
     def __init__(self, folder: RunFolder, stop: Stop = never) -> None:
         self.folder = folder
         self.uri = f"{folder.uri}/{FOLDER}"
         self.pointer: Entry | None = None
-        self.useless: set[int] = set()
+        self.orphans: set[int] = set()
         self._stop = stop
         self._lock = threading.RLock()
         self._stored: dict[int, Manifest] = {}
@@ -43,7 +43,7 @@ class CheckpointIndex:
         self._stored = {each.step: each for each in self._read_stored()}
         if spooled and self.folder.remote:
             self._waiting = {each.step: each for each in self._read_spooled() if self._stored.get(each.step) != each}
-            self.useless -= self._waiting.keys()
+            self.orphans -= self._waiting.keys()
         return self
 
     @property
@@ -69,24 +69,24 @@ class CheckpointIndex:
         """The last checkpoint taken."""
         return self.known[-1]
 
-    def wait(self, manifest: Manifest) -> None:
+    def mark_waiting(self, manifest: Manifest) -> None:
         """Note that a checkpoint, or a new manifest of one, is here and not in the store."""
         with self._lock:
             self._waiting[manifest.step] = manifest
 
-    def arrived(self, manifest: Manifest) -> None:
+    def mark_stored(self, manifest: Manifest) -> None:
         """Note that the store holds a checkpoint with this manifest."""
         with self._lock:
             self._stored[manifest.step] = manifest
             if self._waiting.get(manifest.step) == manifest:
                 del self._waiting[manifest.step]
 
-    def drop(self, step: int) -> None:
+    def discard_waiting(self, step: int) -> None:
         """No longer know what waits of a checkpoint."""
         with self._lock:
             self._waiting.pop(step, None)
 
-    def forget(self, step: int) -> None:
+    def remove(self, step: int) -> None:
         """No longer know a checkpoint."""
         with self._lock:
             self._stored.pop(step, None)
@@ -114,7 +114,7 @@ class CheckpointIndex:
             raise BadDataError(f"{self.folder.uri} holds no intact checkpoint: train it first.")
         return found
 
-    def at(self, step: int) -> tuple[Manifest, Path]:
+    def at_step(self, step: int) -> tuple[Manifest, Path]:
         """The checkpoint of a step. Raises BadDataError where there is none, or it is damaged."""
         found = self._first_intact([each for each in self.stored if each.step == step])
         if found is None:
@@ -130,7 +130,7 @@ class CheckpointIndex:
             events.warn(f"{self.folder.uri}/{manifest.name} is missing or damaged and is passed over")
             # No longer counted among those that retention keeps, or it would let go of intact ones instead. But not
             # deleted either: it may be this machine that cannot read it.
-            self.forget(manifest.step)
+            self.remove(manifest.step)
         return None
 
     def _intact(self, manifest: Manifest) -> Path | None:
@@ -151,8 +151,8 @@ class CheckpointIndex:
 
     def _read_stored(self) -> Iterator[Manifest]:
         keys = [entry.key for entry in self.folder.store.list(f"{FOLDER}/")]
-        described = manifests.steps(keys, "json")
-        self.useless = manifests.steps(keys, "ckpt") - described
+        described = manifests.steps_in(keys, "json")
+        self.orphans = manifests.steps_in(keys, "ckpt") - described
         for step in sorted(described):
             try:
                 data = self.folder.store.read(f"{FOLDER}/{step}.json")
@@ -162,7 +162,7 @@ class CheckpointIndex:
 
     def _read_spooled(self) -> Iterator[Manifest]:
         keys = [f"{FOLDER}/{path.name}" for path in (self.folder.local / FOLDER).glob("*")]
-        for step in sorted(manifests.steps(keys, "json") & manifests.steps(keys, "ckpt")):
+        for step in sorted(manifests.steps_in(keys, "json") & manifests.steps_in(keys, "ckpt")):
             yield from self._parsed(step, (self.folder.local / f"{FOLDER}/{step}.json").read_bytes())
 
     def _parsed(self, step: int, data: bytes) -> list[Manifest]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from inat_job import events
 from inat_job.checkpoints import manifest as manifests
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.checkpoints.manifest import FOLDER, POINTER, Manifest, to_keep
+from inat_job.checkpoints.manifest import FOLDER, POINTER, Manifest, steps_to_keep
 from inat_job.errors import JobError, PreconditionFailed
 from inat_job.events import Progress
 from inat_job.storage.disk import disk_errors, sha256_of
@@ -42,48 +42,48 @@ class CheckpointStore:
         if self._folder.remote:
             self._put_new(manifest.name, path, progress)
 
-    def describe_here(self, manifest: Manifest) -> None:
+    def write_local_manifest(self, manifest: Manifest) -> None:
         """Keep the manifest beside its file: where the store stays away, the next attempt on this machine finds both.
 
         Where this machine is the store, the manifest comes last, when the file is durable.
         """
         if self._folder.remote and manifest.sha256:
-            self._folder.write(manifest.manifest_name, manifests.text(manifest))
+            self._folder.write(manifest.manifest_name, manifests.to_json(manifest))
 
     def put_manifest(self, manifest: Manifest) -> None:
         """Store the manifest of a file that is stored: from now on the checkpoint exists. Then move the pointer."""
         self._lease.check()
         if not self._folder.remote:
-            self._folder.write(manifest.manifest_name, manifests.text(manifest))
+            self._folder.write(manifest.manifest_name, manifests.to_json(manifest))
         else:
             for path in filter(Path.exists, map(self._folder.path, self._companions)):
                 self._store.put(path.name, path.read_bytes())  # it may grow meanwhile
-            self._store.put(manifest.manifest_name, manifests.text(manifest).encode())
+            self._store.put(manifest.manifest_name, manifests.to_json(manifest).encode())
         newest = max([manifest, *self._checkpoints.stored], key=lambda each: each.step)
         if newest.step != self._pointed:  # an older one may arrive later, from an attempt that could not store it
             self._move_pointer(newest)
             self._pointed = newest.step
 
-    def retire(self) -> None:
+    def apply_retention(self) -> None:
         """Delete what retention lets go of."""
         stored = self._checkpoints.stored
-        keep = {*to_keep(stored), self._protected}
+        keep = {*steps_to_keep(stored), self._protected}
         for manifest in [each for each in stored if each.step not in keep]:
             self._delete(manifest.step)
-            self._checkpoints.forget(manifest.step)
+            self._checkpoints.remove(manifest.step)
 
-    def sweep(self) -> None:
+    def delete_orphans(self) -> None:
         """Delete what killed attempts left half done, before anything is written that may have its names."""
         for draft in (self._folder.local / FOLDER).glob("*.tmp"):
             draft.unlink(missing_ok=True)
         try:
-            for step in self._checkpoints.useless:
+            for step in self._checkpoints.orphans:
                 self._delete(step)
         except JobError as error:  # it would be overwritten anyway
             events.warn(f"What a killed attempt left could not be deleted: {error}")
-        self._checkpoints.useless.clear()
+        self._checkpoints.orphans.clear()
 
-    def delete_here(self, step: int) -> None:
+    def delete_local(self, step: int) -> None:
         """Delete this machine's copy; the manifest goes first, so that none dangles."""
         for suffix in ("json", "ckpt"):
             (self._folder.local / f"{FOLDER}/{step}.{suffix}").unlink(missing_ok=True)
@@ -91,7 +91,7 @@ class CheckpointStore:
     def _delete(self, step: int) -> None:
         for suffix in ("json", "ckpt"):
             self._store.delete(f"{FOLDER}/{step}.{suffix}")
-        self.delete_here(step)
+        self.delete_local(step)
 
     def _put_new(self, name: str, path: Path, progress: Progress) -> None:
         """Store a file that nobody else may be storing. An attempt that was killed may have left one of this step."""

@@ -49,7 +49,7 @@ class Manifest:
         return f"{FOLDER}/{self.step}.json"
 
 
-def steps(keys: Iterable[str], suffix: Literal["ckpt", "json"]) -> set[int]:
+def steps_in(keys: Iterable[str], suffix: Literal["ckpt", "json"]) -> set[int]:
     """The steps whose checkpoints, or manifests, are among the keys of a run folder; others' files are not."""
     names = (re.fullmatch(rf"{FOLDER}/(0|[1-9][0-9]*)\.{suffix}", key) for key in keys)
     return {int(name[1]) for name in names if name}
@@ -67,12 +67,12 @@ def parse(data: bytes | str) -> Manifest:
     return manifest
 
 
-def text(manifest: Manifest) -> str:
+def to_json(manifest: Manifest) -> str:
     """What its object holds."""
     return json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
 
 
-def to_keep(manifests: Sequence[Manifest]) -> set[int]:
+def steps_to_keep(manifests: Sequence[Manifest]) -> set[int]:
     """Steps of the checkpoints that stay: the best by validation accuracy and the last two."""
     newest = sorted(manifest.step for manifest in manifests)[-KEPT:]
     top = best_of(manifests)
@@ -85,7 +85,7 @@ def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
     return min(scored, key=lambda each: (-(each.val_accuracy or 0.0), each.val_loss, each.step), default=None)
 
 
-def stale(accuracies: Sequence[float]) -> int:
+def epochs_since_best(accuracies: Sequence[float]) -> int:
     """Epochs since the best validation accuracy was first reached."""
     return len(accuracies) - 1 - list(accuracies).index(max(accuracies)) if accuracies else 0
 

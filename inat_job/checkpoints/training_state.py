@@ -38,7 +38,7 @@ class InMemoryCheckpointIO(TorchCheckpointIO):
         return state
 
 
-def gather(trainer: Trainer) -> State:
+def collect(trainer: Trainer) -> State:
     """Everything that decides the rest of the run; on a GPU copied there, since training goes on while it is written.
 
     On a CPU the tensors are the living ones: write them before the next step.
@@ -47,10 +47,10 @@ def gather(trainer: Trainer) -> State:
     assert isinstance(io, InMemoryCheckpointIO)
     trainer.save_checkpoint("unused")
     state, io.state = io.state, {}
-    return tree_map(_copied, state) if is_deferred(trainer) else state
+    return tree_map(_copied, state) if can_write_later(trainer) else state
 
 
-def is_deferred(trainer: Trainer) -> bool:
+def can_write_later(trainer: Trainer) -> bool:
     """Whether a gathered state may be written later, by another thread."""
     return trainer.strategy.root_device.type == "cuda"
 

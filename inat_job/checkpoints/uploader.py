@@ -1,7 +1,7 @@
 """Uploads checkpoints in the background: one thread that retries for as long as it takes and never ends training.
 
 The best checkpoint goes first, since a resume from a newer one still needs it; then the newest. The queue is bounded by
-retention: a checkpoint that newer ones make superfluous is dropped before it is sent.
+retention: a checkpoint that newer ones make superseded is dropped before it is sent.
 """
 
 import threading
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from inat_job import events, signals, watchdog
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.checkpoint_store import CheckpointStore, DamagedError
-from inat_job.checkpoints.manifest import Manifest, best_of, to_keep
+from inat_job.checkpoints.manifest import Manifest, best_of, steps_to_keep
 from inat_job.checkpoints.training_state import Write
 from inat_job.errors import JobError
 from inat_job.events import Progress
@@ -33,7 +33,7 @@ class PendingCheckpoint:
     sent: bool = False
 
 
-def next_step(waiting: Collection[int], known: Sequence[Manifest]) -> int:
+def next_to_upload(waiting: Collection[int], known: Sequence[Manifest]) -> int:
     """The step that is stored first of those that wait: the best one's, and else the newest.
 
     Were a newer one stored before the best and the machine lost in between, the run would end with another best.
@@ -42,9 +42,9 @@ def next_step(waiting: Collection[int], known: Sequence[Manifest]) -> int:
     return best.step if best and best.step in waiting else max(waiting)
 
 
-def superfluous(waiting: Collection[int], known: Sequence[Manifest]) -> set[int]:
+def superseded(waiting: Collection[int], known: Sequence[Manifest]) -> set[int]:
     """The steps that retention would not keep, once they were stored."""
-    return set(waiting) - to_keep(known)
+    return set(waiting) - steps_to_keep(known)
 
 
 _GRACE_SHARE = 0.7
@@ -72,7 +72,7 @@ def uploading(
         yield uploader
     except BaseException:
         if not uploader.failed:
-            uploader.hurry(stop.seconds_to_store(grace_s))
+            uploader.flush(stop.seconds_to_store(grace_s))
         raise
 
 
@@ -95,21 +95,21 @@ class Uploader:
         self._fatal: BaseException | None = None
         self._trouble: JobError | None = None
         self._hurried = self._closing = False
-        self._store.sweep()
+        self._store.delete_orphans()
         threading.Thread(target=self._work, name="uploader", daemon=True).start()
 
     def save(self, manifest: Manifest, write: Write, deferred: bool) -> Manifest:
         """Take a checkpoint whose file `write` makes: now, or `deferred` by the thread. Raises ConflictError."""
-        self.guard()
+        self.raise_if_failed()
         job = PendingCheckpoint(manifest, time.monotonic(), write)
         if not deferred or self._active is not None:  # a thread that is busy would let it wait in memory
             self._make_file(job)
         self._take(job)
         return job.manifest
 
-    def amend(self, manifest: Manifest) -> None:
+    def update_manifest(self, manifest: Manifest) -> None:
         """Take a new manifest of a checkpoint that was taken before."""
-        self.guard()
+        self.raise_if_failed()
         with self._changed:
             known = {each.step: each for each in self._checkpoints.known}.get(manifest.step)
             if known is None:
@@ -118,7 +118,7 @@ class Uploader:
             job.manifest = replace(manifest, sha256=known.sha256, size=known.size)
         self._take(job)
 
-    def guard(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raise what ended the thread, if anything did: a lost lease, a full disk, or a bug."""
         if self._fatal is not None:
             raise self._fatal
@@ -129,13 +129,13 @@ class Uploader:
         """Whether there is no use in waiting: the end was tried, or the thread is gone."""
         return self._fatal is not None or (self._closing and self._trouble is not None)
 
-    def made(self) -> None:
+    def wait_until_written(self) -> None:
         """Wait until every checkpoint has its file on this machine."""
         with self._changed:
             self._changed.wait_for(lambda: self._fatal is not None or not any(job.write for job in self._jobs.values()))
-        self.guard()
+        self.raise_if_failed()
 
-    def hurry(self, seconds: float) -> bool:
+    def flush(self, seconds: float) -> bool:
         """Store what there is within `seconds`; whether all of it is stored."""
         with self._changed:
             self._hurried = True
@@ -151,27 +151,27 @@ class Uploader:
             while (self._jobs or self._active) and not self.failed and not stop():
                 watchdog.beat()  # as each request has a time-out
                 self._changed.wait(_TICK_S)
-        self.guard()
+        self.raise_if_failed()
         if self._trouble is not None:
             raise self._trouble
-        if self._jobs and not self.hurry(stop.seconds_to_store(self._grace_s)):
+        if self._jobs and not self.flush(stop.seconds_to_store(self._grace_s)):
             signals.check(stop, "the last checkpoint was being stored")
 
     def _take(self, job: PendingCheckpoint) -> None:
         with self._changed:
-            self._store.describe_here(job.manifest)
+            self._store.write_local_manifest(job.manifest)
             self._jobs[job.manifest.step] = job
-            self._checkpoints.wait(job.manifest)
+            self._checkpoints.mark_waiting(job.manifest)
             self._drop_superfluous()
             self._changed.notify_all()
 
     def _drop_superfluous(self) -> None:
-        for step in superfluous(self._jobs, self._checkpoints.known):
+        for step in superseded(self._jobs, self._checkpoints.known):
             if self._jobs[step] is not self._active:
                 job = self._jobs.pop(step)
-                self._checkpoints.drop(step)
+                self._checkpoints.discard_waiting(step)
                 if not job.sent:
-                    self._store.delete_here(step)
+                    self._store.delete_local(step)
 
     def _work(self) -> None:
         failures = 0
@@ -205,7 +205,7 @@ class Uploader:
             return self._active
 
     def _next_job(self) -> PendingCheckpoint:
-        return self._jobs[next_step(self._jobs, self._checkpoints.known)]
+        return self._jobs[next_to_upload(self._jobs, self._checkpoints.known)]
 
     def _pause(self, wanted_s: float) -> float:
         return min(wanted_s, _TICK_S) if self._hurried or self._closing else wanted_s
@@ -220,7 +220,7 @@ class Uploader:
         self._store.put_manifest(manifest)
         self._arrived(job, manifest)
         try:
-            self._store.retire()
+            self._store.apply_retention()
         except LeaseError:
             raise
         except JobError as error:
@@ -228,7 +228,7 @@ class Uploader:
 
     def _arrived(self, job: PendingCheckpoint, manifest: Manifest) -> None:
         took = time.monotonic() - job.taken_at
-        self._checkpoints.arrived(manifest)
+        self._checkpoints.mark_stored(manifest)
         self._lease.reached(manifest.step)
         STATUS.stored_step, STATUS.checkpoint = manifest.step, f"{self._checkpoints.folder.uri}/{manifest.name}"
         events.emit("checkpoint", step=manifest.step, seconds=round(took, 3), bytes=manifest.size)
@@ -248,8 +248,8 @@ class Uploader:
         with self._changed:
             job.manifest, job.write = replace(job.manifest, sha256=sha256, size=size), None
             if self._jobs.get(job.manifest.step) is job:  # it was put off
-                self._checkpoints.wait(job.manifest)
-                self._store.describe_here(job.manifest)
+                self._checkpoints.mark_waiting(job.manifest)
+                self._store.write_local_manifest(job.manifest)
             self._changed.notify_all()
 
     def _give_way(self, job: PendingCheckpoint) -> Progress:
@@ -271,7 +271,7 @@ class Uploader:
         events.warn(f"Checkpoint {job.manifest.step} is given up: {error}")
         with self._changed:
             self._jobs.pop(job.manifest.step, None)
-            self._checkpoints.drop(job.manifest.step)
+            self._checkpoints.discard_waiting(job.manifest.step)
             self._changed.notify_all()
 
     def _end(self, error: BaseException) -> None:
@@ -286,16 +286,16 @@ class NullUploader:
     def save(self, manifest: Manifest, write: Write, deferred: bool) -> Manifest:
         return manifest
 
-    def amend(self, manifest: Manifest) -> None:
+    def update_manifest(self, manifest: Manifest) -> None:
         pass
 
-    def guard(self) -> None:
+    def raise_if_failed(self) -> None:
         pass
 
-    def made(self) -> None:
+    def wait_until_written(self) -> None:
         pass
 
-    def hurry(self, seconds: float) -> bool:
+    def flush(self, seconds: float) -> bool:
         return True
 
     def finish(self, stop: StopFlag) -> None:

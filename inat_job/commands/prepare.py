@@ -10,7 +10,7 @@ from inat_job.command_options import PrepareOptions
 from inat_job.ingest import cache
 from inat_job.ingest.cache import Cached, age_s
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.progress import duration
+from inat_job.run.progress import format_duration
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import Stop, StopFlag
@@ -72,7 +72,7 @@ def _tell(told: Sequence[tuple[Cached, str]]) -> None:
         said = _said(each, became)
         if sys.stdout.isatty():
             what = ", ".join(f"{name} {value}" for name, value in each.said.items())
-            ages = f"unused {duration(said['unused_s']):>7}  made {duration(said['age_s']):>7} ago"
+            ages = f"unused {format_duration(said['unused_s']):>7}  made {format_duration(said['age_s']):>7} ago"
             print(f"{each.kind:<9} {_size(each.bytes):>9}  {ages}  {became:<8} {what}  {each.folder}")
         else:
             events.emit("cache", **said)

@@ -17,9 +17,17 @@ from inat_job.models.classifier import Classifier
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.platforms.settings_layer import around
 from inat_job.reporting.publish import publish
-from inat_job.run import folders, outputs
+from inat_job.run import outputs
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.run_state import CONFIG, HeldRun, check_empty, config_of, hold_run, read_config
+from inat_job.run.run_state import (
+    CONFIG,
+    LeasedRun,
+    lease_run,
+    open_run,
+    read_config,
+    refuse_unowned_checkpoints,
+    run_config,
+)
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import Stop, StopFlag, never
@@ -70,7 +78,7 @@ def settings_of(
             raise UsageError(f"--set {key} does nothing here: the run that --checkpoint names fixes it.")
     said = around(platform, "a", TEST_TAKES)
     given = configure("a", flags, sets, file, taken=TEST_TAKES, around=said)
-    stored = _config(folders.folder_of(given.settings, locate(checkpoint)[0], stop))
+    stored = _config(open_run(given.settings, locate(checkpoint)[0], stop))
     own = stored["settings"]
     if "train.batch_size" in given.given:  # which the run's slices need not divide
         own = {**own, "train": {**own.get("train", {}), "accumulate": 1}}
@@ -93,23 +101,23 @@ def run(
         raise ConflictError(
             f"{platform.name} gives this test {platform.num_nodes} machines, and it uses one: submit one."
         )
-    outputs.check(platform)
+    outputs.check_folders(platform)
     name, step = locate(checkpoint)
-    tested = folders.folder_of(settings, name, stop)
+    tested = open_run(settings, name, stop)
     config = _config(tested)
-    folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
+    folder = open_run(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
     STATUS.run, STATUS.run_id = folder.uri, folder.run_id
     _claim(folder)
-    with heartbeat.emit_heartbeats(), hold_run(folder, settings.run.lease_seconds, stop) as held:
+    with heartbeat.emit_heartbeats(), lease_run(folder, settings.run.lease_seconds, stop) as leased:
         _claim(folder)
-        _test(settings, held, TestedRun(tested, config, step), stop, Clock(started), given)
-    outputs.collect(platform, folder)
+        _test(settings, leased, TestedRun(tested, config, step), stop, Clock(started), given)
+    outputs.collect_results(platform, folder)
 
 
 def _test(
-    settings: Settings, held: HeldRun, tested: TestedRun, stop: StopFlag, clock: Clock, given: Collection[str]
+    settings: Settings, leased: LeasedRun, tested: TestedRun, stop: StopFlag, clock: Clock, given: Collection[str]
 ) -> None:
-    folder, checkpoints = held.folder, CheckpointIndex(tested.folder, stop)
+    folder, checkpoints = leased.folder, CheckpointIndex(tested.folder, stop)
     environment.set_cublas_workspace()
     execution = _execution(settings, tested.config["execution"], given)
     execution.apply()
@@ -120,22 +128,22 @@ def _test(
     architecture, classifier = context.build_network(pretrained=False)
     context.move_images_to_gpu()
     checkpoints.discover()  # as late as this, since a run that is still training takes new ones and deletes old ones
-    manifest, path = checkpoints.best() if tested.step is None else checkpoints.at(tested.step)
+    manifest, path = checkpoints.best() if tested.step is None else checkpoints.at_step(tested.step)
     load_weights(classifier, path)
-    folder.write_json(CONFIG, config_of(settings, execution.as_dict(), command="test", classes=classes))
+    folder.write_json(CONFIG, run_config(settings, execution.as_dict(), command="test", classes=classes))
     with tracked(context) as tracker:
-        clock.first_step(None)
+        clock.mark_first_step(None)
         splits = _evaluate(context, classifier, manifest)
         history = attempts.history(tested.folder.store)
         report = make_report(context, architecture, manifest, tracker, splits, history)
-        publish(folder, held.lease, tracker, report)
+        publish(folder, leased.lease, tracker, report)
 
 
 def _claim(folder: RunFolder) -> None:
     """Raise ConflictError unless the folder is free, or an earlier test's."""
     earlier = read_config(folder)
     if earlier is None:
-        check_empty(folder)
+        refuse_unowned_checkpoints(folder)
     elif earlier.get("command") != "test":
         raise ConflictError(f"{folder.uri} is a training run: give the test another --run-id.")
 
@@ -157,7 +165,7 @@ def _images(cache: Cache, settings: Settings) -> ImageDataModule:
 
 
 def _evaluate(context: RunContext, classifier: Classifier, manifest: Manifest) -> dict[str, Any]:
-    """The test split; and validation, where it is the split that the run held out: else it would be no validation."""
+    """The test split; and validation, where it is the split that the run leased out: else it would be no validation."""
     same = manifest.split_digest == context.images.split_digest
     return {
         "val": evaluate(context, classifier, context.images.val_rows) if same else None,

@@ -10,9 +10,9 @@ from inat_job.job_status import STATUS
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.run import outputs, resources
 from inat_job.run.background_import import BackgroundImport
-from inat_job.run.folders import run_folder
 from inat_job.run.job import Job
 from inat_job.run.prepare_images import prepare_images
+from inat_job.run.run_state import open_run
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
@@ -31,9 +31,9 @@ def run(settings: Settings, stop: StopFlag, started: float, platform: Platform =
         events.phase("preflight")
         preflight.run(settings, platform, stop)
     if own is None or own.local_rank == 0:
-        outputs.check(platform)
+        outputs.check_folders(platform)
     team = [own] if own else world.local_ranks(settings, platform)
-    job = Job(settings, run_folder(settings, settings.run_id, stop), team[0], Clock(started), stop)
+    job = Job(settings, open_run(settings, settings.run_id, stop), team[0], Clock(started), stop)
     STATUS.run, STATUS.rank = job.folder.uri, job.rank.rank
     events.phase("start")
     if own is None and job.rank.world_size > 1:
@@ -44,7 +44,7 @@ def run(settings: Settings, stop: StopFlag, started: float, platform: Platform =
         with heartbeat.emit_heartbeats():
             _train(job)
     if job.rank.rank == 0:
-        outputs.collect(platform, job.folder)
+        outputs.collect_results(platform, job.folder)
 
 
 def _log_once_per_run(own: Rank | None) -> None:
@@ -60,15 +60,15 @@ def _train(job: Job) -> None:
     world.check_batch_size(job.settings, job.rank.world_size)
     if job.is_finished():  # or refused, before another job of the run is waited for
         return
-    with job.hold() as held:
-        if held and job.is_finished():  # by the job that was waited for
+    with job.lease() as leased:
+        if leased and job.is_finished():  # by the job that was waited for
             return
-        run_held = job.take_up(held) if held else None
+        leased_run = job.take_up(leased) if leased else None
         resources.check_memory()
         resources.check_device(job.settings.train.accelerator)  # torch would only say so after the download
         story = BackgroundImport(_training_story)
         cache = prepare_images(job.settings, job.clock, job.stop) if job.rank.local_rank == 0 else None
-        story.wait(job.stop).run(job, run_held, cache)
+        story.wait(job.stop).run(job, leased_run, cache)
 
 
 def _training_story() -> Any:

@@ -93,6 +93,6 @@ def _connect(rank: Rank, hosts: bool) -> TCPStore | None:
                 f"Port {rank.master_port}, where the ranks find each other, is taken: set MASTER_PORT to another."
             ) from error
         raise TransientError(
-            f"Rank 0 cannot reach its own store at {rank.master_address} port {rank.master_port}: check that the name and the network "
-            "are this machine's, and try again."
+            f"Rank 0 cannot reach its own store at {rank.master_address} port {rank.master_port}: check that the name "
+            "and the network are this machine's, and try again."
         ) from error

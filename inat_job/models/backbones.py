@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
 from inat_job.errors import UsageError
-from inat_job.models.flops import count
+from inat_job.models.flops import network_size
 from inat_job.models.preprocess import Preprocess
-from inat_job.models.strategies import Architecture, under
+from inat_job.models.strategies import Architecture, has_prefix
 
 KIND = "torchvision"
 _STAGES = 5
@@ -46,7 +46,7 @@ _CUTS: dict[str, tuple[tuple[str, ...], ...]] = {
 _INCEPTION = {"aux_logits": False, "init_weights": True, "transform_input": True}
 
 
-class Pretrained(nn.Module):
+class BackboneNet(nn.Module):
     """Pixels (B, 3, S, S) uint8 or float in 0..255 to logits (B, classes); `backbone` has torchvision's key names."""
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -69,10 +69,10 @@ def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Archit
         backbone = get_model(name, weights=None, num_classes=num_classes, **_arguments(name, image_size))
     except (ValueError, AssertionError) as error:
         raise _unfit(name, image_size, error) from None
-    network = Pretrained(backbone)
+    network = BackboneNet(backbone)
     head = _head(name, backbone, num_classes)
     try:
-        count(network, image_size)  # one image without numbers: the cheapest proof that the size fits
+        network_size(network, image_size)  # one image without numbers: the cheapest proof that the size fits
     except (RuntimeError, ValueError, AssertionError) as error:
         raise _unfit(name, image_size, error) from None
     return Architecture(
@@ -120,7 +120,7 @@ def _stages(name: str, backbone: nn.Module, head: str) -> tuple[tuple[str, ...],
     for family, cut in _CUTS.items():
         if re.fullmatch(family, name):
             return tuple(
-                tuple(prefix for prefix in stage if any(under(each, [prefix]) for each in names)) for stage in cut
+                tuple(prefix for prefix in stage if any(has_prefix(each, [prefix]) for each in names)) for stage in cut
             )
     return _even(_units(backbone, head), _STAGES)
 
@@ -138,18 +138,18 @@ def _units(backbone: nn.Module, head: str) -> list[str]:
     units = [""]
     while True:
         opened = {unit: _children(unit, sizes) for unit in units}
-        holding = [unit for unit in units if under(head, [unit]) and unit != head]
+        holding = [unit for unit in units if has_prefix(head, [unit]) and unit != head]
         large = [unit for unit in units if unit != head and not set(opened[unit]) <= set(sizes)]  # more than one layer
         if not holding and (len(units) > _STAGES or not large):
             return [unit for unit in units if unit != head]
-        largest = max(holding or large, key=lambda unit: sum(sizes[name] for name in sizes if under(name, [unit])))
+        largest = max(holding or large, key=lambda unit: sum(sizes[name] for name in sizes if has_prefix(name, [unit])))
         at = units.index(largest)
         units[at : at + 1] = opened[largest]
 
 
 def _children(unit: str, names: Iterable[str]) -> list[str]:
     depth = unit.count(".") + 2 if unit else 1
-    inside = [name for name in names if under(name, [unit])]
+    inside = [name for name in names if has_prefix(name, [unit])]
     return list(dict.fromkeys(".".join(name.split(".")[:depth]) for name in inside))
 
 

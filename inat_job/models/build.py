@@ -12,9 +12,9 @@ import torch
 from inat_job import events
 from inat_job.errors import BadDataError, TransientError, UsageError
 from inat_job.models.backbones import build_backbone
-from inat_job.models.five_block import BLOCKS, FiveBlockSpec, build_five_block, filters_of
+from inat_job.models.five_block import BLOCKS, FiveBlockSpec, block_filters, build_five_block
 from inat_job.models.strategies import Architecture
-from inat_job.models.weights import LoadedWeights, is_name, load_weights, named_weights
+from inat_job.models.weights import LoadedWeights, is_weights_name, load_weights, named_weights
 from inat_job.options import public_uri, unsigned_uri
 from inat_job.settings import BackboneSettings, FiveBlockSettings
 from inat_job.signals import Stop
@@ -45,7 +45,7 @@ def _(settings: FiveBlockSettings, needs: BuildInputs) -> Architecture:
     filters, kernels = settings.filters, settings.kernel_sizes
     return build_five_block(
         FiveBlockSpec(
-            filters=filters if len(filters) > 1 else filters_of(filters[0], settings.filter_organisation),
+            filters=filters if len(filters) > 1 else block_filters(filters[0], settings.filter_organisation),
             kernel_sizes=kernels if len(kernels) > 1 else kernels * BLOCKS,
             activation=settings.activation,
             dense=settings.dense,
@@ -80,7 +80,7 @@ def _weights(architecture: Architecture, settings: BackboneSettings, needs: Buil
     sha256 = fragment.removeprefix("sha256=") if mark else None
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise UsageError(f"--weights ends in #{fragment}: write #sha256= and 64 hexadecimal digits.")
-    if is_name(uri):
+    if is_weights_name(uri):
         path = _named(named_weights(architecture.name, uri).url, needs)
     else:
         path = _fetched(uri, needs) if "://" in uri else Path(uri)

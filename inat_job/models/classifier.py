@@ -15,7 +15,7 @@ from inat_job.data.batches import IGNORED
 from inat_job.data.features import FeatureBatch
 from inat_job.data.pixels import Batch
 from inat_job.errors import ConflictError
-from inat_job.models.frozen_stem import StemSplit, split
+from inat_job.models.frozen_stem import StemAndTail, cut_stem
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
 from inat_job.settings import DataSettings, TrainSettings
 
@@ -37,13 +37,13 @@ class Classifier(LightningModule):
         self.val_loss = self.val_accuracy = float("nan")
         self._val_sums = torch.zeros(3)
         self._opened_for = -1
-        self._split: tuple[torch.device, StemSplit] | None = None
+        self._split: tuple[torch.device, StemAndTail] | None = None
 
     def forward(self, batch: Batch | FeatureBatch) -> Tensor:
         """Logits (B, classes): of the view that a batch's draws make, or the evaluation's; of features where they are
         what the batch has."""
         if isinstance(batch, FeatureBatch):
-            logits: Tensor = self.split().tail(batch.features)
+            logits: Tensor = self.stem_and_tail().tail(batch.features)
         else:
             # Only training steps are compiled, see training/execution.py.
             network = self.network if torch.is_grad_enabled() else self.network.forward
@@ -59,12 +59,12 @@ class Classifier(LightningModule):
             view = random_view(batch.pixels, batch.sizes, batch.draws, size, self.augmentation)
         return view.contiguous(memory_format=torch.channels_last)
 
-    def split(self) -> StemSplit:
-        """The network, cut behind what is frozen as training begins. Raises Indivisible."""
+    def stem_and_tail(self) -> StemAndTail:
+        """The network, cut behind what is frozen as training begins. Raises CannotCutError."""
         device = next(self.network.parameters()).device
         if self._split is None or self._split[0] != device:
             begin = trainable_stages(self._architecture, 0, self._train.epochs)
-            self._split = device, split(self._architecture, begin)
+            self._split = device, cut_stem(self._architecture, begin)
         return self._split[1]
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
@@ -119,11 +119,11 @@ class Classifier(LightningModule):
         groups = parameter_groups(self._architecture, lr=self._train.lr, weight_decay=self._train.weight_decay)
         optimiser = AdamW(groups, lr=self._train.lr, fused=True)
         total, warmup = self._total_steps, self._train.warmup
-        schedule = LambdaLR(optimiser, lambda step: rate(step, total, warmup))
+        schedule = LambdaLR(optimiser, lambda step: learning_rate_factor(step, total, warmup))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def rate(step: int, total: int, warmup: float) -> float:
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     """Factor on the peak rate at a step: linear rise over the share `warmup` of the steps, then half a cosine to zero
     (Loshchilov and Hutter, SGDR, 2016)."""
     rise = max(1, min(round(warmup * total), total - 1))

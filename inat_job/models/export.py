@@ -63,7 +63,7 @@ def rebuild(blueprint: Mapping[str, Any]) -> nn.Module:
 
 
 def _five_block(blueprint: dict[str, Any]) -> Architecture:
-    return five_block.build_five_block(five_block.spec_of(blueprint))
+    return five_block.build_five_block(five_block.spec_from_blueprint(blueprint))
 
 
 def _torchvision(blueprint: dict[str, Any]) -> Architecture:

@@ -32,7 +32,7 @@ def _(settings: BackboneSettings, kept: Path, options: StorageOptions) -> str | 
     if mark and not re.fullmatch(r"sha256=[0-9a-fA-F]{64}", fragment):
         raise UsageError(f"--weights ends in #{fragment}: write #sha256= and 64 hexadecimal digits.")
     if re.fullmatch(WEIGHTS_NAME, uri):
-        address = find_url(settings.backbone, uri)
+        address = weights_url(settings.backbone, uri)
         if address is None:
             raise UsageError(f"--backbone is {settings.backbone!r}, for which torchvision has no weights: name a file.")
         here = kept / address.rpartition("/")[2]
@@ -71,7 +71,7 @@ _MEMBER = re.compile(r"^    (\w+) = Weights\((?:\s*#[^\n]*\n)*\s*url=\"([^\"]+)\
 _ALIAS = re.compile(r"^    (\w+) = ([A-Z]\w+)$", re.M)
 
 
-def find_url(backbone: str, name: str) -> str | None:
+def weights_url(backbone: str, name: str) -> str | None:
     """The address of a backbone's weights by `--weights`' name; None where torchvision's source does not tell.
 
     Raises UsageError for a name that this backbone has not.

@@ -13,7 +13,7 @@ from inat_job.models.strategies import Architecture
 
 KIND = "five_block"
 BLOCKS = 5
-SMALLEST = 2**BLOCKS  # every block halves the side, and one pixel must be left
+MIN_IMAGE_SIZE = 2**BLOCKS  # every block halves the side, and one pixel must be left
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish}
 
 
@@ -36,9 +36,9 @@ class FiveBlockSpec:
             if len(values) != BLOCKS or min(values) < 1:
                 given = ",".join(map(str, values))
                 raise UsageError(f"{flag} is {given}: give {BLOCKS} whole numbers of at least 1, one for each block.")
-        if self.image_size < SMALLEST:
+        if self.image_size < MIN_IMAGE_SIZE:
             raise UsageError(
-                f"--image-size is {self.image_size}: {BLOCKS} blocks halve it each, so give {SMALLEST} or more."
+                f"--image-size is {self.image_size}: {BLOCKS} blocks halve it each, so give {MIN_IMAGE_SIZE} or more."
             )
         _choice("--activation", self.activation, tuple(ACTIVATIONS))
         _choice("--pooling", self.pooling, ("flatten", "gap"))
@@ -46,11 +46,11 @@ class FiveBlockSpec:
     @property
     def features(self) -> int:
         """Inputs of the dense layer."""
-        side = self.image_size // SMALLEST if self.pooling == "flatten" else 1
+        side = self.image_size // MIN_IMAGE_SIZE if self.pooling == "flatten" else 1
         return self.filters[-1] * side**2
 
 
-def filters_of(base: int, organisation: Literal["same", "double", "half"] | str) -> tuple[int, ...]:
+def block_filters(base: int, organisation: Literal["same", "double", "half"] | str) -> tuple[int, ...]:
     """The filters of the five blocks from those of the first, at least 1 each. Raises UsageError."""
     _choice("--filter-organisation", organisation, ("same", "double", "half"))
     factor = {"same": 1.0, "double": 2.0, "half": 0.5}[organisation]
@@ -94,7 +94,7 @@ def build_five_block(spec: FiveBlockSpec) -> Architecture:
     )
 
 
-def spec_of(blueprint: dict[str, Any]) -> FiveBlockSpec:
+def spec_from_blueprint(blueprint: dict[str, Any]) -> FiveBlockSpec:
     """The spec that a blueprint, which may come from JSON, was made of. Raises TypeError for other fields."""
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in blueprint.items()

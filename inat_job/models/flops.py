@@ -13,7 +13,7 @@ MACS_PER_S = {"cpu": 1e11, "mps": 1e12, "cuda": 1e14}
 
 
 @dataclass(frozen=True)
-class LayerCounts:
+class NetworkSize:
     """`macs` are multiply-adds for one image, `outputs` the numbers that come of it."""
 
     parameters: int
@@ -26,7 +26,7 @@ class LayerCounts:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "outputs"}
 
 
-def count(network: nn.Module, image_size: int) -> LayerCounts:
+def network_size(network: nn.Module, image_size: int) -> NetworkSize:
     """Count on one image (1, 3, image_size, image_size) uint8, on the meta device; `network` stays as it is.
 
     Multiply-adds of convolutions and matrix products are counted, those of attention among them; biases, norms,
@@ -36,7 +36,7 @@ def count(network: nn.Module, image_size: int) -> LayerCounts:
     parameters = list(network.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         output = _shape_of(network)(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device="meta"))
-    return LayerCounts(
+    return NetworkSize(
         parameters=sum(each.numel() for each in parameters),
         trainable_parameters=sum(each.numel() for each in parameters if each.requires_grad),
         macs=counter.get_total_flops() // 2,

@@ -11,31 +11,31 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
-from inat_job.models.strategies import Architecture, under
+from inat_job.models.strategies import Architecture, has_prefix
 
 _RANDOM = (_DropoutNd, StochasticDepth, _NormBase)
 """Layers that do something else in training; where they are not frozen, what follows them is another each time."""
 
 
-class Indivisible(Exception):
+class CannotCutError(Exception):
     """A network that cannot be cut; the message is the reason."""
 
 
 @dataclass(frozen=True)
-class StemSplit:
+class StemAndTail:
     """The two halves of a network, which share its layers.
 
     `stem` takes pixels (B, 3, S, S) to features (B, ...), `tail` features to logits (B, classes); `at` names the place.
     A tensor that is no layer's own stays where it was when the network was cut: cut anew on another device.
     """
 
-    at: str
+    cut_at: str
     stem: nn.Module
     tail: nn.Module
 
 
-def split(architecture: Architecture, n_trainable_stages: int) -> StemSplit:
-    """Cut behind the last layer that no trainable or random layer comes before. Raises Indivisible."""
+def cut_stem(architecture: Architecture, n_trainable_stages: int) -> StemAndTail:
+    """Cut behind the last layer that no trainable or random layer comes before. Raises CannotCutError."""
     network = architecture.network
     closed = architecture.stages[: len(architecture.stages) - n_trainable_stages]
     graph = _traced(network)
@@ -48,11 +48,11 @@ def split(architecture: Architecture, n_trainable_stages: int) -> StemSplit:
         after = _needed(output, end)
         if pixels not in after:
             stem, tail = _part(graph, _needed(end), end=end), _part(graph, after, start=end)
-            return StemSplit(at=end.name, stem=fx.GraphModule(network, stem), tail=fx.GraphModule(network, tail))
-    raise Indivisible("nothing frozen comes before all that learns")
+            return StemAndTail(cut_at=end.name, stem=fx.GraphModule(network, stem), tail=fx.GraphModule(network, tail))
+    raise CannotCutError("nothing frozen comes before all that learns")
 
 
-def digest(stem: nn.Module) -> str:
+def stem_digest(stem: nn.Module) -> str:
     """SHA-256 of everything that decides what a stem computes: its layers' weights and statistics."""
     found = hashlib.sha256(str(stem).encode())
     for name, tensor in sorted(stem.state_dict().items()):
@@ -71,22 +71,22 @@ def _traced(network: nn.Module) -> fx.Graph:
     try:
         graph = _Tracer().trace(network)
     except Exception as error:  # foreign code meets stand-ins for tensors, and may raise anything
-        raise Indivisible(f"its operations cannot be listed ({error})") from None
+        raise CannotCutError(f"its operations cannot be listed ({error})") from None
     if any(node.target in (F.dropout, F.dropout2d) and node.args[1:2] != (0.0,) for node in graph.nodes):
-        raise Indivisible("it has dropout that is no layer")
+        raise CannotCutError("it has dropout that is no layer")
     return graph
 
 
 def _live(graph: fx.Graph, network: nn.Module, frozen: Collection[str]) -> set[fx.Node]:
     """The nodes whose values may change from one epoch to the next."""
-    learning = {name for name, _ in network.named_parameters() if not under(name, frozen)}
+    learning = {name for name, _ in network.named_parameters() if not has_prefix(name, frozen)}
     live: set[fx.Node] = set()
     for node in graph.nodes:
         own = False
         if node.op == "call_module":
             module = network.get_submodule(node.target)
-            own = any(under(name, [node.target]) for name in learning)
-            own = own or (_is_random(module) and not under(node.target, frozen))
+            own = any(has_prefix(name, [node.target]) for name in learning)
+            own = own or (_is_random(module) and not has_prefix(node.target, frozen))
         elif node.op == "get_attr":
             own = node.target in learning
         if own or live & set(node.all_input_nodes):

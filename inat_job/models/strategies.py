@@ -33,7 +33,7 @@ class Architecture:
         return sum(parameter.nbytes for group in groups for parameter in group["params"])
 
 
-def open_stages(strategy: str, n_stages: int, last_k: int, epoch: int, epochs: int) -> int:
+def trainable_stage_count(strategy: str, n_stages: int, last_k: int, epoch: int, epochs: int) -> int:
     """How many of the last stages train beside the head at an epoch (from 0) of `epochs`: 0..n_stages, never falling.
 
     gradual begins with the head alone, opens stage after stage from the last, evenly over the first half of the run,
@@ -51,10 +51,10 @@ def open_stages(strategy: str, n_stages: int, last_k: int, epoch: int, epochs: i
 
 def trainable_stages(architecture: Architecture, epoch: int, epochs: int) -> int:
     """`open_stages` of an architecture."""
-    return open_stages(architecture.strategy, len(architecture.stages), architecture.last_k, epoch, epochs)
+    return trainable_stage_count(architecture.strategy, len(architecture.stages), architecture.last_k, epoch, epochs)
 
 
-def epochs_alike(architecture: Architecture, epochs: int) -> int:
+def epochs_with_initial_stages(architecture: Architecture, epochs: int) -> int:
     """How many epochs, from the first one, train the same stages."""
     first = trainable_stages(architecture, 0, epochs)
     return sum(trainable_stages(architecture, epoch, epochs) == first for epoch in range(epochs))
@@ -70,9 +70,9 @@ def apply_strategy(architecture: Architecture, n_trainable_stages: int) -> None:
     frozen = [prefix for stage in stages[: len(stages) - n_trainable_stages] for prefix in stage]
     network.train()
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not under(name, frozen))
+        parameter.requires_grad_(not has_prefix(name, frozen))
     for name, module in network.named_modules():
-        if under(name, frozen):
+        if has_prefix(name, frozen):
             module.training = False
 
 
@@ -90,12 +90,12 @@ def parameter_groups(architecture: Architecture, *, lr: float, weight_decay: flo
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for distance, prefixes in enumerate(parts[: reach + 1]):
         for name, each in architecture.network.named_parameters():
-            if under(name, prefixes):
+            if has_prefix(name, prefixes):
                 kind = (lr * decay**distance, weight_decay if each.ndim > 1 else 0.0)
                 groups.setdefault(kind, []).append(each)
     return [{"params": each, "lr": rate, "weight_decay": decayed} for (rate, decayed), each in groups.items()]
 
 
-def under(name: str, prefixes: Iterable[str]) -> bool:
+def has_prefix(name: str, prefixes: Iterable[str]) -> bool:
     """Whether a parameter or module is one of `prefixes` or lies within one; the empty prefix is the network."""
     return any(prefix in ("", name) or name.startswith(prefix + ".") for prefix in prefixes)

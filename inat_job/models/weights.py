@@ -17,8 +17,8 @@ from torchvision.models import WeightsEnum, get_model_weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from inat_job.errors import BadDataError, ConflictError, UsageError
-from inat_job.models.backbones import Pretrained
-from inat_job.models.strategies import Architecture, under
+from inat_job.models.backbones import BackboneNet
+from inat_job.models.strategies import Architecture, has_prefix
 from inat_job.settings import WEIGHTS_NAME
 from inat_job.storage.disk import sha256_of
 
@@ -39,7 +39,7 @@ class LoadedWeights:
 
 
 @dataclass(frozen=True)
-class Match:
+class KeyMatch:
     """How the keys of a file fit a backbone's, the head left out of `missing` and `misshapen`."""
 
     matched: tuple[str, ...]
@@ -48,7 +48,7 @@ class Match:
     misshapen: tuple[str, ...]
 
 
-def is_name(weights: str) -> bool:
+def is_weights_name(weights: str) -> bool:
     """Whether `--weights` names weights of torchvision, such as DEFAULT or ResNet50_Weights.IMAGENET1K_V2."""
     return re.fullmatch(WEIGHTS_NAME, weights) is not None
 
@@ -74,11 +74,11 @@ def load_weights(
     """
     digest = _verified(path, sha256)
     network = architecture.network
-    assert isinstance(network, Pretrained)
+    assert isinstance(network, BackboneNet)
     own = network.backbone.state_dict()
     given = _adapted(read_state(path), own, architecture)
     head = [prefix.removeprefix("backbone.") for prefix in architecture.head]
-    match = compare(own, given, head)
+    match = match_keys(own, given, head)
     _judge(match, f"--weights {path}", architecture.name, allow_partial)
     with torch.no_grad():
         for key in match.matched:
@@ -108,21 +108,21 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor], head: list[str]) -> Match:
-    """Match the keys and shapes of `given` to a backbone's; a head fits or is left out."""
+def match_keys(own: Mapping[str, Tensor], given: Mapping[str, Tensor], head: list[str]) -> KeyMatch:
+    """KeyMatch the keys and shapes of `given` to a backbone's; a head fits or is left out."""
     both = [key for key in own if key in given]
     fitting = tuple(key for key in both if own[key].shape == given[key].shape)
-    body = [key for key in own if not under(key, head)]
-    return Match(
+    body = [key for key in own if not has_prefix(key, head)]
+    return KeyMatch(
         matched=fitting,
         # Counts of batches are absent from files older than torch 0.4.1, and no forward pass needs them.
         missing=tuple(key for key in body if key not in given and not key.endswith("num_batches_tracked")),
-        foreign=tuple(key for key in given if key not in own and not under(key, _AUXILIARY)),
-        misshapen=tuple(key for key in both if key not in fitting and not under(key, head)),
+        foreign=tuple(key for key in given if key not in own and not has_prefix(key, _AUXILIARY)),
+        misshapen=tuple(key for key in both if key not in fitting and not has_prefix(key, head)),
     )
 
 
-def _judge(match: Match, what: str, backbone: str, allow_partial: bool) -> None:
+def _judge(match: KeyMatch, what: str, backbone: str, allow_partial: bool) -> None:
     """Raise ConflictError if these weights are not this backbone's."""
     if not match.matched:
         raise ConflictError(f"{what} fits {backbone} in no tensor (it has {_some(match.foreign)}): change --backbone.")
@@ -166,11 +166,11 @@ def _adapted(given: dict[str, Tensor], own: Mapping[str, Tensor], architecture: 
     patch = own["conv_proj.weight"].shape[-1]
     try:
         return dict(interpolate_embeddings(architecture.blueprint["image_size"], patch, OrderedDict(given)))
-    except ValueError:  # not a square of patches: `compare` names the shape
+    except ValueError:  # not a square of patches: `match_keys` names the shape
         return given
 
 
-def _normalise(network: Pretrained, backbone: str, file_name: str) -> None:
+def _normalise(network: BackboneNet, backbone: str, file_name: str) -> None:
     """Where torchvision knows the file, take the statistics that it was trained with."""
     for each in get_model_weights(backbone):
         if each.url.endswith(f"/{file_name}"):

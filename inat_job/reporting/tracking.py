@@ -264,28 +264,30 @@ _VIEWER = json.dumps({"query": "query Viewer { viewer { username entity } }"}).e
 
 
 @dataclass(frozen=True)
-class Reached:
+class TrackerCheck:
     """How runs will be tracked, and why not as well as they could be; a tracker's trouble never fails a job."""
 
     text: str
-    doubt: str = ""
-    mend: str = ""
+    warning: str = ""
+    fix: str = ""
 
 
-def reach(mode: Mode, server: str, has_key: bool, key: str | None) -> Reached:
+def check_tracker(mode: Mode, server: str, has_key: bool, key: str | None) -> TrackerCheck:
     """Look at the tracker; takes no longer than a few seconds. Raises UsageError where wandb is asked for by name and
     not installed."""
     wanted = ("online" if has_key else "offline") if mode == "auto" else mode
     if wanted == "off" or not is_installed(mode):
-        return Reached("off")
+        return TrackerCheck("off")
     if wanted == "offline":
-        return Reached("offline, in the run folder" + (", for want of a key" if mode == "auto" else ""))
+        return TrackerCheck("offline, in the run folder" + (", for want of a key" if mode == "auto" else ""))
     if not has_key:
-        return Reached("", "there is no API key, so that it will be offline", "set WANDB_API_KEY, or run wandb login")
+        return TrackerCheck(
+            "", "there is no API key, so that it will be offline", "set WANDB_API_KEY, or run wandb login"
+        )
     return _asked(server, key)
 
 
-def _asked(server: str, key: str | None) -> Reached:
+def _asked(server: str, key: str | None) -> TrackerCheck:
     host = urlsplit(server).netloc.rpartition("@")[2]
     headers = {"Content-Type": "application/json"}
     if key:
@@ -298,12 +300,12 @@ def _asked(server: str, key: str | None) -> Reached:
         error.close()
         viewer, refused = None, f"{host} answered HTTP {error.code}"
     except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-        return Reached(
+        return TrackerCheck(
             "", f"{host} can't be reached ({type(error).__name__}), so that it will be offline", "check the network"
         )
     else:
         refused = f"{host} does not know the key"
     if key and not viewer:
-        return Reached("", f"{refused}, so that it will be offline", "check WANDB_API_KEY and WANDB_BASE_URL")
+        return TrackerCheck("", f"{refused}, so that it will be offline", "check WANDB_API_KEY and WANDB_BASE_URL")
     known = f", as {viewer.get('entity') or viewer.get('username')}" if isinstance(viewer, dict) else ""
-    return Reached(f"online at {host}{known}")
+    return TrackerCheck(f"online at {host}{known}")

@@ -41,9 +41,9 @@ def _translated(error: OSError, path: Path, missing: str | None) -> Exception:
 
 def no_space(path: Path, needed: int | None = None) -> ConflictError:
     """The error for a full disk, naming the folder and the space."""
-    wanted = f", {_megabytes(needed)} more needed" if needed is not None else ""
+    wanted = f", {megabytes(needed)} more needed" if needed is not None else ""
     return ConflictError(
-        f"No space left in {path.parent} ({_megabytes(_free(path.parent))} free{wanted}): "
+        f"No space left in {path.parent} ({megabytes(_free(path.parent))} free{wanted}): "
         "free some, or choose a folder on a larger disk."
     )
 
@@ -78,7 +78,8 @@ def _free(folder: Path) -> int:
         return 0
 
 
-def _megabytes(count: int) -> str:
+def megabytes(count: float) -> str:
+    """A number of bytes in MB, for messages."""
     return f"{count / 1e6:,.0f} MB"
 
 

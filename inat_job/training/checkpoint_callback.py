@@ -13,7 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inat_job.checkpoints import training_state
-from inat_job.checkpoints.manifest import Manifest, stale
+from inat_job.checkpoints.manifest import Manifest, epochs_since_best
 from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.data.rng import step_seed
 from inat_job.distributed.process_group import STOPPED_BY_ANOTHER_RANK
@@ -52,7 +52,7 @@ class CheckpointCallback(Callback):
         done = batch_idx + 1
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
             return  # no optimiser step is complete here; the epoch's last step is saved as validation starts
-        self._uploader.guard()
+        self._uploader.raise_if_failed()
         stop, overtime, due = self._group.any_rank_async(self._stop(), self._is_overtime(), self._is_due())
         if stop:
             self._take(trainer)
@@ -91,7 +91,7 @@ class CheckpointCallback(Callback):
             ended=self.ended,
             train_s=self._train_s(),
         )
-        self._uploader.amend(self._last)
+        self._uploader.update_manifest(self._last)
 
     def _why_ended(self, is_last_epoch: bool) -> str:
         patience = self._settings.train.early_stop
@@ -100,7 +100,7 @@ class CheckpointCallback(Callback):
             return "finished"
         if overtime:
             return "max-time"
-        return "early stop" if patience and stale(self._accuracies) >= patience else ""
+        return "early stop" if patience and epochs_since_best(self._accuracies) >= patience else ""
 
     def _is_overtime(self) -> bool:
         limit = self._settings.train.max_time
@@ -131,8 +131,8 @@ class CheckpointCallback(Callback):
         )
         self._last = self._uploader.save(
             manifest,
-            partial(training_state.write, training_state.gather(trainer)),
-            deferred=training_state.is_deferred(trainer),
+            partial(training_state.write, training_state.collect(trainer)),
+            deferred=training_state.can_write_later(trainer),
         )
         self._group.drop_pending()  # or a checkpoint that was due would be taken twice
         self._last_taken = time.monotonic()
@@ -148,7 +148,7 @@ class CheckpointCallback(Callback):
         self._stop.set(STOPPED_BY_ANOTHER_RANK)
         if not self._group.is_main:
             raise Preempted("Preempted; rank 0 stores the checkpoint.")
-        self._uploader.hurry(self._stop.seconds_to_store(self._settings.run.grace_seconds))
+        self._uploader.flush(self._stop.seconds_to_store(self._settings.run.grace_seconds))
         stored, step, where = {each.step for each in self._checkpoints.stored}, self._last.step, self._checkpoints.uri
         if step in stored:
             raise Preempted(f"Preempted; step {step} is stored in {where}: run the same command again.")

@@ -19,8 +19,8 @@ from inat_job.host import environment
 from inat_job.models.build import BuildInputs, build
 from inat_job.models.classifier import Classifier
 from inat_job.models.strategies import Architecture
-from inat_job.run.folders import storage_options
 from inat_job.run.job import Job
+from inat_job.run.run_state import storage_options
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag

@@ -25,9 +25,9 @@ from inat_job.data.features import FeaturePart, Features, FeatureWriter
 from inat_job.data.pixels import Batch
 from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.models.classifier import Classifier
-from inat_job.models.flops import MACS_PER_S, count
-from inat_job.models.frozen_stem import Indivisible, digest
-from inat_job.models.strategies import Architecture, epochs_alike
+from inat_job.models.flops import MACS_PER_S, network_size
+from inat_job.models.frozen_stem import CannotCutError, stem_digest
+from inat_job.models.strategies import Architecture, epochs_with_initial_stages
 from inat_job.storage.cache_locks import cache_errors, hold_folder, lock
 from inat_job.training.context import RunContext
 from inat_job.training.trainer import make_trainer, memory_errors
@@ -60,19 +60,19 @@ def pays(bytes_per_image: int, macs_per_image: int, accelerator: str) -> bool:
 def decide(context: RunContext, architecture: Architecture, classifier: Classifier) -> FeaturePlan | None:
     """The plan of a new run. Where nothing is cached although the stem is frozen, the log says why."""
     train, images = context.settings.train, context.images
-    epochs = epochs_alike(architecture, train.epochs)
+    epochs = epochs_with_initial_stages(architecture, train.epochs)
     views = architecture.feature_views if train.augment else min(architecture.feature_views, 1)
     if architecture.strategy == "full" or views == 0:
         return None
     try:
         if epochs <= views:
-            raise Indivisible(f"only {epochs} epochs train the same stages, and there would be {views} views")
-        cut = classifier.split()
+            raise CannotCutError(f"only {epochs} epochs train the same stages, and there would be {views} views")
+        cut = classifier.stem_and_tail()
         _check_worth(context, cut.stem, views * len(images.train_rows) + len(images.val_rows))
-    except Indivisible as reason:
+    except CannotCutError as reason:
         events.emit("reuse", message=f"No features are cached: {reason}.")
         return None
-    return FeaturePlan(views, epochs, cut.at)
+    return FeaturePlan(views, epochs, cut.cut_at)
 
 
 def prepare(context: RunContext, classifier: Classifier, plan: FeaturePlan) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def cache_key(context: RunContext, classifier: Classifier) -> str:
         "pixels": index.pixels_sha256,
         "split": context.images.split_digest,
         "view": view,
-        "stem": digest(classifier.split().stem),
+        "stem": stem_digest(classifier.stem_and_tail().stem),
         "execution": context.execution.as_dict(),
         "batch": train.batch_size,
     }
@@ -137,7 +137,7 @@ class StemPass(LightningModule):
         self._writer = writer
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        self._writer.add(self.classifier.split().stem(self.classifier.view(batch)))
+        self._writer.add(self.classifier.stem_and_tail().stem(self.classifier.view(batch)))
 
 
 def _compute(
@@ -149,14 +149,14 @@ def _compute(
 
 
 def _check_worth(context: RunContext, stem: torch.nn.Module, images: int) -> None:
-    """Raise Indivisible with the reason not to cache the features of so many images."""
-    counts = count(stem, context.settings.data.image_size)
+    """Raise CannotCutError with the reason not to cache the features of so many images."""
+    counts = network_size(stem, context.settings.data.image_size)
     per_image = 4 * counts.outputs  # at most: in mixed precision, some layers still put out four bytes
     if not pays(per_image, counts.macs, context.execution.accelerator):
-        raise Indivisible(f"reading {per_image:,} bytes per image takes longer than computing them")
+        raise CannotCutError(f"reading {per_image:,} bytes per image takes longer than computing them")
     needed, free = per_image * images, shutil.disk_usage(_existing(Path(context.settings.data.cache_dir))).free
     if needed > _DISK_SHARE * free:
-        raise Indivisible(f"they need {needed / 1e6:,.0f} MB, and --cache-dir has {free / 1e6:,.0f} MB free")
+        raise CannotCutError(f"they need {needed / 1e6:,.0f} MB, and --cache-dir has {free / 1e6:,.0f} MB free")
 
 
 def _existing(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from inat_job.evaluation.metrics import summarise
 from inat_job.evaluation.predictions import EvaluationProgress, predict
 from inat_job.host import environment
 from inat_job.models.classifier import Classifier
-from inat_job.models.flops import count
+from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
 from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
@@ -83,7 +83,7 @@ def make_report(
         part=settings.part,
         run_id=context.folder.run_id,
         **splits,
-        model={"name": architecture.name, **count(architecture.network, settings.data.image_size).as_dict()},
+        model={"name": architecture.name, **network_size(architecture.network, settings.data.image_size).as_dict()},
         data=_data_section(context.images),
         settings=settings.as_dict(),
         timing=context.clock.timing(newest.train_s),

@@ -19,7 +19,7 @@ from inat_job.models.export import export
 from inat_job.reporting.publish import publish, store_checkpoints
 from inat_job.run import resources
 from inat_job.run.job import Job
-from inat_job.run.run_state import CONFIG, HeldRun
+from inat_job.run.run_state import CONFIG, LeasedRun
 from inat_job.training import execution, feature_cache, start
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext, load_weights
@@ -31,23 +31,23 @@ from inat_job.training.start import Checkpoint
 from inat_job.training.trainer import fit, make_trainer, memory_errors
 
 
-def run(job: Job, held: HeldRun | None, cache: Cache | None) -> None:
+def run(job: Job, leased: LeasedRun | None, cache: Cache | None) -> None:
     """Join the other ranks and do what is left of the run.
 
-    `held` is the run with its lease, on rank 0 alone; `cache` has the images, on each machine's first rank. A rank that
-    starts after the run was finished has nothing to do.
+    `leased` is the run with its lease, on rank 0 alone; `cache` has the images, on the first rank of each machine. A rank
+    that starts after the run was finished has nothing to do.
     """
     group = rendezvous.join(job.rank, job.stop, job.is_finished)
     if group is None:
         return
     with group:
-        config = group.broadcast(held.config if held else None)
+        config = group.broadcast(leased.config if leased else None)
         context = RunContext.create(job, start.shared_cache(group, cache), config["execution"], group)
         start.init_collectives(context)
-        train_and_test(context, held, config)
+        train_and_test(context, leased, config)
 
 
-def train_and_test(context: RunContext, held: HeldRun | None, config: dict[str, Any]) -> None:
+def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[str, Any]) -> None:
     """The run itself: model, resume, features, training, best weights, export, evaluation, report."""
     settings, group = context.settings, context.group
 
@@ -65,15 +65,15 @@ def train_and_test(context: RunContext, held: HeldRun | None, config: dict[str, 
     if context.execution.compile:
         execution.compile_in_place(architecture.network)
 
-    context.clock.earlier(resumed.manifest.train_s if resumed else 0.0)
+    context.clock.add_earlier(resumed.manifest.train_s if resumed else 0.0)
     metrics = MetricsFile(context.folder, resumed.manifest if resumed else None) if group.is_main else None
-    with tracked(context) as tracker, _checkpoint_uploads(context, held, resumed) as uploader:
+    with tracked(context) as tracker, _checkpoint_uploads(context, leased, resumed) as uploader:
         # Training.
         reuse = _features(context, classifier, config.get("reuse"), resumed)
         log = MetricsLog(metrics, tracker.log, context.images.slice_size, group)
         group.barrier()  # weights and features may be ready on one machine, and minutes away on another
         _train(context, classifier, uploader, log, resumed)
-        context.clock.first_step(log.first_step_at)
+        context.clock.mark_first_step(log.first_step_at)
 
         # Results, with the weights of the best epoch.
         best = start.shared_checkpoint(group, context.checkpoints.best)
@@ -86,23 +86,23 @@ def train_and_test(context: RunContext, held: HeldRun | None, config: dict[str, 
             "test": evaluate(context, classifier, context.images.test_rows),
         }
         store_checkpoints(context.folder, uploader, context.stop)
-        if held:
-            history = held.lease.history(context.checkpoints.newest().ended)
+        if leased:
+            history = leased.lease.history(context.checkpoints.newest().ended)
             report = make_report(context, architecture, best.manifest, tracker, splits, history, reuse)
-            publish(context.folder, held.lease, tracker, report, metrics.rows if metrics else ())
+            publish(context.folder, leased.lease, tracker, report, metrics.rows if metrics else ())
 
 
 @contextmanager
 def _checkpoint_uploads(
-    context: RunContext, held: HeldRun | None, resumed: Checkpoint | None
+    context: RunContext, leased: LeasedRun | None, resumed: Checkpoint | None
 ) -> Iterator[Uploader | NullUploader]:
     """Uploads of checkpoints in the background, on rank 0; what is pending is stored before the block is left."""
-    if held is None:
+    if leased is None:
         yield NullUploader()
         return
     manifest, grace_s = resumed.manifest if resumed else None, context.settings.run.grace_seconds
-    held.lease.started(manifest.step if manifest else 0)
-    with uploading(context.checkpoints, held.lease, [METRICS], context.stop, grace_s, manifest) as uploader:
+    leased.lease.started(manifest.step if manifest else 0)
+    with uploading(context.checkpoints, leased.lease, [METRICS], context.stop, grace_s, manifest) as uploader:
         yield uploader
 
 
@@ -136,7 +136,7 @@ def _train(
     if not callback.ended:
         trainer = make_trainer(context.execution, context.settings.train, [log, callback], context.group)
         fit(trainer, classifier, context.images, resumed.path if resumed else None, context.group)
-    uploader.made()
+    uploader.wait_until_written()
 
 
 def _validate(context: RunContext, classifier: Classifier, checkpoint: Checkpoint) -> None:

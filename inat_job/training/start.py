@@ -18,8 +18,7 @@ from inat_job.distributed.process_group import ProcessGroup
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.models.classifier import Classifier
 from inat_job.models.strategies import Architecture
-from inat_job.run.folders import folder_of
-from inat_job.run.run_state import CONFIG, read_config
+from inat_job.run.run_state import CONFIG, open_run, read_config
 from inat_job.training import feature_cache
 from inat_job.training.context import RunContext, check_classes, load_weights
 
@@ -52,7 +51,7 @@ def init_collectives(context: RunContext) -> None:
 def shared_checkpoint(group: ProcessGroup, find: Callable[[], tuple[Manifest, Path] | None]) -> Checkpoint | None:
     """The checkpoint that rank 0 finds, on every rank."""
     found, path = (find() if group.is_main else None) or (None, None)
-    text = group.broadcast(manifest.text(found) if found else None)
+    text = group.broadcast(manifest.to_json(found) if found else None)
     return None if text is None else Checkpoint(manifest.parse(text), group.broadcast_file(path))
 
 
@@ -75,7 +74,7 @@ def init_from(context: RunContext, classifier: Classifier) -> None:
 
 
 def _best_of(context: RunContext, name: str) -> tuple[Manifest, Path]:
-    folder, index = folder_of(context.settings, name, context.stop), context.images.cache.index
+    folder, index = open_run(context.settings, name, context.stop), context.images.cache.index
     check_classes(folder, read_config(folder) or {}, index.classes)
     best, path = CheckpointIndex(folder, context.stop).discover().best()
     if best.data_digest == index.digest and best.split_digest != context.images.split_digest:

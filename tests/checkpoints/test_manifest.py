@@ -10,12 +10,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inat_job.checkpoints import manifest as manifests_module
-from inat_job.checkpoints.manifest import Manifest, best_of, stale, steps, to_keep
-from inat_job.checkpoints.uploader import next_step, superfluous
+from inat_job.checkpoints.manifest import Manifest, best_of, epochs_since_best, steps_in, steps_to_keep
+from inat_job.checkpoints.uploader import next_to_upload, superseded
 from inat_job.errors import ConflictError
 from inat_job.host import nvidia
 from inat_job.host.nvidia import Driver
-from inat_job.models.classifier import rate
+from inat_job.models.classifier import learning_rate_factor
 from inat_job.settings import TrainSettings
 from inat_job.training.execution import decide
 
@@ -33,7 +33,7 @@ def manifests(scores: list[float | None]) -> list[Manifest]:
 @given(SCORES)
 def test_the_best_and_the_last_two_are_kept(scores: list[float | None]) -> None:
     made = manifests(scores)
-    kept = to_keep(made)
+    kept = steps_to_keep(made)
     assert set(range(len(scores))[-2:]) <= kept
     scored = [score for score in scores if score is not None]
     if scored:
@@ -50,7 +50,7 @@ def test_keeping_after_each_checkpoint_never_loses_the_best(scores: list[float |
     held: list[Manifest] = []
     for manifest in manifests(scores):
         held.append(manifest)
-        keep = to_keep(held)
+        keep = steps_to_keep(held)
         held = [each for each in held if each.step in keep]
     assert best_of(held) == best_of(manifests(scores))
 
@@ -62,7 +62,7 @@ def test_of_equal_accuracies_the_lower_loss_is_better() -> None:
 
 def test_a_manifest_is_read_as_it_was_written() -> None:
     for made in (manifest(3), manifest(12, 0.25, 1.5)):
-        assert manifests_module.parse(manifests_module.text(made)) == made
+        assert manifests_module.parse(manifests_module.to_json(made)) == made
 
 
 JSON = st.recursive(
@@ -74,15 +74,15 @@ JSON = st.recursive(
 
 @given(st.sampled_from([field.name for field in dataclasses.fields(Manifest)]), JSON)
 def test_a_manifest_with_a_foreign_value_is_refused_or_true(field: str, value: Any) -> None:
-    changed = json.loads(manifests_module.text(manifest(12, 0.25, 1.5))) | {field: value}
+    changed = json.loads(manifests_module.to_json(manifest(12, 0.25, 1.5))) | {field: value}
     try:
         parsed = manifests_module.parse(json.dumps(changed))
     except ValueError:
         return
-    assert manifests_module.parse(manifests_module.text(parsed)) == parsed
+    assert manifests_module.parse(manifests_module.to_json(parsed)) == parsed
     assert best_of([parsed]) in (parsed, None)
-    assert to_keep([parsed]) == {parsed.step}
-    assert stale(parsed.accuracies) >= 0
+    assert steps_to_keep([parsed]) == {parsed.step}
+    assert epochs_since_best(parsed.accuracies) >= 0
 
 
 @given(st.binary(max_size=60))
@@ -104,20 +104,20 @@ def test_a_manifest_of_any_bytes_is_refused(data: bytes) -> None:
     ],
 )
 def test_only_our_own_names_are_manifests(key: str, ours: bool) -> None:
-    assert bool(steps([key], "json")) is ours
+    assert bool(steps_in([key], "json")) is ours
 
 
 @pytest.mark.parametrize(
     ("accuracies", "epochs"), [([], 0), ([0.5], 0), ([0.5, 0.5], 1), ([0.1, 0.9, 0.2, 0.9, 0.3], 3), ([0.1, 0.2], 0)]
 )
 def test_epochs_without_a_better_accuracy(accuracies: list[float], epochs: int) -> None:
-    assert stale(accuracies) == epochs
+    assert epochs_since_best(accuracies) == epochs
 
 
 @given(st.integers(1, 500), st.floats(0, 0.9))
 @example(2, 0.75)
 def test_the_rate_rises_to_one_and_falls_to_nothing(total: int, warmup: float) -> None:
-    rates = [rate(step, total, warmup) for step in range(total + 1)]
+    rates = [learning_rate_factor(step, total, warmup) for step in range(total + 1)]
     peak = rates.index(max(rates))
     assert max(rates) <= 1
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
@@ -167,7 +167,7 @@ def test_how_fp32_is_multiplied_and_convolved_is_explicit() -> None:
 def test_the_best_is_stored_before_all_newer_ones(scores: list[float | None], waiting: set[int]) -> None:
     known = manifests(scores)
     best = best_of(known)
-    step = next_step(waiting, known)
+    step = next_to_upload(waiting, known)
     assert step in waiting
     assert step == max(waiting) if best is None or best.step not in waiting else step == best.step
-    assert not superfluous(waiting, known) & to_keep(known)
+    assert not superseded(waiting, known) & steps_to_keep(known)

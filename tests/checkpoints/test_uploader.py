@@ -117,8 +117,8 @@ def test_a_checkpoint_exists_when_its_manifest_does(
     folder: RunFolder, uploader: Uploader, checkpoints: CheckpointIndex, deferred: bool
 ) -> None:
     uploader.save(manifest(6), written(b"state"), deferred)
-    uploader.amend(manifest(6, 0.5))
-    uploader.made()
+    uploader.update_manifest(manifest(6, 0.5))
+    uploader.wait_until_written()
     assert checkpoints.best()[1].read_bytes() == b"state"
     uploader.finish(StopFlag())
     order = [key for key in moody(folder).done if "6." in key or "latest" in key]
@@ -137,7 +137,7 @@ def test_training_goes_on_while_the_store_is_away_and_what_waits_is_bounded(
     moody(folder).away = TransientError("away")
     for step in range(1, 40):
         uploader.save(manifest(step), written(b"state %d" % step), deferred=False)
-        uploader.amend(manifest(step, 0.9 if step == 5 else 0.1))
+        uploader.update_manifest(manifest(step, 0.9 if step == 5 else 0.1))
     assert len(list(folder.local.glob("checkpoints/*.ckpt"))) <= 4
     wait_until(lambda: uploader._trouble is not None)
     assert capsys.readouterr().out.count("is not stored yet: away") == 1
@@ -155,7 +155,7 @@ def test_only_the_end_fails_when_the_store_stays_away(
 ) -> None:
     moody(folder).away = kind("away")
     uploader.save(manifest(6), written(b"x"), deferred=False)
-    uploader.guard()
+    uploader.raise_if_failed()
     with pytest.raises(kind, match="away"):
         uploader.finish(StopFlag())
     assert (folder.local / "checkpoints/6.ckpt").exists()
@@ -186,7 +186,7 @@ def test_a_hurried_end_stores_the_newest_first_and_leaves_an_older_one(folder: R
     wait_until(lambda: uploader._active is not None)
     uploader.save(manifest(2), written(b"new"), deferred=False)
     threading.Timer(0.3, moody(folder).gate.set).start()
-    assert uploader.hurry(20)
+    assert uploader.flush(20)
     stored = [key for key in moody(folder).done if key.endswith(".ckpt")]
     assert stored == ["checkpoints/2.ckpt", "checkpoints/1.ckpt"]
     assert folder.read_json("checkpoints/latest.json")["step"] == 2
@@ -198,10 +198,10 @@ def test_nothing_is_stored_before_the_best(folder: RunFolder, uploader: Uploader
     uploader.save(manifest(1), written(b"first"), deferred=False)
     wait_until(lambda: uploader._active is not None)
     uploader.save(manifest(2), written(b"best"), deferred=False)
-    uploader.amend(manifest(2, 0.9))
+    uploader.update_manifest(manifest(2, 0.9))
     uploader.save(manifest(3), written(b"newest"), deferred=False)
     moody(folder).gate.set()
-    assert uploader.hurry(20)
+    assert uploader.flush(20)
     stored = [key for key in moody(folder).done if key.endswith((".ckpt", "2.json"))]
     assert stored.index("checkpoints/2.json") < stored.index("checkpoints/3.ckpt")
 
@@ -226,7 +226,7 @@ def test_a_hurry_is_over_with_the_time_that_there_is(folder: RunFolder, uploader
     moody(folder).gate.clear()
     uploader.save(manifest(1), written(b"x"), deferred=False)
     begun = time.monotonic()
-    assert not uploader.hurry(0.3)
+    assert not uploader.flush(0.3)
     assert time.monotonic() - begun < 5
     moody(folder).gate.set()
 
@@ -255,7 +255,7 @@ def test_what_another_attempt_left_half_done_is_replaced_and_swept(
     uploader.finish(StopFlag())
     assert folder.store.read("checkpoints/6.ckpt") == b"whole"
     again = CheckpointIndex(folder).discover()
-    assert again.useless == {9}  # one without a manifest
+    assert again.orphans == {9}  # one without a manifest
     Uploader(again, lease, [], GRACE_S, protected=None)
     assert "checkpoints/9.ckpt" not in keys(folder)
     assert "checkpoints/mine.ckpt" in keys(folder)
@@ -265,7 +265,7 @@ def test_the_checkpoint_resumed_from_stays(folder: RunFolder, checkpoints: Check
     uploader = Uploader(checkpoints, lease, [], GRACE_S, protected=3)
     for step in (3, 4, 5, 6):
         uploader.save(manifest(step), written(b"x"), deferred=False)
-        uploader.hurry(20)
+        uploader.flush(20)
     uploader.finish(StopFlag())
     assert {key for key in keys(folder) if key.endswith(".ckpt")} == {f"checkpoints/{step}.ckpt" for step in (3, 5, 6)}
 
@@ -311,7 +311,7 @@ def test_a_disk_that_is_full_for_the_thread_ends_training(uploader: Uploader) ->
 
     uploader.save(manifest(6), full, deferred=True)
     with pytest.raises(ConflictError, match="No space left"):
-        uploader.made()
+        uploader.wait_until_written()
 
 
 def test_a_role_that_may_not_delete_can_resume(
@@ -340,7 +340,7 @@ def test_a_bug_in_the_thread_is_raised_in_training(uploader: Uploader, monkeypat
     uploader.save(manifest(6), written(b"x"), deferred=False)
     wait_until(lambda: uploader._fatal is not None)
     with pytest.raises(ZeroDivisionError):
-        uploader.guard()
+        uploader.raise_if_failed()
 
 
 def test_everything_that_waits_is_found_by_the_next_attempt_here(folder: RunFolder, uploader: Uploader) -> None:
@@ -348,7 +348,7 @@ def test_everything_that_waits_is_found_by_the_next_attempt_here(folder: RunFold
     moody(folder).away = TransientError("away")
     for step in (1, 2, 3, 4):
         uploader.save(manifest(step), written(b"%d" % step), deferred=False)
-        uploader.amend(manifest(step, 0.9 if step == 1 else 0.1))
+        uploader.update_manifest(manifest(step, 0.9 if step == 1 else 0.1))
     uploader._end(RuntimeError("the process is gone"))
     again = CheckpointIndex(folder).discover(spooled=True)
     assert [each.step for each in again.known] == [1, 3, 4]

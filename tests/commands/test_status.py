@@ -128,7 +128,7 @@ def test_a_beat_that_is_seen_counts_more_than_the_holders_clock(tmp_path: Path, 
     store = open_store(str(tmp_path / "runs" / "r"))
     wrong = attempts.Attempt(1, 60.0, {"host": "elsewhere"}, at=time.time() - 3600)
     store.put(wrong.key, wrong.text())
-    looks = status._looks(status.folders.folder_of(settings(), "r"), never)
+    looks = status._looks(status.open_run(settings(), "r"), never)
     assert next(looks)["state"] == "silent"
     store.put(wrong.key, replace(wrong, beat=1).text())
     assert next(looks)["state"] == "running"

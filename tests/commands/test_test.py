@@ -129,7 +129,7 @@ def test_a_damaged_config_is_bad_data(place: Path, text: str) -> None:
 def test_its_folder_must_be_free_or_a_tests(place: Path) -> None:
     (place / "runs" / "test-a" / "checkpoints").mkdir(parents=True)
     (place / "runs" / "test-a" / "checkpoints" / "6.ckpt").touch()
-    with pytest.raises(ConflictError, match="says whose they are"):
+    with pytest.raises(ConflictError, match="so their run is unknown"):
         evaluated(place)
     with pytest.raises(ConflictError, match="is a training run"):
         evaluated(place, run__run_id="b")

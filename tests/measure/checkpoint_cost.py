@@ -35,7 +35,7 @@ def child(mode: str, arguments: list[str]) -> None:
         _timed(Uploader, "_store", time.thread_time, spent, "background_s")
     else:
         Uploader.save = lambda self, manifest, write, deferred: manifest  # type: ignore[method-assign]
-        Uploader.amend = lambda self, manifest: None  # type: ignore[method-assign]
+        Uploader.update_manifest = lambda self, manifest: None  # type: ignore[method-assign]
     begun: dict[str, float] = {}
     _moments(CheckpointCallback, begun)
     sys.argv = ["entrypoint.py", *arguments]

@@ -4,8 +4,8 @@ from torchvision.models import get_model_weights
 
 from inat_job.errors import UsageError
 from inat_job.models.backbones import build_backbone
-from inat_job.models.flops import count
-from inat_job.models.strategies import Architecture, under
+from inat_job.models.flops import network_size
+from inat_job.models.strategies import Architecture, has_prefix
 
 # The size that torchvision's own figure of multiply-adds is for.
 MODELS = {
@@ -26,7 +26,7 @@ MODELS = {
 
 def _sizes(architecture: Architecture) -> list[int]:
     parameters = list(architecture.network.named_parameters())
-    return [sum(each.numel() for name, each in parameters if under(name, stage)) for stage in architecture.stages]
+    return [sum(each.numel() for name, each in parameters if has_prefix(name, stage)) for stage in architecture.stages]
 
 
 @pytest.mark.parametrize(("name", "image_size"), MODELS.items())
@@ -34,11 +34,11 @@ def test_stages_and_head_cover_every_parameter_once_and_counts_agree_with_torchv
     architecture = build_backbone(name, 1000, image_size)
     groups = (*architecture.stages, architecture.head)
     for parameter, _ in architecture.network.named_parameters():
-        assert sum(under(parameter, prefixes) for prefixes in groups) == 1, parameter
+        assert sum(has_prefix(parameter, prefixes) for prefixes in groups) == 1, parameter
     assert 4 <= len(architecture.stages) <= 5
     assert min(_sizes(architecture)) > 0
     meta = get_model_weights(name).DEFAULT.meta
-    counts = count(architecture.network, image_size)
+    counts = network_size(architecture.network, image_size)
     assert counts.parameters == meta["num_params"]
     assert counts.macs / 1e9 == pytest.approx(meta["_ops"], abs=6e-4)
 
@@ -48,7 +48,7 @@ def test_stages_run_from_stem_to_head(name: str):
     architecture = build_backbone(name, 3, 64)
     order = [parameter for parameter, _ in architecture.network.named_parameters()]
     groups = (*architecture.stages, architecture.head)
-    of = [next(n for n, prefixes in enumerate(groups) if under(parameter, prefixes)) for parameter in order]
+    of = [next(n for n, prefixes in enumerate(groups) if has_prefix(parameter, prefixes)) for parameter in order]
     assert of == sorted(of)
 
 

@@ -7,24 +7,24 @@ from torchvision.models import get_model_weights, list_models
 
 from inat_job.errors import UsageError
 from inat_job.host import environment
-from inat_job.models.find_weights import find_url
+from inat_job.models.find_weights import weights_url
 
 
 def test_every_name_of_every_network_leads_where_torchvision_leads() -> None:
     wrong = {
-        (backbone, name): (find_url(backbone, name), weights.url)
+        (backbone, name): (weights_url(backbone, name), weights.url)
         for backbone in list_models(module=torchvision.models)
         for name, weights in get_model_weights(backbone).__members__.items()
-        if find_url(backbone, name) != weights.url
+        if weights_url(backbone, name) != weights.url
     }
     assert not wrong
 
 
 def test_the_whole_name_is_taken_too_and_a_wrong_one_is_told() -> None:
-    assert find_url("resnet50", "ResNet50_Weights.DEFAULT") == get_model_weights("resnet50")["DEFAULT"].url
+    assert weights_url("resnet50", "ResNet50_Weights.DEFAULT") == get_model_weights("resnet50")["DEFAULT"].url
     with pytest.raises(UsageError, match="IMAGENET1K_V2"):
-        find_url("resnet50", "IMAGENET22K")
-    assert find_url("no_such_network", "DEFAULT") is None
+        weights_url("resnet50", "IMAGENET22K")
+    assert weights_url("no_such_network", "DEFAULT") is None
 
 
 @pytest.mark.parametrize("name", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])

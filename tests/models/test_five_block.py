@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from inat_job.errors import UsageError
-from inat_job.models.five_block import ACTIVATIONS, FiveBlockSpec, build_five_block, filters_of
-from inat_job.models.flops import count
+from inat_job.models.five_block import ACTIVATIONS, FiveBlockSpec, block_filters, build_five_block
+from inat_job.models.flops import network_size
 
 SMALL = FiveBlockSpec(
     filters=(4, 6, 8, 8, 10),
@@ -27,7 +27,7 @@ SMALL = FiveBlockSpec(
 
 def test_the_textbook_network_has_the_size_worked_out_by_hand():
     spec = FiveBlockSpec((32,) * 5, (3,) * 5, "relu", 128, "flatten", False, 0.0, 224, 10)
-    counts = count(build_five_block(spec).network, 224)
+    counts = network_size(build_five_block(spec).network, 224)
     # First convolution 896, four of 9,248, dense 32*7*7*128 + 128, output 1,290; 9 * C_in * 32 multiply-adds a pixel.
     assert counts.parameters == counts.trainable_parameters == 240_010
     assert counts.macs == 197_092_608
@@ -97,7 +97,7 @@ def test_the_first_activations_keep_their_scale():
 
 @given(st.integers(1, 4096), st.sampled_from(["same", "double", "half"]))
 def test_filters_follow_their_organisation(base: int, organisation: str):
-    filters = filters_of(base, organisation)
+    filters = block_filters(base, organisation)
     assert len(filters) == 5
     assert filters[0] == base
     factor = {"same": 1, "double": 2, "half": 0.5}[organisation]
@@ -115,4 +115,4 @@ def test_the_first_loss_is_that_of_a_blind_guess(batch_norm: bool):
 
 def test_an_unknown_organisation_is_refused():
     with pytest.raises(UsageError, match="--filter-organisation"):
-        filters_of(32, "triple")
+        block_filters(32, "triple")

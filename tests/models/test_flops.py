@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from inat_job.models.backbones import build_backbone
-from inat_job.models.flops import LayerCounts, count
+from inat_job.models.flops import NetworkSize, network_size
 
 
 def test_counts_convolutions_and_dense_layers_only():
@@ -10,7 +10,7 @@ def test_counts_convolutions_and_dense_layers_only():
         nn.Upsample(scale_factor=1.0), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5)
     )
     network = nn.Sequential(_Float(), *layers)
-    assert count(network, 4) == LayerCounts(
+    assert network_size(network, 4) == NetworkSize(
         parameters=112 + 8 + 325, trainable_parameters=445, macs=16 * 4 * 27 + 64 * 5, outputs=5
     )
 
@@ -22,7 +22,7 @@ def test_leaves_the_network_as_it_was():
     network.get_parameter("backbone.conv1.weight").requires_grad_(False)
     before = {name: each.clone() for name, each in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
-    counts = count(network, 32)
+    counts = network_size(network, 32)
     assert counts.parameters - counts.trainable_parameters == 3 * 64 * 7 * 7
     assert modes == [module.training for module in network.modules()]
     assert all(torch.equal(each, before[name]) for name, each in network.state_dict().items())

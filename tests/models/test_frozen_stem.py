@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from inat_job.models.backbones import build_backbone
 from inat_job.models.five_block import FiveBlockSpec, build_five_block
-from inat_job.models.frozen_stem import Indivisible, digest, split
-from inat_job.models.strategies import Architecture, apply_strategy, epochs_alike
+from inat_job.models.frozen_stem import CannotCutError, cut_stem, stem_digest
+from inat_job.models.strategies import Architecture, apply_strategy, epochs_with_initial_stages
 
 SPEC = FiveBlockSpec((4,) * 5, (3,) * 5, "relu", 64, "gap", True, 0.5, 32, 3)
 PIXELS = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -21,10 +21,10 @@ def test_the_halves_of_every_family_are_the_whole(name: str) -> None:
     architecture = build_backbone(name, 3, 64)
     for n_trainable in range(len(architecture.stages)):
         apply_strategy(architecture, n_trainable)
-        cut = split(architecture, n_trainable)
+        cut = cut_stem(architecture, n_trainable)
         architecture.network.eval()
         with torch.no_grad():
-            assert torch.equal(cut.tail(cut.stem(PIXELS)), architecture.network(PIXELS)), cut.at
+            assert torch.equal(cut.tail(cut.stem(PIXELS)), architecture.network(PIXELS)), cut.cut_at
         assert not any(each.requires_grad for each in cut.stem.parameters())
         trained = {id(each) for each in architecture.network.parameters() if each.requires_grad}
         assert trained <= {id(each) for each in cut.tail.parameters()}
@@ -35,7 +35,7 @@ def test_the_halves_of_every_family_are_the_whole(name: str) -> None:
 def test_dropout_and_moving_statistics_stay_behind_the_cut(n_trainable: int) -> None:
     architecture = build_five_block(SPEC)
     apply_strategy(architecture, n_trainable)
-    cut = split(architecture, n_trainable)
+    cut = cut_stem(architecture, n_trainable)
     pixels = PIXELS[:, :, :32, :32]
     assert torch.equal(cut.stem(pixels), cut.stem(pixels))
     features = cut.stem(pixels).detach()
@@ -48,13 +48,13 @@ def test_dropout_and_moving_statistics_stay_behind_the_cut(n_trainable: int) -> 
 def test_a_stem_is_known_by_what_it_computes() -> None:
     torch.manual_seed(0)
     one = build_backbone("resnet18", 3, 64)
-    before = digest(split(one, 0).stem)
+    before = stem_digest(cut_stem(one, 0).stem)
     with torch.no_grad():
         one.network.get_parameter("backbone.fc.weight").add_(1)
-    assert digest(split(one, 0).stem) == before
+    assert stem_digest(cut_stem(one, 0).stem) == before
     one.network.get_buffer("backbone.bn1.running_mean").add_(1)
-    assert digest(split(one, 0).stem) != before
-    assert digest(split(one, 1).stem) != before
+    assert stem_digest(cut_stem(one, 0).stem) != before
+    assert stem_digest(cut_stem(one, 1).stem) != before
 
 
 def test_a_network_whose_operations_cannot_be_listed_is_not_cut() -> None:
@@ -62,13 +62,14 @@ def test_a_network_whose_operations_cannot_be_listed_is_not_cut() -> None:
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return pixels if pixels.sum() > 0 else -pixels
 
-    with pytest.raises(Indivisible, match="cannot be listed"):
-        split(Architecture("odd", Odd(), stages=((),), head=("head",)), 0)
+    with pytest.raises(CannotCutError, match="cannot be listed"):
+        cut_stem(Architecture("odd", Odd(), stages=((),), head=("head",)), 0)
 
 
 def test_epochs_alike_are_those_before_the_first_opening() -> None:
     cut = build_five_block(SPEC)
     by_strategy = {
-        name: epochs_alike(dataclasses.replace(cut, strategy=name), 20) for name in ("head", "last-k", "gradual")
+        name: epochs_with_initial_stages(dataclasses.replace(cut, strategy=name), 20)
+        for name in ("head", "last-k", "gradual")
     }
     assert by_strategy == {"head": 20, "last-k": 20, "gradual": 2}

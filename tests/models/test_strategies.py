@@ -12,10 +12,10 @@ from inat_job.models.five_block import FiveBlockSpec, build_five_block
 from inat_job.models.strategies import (
     Architecture,
     apply_strategy,
-    open_stages,
+    has_prefix,
     parameter_groups,
+    trainable_stage_count,
     trainable_stages,
-    under,
 )
 
 STRATEGIES = ("head", "last-k", "gradual", "full")
@@ -61,7 +61,7 @@ def test_last_k_moves_the_last_stages_with_their_buffers_only():
     before = _state(architecture)
     _train(architecture, epochs=1)
     learnt = ("blocks.3", "blocks.4", "dense", "output")
-    assert _changed(architecture, before) == {name for name in before if under(name, learnt)}
+    assert _changed(architecture, before) == {name for name in before if has_prefix(name, learnt)}
 
 
 def test_full_moves_everything_but_the_preprocessing():
@@ -77,10 +77,10 @@ def test_gradual_opens_stage_after_stage_from_the_last():
     for epoch in range(12):
         apply_strategy(architecture, trainable_stages(architecture, epoch, 12))
         learning = [name for name, each in architecture.network.named_parameters() if each.requires_grad]
-        opened.append(sum(any(under(name, stage) for name in learning) for stage in architecture.stages))
+        opened.append(sum(any(has_prefix(name, stage) for name in learning) for stage in architecture.stages))
         training = [name for name, each in architecture.network.named_modules() if each.training]
         for stage in architecture.stages[: 5 - opened[-1]]:
-            assert not any(under(name, stage) for name in training)
+            assert not any(has_prefix(name, stage) for name in training)
         for stage in architecture.stages[5 - opened[-1] :]:
             assert all(prefix in training for prefix in stage)
     assert opened == [0, 0, 1, 2, 3, 4, 5, 5, 5, 5, 5, 5]
@@ -142,7 +142,7 @@ def test_last_k_trains_at_one_rate():
 
 @given(st.sampled_from(STRATEGIES), st.integers(0, 12), st.integers(1, 20), st.integers(1, 60))
 def test_stages_only_ever_open(strategy: str, n_stages: int, last_k: int, epochs: int):
-    opened = [open_stages(strategy, n_stages, last_k, epoch, epochs) for epoch in range(epochs)]
+    opened = [trainable_stage_count(strategy, n_stages, last_k, epoch, epochs) for epoch in range(epochs)]
     assert all(0 <= before <= after <= n_stages for before, after in pairwise([opened[0], *opened]))
     if strategy == "gradual":
         assert opened[0] == 0

@@ -11,9 +11,9 @@ from torchvision.models import VisionTransformer, Weights, WeightsEnum, get_mode
 from torchvision.transforms._presets import ImageClassification
 
 from inat_job.errors import BadDataError, ConflictError, UsageError
-from inat_job.models.backbones import Pretrained, build_backbone
+from inat_job.models.backbones import BackboneNet, build_backbone
 from inat_job.models.strategies import Architecture
-from inat_job.models.weights import is_name, load_weights, named_weights, read_state
+from inat_job.models.weights import is_weights_name, load_weights, named_weights, read_state
 
 State = dict[str, torch.Tensor]
 
@@ -173,8 +173,8 @@ def test_a_missing_file_is_bad_data(architecture, tmp_path):
 
 
 def test_names_and_paths_are_told_apart():
-    assert all(map(is_name, ("DEFAULT", "IMAGENET1K_V2", "ResNet50_Weights.IMAGENET1K_V2")))
-    assert not any(map(is_name, ("none", "weights.pth", "/w/DEFAULT", "s3://bucket/DEFAULT")))
+    assert all(map(is_weights_name, ("DEFAULT", "IMAGENET1K_V2", "ResNet50_Weights.IMAGENET1K_V2")))
+    assert not any(map(is_weights_name, ("none", "weights.pth", "/w/DEFAULT", "s3://bucket/DEFAULT")))
 
 
 def test_names_lead_to_torchvisions_files():
@@ -193,7 +193,7 @@ def _tiny_transformer(image_size: int) -> VisionTransformer:
 
 def test_a_vision_transformer_at_another_size_gets_interpolated_positions(saved):
     given = _tiny_transformer(64).state_dict()
-    network = Pretrained(_tiny_transformer(96))
+    network = BackboneNet(_tiny_transformer(96))
     target = Architecture("vit_b_32", network, (), ("backbone.heads.head",), {"image_size": 96})
     loaded = load_weights(target, saved(given))
     positions = _backbone(target)["encoder.pos_embedding"]

@@ -9,7 +9,7 @@ import pytest
 
 from inat_job.errors import UsageError
 from inat_job.reporting import tracking
-from inat_job.reporting.tracking import reach
+from inat_job.reporting.tracking import check_tracker
 from tests.harness.wandb_stub import wandb_server
 
 KEY = "k" * 40
@@ -17,18 +17,18 @@ KEY = "k" * 40
 
 def test_the_server_says_who_the_key_is() -> None:
     with wandb_server() as (recorded, _):
-        found = reach("auto", recorded.url, True, KEY)
-        assert (found.doubt, "tester" in found.text) == ("", True)
+        found = check_tracker("auto", recorded.url, True, KEY)
+        assert (found.warning, "tester" in found.text) == ("", True)
         assert recorded.operations == ["Viewer"]
-        assert reach("online", recorded.url, True, None).text.startswith("online")  # by an identity token
+        assert check_tracker("online", recorded.url, True, None).text.startswith("online")  # by an identity token
 
 
 def test_what_is_not_tracked_online_is_not_asked() -> None:
     with wandb_server() as (recorded, _):
-        assert reach("off", recorded.url, True, KEY).text == "off"
-        assert "offline" in reach("offline", recorded.url, True, KEY).text
-        assert "for want of a key" in reach("auto", recorded.url, False, None).text
-        assert "WANDB_API_KEY" in reach("online", recorded.url, False, None).mend
+        assert check_tracker("off", recorded.url, True, KEY).text == "off"
+        assert "offline" in check_tracker("offline", recorded.url, True, KEY).text
+        assert "for want of a key" in check_tracker("auto", recorded.url, False, None).text
+        assert "WANDB_API_KEY" in check_tracker("online", recorded.url, False, None).fix
         assert recorded.operations == []
 
 
@@ -47,10 +47,10 @@ def test_a_key_that_is_refused_is_a_caution_and_never_shown(status: int, body: b
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        found = reach("auto", f"http://127.0.0.1:{server.server_port}", True, KEY)
+        found = check_tracker("auto", f"http://127.0.0.1:{server.server_port}", True, KEY)
         server.shutdown()
-    assert found.doubt
-    assert found.mend
+    assert found.warning
+    assert found.fix
     assert KEY not in repr(found)
 
 
@@ -59,15 +59,15 @@ def test_a_server_that_refuses_or_keeps_silent_costs_little(monkeypatch: pytest.
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{held.getsockname()[1]}"
-        assert "can't be reached" in reach("auto", address, True, KEY).doubt
+        assert "can't be reached" in check_tracker("auto", address, True, KEY).warning
         held.listen()
         begun = time.monotonic()
-        assert "can't be reached" in reach("auto", address, True, KEY).doubt
+        assert "can't be reached" in check_tracker("auto", address, True, KEY).warning
         assert time.monotonic() - begun < 3
 
 
 def test_wandb_by_name_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="not installed"):
-        reach("online", "http://127.0.0.1:1", True, KEY)
-    assert reach("auto", "http://127.0.0.1:1", True, KEY).text == "off"
+        check_tracker("online", "http://127.0.0.1:1", True, KEY)
+    assert check_tracker("auto", "http://127.0.0.1:1", True, KEY).text == "off"
