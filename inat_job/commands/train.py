@@ -118,12 +118,12 @@ def _take_up(held: HeldRun, settings: Settings) -> dict[str, Any]:
     folder = held.folder
     if settings.run.force:
         clear(folder, keep=held.lease.key)
-        held.lease.begins_anew()
+        held.lease.forget_earlier()
     standing, stored = check_run(folder, settings)
     if stored is None:
         stored = _begin(folder, settings)
     elif not folder.has_local(CONFIG, stored, "id"):
-        folder.forget()  # what lies here is of a run that was deleted since
+        folder.discard_local()  # what lies here is of a run that was deleted since
         folder.write_json(CONFIG, stored)  # by which the next attempt here knows that what lies here is of this one
     events.emit("run", run=folder.uri, standing=standing.value)
     return stored
@@ -131,7 +131,7 @@ def _take_up(held: HeldRun, settings: Settings) -> dict[str, Any]:
 
 def _begin(folder: RunFolder, settings: Settings) -> dict[str, Any]:
     """Begin a run, which also shows whether its folder can be written to, before hours are spent on it."""
-    folder.forget()
+    folder.discard_local()
     config = config_of(settings, {}, command="train") | {"id": secrets.token_hex(8)}
     folder.write_json(CONFIG, config)
     folder.publish(CONFIG)

@@ -7,7 +7,7 @@ from typing import Any
 
 from inat_job.checkpoints.manifest import Manifest, best_of
 from inat_job.errors import Preempted, TransientError
-from inat_job.storage.attempts import RUNNING, Attempt, Gone
+from inat_job.storage.attempts import RUNNING, Attempt, IsGone
 
 FINISHED, SILENT, BEGUN = "finished", "silent", "begun"
 
@@ -24,7 +24,7 @@ class RunSnapshot:
     stored: Sequence[Manifest]
 
 
-def state_of(seen: RunSnapshot, gone: Gone) -> str:
+def state_of(seen: RunSnapshot, gone: IsGone) -> str:
     """`finished`, `running`, `silent` (killed, frozen, or cut off), or how the last attempt ended.
 
     Only who has looked twice knows that an attempt lives; at the first look its clock is believed.
@@ -176,7 +176,7 @@ def _attempts(attempt: Attempt | None, state: str) -> list[dict[str, Any]]:
     if attempt is None:
         return []
     why = attempt.why if attempt.why != RUNNING else state
-    return [*map(dict, attempt.earlier), {**attempt.told(), "why": why}]
+    return [*map(dict, attempt.earlier), {**attempt.summary(), "why": why}]
 
 
 def _checkpoint(uri: str, manifest: Manifest | None) -> dict[str, Any] | None:

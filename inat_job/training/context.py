@@ -12,7 +12,7 @@ from inat_job import events, signals
 from inat_job.checkpoints import training_state
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.manifest import Manifest
-from inat_job.data.batches import Share
+from inat_job.data.batches import Shard
 from inat_job.data.cache_index import Cache
 from inat_job.data.module import ImageDataModule
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -64,7 +64,7 @@ def begin(
     with memory_errors():
         execution = decide(settings.train, stored, group.rank)
     execution.apply()
-    cuda, share = execution.accelerator == "cuda", Share(group.rank.rank, group.size)
+    cuda, share = execution.accelerator == "cuda", Shard(group.rank.rank, group.size)
     images = ImageDataModule(cache, settings.train, cuda, share)
     return RunContext(settings, folder, images, execution, CheckpointIndex(folder, stop), clock, stop, group)
 
@@ -93,7 +93,7 @@ def reside(work: RunContext) -> None:
     """Copy the images to the GPU, once and for all, if they fit there beside the network."""
     if work.execution.accelerator != "cuda":
         return
-    squares, free = work.images.squares, torch.cuda.mem_get_info()[0]
+    squares, free = work.images.pixel_rows, torch.cuda.mem_get_info()[0]
     fits = squares.nbytes <= work.settings.train.resident_share * free
     events.emit("pixels", bytes=squares.nbytes, free_bytes=free, resident=fits)
     if fits:

@@ -18,10 +18,9 @@ import torch
 from lightning import LightningModule, Trainer
 
 from inat_job import events
-from inat_job.data.batches import EvalBatches
-from inat_job.data.features import FeaturePart, Features, FeatureWriter
+from inat_job.data.batches import Batch, EvalBatches
+from inat_job.data.features import FeatureFile, Features, FeatureWriter
 from inat_job.data.module import ImageDataModule
-from inat_job.data.pixels import Batch
 from inat_job.models.classifier import Classifier
 from inat_job.models.flops import MACS_PER_S, count
 from inat_job.models.frozen_stem import Indivisible, digest
@@ -131,7 +130,7 @@ def prepare(needs: FeatureInputs, plan: FeaturePlan) -> dict[str, Any]:
     labels = np.array(images.cache.index.labels)
     folder = cache_dir / "features" / _key(needs)
     features = Features(folder, labels, images.train_rows, images.val_rows, plan.views)
-    parts: list[tuple[FeaturePart, int | None]] = [(part, view) for view, part in features.views.items()]
+    parts: list[tuple[FeatureFile, int | None]] = [(part, view) for view, part in features.views.items()]
     begun, computed = time.perf_counter(), 0
     with lock(folder.with_suffix(".lock"), cache_dir, needs.stop, "waiting for another job that computes the features"):
         for part, view in [*parts, (features.val, None)]:
@@ -139,15 +138,15 @@ def prepare(needs: FeatureInputs, plan: FeaturePlan) -> dict[str, Any]:
                 _compute(needs, part, view, cache_dir)
                 computed += len(part.rows)
         features.held = hold_folder(folder)
-    images.reuse(features, plan.epochs)
+    images.use_features(features, plan.epochs)
     size = sum(part.nbytes for part, _ in parts) + features.val.nbytes
     said = {**plan.as_dict(), "computed": computed, "bytes": size, "seconds": round(time.perf_counter() - begun, 3)}
     events.emit("reuse", **said)
     return said
 
 
-def _compute(needs: FeatureInputs, part: FeaturePart, view: int | None, cache_dir: Path) -> None:
-    batches: EvalBatches = needs.images.viewed(part.rows, view)
+def _compute(needs: FeatureInputs, part: FeatureFile, view: int | None, cache_dir: Path) -> None:
+    batches: EvalBatches = needs.images.unsharded_batches(part.rows, view)
     with cache_errors(cache_dir), part.writer() as writer:
         needs.trainer.predict(Stem(needs.classifier, writer), dataloaders=batches, return_predictions=False)
     assert part.load()

@@ -9,7 +9,7 @@ from typing import Any
 from inat_job.checkpoints import manifest
 from inat_job.checkpoints.manifest import Manifest
 from inat_job.checkpoints.uploader import NullUploader
-from inat_job.data.cache_index import Cache, checked
+from inat_job.data.cache_index import Cache, load_trusted
 from inat_job.distributed import ranks
 from inat_job.distributed.ranks import Rank
 from inat_job.distributed.rendezvous import join
@@ -73,7 +73,7 @@ def _work(work: RunContext, resumed: Manifest | None, copies: Path) -> None:
 
 
 def _prepared(folder: Path, source: str) -> Cache:
-    cache = checked(folder)
+    cache = load_trusted(folder)
     if cache is None:
         raise BadDataError(f"{folder} was prepared by another rank and cannot be read: run the same command again.")
     return replace(cache, index=replace(cache.index, source=source))
