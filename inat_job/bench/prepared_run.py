@@ -84,7 +84,7 @@ class Ready:
     def _taken_apart(self, live: Live, laps: Laps) -> list[Measured]:
         wanted, runs, work = self.request.stages, self.request.runs, self.work
         found: list[Measured] = []
-        if "copy" in wanted and work.images.squares.device.type == "cpu":
+        if "copy" in wanted and work.images.pixel_rows.device.type == "cpu":
             found += device.copy(live, runs)
         if "augmentation" in wanted:
             found += device.augmentation(live, runs)

@@ -122,7 +122,7 @@ class Uploader:
         """Raise what ended the thread, if anything did: a lost lease, a full disk, or a bug."""
         if self._fatal is not None:
             raise self._fatal
-        self._lease.guard()
+        self._lease.raise_if_lost()
 
     @property
     def failed(self) -> bool:
@@ -176,7 +176,7 @@ class Uploader:
     def _work(self) -> None:
         failures = 0
         while self._fatal is None:
-            job = self._next(retry.wait_s(failures) if failures else 0.0)
+            job = self._next(retry.backoff_s(failures) if failures else 0.0)
             try:
                 self._send(job)
                 failures = 0

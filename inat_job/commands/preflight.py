@@ -12,7 +12,7 @@ from typing import Any
 from inat_job import events
 from inat_job.errors import BadDataError, JobError, NoPermissionError
 from inat_job.host import environment
-from inat_job.ingest.inspect import look
+from inat_job.ingest.inspect import summarise
 from inat_job.models.find_weights import find_weights
 from inat_job.platforms.platform import Platform
 from inat_job.reporting.tracking import check_tracker
@@ -133,7 +133,7 @@ def _clock(job: _Job) -> str | CheckWarning:
     if skew is None:
         return "not compared, the store tells no time"
     what = f"this machine's clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the store's"
-    if abs(skew) > account.REFUSED_FROM_S:
+    if abs(skew) > account.MAX_SKEW_S:
         raise NoPermissionError(f"Every request is refused, since {what}: set this machine's clock.")
     return CheckWarning(what, "set this machine's clock") if abs(skew) > _CLOCK_WARNS_S else what
 
@@ -141,7 +141,7 @@ def _clock(job: _Job) -> str | CheckWarning:
 def _data(job: _Job) -> str | CheckWarning:
     data = job.settings.data
     try:
-        looked = look(data.uri, Path(data.cache_dir), data.image_size, job.options)
+        looked = summarise(data.uri, Path(data.cache_dir), data.image_size, job.options)
     except BaseException:
         job.looked.cancel()
         raise

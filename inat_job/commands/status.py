@@ -71,7 +71,7 @@ def _looks(folder: RunFolder, stop: Stop) -> Iterator[dict[str, Any]]:
 
 def _look(folder: RunFolder, stop: Stop) -> tuple[RunSnapshot, str]:
     """What is there now, and the version of the last attempt's object."""
-    config, (attempt, version) = read_config(folder), attempts.newest(folder.store, 1.0)
+    config, (attempt, version) = read_config(folder), attempts.latest_attempt(folder.store, 1.0)
     stored = CheckpointIndex(folder, stop).discover().stored
     if config is None and attempt is None and not stored:
         raise BadDataError(f"{folder.uri} holds no run: check its name and --output.")

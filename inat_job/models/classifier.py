@@ -11,9 +11,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from inat_job.data.augment import Augmentation, centre_view, random_view
-from inat_job.data.batches import IGNORED
+from inat_job.data.batches import IGNORED, Batch
 from inat_job.data.features import FeatureBatch
-from inat_job.data.pixels import Batch
 from inat_job.errors import ConflictError
 from inat_job.models.frozen_stem import StemAndTail, cut_stem
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages

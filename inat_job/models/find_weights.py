@@ -49,7 +49,7 @@ def _far(uri: str, options: StorageOptions) -> str:
     if entry is None:
         raise BadDataError(f"--weights names {public_uri(uri)}, which does not exist: check it.")
     if entry.version and entry.size > 0:
-        store.part(entry, 0, 1)
+        store.read_range(entry, 0, 1)
     size = f", {entry.size / 1e6:,.0f} MB" if entry.size > 0 else ""
     return f"{public_uri(uri)}{size}, to be fetched"
 

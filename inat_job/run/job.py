@@ -50,19 +50,19 @@ class Job:
         folder = leased.folder
         if self.settings.run.force:
             delete_run(folder, keep=leased.lease.key)
-            leased.lease.begins_anew()
+            leased.lease.forget_earlier()
         state, config = decide_run_state(folder, self.settings)
         if config is None:
             config = self._start()
         elif not folder.has_local(CONFIG, config, "id"):
-            folder.forget()  # the local files are of a run that was deleted since
+            folder.discard_local()  # the local files are of a run that was deleted since
             folder.write_json(CONFIG, config)  # so that the next attempt here sees that they are this run's
         events.emit("run", run=folder.uri, standing=state.value)
         return replace(leased, config=config)
 
     def _start(self) -> dict[str, Any]:
         """Write a new run's config.json, which also shows early whether its folder is writable."""
-        self.folder.forget()
+        self.folder.discard_local()
         config = run_config(self.settings, {}, command="train") | {"id": secrets.token_hex(8)}
         self.folder.write_json(CONFIG, config)
         self.folder.publish(CONFIG)

@@ -7,7 +7,7 @@ from typing import Any
 
 from inat_job.checkpoints.manifest import Manifest, best_of
 from inat_job.errors import Preempted, TransientError
-from inat_job.storage.attempts import RUNNING, Attempt, Gone
+from inat_job.storage.attempts import RUNNING, Attempt, IsGone
 
 FINISHED, SILENT, BEGUN = "finished", "silent", "begun"
 
@@ -24,7 +24,7 @@ class RunSnapshot:
     stored: Sequence[Manifest]
 
 
-def state_of(snapshot: RunSnapshot, gone: Gone) -> str:
+def state_of(snapshot: RunSnapshot, is_gone: IsGone) -> str:
     """`finished`, `running`, `silent` (killed, frozen, or cut off), or how the last attempt ended.
 
     Two snapshots are needed to know that an attempt is alive; in the first one its own clock is believed.
@@ -36,7 +36,7 @@ def state_of(snapshot: RunSnapshot, gone: Gone) -> str:
         return BEGUN
     if attempt.why != RUNNING:
         return attempt.why
-    return RUNNING if not gone(attempt.holder) and snapshot.heard_s < attempt.lease_s else SILENT
+    return RUNNING if not is_gone(attempt.holder) and snapshot.heard_s < attempt.lease_s else SILENT
 
 
 def exit_code_of(state: str) -> int:
@@ -182,7 +182,7 @@ def _attempts(attempt: Attempt | None, state: str) -> list[dict[str, Any]]:
     if attempt is None:
         return []
     why = attempt.why if attempt.why != RUNNING else state
-    return [*map(dict, attempt.earlier), {**attempt.told(), "why": why}]
+    return [*map(dict, attempt.earlier), {**attempt.summary(), "why": why}]
 
 
 def _checkpoint(uri: str, manifest: Manifest | None) -> dict[str, Any] | None:

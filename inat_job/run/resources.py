@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from inat_job.distributed import world
 from inat_job.errors import ConflictError, NoPermissionError
 from inat_job.host import memory, nvidia
-from inat_job.ingest.build_cache import drafted
+from inat_job.ingest.build_cache import unfinished_bytes
 from inat_job.ingest.inspect import DataSetSummary
 from inat_job.platforms.platform import Platform
 from inat_job.run.checks import CheckWarning
@@ -37,7 +37,7 @@ def check_disk(settings: Settings, data: DataSetSummary | None) -> str | CheckWa
     folder = Path(settings.data.cache_dir).absolute()
     with disk_errors(folder):
         existing = next(path for path in (folder, *folder.parents) if path.exists())
-        free = shutil.disk_usage(existing).free + drafted(folder)
+        free = shutil.disk_usage(existing).free + unfinished_bytes(folder)
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise NoPermissionError(
             f"--cache-dir is {folder}, where user {os.geteuid()} may not write: name another folder."

@@ -10,7 +10,7 @@ import torch
 from inat_job import events, signals
 from inat_job.checkpoints import training_state
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.data.batches import Share
+from inat_job.data.batches import Shard
 from inat_job.data.cache_index import Cache
 from inat_job.data.module import ImageDataModule
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -57,8 +57,8 @@ class RunContext:
             common = group.broadcast(own.as_dict() if own else None)
             decided = own or decide(train, common, group.rank)
         decided.apply()
-        share = Share(group.rank.rank, group.size)
-        images = ImageDataModule(cache, train, pinned=decided.accelerator == "cuda", share=share)
+        shard = Shard(group.rank.rank, group.size)
+        images = ImageDataModule(cache, train, pinned=decided.accelerator == "cuda", shard=shard)
         checkpoints = CheckpointIndex(job.folder, job.stop)
         return cls(job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group)
 
@@ -85,7 +85,7 @@ class RunContext:
         """Copy all images to the GPU once, if they fit there beside the network."""
         if self.execution.accelerator != "cuda":
             return
-        pixels, free = self.images.squares, torch.cuda.mem_get_info()[0]
+        pixels, free = self.images.pixel_rows, torch.cuda.mem_get_info()[0]
         fits = pixels.nbytes <= self.settings.train.resident_share * free
         events.emit("pixels", bytes=pixels.nbytes, free_bytes=free, resident=fits)
         if fits:

@@ -20,9 +20,8 @@ from lightning import LightningModule, Trainer
 
 from inat_job import events
 from inat_job.data import augment
-from inat_job.data.batches import EvalBatches
-from inat_job.data.features import FeaturePart, Features, FeatureWriter
-from inat_job.data.pixels import Batch
+from inat_job.data.batches import Batch, EvalBatches
+from inat_job.data.features import FeatureFile, Features, FeatureWriter
 from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.models.classifier import Classifier
 from inat_job.models.flops import MACS_PER_S, network_size
@@ -87,16 +86,16 @@ def prepare(context: RunContext, classifier: Classifier, plan: FeaturePlan) -> d
     labels = np.array(images.cache.index.labels)
     folder = cache_dir / "features" / cache_key(context, classifier)
     features = Features(folder, labels, images.train_rows, images.val_rows, plan.views)
-    parts: list[tuple[FeaturePart, int | None]] = [(part, view) for view, part in features.views.items()]
+    parts: list[tuple[FeatureFile, int | None]] = [(part, view) for view, part in features.views.items()]
     began, computed = time.perf_counter(), 0
     waiting = "waiting for another job that computes the features"
     with memory_errors(), lock(folder.with_suffix(".lock"), cache_dir, context.stop, waiting):
         for part, view in [*parts, (features.val, None)]:
             if not part.load():
-                _compute(trainer, classifier, part, images.viewed(part.rows, view), cache_dir)
+                _compute(trainer, classifier, part, images.unsharded_batches(part.rows, view), cache_dir)
                 computed += len(part.rows)
         features.held = hold_folder(folder)
-    images.reuse(features, plan.epochs)
+    images.use_features(features, plan.epochs)
     size = sum(part.nbytes for part, _ in parts) + features.val.nbytes
     section = {**plan.as_dict(), "computed": computed, "bytes": size, "seconds": round(time.perf_counter() - began, 3)}
     events.emit("reuse", **section)
@@ -141,7 +140,7 @@ class StemPass(LightningModule):
 
 
 def _compute(
-    trainer: Trainer, classifier: Classifier, part: FeaturePart, batches: EvalBatches, cache_dir: Path
+    trainer: Trainer, classifier: Classifier, part: FeatureFile, batches: EvalBatches, cache_dir: Path
 ) -> None:
     with cache_errors(cache_dir), part.writer() as writer:
         trainer.predict(StemPass(classifier, writer), dataloaders=batches, return_predictions=False)

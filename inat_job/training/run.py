@@ -34,8 +34,8 @@ from inat_job.training.trainer import fit, make_trainer, memory_errors
 def run(job: Job, leased: LeasedRun | None, cache: Cache | None) -> None:
     """Join the other ranks and do what is left of the run.
 
-    `leased` is the run with its lease, on rank 0 alone; `cache` has the images, on the first rank of each machine. A rank
-    that starts after the run was finished has nothing to do.
+    `leased` is the run with its lease, on rank 0 alone; `cache` has the images, on the first rank of each machine. A
+    rank that starts after the run was finished has nothing to do.
     """
     group = rendezvous.join(job.rank, job.stop, job.is_finished)
     if group is None:

@@ -13,7 +13,7 @@ from inat_job import events
 from inat_job.checkpoints import manifest
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.manifest import Manifest
-from inat_job.data.cache_index import Cache, checked
+from inat_job.data.cache_index import Cache, load_trusted
 from inat_job.distributed.process_group import ProcessGroup
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.models.classifier import Classifier
@@ -35,7 +35,7 @@ def shared_cache(group: ProcessGroup, cache: Cache | None) -> Cache:
     folder, source = group.broadcast_on_node([str(cache.folder), cache.index.source] if cache else None)
     if cache:
         return cache
-    shared = checked(Path(folder))
+    shared = load_trusted(Path(folder))
     if shared is None:
         raise BadDataError(f"{folder}, prepared by another rank, cannot be read: run the same command again.")
     return replace(shared, index=replace(shared.index, source=source))

@@ -31,7 +31,10 @@ _SENTENCES: dict[s3_errors.Meaning, tuple[type[JobError], str]] = {
     s3_errors.bad_certificate: (ConflictError, "The certificate for {call} is not trusted: set AWS_CA_BUNDLE."),
     s3_errors.bad_setting: (UsageError, "The AWS configuration can't be used ({code}): check AWS_* and ~/.aws/config."),
     s3_errors.transient: (TransientError, "AWS did not serve {call} ({code}), for all the retries: try again later."),
-    s3_errors.passing: (TransientError, "AWS could not finish {call} ({code}), for all the retries: try again later."),
+    s3_errors.unfinished: (
+        TransientError,
+        "AWS could not finish {call} ({code}), for all the retries: try again later.",
+    ),
 }
 _REFUSED = (ConflictError, "AWS refused {call} ({code}): check what is asked for, and the quotas.{said}")
 _OWN: dict[str, tuple[type[JobError], str]] = {
@@ -64,7 +67,7 @@ def service(name: str, region: str | None) -> Call:
 
 def translate(error: Exception, call: str) -> JobError:
     """Our exception for botocore's, with what AWS says of the request, which it knows and nobody else."""
-    meaning, code = s3_errors.classified(error)
+    meaning, code = s3_errors.classify(error)
     kind, sentence = _OWN.get(code) or _SENTENCES.get(meaning) or _REFUSED
     answer = getattr(error, "response", None) or {}
     said = " ".join(str(answer.get("Error", {}).get("Message", "")).split())[:_MESSAGE]
