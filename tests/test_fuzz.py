@@ -143,7 +143,7 @@ class PullJournal:
     def base(self, folder: Path) -> bytes:
         self._entry = Entry("x", 20 * 2**20, "v")
         plan = partial_download.plan_for(self._entry.size)
-        return partial_download.Journal("v", plan, {0: (2**20, 5), 1: (2**23, 7)}).text().encode()
+        return partial_download.DownloadJournal("v", plan, {0: (2**20, 5), 1: (2**23, 7)}).text().encode()
 
     def attempt(self, folder: Path, data: bytes) -> None:
         (folder / "x.part.json").write_bytes(data)

@@ -297,3 +297,6 @@ class NullUploader:
 
     def hurry(self, seconds: float) -> bool:
         return True
+
+    def finish(self, stop: StopFlag) -> None:
+        pass

@@ -31,7 +31,7 @@ class Classifier(LightningModule):
         self._architecture = architecture
         self._train, self._data = train, data
         self._total_steps = train.epochs * steps_per_epoch
-        self._augmentation = Augmentation(train.crop_scale, train.rotation, train.colour)
+        self.augmentation = Augmentation(train.crop_scale, train.rotation, train.colour)
         self.loss = torch.tensor(float("nan"))
         self._finite = torch.tensor(True)
         self.val_loss = self.val_accuracy = float("nan")
@@ -45,7 +45,8 @@ class Classifier(LightningModule):
         if isinstance(batch, FeatureBatch):
             logits: Tensor = self.split().tail(batch.features)
         else:
-            network = self.network if torch.is_grad_enabled() else self.network.forward  # see training/compiling.py
+            # Only training steps are compiled, see training/execution.py.
+            network = self.network if torch.is_grad_enabled() else self.network.forward
             logits = network(self.view(batch))
         return logits
 
@@ -55,7 +56,7 @@ class Classifier(LightningModule):
         if batch.draws is None:
             view = centre_view(batch.pixels, batch.sizes, size, self._data.eval_crop)
         else:
-            view = random_view(batch.pixels, batch.sizes, batch.draws, size, self._augmentation)
+            view = random_view(batch.pixels, batch.sizes, batch.draws, size, self.augmentation)
         return view.contiguous(memory_format=torch.channels_last)
 
     def split(self) -> StemSplit:

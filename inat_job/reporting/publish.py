@@ -7,7 +7,7 @@ from typing import Any
 
 from inat_job import events
 from inat_job.checkpoints.manifest import FOLDER as CHECKPOINTS
-from inat_job.checkpoints.uploader import Uploader
+from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
 from inat_job.evaluation import plots
 from inat_job.job_status import STATUS
@@ -48,7 +48,7 @@ def publish(
     events.emit("done", message=report.sentence(done), report=f"{folder.uri}/{REPORT}")
 
 
-def store_checkpoints(folder: RunFolder, uploader: Uploader, stop: StopFlag) -> None:
+def store_checkpoints(folder: RunFolder, uploader: Uploader | NullUploader, stop: StopFlag) -> None:
     """Wait until all checkpoints are stored, and raise what keeps them from it, saying where everything is."""
     events.phase("upload")
     with saying_where(folder):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -149,10 +149,11 @@ _IN_THE_LEASE = ("phase", "step", "epoch", "epochs", "steps_per_epoch", "images_
 
 @dataclass(frozen=True)
 class HeldRun:
-    """A run folder, and the lease on it."""
+    """A run folder, the lease on it, and the run's config.json once that is known."""
 
     folder: RunFolder
     lease: Lease
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager

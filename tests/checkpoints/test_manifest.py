@@ -153,17 +153,6 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
     assert decide(TrainSettings(accelerator="cpu"), None).accelerator == "cpu"
 
 
-def test_a_run_of_before_there_was_a_choice_goes_on_as_it_was(monkeypatch: Any) -> None:
-    names = ("accelerator", "device", "precision", "channels_last", "compile", "deterministic", "threads", "torch")
-    first = decide(TrainSettings(accelerator="cpu"), None)
-    stored = {name: getattr(first, name) for name in names} | {"compile": True}
-    kept = decide(TrainSettings(accelerator="cpu"), stored)
-    assert (kept.compile, kept.compile_mode) == (True, "default")
-    assert not decide(TrainSettings(accelerator="cpu", compile=False), stored).compile
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not decide(TrainSettings(accelerator="cpu"), stored).compile
-
-
 def test_how_fp32_is_multiplied_and_convolved_is_explicit() -> None:
     for deterministic in (True, False):
         execution = decide(TrainSettings(accelerator="cpu", deterministic=deterministic), None)
