@@ -15,7 +15,7 @@ from inat_job.platforms.aws import spot
 
 NOWHERE = Path("/nonexistent")
 NOTICE = {"action": "terminate", "time": "2026-11-24T12:02:00Z"}
-EVERY_S = 0.02
+POLL_S = 0.02
 
 
 class Metadata(BaseHTTPRequestHandler):
@@ -113,7 +113,7 @@ def watches() -> list[threading.Thread]:
 
 
 def watch(server: Server, flag: Flag) -> None:
-    assert spot.watch(flag.append, server.environment, NOWHERE, NOWHERE, EVERY_S)
+    assert spot.watch(flag.append, server.environment, NOWHERE, NOWHERE, POLL_S)
 
 
 @pytest.mark.parametrize("action", ["terminate", "stop", "hibernate"])

@@ -254,22 +254,22 @@ def test_each_end_has_its_code(
 def test_of_several_pods_the_one_counts_for_which_the_job_was_given_up() -> None:
     early, late = "2026-11-24T10:00:00Z", "2026-11-24T10:09:00.5Z"
     pods = [pod("0", ended(75, late), index=0), pod("1", ended(77, early), index=1)]
-    assert job_watch.end_of(failed("PodFailurePolicy"), pods)[0] == 77
-    assert job_watch.end_of(failed("BackoffLimitExceeded"), pods)[0] == 75
-    assert job_watch.end_of(failed("BackoffLimitExceeded"), [*pods, pod("2", ended(0, "2027"))])[0] == 75
-    assert job_watch.end_of(ACTIVE, pods) == (None, "")
+    assert job_watch.exit_code_of(failed("PodFailurePolicy"), pods)[0] == 77
+    assert job_watch.exit_code_of(failed("BackoffLimitExceeded"), pods)[0] == 75
+    assert job_watch.exit_code_of(failed("BackoffLimitExceeded"), [*pods, pod("2", ended(0, "2027"))])[0] == 75
+    assert job_watch.exit_code_of(ACTIVE, pods) == (None, "")
 
 
 def test_the_log_is_rank_0s_and_of_its_newest_pod() -> None:
     old, new = (pod(name, {"running": {}}, index=0, made=f"2026-11-24T10:0{name}:00Z") for name in "12")
     other = pod("3", {"running": {}}, index=1, made="2026-11-24T10:03:00Z")
-    assert [each["metadata"]["name"] for each in job_watch.speakers([old, other, new])] == ["2", "1"]
+    assert [each["metadata"]["name"] for each in job_watch.leader_pods([old, other, new])] == ["2", "1"]
 
 
 def test_why_a_pod_does_not_start_is_shown() -> None:
     waiting = {"reason": "ErrImagePull", "message": "manifest unknown"}
-    assert job_watch.trouble_of([pod("p", {"waiting": waiting}, "Pending")]) == "ErrImagePull: manifest unknown"
-    assert job_watch.trouble_of([pod("p", {"waiting": {"reason": "ContainerCreating"}}, "Pending")]) == ""
+    assert job_watch.start_problem([pod("p", {"waiting": waiting}, "Pending")]) == "ErrImagePull: manifest unknown"
+    assert job_watch.start_problem([pod("p", {"waiting": {"reason": "ContainerCreating"}}, "Pending")]) == ""
 
 
 @given(st.lists(st.tuples(st.integers(0, 59), st.integers(0, 999_999_999)), min_size=2, max_size=6))
@@ -278,7 +278,7 @@ def test_times_are_ordered_however_their_fractions_are_cut(times: list[tuple[int
         fraction = f".{nanoseconds:09d}".rstrip("0").rstrip(".")
         return f"2026-11-24T10:00:{seconds:02d}{fraction}Z"
 
-    assert sorted(times) == sorted(times, key=lambda each: job_watch.order(stamp(*each)))
+    assert sorted(times) == sorted(times, key=lambda each: job_watch.sort_key(stamp(*each)))
 
 
 def test_a_job_that_somebody_deletes_ends_the_waiting(job: Callable[..., Ended], cluster: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_job_of_that_name_is_no_other(job: Callable[..., Ended], cluster: Path
 def test_what_kubectl_prints_becomes_our_error(printed: str, kind: type[Exception], cluster: Path) -> None:
     (cluster / "refusal").write_text(printed)
     with pytest.raises(kind, match="kubectl apply says: ") as raised:
-        Kubectl(None).run("apply", "-f", "-", given="kind: Job\nmetadata: {name: x}\n")
+        Kubectl(None).run("apply", "-f", "-", stdin="kind: Job\nmetadata: {name: x}\n")
     assert printed in str(raised.value)
 
 
