@@ -25,11 +25,11 @@ LOG_GROUP = "/aws/batch/job"
 _CPUS, _MEMORY_GIB = 4, 14  # per GPU: what Batch can allocate on a g5.xlarge and a g4dn.xlarge
 _SHARED_MIB = 1024  # per GPU, for NCCL; there are no data loader workers that would need more
 _DIGEST_LENGTH = 8
-_UNORDERED = ("resourceRequirements", "environment", "secrets")  # lists whose order has no meaning
+_FLAT = ("resourceRequirements", "environment", "secrets")  # lists without an order
 _NOT_HERE = {
-    "namespace": "only Kubernetes has namespaces",
-    "disk": "the compute environment's launch template sets it",
-    "spot": "the queue's compute environment sets it",
+    "namespace": "it is Kubernetes' own",
+    "disk": "the compute environment's launch template has it",
+    "spot": "the queue's compute environment says it",
 }
 
 RETRY = (
@@ -43,7 +43,7 @@ RETRY = (
 
 
 def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
-    """The requests for RegisterJobDefinition and SubmitJob. Raises UsageError for what Batch would refuse or ignore."""
+    """The requests of RegisterJobDefinition and SubmitJob. Raises UsageError for what Batch would refuse or ignore."""
     refuse_unused(request, _NOT_HERE | ({} if request.nodes > 1 else {"instance_type": "the queue chooses it"}))
     container = _container(request, _job_command(request, command))
     attempts = 1 + (ATTEMPTS - 1 if request.retries is None else request.retries)
@@ -133,7 +133,7 @@ def matches(found: Any, wanted: Any) -> bool:
 
 
 def _ordered(name: str, value: Any) -> Any:
-    if name in _UNORDERED and isinstance(value, list):
+    if name in _FLAT and isinstance(value, list):
         return sorted(value, key=lambda each: str(each.get("name") or each.get("type")))
     return value
 

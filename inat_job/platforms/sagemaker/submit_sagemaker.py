@@ -31,22 +31,22 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 _INSTANCE_TYPE, _DISK_GIB = "ml.g5.xlarge", 100
 _RUNTIME_S = 86400
 _PARTS = {"parta": "a", "partb": "b"}
-_BY_INSTANCE_TYPE = "--instance-type sets it"
+_MACHINE = "--instance-type says it"
 _NOT_HERE = {
-    "namespace": "only Kubernetes has namespaces",
-    "queue": "only AWS Batch and Kubernetes have queues",
-    "cpus": _BY_INSTANCE_TYPE,
-    "memory": _BY_INSTANCE_TYPE,
-    "execution_role": "the job pulls its image with --role",
-    "wandb_secret": "SageMaker has no secrets; use `wandb sync` on the tracker's files in the run folder",
+    "namespace": "it is Kubernetes' own",
+    "queue": "it is of AWS Batch and Kubernetes",
+    "cpus": _MACHINE,
+    "memory": _MACHINE,
+    "execution_role": "the job pulls its image by --role",
+    "wandb_secret": "SageMaker keeps no secrets; the tracker's files lie in the run folder for `wandb sync`",
 }
 
 
 def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
-    """The request for CreateTrainingJob. Raises UsageError for what SageMaker would refuse or ignore."""
+    """The request of CreateTrainingJob. Raises UsageError for what SageMaker would refuse or ignore."""
     refuse_unused(request, _NOT_HERE)
     if request.gpus != 1:
-        raise UsageError(f"--gpus is {request.gpus}, and is not used here ({_BY_INSTANCE_TYPE}): leave it out.")
+        raise UsageError(f"--gpus is {request.gpus}, and is not used here ({_MACHINE}): leave it out.")
     if command.verb not in _PARTS:
         raise UsageError(f"SageMaker cannot run {command.verb}: use parta or partb.")
     runtime = round(request.timeout or _RUNTIME_S)
