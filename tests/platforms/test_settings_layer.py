@@ -48,7 +48,7 @@ def test_run_id_of_the_platform_and_its_source(environment: dict[str, str], line
     assert line in done.stdout.splitlines()
 
 
-def test_platform_has_the_lowest_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_platform_settings_are_overridden_by_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = configured(SAGEMAKER, "a", {}, [], None)
     assert (made.settings.run_id, made.settings.run.output) == ("job", "/ml/checkpoints")
     assert (made.settings.data.uri, made.settings.run.grace_seconds) == ("/in/training", 120.0)

@@ -14,15 +14,8 @@ import pytest
 from tests.harness.api_server import Cluster, api_server
 
 ROOT = Path(__file__).parents[3]
-OPTIONS = (
-    "k8s",
-    "--image",
-    "registry/inat-job:1",
-    "--role",
-    "arn:aws:iam::123456789012:role/inat-job",
-    "--name",
-    "mine",
-)
+ROLE = "arn:aws:iam::123456789012:role/inat-job"
+OPTIONS = ("k8s", "--image", "registry/inat-job:1", "--role", ROLE, "--name", "mine")
 RUN = ("--", "parta", "--epochs", "3", "--output", "s3://bucket/runs")
 BATCH, CORE = "apis/batch/v1/namespaces/ml", "api/v1/namespaces/ml"
 
