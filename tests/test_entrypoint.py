@@ -16,7 +16,7 @@ import pytest
 
 from inat_job.configuration import options_of_all_parts
 from inat_job.errors import TransientError
-from tests.harness.inside import Ended, inside
+from tests.harness.in_process import Ended, in_process
 from tests.harness.made_images import encoded, tree, write_zip
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def job(
 ) -> Iterator[Callable[..., Ended]]:
     """Runs a command line in this process, in an empty folder, and puts the signal handlers back."""
     monkeypatch.chdir(tmp_path)
-    with inside(monkeypatch, capsys) as run:
+    with in_process(monkeypatch, capsys) as run:
         yield run
 
 

@@ -1,4 +1,4 @@
-"""SageMaker's contract, kept by real processes: `train` in a moved /opt/ml, and what is found there afterwards."""
+"""`train` in an emulated /opt/ml, as real processes: what SageMaker finds there afterwards."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SMALL = {"part": "a", "image_size": "32", "filters": "4", "batch-size": "32", "e
 
 @pytest.fixture
 def ml(tmp_path: Path) -> Path:
-    """SageMaker's folder, as it is when the container starts."""
+    """SageMaker's folder when the container starts."""
     for name in ("input/config", "input/data", "model", "output/data", "checkpoints"):
         (tmp_path / "ml" / name).mkdir(parents=True)
     return tmp_path / "ml"
@@ -34,12 +34,12 @@ def train(ml: Path, tmp_path: Path) -> Iterator[Callable[..., Child]]:
 
     def start(hyperparameters: object, *command: str, within: tuple[str, ...] = (), **environment: str) -> Child:
         (ml / "input/config/hyperparameters.json").write_text(json.dumps(hyperparameters))
-        said = {"SAGEMAKER_BASE_DIR": str(ml), "TRAINING_JOB_NAME": "birds", "OMP_NUM_THREADS": "1", **environment}
-        return made.start(command or ("train",), said, within)
+        variables = {"SAGEMAKER_BASE_DIR": str(ml), "TRAINING_JOB_NAME": "birds", "OMP_NUM_THREADS": "1", **environment}
+        return started.start(command or ("train",), variables, within)
 
     work = tmp_path / "work"
     work.mkdir()
-    with children(work) as made:
+    with children(work) as started:
         yield start
 
 
@@ -52,12 +52,12 @@ def failure(ml: Path) -> str:
 
 
 def ended(child: Child) -> tuple[int, list[dict[str, object]], str]:
-    """The code, the events, and the last line on stderr."""
+    """The exit code, the events, and the last line on stderr."""
     out, err = child.communicate(timeout=300)
     return child.returncode, [json.loads(line) for line in out.splitlines()], (err.splitlines() or [""])[-1]
 
 
-def test_a_run_leaves_each_thing_where_sagemaker_looks_for_it(train: Callable[..., Child], ml: Path) -> None:
+def test_run_writes_model_and_results(train: Callable[..., Child], ml: Path) -> None:
     code, events, last = ended(train({**SMALL, "data": "demo:", "sagemaker_region": "r"}))
     assert code == 0, last
     assert names(ml / "model") == {"model.json", "model.safetensors"}
@@ -72,7 +72,7 @@ def test_a_run_leaves_each_thing_where_sagemaker_looks_for_it(train: Callable[..
 
     for name in (*results, "../../model/model.json"):
         (ml / "output/data" / name).unlink()
-    code, events, _ = ended(train({**SMALL, "data": "demo:"}))  # as a restart finds it that comes after the report
+    code, events, _ = ended(train({**SMALL, "data": "demo:"}))  # a restart after the report was written
     assert (code, names(ml / "output/data"), len(names(ml / "model"))) == (0, results, 2)
     assert not [event for event in events if event["event"] == "epoch"]
 
@@ -85,14 +85,14 @@ def test_a_run_leaves_each_thing_where_sagemaker_looks_for_it(train: Callable[..
 
 @pytest.fixture(scope="module")
 def isolated() -> tuple[str, ...]:
-    """What a command begins with that has no network but its own loopback."""
+    """The words before a command that run it with no network but a loopback interface."""
     command = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
     if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("needs unshare, ip and the right to make a network namespace")
     return command
 
 
-def test_two_channels_are_the_splits(train: Callable[..., Child], ml: Path) -> None:
+def test_splits_by_two_channels(train: Callable[..., Child], ml: Path) -> None:
     write_folder(ml / "input/data", tree(train=20, test=5, root=""))
     mode = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated"}
     (ml / "input/config/inputdataconfig.json").write_text(json.dumps({"train": mode, "val": mode}))
@@ -103,14 +103,12 @@ def test_two_channels_are_the_splits(train: Callable[..., Child], ml: Path) -> N
     assert report["test"]["n"] == 15
 
 
-def test_a_channel_is_all_that_an_isolated_job_needs(
-    train: Callable[..., Child], ml: Path, isolated: tuple[str, ...]
-) -> None:
+def test_isolated_job_with_a_channel(train: Callable[..., Child], ml: Path, isolated: tuple[str, ...]) -> None:
     (ml / "input/data/training").mkdir()
     write_zip(ml / "input/data/training/photos.zip", tree(train=20, test=5))
     (ml / "input/config/inputdataconfig.json").write_text('{"training": {"TrainingInputMode": "File"}}')
-    tracked = {name: value for name, value in SMALL.items() if name != "wandb"}
-    code, events, last = ended(train(tracked, within=isolated, WANDB_API_KEY="0" * 40))
+    hyperparameters = {name: value for name, value in SMALL.items() if name != "wandb"}
+    code, events, last = ended(train(hyperparameters, within=isolated, WANDB_API_KEY="0" * 40))
     assert code == 0, last
     assert [event["mode"] for event in events if event["event"] == "tracker" and "mode" in event] == ["offline"]
     assert names(ml / "model") == {"model.json", "model.safetensors"}
@@ -118,42 +116,40 @@ def test_a_channel_is_all_that_an_isolated_job_needs(
 
 
 @pytest.mark.parametrize(
-    ("hyperparameters", "words"),
+    ("hyperparameters", "message"),
     [
         ({**SMALL, "epochs": "many"}, "--epochs is 'many': it must be a whole number."),
         ({**SMALL, "epoch": "2"}, "there is no setting 'epoch'. Did you mean epochs?"),
         ({"epochs": "2"}, "The hyperparameter part is missing: set it to a or b."),
         ({**SMALL, "part": "c"}, "The hyperparameter part is 'c': it must be a or b."),
-        ([1], "holds list, no JSON object"),
+        ([1], "has a list, not a JSON object"),
         ({**SMALL, "lr": "9" * 5000}, "--lr is "),
     ],
 )
-def test_a_bad_hyperparameter_is_the_reason_of_the_failure(
-    train: Callable[..., Child], ml: Path, hyperparameters: object, words: str
+def test_invalid_hyperparameter_is_the_failure_reason(
+    train: Callable[..., Child], ml: Path, hyperparameters: object, message: str
 ) -> None:
     code, events, last = ended(train(hyperparameters))
     assert (code, events) == (2, [])
-    assert words in failure(ml)
+    assert message in failure(ml)
     assert 1 <= len(failure(ml)) <= 1024
     assert last.removeprefix("Error: ").startswith(failure(ml).removesuffix("…"))
     assert names(ml / "model") | names(ml / "output/data") == set()
 
 
-def test_a_command_line_that_does_not_parse_is_told_too(train: Callable[..., Child], ml: Path) -> None:
+def test_invalid_command_line_is_the_failure_reason(train: Callable[..., Child], ml: Path) -> None:
     assert ended(train(SMALL, "train", "--epoch", "2"))[0] == 2
     assert "--epoch" in failure(ml)
 
 
 @pytest.mark.parametrize("words", [["nobodys"], ["nobodys", "--wach"]])
-def test_who_only_asks_in_the_container_of_a_job_leaves_no_word(
-    train: Callable[..., Child], ml: Path, words: list[str]
-) -> None:
+def test_status_writes_no_failure_file(train: Callable[..., Child], ml: Path, words: list[str]) -> None:
     code, _, last = ended(train(SMALL, "status", *words))
     assert (code != 0, last.startswith("Error: ")) == (True, True)
     assert not (ml / "output/failure").exists()
 
 
-def test_options_go_before_hyperparameters(train: Callable[..., Child]) -> None:
+def test_options_override_hyperparameters(train: Callable[..., Child]) -> None:
     child = train({**SMALL, "lr": "0.5"}, "train", "--epochs", "7", "--print-config")
     out, _ = child.communicate(timeout=60)
     assert child.returncode == 0
@@ -164,7 +160,7 @@ def test_options_go_before_hyperparameters(train: Callable[..., Child]) -> None:
     assert 'strategy = "last-k"  # hyperparameters' in child.communicate(timeout=60)[0]
 
 
-def test_a_host_waits_for_the_first_ones_name_until_it_is_stopped(train: Callable[..., Child], ml: Path) -> None:
+def test_host_waits_for_rank_0_until_it_is_stopped(train: Callable[..., Child], ml: Path) -> None:
     config = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"]}
     (ml / "input/config/resourceconfig.json").write_text(json.dumps(config))
     child = train({**SMALL, "data": "demo:"})
@@ -176,7 +172,7 @@ def test_a_host_waits_for_the_first_ones_name_until_it_is_stopped(train: Callabl
     assert failure(ml).startswith("Stopped by a signal while")
 
 
-def test_a_stop_is_told_and_the_same_job_goes_on(train: Callable[..., Child], ml: Path) -> None:
+def test_stop_is_the_failure_reason_and_the_job_resumes(train: Callable[..., Child], ml: Path) -> None:
     long = {**SMALL, "data": "demo:", "epochs": "400"}
     for standing in ("new", "resume"):
         child = train(long)
@@ -194,7 +190,7 @@ def test_a_stop_is_told_and_the_same_job_goes_on(train: Callable[..., Child], ml
     assert names(ml / "model") == set()
 
 
-def test_train_is_sagemakers_word_alone(tmp_path: Path) -> None:
+def test_train_is_refused_outside_sagemaker(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "SAGEMAKER_BASE_DIR"}
     command = [sys.executable, str(ROOT / "entrypoint.py"), "train"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

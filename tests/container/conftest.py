@@ -1,7 +1,7 @@
-"""The image and the containers that the tests here run.
+"""The container image under test, and containers of it.
 
-INAT_TEST_IMAGE names an image that is built. Else INAT_TEST_BASE_IMAGE names the base to build one from with buildah,
-with the further options for it that INAT_TEST_BUILD_OPTIONS holds.
+INAT_TEST_IMAGE names an image that is already built. Otherwise buildah builds one from the base image that
+INAT_TEST_BASE_IMAGE names, with the options in INAT_TEST_BUILD_OPTIONS.
 """
 
 import json
@@ -21,23 +21,23 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ENGINE = shutil.which("podman") or shutil.which("docker")
-# One thread: on a busy machine the threads of such small networks mostly wait for each other.
+# One thread, because on a busy machine the threads of such small networks mostly wait for each other.
 HARDENED = (
     *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--shm-size", "64m"),
     *("--tmpfs", "/scratch", "-e", "OMP_NUM_THREADS=1"),
 )
-CAREFUL = (*HARDENED, "--network", "none")
+HARDENED_OFFLINE = (*HARDENED, "--network", "none")
 DEMO = ("parta", "--data", "demo:", "--image-size", "64", "--wandb", "offline", "--output", "/output")
 
 MARK = "pLaNtEd"
-"""In each secret that is planted where the image is built and where it runs."""
+"""Part of each secret that is planted where the image is built and where it runs."""
 
 SECRETS = {
     name: f"{MARK}{number}{'0' * 32}"
     for number, name in enumerate(("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY"))
 }
 
-os.environ.setdefault("DISABLE_HC_SYSTEMD", "true")  # podman complains on stderr where no systemd can time the checks
+os.environ.setdefault("DISABLE_HC_SYSTEMD", "true")  # otherwise podman warns on stderr if systemd is missing
 
 Table = list[tuple[str, ...]]
 TABLE = pytest.StashKey[Table]()
@@ -47,14 +47,14 @@ TABLE = pytest.StashKey[Table]()
 def image() -> str:
     if not ENGINE:
         pytest.skip("needs podman or docker")
-    built, base = os.environ.get("INAT_TEST_IMAGE"), os.environ.get("INAT_TEST_BASE_IMAGE")
-    if built:
-        return built
+    given, base = os.environ.get("INAT_TEST_IMAGE"), os.environ.get("INAT_TEST_BASE_IMAGE")
+    if given:
+        return given
     if not base or not shutil.which("buildah"):
         pytest.skip("needs INAT_TEST_IMAGE, or INAT_TEST_BASE_IMAGE and buildah")
-    further = shlex.split(os.environ.get("INAT_TEST_BUILD_OPTIONS", ""))
+    options = shlex.split(os.environ.get("INAT_TEST_BUILD_OPTIONS", ""))
     name = "localhost/inat-job:under-test"
-    command = ["buildah", "bud", "--layers", "--isolation", "chroot", "--format", "docker", *further]
+    command = ["buildah", "bud", "--layers", "--isolation", "chroot", "--format", "docker", *options]
     arguments = ("--build-arg", f"BASE_IMAGE={base}", "--build-arg", "REVISION=under-test")
     subprocess.run([*command, *arguments, "-t", name, str(ROOT)], check=True, env={**os.environ, **SECRETS})
     return name
@@ -62,7 +62,7 @@ def image() -> str:
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """A folder that the container's user may write to, whoever that is."""
+    """A folder that any user of the container may write to."""
     folder = tmp_path / "output"
     folder.mkdir()
     folder.chmod(0o777)
@@ -71,15 +71,15 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def name() -> Iterator[str]:
-    """A container's name; whatever still has it is removed in the end."""
-    chosen = f"inat-test-{uuid.uuid4().hex[:8]}"
-    yield chosen
-    engine("rm", "-f", chosen)
+    """A container's name; the container is removed afterwards."""
+    unique = f"inat-test-{uuid.uuid4().hex[:8]}"
+    yield unique
+    engine("rm", "-f", unique)
 
 
 @pytest.fixture(scope="session")
 def table(request: pytest.FixtureRequest) -> Table:
-    """Rows that are printed when all tests are done, each with as many cells as the first."""
+    """Rows that are printed after all tests, each with as many cells as the first."""
     return request.config.stash.setdefault(TABLE, [])
 
 
@@ -91,15 +91,15 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def engine(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What podman or docker answers."""
+    """Run podman or docker."""
     assert ENGINE
-    elsewhere = tempfile.gettempdir()  # podman's monitor leaves a file called oom where it is when memory runs out
-    return subprocess.run([ENGINE, *arguments], capture_output=True, text=True, timeout=600, cwd=elsewhere)
+    folder = tempfile.gettempdir()  # when memory runs out, podman's monitor writes a file `oom` to its folder
+    return subprocess.run([ENGINE, *arguments], capture_output=True, text=True, timeout=600, cwd=folder)
 
 
 def run(image: str, *options: str, command: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    """A container without a network, to its end."""
-    return engine("run", "--rm", *CAREFUL, *options, image, *command)
+    """Run a container without a network until it ends."""
+    return engine("run", "--rm", *HARDENED_OFFLINE, *options, image, *command)
 
 
 def report(output: Path) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def report(output: Path) -> dict[str, Any]:
 
 
 class Job:
-    """A container that runs, and what it says as it comes."""
+    """A running container, with its events and its stderr so far."""
 
     def __init__(self, image: str, name: str, options: tuple[str, ...], command: tuple[str, ...]) -> None:
         assert ENGINE
@@ -117,8 +117,8 @@ class Job:
         self.code, self.seconds = -1, 0.0
         self._process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._readers = [
-            threading.Thread(target=reads) for reads in (self._read_events, self._read_errors)
-        ]  # each pipe by its own, or the other may fill
+            threading.Thread(target=read) for read in (self._read_events, self._read_errors)
+        ]  # a thread for each pipe, or the other pipe may fill up
         for reader in self._readers:
             reader.start()
 
@@ -137,24 +137,24 @@ class Job:
     def phases(self) -> list[str]:
         return [each["phase"] for each in self.events if each["event"] == "phase"]
 
-    def until(self, true: Callable[[], Any], seconds: float = 120) -> None:
-        """Wait, looking often: a phase may be short."""
+    def until(self, condition: Callable[[], Any], seconds: float = 120) -> None:
+        """Wait for a condition; checked often, since a phase may be short."""
         deadline = time.monotonic() + seconds
-        while not true():
+        while not condition():
             ended = self._process.poll() is not None and not any(reader.is_alive() for reader in self._readers)
-            assert not ended or true(), (self._process.returncode, self.events, self.errors)
+            assert not ended or condition(), (self._process.returncode, self.events, self.errors)
             assert time.monotonic() < deadline, (self.events, self.errors)
             time.sleep(0.001)
 
     def wait(self, seconds: float = 300) -> int:
-        """The exit code, once it has ended."""
+        """Wait for the end, and return the exit code."""
         code = self._process.wait(seconds)
         for reader in self._readers:
             reader.join(10)
         return code
 
     def pid(self) -> int:
-        """The host's number of the container's process 1, as soon as it is our program."""
+        """The process id of the container's process 1 on the host."""
         started = time.monotonic()
         while time.monotonic() < started + 30:
             number = int(engine("inspect", "-f", "{{.State.Pid}}", self.name).stdout or 0)

@@ -1,6 +1,6 @@
-"""Runs a CreateTrainingJob request in SageMaker's own local mode: `python local_mode.py REQUEST.json FOLDER`.
+"""Runs a CreateTrainingJob request in SageMaker's local mode: `python local_mode.py REQUEST.json FOLDER`.
 
-It is run by a Python that has `sagemaker[local]` 2, whose dependencies are not the job's.
+Needs a Python with `sagemaker[local]` 2, whose dependencies conflict with the job's.
 """
 
 import json
@@ -11,7 +11,7 @@ from sagemaker.local import LocalSession
 
 request, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 session = LocalSession()
-# what belongs to the user who runs the tests is not writable for the image's
+# as root, because the image's user may not write to the folders of the user who runs the tests
 session.config = {"local": {"container_root": str(folder), "container_config": {"user": "0:0"}}}
 session.sagemaker_config = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 request["ResourceConfig"]["InstanceType"] = "local"

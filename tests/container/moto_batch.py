@@ -1,4 +1,4 @@
-"""moto's server with one thing mended: its DescribeJobs lacks the exit code, which AWS tells there."""
+"""moto's server with a fix: its DescribeJobs lacks the exit code, which AWS returns."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from moto.server import main
 _details = Job._container_details
 
 
-def _with_code(job: Job) -> dict[str, Any]:
+def _details_with_exit_code(job: Job) -> dict[str, Any]:
     code = {} if job.exit_code is None else {"exitCode": job.exit_code}
     return {**_details(job), **code}
 
 
 if __name__ == "__main__":
-    Job._container_details = _with_code  # type: ignore[method-assign]
+    Job._container_details = _details_with_exit_code  # type: ignore[method-assign]
     main()

@@ -1,6 +1,6 @@
-"""A reverse proxy in front of S3 that is slow where it is told to, and remembers when each request was done.
+"""A reverse proxy for S3 that slows down chosen requests, and records when each request was done.
 
-It has EC2's metadata too, with a Spot notice when there is one.
+It also serves EC2's metadata, with a Spot notice if one is set.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _SLICES = 50
 
 @dataclass
 class SlowProxy:
-    """`slow` has seconds by a pattern of "METHOD /path": an upload waits that long, a download trickles that long."""
+    """`slow` maps patterns of "METHOD /path" to seconds: for an upload a delay, for a download its duration."""
 
     upstream: str
     url: str = ""
@@ -55,7 +55,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not any(name.lower() == "content-length" for name, _ in headers):
             self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
-        with contextlib.suppress(OSError):  # who is stopped leaves early
+        with contextlib.suppress(OSError):  # a stopped client disconnects early
             self._trickle(answer, seconds if self.command == "GET" else 0.0)
             self.proxy.done.append((time.monotonic(), request))
         return None
@@ -77,7 +77,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(seconds / _SLICES)
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """The Host header stays as it is, so that signatures stay valid."""
+        """Forward with the original Host header, so that signatures stay valid."""
         host = urlsplit(self.proxy.upstream)
         link = http.client.HTTPConnection(str(host.hostname), host.port)
         try:
@@ -100,7 +100,7 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a client that was stopped
+        pass  # a stopped client
 
 
 def slow_proxy(upstream: str) -> Iterator[SlowProxy]:

@@ -1,6 +1,6 @@
-"""`submit batch --wait` to moto's Batch, which really runs the image by podman's socket, and returns its log and code.
+"""`submit batch --wait` to moto's Batch, which runs the image through podman's socket.
 
-The containers get AWS's address and keys from the engine, as those of Batch get theirs from the machine.
+The containers get AWS's endpoint and keys from podman, as containers of Batch get theirs from the machine.
 """
 
 import json
@@ -34,7 +34,7 @@ ACCESS = {
 
 @dataclass(frozen=True)
 class Batch:
-    """moto's Batch with a queue, and what reaches it."""
+    """moto's Batch with a queue, and the variables for its clients."""
 
     image: str
     environment: dict[str, str]
@@ -46,9 +46,9 @@ class Batch:
             self.environment["AWS_ACCESS_KEY_ID"], self.environment["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1"
         ).client(service, endpoint_url=self.environment["AWS_ENDPOINT_URL"])
 
-    def submitted(self, *words: str, name: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        asked = ("--image", self.image, "--role", ROLE, "--queue", "queue", "--gpus", "0", "--name", name, *options)
-        line = [sys.executable, str(ROOT / "entrypoint.py"), "submit", "batch", "--wait", *asked, "--", *words]
+    def submit(self, *words: str, name: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        arguments = ("--image", self.image, "--role", ROLE, "--queue", "queue", "--gpus", "0", "--name", name, *options)
+        line = [sys.executable, str(ROOT / "entrypoint.py"), "submit", "batch", "--wait", *arguments, "--", *words]
         return subprocess.Popen(
             line, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
         )
@@ -57,21 +57,21 @@ class Batch:
 @pytest.fixture(scope="module")
 def batch(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batch]:
     if not shutil.which("podman"):
-        pytest.skip("needs podman, whose socket moto's Batch runs the image by")
-    pytest.importorskip("docker", reason="needs docker's Python client, by which moto's Batch runs the image")
+        pytest.skip("needs podman, through whose socket moto's Batch runs the image")
+    pytest.importorskip("docker", reason="needs docker's Python client, with which moto's Batch runs the image")
     socket = tmp_path_factory.mktemp("batch") / "podman.sock"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "INAT_"))}
     docker = {"DOCKER_HOST": f"unix://{socket}", "MOTO_DOCKER_NETWORK_MODE": "host", "PYTHONPATH": str(ROOT)}
-    with moto_server({**clean, **ACCESS, **docker}, "tests.image.moto_batch") as url:
-        reach = {**ACCESS, "AWS_ENDPOINT_URL": url}
-        with podman_service(socket, {**reach, "OMP_NUM_THREADS": "1"}):
-            made = Batch(image, {**clean, **reach})
-            _queue(made)
-            made.client("s3").create_bucket(Bucket="runs")
-            yield made
+    with moto_server({**clean, **ACCESS, **docker}, "tests.container.moto_batch") as url:
+        variables = {**ACCESS, "AWS_ENDPOINT_URL": url}
+        with podman_service(socket, {**variables, "OMP_NUM_THREADS": "1"}):
+            batch = Batch(image, {**clean, **variables})
+            _create_queue(batch)
+            batch.client("s3").create_bucket(Bucket="runs")
+            yield batch
 
 
-def _queue(batch: Batch) -> None:
+def _create_queue(batch: Batch) -> None:
     role = batch.client("iam").create_role(RoleName="service", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
     client = batch.client("batch")
     environment = client.create_compute_environment(
@@ -85,48 +85,48 @@ def events(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
 
 
-def test_a_job_trains_its_log_comes_back_and_the_report_is_in_s3(batch: Batch) -> None:
+def test_job_trains_with_its_log_and_report(batch: Batch) -> None:
     words = ("parta", "--data", "demo:", "--epochs", "1", *SMALL, "--output", "s3://runs/good")
-    child = batch.submitted(*words, name="good")
+    child = batch.submit(*words, name="good")
     out, err = child.communicate(timeout=300)
     assert child.returncode == 0, (out, err)
-    said = events(out)
-    states = [event["state"] for event in said if event["event"] == "state"]
+    found = events(out)
+    states = [event["state"] for event in found if event["event"] == "state"]
     assert states[-1] == "SUCCEEDED"
-    assert [event for event in said if event["event"] == "epoch"]  # the job's own
+    assert [event for event in found if event["event"] == "epoch"]  # from the job's own log
     [key] = [
         each["Key"]
         for each in batch.client("s3").list_objects_v2(Bucket="runs", Prefix="good/")["Contents"]
         if each["Key"].endswith("report.json")
     ]
-    assert key == "good/good/report.json"  # the run is called after the job
+    assert key == "good/good/report.json"  # the run has the name of the job
     report = json.loads(batch.client("s3").get_object(Bucket="runs", Key=key)["Body"].read())
     assert report["status"] == "done"
 
 
-def test_bad_data_ends_with_65_here_as_there(batch: Batch) -> None:
-    child = batch.submitted("prepare", "--data", "s3://runs/none.zip", name="bad")
+def test_bad_data_ends_with_65(batch: Batch) -> None:
+    child = batch.submit("prepare", "--data", "s3://runs/none.zip", name="bad")
     out, err = child.communicate(timeout=300)
     assert child.returncode == 65, (out, err)
-    assert "s3://runs/none.zip does not exist" in out  # the log
+    assert "s3://runs/none.zip does not exist" in out  # in the log
     assert "with code 65" in err.splitlines()[-1]
 
 
-def test_a_stopped_job_ends_with_143_and_the_same_command_goes_on(batch: Batch) -> None:
+def test_stopped_job_ends_with_143_and_resumes(batch: Batch) -> None:
     words = ("parta", "--data", "demo:", "--epochs", "100", *SMALL, "--output", "s3://runs/long")
-    child = batch.submitted(*words, name="long")
+    child = batch.submit(*words, name="long")
     name = ""
-    until = time.monotonic() + 180
+    deadline = time.monotonic() + 180
     while not (name and '"epoch"' in engine("logs", name).stdout):
         assert child.poll() is None, child.communicate()
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         name = engine("ps", "--filter", "name=long-", "--format", "{{.Names}}").stdout.strip()
         time.sleep(0.2)
     engine("kill", "-s", "TERM", name)
     out, err = child.communicate(timeout=300)
     assert child.returncode == 143, (out, err)
     assert "is stored in s3://runs/long/long/checkpoints" in out
-    again = batch.submitted(*words, name="long")
+    again = batch.submit(*words, name="long")
     out, err = again.communicate(timeout=300)
     assert '"standing": "resume"' in out, (out, err)
     assert again.returncode == 0, err

@@ -1,4 +1,4 @@
-"""What is in the image, and what is not."""
+"""The contents of the image: packages, programs, labels, health check, no secrets."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 
 import inat_job
 
-from .conftest import CAREFUL, ENGINE, MARK, engine, run
+from .conftest import ENGINE, HARDENED_OFFLINE, MARK, engine, run
 from .test_dockerfile import INSTRUCTIONS
 
 pytestmark = pytest.mark.container
@@ -25,14 +25,14 @@ installed = sorted((each.name, each.version) for each in importlib.metadata.dist
 bill = json.loads(Path("/app/sbom.cdx.json").read_text())
 print(json.dumps([installed, bill]))
 """
-NAMED = """
+REFERENCES = """
 import mmap, re
 from pathlib import Path
-gone = re.compile(rb"libcusolverMg|libnvrtc[.]alt")
+removed = re.compile(rb"libcusolverMg|libnvrtc[.]alt")
 for path in Path("/opt/venv").rglob("*.so*"):
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if gone.search(content):
+            if removed.search(content):
                 print(path)
 """
 
@@ -43,41 +43,41 @@ def _normal(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def contents(image: str) -> tuple[set[tuple[str, str]], dict[str, Any]]:
-    """Name and version of all that is installed, and the image's bill of materials."""
+    """Name and version of all installed packages, and the image's bill of materials."""
     done = run(image, *PYTHON, command=("-c", INSTALLED))
     assert done.returncode == 0, done.stderr
     installed, bill = json.loads(done.stdout)
     return {(_normal(name), version) for name, version in installed}, bill
 
 
-def test_the_bill_of_materials_lists_what_is_installed(contents: tuple[set[tuple[str, str]], dict[str, Any]]) -> None:
+def test_bill_of_materials_lists_all_packages(contents: tuple[set[tuple[str, str]], dict[str, Any]]) -> None:
     installed, bill = contents
     assert (bill["bomFormat"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "inat-job")
     assert {(_normal(each["name"]), each["version"]) for each in bill["components"]} == installed
     assert len(bill["components"]) == len(installed)
 
 
-def test_what_is_installed_is_locked(contents: tuple[set[tuple[str, str]], dict[str, Any]]) -> None:
+def test_installed_packages_are_locked(contents: tuple[set[tuple[str, str]], dict[str, Any]]) -> None:
     pins = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     installed, _ = contents
     assert installed <= {(_normal(name), version) for name, version in pins}
     assert not {"pip", "triton"} & {name for name, _ in installed}
 
 
-def test_no_program_lends_rights_and_none_compiles(image: str) -> None:
-    look = (
+def test_no_setuid_program_compiler_or_pip(image: str) -> None:
+    command = (
         "find / -xdev -type f -perm /6000 2>/dev/null; which cc gcc g++ clang ld; ls /opt/venv/bin | grep -w pip; true"
     )
-    done = run(image, "--entrypoint", "/bin/sh", command=("-c", look))
+    done = run(image, "--entrypoint", "/bin/sh", command=("-c", command))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-def test_the_libraries_that_were_left_out_are_named_by_none(image: str) -> None:
-    done = run(image, *PYTHON, command=("-c", NAMED))
+def test_removed_libraries_are_not_referenced(image: str) -> None:
+    done = run(image, *PYTHON, command=("-c", REFERENCES))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-def test_the_labels_name_version_and_revision(image: str) -> None:
+def test_labels_of_version_and_revision(image: str) -> None:
     [inspected] = json.loads(engine("image", "inspect", image).stdout)
     labels = inspected["Config"]["Labels"]
     assert labels["org.opencontainers.image.version"] == inat_job.__version__
@@ -86,7 +86,7 @@ def test_the_labels_name_version_and_revision(image: str) -> None:
 
 
 @pytest.mark.parametrize(("touched", "code"), [(None, 0), ("now", 0), ("-10 minutes", 0), ("-1 hour", 1)])
-def test_a_job_is_ill_when_its_file_is_old(image: str, touched: str | None, code: int) -> None:
+def test_health_check_fails_for_an_old_alive_file(image: str, touched: str | None, code: int) -> None:
     [check] = [rest for word, rest in INSTRUCTIONS if word == "HEALTHCHECK"]
     command = shlex.join(json.loads(check.partition("CMD ")[2]))
     touch = f'touch -d "{touched}" "$INAT_JOB_ALIVE_FILE"; ' if touched else ""
@@ -95,24 +95,24 @@ def test_a_job_is_ill_when_its_file_is_old(image: str, touched: str | None, code
 
 
 @pytest.mark.parametrize("how", [(), ("--entrypoint", "train")], ids=["with an entry point", "with none"])
-def test_sagemakers_word(image: str, tmp_path: Path, how: tuple[str, ...]) -> None:
+def test_train_as_sagemaker_calls_it(image: str, tmp_path: Path, how: tuple[str, ...]) -> None:
     config = tmp_path / "input" / "config"
     config.mkdir(parents=True)
     settings = {"part": "a", "data": "demo:", "image_size": "64", "epochs": "1", "wandb": "off", "filters": "4"}
     (config / "hyperparameters.json").write_text(json.dumps(settings))
     word = () if how else ("train",)
     options = ("--network", "none", "-e", "OMP_NUM_THREADS=1", "-v", f"{tmp_path / 'input'}:/opt/ml/input:ro", *how)
-    done = engine("run", "--rm", *options, image, *word)  # the folders that aren't mounted are made
+    done = engine("run", "--rm", *options, image, *word)  # the job creates the folders that are not mounted
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert (events[-1]["event"], events[-1]["model"]) == ("collected", "/opt/ml/model")
 
 
-def test_no_secret_of_the_build_is_in_a_layer_or_its_history(image: str) -> None:
+def test_no_build_secret_in_layers_or_history(image: str) -> None:
     assert ENGINE
-    told = engine("history", "--no-trunc", image).stdout + engine("image", "inspect", image).stdout
-    assert MARK not in told
-    assert not re.search(r"(?i)(secret|token|password|api_key)\w*=", told)
+    metadata = engine("history", "--no-trunc", image).stdout + engine("image", "inspect", image).stdout
+    assert MARK not in metadata
+    assert not re.search(r"(?i)(secret|token|password|api_key)\w*=", metadata)
     size, tail = 0, b""
     with subprocess.Popen([ENGINE, "save", image], stdout=subprocess.PIPE) as save:
         assert save.stdout
@@ -123,7 +123,7 @@ def test_no_secret_of_the_build_is_in_a_layer_or_its_history(image: str) -> None
     assert size > 1e9
 
 
-def test_the_careful_way_is_the_documented_one() -> None:
+def test_hardening_flags_are_documented() -> None:
     for flag in ("--read-only", "--cap-drop", "no-new-privileges", "--shm-size"):
-        assert flag in CAREFUL
+        assert flag in HARDENED_OFFLINE
         assert flag in (ROOT / "docs" / "container.md").read_text()

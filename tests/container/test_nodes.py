@@ -1,4 +1,4 @@
-"""A run of two machines: two containers with addresses of their own, as SageMaker's hosts and as Batch's nodes."""
+"""A run on two machines: two containers with their own addresses, as SageMaker's hosts and as Batch's nodes."""
 
 import json
 import secrets
@@ -18,27 +18,29 @@ Start = Callable[[str, int, int], Job]
 
 @pytest.fixture
 def network() -> Iterator[tuple[str, list[str]]]:
-    """A network of its own, and two addresses on it."""
+    """A bridge network, and two addresses on it."""
     if not shutil.which("podman"):
         pytest.skip("needs podman")
     name = f"inat-test-{secrets.token_hex(4)}"
-    made = engine("network", "create", "--subnet", "10.213.9.0/24", name)
-    if made.returncode:
-        pytest.skip(f"needs a bridge network: {made.stderr}")
+    created = engine("network", "create", "--subnet", "10.213.9.0/24", name)
+    if created.returncode:
+        pytest.skip(f"needs a bridge network: {created.stderr}")
     yield name, ["10.213.9.11", "10.213.9.12"]
     engine("network", "rm", "-f", name)
 
 
 @pytest.fixture
 def start(image: str, network: tuple[str, list[str]], output: Path, tmp_path: Path) -> Iterator[Start]:
-    """Starts one of the two machines on a platform, to train for some epochs; they share no more than the output."""
+    """Starts one of the two machines, which share only the output, on a platform, to train for some epochs."""
     name, addresses = network
     started: list[Job] = []
 
     def go(platform: str, node: int, epochs: int) -> Job:
-        told, words = {"batch": _batch, "sagemaker": _sagemaker}[platform](node, addresses, epochs, tmp_path)
+        platform_options, words = {"batch": _batch, "sagemaker": _sagemaker}[platform](
+            node, addresses, epochs, tmp_path
+        )
         options = (*HARDENED, "--network", name, "--ip", addresses[node], "-v", f"{output}:/output")
-        started.append(Job(image, f"{name}-{len(started)}", (*options, *told), words))
+        started.append(Job(image, f"{name}-{len(started)}", (*options, *platform_options), words))
         return started[-1]
 
     yield go
@@ -48,12 +50,16 @@ def start(image: str, network: tuple[str, list[str]], output: Path, tmp_path: Pa
 
 
 def _batch(node: int, addresses: list[str], epochs: int, _: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    said = {"AWS_BATCH_JOB_ID": f"birds#{node}", "AWS_BATCH_JOB_NUM_NODES": "2", "AWS_BATCH_JOB_MAIN_NODE_INDEX": "0"}
-    said |= {"AWS_BATCH_JOB_NODE_INDEX": str(node), "AWS_BATCH_JOB_ATTEMPT": "1"}
+    variables = {
+        "AWS_BATCH_JOB_ID": f"birds#{node}",
+        "AWS_BATCH_JOB_NUM_NODES": "2",
+        "AWS_BATCH_JOB_MAIN_NODE_INDEX": "0",
+    }
+    variables |= {"AWS_BATCH_JOB_NODE_INDEX": str(node), "AWS_BATCH_JOB_ATTEMPT": "1"}
     if node:
-        said["AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS"] = addresses[0]
+        variables["AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS"] = addresses[0]
     words = [word for name, value in {**SMALL, "epochs": str(epochs)}.items() for word in (f"--{name}", value)]
-    return tuple(word for pair in said.items() for word in ("-e", "=".join(pair))), ("parta", *words)
+    return tuple(word for pair in variables.items() for word in ("-e", "=".join(pair))), ("parta", *words)
 
 
 def _sagemaker(node: int, addresses: list[str], epochs: int, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -66,23 +72,23 @@ def _sagemaker(node: int, addresses: list[str], epochs: int, folder: Path) -> tu
     (config / "hyperparameters.json").write_text(json.dumps({**SMALL, "part": "a", "epochs": str(epochs)}))
     hosts = {"current_host": f"algo-{node + 1}", "hosts": ["algo-1", "algo-2"], "network_interface_name": "eth0"}
     (config / "resourceconfig.json").write_text(json.dumps(hosts))
-    known = [f"--add-host=algo-{number + 1}:{address}" for number, address in enumerate(addresses)]
-    return ("-v", f"{ml}:/opt/ml", "-e", "TRAINING_JOB_NAME=birds", *known), ("train",)
+    hosts_file = [f"--add-host=algo-{number + 1}:{address}" for number, address in enumerate(addresses)]
+    return ("-v", f"{ml}:/opt/ml", "-e", "TRAINING_JOB_NAME=birds", *hosts_file), ("train",)
 
 
 @pytest.mark.parametrize("platform", ["batch", "sagemaker"])
-def test_two_machines_train_one_run(platform: str, start: Start, output: Path, tmp_path: Path) -> None:
+def test_run_on_two_machines(platform: str, start: Start, output: Path, tmp_path: Path) -> None:
     jobs = [start(platform, node, 2) for node in (1, 0)]
     codes = [job.wait() for job in jobs]
     assert codes == [0, 0], [job.errors[-3:] for job in jobs]
-    made = report(output)
-    assert (made["status"], made["run_id"]) == ("done", "birds")
+    result = report(output)
+    assert (result["status"], result["run_id"]) == ("done", "birds")
     assert {event["rank"] for job in jobs for event in job.events if event["event"] == "platform"} == {0, 1}
     if platform == "sagemaker":
         assert {path.name for path in (tmp_path / "ml0/model").iterdir()} == {"model.json", "model.safetensors"}
 
 
-def test_a_stop_of_one_machine_ends_both_with_143_and_the_run_goes_on(start: Start, output: Path) -> None:
+def test_stop_of_one_machine_ends_both_and_the_run_resumes(start: Start, output: Path) -> None:
     jobs = [start("batch", node, 60) for node in (1, 0)]
     jobs[1].until(lambda: any(event["event"] == "epoch" for event in jobs[1].events))
     engine("kill", "-s", "TERM", jobs[0].name)

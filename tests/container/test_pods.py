@@ -1,8 +1,8 @@
-"""The pod of each Job in k8s/, run for real by podman: to its end, and stopped, with the run on S3.
+"""The pods of each Job in k8s/, run by podman with the run on S3: to their end, and stopped.
 
-What a cluster brings is put in its place: the kubelet's variables and the Job's labels, keys instead of a role's token,
-and this machine's network. GPUs are left out, and the machine's kind: podman knows neither. INAT_TEST_CODE=1 puts the
-code of this checkout over that of an image which is older.
+The tests add what a cluster would: the kubelet's variables, the Job's labels, and keys instead of a role's token; the
+network is this machine's. GPUs and instance types are removed, since podman knows neither. With INAT_TEST_CODE=1, the
+code of this checkout replaces that of an older image.
 """
 
 import copy
@@ -33,12 +33,12 @@ Play = Callable[..., str]
 
 
 def pod_of(name: str, image: str, bucket: str, *more: str, index: int = 0) -> dict[str, Any]:
-    """The Job's pod as its controller would make it, with what a machine without a cluster needs changed."""
+    """A pod as the Job's controller would create it, with the changes for a machine without a cluster."""
     kubectl = shutil.which("kubectl")
     if not kubectl:
         pytest.skip("needs kubectl, which renders without a cluster")
-    made = subprocess.run([kubectl, "kustomize", str(ROOT / "k8s" / name)], capture_output=True, text=True, check=True)
-    [job] = [each for each in yaml.safe_load_all(made.stdout) if each["kind"] == "Job"]
+    done = subprocess.run([kubectl, "kustomize", str(ROOT / "k8s" / name)], capture_output=True, text=True, check=True)
+    [job] = [each for each in yaml.safe_load_all(done.stdout) if each["kind"] == "Job"]
     template = copy.deepcopy(job["spec"]["template"])
     template["metadata"]["labels"]["batch.kubernetes.io/job-name"] = job["metadata"]["name"]
     spec = template["spec"]
@@ -49,7 +49,7 @@ def pod_of(name: str, image: str, bucket: str, *more: str, index: int = 0) -> di
     names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
     changed = {each: os.environ[each] for each in names}
     changed |= {"INAT_OUTPUT": f"s3://{bucket}/runs", "KUBERNETES_SERVICE_HOST": "10.0.0.1", "OMP_NUM_THREADS": "1"}
-    if name == "nodes":  # the controller's number; and the machines' names come from the cluster's DNS
+    if name == "nodes":  # the controller sets the index, and the cluster's DNS has the pods' names
         changed |= {"JOB_COMPLETION_INDEX": str(index), "MASTER_ADDR": "127.0.0.1"}
     container["env"] = [each for each in container["env"] if each["name"] not in changed]
     container["env"] += [{"name": each, "value": value} for each, value in changed.items()]
@@ -67,7 +67,7 @@ def _mount_code(spec: dict[str, Any], container: dict[str, Any]) -> None:
 
 @pytest.fixture
 def play(tmp_path: Path) -> Iterator[Play]:
-    """Starts a pod, and gives its container's name; in the end it is removed."""
+    """Starts a pod and returns its container's name; the pod is removed afterwards."""
     if not ENGINE or "podman" not in ENGINE:
         pytest.skip("needs podman")
     files = []
@@ -76,8 +76,8 @@ def play(tmp_path: Path) -> Iterator[Play]:
         file = tmp_path / f"{pod['metadata']['name']}.yaml"
         file.write_text(yaml.safe_dump(pod))
         files.append(file)
-        played = engine("play", "kube", "--network", "host", str(file))
-        assert played.returncode == 0, played.stderr
+        done = engine("play", "kube", "--network", "host", str(file))
+        assert done.returncode == 0, done.stderr
         return f"{pod['metadata']['name']}-job"
 
     yield start
@@ -98,51 +98,49 @@ def stored(bucket: str, run: str, name: str) -> Any:
         return None
 
 
-def said(container: str) -> str:
-    logs = engine("logs", container)
-    return logs.stdout + logs.stderr
+def logs_of(container: str) -> str:
+    done = engine("logs", container)
+    return done.stdout + done.stderr
 
 
 def code_of(container: str) -> int:
     return int(engine("wait", container).stdout)
 
 
-def started(play: Play, name: str, image: str, bucket: str, *more: str) -> list[str]:
-    """The containers of a Job, rank 0's first."""
+def start_pods(play: Play, name: str, image: str, bucket: str, *more: str) -> list[str]:
+    """Start the pods of a Job, and return their containers, rank 0's first."""
     return [play(pod_of(name, image, bucket, *more, index=index)) for index in range(2 if name == "nodes" else 1)]
 
 
 @pytest.mark.parametrize("name", ["parta", "partb", "nodes"])
-def test_the_pods_of_a_job_run_to_their_end(name: str, play: Play, image: str, s3_bucket: str) -> None:
-    containers = started(play, name, image, s3_bucket, "--epochs", "1")
+def test_pods_run_to_their_end(name: str, play: Play, image: str, s3_bucket: str) -> None:
+    containers = start_pods(play, name, image, s3_bucket, "--epochs", "1")
     for each in containers:
-        assert code_of(each) == 0, said(each)
+        assert code_of(each) == 0, logs_of(each)
     report = stored(s3_bucket, f"inat-{name}", "report.json")
     assert (report["status"], report["test"]["n"]) == ("done", 100)
     assert report["settings"]["run"]["grace_seconds"] == 120
-    assert json.loads(said(containers[0]).splitlines()[0])["event"]
+    assert json.loads(logs_of(containers[0]).splitlines()[0])["event"]
     for each in containers:
         [inspected] = json.loads(engine("inspect", each).stdout)
         assert (inspected["Config"]["User"], inspected["HostConfig"]["ReadonlyRootfs"]) == ("10001:10001", True)
 
 
 @pytest.mark.parametrize("name", ["parta", "partb", "nodes"])
-def test_the_pods_of_a_job_that_are_stopped_store_their_state_and_the_next_go_on(
-    name: str, play: Play, image: str, s3_bucket: str
-) -> None:
-    first = started(play, name, image, s3_bucket, "--epochs", "8")
+def test_stopped_pods_store_a_checkpoint_and_the_next_resume(name: str, play: Play, image: str, s3_bucket: str) -> None:
+    first = start_pods(play, name, image, s3_bucket, "--epochs", "8")
     deadline = time.monotonic() + 240
     while stored(s3_bucket, f"inat-{name}", "checkpoints/latest.json") is None:
-        assert time.monotonic() < deadline, said(first[0])
+        assert time.monotonic() < deadline, logs_of(first[0])
         time.sleep(0.2)
     begun = time.monotonic()
     engine("stop", "-t", "120", *first)
     for each in first:
-        assert code_of(each) == 143, said(each)
+        assert code_of(each) == 143, logs_of(each)
     assert time.monotonic() - begun < 60
     step = stored(s3_bucket, f"inat-{name}", "checkpoints/latest.json")["step"]
     assert stored(s3_bucket, f"inat-{name}", "report.json") is None
-    for each in started(play, name, image, s3_bucket, "--epochs", "8"):
-        assert code_of(each) == 0, said(each)
+    for each in start_pods(play, name, image, s3_bucket, "--epochs", "8"):
+        assert code_of(each) == 0, logs_of(each)
     history = stored(s3_bucket, f"inat-{name}", "report.json")["history"]
     assert history[0]["ended_step"] == step

@@ -1,4 +1,4 @@
-"""SageMaker's contract, kept by the image: `docker run IMAGE train` with /opt/ml, and SageMaker's own local mode.
+"""SageMaker's contract with the image: `docker run IMAGE train` with /opt/ml, and SageMaker's own local mode.
 
 Local mode needs INAT_TEST_SAGEMAKER_PYTHON, a Python that has `sagemaker[local]` 2, and docker-compose.
 """
@@ -18,7 +18,7 @@ import pytest
 from inat_job.models.export import load_exported
 from tests.harness.podman import podman_service
 
-from .conftest import CAREFUL, ROOT, Job, run
+from .conftest import HARDENED_OFFLINE, ROOT, Job, run
 
 pytestmark = pytest.mark.container
 
@@ -30,7 +30,7 @@ RESULTS = {"report.json", "report.html", "plots/curves.png", "plots/confusion.pn
 
 @pytest.fixture
 def ml(tmp_path: Path) -> Path:
-    """SageMaker's folder, as it is when the container starts, for whatever user the image has."""
+    """SageMaker's folder when the container starts, writable for any user of the image."""
     for name in ("input/config", "input/data", "model", "output/data", "checkpoints"):
         (tmp_path / "ml" / name).mkdir(parents=True)
     for folder in [tmp_path / "ml", *(tmp_path / "ml").rglob("*")]:
@@ -39,7 +39,7 @@ def ml(tmp_path: Path) -> Path:
 
 
 def mounted(ml: Path, hyperparameters: dict[str, str]) -> tuple[str, ...]:
-    """The options that give a container the folder, with these hyperparameters."""
+    """The options that mount the folder, with these hyperparameters."""
     (ml / "input/config/hyperparameters.json").write_text(json.dumps(hyperparameters))
     return ("-v", f"{ml}:/opt/ml", "-e", "TRAINING_JOB_NAME=birds")
 
@@ -49,9 +49,7 @@ def names(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("hyperparameters", [PART_A, PART_B], ids=["a", "b"])
-def test_train_leaves_each_thing_where_sagemaker_looks_for_it(
-    image: str, ml: Path, hyperparameters: dict[str, str]
-) -> None:
+def test_train_writes_model_and_results(image: str, ml: Path, hyperparameters: dict[str, str]) -> None:
     done = run(image, *mounted(ml, hyperparameters), command=("train",))
     assert done.returncode == 0, done.stderr
     assert names(ml / "model") == {"model.json", "model.safetensors"}
@@ -63,26 +61,26 @@ def test_train_leaves_each_thing_where_sagemaker_looks_for_it(
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "message"),
     [
         ({"epochs": "many"}, "--epochs is 'many': it must be a whole number."),
         ({"part": "c"}, "The hyperparameter part is 'c'"),
         ({"lr": "9" * 5000}, "--lr is "),
     ],
 )
-def test_a_bad_hyperparameter_is_the_reason_of_the_failure(
-    image: str, ml: Path, wrong: dict[str, str], words: str
+def test_invalid_hyperparameter_is_the_failure_reason(
+    image: str, ml: Path, wrong: dict[str, str], message: str
 ) -> None:
     done = run(image, *mounted(ml, {**PART_A, **wrong}), command=("train",))
     failure = (ml / "output/failure").read_text()
     assert done.returncode == 2
-    assert words in failure
+    assert message in failure
     assert 1 <= len(failure) <= 1024
     assert names(ml / "model") == set()
 
 
-def test_a_stop_ends_with_143_and_the_next_job_goes_on(image: str, name: str, ml: Path) -> None:
-    options = (*CAREFUL, *mounted(ml, {**PART_A, "epochs": "60"}))
+def test_stop_ends_with_143_and_the_next_job_resumes(image: str, name: str, ml: Path) -> None:
+    options = (*HARDENED_OFFLINE, *mounted(ml, {**PART_A, "epochs": "60"}))
     job = Job(image, name, options, ("train",))
     job.until(lambda: any(each["event"] == "epoch" for each in job.events))
     stopped = time.monotonic()
@@ -100,7 +98,7 @@ def test_a_stop_ends_with_143_and_the_next_job_goes_on(image: str, name: str, ml
 
 @pytest.fixture
 def local_mode(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """The Python that has SageMaker's local mode, and its environment."""
+    """A Python with SageMaker's local mode, and its environment."""
     python = os.environ.get("INAT_TEST_SAGEMAKER_PYTHON")
     if not python or not shutil.which("docker-compose") or not shutil.which("podman"):
         pytest.skip("needs INAT_TEST_SAGEMAKER_PYTHON, podman and docker-compose")
@@ -109,15 +107,15 @@ def local_mode(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         yield python, {**os.environ, **region, "DOCKER_HOST": socket, "SAGEMAKER_SUPPRESS_V2_WARNING": "1"}
 
 
-def test_what_submit_sends_trains_in_sagemakers_local_mode(
+def test_submitted_request_trains_in_local_mode(
     image: str, tmp_path: Path, local_mode: tuple[str, dict[str, str]]
 ) -> None:
     python, environment = local_mode
     options = [f"--{name}={value}" for name, value in PART_A.items() if name != "part"]
     submit = [sys.executable, str(ROOT / "entrypoint.py"), "submit", "sagemaker", "--dry-run", "--image", image]
     words = ["parta", *options, "--output", "s3://bucket/runs"]
-    shown = subprocess.run([*submit, "--", *words], capture_output=True, text=True, check=True, cwd=tmp_path)
-    request = json.loads(shown.stdout)
+    dry_run = subprocess.run([*submit, "--", *words], capture_output=True, text=True, check=True, cwd=tmp_path)
+    request = json.loads(dry_run.stdout)
     del request["HyperParameters"]["output"]  # local mode has no S3: the run stays in the container
     (tmp_path / "request.json").write_text(json.dumps(request))
     folder = tmp_path / "local"

@@ -1,6 +1,6 @@
-"""The signal that ends a container, in every phase of the job: what it ends with, how soon, and what is stored.
+"""A stop of the container in every phase of the job: its exit code, how soon, and what is stored.
 
-The container runs as on a cluster, and data and run lie in S3 behind a proxy whose slowness holds the phases open.
+The container runs as on a cluster; data and run are in S3, behind a slow proxy that prolongs the phases.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from .slow_proxy import SlowProxy, slow_proxy
 pytestmark = pytest.mark.container
 
 GRACE_S = 30.0
-"""What a pod, a Batch job and `--grace-seconds` have if nobody says otherwise."""
+"""The default for a pod, a Batch job and `--grace-seconds`."""
 
 TRAIN_EACH, TEST_EACH = 400, 250
 PART_A = ("parta", "--filters", "8", "--batch-size", "32")
@@ -34,7 +34,7 @@ PART_B = ("partb", "--backbone", "mobilenet_v3_small", "--strategy", "head", "--
 
 @dataclass(frozen=True)
 class Case:
-    """A phase, what holds it open, and how the job is told to end."""
+    """A phase, the slow requests that prolong it, and how the job is stopped."""
 
     phase: str
     slow: dict[str, float] = field(default_factory=dict)
@@ -57,7 +57,7 @@ CASES = (
     Case("train", part=LONGER, how="stop"),
     Case("train", part=LONGER, how="everyone", tracker="offline"),
     Case("train", {r"PUT \S*/checkpoints/": 1.0}, part=LONGER, tracker="offline"),
-    Case("train", part=(*PART_A, "--epochs", "8"), how="spot"),  # it is looked for every 5 s
+    Case("train", part=(*PART_A, "--epochs", "8"), how="spot"),  # the notice is polled every 5 s
     Case("validate", part=LONGER),
     Case("test"),
     Case("upload", {r"PUT \S*/(model|plots|report)": 1.0}),
@@ -67,7 +67,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def archive() -> bytes:
-    """Enough small photos for preparing and testing to take a while; bytes after its end tell one from another."""
+    """Enough small photos for preparing and testing to take a while; bytes after the end of each make it unique."""
     few = [encoded(seed, (320, 240)) for seed in range(len(CLASSES))]
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -129,10 +129,10 @@ def _stored(bucket: str, name: str) -> Any:
     return json.loads(_client().get_object(Bucket=bucket, Key=keys[0])["Body"].read()) if keys else None
 
 
-def _heard(job: Job) -> float:
-    """Wait for the handler to be in place; how old process 1 is then.
+def _handler_age(job: Job) -> float:
+    """Wait until the signal handler is installed, and return the age of process 1 in seconds.
 
-    Until then the kernel drops the signal: it sends process 1 none that it has no handler for.
+    Before that, the kernel drops the signal: process 1 only gets signals that it handles.
     """
     folder = Path(f"/proc/{job.pid()}")
     if not folder.exists():
@@ -144,17 +144,17 @@ def _heard(job: Job) -> float:
 
 
 def _handles(folder: Path) -> bool:
-    """Whether the process is our program, no more the engine's that becomes it, and catches SIGTERM."""
+    """Whether the process is already our program, and no longer the container engine's, and handles SIGTERM."""
     fields = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line)
     return fields["Name"].startswith("python") and bool(int(fields["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _everyone(job: Job) -> None:
-    """SIGTERM to every process of the container, as an orderly host sends it when it shuts down."""
-    inside = Path(f"/proc/{job.pid()}/ns/pid").readlink()
+    """SIGTERM to every process of the container, as a host sends it in an orderly shutdown."""
+    namespace = Path(f"/proc/{job.pid()}/ns/pid").readlink()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (folder / "ns/pid").readlink() == inside:
+            if (folder / "ns/pid").readlink() == namespace:
                 os.kill(int(folder.name), signal.SIGTERM)
 
 
@@ -172,14 +172,14 @@ SENDERS: dict[str, Callable[[Job, SlowProxy], object]] = {
 
 @pytest.fixture
 def stopped_in(image: str, name: str, proxy: SlowProxy, bucket: str, table: Table) -> Callable[[Case], Job]:
-    """Run a case up to its phase, stop it there, and measure."""
+    """Runs a case up to its phase, stops it there, and measures."""
 
     def stop(case: Case) -> Job:
         job = Job(image, name, _options(proxy), _command(case, bucket))
-        deaf = ""
+        note = ""
         if case.phase == "start":
-            deaf = f"(deaf for its first {_heard(job):.2f} s)"
-        elif case.phase == "import":  # of torch, which takes seconds and comes when the run is known
+            note = f"(no handler for the first {_handler_age(job):.2f} s)"
+        elif case.phase == "import":  # of torch, which takes seconds and begins once the run is known
             job.until(lambda: any(each["event"] == "run" for each in job.events))
         else:
             job.until(lambda: case.phase in job.phases)
@@ -189,12 +189,12 @@ def stopped_in(image: str, name: str, proxy: SlowProxy, bucket: str, table: Tabl
         seconds = time.monotonic() - sent
         durable = proxy.last(r"PUT \S*/(latest|report)\.json", sent)
         stored = "-" if durable is None else f"{durable:.2f}"
-        said = job.errors[-1].strip() if job.errors else ""
-        header = ("phase", "signal", "code", "seconds", "stored after", "last phase", "last words")
+        last_line = job.errors[-1].strip() if job.errors else ""
+        header = ("phase", "signal", "code", "seconds", "stored after", "last phase", "last line")
         table.extend([header] if not table else [])
         last = job.phases[-1] if job.phases else "-"
-        words = f"{said} {deaf}".strip()
-        table.append((case.phase, case.how, str(code), f"{seconds:.2f}", stored, last, words))
+        text = f"{last_line} {note}".strip()
+        table.append((case.phase, case.how, str(code), f"{seconds:.2f}", stored, last, text))
         job.code, job.seconds = code, seconds
         return job
 
@@ -202,14 +202,14 @@ def stopped_in(image: str, name: str, proxy: SlowProxy, bucket: str, table: Tabl
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_signal_in_any_phase_ends_with_143_and_the_same_command_goes_on(
+def test_stop_in_any_phase_ends_with_143_and_the_run_resumes(
     case: Case, stopped_in: Callable[[Case], Job], image: str, proxy: SlowProxy, bucket: str
 ) -> None:
     proxy.slow = dict(case.slow)
     job = stopped_in(case)
     assert job.seconds < GRACE_S
     finished = (_stored(bucket, "report.json") or {}).get("status") == "done"
-    if case.phase == "upload" and finished:  # so little was left that it was done within the grace
+    if case.phase == "upload" and finished:  # little was left to do, and it was done within the grace period
         assert job.code == 0
     else:
         assert (job.code, finished) == (143, False), job.errors

@@ -1,6 +1,6 @@
-"""As much of a Kubernetes API server as the real kubectl asks when jobs are submitted and watched.
+"""The part of a Kubernetes API server that the real kubectl needs to submit and watch jobs.
 
-Objects are kept by their paths, without a controller: a test puts there what the cluster would make of them.
+Objects are stored by path, and there is no controller: a test sets the states that a cluster would.
 """
 
 import json
@@ -17,7 +17,7 @@ KINDS = {"api/v1": {"ServiceAccount", "Service", "Pod"}, "apis/batch/v1": {"Job"
 
 @dataclass
 class Cluster:
-    """Objects by path, log lines by pod, and the requests that came."""
+    """Objects by path, log lines by pod, and the requests so far."""
 
     url: str = ""
     objects: dict[str, Any] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Cluster:
     looks: list[dict[str, Any]] = field(default_factory=list)
 
     def advance(self, path: str) -> None:
-        """Before a Job is shown, let become true what the next of `looks` says: its `status`, `pods` and `logs`."""
+        """Before a Job is returned, set the next of `looks`: its `status`, `pods` and `logs`."""
         if not self.looks or "/jobs/" not in path or path not in self.objects:
             return
         look = self.looks.pop(0)
@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
     cluster: Cluster
 
     def do_GET(self) -> None:
-        path, query = self._asked()
+        path, query = self._parse()
         found = discovery(path)
         if found is not None:
             return self._answer(200, found)
@@ -68,24 +68,24 @@ class _Handler(BaseHTTPRequestHandler):
         return self._refuse(404, "NotFound", f'{kind} "{name}" not found')
 
     def do_POST(self) -> None:
-        path, _ = self._asked()
-        made = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        name = f"{path}/{made['metadata']['name']}"
+        path, _ = self._parse()
+        resource = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = f"{path}/{resource['metadata']['name']}"
         if self.cluster.forbidden:
             return self._refuse(403, "Forbidden", f'{path.split("/")[-1]} is forbidden: User "x" cannot create')
         if name in self.cluster.objects:
             return self._refuse(
-                409, "AlreadyExists", f'{path.split("/")[-1]} "{made["metadata"]["name"]}" already exists'
+                409, "AlreadyExists", f'{path.split("/")[-1]} "{resource["metadata"]["name"]}" already exists'
             )
-        self.cluster.objects[name] = made
-        return self._answer(201, made)
+        self.cluster.objects[name] = resource
+        return self._answer(201, resource)
 
     def do_PATCH(self) -> None:
-        path, _ = self._asked()
+        path, _ = self._parse()
         self.rfile.read(int(self.headers["Content-Length"]))
         self._answer(200, self.cluster.objects[path])
 
-    def _asked(self) -> tuple[str, dict[str, list[str]]]:
+    def _parse(self) -> tuple[str, dict[str, list[str]]]:
         parts = urlsplit(self.path)
         self.cluster.seen.append(f"{self.command} {self.path}")
         return parts.path.strip("/"), parse_qs(parts.query)
@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def discovery(path: str) -> dict[str, Any] | None:
-    """What kinds there are, and that the server checks their fields by itself."""
+    """The kinds of the server, and that it validates their fields itself."""
     if path == "version":
         return {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
     if path == "api":
@@ -143,25 +143,25 @@ def discovery(path: str) -> dict[str, Any] | None:
     return None
 
 
-def _schema(place: str) -> dict[str, Any]:
-    group, version = ("batch", "v1") if "batch" in place else ("", "v1")
+def _schema(group_version: str) -> dict[str, Any]:
+    group, version = ("batch", "v1") if "batch" in group_version else ("", "v1")
     parameter = {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
     paths = {
-        f"/{place}/namespaces/{{namespace}}/{kind.lower()}s/{{name}}": {
+        f"/{group_version}/namespaces/{{namespace}}/{kind.lower()}s/{{name}}": {
             "patch": {
                 "parameters": [parameter],
                 "x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind},
                 "responses": {},
             }
         }
-        for kind in KINDS[place]
+        for kind in KINDS[group_version]
     }
     return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.32.0"}, "paths": paths}
 
 
 @contextmanager
 def api_server() -> Iterator[Cluster]:
-    """A server on loopback."""
+    """A server on the loopback interface."""
     cluster = Cluster()
     handler = type("Handler", (_Handler,), {"cluster": cluster})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

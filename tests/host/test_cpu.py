@@ -1,4 +1,4 @@
-"""The processors a container allows, read from cgroup trees as the kernel writes them."""
+"""cpu.py: available processors, read from cgroup trees as the kernel writes them."""
 
 import os
 from pathlib import Path
@@ -46,26 +46,30 @@ def tree(root: Path, files: dict[str, str]) -> Path:
         ({}, "", HOST),
     ],
 )
-def test_the_smallest_quota_counts(tmp_path: Path, files: dict[str, str], own: str, expected: int) -> None:
+def test_smallest_quota_counts(tmp_path: Path, files: dict[str, str], own: str, expected: int) -> None:
     root = tree(tmp_path / "cgroup", {"here": "", **files})
     (tmp_path / "own").write_text(own)
     assert cpu.available_cpus(root, tmp_path / "own") == expected
 
 
-def test_affinity_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_affinity_limits_available_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
     root = tree(tmp_path, {"cpu.max": "400000 100000\n"})
     assert cpu.available_cpus(root, tmp_path / "none") == 1
 
 
-@pytest.mark.parametrize(("asked", "expected"), [("3", 3), ("4,2", 4), ("", None), ("0", None), ("many", None)])
-def test_who_asks_for_threads_gets_them(asked: str, expected: int | None) -> None:
-    assert cpu.thread_count(2 * HOST, {"OMP_NUM_THREADS": asked}) == (expected or cpu.available_cpus())
+@pytest.mark.parametrize(("variable", "expected"), [("3", 3), ("4,2", 4), ("", None), ("0", None), ("many", None)])
+def test_thread_count_by_omp_num_threads(variable: str, expected: int | None) -> None:
+    assert cpu.thread_count(2 * HOST, {"OMP_NUM_THREADS": variable}) == (expected or cpu.available_cpus())
 
 
-def test_a_library_that_wants_fewer_threads_gets_them() -> None:
+def test_thread_count_of_a_smaller_default() -> None:
     assert cpu.thread_count(1, {}) == 1
 
 
-def test_this_machine_has_some() -> None:
+def test_available_cpus_of_this_machine() -> None:
     assert 1 <= cpu.available_cpus() <= HOST
+
+
+def test_thread_count_is_shared_by_processes() -> None:
+    assert cpu.thread_count(2 * HOST, {}, processes=2) == max(1, cpu.available_cpus() // 2)

@@ -1,4 +1,4 @@
-"""What is learned from a plain machine."""
+"""environment.py: wandb's key and the AWS region, from the environment and files."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ import pytest
 from inat_job.host.environment import has_wandb_key, region, set_region
 
 
-def test_a_key_in_the_environment() -> None:
+def test_wandb_key_in_the_environment() -> None:
     assert has_wandb_key({"WANDB_API_KEY": "k", "HOME": "/nonexistent"})
     assert has_wandb_key({"WANDB_IDENTITY_TOKEN_FILE": "/t", "HOME": "/nonexistent"})
     assert not has_wandb_key({"WANDB_API_KEY": "", "HOME": "/nonexistent"})
 
 
 @pytest.mark.parametrize("name", [".netrc", "_netrc", "elsewhere"])
-def test_a_key_that_login_left(name: str, tmp_path: Path) -> None:
+def test_wandb_key_in_netrc(name: str, tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path)} | ({"NETRC": str(tmp_path / name)} if name == "elsewhere" else {})
     (tmp_path / name).write_text("machine api.wandb.ai login user password k\n")
     assert has_wandb_key(environment)
@@ -28,7 +28,7 @@ def test_a_key_that_login_left(name: str, tmp_path: Path) -> None:
     assert has_wandb_key(environment)
 
 
-def test_damaged_files_hold_no_key(tmp_path: Path) -> None:
+def test_no_wandb_key_in_damaged_files(tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine\n")
     settings = tmp_path / ".config" / "wandb" / "settings"
     settings.parent.mkdir(parents=True)
@@ -37,7 +37,7 @@ def test_damaged_files_hold_no_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "known"),
+    ("environment", "expected"),
     [
         ({"AWS_REGION": "a"}, "a"),
         ({"AWS_DEFAULT_REGION": "b"}, "b"),
@@ -47,7 +47,7 @@ def test_damaged_files_hold_no_key(tmp_path: Path) -> None:
         ({}, None),
     ],
 )
-def test_the_region_that_aws_tells_is_seen_by_boto3(told: dict[str, str], known: str | None) -> None:
-    assert region(told) == known
-    set_region(told)
-    assert told.get("AWS_DEFAULT_REGION") == known
+def test_region_is_set_for_boto3(environment: dict[str, str], expected: str | None) -> None:
+    assert region(environment) == expected
+    set_region(environment)
+    assert environment.get("AWS_DEFAULT_REGION") == expected

@@ -1,4 +1,4 @@
-"""The driver against the wheel: what is read of a machine, and what is said of it."""
+"""nvidia.py: reading the driver, and comparing it with the CUDA version of torch."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ VERSIONS = st.tuples(st.integers(390, 700), st.integers(0, 200)).map(lambda pair
 CUDAS = st.tuples(st.integers(11, 13), st.integers(0, 9)).map(lambda pair: f"{pair[0]}.{pair[1]}")
 
 
-def machine(root: Path, version: str = "", node: str = "") -> Path:
-    for name, text in (("proc/driver/nvidia/version", version), (node and f"dev/{node}", "")):
+def machine(root: Path, version: str = "", device: str = "") -> Path:
+    for name, text in (("proc/driver/nvidia/version", version), (device and f"dev/{device}", "")):
         if name and (text or name.startswith("dev")):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text)
@@ -26,12 +26,12 @@ def machine(root: Path, version: str = "", node: str = "") -> Path:
 
 
 @pytest.mark.parametrize(("text", "version"), [(CLOSED, "550.54.15"), (OPEN, "580.65.06"), ("what?", None), ("", None)])
-def test_the_kernel_tells_its_version(tmp_path: Path, text: str, version: str | None) -> None:
+def test_driver_version_of_the_kernel_module(tmp_path: Path, text: str, version: str | None) -> None:
     assert find_driver({}, machine(tmp_path, text, "nvidia0"), lambda: "12.4") == Driver(version, "12.4", has_gpu=True)
 
 
 @pytest.mark.parametrize(
-    ("node", "environment", "expected"),
+    ("device", "environment", "expected"),
     [
         ("nvidia0", {}, True),
         ("nvidia7", {"CUDA_VISIBLE_DEVICES": "7"}, True),
@@ -42,16 +42,16 @@ def test_the_kernel_tells_its_version(tmp_path: Path, text: str, version: str | 
         ("", {}, False),
     ],
 )
-def test_a_gpu_is_given_by_its_device(tmp_path: Path, node: str, environment: dict[str, str], expected: bool) -> None:
-    assert find_driver(environment, machine(tmp_path, OPEN, node), lambda: None).has_gpu is expected
+def test_has_gpu_by_device_file(tmp_path: Path, device: str, environment: dict[str, str], expected: bool) -> None:
+    assert find_driver(environment, machine(tmp_path, OPEN, device), lambda: None).has_gpu is expected
 
 
-def test_the_wheel_is_read_as_torch_reads_it() -> None:
+def test_wheel_cuda_is_torchs() -> None:
     assert wheel_cuda() == torch.version.cuda
 
 
 @pytest.mark.parametrize(
-    ("cuda", "found", "words"),
+    ("cuda", "driver", "words"),
     [
         ("13.0", Driver("550.54.15", "12.4", True), ("550.54.15", "CUDA 13.0", "driver 580 or newer", "update")),
         ("13.0", Driver("550.54.15", None, True), ("550.54.15", "driver 580 or newer")),
@@ -61,23 +61,23 @@ def test_the_wheel_is_read_as_torch_reads_it() -> None:
         ("13.0", Driver("580.1", None, True), ("libcuda.so.1", "--gpus all")),
     ],
 )
-def test_what_is_wrong_is_named_with_its_mend(cuda: str | None, found: Driver, words: tuple[str, ...]) -> None:
-    sentence = driver_problem(cuda, found)
-    assert all(word in sentence for word in (*words, "--accelerator cpu"))
+def test_driver_problem_names_the_fix(cuda: str | None, driver: Driver, words: tuple[str, ...]) -> None:
+    problem = driver_problem(cuda, driver)
+    assert all(word in problem for word in (*words, "--accelerator cpu"))
     with pytest.raises(ConflictError, match="--accelerator cpu"):
-        require_gpu(cuda, found)
+        require_gpu(cuda, driver)
 
 
-def test_a_compatibility_package_is_believed_before_the_kernel() -> None:
+def test_library_takes_precedence_over_the_kernel_module() -> None:
     assert driver_problem("13.0", Driver("550.54.15", "13.0", has_gpu=True)) == ""
 
 
-def test_a_gpu_that_torch_cannot_use_for_no_known_reason_ends_the_job_too() -> None:
+def test_gpu_that_torch_cannot_use_for_an_unknown_reason() -> None:
     with pytest.raises(ConflictError, match=r"580\.65.*nvidia-smi"):
         require_gpu("13.0", Driver("580.65", "13.0", has_gpu=True))
 
 
-def test_a_driver_without_a_gpu_is_said_and_no_driver_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warning_for_a_driver_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     require_gpu("13.0", Driver("580.65", None, has_gpu=False))
     assert "--gpus all" in capsys.readouterr().out
     require_gpu("13.0", Driver())
@@ -85,16 +85,36 @@ def test_a_driver_without_a_gpu_is_said_and_no_driver_is_not(capsys: pytest.Capt
 
 
 @given(VERSIONS, CUDAS)
-def test_a_newer_driver_is_never_worse(version: str, cuda: str) -> None:
+def test_newer_driver_is_never_refused(version: str, cuda: str) -> None:
     major = int(version.split(".")[0])
     fits = driver_problem(cuda, Driver(version, cuda, has_gpu=True)) == ""
-    assert fits  # its library can that CUDA
+    assert fits  # its library supports that CUDA version
     refused = "too old" in driver_problem(cuda, Driver(version, None, has_gpu=True))
     assert refused == (major < (minimum_driver(cuda) or 0))
     assert not ("too old" in driver_problem(cuda, Driver(f"{major + 1}.0", None, has_gpu=True)) and not refused)
 
 
 @given(st.text(max_size=200))
-def test_whatever_a_file_says_is_no_bug(text: str) -> None:
+def test_minimum_driver_of_any_text(text: str) -> None:
     version = nvidia.minimum_driver(text)
     assert version is None or version in (450, 525, 580)
+
+
+def test_unused_driver_has_one_colon_before_the_fix() -> None:
+    """`check_device` splits the warning there."""
+    what, _, fix = nvidia.unused_driver(Driver("580.65", None, has_gpu=False)).partition(": ")
+    assert (what.endswith("given no GPU"), ": " in fix) == (True, False)
+
+
+@pytest.mark.parametrize(("devices", "expected"), [((), 0), (("nvidiactl", "nvidia-uvm"), 0), (("nvidia3",), 1)])
+def test_gpu_count_without_torch(tmp_path: Path, devices: tuple[str, ...], expected: int) -> None:
+    for name in devices:
+        (tmp_path / name).touch()
+    assert nvidia.gpu_count(tmp_path) == expected
+
+
+def test_gpu_count_of_several_devices_is_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "_torch_gpu_count", lambda: 7)
+    for name in ("nvidia0", "nvidia1"):
+        (tmp_path / name).touch()
+    assert nvidia.gpu_count(tmp_path) == 7

@@ -165,7 +165,7 @@ def test_failures_are_tried_again_by_their_code(manifests: list[Manifest]) -> No
     assert first == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert second["action"] == "FailJob"
     assert (second["onExitCodes"]["operator"], second["onExitCodes"]["values"]) == ("In", FINAL)
-    assert list(job_watch.FINAL) == FINAL
+    assert list(job_watch.FINAL_CODES) == FINAL
     assert job["spec"]["podReplacementPolicy"] == "Failed"
     assert job["spec"]["backoffLimit"] > 0
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
@@ -232,7 +232,7 @@ def test_the_command_goes_through_the_real_command_line(name: str) -> None:
     own |= {"JOB_COMPLETION_INDEX": "1"} if name == "nodes" else {}
     place = kubernetes.detect_kubernetes({key: value for key, value in own.items() if value}, Path("/nonexistent"))
     assert place
-    assert (place.run_id, place.rank, place.world) == (
+    assert (place.run_id, place.node_rank, place.num_nodes) == (
         own["KUBERNETES_JOB_NAME"],
         *((1, 2) if name == "nodes" else (0, 1)),
     )

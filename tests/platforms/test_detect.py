@@ -34,7 +34,8 @@ def test_most_specific_platform_wins(tmp_path: Path) -> None:
     assert detect.detect_platform(POD, tmp_path).name == "Kubernetes"
     touch(tmp_path / "var/run/secrets/kubernetes.io/serviceaccount/token")
     assert detect.detect_platform({}, tmp_path).name == "Kubernetes"
-    touch(tmp_path / "opt/ml/input/config/readme")
+    touch(tmp_path / "opt/ml/input/config/hyperparameters.json")
+    (tmp_path / "opt/ml/input/config/hyperparameters.json").write_text("{}")
     assert detect.detect_platform(POD, tmp_path).name == "SageMaker"
 
 

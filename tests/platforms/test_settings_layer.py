@@ -1,4 +1,4 @@
-"""What a place says of the settings, and what goes before it."""
+"""settings_layer.py: the settings that a platform suggests, and what takes precedence over them."""
 
 import dataclasses
 import os
@@ -30,7 +30,7 @@ def asking(**asked: Any) -> Platform:
     )
 
 
-def test_a_plain_machine_changes_nothing() -> None:
+def test_plain_machine_has_no_layer() -> None:
     assert configured(NO_PLATFORM, "a", {}, [], None) == configure("a", {}, [], None)
 
 
@@ -42,13 +42,13 @@ def test_a_plain_machine_changes_nothing() -> None:
         ({"AWS_BATCH_JOB_ID": "abc", "INAT_RUN_ID": "mine"}, 'run_id = "mine"  # environment'),
     ],
 )
-def test_a_job_is_named_after_the_platforms_unless_it_is_named(environment: dict[str, str], line: str) -> None:
+def test_run_id_of_the_platform_and_its_source(environment: dict[str, str], line: str) -> None:
     command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", "--print-config"]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     assert line in done.stdout.splitlines()
 
 
-def test_the_platform_suggests_and_gives_way_to_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_platform_settings_are_overridden_by_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = configured(SAGEMAKER, "a", {}, [], None)
     assert (made.settings.run_id, made.settings.run.output) == ("job", "/ml/checkpoints")
     assert (made.settings.data.uri, made.settings.run.grace_seconds) == ("/in/training", 120.0)
@@ -60,7 +60,7 @@ def test_the_platform_suggests_and_gives_way_to_everything(tmp_path: Path, monke
     assert (run.run_id, run.output, run.grace_seconds, made.settings.data.uri) == ("filed", "elsewhere", 90.0, "demo:")
 
 
-def test_hyperparameters_go_before_a_file_and_after_the_environment(
+def test_hyperparameters_override_a_file_but_not_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "c.toml").write_text("[train]\nepochs = 2\nseed = 2\n")
@@ -76,7 +76,7 @@ def test_hyperparameters_go_before_a_file_and_after_the_environment(
 
 
 @given(st.sampled_from(list(RECIPES)), st.data())
-def test_every_option_is_a_hyperparameter_by_either_spelling(part: str, data: st.DataObject) -> None:
+def test_every_option_is_a_hyperparameter_in_either_spelling(part: str, data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(KNOBS[part])))
     each, _ = KNOBS[part][key]
     name = "".join(data.draw(st.sampled_from("-_")) if letter == "-" else letter for letter in each.name)
@@ -84,7 +84,7 @@ def test_every_option_is_a_hyperparameter_by_either_spelling(part: str, data: st
     assert dict(said.asked.values) == {key: "text"}
 
 
-def test_a_switch_is_turned_off_by_either_name() -> None:
+def test_switch_off_by_either_name() -> None:
     for asked in ({"augment": "false"}, {"no-augment": "true"}, {"no_augment": "1"}):
         made = configured(dataclasses.replace(SAGEMAKER, hyperparameters=asked), "a", {}, [], None)
         assert not made.settings.train.augment
@@ -104,13 +104,13 @@ def test_a_switch_is_turned_off_by_either_name() -> None:
         ({"part": "b"}, "The hyperparameter part is 'b' and the command for Part A"),
     ],
 )
-def test_a_bad_hyperparameter_is_a_usage_error(asked: dict[str, str], words: str) -> None:
+def test_invalid_hyperparameters_are_refused(asked: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError) as caught:
         configured(dataclasses.replace(SAGEMAKER, hyperparameters=asked), "a", {}, [], None)
     assert words in str(caught.value)
 
 
-def test_the_part_is_named_by_a_hyperparameter() -> None:
+def test_part_by_hyperparameter() -> None:
     assert [part_of(asking(part=part)) for part in RECIPES] == list(RECIPES)
     assert configured(asking(part="b"), "b", {}, [], None).settings.part == "b"
     for place, words in (
@@ -123,7 +123,7 @@ def test_the_part_is_named_by_a_hyperparameter() -> None:
             part_of(place)
 
 
-def test_unclear_channels_are_an_error_unless_the_data_are_named() -> None:
+def test_unclear_channels_are_refused_without_data_option() -> None:
     place = dataclasses.replace(SAGEMAKER, data=None, data_problem="The channels are one, two.")
     with pytest.raises(UsageError, match="The channels are one, two"):
         configured(place, "a", {}, [], None)
@@ -132,7 +132,7 @@ def test_unclear_channels_are_an_error_unless_the_data_are_named() -> None:
     assert configured(named, "a", {}, [], None).settings.data.uri == "demo:"
 
 
-def test_commands_that_take_less_pass_over_the_rest() -> None:
+def test_other_commands_ignore_unused_hyperparameters() -> None:
     place = asking(part="b", backbone="resnet18", image__size="64")
     made = configured(place, "a", {}, [], None, PREPARE_TAKES)
     assert (made.settings.data.image_size, made.settings.data.uri) == (64, "/in/training")

@@ -1,4 +1,4 @@
-"""The words that a platform finds when the job has ended, in real files."""
+"""termination_message.py: how the job ended, in the file where its platform looks."""
 
 import json
 import os
@@ -16,7 +16,7 @@ STORED: Stored = (120, "s3://b/r/checkpoints/120.ckpt")
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """A termination log as Kubernetes mounts it: empty, and there."""
+    """A termination log as Kubernetes mounts it: an empty file."""
     path = tmp_path / "termination-log"
     path.touch()
     return path
@@ -29,7 +29,7 @@ def opt_ml(tmp_path: Path) -> Path:
     return folder
 
 
-def say(log: Path, code: int, reason: str, stored: Stored = STORED, environment: Any = None) -> Any:
+def write(log: Path, code: int, reason: str, stored: Stored = STORED, environment: Any = None) -> Any:
     termination_message.write(code, reason, *stored, environment or {}, log)
     content = log.read_bytes()
     assert content.endswith(b"\n")
@@ -38,88 +38,88 @@ def say(log: Path, code: int, reason: str, stored: Stored = STORED, environment:
     return json.loads(content)
 
 
-def test_one_line_of_json_whether_it_failed_or_not(log: Path) -> None:
-    kept = {"step": 120, "checkpoint": "s3://b/r/checkpoints/120.ckpt"}
-    assert say(log, 143, "Preempted; step 120\nis stored.") == {
+def test_one_json_line_for_success_and_failure(log: Path) -> None:
+    stored = {"step": 120, "checkpoint": "s3://b/r/checkpoints/120.ckpt"}
+    assert write(log, 143, "Preempted; step 120\nis stored.") == {
         "code": 143,
         "reason": "Preempted; step 120 is stored.",
-        **kept,
+        **stored,
     }
-    assert say(log, 0, "Done.") == {"code": 0, "reason": "Done.", **kept}
+    assert write(log, 0, "Done.") == {"code": 0, "reason": "Done.", **stored}
 
 
-def test_what_is_not_known_is_null(log: Path) -> None:
-    assert say(log, 2, "No.", (None, None)) == {"code": 2, "reason": "No.", "step": None, "checkpoint": None}
+def test_unknown_values_are_null(log: Path) -> None:
+    assert write(log, 2, "No.", (None, None)) == {"code": 2, "reason": "No.", "step": None, "checkpoint": None}
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "€", "😀", '"', "\\", "\x01", "\udcff"])
 @pytest.mark.parametrize("length", [1000, 3990, 4000, 4010, 4096, 100_000])
-def test_a_long_reason_is_cut_and_the_line_stays_whole(log: Path, letter: str, length: int) -> None:
+def test_long_texts_are_cut_to_fit(log: Path, letter: str, length: int) -> None:
     reason = letter * length
-    words = say(log, 65, reason, (120, "s3://b/" + letter * length))
-    assert words["code"] == 65
-    assert words["step"] == 120
-    whole = reason.encode(errors="backslashreplace").decode()
-    assert words["reason"] == whole or words["reason"] == whole[: len(words["reason"]) - 1] + "…"
-    assert len(words["reason"]) > 300
+    message = write(log, 65, reason, (120, "s3://b/" + letter * length))
+    assert message["code"] == 65
+    assert message["step"] == 120
+    full = reason.encode(errors="backslashreplace").decode()
+    assert message["reason"] == full or message["reason"] == full[: len(message["reason"]) - 1] + "…"
+    assert len(message["reason"]) > 300
 
 
-def test_the_room_is_used(log: Path) -> None:
-    say(log, 65, "x" * 10_000, (None, None))
+def test_cut_texts_use_the_whole_limit(log: Path) -> None:
+    write(log, 65, "x" * 10_000, (None, None))
     assert 4090 <= log.stat().st_size <= 4096
 
 
-def test_a_shorter_line_leaves_nothing_of_a_longer_one(log: Path) -> None:
-    say(log, 1, "x" * 2000)
-    assert say(log, 1, "y")["reason"] == "y"
+def test_shorter_line_replaces_a_longer_one(log: Path) -> None:
+    write(log, 1, "x" * 2000)
+    assert write(log, 1, "y")["reason"] == "y"
 
 
-def test_a_log_is_never_made(tmp_path: Path) -> None:
+def test_termination_log_is_never_created(tmp_path: Path) -> None:
     termination_message.write(1, "No.", *STORED, {}, tmp_path / "termination-log")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
-    folder, fifo, link, aim = (tmp_path / name for name in ("folder", "fifo", "link", "aim"))
+def test_only_a_regular_file_is_written(tmp_path: Path) -> None:
+    folder, fifo, link, target = (tmp_path / name for name in ("folder", "fifo", "link", "target"))
     folder.mkdir()
-    os.mkfifo(fifo)  # an open of it would wait for a reader
-    aim.write_text("precious")
-    link.symlink_to(aim)
+    os.mkfifo(fifo)  # opening it would wait for a reader
+    target.write_text("precious")
+    link.symlink_to(target)
     for path in (folder, fifo, link, Path("/dev/full"), tmp_path / "none" / "log"):
         termination_message.write(1, "No.", *STORED, {}, path)
-    assert aim.read_text() == "precious"
+    assert target.read_text() == "precious"
     assert stat.S_ISFIFO(fifo.stat().st_mode)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to every file")
-def test_a_log_that_may_not_be_written(log: Path) -> None:
+def test_unwritable_log_is_ignored(log: Path) -> None:
     log.chmod(0o400)
     termination_message.write(1, "No.", *STORED, {}, log)
     assert log.read_bytes() == b""
 
 
-def test_sagemaker_is_told_of_failures_alone(log: Path, opt_ml: Path) -> None:
+def test_failure_file_is_for_failures_only(log: Path, opt_ml: Path) -> None:
     failure, environment = opt_ml / "output" / "failure", {"SAGEMAKER_BASE_DIR": str(opt_ml)}
-    say(log, 0, "Done.", environment=environment)
+    write(log, 0, "Done.", environment=environment)
     assert not failure.exists()
-    say(log, 65, "Bad  data.", environment=environment)
+    write(log, 65, "Bad  data.", environment=environment)
     assert failure.read_text() == "Bad data."
-    say(log, 65, "é" * 2000, environment=environment)
+    write(log, 65, "é" * 2000, environment=environment)
     assert failure.read_text() == "é" * 1023 + "…"
 
 
-def test_sagemakers_output_folder_is_made_and_no_other(tmp_path: Path) -> None:
+def test_failure_folder_is_created_but_not_its_parents(tmp_path: Path) -> None:
     for base in (tmp_path, tmp_path / "none"):
         termination_message.write(1, "No.", *STORED, {"SAGEMAKER_BASE_DIR": str(base)}, tmp_path / "log")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["output", "output/failure"]
 
 
-def test_a_failure_without_a_reason_still_has_useful_characters(log: Path, opt_ml: Path) -> None:
-    say(log, 1, " ", environment={"SAGEMAKER_BASE_DIR": str(opt_ml)})
+def test_failure_without_a_reason(log: Path, opt_ml: Path) -> None:
+    write(log, 1, " ", environment={"SAGEMAKER_BASE_DIR": str(opt_ml)})
     assert (opt_ml / "output" / "failure").read_text() == "Ended with code 1."
 
 
-def test_a_damaged_sagemaker_folder_is_no_trouble(tmp_path: Path) -> None:
+def test_damaged_sagemaker_folder_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "output").write_text("a file where a folder should be")
     termination_message.write(1, "No.", *STORED, {"SAGEMAKER_BASE_DIR": str(tmp_path)}, tmp_path / "log")
     assert (tmp_path / "output").read_text().startswith("a file")

@@ -1,4 +1,4 @@
-"""The heartbeat's figures from what training noted, and the line itself from a thread."""
+"""heartbeat.py: training rates between snapshots, and the log lines of the thread."""
 
 import json
 import time
@@ -12,11 +12,11 @@ from inat_job.telemetry.heartbeat import training_rates
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def not_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "terminal", lambda: False)
 
 
-def test_paces_are_of_the_time_between_two_looks() -> None:
+def test_training_rates_between_two_snapshots() -> None:
     before = JobStatus(images=1000, trained_s=10.0, waited_s=9.0)
     now = JobStatus(images=4000, trained_s=20.0, waited_s=9.5, train_loss=1.25)
     assert training_rates(before, now) == {"images_per_s": 300.0, "data_wait": 0.05, "train_loss": 1.25}
@@ -24,11 +24,11 @@ def test_paces_are_of_the_time_between_two_looks() -> None:
 
 
 @pytest.mark.parametrize("after", [JobStatus(), JobStatus(images=5, trained_s=1.0), JobStatus(phase="pull")])
-def test_no_figure_is_made_up_where_nothing_was_trained(after: JobStatus) -> None:
+def test_no_training_rates_without_training(after: JobStatus) -> None:
     assert training_rates(JobStatus(images=5, trained_s=1.0), after) == {}
 
 
-def test_a_line_comes_in_any_phase_and_says_how_long_the_work_stands_still(capsys: pytest.CaptureFixture[str]) -> None:
+def test_heartbeat_of_a_hanging_phase(capsys: pytest.CaptureFixture[str]) -> None:
     STATUS.run_id, STATUS.phase = "r", "pull"
     watchdog.beat()
     with heartbeat.emit_heartbeats(0.3):
@@ -42,7 +42,7 @@ def test_a_line_comes_in_any_phase_and_says_how_long_the_work_stands_still(capsy
     assert err.startswith("metric device_use=")
 
 
-def test_how_busy_the_processors_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_use(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inat_job.host.cpu.available_cpus", lambda: 1)
     with heartbeat.emit_heartbeats(0.5):
         begun = time.process_time(), time.monotonic()
@@ -53,7 +53,7 @@ def test_how_busy_the_processors_are(capsys: pytest.CaptureFixture[str], monkeyp
     assert line["cpu_use"] == pytest.approx(share, abs=0.25)
 
 
-def test_what_no_driver_tells_is_named_and_not_made_up(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_device_use_is_null(capsys: pytest.CaptureFixture[str]) -> None:
     STATUS.device = "mps:0"
     with heartbeat.emit_heartbeats(0.2):
         time.sleep(0.3)
@@ -63,7 +63,7 @@ def test_what_no_driver_tells_is_named_and_not_made_up(capsys: pytest.CaptureFix
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_gpu_whose_use_nobody_tells_has_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_use_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (25, 100))
@@ -71,7 +71,7 @@ def test_a_gpu_whose_use_nobody_tells_has_its_memory(monkeypatch: pytest.MonkeyP
     assert heartbeat._device_use("cuda:0", 0.1) == {"device_use": 0.87, "device_memory": 0.75}
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (25, 100))
-    said = heartbeat._device_use("cuda:0", 0.1)  # with torch's own, which has no driver or package to ask here
+    fields = heartbeat._device_use("cuda:0", 0.1)  # torch's own, which has no driver or package to ask here
     if not torch.cuda.is_available():
-        assert (said["device_use"], said["device_memory"]) == (None, 0.75)
-        assert "how busy cuda:0 is: " in said["unknown"]
+        assert (fields["device_use"], fields["device_memory"]) == (None, 0.75)
+        assert "how busy cuda:0 is: " in fields["unknown"]

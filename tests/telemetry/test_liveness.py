@@ -1,4 +1,4 @@
-"""The file that work touches: of a real job that trains it stays fresh, of one that hangs it grows old."""
+"""liveness.py: work touches the file, and a job that hangs lets it grow old."""
 
 import os
 import subprocess
@@ -21,21 +21,21 @@ def unwatched() -> Iterator[None]:
     watchdog.watched_by(None)
 
 
-def test_without_the_variable_there_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_without_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     liveness.start({})
     watchdog.beat()
     assert not list(tmp_path.iterdir())
 
 
-def test_it_is_there_at_once_and_what_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+def test_file_is_created_at_once_or_ignored(tmp_path: Path) -> None:
     liveness.start({liveness.VARIABLE: str(tmp_path / "alive")})
     assert (tmp_path / "alive").exists()
     liveness.start({liveness.VARIABLE: str(tmp_path / "no" / "alive")})
     watchdog.beat()
 
 
-def test_the_probe_tells_fresh_from_stale_and_missing(tmp_path: Path) -> None:
+def test_probe_fails_for_a_stale_or_missing_file(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     command = liveness.probe(str(alive))
     assert subprocess.run(command, capture_output=True).returncode != 0
@@ -46,7 +46,7 @@ def test_the_probe_tells_fresh_from_stale_and_missing(tmp_path: Path) -> None:
     assert subprocess.run(command).returncode != 0
 
 
-def test_a_step_that_hangs_lets_it_grow_old_though_the_threads_live_on(tmp_path: Path) -> None:
+def test_hanging_step_is_not_alive_despite_running_threads(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     words = "parta --data demo: --image-size 32 --filters 4 --batch-size 8 --wandb off --lease-seconds 4 --run-id r"
     child = subprocess.Popen(

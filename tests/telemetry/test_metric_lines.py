@@ -1,4 +1,4 @@
-"""Each regex reads back what its line says, out of a whole log."""
+"""metric_lines.py: each regex reads its own metric from a log."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from inat_job.telemetry.metric_lines import DEFINITIONS, NAMES, line, lines
 
 @pytest.mark.parametrize(("name", "regex"), DEFINITIONS)
 @given(value=st.floats(0, 1e9))
-def test_each_regex_reads_its_own_line_alone(name: str, regex: str, value: float) -> None:
+def test_each_regex_reads_its_own_line_only(name: str, regex: str, value: float) -> None:
     others = [line(other, 0.5) for other in NAMES if other != name]
     noise = json.dumps({"event": "epoch", **dict.fromkeys(NAMES, 0.25)})
     log = "\n".join([noise, *others, line(name, value), f"Error: {name} is bad."])
@@ -21,24 +21,24 @@ def test_each_regex_reads_its_own_line_alone(name: str, regex: str, value: float
     assert float(read) == pytest.approx(value, abs=1e-6)
 
 
-def test_as_the_readme_has_it() -> None:
+def test_format_of_the_lines() -> None:
     assert line("val_accuracy", 0.7123) == "metric val_accuracy=0.7123"
     assert line("images_per_s", 100.0) == "metric images_per_s=100"
     assert dict(DEFINITIONS)["val_accuracy"] == "metric val_accuracy=([0-9.]+)"
 
 
-def test_sagemaker_takes_the_definitions() -> None:
+def test_definitions_are_within_sagemakers_limits() -> None:
     assert len(DEFINITIONS) <= 40
     assert all(1 <= len(name) <= 255 and 1 <= len(regex) <= 500 for name, regex in DEFINITIONS)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.5])
-def test_what_is_no_number_is_no_metric(value: float) -> None:
+def test_invalid_values_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="no metric"):
         line("val_loss", value)
     assert list(lines({"val_loss": value, "val_accuracy": 0.5, "epoch": 3, "why": "x"})) == [line("val_accuracy", 0.5)]
 
 
-def test_a_name_that_no_platform_was_told_of() -> None:
+def test_unknown_name_is_refused() -> None:
     with pytest.raises(ValueError, match="speed"):
         line("speed", 1.0)

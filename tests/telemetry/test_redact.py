@@ -1,4 +1,4 @@
-"""What discretion leaves of a text."""
+"""redact.py: secrets and logins are removed from a text."""
 
 import pytest
 
@@ -17,7 +17,7 @@ ENVIRONMENT = {
 
 
 @pytest.mark.parametrize(
-    ("text", "left"),
+    ("text", "expected"),
     [
         ("abcdefgh/ijkl+longer and abcdefgh/ijkl", "*** and ***"),
         ("key=wandbwandb.", "key=***."),
@@ -27,5 +27,5 @@ ENVIRONMENT = {
         ("is https://host/x#sha256=0 right? Yes: me@host.", "is https://host/x#sha256=0 right? Yes: me@host."),
     ],
 )
-def test_what_is_left(text: str, left: str) -> None:
-    assert redact(text, ENVIRONMENT) == left
+def test_redact(text: str, expected: str) -> None:
+    assert redact(text, ENVIRONMENT) == expected

@@ -1,7 +1,7 @@
-"""Whether AWS would take a request, by botocore's own description of its services: no network, no credentials.
+"""Checks a request against botocore's own models of the AWS services, without a network or credentials.
 
-botocore's validator knows names, types and what is required; the description also has the patterns, the choices and the
-longest lengths, which AWS checks when it is asked.
+botocore's validator checks names, types and required fields. The models also have patterns, enums and maximum lengths,
+which otherwise only AWS itself would check.
 """
 
 import re
@@ -16,25 +16,25 @@ from botocore.validate import ParamValidator
 from inat_job.errors import UsageError
 
 _PLACEHOLDER = re.compile(r"<[A-Z_]+>")
-_CLASSES = {r"\p{L}": r"\w", r"\p{N}": r"\d", r"\p{Z}": r"\s"}
-"""Classes of characters that Java has and `re` has not, with the next larger that it has."""
+_JAVA_CLASSES = {r"\p{L}": r"\w", r"\p{N}": r"\d", r"\p{Z}": r"\s"}
+"""Character classes of Java's regexes that `re` lacks, with the nearest larger class that it has."""
 
 
 def check(service: str, operation: str, request: Mapping[str, Any]) -> None:
-    """Raise UsageError with all that the service would refuse, given the operation as in SubmitJob."""
+    """Raise UsageError with everything that the service would refuse; the operation as in SubmitJob."""
     shape = _model(service).operation_model(operation).input_shape
-    report = ParamValidator().validate(_stretched(request), shape)
-    found = str(report.generate_report()).splitlines() if report.has_errors() else [*_beyond(shape, request, "")]
-    if found:
-        raise UsageError(f"AWS would refuse this {service}:{operation}: {'; '.join(found)}.")
+    report = ParamValidator().validate(_with_long_placeholders(request), shape)
+    errors = str(report.generate_report()).splitlines() if report.has_errors() else [*_errors(shape, request, "")]
+    if errors:
+        raise UsageError(f"AWS would refuse this {service}:{operation}: {'; '.join(errors)}.")
 
 
-def _stretched(value: Any) -> Any:
-    """The same with placeholders that are too short for nothing."""
+def _with_long_placeholders(value: Any) -> Any:
+    """The same with all placeholders longer than any minimum length."""
     if isinstance(value, Mapping):
-        return {name: _stretched(each) for name, each in value.items()}
+        return {name: _with_long_placeholders(each) for name, each in value.items()}
     if isinstance(value, list):
-        return [_stretched(each) for each in value]
+        return [_with_long_placeholders(each) for each in value]
     return _PLACEHOLDER.sub(lambda found: f"{found[0]:_<64}", value) if isinstance(value, str) else value
 
 
@@ -43,44 +43,44 @@ def _model(service: str) -> ServiceModel:
     return ServiceModel(create_loader().load_service_model(service, "service-2"), service)
 
 
-def _beyond(shape: Any, value: Any, where: str) -> Iterator[str]:
+def _errors(shape: Any, value: Any, path: str) -> Iterator[str]:
     """What is wrong with a value of the right type."""
     if shape.type_name == "structure":
         for name, each in value.items():
-            yield from _beyond(shape.members[name], each, f"{where}.{name}".lstrip("."))
+            yield from _errors(shape.members[name], each, f"{path}.{name}".lstrip("."))
     elif shape.type_name == "list":
-        yield from _size(shape, len(value), where, "entries")
+        yield from _size_errors(shape, len(value), path, "entries")
         for number, each in enumerate(value):
-            yield from _beyond(shape.member, each, f"{where}[{number}]")
+            yield from _errors(shape.member, each, f"{path}[{number}]")
     elif shape.type_name == "map":
-        yield from _size(shape, len(value), where, "entries")
+        yield from _size_errors(shape, len(value), path, "entries")
         for name, each in value.items():
-            yield from _beyond(shape.key, name, f"the key {name!r} of {where}")
-            yield from _beyond(shape.value, each, f"{where}.{name}")
+            yield from _errors(shape.key, name, f"the key {name!r} of {path}")
+            yield from _errors(shape.value, each, f"{path}.{name}")
     elif shape.type_name == "string":
-        yield from _text(shape, value, where)
+        yield from _text_errors(shape, value, path)
     elif shape.type_name in ("integer", "long"):
-        yield from _size(shape, value, where, "")
+        yield from _size_errors(shape, value, path, "")
 
 
-def _size(shape: Any, size: int, where: str, of: str) -> Iterator[str]:
-    limit = shape.metadata.get("max")
-    if limit is not None and size > limit:
-        yield f"{where} is {size} {of}".rstrip() + f", at most {limit} will do"
+def _size_errors(shape: Any, size: int, path: str, unit: str) -> Iterator[str]:
+    maximum = shape.metadata.get("max")
+    if maximum is not None and size > maximum:
+        yield f"{path} is {size} {unit}".rstrip() + f", at most {maximum} are allowed"
 
 
-def _text(shape: Any, value: str, where: str) -> Iterator[str]:
-    if _PLACEHOLDER.search(value):  # of a dry run
+def _text_errors(shape: Any, value: str, path: str) -> Iterator[str]:
+    if _PLACEHOLDER.search(value):  # in a dry run
         return
-    yield from _size(shape, len(value), where, "characters")
+    yield from _size_errors(shape, len(value), path, "characters")
     if shape.enum and value not in shape.enum:
-        yield f"{where} is {value!r}, which is none of its choices"
+        yield f"{path} is {value!r}, which is none of its choices"
     pattern = shape.metadata.get("pattern")
-    if pattern and not _fits(pattern, value):
-        yield f"{where} is {value!r}, which does not fit {pattern}"
+    if pattern and not _matches(pattern, value):
+        yield f"{path} is {value!r}, which does not match {pattern}"
 
 
-def _fits(pattern: str, value: str) -> bool:
-    for theirs, ours in _CLASSES.items():
-        pattern = pattern.replace(theirs, ours)
+def _matches(pattern: str, value: str) -> bool:
+    for java, python in _JAVA_CLASSES.items():
+        pattern = pattern.replace(java, python)
     return re.fullmatch(pattern, value, re.DOTALL) is not None

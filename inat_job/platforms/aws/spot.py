@@ -1,7 +1,6 @@
-"""The two minutes' notice that EC2 gives a Spot instance, read from the instance's metadata while the job works.
+"""Watches for the two-minute interruption notice of an EC2 Spot instance, in the instance's metadata.
 
-The rebalance recommendation, which may come hours early or for nothing, is ignored: the checkpoints that are stored
-anyway are answer enough.
+The rebalance recommendation, which may come hours early or for nothing, is ignored: the regular checkpoints are enough.
 """
 
 import json
@@ -13,33 +12,34 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from inat_job import events
+from inat_job.host.system_files import read_text
 
-EVERY_S = 5.0
-"""What AWS recommends: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html"""
+POLL_S = 5.0
+"""AWS's recommendation: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html"""
 
-_SELDOM = 12  # times that long between two looks at a service that has not answered
-_PATIENCE = 3  # failures in a row before that is said
+_SLOWER = 12  # multiple of the interval after failures
+_FAILURES = 3  # in a row before one is logged
 _TIMEOUT_S = 1.0
 _IPV4, _IPV6 = "http://169.254.169.254", "http://[fd00:ec2::254]"
-_TOKEN = "/latest/api/token"  # noqa: S105
-_NOTICE = "/latest/meta-data/spot/instance-action"
+_TOKEN_PATH = "/latest/api/token"  # noqa: S105
+_NOTICE_PATH = "/latest/meta-data/spot/instance-action"
 _ACTIONS = ("terminate", "stop", "hibernate")
 
 
 class _NotReadableError(Exception):
-    """The metadata service answered, and not with what it should."""
+    """The metadata service gave an unexpected answer."""
 
 
 def watch(
-    raise_flag: Callable[[str], None],
+    on_notice: Callable[[str], None],
     environment: Mapping[str, str] = os.environ,
     dmi: Path = Path("/sys/devices/virtual/dmi/id"),
     hypervisor: Path = Path("/sys/hypervisor/uuid"),
-    every_s: float = EVERY_S,
+    poll_s: float = POLL_S,
 ) -> bool:
-    """On EC2, watch in a daemon thread, and call `raise_flag` once with the reason when a notice is there.
+    """On EC2, watch in a daemon thread, and call `on_notice` once with the reason when a notice comes.
 
-    True if it watches. A metadata service that refuses or hangs costs the job nothing; it is said once.
+    Returns whether it watches. A metadata service that refuses or hangs does not affect the job, and is logged once.
     """
     if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return False
@@ -48,12 +48,12 @@ def watch(
         return False
     ipv6 = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "").lower() == "ipv6"
     metadata = _Metadata(endpoint or (_IPV6 if ipv6 else _IPV4))
-    threading.Thread(target=_watch, args=(metadata, raise_flag, every_s), name="spot", daemon=True).start()
+    threading.Thread(target=_watch, args=(metadata, on_notice, poll_s), name="spot", daemon=True).start()
     return True
 
 
 def _on_ec2(dmi: Path, hypervisor: Path) -> bool:
-    """Nitro instances tell by their vendor or asset tag, which is the instance's id, and Xen's by their uuid."""
+    """Nitro instances show it by their vendor or asset tag, which is the instance's id, and Xen instances by a uuid."""
     return (
         _line(dmi / "sys_vendor") == "Amazon EC2"
         or re.fullmatch(r"i-[0-9a-f]{8,17}", _line(dmi / "board_asset_tag")) is not None
@@ -62,73 +62,73 @@ def _on_ec2(dmi: Path, hypervisor: Path) -> bool:
 
 
 def _line(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
+    return read_text(path).strip()
 
 
-def _watch(metadata: "_Metadata", raise_flag: Callable[[str], None], every_s: float) -> None:
-    failures, said, pause = 0, False, threading.Event()
+def _watch(metadata: "_Metadata", on_notice: Callable[[str], None], poll_s: float) -> None:
+    failures, logged, pause = 0, False, threading.Event()
     while True:
         try:
             if notice := metadata.notice():
-                raise_flag(notice)
+                on_notice(notice)
                 return
             failures = 0
-        except Exception as error:  # whatever it is, the job does not end of it
+        except Exception as error:  # none of them may end the job
             failures += 1
-            if failures == _PATIENCE and not said:
-                said = True
-                events.emit("spot", message=_unreadable(error))
-        pause.wait(every_s * (1 if failures < _PATIENCE else _SELDOM))
+            if failures == _FAILURES and not logged:
+                logged = True
+                events.emit("spot", message=_failure_message(error))
+        pause.wait(poll_s * (1 if failures < _FAILURES else _SLOWER))
 
 
-def _unreadable(error: Exception) -> str:
-    """What a person can do, if it matters: an instance that isn't Spot gets no notice anyway."""
-    mend = ""
-    if isinstance(error, TimeoutError):  # the token's packets die on their second hop: from the host into a container
-        mend = "; in a container the metadata's hop limit must be 2 or more"
+def _failure_message(error: Exception) -> str:
+    """What to do, if it matters: an instance that is not a Spot instance gets no notice anyway."""
+    fix = ""
+    if isinstance(error, TimeoutError):  # in a container, the answer with the token needs a second hop
+        fix = "; in a container, the metadata's hop limit must be at least 2"
     reason = str(error) or type(error).__name__
     return (
-        f"EC2's notices can't be read ({reason}){mend}. Were this a Spot instance, only SIGTERM would announce its end."
+        f"EC2's Spot notices cannot be read ({reason}){fix}. On a Spot instance, only SIGTERM would announce its end."
     )
 
 
 class _Metadata:
-    """The instance's metadata service, version 2; no proxy is ever asked."""
+    """The instance's metadata service, version 2; never through a proxy."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
         self._token = ""
 
     def notice(self) -> str | None:
-        """The announced action as a reason, or None. Raises whatever a connection does, and _NotReadableError."""
+        """The announced action as a reason, None without a notice.
+
+        Raises what a connection raises, ValueError and _NotReadableError.
+        """
         if not self._token:
-            self._token = self._fresh_token()
-        status, body = self._request("GET", _NOTICE, {"X-aws-ec2-metadata-token": self._token})
-        if status == 401:  # it was good for its six hours
-            self._token = self._fresh_token()
-            status, body = self._request("GET", _NOTICE, {"X-aws-ec2-metadata-token": self._token})
+            self._token = self._new_token()
+        status, body = self._request("GET", _NOTICE_PATH, {"X-aws-ec2-metadata-token": self._token})
+        if status == 401:  # the token has expired
+            self._token = self._new_token()
+            status, body = self._request("GET", _NOTICE_PATH, {"X-aws-ec2-metadata-token": self._token})
         if status == 404:
             return None
         if status != 200:
             raise _NotReadableError(f"HTTP status {status}")
         return _reason(body)
 
-    def _fresh_token(self) -> str:
-        status, body = self._request("PUT", _TOKEN, {"X-aws-ec2-metadata-token-ttl-seconds": "21600"})
+    def _new_token(self) -> str:
+        status, body = self._request("PUT", _TOKEN_PATH, {"X-aws-ec2-metadata-token-ttl-seconds": "21600"})
         if status != 200:
             raise _NotReadableError(f"HTTP status {status} for a token")
         return body.decode("ascii").strip()
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        from http.client import HTTPConnection  # needed on EC2 alone, and in this thread, while the job starts
+        from http.client import HTTPConnection  # only needed on EC2, and loaded in this thread while the job starts
 
         parts = urlsplit(self._endpoint)
         if parts.scheme != "http" or not parts.hostname:
             raise _NotReadableError(
-                f"AWS_EC2_METADATA_SERVICE_ENDPOINT is {self._endpoint!r}, which is no http:// address"
+                f"AWS_EC2_METADATA_SERVICE_ENDPOINT is {self._endpoint!r}, which is not an http:// address"
             )
         connection = HTTPConnection(parts.hostname, parts.port, timeout=_TIMEOUT_S)
         try:
@@ -140,11 +140,11 @@ class _Metadata:
 
 
 def _reason(body: bytes) -> str:
-    """The notice as a part of a sentence. Raises ValueError and _NotReadableError."""
+    """The notice as the reason for a stop. Raises ValueError and _NotReadableError."""
     notice = json.loads(body)
     action = notice.get("action") if isinstance(notice, dict) else None
     if action not in _ACTIONS:
-        raise _NotReadableError("an answer that is no notice")
+        raise _NotReadableError("the answer is not a notice")
     when = notice.get("time")
     at = f" at {when}" if isinstance(when, str) and re.fullmatch(r"[\w:.+-]{1,40}", when) else ""
     return f"a Spot notice ({action}{at})"

@@ -1,4 +1,4 @@
-"""`submit batch`: an AWS Batch job definition and job, and what the job's final status means as an exit code.
+"""`submit batch`: the requests for an AWS Batch job definition and a job, and the exit code of the job's status.
 
 https://docs.aws.amazon.com/batch/latest/APIReference/API_RegisterJobDefinition.html
 https://docs.aws.amazon.com/batch/latest/userguide/troubleshooting.html
@@ -18,12 +18,12 @@ from inat_job.platforms.submission import Command, State, SubmitOptions, lasting
 NEEDS = ("image", "role", "queue")
 
 ATTEMPTS = 10
-"""The most that Batch takes: a preemption is one too."""
+"""The maximum of Batch; each preemption counts as one attempt."""
 
 LOG_GROUP = "/aws/batch/job"
 
-_CPUS, _MEMORY_GIB = 4, 14  # of a GPU: what Batch finds free on a g5.xlarge and a g4dn.xlarge
-_SHARED_MIB = 1024  # of a GPU: NCCL's; there are no workers that hand images over
+_CPUS, _MEMORY_GIB = 4, 14  # per GPU: what Batch can allocate on a g5.xlarge and a g4dn.xlarge
+_SHARED_MIB = 1024  # per GPU, for NCCL; there are no data loader workers that would need more
 _DIGEST_LENGTH = 8
 _FLAT = ("resourceRequirements", "environment", "secrets")  # lists without an order
 _NOT_HERE = {
@@ -33,24 +33,24 @@ _NOT_HERE = {
 }
 
 RETRY = (
-    {"onStatusReason": "Host EC2*", "action": "RETRY"},  # the instance was taken away
+    {"onStatusReason": "Host EC2*", "action": "RETRY"},  # the instance was terminated
     {"onExitCode": "143", "action": "RETRY"},
     {"onExitCode": "75", "action": "RETRY"},
     {"onExitCode": "137", "action": "RETRY"},
-    {"onReason": "*", "action": "EXIT"},  # what no rule matches would be retried
+    {"onReason": "*", "action": "EXIT"},  # without this rule, everything else would be retried too
 )
-"""The first match wins; five is the most."""
+"""The first match counts; Batch allows five rules."""
 
 
 def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     """The requests of RegisterJobDefinition and SubmitJob. Raises UsageError for what Batch would refuse or ignore."""
     refuse_unused(request, _NOT_HERE | ({} if request.nodes > 1 else {"instance_type": "the queue chooses it"}))
-    container = _container(request, _words(request, command))
+    container = _container(request, _job_command(request, command))
     attempts = 1 + (ATTEMPTS - 1 if request.retries is None else request.retries)
     if attempts > ATTEMPTS:
-        raise UsageError(f"--retries is {request.retries}: AWS Batch takes at most {ATTEMPTS - 1}.")
+        raise UsageError(f"--retries is {request.retries}: AWS Batch allows at most {ATTEMPTS - 1}.")
     definition: dict[str, Any] = {
-        **_shape(request, container),
+        **_definition(request, container),
         "retryStrategy": {"attempts": attempts, "evaluateOnExit": list(RETRY)},
         "tags": request.labels,
         "propagateTags": True,
@@ -66,8 +66,8 @@ def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     return documents
 
 
-def _words(request: SubmitOptions, command: Command) -> list[str]:
-    """The command, told where the run goes and what it is called: a job's id is another at every submission."""
+def _job_command(request: SubmitOptions, command: Command) -> list[str]:
+    """The command with an output and a run id, because the job's own id changes with every submission."""
     words = list(command.words)
     if output := lasting_output(request, command):
         words += ["--output", output]
@@ -76,16 +76,16 @@ def _words(request: SubmitOptions, command: Command) -> list[str]:
     return words
 
 
-def _container(request: SubmitOptions, words: list[str]) -> dict[str, Any]:
-    each = max(1, request.gpus)
-    memory_mib = 1024 * (request.memory or _MEMORY_GIB * each)
-    resources = {"VCPU": request.cpus or _CPUS * each, "MEMORY": memory_mib, "GPU": request.gpus}
+def _container(request: SubmitOptions, command: list[str]) -> dict[str, Any]:
+    gpus = max(1, request.gpus)  # without a GPU, the same machine as for one
+    memory_mib = 1024 * (request.memory or _MEMORY_GIB * gpus)
+    resources = {"VCPU": request.cpus or _CPUS * gpus, "MEMORY": memory_mib, "GPU": request.gpus}
     container: dict[str, Any] = {
         "image": request.image,
-        "command": words,
+        "command": command,
         "jobRoleArn": request.role,
         "resourceRequirements": [{"type": kind, "value": str(value)} for kind, value in resources.items() if value],
-        "linuxParameters": {"sharedMemorySize": min(_SHARED_MIB * each, memory_mib // 4)},
+        "linuxParameters": {"sharedMemorySize": min(_SHARED_MIB * gpus, memory_mib // 4)},
         "logConfiguration": {
             "logDriver": "awslogs",
             "options": {"awslogs-group": LOG_GROUP, "awslogs-stream-prefix": str(request.name)},
@@ -94,15 +94,15 @@ def _container(request: SubmitOptions, words: list[str]) -> dict[str, Any]:
     }
     if request.wandb_secret:
         if not request.execution_role:
-            raise UsageError("--wandb-secret is read by the execution role: give --execution-role too.")
+            raise UsageError("--wandb-secret needs --execution-role, the role that reads the secret: set both.")
         container["secrets"] = [{"name": "WANDB_API_KEY", "valueFrom": request.wandb_secret}]
     if request.execution_role:
         container["executionRoleArn"] = request.execution_role
     return container
 
 
-def _shape(request: SubmitOptions, container: dict[str, Any]) -> dict[str, Any]:
-    """One container, or the same one on each node: the job ends as node 0 does, and is retried as a whole."""
+def _definition(request: SubmitOptions, container: dict[str, Any]) -> dict[str, Any]:
+    """A single container, or the same container on each node: then the job ends as node 0 does, and retries as one."""
     if request.nodes == 1:
         return {"type": "container", "containerProperties": container}
     if request.instance_type:
@@ -113,19 +113,22 @@ def _shape(request: SubmitOptions, container: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(documents: list[dict[str, Any]]) -> str:
-    """Both requests as JSON, by the operations' names; each is what `aws batch --cli-input-json` takes."""
+    """Both requests as JSON by operation; `aws batch --cli-input-json` takes each."""
     return json.dumps(dict(zip(("RegisterJobDefinition", "SubmitJob"), documents, strict=True)), indent=2) + "\n"
 
 
-def same(found: Any, wanted: Any) -> bool:
-    """Whether all that was asked for is in what Batch has, which adds its defaults and writes actions small."""
+def matches(found: Any, wanted: Any) -> bool:
+    """Whether a definition that Batch returned has everything in `wanted`.
+
+    Batch adds its defaults, and writes the actions in lower case.
+    """
     if isinstance(wanted, Mapping):
         return isinstance(found, Mapping) and all(
-            same(_ordered(name, found.get(name)), _ordered(name, value)) or (found.get(name) is None and not value)
+            matches(_ordered(name, found.get(name)), _ordered(name, value)) or (found.get(name) is None and not value)
             for name, value in wanted.items()
         )
     if isinstance(wanted, list):
-        return isinstance(found, list) and len(found) == len(wanted) and all(map(same, found, wanted))
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(matches, found, wanted))
     return str(found).casefold() == wanted.casefold() if wanted in ("RETRY", "EXIT") else bool(found == wanted)
 
 
@@ -136,82 +139,82 @@ def _ordered(name: str, value: Any) -> Any:
 
 
 def submit(request: SubmitOptions, documents: list[dict[str, Any]]) -> "BatchJob":
-    """Register the definition, unless its newest revision says the same, and submit the job, unless it works already.
+    """Register the definition unless its newest revision is the same, and submit the job unless it already runs.
 
-    Raises JobError, a ConflictError where a job of this name works on something else.
+    Raises JobError, in particular ConflictError if a job of this name runs with another definition.
     """
-    from inat_job.platforms.aws import client  # boto3 takes as long as all the rest, and a dry run needs none
+    from inat_job.platforms.aws import client  # boto3 loads slowly, and a dry run does not need it
 
     definition, job = documents
     batch = client.service("batch", request.region)
     name = definition["jobDefinitionName"]
     found = batch("describe_job_definitions", jobDefinitionName=name, status="ACTIVE")["jobDefinitions"]
     newest = max(found, key=lambda each: int(each["revision"]), default=None)
-    if newest is None or not same(newest, definition):
+    if newest is None or not matches(newest, definition):
         newest = batch("register_job_definition", **definition)
     revision = f"{name}:{newest['revision']}"
-    identity = _working(batch, job, revision)
-    if identity:
-        events.warn(f"AWS Batch job {identity} is at this run already: none was submitted.")
+    job_id = _running_job(batch, job, revision)
+    if job_id:
+        events.warn(f"AWS Batch job {job_id} already works on this run: no job was submitted.")
     else:
-        identity = str(batch("submit_job", **{**job, "jobDefinition": revision})["jobId"])
-    events.emit("job", id=identity, name=job["jobName"], definition=revision)
-    return BatchJob(identity, batch, client.LogTail(client.service("logs", request.region), LOG_GROUP))
+        job_id = str(batch("submit_job", **{**job, "jobDefinition": revision})["jobId"])
+    events.emit("job", id=job_id, name=job["jobName"], definition=revision)
+    return BatchJob(job_id, batch, client.LogTail(client.service("logs", request.region), LOG_GROUP))
 
 
-def _working(batch: Any, job: dict[str, Any], revision: str) -> str | None:
-    """The job of this name that has not ended: a second one would only wait for the run's lease, on a paid machine."""
-    named = [{"name": "JOB_NAME", "values": [job["jobName"]]}]
-    for page in pages(batch, "list_jobs", "nextToken", jobQueue=job["jobQueue"], filters=named):
+def _running_job(batch: Any, job: dict[str, Any], revision: str) -> str | None:
+    """The unfinished job of this name. A second one would only wait for the run's lease, on a paid machine."""
+    by_name = [{"name": "JOB_NAME", "values": [job["jobName"]]}]
+    for page in pages(batch, "list_jobs", "nextToken", jobQueue=job["jobQueue"], filters=by_name):
         for each in page["jobSummaryList"]:
             if each["jobName"] != job["jobName"] or each["status"] in ("SUCCEEDED", "FAILED"):
                 continue
             if not str(each.get("jobDefinition", "")).endswith(f"/{revision}"):
                 raise ConflictError(
-                    f"AWS Batch job {each['jobId']} has this name and does something else: wait for it, or give --name."
+                    f"AWS Batch job {each['jobId']} has this name but another definition: wait for it, or use --name."
                 )
             return str(each["jobId"])
     return None
 
 
 class BatchJob:
-    """A job that was submitted."""
+    """A submitted job."""
 
-    def __init__(self, job: str, batch: Any, log: Any) -> None:
-        self._id, self._batch, self._log = job, batch, log
+    def __init__(self, job_id: str, batch: Any, log: Any) -> None:
+        self._id, self._batch, self._log = job_id, batch, log
 
     @property
     def name(self) -> str:
         return f"AWS Batch job {self._id}"
 
     def look(self) -> State:
-        """Where it stands, with what its main node's log has new. Raises JobError."""
-        job = self._described(self._id)
+        """The job's state, with the new lines of its main node's log. Raises JobError."""
+        job = self._describe(self._id)
         main = job
         if "nodeProperties" in job:
-            main = self._described(f"{self._id}#{job['nodeProperties'].get('mainNode', 0)}", job)
+            main = self._describe(f"{self._id}#{job['nodeProperties'].get('mainNode', 0)}", job)
         stream = (main.get("container") or {}).get("logStreamName")
-        code, reason = ended(job, main)
+        code, reason = exit_code_of(job, main)
         phase = str(job["status"])
-        if code is None and reason:  # such as why it is RUNNABLE and nothing runs it, which comes later than the status
+        if code is None and reason:  # such as why a RUNNABLE job does not start, which is known later than the status
             phase, reason = f"{phase} ({reason})", ""
         return State(phase, tuple(self._log.new(stream)), code, reason)
 
-    def _described(self, job: str, without: dict[str, Any] | None = None) -> dict[str, Any]:
-        found = self._batch("describe_jobs", jobs=[job])["jobs"]
-        if not found and without is None:
-            raise ConflictError(f"AWS Batch knows no job {job} any more: it forgets them some days after their end.")
-        return dict(found[0]) if found else without or {}
+    def _describe(self, job_id: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+        found = self._batch("describe_jobs", jobs=[job_id])["jobs"]
+        if not found and default is None:
+            raise ConflictError(f"AWS Batch has no job {job_id}: it deletes jobs some days after they end.")
+        return dict(found[0]) if found else default or {}
 
 
 _REASONS = (
-    (r"OutOfMemory", ConflictError, "give it more --memory, or train with a smaller --batch-size"),
-    (r"duration exceeded timeout", ConflictError, "raise --timeout; the same command goes on from the checkpoint"),
+    (r"OutOfMemory", ConflictError, "raise --memory, or train with a smaller --batch-size"),
+    (r"duration exceeded timeout", ConflictError, "raise --timeout; the same command resumes from the checkpoint"),
     (r"^Host EC2", TransientError, "the machine was taken away more often than --retries allows: submit it again"),
     (
         r"CannotPullContainer|ImageNotFound|manifest unknown",
         ConflictError,
-        "check --image, and that the machine may pull it",
+        "check --image, and whether the machine may pull it",
     ),
     (
         r"ResourceInitializationError|CannotStartContainer|CannotCreateContainer",
@@ -221,37 +224,36 @@ _REASONS = (
     (r"^MISCONFIGURATION", ConflictError, "the queue has no machine for it: check --gpus, --cpus and --memory"),
     (r"DockerTimeout|Task failed to start|CannotInspectContainer", TransientError, "submit it again"),
 )
-"""A pattern of either reason, what it means, and what to do. The first that matches counts."""
+"""A pattern for either of Batch's reasons, our error, and the fix. The first match counts."""
 
 
-def ended(job: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[int | None, str]:
-    """Our exit code for a described job, None while it has not ended, and the reason.
+def exit_code_of(job: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Our exit code for a job's description, None while the job runs, and the reason.
 
-    `main` is the description of its main node, of a single container that of the job itself. An exit code of ours
-    goes before what Batch says; a container that was killed (137) or has no code is explained by the reasons.
+    `main` is the description of the main node; for a single container, that of the job itself. The container's exit
+    code takes precedence over Batch's reasons, unless the container was killed (137) or has no exit code.
     """
     if job["status"] == "SUCCEEDED":
         return 0, ""
     if job["status"] != "FAILED":
         return None, str(job.get("statusReason") or "")
-    container = _container_of(main)
+    container = _last_container(main)
     code = container.get("exitCode")
-    said = "; ".join(dict.fromkeys(str(each) for each in (job.get("statusReason"), container.get("reason")) if each))
+    reasons = [str(each) for each in (job.get("statusReason"), container.get("reason")) if each]
+    reason = "; ".join(dict.fromkeys(reasons))
     if code is not None and code != 137:
-        return our_code(int(code)), said or "its log says why"
-    for pattern, kind, mend in _REASONS:
-        if re.search(pattern, str(job.get("statusReason") or "")) or re.search(
-            pattern, str(container.get("reason") or "")
-        ):
-            return kind.exit_code, f"{said}: {mend}"
+        return our_code(int(code)), reason or "its log says why"
+    for pattern, kind, fix in _REASONS:
+        if any(re.search(pattern, each) for each in reasons):
+            return kind.exit_code, f"{reason}: {fix}"
     if code is None and (job.get("isTerminated") or job.get("isCancelled")):
-        return Preempted.exit_code, said or "it was terminated"
-    return (JobError.exit_code if code is None else our_code(int(code))), said or "AWS Batch gives no reason"
+        return Preempted.exit_code, reason or "it was terminated"
+    return (JobError.exit_code if code is None else our_code(int(code))), reason or "AWS Batch gives no reason"
 
 
-def _container_of(main: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The last attempt's container: that of the job is of the last attempt too, but may lack the code."""
+def _last_container(main: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The container of the last attempt. The job's own container is the same one, but may lack the exit code."""
     attempts = main.get("attempts") or []
     last = (attempts[-1].get("container") or {}) if attempts else {}
-    own = main.get("container") or {}
-    return {name: own.get(name, last.get(name)) for name in ("exitCode", "reason")}
+    container = main.get("container") or {}
+    return {name: container.get(name, last.get(name)) for name in ("exitCode", "reason")}

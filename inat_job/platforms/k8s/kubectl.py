@@ -1,4 +1,4 @@
-"""kubectl as the way to a cluster: it has the credentials and speaks every version, so nothing else needs to."""
+"""Runs kubectl, which has the credentials and speaks every version of the API, and translates its errors."""
 
 import json
 import re
@@ -8,84 +8,82 @@ from typing import Any
 
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError
 
-_SECONDS = 60
-_WORDS = 600  # characters of its words that are shown
-_KLOG = r"[EWIF]\d{4} \d\d:"  # its own log, which says the same several times
-# What kubectl prints of the API server's answers and of Go's network errors; the first that fits.
-_KINDS: tuple[tuple[str, type[JobError], str], ...] = (
-    (
-        r"Forbidden|Unauthorized|must be logged in|provide credentials",
-        NoPermissionError,
-        "ask for the right to do this",
-    ),
-    (r"localhost:8080", ConflictError, "no cluster is configured here: set KUBECONFIG"),  # kubectl's last resort
+_TIMEOUT_S = 60
+_MESSAGE_LENGTH = 600  # characters of kubectl's output shown in a message
+_KLOG = r"[EWIF]\d{4} \d\d:"  # kubectl's own log, which repeats the same several times
+# Patterns of the API server's answers and of Go's network errors, as kubectl prints them. The first match counts.
+_ERRORS: tuple[tuple[str, type[JobError], str], ...] = (
+    (r"Forbidden|Unauthorized|must be logged in|provide credentials", NoPermissionError, "ask for this permission"),
+    (r"localhost:8080", ConflictError, "no cluster is configured here: set KUBECONFIG"),  # kubectl's default server
     (
         r"Unable to connect|connection refused|timed? ?out|deadline exceeded|TLS handshake|connection reset|EOF"
         r"|ServiceUnavailable|TooManyRequests|InternalError|etcdserver|no such host",
         TransientError,
-        "try it again",
+        "try again",
     ),
 )
 
 
 class NotFoundError(ConflictError):
-    """What was asked for does not exist in the cluster."""
+    """The resource does not exist in the cluster."""
 
 
 class AlreadyExistsError(ConflictError):
-    """What should be made exists already."""
+    """The resource to be created already exists."""
 
 
 class Kubectl:
-    """kubectl for one namespace, or for its own current one."""
+    """kubectl for one namespace, or for its own current namespace."""
 
     def __init__(self, namespace: str | None) -> None:
         self._namespace = ["--namespace", namespace] if namespace else []
 
-    def run(self, *arguments: str, given: str | None = None) -> str:
-        """What it prints. Raises JobError, as the cluster's answer is."""
+    def run(self, *arguments: str, stdin: str | None = None) -> str:
+        """kubectl's output. Raises the JobError for the cluster's answer."""
         program = shutil.which("kubectl")
         if program is None:
-            raise ConflictError("kubectl is not on PATH: install it, or give the output of --dry-run to one elsewhere.")
-        command = [program, *self._namespace, f"--request-timeout={_SECONDS}s", *arguments]
+            raise ConflictError(
+                "kubectl is not on PATH: install it, or apply the output of --dry-run on another machine."
+            )
+        command = [program, *self._namespace, f"--request-timeout={_TIMEOUT_S}s", *arguments]
         try:
-            done = subprocess.run(  # noqa: S603 (no shell; the words are checked by kubectl)
+            done = subprocess.run(  # noqa: S603 (no shell, and kubectl checks the arguments)
                 command,
-                input=given,
+                input=stdin,
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=2 * _SECONDS,
+                timeout=2 * _TIMEOUT_S,
                 check=False,
-                start_new_session=True,  # Ctrl-C is for us alone
+                start_new_session=True,  # Ctrl-C is for this process only
             )
         except subprocess.TimeoutExpired:
             raise TransientError(
-                f"kubectl {arguments[0]} has not answered for {2 * _SECONDS} s: try it again."
+                f"kubectl {arguments[0]} has not answered for {2 * _TIMEOUT_S} s: try again."
             ) from None
         if done.returncode:
-            raise _error(arguments[0], done.stderr)
+            raise _translate(arguments[0], done.stderr)
         return done.stdout
 
     def get(self, *arguments: str) -> dict[str, Any]:
-        """An object, or a list of some, as JSON. Raises as `run` does."""
+        """A resource or a list of resources, from JSON. Raises as `run` does."""
         text = self.run("get", *arguments, "-o", "json")
         try:
-            found = json.loads(text)
+            resource = json.loads(text)
         except ValueError:
-            raise TransientError(f"kubectl get printed no JSON but {text[:80]!r}: try it again.") from None
-        return found if isinstance(found, dict) else {}
+            raise TransientError(f"kubectl get printed {text[:80]!r}, which is no JSON: try again.") from None
+        return resource if isinstance(resource, dict) else {}
 
 
-def _error(verb: str, stderr: str) -> JobError:
+def _translate(verb: str, stderr: str) -> JobError:
     everything = " ".join(stderr.split())
     lines = [line for line in stderr.splitlines() if line.strip() and not re.match(_KLOG, line)]
-    said = " ".join(" ".join(lines).split())[:_WORDS] or everything[:_WORDS] or "nothing"
+    message = " ".join(" ".join(lines).split())[:_MESSAGE_LENGTH] or everything[:_MESSAGE_LENGTH] or "nothing"
     if "(AlreadyExists)" in everything:
-        return AlreadyExistsError(said)
+        return AlreadyExistsError(message)
     if "(NotFound)" in everything:
-        return NotFoundError(f"kubectl {verb} says: {said}; check --namespace and --name.")
-    for pattern, kind, mend in _KINDS:
+        return NotFoundError(f"kubectl {verb} says: {message}; check --namespace and --name.")
+    for pattern, kind, fix in _ERRORS:
         if re.search(pattern, everything):
-            return kind(f"kubectl {verb} says: {said}; {mend}.")
-    return ConflictError(f"kubectl {verb} says: {said}; change what it names.")
+            return kind(f"kubectl {verb} says: {message}; {fix}.")
+    return ConflictError(f"kubectl {verb} says: {message}; change the option that it names.")

@@ -1,4 +1,4 @@
-"""`submit sagemaker`: the request for a SageMaker training job, and what its final status means as an exit code.
+"""`submit sagemaker`: the request for a SageMaker training job, and the exit code of the job's status.
 
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateTrainingJob.html
 https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_DescribeTrainingJob.html
@@ -28,7 +28,7 @@ NEEDS = ("image", "role")
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 
-_INSTANCE, _DISK_GIB = "ml.g5.xlarge", 100
+_INSTANCE_TYPE, _DISK_GIB = "ml.g5.xlarge", 100
 _RUNTIME_S = 86400
 _PARTS = {"parta": "a", "partb": "b"}
 _MACHINE = "--instance-type says it"
@@ -48,13 +48,13 @@ def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     if request.gpus != 1:
         raise UsageError(f"--gpus is {request.gpus}, and is not used here ({_MACHINE}): leave it out.")
     if command.verb not in _PARTS:
-        raise UsageError(f"{command.verb} is not what SageMaker trains: use parta or partb.")
+        raise UsageError(f"SageMaker cannot run {command.verb}: use parta or partb.")
     runtime = round(request.timeout or _RUNTIME_S)
     stopping = {"MaxRuntimeInSeconds": runtime}
     if request.spot:
-        stopping["MaxWaitTimeInSeconds"] = 2 * runtime  # as long again for machines to be had
-    said = hyperparameters(request, command)
-    output = said["output"].rstrip("/")
+        stopping["MaxWaitTimeInSeconds"] = 2 * runtime  # as long again to wait for Spot machines
+    parameters = hyperparameters(request, command)
+    output = parameters["output"].rstrip("/")
     training: dict[str, Any] = {
         "TrainingJobName": request.name,
         "AlgorithmSpecification": {
@@ -62,46 +62,47 @@ def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
             "TrainingInputMode": "File",
             "MetricDefinitions": [{"Name": name, "Regex": regex} for name, regex in metric_lines.DEFINITIONS],
         },
-        "HyperParameters": said,
+        "HyperParameters": parameters,
         "RoleArn": request.role,
-        # SageMaker writes to <output>/<job>/output, and so into the run folder
+        # SageMaker writes to <output>/<job>/output, which is inside the run folder
         "OutputDataConfig": {"S3OutputPath": output},
         "ResourceConfig": {
-            "InstanceType": request.instance_type or _INSTANCE,
+            "InstanceType": request.instance_type or _INSTANCE_TYPE,
             "InstanceCount": request.nodes,
             "VolumeSizeInGB": request.disk or _DISK_GIB,
         },
         "StoppingCondition": stopping,
         "EnableManagedSpotTraining": request.spot,
-        # The job's own store has the checkpoints; what else is left in the folder outlives a Spot machine by this.
-        "CheckpointConfig": {"S3Uri": f"{output}/{said['run-id']}/opt-ml", "LocalPath": "/opt/ml/checkpoints"},
+        # The job stores its checkpoints itself; this keeps whatever else is in the folder when a Spot machine ends.
+        "CheckpointConfig": {"S3Uri": f"{output}/{parameters['run-id']}/opt-ml", "LocalPath": "/opt/ml/checkpoints"},
         "Tags": [{"Key": key, "Value": value} for key, value in request.labels.items()],
     }
     if request.retries != 0:
-        training["RetryStrategy"] = {"MaximumRetryAttempts": request.retries or 3}  # of SageMaker's own errors alone
+        training["RetryStrategy"] = {"MaximumRetryAttempts": request.retries or 3}  # SageMaker's own errors only
     request_models.check("sagemaker", "CreateTrainingJob", training)
     return [training]
 
 
 def hyperparameters(request: SubmitOptions, command: Command) -> dict[str, str]:
-    """The command for the word `train`: `part`, and each option that was set as flat text.
+    """The command as hyperparameters of `train`: `part`, and each option that was set, as text.
 
-    The data set stays an option, --data, and becomes no channel: the job decodes while it pulls, and a channel would
-    be copied to the disk before the job starts. https://docs.aws.amazon.com/sagemaker/latest/dg/model-access-training-data.html
+    The data set stays an option, --data, rather than a channel: the job decodes while it downloads, but SageMaker would
+    copy a channel to disk before the job starts.
+    https://docs.aws.amazon.com/sagemaker/latest/dg/model-access-training-data.html
     """
     settings, given = command.configuration.settings, command.configuration.given
-    said = {"part": _PARTS[command.verb]}
+    parameters = {"part": _PARTS[command.verb]}
     for key, (each, _) in options_by_key(settings).items():
         section, _, field = key.partition(".")
         if key in given:
-            said[each.name] = _flat(getattr(settings.sections()[section], field))
-    said.setdefault("run-id", str(request.name))  # a job's name is another at every submission
+            parameters[each.name] = _as_text(getattr(settings.sections()[section], field))
+    parameters.setdefault("run-id", str(request.name))  # because a job's name changes with every submission
     if output := lasting_output(request, command):
-        said["output"] = output
-    return said
+        parameters["output"] = output
+    return parameters
 
 
-def _flat(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, bool | None):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -113,36 +114,36 @@ def shown(documents: list[dict[str, Any]]) -> str:
 
 
 def attempt_of(name: str, base: str) -> int:
-    """Which attempt at `base` a job's name is, from 1; 0 for another's."""
+    """The number of the attempt at `base`, from 1, that a job's name stands for; 0 if it is another run's."""
     match = re.fullmatch(re.escape(base) + r"(?:-attempt-(\d+))?", name)
     return int(match[1] or 1) if match else 0
 
 
 def next_name(base: str, taken: Iterable[str]) -> str:
-    """A name that no job has: an account never forgets one."""
+    """A name that no job has yet, because an account never frees the name of a job."""
     attempts = max((attempt_of(name, base) for name in taken), default=0)
     return f"{base}-attempt-{attempts + 1}" if attempts else base
 
 
 def submit(request: SubmitOptions, documents: list[dict[str, Any]]) -> "TrainingJob":
-    """Create the training job under a name that is free; one at the same run that still works is taken instead.
+    """Create the training job under a free name, or return the job that already works on this run.
 
-    Raises JobError, a ConflictError where that one has other settings.
+    Raises JobError, in particular ConflictError if that job has other settings.
     """
-    from inat_job.platforms.aws import client  # boto3 takes as long as all the rest, and a dry run needs none
+    from inat_job.platforms.aws import client  # boto3 loads slowly, and a dry run does not need it
 
     training, base = documents[0], str(documents[0]["TrainingJobName"])
     sagemaker = client.service("sagemaker", request.region)
     log = client.LogTail(client.service("logs", request.region), LOG_GROUP)
     jobs = _attempts(sagemaker, base)
-    if working := next((name for name, status in jobs.items() if status in ("InProgress", "Stopping")), None):
-        there = sagemaker("describe_training_job", TrainingJobName=working).get("HyperParameters")
-        if there != training["HyperParameters"]:
+    if running := next((name for name, status in jobs.items() if status in ("InProgress", "Stopping")), None):
+        parameters = sagemaker("describe_training_job", TrainingJobName=running).get("HyperParameters")
+        if parameters != training["HyperParameters"]:
             raise ConflictError(
-                f"Training job {working} is at this run with other settings: wait for it, or give --name."
+                f"Training job {running} works on this run with other settings: wait for it, or use --name."
             )
-        events.warn(f"Training job {working} is at this run already: none was created.")
-        return TrainingJob(working, sagemaker, log)
+        events.warn(f"Training job {running} already works on this run: no job was created.")
+        return TrainingJob(running, sagemaker, log)
     name = next_name(base, jobs)
     training = {**training, "TrainingJobName": name}
     request_models.check("sagemaker", "CreateTrainingJob", training)
@@ -151,7 +152,7 @@ def submit(request: SubmitOptions, documents: list[dict[str, Any]]) -> "Training
 
 
 def _attempts(sagemaker: Any, base: str) -> dict[str, str]:
-    """Status by name of all the jobs that were attempts at a run."""
+    """The status by name of all jobs that are attempts at a run."""
     return {
         each["TrainingJobName"]: each["TrainingJobStatus"]
         for page in pages(sagemaker, "list_training_jobs", "NextToken", NameContains=base, MaxResults=100)
@@ -161,55 +162,55 @@ def _attempts(sagemaker: Any, base: str) -> dict[str, str]:
 
 
 class TrainingJob:
-    """A training job that was created."""
+    """A submitted training job."""
 
-    def __init__(self, job: str, sagemaker: Any, log: Any) -> None:
-        self._job, self._sagemaker, self._log = job, sagemaker, log
+    def __init__(self, name: str, sagemaker: Any, log: Any) -> None:
+        self._name, self._sagemaker, self._log = name, sagemaker, log
 
     @property
     def name(self) -> str:
-        return f"training job {self._job}"
+        return f"training job {self._name}"
 
     def look(self) -> State:
-        """Where it stands, with what its first host's log has new. Raises JobError."""
-        job = self._sagemaker("describe_training_job", TrainingJobName=self._job)
-        lines = self._log.new(self._log.newest(f"{self._job}/algo-1-"))
-        code, reason = ended(job)
+        """The job's state, with the new lines of its first host's log. Raises JobError."""
+        job = self._sagemaker("describe_training_job", TrainingJobName=self._name)
+        lines = self._log.new(self._log.newest(f"{self._name}/algo-1-"))
+        code, reason = exit_code_of(job)
         return State(str(job.get("SecondaryStatus") or job["TrainingJobStatus"]), tuple(lines), code, reason)
 
 
-_CODE = re.compile(r"exit code:? *'?(\d+)", re.IGNORECASE)
-"""What SageMaker appends to the words of our failure file: `AlgorithmError: <words>, exit code: 65`."""
+_EXIT_CODE = re.compile(r"exit code:? *'?(\d+)", re.IGNORECASE)
+"""SageMaker appends it to the content of our failure file: `AlgorithmError: <content>, exit code: 65`."""
 
 _REASONS = (
-    (r"CapacityError|InternalServerError", TransientError, "submit it again later, or take another --instance-type"),
-    (r"ClientError.*(AccessDenied|403|[Pp]ermission|not authorized)", NoPermissionError, "let --role do it"),
+    (r"CapacityError|InternalServerError", TransientError, "submit it again later, or use another --instance-type"),
+    (r"ClientError.*(AccessDenied|403|[Pp]ermission|not authorized)", NoPermissionError, "allow it for --role"),
     (r"ClientError.*([Dd]ata download|NoSuchKey|404)", BadDataError, "check the channel's address"),
-    (r"ClientError.*[Mm]emory", ConflictError, "take a larger --instance-type"),
+    (r"ClientError.*[Mm]emory", ConflictError, "use a larger --instance-type"),
     (r"ClientError", ConflictError, "check image, role and instance type"),
 )
-"""A pattern of the reason where no container ended, what it means, and what to do. The first that matches counts."""
+"""A pattern for the reason of a job without an exit code, our error, and the fix. The first match counts."""
 
 _STOPPED = {
-    "MaxRuntimeExceeded": "--timeout was over: the same command goes on from the checkpoint",
-    "MaxWaitTimeExceeded": "no Spot machine was to be had in time: the same command goes on from the checkpoint",
+    "MaxRuntimeExceeded": "--timeout is over: the same command resumes from the checkpoint",
+    "MaxWaitTimeExceeded": "no Spot machine was available in time: the same command resumes from the checkpoint",
 }
 
 
-def ended(job: Mapping[str, Any]) -> tuple[int | None, str]:
-    """Our exit code for a described training job, None while it has not ended, and the reason."""
+def exit_code_of(job: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Our exit code for a training job's description, None while the job runs, and the reason."""
     status, secondary = job["TrainingJobStatus"], str(job.get("SecondaryStatus") or "")
-    said = str(job.get("FailureReason") or "")
+    reason = str(job.get("FailureReason") or "")
     if status == "Completed":
         return 0, ""
     if status == "Stopped":
-        return Preempted.exit_code, _STOPPED.get(secondary) or said or "it was stopped"
+        return Preempted.exit_code, _STOPPED.get(secondary) or reason or "it was stopped"
     if status != "Failed":
         return None, ""
-    codes = _CODE.findall(said)
-    if codes:  # the last: what stands before it are our own words
-        return our_code(int(codes[-1])), said
-    for pattern, kind, mend in _REASONS:
-        if re.search(pattern, said, re.DOTALL):
-            return kind.exit_code, f"{said}: {mend}"
-    return JobError.exit_code, said or "SageMaker gives no reason"
+    codes = _EXIT_CODE.findall(reason)
+    if codes:  # the last one: those before it are in our own message
+        return our_code(int(codes[-1])), reason
+    for pattern, kind, fix in _REASONS:
+        if re.search(pattern, reason, re.DOTALL):
+            return kind.exit_code, f"{reason}: {fix}"
+    return JobError.exit_code, reason or "SageMaker gives no reason"

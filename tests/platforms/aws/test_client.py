@@ -1,4 +1,4 @@
-"""The door to AWS: requests are checked without it, its errors are ours, and logs come as they are written."""
+"""client.py: AWS errors become ours, and CloudWatch logs are followed."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from moto import mock_aws
 from entrypoint import _line
 from inat_job.commands.submit import checked
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError, UsageError
-from inat_job.platforms.aws import client, request_models
+from inat_job.platforms.aws import client
 from inat_job.platforms.batch import submit_batch
 from inat_job.platforms.sagemaker import submit_sagemaker
 from inat_job.platforms.submission import SubmitOptions, completed
@@ -28,7 +28,7 @@ from inat_job.platforms.submission import SubmitOptions, completed
 ROOT = Path(__file__).parents[3]
 
 
-def answered(code: str, status: int = 400, message: str = "It says why.") -> ClientError:
+def client_error(code: str, status: int = 400, message: str = "It says why.") -> ClientError:
     meta = {"HTTPStatusCode": status, "HTTPHeaders": {}}
     return ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": meta}, "SubmitJob")
 
@@ -36,17 +36,17 @@ def answered(code: str, status: int = 400, message: str = "It says why.") -> Cli
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (answered("AccessDeniedException", 403), NoPermissionError),
-        (answered("UnrecognizedClientException", 403), NoPermissionError),
-        (answered("ExpiredTokenException", 403), NoPermissionError),
-        (answered("InvalidSignatureException", 403), NoPermissionError),
-        (answered("ThrottlingException"), TransientError),
-        (answered("TooManyRequestsException", 429), TransientError),
-        (answered("ServerException", 500), TransientError),
-        (answered("ValidationException"), UsageError),
-        (answered("ClientException"), ConflictError),
-        (answered("ResourceLimitExceeded"), ConflictError),
-        (answered("ResourceInUse"), ConflictError),
+        (client_error("AccessDeniedException", 403), NoPermissionError),
+        (client_error("UnrecognizedClientException", 403), NoPermissionError),
+        (client_error("ExpiredTokenException", 403), NoPermissionError),
+        (client_error("InvalidSignatureException", 403), NoPermissionError),
+        (client_error("ThrottlingException"), TransientError),
+        (client_error("TooManyRequestsException", 429), TransientError),
+        (client_error("ServerException", 500), TransientError),
+        (client_error("ValidationException"), UsageError),
+        (client_error("ClientException"), ConflictError),
+        (client_error("ResourceLimitExceeded"), ConflictError),
+        (client_error("ResourceInUse"), ConflictError),
         (NoCredentialsError(), NoPermissionError),
         (NoRegionError(), ConflictError),
         (EndpointConnectionError(endpoint_url="http://x"), TransientError),
@@ -54,53 +54,19 @@ def answered(code: str, status: int = 400, message: str = "It says why.") -> Cli
         (ValueError("Invalid endpoint: x"), UsageError),
     ],
 )
-def test_an_error_of_theirs_is_one_of_ours(error: Exception, kind: type[JobError]) -> None:
-    ours = client.translate(error, "batch:SubmitJob")
-    assert isinstance(ours, kind)
-    assert ours.exit_code == kind.exit_code
+def test_translate_to_our_errors(error: Exception, kind: type[JobError]) -> None:
+    translated = client.translate(error, "batch:SubmitJob")
+    assert isinstance(translated, kind)
+    assert translated.exit_code == kind.exit_code
 
 
-def test_what_aws_says_of_the_request_is_told_in_one_line() -> None:
-    told = str(client.translate(answered("ClientException", message="no\nqueue"), "batch:SubmitJob"))
-    assert "batch:SubmitJob (ClientException)" in told
-    assert told.endswith("AWS says: no queue")
+def test_translate_keeps_aws_message_in_one_line() -> None:
+    message = str(client.translate(client_error("ClientException", message="no\nqueue"), "batch:SubmitJob"))
+    assert "batch:SubmitJob (ClientException)" in message
+    assert message.endswith("AWS says: no queue")
 
 
-JOB = {"jobName": "n", "jobQueue": "q", "jobDefinition": "d"}
-DESCRIPTION: dict[str, Any] = {
-    "TrainingJobName": "birds",
-    "AlgorithmSpecification": {"TrainingInputMode": "File"},
-    "OutputDataConfig": {"S3OutputPath": "s3://b/p"},
-    "RoleArn": "arn:aws:iam::123456789012:role/birds",
-}
-
-
-@pytest.mark.parametrize(
-    ("service", "operation", "request_", "words"),
-    [
-        ("batch", "SubmitJob", {**JOB, "jobname": "n"}, "jobname"),
-        ("batch", "SubmitJob", {"jobName": "n"}, "jobQueue"),
-        ("batch", "SubmitJob", {**JOB, "jobName": 3}, "jobName"),
-        ("batch", "RegisterJobDefinition", {"jobDefinitionName": "n", "type": "box"}, "none of its choices"),
-        ("sagemaker", "CreateTrainingJob", {**DESCRIPTION, "TrainingJobName": "a_b"}, "does not fit"),
-        ("sagemaker", "CreateTrainingJob", {**DESCRIPTION, "TrainingJobName": "a" * 64}, "at most 63"),
-        ("sagemaker", "CreateTrainingJob", {**DESCRIPTION, "HyperParameters": {"a": "b" * 2501}}, "at most 2500"),
-        ("sagemaker", "CreateTrainingJob", {**DESCRIPTION, "HyperParameters": {"k" * 257: "v"}}, "the key"),
-        ("sagemaker", "CreateTrainingJob", {**DESCRIPTION, "Tags": [{"Key": "a!", "Value": "b"}]}, r"Tags\[0\].Key"),
-        ("sagemaker", "CreateTrainingJob", {**DESCRIPTION, "RetryStrategy": {"MaximumRetryAttempts": 31}}, "most 30"),
-    ],
-)
-def test_a_request_that_aws_would_refuse_is_refused_here(
-    service: str, operation: str, request_: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(UsageError, match=words):
-        request_models.check(service, operation, request_)
-
-
-def test_a_good_request_and_a_placeholder_pass() -> None:
-    request_models.check("batch", "SubmitJob", JOB)
-    tags = [{"Key": "schlüssel", "Value": "a b"}]
-    request_models.check("sagemaker", "CreateTrainingJob", {**DESCRIPTION, "RoleArn": "<ROLE>", "Tags": tags})
+ROLE = "arn:aws:iam::123456789012:role/birds"
 
 
 @pytest.fixture
@@ -112,9 +78,9 @@ def logs(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield boto3.client("logs", "eu-west-1")
 
 
-def test_each_line_of_a_log_comes_once(logs: Any) -> None:
+def test_log_tail_returns_each_line_once(logs: Any) -> None:
     log = client.LogTail(client.service("logs", "eu-west-1"), "/group")
-    assert log.newest("job/") is None  # there is no group yet
+    assert log.newest("job/") is None  # the group does not exist yet
     assert log.new("job/1") == []
     logs.create_log_group(logGroupName="/group")
     assert log.new("job/1") == []
@@ -139,20 +105,20 @@ def test_each_line_of_a_log_comes_once(logs: Any) -> None:
     assert log.new(None) == []
 
 
-def test_a_log_that_may_not_be_read_is_told_once_and_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[str] = []
+def test_log_tail_without_permission_warns_once(capsys: pytest.CaptureFixture[str]) -> None:
+    operations: list[str] = []
 
     def denied(operation: str, **parameters: Any) -> dict[str, Any]:
-        asked.append(operation)
-        raise client.translate(answered("AccessDeniedException", 403), "logs:GetLogEvents")
+        operations.append(operation)
+        raise client.translate(client_error("AccessDeniedException", 403), "logs:GetLogEvents")
 
     log = client.LogTail(denied, "/group")
     assert log.new("s") == log.new("s") == []
-    assert asked == ["get_log_events"]
+    assert operations == ["get_log_events"]
     assert "No permission for logs:GetLogEvents" in capsys.readouterr().out
 
 
-def test_a_server_that_is_away_is_trouble_that_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -161,26 +127,26 @@ def test_a_server_that_is_away_is_trouble_that_passes(monkeypatch: pytest.Monkey
         client.service("batch", "eu-west-1")("describe_jobs", jobs=["j"])
 
 
-def test_the_policy_for_who_submits_covers_each_call(logs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submit_policy_covers_each_call(logs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: set[str] = set()
     service = client.service
 
     def recorded(name: str, region: str | None) -> client.Call:
         call = service(name, "eu-west-1")
 
-        def asked(operation: str, **parameters: Any) -> dict[str, Any]:
+        def record(operation: str, **parameters: Any) -> dict[str, Any]:
             calls.add(f"{name}:{operation.title().replace('_', '')}")
-            # moto's has no queue, which would end it here
+            # moto has no queue here, which would be an error
             return {"jobSummaryList": []} if operation == "list_jobs" else call(operation, **parameters)
 
-        return asked
+        return record
 
     monkeypatch.setattr(client, "service", recorded)
     command = checked(("parta", "--output", "s3://b/runs"), _line)
     for target, queue in ((submit_batch, "gpus"), (submit_sagemaker, None)):
-        asked_for = SubmitOptions(image="i:1", role=DESCRIPTION["RoleArn"], queue=queue)
-        request = completed(asked_for, command, target.NEEDS)
-        with contextlib.suppress(JobError):  # this Batch has no queue
+        options = SubmitOptions(image="i:1", role=ROLE, queue=queue)
+        request = completed(options, command, target.NEEDS)
+        with contextlib.suppress(JobError):  # because moto has no queue
             target.submit(request, target.build(request, command)).look()
     log = client.LogTail(recorded("logs", None), "/group")
     log.newest("job/")
@@ -190,11 +156,11 @@ def test_the_policy_for_who_submits_covers_each_call(logs: Any, monkeypatch: pyt
     actions = [each["Action"] for each in policy["Statement"]]
     allowed = {action for each in actions for action in ([each] if isinstance(each, str) else each)}
     assert {"batch:SubmitJob", "sagemaker:CreateTrainingJob", "logs:GetLogEvents"} <= calls <= allowed
-    assert allowed - calls == {"batch:TagResource", "sagemaker:AddTags", "iam:PassRole"}  # of what the calls imply
+    assert allowed - calls == {"batch:TagResource", "sagemaker:AddTags", "iam:PassRole"}  # implied by the calls
 
 
 @pytest.mark.parametrize("target", [submit_batch, submit_sagemaker])
-def test_no_secret_of_this_machine_is_sent(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_secrets_are_not_sent(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "INAT_WANDB_PROJECT")
     for name in names:
         monkeypatch.setenv(name, f"planted-{name}")

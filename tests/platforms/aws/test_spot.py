@@ -1,4 +1,4 @@
-"""Spot notices, from a metadata service on loopback that keeps EC2's manners."""
+"""spot.py: interruption notices from a metadata service on the loopback interface that behaves like EC2's."""
 
 import json
 import socket
@@ -15,11 +15,11 @@ from inat_job.platforms.aws import spot
 
 NOWHERE = Path("/nonexistent")
 NOTICE = {"action": "terminate", "time": "2026-11-24T12:02:00Z"}
-EVERY_S = 0.02
+POLL_S = 0.02
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """IMDSv2: a token by PUT, and without a good one 401."""
+    """IMDSv2: PUT returns a token, and GET without a valid one is answered by 401."""
 
     server: "Server"
 
@@ -42,7 +42,7 @@ class Metadata(BaseHTTPRequestHandler):
             return self._answer(401)
         if server.renew:
             server.renew -= 1
-            server.tokens.append("the one before has expired")
+            server.tokens.append("expires the previous one")
             return self._answer(401)
         if self.path != "/latest/meta-data/spot/instance-action" or server.notice is None:
             return self._answer(404)
@@ -78,7 +78,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Flag(list[str]):
-    """What the watch raised it with."""
+    """The reasons that the watch was called with."""
 
     def wait(self, seconds: float = 5.0) -> "Flag":
         until(lambda: bool(self), seconds)
@@ -98,13 +98,13 @@ def server() -> Iterator[Server]:
         threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
         yield made
         made.over.set()
-        made.notice, made.token_status, made.hang = json.dumps(NOTICE).encode(), 200, False  # ends a watch
+        made.notice, made.token_status, made.hang = json.dumps(NOTICE).encode(), 200, False  # ends each watch
         until(lambda: not watches())
         made.shutdown()
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def _unusable_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
 
 
@@ -113,11 +113,11 @@ def watches() -> list[threading.Thread]:
 
 
 def watch(server: Server, flag: Flag) -> None:
-    assert spot.watch(flag.append, server.environment, NOWHERE, NOWHERE, EVERY_S)
+    assert spot.watch(flag.append, server.environment, NOWHERE, NOWHERE, POLL_S)
 
 
 @pytest.mark.parametrize("action", ["terminate", "stop", "hibernate"])
-def test_a_notice_raises_the_flag_once(server: Server, action: str) -> None:
+def test_notice_is_reported_once(server: Server, action: str) -> None:
     flag = Flag()
     watch(server, flag)
     until(lambda: server.looks() > 3)
@@ -129,7 +129,7 @@ def test_a_notice_raises_the_flag_once(server: Server, action: str) -> None:
     assert len(server.tokens) == 1
 
 
-def test_no_notice_is_no_news(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_notice_no_output(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     flag = Flag()
     watch(server, flag)
     until(lambda: server.looks() > 10)
@@ -137,7 +137,7 @@ def test_no_notice_is_no_news(server: Server, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == ""
 
 
-def test_a_token_is_renewed_when_it_is_refused(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_expired_token_is_renewed(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     flag = Flag()
     watch(server, flag)
     until(lambda: server.looks() > 1)
@@ -147,9 +147,7 @@ def test_a_token_is_renewed_when_it_is_refused(server: Server, capsys: pytest.Ca
     assert capsys.readouterr().out == ""
 
 
-def test_a_service_that_refuses_is_said_once_and_asked_again(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refusing_service_is_logged_once_and_polled_on(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     flag, server.token_status = Flag(), 403
     watch(server, flag)
     until(lambda: len(server.seen) > 4)
@@ -161,7 +159,7 @@ def test_a_service_that_refuses_is_said_once_and_asked_again(
     assert capsys.readouterr().out == ""
 
 
-def test_a_service_that_hangs_costs_nothing_and_the_hop_limit_is_named(
+def test_hanging_service_names_the_hop_limit(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spot, "_TIMEOUT_S", 0.1)
@@ -174,7 +172,7 @@ def test_a_service_that_hangs_costs_nothing_and_the_hop_limit_is_named(
     assert "hop limit" in json.loads(line)["message"]
 
 
-def test_a_closed_port(capsys: pytest.CaptureFixture[str], server: Server) -> None:
+def test_closed_port(capsys: pytest.CaptureFixture[str], server: Server) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -186,7 +184,7 @@ def test_a_closed_port(capsys: pytest.CaptureFixture[str], server: Server) -> No
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"action": "dance"}', b"\xff", b"<html>"])
-def test_an_answer_that_is_no_notice_is_not_believed(server: Server, body: bytes) -> None:
+def test_invalid_notice_is_ignored(server: Server, body: bytes) -> None:
     flag, server.notice = Flag(), body
     watch(server, flag)
     until(lambda: server.looks() > 4)
@@ -194,17 +192,17 @@ def test_an_answer_that_is_no_notice_is_not_believed(server: Server, body: bytes
 
 
 @pytest.mark.parametrize("when", ["", "\x1b[31m", "x" * 100, 7, None])
-def test_a_time_of_another_kind_is_not_repeated(when: Any) -> None:
+def test_invalid_time_is_left_out_of_the_reason(when: Any) -> None:
     assert spot._reason(json.dumps({"action": "stop", "time": when}).encode()) == "a Spot notice (stop)"
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://", "http://127.0.0.1:port", "https://127.0.0.1"])
-def test_an_endpoint_that_is_none(endpoint: str) -> None:
+def test_invalid_endpoint(endpoint: str) -> None:
     with pytest.raises((ValueError, spot._NotReadableError)):
         spot._Metadata(endpoint).notice()
 
 
-def test_it_is_off_where_this_is_not_ec2_or_metadata_is_disabled(server: Server, tmp_path: Path) -> None:
+def test_no_watch_outside_ec2_or_with_metadata_disabled(server: Server, tmp_path: Path) -> None:
     flag = Flag()
     assert not spot.watch(flag.append, {}, NOWHERE, NOWHERE)
     (tmp_path / "sys_vendor").write_text("QEMU\n")
@@ -218,7 +216,7 @@ def test_it_is_off_where_this_is_not_ec2_or_metadata_is_disabled(server: Server,
     assert not watches()
 
 
-def test_ec2_tells_by_its_hardware(tmp_path: Path) -> None:
+def test_ec2_is_detected_by_its_hardware(tmp_path: Path) -> None:
     for name, text in (
         ("sys_vendor", "Amazon EC2\n"),
         ("board_asset_tag", "i-0123456789abcdef0\n"),

@@ -1,4 +1,4 @@
-"""What is sent to AWS Batch, and what its ends mean."""
+"""submit_batch.py: the requests to AWS Batch, following a job, and the exit code of its status."""
 
 import json
 from typing import Any
@@ -14,23 +14,24 @@ from entrypoint import _line
 from inat_job.commands.submit import checked
 from inat_job.errors import ConflictError, JobError, NoPermissionError, UsageError
 from inat_job.platforms.batch import submit_batch
-from inat_job.platforms.batch.submit_batch import ended
+from inat_job.platforms.batch.submit_batch import exit_code_of
 from inat_job.platforms.submission import SubmitOptions, completed
 
 ROLE = "arn:aws:iam::123456789012:role/birds"
 SECRET = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:wandb"
-NO_PLATFORM: dict[str, Any] = {"image": "birds:1", "role": ROLE, "queue": "gpus"}
+OPTIONS: dict[str, Any] = {"image": "birds:1", "role": ROLE, "queue": "gpus"}
+EXITED = "Essential container in task exited"
 WORDS = ("parta", "--output", "s3://bucket/runs", "--seed", "3")
 
 
-def built(*words: str, **asked: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def built(*words: str, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     command = checked(words or WORDS, _line)
-    request = completed(SubmitOptions(**{**NO_PLATFORM, **asked}), command, submit_batch.NEEDS)
+    request = completed(SubmitOptions(**{**OPTIONS, **options}), command, submit_batch.NEEDS)
     definition, job = submit_batch.build(request, command)
     return definition, job
 
 
-def test_the_definition_holds_all_that_the_job_needs() -> None:
+def test_definition_from_options() -> None:
     definition, job = built(gpus=2, tags=("team=birds",), timeout=7200.0, region="eu-west-1")
     container = definition["containerProperties"]
     assert (container["image"], container["jobRoleArn"]) == ("birds:1", ROLE)
@@ -43,47 +44,46 @@ def test_the_definition_holds_all_that_the_job_needs() -> None:
     assert job["jobDefinition"] == definition["jobDefinitionName"]
 
 
-def test_without_a_gpu_none_is_asked_for() -> None:
+def test_no_gpu_resource_without_gpus() -> None:
     container = built(gpus=0, cpus=2, memory=1)[0]["containerProperties"]
     assert [each["type"] for each in container["resourceRequirements"]] == ["VCPU", "MEMORY"]
     assert container["linuxParameters"] == {"sharedMemorySize": 256}
 
 
-def decided(rules: list[dict[str, str]], code: int, status_reason: str, reason: str = "") -> str:
-    """What Batch does: the first rule whose every pattern matches, and another attempt where none does."""
+def action_of(rules: list[dict[str, str]], code: int, status_reason: str, reason: str = "") -> str:
+    """What Batch does: the action of the first rule whose patterns all match, and another attempt if none does."""
 
-    def fits(pattern: str | None, value: str) -> bool:
+    def matches(pattern: str | None, value: str) -> bool:
         return pattern is None or (value.startswith(pattern[:-1]) if pattern.endswith("*") else value == pattern)
 
     for rule in rules:
-        asked = ((rule.get("onExitCode"), str(code)), (rule.get("onStatusReason"), status_reason))
-        if all(fits(*each) for each in (*asked, (rule.get("onReason"), reason))):
+        codes = ((rule.get("onExitCode"), str(code)), (rule.get("onStatusReason"), status_reason))
+        if all(matches(*each) for each in (*codes, (rule.get("onReason"), reason))):
             return rule["action"]
     return "RETRY"
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
-def test_what_passes_is_retried_and_nothing_else(nodes: int) -> None:
+def test_retry_strategy_retries_transient_exits_only(nodes: int) -> None:
     strategy = built(nodes=nodes)[0]["retryStrategy"]
     rules = strategy["evaluateOnExit"]
     assert (strategy["attempts"], len(rules)) == (10, 5)
-    done = "Essential container in task exited"
-    again = {code for code in range(1, 256) if decided(rules, code, done) == "RETRY"}
-    assert again == {75, 137, 143}
-    assert decided(rules, 1, "Host EC2 (instance i-1) terminated.") == "RETRY"
+    retried = {code for code in range(1, 256) if action_of(rules, code, EXITED) == "RETRY"}
+    assert retried == {75, 137, 143}
+    assert action_of(rules, 1, "Host EC2 (instance i-1) terminated.") == "RETRY"
 
 
-def test_several_nodes_are_one_job_that_is_retried_as_a_whole() -> None:
+def test_multi_node_definition() -> None:
     definition, _ = built(nodes=4, instance_type="g5.12xlarge", gpus=4)
     nodes = definition["nodeProperties"]
-    [together] = nodes["nodeRangeProperties"]
+    [node_range] = nodes["nodeRangeProperties"]
     assert (definition["type"], nodes["numNodes"], nodes["mainNode"]) == ("multinode", 4, 0)
-    assert (together["targetNodes"], together["container"]["instanceType"]) == ("0:3", "g5.12xlarge")
+    assert (node_range["targetNodes"], node_range["container"]["instanceType"]) == ("0:3", "g5.12xlarge")
     assert "containerProperties" not in definition
     assert definition["retryStrategy"]["attempts"] == 10
 
 
-def test_a_secret_is_named_and_never_held() -> None:
+def test_secret_is_passed_by_arn() -> None:
     container = built(wandb_secret=SECRET, execution_role=ROLE)[0]["containerProperties"]
     assert container["secrets"] == [{"name": "WANDB_API_KEY", "valueFrom": SECRET}]
     assert container["executionRoleArn"] == ROLE
@@ -92,7 +92,7 @@ def test_a_secret_is_named_and_never_held() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "flag"),
+    ("options", "flag"),
     [
         ({"disk": 100}, "--disk"),
         ({"spot": True}, "--spot"),
@@ -101,36 +101,36 @@ def test_a_secret_is_named_and_never_held() -> None:
         ({"retries": 10}, "--retries"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(asked: dict[str, Any], flag: str) -> None:
+def test_options_without_effect_are_refused(options: dict[str, Any], flag: str) -> None:
     with pytest.raises(UsageError, match=flag):
-        built(**asked)
+        built(**options)
 
 
-def test_the_same_command_has_the_same_name_and_another_has_another() -> None:
+def test_definition_name_depends_on_the_command() -> None:
     assert built() == built()
     one, other = built()[0], built(*WORDS, "--wandb", "off")[0]
     assert one["jobDefinitionName"] != other["jobDefinitionName"]
     assert built(name="birds")[1]["jobName"] == "birds"
 
 
-def test_a_run_that_is_named_keeps_its_name() -> None:
+def test_run_id_of_the_command_is_kept() -> None:
     command = built(*WORDS, "--run-id", "Birds.1")[0]["containerProperties"]["command"]
     assert command == [*WORDS, "--run-id", "Birds.1"]
 
 
-SETTINGS = st.recursive(
+JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=8,
 )
 
 
-@given(SETTINGS)
-def test_whatever_was_asked_for_is_the_same_as_itself(wanted: Any) -> None:
-    assert submit_batch.same(json.loads(json.dumps(wanted)), wanted)
+@given(JSON_VALUES)
+def test_definition_matches_itself(wanted: Any) -> None:
+    assert submit_batch.matches(json.loads(json.dumps(wanted)), wanted)
 
 
-def test_the_services_defaults_make_no_other_definition_and_a_change_does() -> None:
+def test_definition_matches_despite_batch_defaults() -> None:
     wanted, _ = built(gpus=1, tags=("a=b",))
     found = json.loads(json.dumps(wanted))
     found |= {"revision": 3, "status": "ACTIVE", "parameters": {}}
@@ -139,9 +139,9 @@ def test_the_services_defaults_make_no_other_definition_and_a_change_does() -> N
     del found["containerProperties"]["environment"]  # it was empty
     for rule in found["retryStrategy"]["evaluateOnExit"]:
         rule["action"] = rule["action"].lower()
-    assert submit_batch.same(found, wanted)
+    assert submit_batch.matches(found, wanted)
     found["retryStrategy"]["evaluateOnExit"].reverse()
-    assert not submit_batch.same(found, wanted)
+    assert not submit_batch.matches(found, wanted)
 
 
 def failed(reason: str, code: int | None = None, container: str | None = None, **more: Any) -> dict[str, Any]:
@@ -153,11 +153,8 @@ def failed(reason: str, code: int | None = None, container: str | None = None, *
     }
 
 
-EXITED = "Essential container in task exited"
-
-
 @pytest.mark.parametrize(
-    ("job", "code", "words"),
+    ("job", "code", "message"),
     [
         ({"status": "SUCCEEDED"}, 0, ""),
         *((failed(EXITED, code), code, EXITED) for code in (1, 2, 65, 75, 77, 78, 143)),
@@ -175,21 +172,21 @@ EXITED = "Essential container in task exited"
         ({"status": "RUNNING"}, None, ""),
     ],
 )
-def test_an_end_is_one_of_our_codes(job: dict[str, Any], code: int | None, words: str) -> None:
-    found, reason = ended(job, job)
+def test_exit_code_of_job(job: dict[str, Any], code: int | None, message: str) -> None:
+    found, reason = exit_code_of(job, job)
     assert found == code
-    assert words in reason
+    assert message in reason
 
 
-def test_a_code_that_the_last_attempt_alone_tells_counts() -> None:
+def test_exit_code_of_last_attempt() -> None:
     attempts = [{"container": {"exitCode": 143}}, {"container": {"exitCode": 65}}]
     job = {"status": "FAILED", "statusReason": EXITED, "attempts": attempts}
-    assert ended(job, job)[0] == 65
+    assert exit_code_of(job, job)[0] == 65
 
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A queue of moto's Batch, which ends each job at once."""
+    """A queue of moto's Batch, whose jobs end at once."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
@@ -209,60 +206,60 @@ def _role() -> str:
     return str(iam.create_role(RoleName="service", AssumeRolePolicyDocument="{}")["Role"]["Arn"])
 
 
-def test_a_definition_is_registered_once_and_a_job_that_works_is_followed(queue: Any) -> None:
+def test_submit_reuses_definition_and_running_job(queue: Any) -> None:
     documents = list(built())
     name = documents[0]["jobDefinitionName"]
 
     def submitted(*sent: dict[str, Any]) -> str:
-        return submit_batch.submit(SubmitOptions(**NO_PLATFORM), list(sent)).name
+        return submit_batch.submit(SubmitOptions(**OPTIONS), list(sent)).name
 
     first = submitted(*documents)
     [job] = get_backend("batch")["123456789012"]["eu-west-1"]._jobs.values()
-    job.status = "RUNNING"  # moto's are done at once
+    job.status = "RUNNING"  # moto ends jobs at once
     assert submitted(*documents) == first
     found = queue.describe_job_definitions(jobDefinitionName=name)["jobDefinitions"]
     assert [each["revision"] for each in found] == [1]
     changed = {**documents[0], "retryStrategy": {"attempts": 2}}
-    with pytest.raises(ConflictError, match="give --name"):
+    with pytest.raises(ConflictError, match="use --name"):
         submitted(changed, documents[1])
     found = queue.describe_job_definitions(jobDefinitionName=name)["jobDefinitions"]
     assert sorted(each["revision"] for each in found) == [1, 2]
     assert submitted(documents[0], {**documents[1], "jobName": "other"}) != first
 
 
-def test_a_job_that_ended_is_submitted_again(queue: Any) -> None:
+def test_submit_again_after_the_end(queue: Any) -> None:
     documents = list(built())
-    first = submit_batch.submit(SubmitOptions(**NO_PLATFORM), documents)
+    first = submit_batch.submit(SubmitOptions(**OPTIONS), documents)
     while first.look().code is None:
         pass
-    assert submit_batch.submit(SubmitOptions(**NO_PLATFORM), documents).name != first.name
+    assert submit_batch.submit(SubmitOptions(**OPTIONS), documents).name != first.name
 
 
-def test_the_job_is_looked_at_until_its_end(queue: Any) -> None:
-    job = submit_batch.submit(SubmitOptions(**NO_PLATFORM), list(built()))
+def test_look_until_the_end(queue: Any) -> None:
+    job = submit_batch.submit(SubmitOptions(**OPTIONS), list(built()))
     states = [job.look() for _ in range(10)]
     assert states[-1].phase == "SUCCEEDED"
     assert states[-1].code == 0
-    with pytest.raises(ConflictError, match="knows no job"):
+    with pytest.raises(ConflictError, match="has no job"):
         submit_batch.BatchJob("gone", job._batch, job._log).look()
 
 
-def test_several_nodes_end_as_the_main_one() -> None:
+def test_multi_node_job_ends_as_its_main_node() -> None:
     nodes = {"nodeProperties": {"numNodes": 2, "mainNode": 0}, "status": "FAILED", "statusReason": EXITED}
     described = {"j": nodes, "j#0": {"status": "FAILED", "container": {"exitCode": 75, "logStreamName": "main"}}}
-    asked: list[str | None] = []
+    streams: list[str | None] = []
 
     class LogTail:
         def new(self, stream: str | None) -> list[str]:
-            asked.append(stream)
+            streams.append(stream)
             return ["line"]
 
     job = submit_batch.BatchJob("j", lambda _, jobs: {"jobs": [described[each] for each in jobs]}, LogTail())
     state = job.look()
-    assert (state.phase, state.code, state.lines, asked) == ("FAILED", 75, ("line",), ["main"])
+    assert (state.phase, state.code, state.lines, streams) == ("FAILED", 75, ("line",), ["main"])
 
 
-def test_why_nothing_runs_a_job_is_a_part_of_how_it_stands() -> None:
+def test_status_reason_of_a_waiting_job() -> None:
     class LogTail:
         def new(self, stream: str | None) -> list[str]:
             return []
@@ -273,16 +270,16 @@ def test_why_nothing_runs_a_job_is_a_part_of_how_it_stands() -> None:
     assert (state.phase, state.code, state.reason) == (f"RUNNABLE ({why})", None, "")
 
 
-def test_several_nodes_are_submitted(queue: Any) -> None:
-    job = submit_batch.submit(SubmitOptions(**NO_PLATFORM), list(built(nodes=2)))
+def test_submit_multi_node_job(queue: Any) -> None:
+    job = submit_batch.submit(SubmitOptions(**OPTIONS), list(built(nodes=2)))
     states = [job.look() for _ in range(10)]
     assert (states[-1].phase, states[-1].code) == ("SUCCEEDED", 0)
 
 
-def test_without_a_queue_or_credentials_the_error_says_so(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_queue_or_credentials(queue: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     definition, job = built(queue="none")
     with pytest.raises(JobError, match=r"batch:ListJobs .*none") as refused:
-        submit_batch.submit(SubmitOptions(**NO_PLATFORM), [definition, job])
+        submit_batch.submit(SubmitOptions(**OPTIONS), [definition, job])
     assert refused.value.exit_code == 78
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -290,4 +287,4 @@ def test_without_a_queue_or_credentials_the_error_says_so(queue: Any, monkeypatc
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/none")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/none")
     with pytest.raises(NoPermissionError, match="batch:DescribeJobDefinitions"):
-        submit_batch.submit(SubmitOptions(**NO_PLATFORM), [definition, job])
+        submit_batch.submit(SubmitOptions(**OPTIONS), [definition, job])

@@ -1,103 +1,30 @@
-"""submit k8s with the real kubectl, which talks to an API server on loopback."""
+"""kubectl.py: kubectl's messages as our errors."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.harness.api_server import Cluster, api_server
-
-ROOT = Path(__file__).parents[3]
-ASKED = ("k8s", "--image", "registry/inat-job:1", "--role", "arn:aws:iam::123456789012:role/inat-job", "--name", "mine")
-RUN = ("--", "parta", "--epochs", "3", "--output", "s3://bucket/runs")
-BATCH, CORE = "apis/batch/v1/namespaces/ml", "api/v1/namespaces/ml"
-
-pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
-Submit = Callable[..., "subprocess.CompletedProcess[str]"]
+from inat_job.errors import ConflictError, NoPermissionError, TransientError
+from inat_job.platforms.k8s.kubectl import Kubectl
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with api_server() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def submit(cluster: Cluster, tmp_path: Path) -> Submit:
-    where = {"name": "c", "cluster": {"server": cluster.url}}
-    context = {"name": "c", "context": {"cluster": "c", "user": "", "namespace": "other"}}
-    head = {"kind": "Config", "apiVersion": "v1", "current-context": "c"}
-    (tmp_path / "config").write_text(json.dumps({**head, "clusters": [where], "contexts": [context]}))
-    environment = {**os.environ, "KUBECONFIG": str(tmp_path / "config"), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    script = (
-        "import sys\nfrom inat_job.commands import submit\nsubmit.EVERY_S = 0.01\nimport entrypoint\nentrypoint.main()"
-    )
-
-    def run(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-c", script, "submit", *ASKED, "--namespace", "ml", *words]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-
-    return run
-
-
-def pod(state: dict[str, Any], phase: str) -> dict[str, Any]:
-    metadata = {"name": "mine-abcde", "namespace": "ml", "creationTimestamp": "2026-11-24T10:00:00Z"}
-    return {"metadata": metadata, "status": {"phase": phase, "containerStatuses": [{"name": "job", "state": state}]}}
-
-
-def condition(kind: str, **more: str) -> dict[str, Any]:
-    return {"conditions": [{"type": kind, "status": "True", **more}]}
-
-
-def test_what_is_sent_arrives_and_is_followed_to_its_end(submit: Submit, cluster: Cluster) -> None:
-    lines = [("2026-11-24T10:00:01.5Z", "one"), ("2026-11-24T10:00:01.6Z", "two"), ("2026-11-24T10:00:03Z", "three")]
-    running = pod({"running": {"startedAt": "2026-11-24T10:00:00Z"}}, "Running")
-    done = pod({"terminated": {"exitCode": 0, "finishedAt": "2026-11-24T10:00:04Z"}}, "Succeeded")
-    cluster.looks = [
-        {},
-        {"status": {"active": 1}, "pods": [running], "logs": {"mine-abcde": lines[:1]}},
-        {"status": {"active": 1}, "pods": [running], "logs": {"mine-abcde": lines[:2]}},
-        {"status": condition("Complete"), "pods": [done], "logs": {"mine-abcde": lines}},
-    ]
-    ended = submit("--nodes", "2", "--wait", *RUN)
-    assert ended.returncode == 0, ended.stderr
-    out = ended.stdout.splitlines()
-    assert [line for line in out if not line.startswith("{")] == ["one", "two", "three"]
-    assert [json.loads(line)["state"] for line in out if '"state"' in line] == ["Pending", "Running", "Complete"]
-    assert {f"{CORE}/serviceaccounts/inat-job", f"{CORE}/services/mine", f"{BATCH}/jobs/mine"} < set(cluster.objects)
-    [container] = cluster.objects[f"{BATCH}/jobs/mine"]["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == list(RUN[1:])
-    assert all("fieldValidation=Strict" in each for each in cluster.seen if each.startswith("POST"))
-
-
-def test_a_failure_ends_as_its_container(submit: Submit, cluster: Cluster) -> None:
-    words = json.dumps({"code": 65, "reason": "x.zip does not exist: check --data."})
-    end = {"exitCode": 65, "finishedAt": "2026-11-24T10:00:04Z", "message": words}
-    status = condition("Failed", reason="PodFailurePolicy", message="matching FailJob rule at index 1")
-    cluster.looks = [{"status": status, "pods": [pod({"terminated": end}, "Failed")], "logs": {"mine-abcde": []}}]
-    ended = submit("--wait", *RUN)
-    assert (ended.returncode, "x.zip does not exist" in ended.stderr.splitlines()[-1]) == (65, True), ended.stderr
-
-
-def test_refusals_are_told_apart(submit: Submit, cluster: Cluster) -> None:
-    assert submit(*RUN).returncode == 0
-    again = submit(*RUN)
-    assert (again.returncode, "kubectl delete job mine" in again.stderr.splitlines()[-1]) == (78, True), again.stderr
-    cluster.forbidden = True
-    cluster.objects.clear()
-    refused = submit(*RUN)
-    assert (refused.returncode, "is forbidden" in refused.stderr.splitlines()[-1]) == (77, True), refused.stderr
-
-
-def test_a_job_that_was_deleted_is_no_longer_waited_for(
-    submit: Submit, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cluster, "advance", lambda path: cluster.objects.pop(path, None))
-    ended = submit("--wait", *RUN)
-    assert (ended.returncode, "deleted the Job" in ended.stderr.splitlines()[-1]) == (75, True), ended.stderr
+@pytest.mark.parametrize(
+    ("printed", "kind"),
+    [
+        ('Error from server (Forbidden): jobs.batch is forbidden: User "x" cannot create', NoPermissionError),
+        ("error: You must be logged in to the server (Unauthorized)", NoPermissionError),
+        ("Unable to connect to the server: dial tcp: lookup k8s: no such host", TransientError),
+        (
+            "Error from server (ServiceUnavailable): the server is currently unable to handle the request",
+            TransientError,
+        ),
+        ("dial tcp 127.0.0.1:8080: the connection to localhost:8080 was refused: connection refused", ConflictError),
+        ('The Job "x" is invalid: spec.template: Invalid value', ConflictError),
+        ('Error from server (NotFound): namespaces "ml" not found', ConflictError),
+    ],
+)
+def test_kubectl_messages_become_our_errors(printed: str, kind: type[Exception], cluster: Path) -> None:
+    (cluster / "refusal").write_text(printed)
+    with pytest.raises(kind, match="kubectl apply says: ") as raised:
+        Kubectl(None).run("apply", "-f", "-", stdin="kind: Job\nmetadata: {name: x}\n")
+    assert printed in str(raised.value)

@@ -1,4 +1,4 @@
-"""What is sent to SageMaker, what its ends mean, and that the job takes what the submission says."""
+"""submit_sagemaker.py: the request to SageMaker, how the job reads it, and the exit code of its status."""
 
 import re
 from typing import Any
@@ -14,55 +14,55 @@ from inat_job.commands.submit import checked
 from inat_job.errors import ConflictError, UsageError
 from inat_job.platforms.platform import Platform
 from inat_job.platforms.sagemaker import submit_sagemaker
-from inat_job.platforms.sagemaker.submit_sagemaker import ended
+from inat_job.platforms.sagemaker.submit_sagemaker import exit_code_of
 from inat_job.platforms.settings_layer import configured, part_of
 from inat_job.platforms.submission import SubmitOptions, completed
 from inat_job.telemetry import metric_lines
 
 ROLE = "arn:aws:iam::123456789012:role/birds"
-NO_PLATFORM: dict[str, Any] = {"image": "1.dkr.ecr.eu-west-1.amazonaws.com/birds:1", "role": ROLE}
+OPTIONS: dict[str, Any] = {"image": "1.dkr.ecr.eu-west-1.amazonaws.com/birds:1", "role": ROLE}
 WORDS = ("parta", "--output", "s3://bucket/runs", "--seed", "3")
 
 
-def built(*words: str, **asked: Any) -> dict[str, Any]:
+def built(*words: str, **options: Any) -> dict[str, Any]:
     command = checked(words or WORDS, _line)
-    request = completed(SubmitOptions(**{**NO_PLATFORM, **asked}), command, submit_sagemaker.NEEDS)
+    request = completed(SubmitOptions(**{**OPTIONS, **options}), command, submit_sagemaker.NEEDS)
     [document] = submit_sagemaker.build(request, command)
     return document
 
 
-def test_the_request_holds_all_that_the_job_needs() -> None:
-    made = built(nodes=2, instance_type="ml.p4d.24xlarge", disk=500, timeout=3600.0, tags=("team=birds",))
-    name = made["TrainingJobName"]
-    assert made["HyperParameters"] == {"part": "a", "seed": "3", "output": "s3://bucket/runs", "run-id": name}
-    assert made["AlgorithmSpecification"]["TrainingInputMode"] == "File"
-    assert made["RoleArn"] == ROLE
-    assert made["OutputDataConfig"] == {"S3OutputPath": "s3://bucket/runs"}
+def test_request_from_options() -> None:
+    request = built(nodes=2, instance_type="ml.p4d.24xlarge", disk=500, timeout=3600.0, tags=("team=birds",))
+    name = request["TrainingJobName"]
+    assert request["HyperParameters"] == {"part": "a", "seed": "3", "output": "s3://bucket/runs", "run-id": name}
+    assert request["AlgorithmSpecification"]["TrainingInputMode"] == "File"
+    assert request["RoleArn"] == ROLE
+    assert request["OutputDataConfig"] == {"S3OutputPath": "s3://bucket/runs"}
     machines = {"InstanceType": "ml.p4d.24xlarge", "InstanceCount": 2, "VolumeSizeInGB": 500}
-    assert made["ResourceConfig"] == machines
-    assert made["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
-    assert made["CheckpointConfig"] == {
+    assert request["ResourceConfig"] == machines
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
+    assert request["CheckpointConfig"] == {
         "S3Uri": f"s3://bucket/runs/{name}/opt-ml",
         "LocalPath": "/opt/ml/checkpoints",
     }
-    assert made["Tags"] == [{"Key": "team", "Value": "birds"}]
-    assert "Environment" not in made
+    assert request["Tags"] == [{"Key": "team", "Value": "birds"}]
+    assert "Environment" not in request
 
 
-def test_spot_waits_longer_than_it_runs() -> None:
-    made = built(spot=True, timeout=3600.0)
-    assert made["EnableManagedSpotTraining"] is True
-    assert made["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200}
+def test_spot_maximum_wait() -> None:
+    request = built(spot=True, timeout=3600.0)
+    assert request["EnableManagedSpotTraining"] is True
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200}
 
 
-def test_each_metric_is_read_by_its_regex_alone() -> None:
+def test_metric_definitions_read_one_metric_each() -> None:
     definitions = {each["Name"]: each["Regex"] for each in built()["AlgorithmSpecification"]["MetricDefinitions"]}
     for name, regex in definitions.items():
         found = {other for other in metric_lines.NAMES if re.search(regex, metric_lines.line(other, 0.25))}
         assert found == {name}
 
 
-GIVEN = st.fixed_dictionaries(
+OPTION_VALUES = st.fixed_dictionaries(
     {},
     optional={
         "--epochs": st.integers(1, 500).map(str),
@@ -80,24 +80,24 @@ GIVEN = st.fixed_dictionaries(
 
 
 @settings(deadline=None, max_examples=50)
-@given(GIVEN)
-def test_the_job_understands_what_the_command_meant(options: dict[str, str | None]) -> None:
+@given(OPTION_VALUES)
+def test_hyperparameters_give_the_same_settings(options: dict[str, str | None]) -> None:
     words = [word for flag, value in options.items() for word in ([flag] if value is None else [flag, value])]
-    said = built("parta", "--output", "s3://bucket/runs", *words, name="birds")["HyperParameters"]
-    assert all(isinstance(value, str) for value in said.values())
-    place = Platform("SageMaker", hyperparameters=said)
-    there = configured(place, part_of(place), {}, [], None).settings
+    hyperparameters = built("parta", "--output", "s3://bucket/runs", *words, name="birds")["HyperParameters"]
+    assert all(isinstance(value, str) for value in hyperparameters.values())
+    platform = Platform("SageMaker", hyperparameters=hyperparameters)
+    in_the_job = configured(platform, part_of(platform), {}, [], None).settings
     here = checked(("parta", "--output", "s3://bucket/runs", "--run-id", "birds", *words), _line).configuration
-    assert there == here.settings
+    assert in_the_job == here.settings
 
 
-def test_what_is_set_by_its_name_in_the_file_is_passed_on() -> None:
+def test_set_option_becomes_a_hyperparameter() -> None:
     assert built(*WORDS, "--set", "train.lr=0.5")["HyperParameters"]["lr"] == "0.5"
     assert built("partb", *WORDS[1:], "--strategy", "full")["HyperParameters"]["part"] == "b"
 
 
 @pytest.mark.parametrize(
-    ("asked", "words", "told"),
+    ("options", "words", "message"),
     [
         ({"gpus": 2}, WORDS, "--gpus"),
         ({"queue": "q"}, WORDS, "--queue"),
@@ -110,23 +110,21 @@ def test_what_is_set_by_its_name_in_the_file_is_passed_on() -> None:
         ({}, ("parta",), "--output is not set"),
     ],
 )
-def test_what_sagemaker_would_refuse_or_ignore_is_told_before(
-    asked: dict[str, Any], words: tuple[str, ...], told: str
-) -> None:
-    with pytest.raises(UsageError, match=told):
-        built(*words, **asked)
+def test_invalid_or_unused_options_are_refused(options: dict[str, Any], words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        built(*words, **options)
 
 
-def test_a_dry_run_shows_places_to_fill() -> None:
+def test_dry_run_has_placeholders() -> None:
     command = checked(("parta",), _line)
     request = completed(SubmitOptions(dry_run=True), command, submit_sagemaker.NEEDS)
-    [made] = submit_sagemaker.build(request, command)
-    assert made["RoleArn"] == "<ROLE>"
-    assert made["OutputDataConfig"]["S3OutputPath"] == "s3://<BUCKET>/runs"
+    [document] = submit_sagemaker.build(request, command)
+    assert document["RoleArn"] == "<ROLE>"
+    assert document["OutputDataConfig"]["S3OutputPath"] == "s3://<BUCKET>/runs"
 
 
 @given(st.integers(0, 99))
-def test_names_of_attempts_never_meet(number: int) -> None:
+def test_next_name_is_unique(number: int) -> None:
     taken: list[str] = []
     for _ in range(number):
         taken.append(submit_sagemaker.next_name("birds", taken))
@@ -135,7 +133,7 @@ def test_names_of_attempts_never_meet(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "reason", "code", "words"),
+    ("status", "reason", "code", "expected"),
     [
         ("Completed", "", 0, ""),
         ("InProgress", "", None, ""),
@@ -155,17 +153,17 @@ def test_names_of_attempts_never_meet(number: int) -> None:
         ("Failed", "", 1, "no reason"),
     ],
 )
-def test_an_end_is_one_of_our_codes(status: str, reason: str, code: int | None, words: str) -> None:
-    found, said = ended({"TrainingJobStatus": status, "FailureReason": reason})
+def test_exit_code_of_training_job(status: str, reason: str, code: int | None, expected: str) -> None:
+    found, message = exit_code_of({"TrainingJobStatus": status, "FailureReason": reason})
     assert found == code
-    assert words in said
+    assert expected in message
 
 
 @pytest.mark.parametrize("secondary", ["MaxRuntimeExceeded", "MaxWaitTimeExceeded"])
-def test_a_job_that_ran_out_of_time_is_preempted(secondary: str) -> None:
-    code, said = ended({"TrainingJobStatus": "Stopped", "SecondaryStatus": secondary})
+def test_exit_code_after_a_time_limit(secondary: str) -> None:
+    code, message = exit_code_of({"TrainingJobStatus": "Stopped", "SecondaryStatus": secondary})
     assert code == 143
-    assert "goes on from the checkpoint" in said
+    assert "resumes from the checkpoint" in message
 
 
 @pytest.fixture
@@ -179,26 +177,26 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield boto3.client("sagemaker", "eu-west-1")
 
 
-def test_a_submission_again_is_another_attempt_at_the_same_run(account: Any) -> None:
-    made = built()
-    base = made["TrainingJobName"]
+def test_submit_again_creates_another_attempt(account: Any) -> None:
+    document = built()
+    base = document["TrainingJobName"]
     for _ in range(2):
-        job = submit_sagemaker.submit(SubmitOptions(**NO_PLATFORM), [made])
-        assert job.look().code == 0  # moto's jobs are completed at once
+        job = submit_sagemaker.submit(SubmitOptions(**OPTIONS), [document])
+        assert job.look().code == 0  # moto completes jobs at once
     names = {each["TrainingJobName"] for each in account.list_training_jobs()["TrainingJobSummaries"]}
     assert names == {base, f"{base}-attempt-2"}
     again = account.describe_training_job(TrainingJobName=f"{base}-attempt-2")
     assert again["HyperParameters"]["run-id"] == base
 
 
-def test_a_job_that_still_works_is_taken_instead_of_a_second(capsys: pytest.CaptureFixture[str]) -> None:
-    asked: list[str] = []
-    other: dict[str, str] = {}
+def test_submit_returns_the_running_job(capsys: pytest.CaptureFixture[str]) -> None:
+    operations: list[str] = []
+    changed: dict[str, str] = {}
 
     def sagemaker(operation: str, **parameters: Any) -> dict[str, Any]:
-        asked.append(operation)
+        operations.append(operation)
         if operation == "describe_training_job":
-            return {"HyperParameters": {**built(name="birds")["HyperParameters"], **other}}
+            return {"HyperParameters": {**built(name="birds")["HyperParameters"], **changed}}
         second = {"TrainingJobName": "birds-attempt-2", "TrainingJobStatus": "InProgress"}
         first = {"TrainingJobName": "birds", "TrainingJobStatus": "Stopped"}
         token = parameters.get("NextToken")
@@ -207,10 +205,10 @@ def test_a_job_that_still_works_is_taken_instead_of_a_second(capsys: pytest.Capt
     assert submit_sagemaker._attempts(sagemaker, "birds") == {"birds": "Stopped", "birds-attempt-2": "InProgress"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inat_job.platforms.aws.client.service", lambda name, region: sagemaker)
-        job = submit_sagemaker.submit(SubmitOptions(**NO_PLATFORM), [built(name="birds")])
-        other["lr"] = "0.5"
+        job = submit_sagemaker.submit(SubmitOptions(**OPTIONS), [built(name="birds")])
+        changed["lr"] = "0.5"
         with pytest.raises(ConflictError, match="with other settings"):
-            submit_sagemaker.submit(SubmitOptions(**NO_PLATFORM), [built(name="birds")])
+            submit_sagemaker.submit(SubmitOptions(**OPTIONS), [built(name="birds")])
     assert job.name == "training job birds-attempt-2"
-    assert "create_training_job" not in asked
-    assert "is at this run already" in capsys.readouterr().out
+    assert "create_training_job" not in operations
+    assert "already works on this run" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Two machines, as two network namespaces with their own addresses and a cable between them (iproute2, root)."""
+"""Runs on two machines: two network namespaces with a cable between them (needs iproute2 and root)."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.children import Child, children, ended, ranks_of, until
 from tests.harness.made_images import tree, write_zip
-from tests.harness.netns import Cable, laid
+from tests.harness.netns import Cable, connected_namespaces
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --wandb off --run-id r --lease-seconds 4".split()
@@ -24,73 +24,73 @@ pytestmark = pytest.mark.soak
 def cable() -> Iterator[Cable]:
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need iproute2, and root")
-    with laid() as made:
-        yield made
+    with connected_namespaces() as cable:
+        yield cable
 
 
 @pytest.fixture
 def start(tmp_path: Path, cable: Cable) -> Iterator[Start]:
-    """Starts Part A on one of the machines, which share no more than the output."""
+    """Starts Part A on one of the machines, which share only the output."""
     archive = write_zip(tmp_path / "x.zip", tree(train=50, test=7))
 
     def go(node: int, *further: str) -> Child:
-        told = {
+        variables = {
             "INAT_NUM_NODES": "2",
             "NODE_RANK": str(node),
             "MASTER_ADDR": cable.addresses[0],
             "OMP_NUM_THREADS": "1",
         }
-        own = ("--data", str(archive), "--cache-dir", str(tmp_path / f"cache{node}"))
-        return made.start(["parta", *RECIPE, *own, *further], told, within=cable.within(node))
+        options = ("--data", str(archive), "--cache-dir", str(tmp_path / f"cache{node}"))
+        return started.start(["parta", *RECIPE, *options, *further], variables, within=cable.command_prefix(node))
 
-    with children(tmp_path) as made:
+    with children(tmp_path) as started:
         yield go
 
 
-def ends(every: list[Child]) -> list[tuple[int, str]]:
-    """Exit code and last line on stderr of each."""
-    return [ended(child) for child in every]
+def exits(processes: list[Child]) -> list[tuple[int, str]]:
+    """The exit code and last line on stderr of each process."""
+    return [ended(child) for child in processes]
 
 
-def test_two_machines_train_and_a_cut_of_30_s_is_nothing(start: Start, cable: Cable, tmp_path: Path) -> None:
+def test_training_survives_a_network_cut_of_30_s(start: Start, cable: Cable, tmp_path: Path) -> None:
     recipe = ("--epochs", "40")
     children = [start(node, *recipe) for node in (1, 0)]
     until(children[1], "checkpoint")
     cable.cut()
     time.sleep(30)
-    cable.mend()
-    assert [code for code, _ in ends(children)] == [0, 0]
+    cable.reconnect()
+    assert [code for code, _ in exits(children)] == [0, 0]
     assert (tmp_path / "runs" / "r" / "report.json").exists()
     again = [start(node, *recipe) for node in (0, 1)]
-    assert [code for code, _ in ends(again)] == [0, 0], "the run is finished, and found so by both"
+    assert [code for code, _ in exits(again)] == [0, 0], "both find the run finished"
 
 
-def test_a_rank_that_is_killed_while_it_is_waited_for_ends_the_other_machine(start: Start) -> None:
+def test_killed_rank_ends_the_other_machine(start: Start) -> None:
     children = [start(node, "--epochs", "200") for node in (0, 1)]
     until(children[0], "build")
     begun = time.monotonic()
     for pid in ranks_of(children[1].pid).values():
         os.kill(pid, signal.SIGKILL)
-    for code, last in ends(children):
+    for code, last in exits(children):
         assert code == 75, last
         assert "Rank 1 was killed by SIGKILL" in last or "lost" in last
     assert time.monotonic() - begun < 60
 
 
-def test_a_cut_for_good_is_a_lost_rank_and_the_run_is_taken_up_again(start: Start, cable: Cable) -> None:
+def test_permanent_cut_is_a_lost_rank_and_the_run_resumes(start: Start, cable: Cable) -> None:
     recipe = ("--epochs", "200")
     children = [start(node, *recipe) for node in (0, 1)]
     until(children[0], "checkpoint")
     cable.cut()
     begun = time.monotonic()
-    for code, last in ends(children):
+    for code, last in exits(children):
         assert (code, "lost" in last) == (75, True), last
     print(f"75 on both after {time.monotonic() - begun:.0f} s")
-    cable.mend()
+    cable.reconnect()
     recipe = ("--epochs", "200", "--resume", "must")
     children = [start(node, *recipe) for node in (0, 1)]
     until(children[0], "checkpoint")
     for child in children:
         child.terminate()
-    ended = ends(children)
-    assert [code for code, _ in ended] == [143, 143], ended
+    stopped = exits(children)
+    assert [code for code, _ in stopped] == [143, 143], stopped

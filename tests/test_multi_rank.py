@@ -1,4 +1,4 @@
-"""Several ranks on one machine, as real processes: the same training, the same end, the same resume."""
+"""Runs with several ranks on one machine, as real processes: training, exit codes, stop and resume."""
 
 import json
 import os
@@ -26,26 +26,26 @@ Weights = dict[str, torch.Tensor]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts Part A on the same images, in the same folder."""
+    """Starts Part A, each time on the same images in the same folder."""
     archive = write_zip(tmp_path / "x.zip", tree(train=50, test=7))
 
     def go(run: str, *further: str) -> Child:
         command = ["parta", *RECIPE, "--data", str(archive), "--run-id", run, *further]
-        return made.start(command, {"OMP_NUM_THREADS": "1"})
+        return started.start(command, {"OMP_NUM_THREADS": "1"})
 
-    with children(tmp_path) as made:
+    with children(tmp_path) as started:
         yield go
 
 
 def events_of(child: Child) -> list[str]:
-    """What it says, in order, until it ends well."""
-    said, errors = child.communicate(timeout=120)
+    """Its events, in order, until it ends with 0."""
+    output, errors = child.communicate(timeout=120)
     assert child.returncode == 0, errors
-    return [json.loads(line)["event"] for line in said.splitlines()]
+    return [json.loads(line)["event"] for line in output.splitlines()]
 
 
 def weights(folder: Path, run: str) -> Weights:
-    """Those that the run ended with, by its last checkpoint."""
+    """The weights of the run's last checkpoint."""
     checkpoints = (folder / "runs" / run / "checkpoints").glob("*.ckpt")
     last = max(checkpoints, key=lambda path: int(path.stem))
     assert int(last.stem) >= STEPS
@@ -54,9 +54,9 @@ def weights(folder: Path, run: str) -> Weights:
 
 
 def distance(one: Weights, other: Weights) -> float:
-    """Of all weights together, relative."""
-    apart = sum(float((one[name] - other[name]).norm() ** 2) for name in one)
-    return float((apart / sum(float(each.norm() ** 2) for each in other.values())) ** 0.5)
+    """The relative distance of all weights together."""
+    squared = sum(float((one[name] - other[name]).norm() ** 2) for name in one)
+    return float((squared / sum(float(each.norm() ** 2) for each in other.values())) ** 0.5)
 
 
 def report(folder: Path, run: str) -> Any:
@@ -65,47 +65,43 @@ def report(folder: Path, run: str) -> Any:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_same_batches_give_the_same_training_on_one_rank_and_on_several(
-    start: Start, tmp_path: Path, ranks: int
-) -> None:
+def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int) -> None:
     for run, devices in (("one", 1), ("several", ranks)):
         code, last = ended(start(run, "--epochs", "8", "--devices", str(devices)))
         assert code == 0, last
-    apart = distance(weights(tmp_path, "several"), weights(tmp_path, "one"))
-    print(f"{ranks} ranks: weights are {apart:.2%} from those of one")
-    assert apart < 0.01
+    difference = distance(weights(tmp_path, "several"), weights(tmp_path, "one"))
+    print(f"{ranks} ranks: weights differ from those of one by {difference:.2%}")
+    assert difference < 0.01
     child = start("several", "--epochs", "8", "--devices", str(ranks))
-    assert events_of(child) == ["phase", "done"], "and a run that is finished is found so, once"
-    alone, done = report(tmp_path, "one"), report(tmp_path, "several")
-    assert (done["test"]["n"], done["val"]["n"]) == (21, alone["val"]["n"])
-    assert done["environment"]["execution"]["ranks"] == ranks
+    assert events_of(child) == ["phase", "done"], "a finished run is found finished, and reported once"
+    one, several = report(tmp_path, "one"), report(tmp_path, "several")
+    assert (several["test"]["n"], several["val"]["n"]) == (21, one["val"]["n"])
+    assert several["environment"]["execution"]["ranks"] == ranks
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.soak)])
-def test_a_stop_of_the_group_is_one_checkpoint_and_the_resume_is_exact(
-    start: Start, tmp_path: Path, ranks: int
-) -> None:
+def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ranks: int) -> None:
     recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3")
-    assert ended(start("whole", *recipe))[0] == 0
-    child = start("cut", *recipe)
+    assert ended(start("uninterrupted", *recipe))[0] == 0
+    child = start("resumed", *recipe)
     until(child, "checkpoint")
-    everyone, begun = [child.pid, *ranks_of(child.pid).values()], time.monotonic()
-    for pid in everyone:
+    processes, begun = [child.pid, *ranks_of(child.pid).values()], time.monotonic()
+    for pid in processes:
         os.kill(pid, signal.SIGTERM)
     code, last = ended(child)
     took = time.monotonic() - begun
     print(f"{ranks} ranks: 143 after {took:.1f} s")
     assert (code, took < 20) == (143, True), last
     assert re.search(r"step \d+ is stored", last)
-    assert ended(start("cut", *recipe))[0] == 0
-    assert len(report(tmp_path, "cut")["history"]) == 2
-    whole, cut = weights(tmp_path, "whole"), weights(tmp_path, "cut")
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert ended(start("resumed", *recipe))[0] == 0
+    assert len(report(tmp_path, "resumed")["history"]) == 2
+    uninterrupted, resumed = weights(tmp_path, "uninterrupted"), weights(tmp_path, "resumed")
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_rank_ends_the_others_and_the_run_is_taken_up_again(start: Start, tmp_path: Path, lost: int) -> None:
+def test_lost_rank_ends_the_others_and_the_run_resumes(start: Start, tmp_path: Path, lost: int) -> None:
     recipe = ("--devices", "2", "--epochs", "30", "--lease-seconds", "4")
     child = start("r", *recipe)
     until(child, "checkpoint")
@@ -122,7 +118,7 @@ def test_a_lost_rank_ends_the_others_and_the_run_is_taken_up_again(start: Start,
     assert report(tmp_path, "r")["history"][1]["started_step"] > 0
 
 
-def test_what_one_rank_refuses_is_what_the_job_says(start: Start) -> None:
+def test_refused_settings(start: Start) -> None:
     code, last = ended(start("r", "--devices", "3"))
     assert (code, last) == (
         78,
@@ -153,14 +149,14 @@ def wait_for_the_stop_flag(job):
     signals.check(job.stop, "waiting")
 
 train._train = wait_for_the_stop_flag
-os.write(1, os.environ.get("RANK", "supervisor").encode() + b"\\n")  # at once: several write to one pipe
+os.write(1, os.environ.get("RANK", "supervisor").encode() + b"\\n")  # one write: processes share the pipe
 try:
     entrypoint.main()
 except SystemExit as end:
     exit.leave(int(end.code or 0))
 exit.leave(0)
 """
-"""Two ranks that do no work, one of which may hang or fail."""
+"""Two ranks that do no work; they may hang, or rank 1 may fail."""
 
 
 def tampered(tmp_path: Path, *further: str, hangs: bool = False, fails: bool = False) -> Child:
@@ -172,30 +168,30 @@ def tampered(tmp_path: Path, *further: str, hangs: bool = False, fails: bool = F
 
 
 def both_ranks(child: Child) -> None:
-    """Wait until both have begun."""
+    """Wait until both ranks have started."""
     assert child.stdout
-    waited = {"0\n", "1\n"}
+    missing = {"0\n", "1\n"}
     for line in child.stdout:
-        waited.discard(line)
-        if not waited:
+        missing.discard(line)
+        if not missing:
             break
-    assert not waited, child.communicate()
+    assert not missing, child.communicate()
     time.sleep(1.5)
 
 
-def test_a_rank_that_fails_alone_is_the_one_that_is_heard(tmp_path: Path) -> None:
+def test_failing_rank_is_reported_as_the_cause(tmp_path: Path) -> None:
     assert ended(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_stopped_alone_stops_the_others(tmp_path: Path, rank: int) -> None:
+def test_stop_of_one_rank_stops_the_others(tmp_path: Path, rank: int) -> None:
     child = tampered(tmp_path)
     both_ranks(child)
     os.kill(ranks_of(child.pid)[rank], signal.SIGTERM)
     assert ended(child, 20) == (143, "Error: Stopped by a signal while waiting; run the same command again to go on.")
 
 
-def test_a_rank_that_hangs_says_where_before_the_grace_is_over(tmp_path: Path) -> None:
+def test_hanging_rank_is_reported_within_the_grace_period(tmp_path: Path) -> None:
     child = tampered(tmp_path, "--grace-seconds", "5", hangs=True)
     both_ranks(child)
     begun = time.monotonic()
@@ -205,7 +201,7 @@ def test_a_rank_that_hangs_says_where_before_the_grace_is_over(tmp_path: Path) -
     assert (code, "the grace is over; no new step is stored" in last) == (143, True), last
 
 
-def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
+def test_second_signal_ends_all_ranks_at_once(tmp_path: Path) -> None:
     child = tampered(tmp_path, hangs=True)
     both_ranks(child)
     processes = ranks_of(child.pid)
@@ -215,14 +211,14 @@ def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
     code, last = ended(child, 5)
     assert (code, "second signal" in last) == (143, True), last
     assert sorted(processes) == [0, 1]
-    gone_by = time.monotonic() + 5
+    deadline = time.monotonic() + 5
     while any(runs(pid) for pid in processes.values()):
-        assert time.monotonic() < gone_by
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
 def runs(pid: int) -> bool:
-    """Whether the process is there, and is not one that only waits for its end to be read."""
+    """Whether the process exists and is no zombie."""
     try:
         return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

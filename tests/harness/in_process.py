@@ -1,4 +1,4 @@
-"""The command line in the test's own process, which gets its signal handlers back."""
+"""Runs the command line in the test's own process, and restores its signal handlers afterwards."""
 
 import signal
 import sys
@@ -12,7 +12,7 @@ import entrypoint
 
 
 class Ended(NamedTuple):
-    """How a command ended: exit code, all of stdout, and the last line on stderr."""
+    """How a command ended: its exit code, its stdout, and the last line of its stderr."""
 
     code: int
     stdout: str
@@ -24,10 +24,10 @@ class Ended(NamedTuple):
 
 
 @contextmanager
-def inside(
+def in_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *before: str
 ) -> Iterator[Callable[..., Ended]]:
-    """Runs the command line of the words `before` and those that it is given."""
+    """A function that runs a command line: the words `before`, then its arguments."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def run(*arguments: str) -> Ended:
