@@ -28,7 +28,7 @@ from inat_job.models.build import BuildInputs, build
 from inat_job.models.classifier import Classifier
 from inat_job.signals import never
 from inat_job.storage import Entry, StorageOptions, open_store, partial_download
-from inat_job.storage.attempts import after, newest
+from inat_job.storage.attempts import latest_attempt, next_attempt
 from inat_job.storage.run_folder import open_run_folder
 from inat_job.training import context
 from tests.harness.made_images import encoded, write_tar, write_zip
@@ -142,8 +142,8 @@ class PullJournal:
 
     def base(self, folder: Path) -> bytes:
         self._entry = Entry("x", 20 * 2**20, "v")
-        plan = partial_download.plan_for(self._entry.size)
-        return partial_download.Journal("v", plan, {0: (2**20, 5), 1: (2**23, 7)}).text().encode()
+        plan = partial_download.plan_chunks(self._entry.size)
+        return partial_download.DownloadJournal("v", plan, {0: (2**20, 5), 1: (2**23, 7)}).text().encode()
 
     def attempt(self, folder: Path, data: bytes) -> None:
         (folder / "x.part.json").write_bytes(data)
@@ -187,14 +187,14 @@ class Lease:
     """A damaged record of an attempt: one comes after it."""
 
     def base(self, folder: Path) -> bytes:
-        return after(after(None, 60, {"host": "x"}, "n"), 60, {"host": "x"}, "n").text()
+        return next_attempt(next_attempt(None, 60, {"host": "x"}, "n"), 60, {"host": "x"}, "n").to_json()
 
     def attempt(self, folder: Path, data: bytes) -> None:
         store = open_store(str(folder / "run"))
         store.put("attempts/2.json", data)
-        found, _ = newest(store, 5.0)
-        assert after(found, 60, {}, "n").number == 3
-        json.dumps(after(found, 60, {}, "n").told())
+        found, _ = latest_attempt(store, 5.0)
+        assert next_attempt(found, 60, {}, "n").number == 3
+        json.dumps(next_attempt(found, 60, {}, "n").summary())
 
 
 KINDS = {

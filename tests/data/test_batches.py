@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inat_job.data import rng
-from inat_job.data.batches import IGNORED, WHOLE, EvalBatches, Share, Take, TrainBatches
-from inat_job.data.cache_index import PIXELS, Cache, Index
-from inat_job.data.pixels import Batch, PixelRows
+from inat_job.data.batches import IGNORED, UNSHARDED, Batch, EvalBatches, PixelRows, Shard, TakeRows, TrainBatches
+from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
 
 ROWS, SIDE = 23, 4
 
@@ -23,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     folder = tmp_path_factory.mktemp("cache")
     pixels = np.arange(ROWS * SIDE * SIDE * 3, dtype=np.uint32).astype(np.uint8).reshape(ROWS, SIDE, SIDE, 3)
     (folder / PIXELS).write_bytes(pixels.tobytes())
-    index = Index(
+    index = CacheIndex(
         source="x",
         digest="0" * 64,
         side=SIDE,
@@ -39,13 +38,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(folder, index)
 
 
-def train_batches(cache: Cache, seed: int = 0, augment: bool = True, share: Share = WHOLE) -> TrainBatches:
+def train_batches(cache: Cache, seed: int = 0, augment: bool = True, shard: Shard = UNSHARDED) -> TrainBatches:
     rows = PixelRows(cache)
 
-    def of(epoch: int) -> Take:
+    def of(epoch: int) -> TakeRows:
         return partial(rows.take, table=rng.augmentation(seed, epoch, ROWS) if augment else None)
 
-    return TrainBatches(of, np.arange(2, ROWS), 4, 5, seed, share)
+    return TrainBatches(of, np.arange(2, ROWS), 4, 5, seed, shard)
 
 
 def eval_batches(cache: Cache) -> EvalBatches:
@@ -154,7 +153,7 @@ def test_who_stops_in_mid_epoch_leaves_no_thread_and_what_fails_is_raised(cache:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_the_ranks_together_have_the_batch_of_one(cache: Cache, size: int) -> None:
-    shares = [train_batches(cache, share=Share(rank, size)) for rank in range(size)]
+    shares = [train_batches(cache, shard=Shard(rank, size)) for rank in range(size)]
     for whole, *parts in zip(train_batches(cache), *shares, strict=True):
         joined = Batch(*(torch.cat(each) for each in zip(*parts, strict=True)))
         assert same(whole, joined)
@@ -164,7 +163,7 @@ def test_the_ranks_together_have_the_batch_of_one(cache: Cache, size: int) -> No
 @settings(max_examples=60)
 def test_every_image_is_evaluated_once_by_one_rank(cache: Cache, count: int, size: int, batch_size: int) -> None:
     take = partial(PixelRows(cache).take, table=None)
-    ranks = [EvalBatches(lambda: take, np.arange(count), batch_size, Share(rank, size)) for rank in range(size)]
+    ranks = [EvalBatches(lambda: take, np.arange(count), batch_size, Shard(rank, size)) for rank in range(size)]
     seen = [list(rank) for rank in ranks]
     assert len({tuple(len(batch.labels) for batch in batches) for batches in seen}) == 1, "in step with each other"
     counted = [

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from inat_job.data.features import FeaturePart, Features
+from inat_job.data.features import FeatureFile, Features
 
 ROWS = np.array([5, 2, 9])
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16])
-def written(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[FeaturePart, torch.Tensor]:
+def written(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[FeatureFile, torch.Tensor]:
     values = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0)).to(request.param)
-    part = FeaturePart(tmp_path, "train-0", ROWS)
+    part = FeatureFile(tmp_path, "train-0", ROWS)
     with part.writer() as writer:
         writer.add(values[:2])
         writer.add(values[2:])
-    return FeaturePart(tmp_path, "train-0", ROWS), values
+    return FeatureFile(tmp_path, "train-0", ROWS), values
 
 
-def test_a_part_is_what_was_written(written: tuple[FeaturePart, torch.Tensor]) -> None:
+def test_a_part_is_what_was_written(written: tuple[FeatureFile, torch.Tensor]) -> None:
     part, values = written
     assert part.load()
     batch = part.take(torch.tensor([2, 0]), torch.tensor([1, 0]))
@@ -32,7 +32,7 @@ def test_a_part_is_what_was_written(written: tuple[FeaturePart, torch.Tensor]) -
 
 @pytest.mark.parametrize("damage", ["flip", "short", "no note", "bad note", "more rows"])
 def test_a_part_that_is_not_whole_is_not_there(
-    written: tuple[FeaturePart, torch.Tensor], tmp_path: Path, damage: str
+    written: tuple[FeatureFile, torch.Tensor], tmp_path: Path, damage: str
 ) -> None:
     file, note, rows = tmp_path / "train-0.bin", tmp_path / "train-0.json", ROWS
     if damage == "flip":
@@ -45,11 +45,11 @@ def test_a_part_that_is_not_whole_is_not_there(
         note.write_text('{"shape": [3, "x"], "dtype": "save", "sha256": ""}')
     else:
         rows = np.array([5, 2, 9, 1])
-    assert not FeaturePart(tmp_path, "train-0", rows).load()
+    assert not FeatureFile(tmp_path, "train-0", rows).load()
 
 
 def test_who_is_broken_off_leaves_no_part(tmp_path: Path) -> None:
-    part = FeaturePart(tmp_path, "val", ROWS)
+    part = FeatureFile(tmp_path, "val", ROWS)
 
     def broken_off() -> None:
         with part.writer() as writer:

@@ -10,7 +10,7 @@ IDS = ["test/A/2.jpg", "test/B/2.jpg", "train/A/1.jpg", "train/B/1.jpg"]
 
 
 def ids(*names: str) -> list[str]:
-    return [image.id for image in layout.find(names, "here")]
+    return [image.id for image in layout.find_images(names, "here")]
 
 
 @pytest.mark.parametrize("root", ["", "./", "some/where/", "train/", "val/", "train/test/", "a/train/b/"])
@@ -40,5 +40,5 @@ def test_capitals_are_taken_where_nothing_else_is(spelled) -> None:
 
 @pytest.mark.parametrize("name", [".DS_Store", ".hidden/a", "a/.b", "__MACOSX/a", "../a"])
 def test_litter(name: str) -> None:
-    assert layout.is_litter(name)
-    assert not layout.is_litter("./a/./b")
+    assert layout.is_ignored(name)
+    assert not layout.is_ignored("./a/./b")

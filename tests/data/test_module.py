@@ -2,7 +2,7 @@
 
 import pytest
 
-from inat_job.data.cache_index import Cache, Index
+from inat_job.data.cache_index import Cache, CacheIndex
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError
 from inat_job.settings import TrainSettings
@@ -11,7 +11,7 @@ from inat_job.settings import TrainSettings
 def images(tmp_path, hashes: tuple[str, ...]) -> ImageDataModule:
     """Train images with these contents, of two classes by turns; they are the test set too."""
     each = tuple(range(len(hashes)))
-    index = Index(
+    index = CacheIndex(
         source="here.zip",
         digest="0" * 64,
         side=8,

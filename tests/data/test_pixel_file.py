@@ -38,7 +38,7 @@ def test_rows_are_read_as_they_were_written(written: tuple[Path, list[str]], pix
 
 def test_the_digest_is_that_of_the_rows_and_notices_any_byte(written: tuple[Path, list[str]]) -> None:
     path, hashes = written
-    with pixel_file.existing(path, COUNT, SIDE) as file:
+    with pixel_file.open_existing(path, COUNT, SIDE) as file:
         assert file.digest(never) == pixel_file.digest(hashes)
         for at in (0, ROW * 64 - 1, ROW * COUNT - 1):
             byte = path.read_bytes()[at]
@@ -52,10 +52,10 @@ def test_the_digest_is_that_of_the_rows_and_notices_any_byte(written: tuple[Path
 def test_rows_that_are_kept_move_up(written: tuple[Path, list[str]], pixels: np.ndarray) -> None:
     path, hashes = written
     kept = [row for row in range(COUNT) if row % 3]
-    with pixel_file.existing(path, COUNT, SIDE, writable=True) as file:
+    with pixel_file.open_existing(path, COUNT, SIDE, writable=True) as file:
         file.keep(kept)
     assert path.read_bytes() == pixels[kept].tobytes()
-    with pixel_file.existing(path, len(kept), SIDE) as file:
+    with pixel_file.open_existing(path, len(kept), SIDE) as file:
         assert file.digest(never) == pixel_file.digest(hashes[row] for row in kept)
 
 

@@ -138,7 +138,7 @@ def test_an_archive_in_an_archive_is_no_data_set(tmp_path: Path) -> None:
 
 
 def test_a_member_that_is_too_large_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "LARGEST_FILE", 2**20)
+    monkeypatch.setattr(container, "MAX_FILE_BYTES", 2**20)
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in {**tree(), FIRST: bytes(2**20 + 1)}.items():
@@ -148,7 +148,7 @@ def test_a_member_that_is_too_large_is_left_out(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_bomb_is_refused_before_it_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "UNFOLDS_ANYWAY", 2**20)
+    monkeypatch.setattr(container, "ALWAYS_ALLOWED_BYTES", 2**20)
     path = tmp_path / "x.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for number in range(5):
@@ -173,7 +173,7 @@ def test_members_that_share_their_bytes_are_a_bomb(tmp_path: Path) -> None:
 
 
 def test_a_tar_that_unfolds_without_end_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "UNFOLDS_ANYWAY", 2**20)
+    monkeypatch.setattr(container, "ALWAYS_ALLOWED_BYTES", 2**20)
     path = tmp_path / "x.tar.gz"
     with tarfile.open(path, "w:gz", compresslevel=9) as archive:
         for number in range(13):

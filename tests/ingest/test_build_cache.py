@@ -195,7 +195,7 @@ def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
     path = write_tar(tmp_path / "x.tar.gz", tree(train=200))
     held = threading.Semaphore(0)
     read = 0
-    original = tar_file._loaded
+    original = tar_file._read_member
 
     def counted(archive: Any, member: Any) -> Any:
         nonlocal read
@@ -206,7 +206,7 @@ def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
         held.acquire()
         return np.zeros((side, side, 3), np.uint8), (1, 1)
 
-    monkeypatch.setattr(tar_file, "_loaded", counted)
+    monkeypatch.setattr(tar_file, "_read_member", counted)
     monkeypatch.setattr(decode_all, "decode", slow)
     worker = threading.Thread(target=lambda: prepared(path, tmp_path / "cache"))
     worker.start()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from inat_job.data import pixel_file
-from inat_job.data.cache_index import PIXELS, Cache, Index
+from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
 from inat_job.data.pixel_file import PixelFile
 from inat_job.errors import ConflictError, Preempted
 from inat_job.ingest import build_cache, data_source
@@ -168,7 +168,7 @@ def test_a_rejected_image_stays_rejected_when_taken_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["PixelFile.keep", "squares.digest", "_judge", "Index.save", "Path.unlink", "Path.replace"]
+    "place", ["PixelFile.keep", "squares.digest", "_check_rejected", "CacheIndex.save", "Path.unlink", "Path.replace"]
 )
 @pytest.mark.parametrize("late", [False, True])
 def test_an_end_at_any_point_of_publishing_changes_nothing(
@@ -177,7 +177,7 @@ def test_an_end_at_any_point_of_publishing_changes_nothing(
     archive = write_zip(tmp_path / "x.zip", {**tree(), "some/where/train/Ants/00.jpg": b"no image"})
     whole = content(prepared(archive, tmp_path / "whole"))
     source = data_source.find(str(archive), tmp_path / "cache", StorageOptions(), never)
-    owner = {"Index": Index, "Path": Path, "PixelFile": PixelFile, "squares": pixel_file}.get(
+    owner = {"CacheIndex": CacheIndex, "Path": Path, "PixelFile": PixelFile, "squares": pixel_file}.get(
         place.split(".")[0], build_cache
     )
     name = place.rpartition(".")[2]

@@ -21,7 +21,7 @@ from inat_job.ingest import build_cache, data_source, decode_all
 from inat_job.ingest.decode_all import ROWS
 from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions, partial_download
-from inat_job.storage.partial_download import DownloadPlan
+from inat_job.storage.partial_download import ChunkPlan
 from tests.harness.made_images import encoded, tree, write_tar, write_zip
 from tests.harness.web_sites import Site
 
@@ -33,7 +33,7 @@ WAIT_S = 20
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial_download, "plan_for", lambda size: DownloadPlan(size, CHUNK))
+    monkeypatch.setattr(partial_download, "plan_chunks", lambda size: ChunkPlan(size, CHUNK))
 
 
 @pytest.fixture

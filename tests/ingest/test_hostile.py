@@ -97,15 +97,15 @@ def test_a_header_without_end_is_refused_before_it_unfolds(kind: bytes, tmp_path
 
 
 def test_names_without_number_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MOST_NAMES", 20)
+    monkeypatch.setattr(container, "MAX_MEMBERS", 20)
     for write, name in ((write_zip, "x.zip"), (write_tar, "x.tar.gz")):
         with pytest.raises(BadDataError, match="has more than 20 members"):
             open_archive(write(tmp_path / name, tree()))
 
 
 def test_empty_members_of_a_tar_unfold_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "UNFOLDS_ANYWAY", 2**20)
-    monkeypatch.setattr(limits, "UNFOLDS_AT_MOST", 10)
+    monkeypatch.setattr(container, "ALWAYS_ALLOWED_BYTES", 2**20)
+    monkeypatch.setattr(container, "MAX_UNFOLDING", 10)
     with pytest.raises(BadDataError, match="is a zip bomb"):
         open_archive(write_tar(tmp_path / "x.tar.gz", {f"train/A/{number}.jpg": b"" for number in range(10_000)}))
 
@@ -179,14 +179,14 @@ def test_a_failing_disk_is_not_a_damaged_image(name: str, tmp_path: Path, monkey
         raise OSError(errno.EIO, "Input/output error")
 
     container = open_archive((write_zip if name == "x.zip" else write_tar)(tmp_path / name, tree()))
-    monkeypatch.setattr(zip_file.Zip, "_read_at", failing)
-    monkeypatch.setattr(tar_file, "_loaded", failing)
+    monkeypatch.setattr(zip_file.ZipArchive, "_read_at", failing)
+    monkeypatch.setattr(tar_file, "_read_member", failing)
     with pytest.raises(TransientError, match=r"The disk failed at .*/x\.(zip|tar) \(Input/output error\)"):
         [read() for _, read in container.load(container.names())]
 
 
 def test_a_loose_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "LARGEST_FILE", 1000)
+    monkeypatch.setattr(container, "MAX_FILE_BYTES", 1000)
     folder = write_folder(tmp_path / "loose", {"train/A/1.jpg": bytes(1001), "train/A/2.jpg": bytes(1000)})
     container = data_source.find(str(folder), tmp_path, StorageOptions(), never).open()
     (_, first), (_, second) = container.load(sorted(container.names()))

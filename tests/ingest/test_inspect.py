@@ -12,7 +12,7 @@ from inat_job.errors import BadDataError, NoPermissionError, UsageError
 from inat_job.ingest import inspect
 from inat_job.ingest.build_cache import prepare
 from inat_job.ingest.data_source import find
-from inat_job.ingest.inspect import look
+from inat_job.ingest.inspect import summarise
 from inat_job.signals import never
 from inat_job.storage import StorageOptions, open_store
 from tests.harness.made_images import tree, write_folder, write_tar, write_zip
@@ -24,7 +24,7 @@ PIXELS = 3 * 14 * 40 * 40 * 3  # at 32 pixels, of which 1.15 times are kept
 
 
 def at(uri: object, cache: Path) -> inspect.DataSetSummary:
-    return look(str(uri), cache, 32, OPTIONS)
+    return summarise(str(uri), cache, 32, OPTIONS)
 
 
 def test_local_data_are_counted(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_local_data_are_counted(tmp_path: Path) -> None:
 
 
 def test_an_archive_far_away_is_known_by_its_end(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect, "_TAIL", 8_000)
+    monkeypatch.setattr(inspect, "_TAIL_BYTES", 8_000)
     data = write_zip(tmp_path / "x.zip", {"padding.bin": os.urandom(10**6), **FILES}).read_bytes()
     site.files["x.zip"], site.etags["x.zip"] = data, '"v"'
     found = at(f"{site.url}/x.zip", tmp_path / "cache")
@@ -65,10 +65,10 @@ def test_what_cannot_be_counted_is_told(site: Site, tmp_path: Path, monkeypatch:
     assert at(f"{site.url}/x.zip", tmp_path).fetched is None
     site.etags["x.zip"], site.ranges = '"v"', False
     assert (at(f"{site.url}/x.zip", tmp_path).decoded, bool(at(f"{site.url}/x.zip", tmp_path).doubt)) == (None, True)
-    monkeypatch.setattr(inspect, "MOST_LISTED", 5)
+    monkeypatch.setattr(inspect, "MAX_LISTED", 5)
     found = at(write_folder(tmp_path / "folder", FILES), tmp_path)
     assert (found.decoded, " files or more" in found.text) == (None, True)
-    monkeypatch.setattr(inspect, "_TAIL", 200)  # less than the directory
+    monkeypatch.setattr(inspect, "_TAIL_BYTES", 200)  # less than the directory
     assert at(tmp_path / "x.zip", tmp_path).decoded is None
 
 
@@ -77,7 +77,7 @@ def test_what_is_decoded_already_takes_no_room(tmp_path: Path) -> None:
     prepare(find(archive, cache, OPTIONS, never), cache, 32, 0.0, never)
     found = at(archive, cache)
     assert (found.fetched, found.decoded, "already" in found.text) == (0, 0, True)
-    assert look(archive, cache, 64, OPTIONS).decoded
+    assert summarise(archive, cache, 64, OPTIONS).decoded
 
 
 def test_what_is_fetched_already_is_not_fetched_again(s3_bucket: str, tmp_path: Path) -> None:

@@ -101,6 +101,6 @@ def test_who_waits_for_a_lock_reads_the_stop_flag(tmp_path: Path) -> None:
 
 
 def test_a_write_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    cache_locks.write(tmp_path / "a" / "x", b"one")
-    cache_locks.write(tmp_path / "a" / "x", b"two")
+    write_atomic(tmp_path / "a" / "x", b"one")
+    write_atomic(tmp_path / "a" / "x", b"two")
     assert [(path.name, path.read_bytes()) for path in (tmp_path / "a").iterdir()] == [("x", b"two")]
