@@ -13,7 +13,7 @@ from tests.harness.locks import LOCK, in_another_process
 
 @pytest.fixture
 def cache_dir(tmp_path: Path) -> Path:
-    """A cache folder with one of each, each with a file."""
+    """A cache folder with one folder of each kind, each with a file."""
     for name in ("prepared/p/pixels.u8", "downloads/d/x-a.zip", "features/f/val.bin", "weights/w/r.pth", "spool/h/r/c"):
         path = tmp_path / name
         path.parent.mkdir(parents=True)
@@ -22,12 +22,12 @@ def cache_dir(tmp_path: Path) -> Path:
 
 
 def test_hold_updates_used_at(tmp_path: Path, cache_dir: Path) -> None:
-    before = next(each for each in list_entries(cache_dir) if each.kind == "images").used_at
+    before = next(entry for entry in list_entries(cache_dir) if entry.kind == "images").used_at
     time.sleep(0.05)
     assert cache_locks.hold_folder(cache_dir / "prepared/p")
-    (each,) = (each for each in list_entries(cache_dir) if each.kind == "images")
-    assert each.used_at > before
-    assert list_entries(cache_dir)[-1] == each, "longest unused first"
+    (entry,) = (entry for entry in list_entries(cache_dir) if entry.kind == "images")
+    assert entry.used_at > before
+    assert list_entries(cache_dir)[-1] == entry, "least recently used first"
 
 
 def test_locked_folder_is_not_pruned(cache_dir: Path) -> None:
@@ -36,24 +36,24 @@ def test_locked_folder_is_not_pruned(cache_dir: Path) -> None:
         ("downloads/d/x-a.zip.lock", "downloads/d"),
         ("features/f.lock", "features/f"),
     ):
-        (each,) = (each for each in cache.list_entries(cache_dir) if each.folder == cache_dir / name)
-        assert not each.in_use
+        (entry,) = (entry for entry in cache.list_entries(cache_dir) if entry.folder == cache_dir / name)
+        assert not entry.in_use
         with in_another_process(LOCK, cache_dir / locked):
-            (each,) = (each for each in cache.list_entries(cache_dir) if each.folder == cache_dir / name)
-            assert each.in_use
-            assert not prune(each)
-        assert prune(each)
-        assert not each.folder.exists()
+            (entry,) = (entry for entry in cache.list_entries(cache_dir) if entry.folder == cache_dir / name)
+            assert entry.in_use
+            assert not prune(entry)
+        assert prune(entry)
+        assert not entry.folder.exists()
 
 
 def test_spool_is_never_pruned(cache_dir: Path) -> None:
-    assert [prune(each) for each in list_entries(cache_dir) if each.kind == "run"] == [False]
+    assert [prune(entry) for entry in list_entries(cache_dir) if entry.kind == "run"] == [False]
     assert (cache_dir / "spool/h/r/c").exists()
 
 
 def test_remove_leftovers(cache_dir: Path) -> None:
     cache_locks.delete(cache_dir / "weights/w")
-    assert not [each for each in list_entries(cache_dir) if each.kind == "weights"]
+    assert not [entry for entry in list_entries(cache_dir) if entry.kind == "weights"]
     cache.remove_leftovers(cache_dir)
     assert not list((cache_dir / "weights").iterdir())
 
