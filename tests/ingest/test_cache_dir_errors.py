@@ -1,4 +1,4 @@
-"""A cache folder that is full, may only be read, or may not be entered: one sentence and 78, whatever is written."""
+"""A cache folder that is full, read only or forbidden: one message and exit code 78, whichever write fails."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def cache_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mount(cache_dir: Path) -> Iterator[Mount]:
-    """Puts a disk in memory, of given options, in the cache folder's place."""
+    """Mounts a tmpfs with the given options over the cache folder."""
     mounted = 0
 
     def mounting(options: str) -> None:
@@ -36,7 +36,7 @@ def mount(cache_dir: Path) -> Iterator[Mount]:
 
     yield mounting
     for _ in range(mounted):
-        subprocess.run(["umount", "--lazy", str(cache_dir)], check=True)  # the failed one may still be mapped
+        subprocess.run(["umount", "--lazy", str(cache_dir)], check=True)  # files of the failed job may still be mapped
 
 
 @pytest.fixture(params=["demo", "file", "folder", "s3"])
@@ -52,8 +52,8 @@ def prepared(uri: str, cache_dir: Path) -> int:
     return len(build_cache.prepare(source, cache_dir, 32, 0.01, never).index.ids)
 
 
-def conflict(work: Callable[[], object]) -> str:
-    """What a ConflictError says, or nothing; any other error is the test's failure."""
+def conflict_message(work: Callable[[], object]) -> str:
+    """The message of a ConflictError, or nothing; any other error fails the test."""
     try:
         work()
     except ConflictError as error:
@@ -61,21 +61,21 @@ def conflict(work: Callable[[], object]) -> str:
     return ""
 
 
-def test_a_disk_that_is_full_at_any_point_is_a_conflict(
+def test_full_disk_at_any_point_is_conflict(
     uri: str, cache_dir: Path, mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each size ends at another write: 42 squares of 40 pixels have 202 kB, the archive 42 kB."""
-    monkeypatch.setattr(build_cache, "_check_disk", lambda *_: None)  # as if another job took the space in between
+    """Each disk size fails at another write: 42 squares of 40 pixels take 202 kB, the archive 42 kB."""
+    monkeypatch.setattr(build_cache, "_check_disk", lambda *_: None)  # as if another job had taken the space since
     for size in (4, 12, 20, 48, 100, 200, 204, 208, 212, 216, 256):
         mount(f"size={size}k")
-        words = conflict(lambda: prepared(uri, cache_dir))
-        assert size > 200 or words
-        assert not words or (str(cache_dir) in words and "No space left" in words and "free some" in words)
+        message = conflict_message(lambda: prepared(uri, cache_dir))
+        assert size > 200 or message
+        assert not message or (str(cache_dir) in message and "No space left" in message and "free some" in message)
     mount("size=8m")
     assert prepared(uri, cache_dir) >= 42
 
 
-def test_a_full_disk_keeps_what_is_there_and_goes_on_when_there_is_room(
+def test_full_disk_is_resumed_once_there_is_space(
     cache_dir: Path, tmp_path: Path, mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_zip(tmp_path / "x.zip", tree())
@@ -88,7 +88,7 @@ def test_a_full_disk_keeps_what_is_there_and_goes_on_when_there_is_room(
     assert prepared(str(path), cache_dir) == 42
 
 
-def test_a_disk_that_is_read_only_is_a_conflict(uri: str, cache_dir: Path, mount: Mount) -> None:
+def test_read_only_cache_dir_is_conflict(uri: str, cache_dir: Path, mount: Mount) -> None:
     mount("size=1m,ro")
     with pytest.raises(ConflictError, match=r"--cache-dir .*/cache cannot be written \(Read-only file system\)"):
         prepared(uri, cache_dir)
@@ -96,7 +96,7 @@ def test_a_disk_that_is_read_only_is_a_conflict(uri: str, cache_dir: Path, mount
 
 @pytest.fixture
 def nobody() -> Iterator[None]:
-    """The rights of nobody, who may not even enter a folder of root's."""
+    """The rights of the user nobody, who may not even enter a folder of root's."""
     if os.geteuid() != 0:
         yield
         return
@@ -105,7 +105,7 @@ def nobody() -> Iterator[None]:
     os.seteuid(0)
 
 
-def test_a_folder_that_may_not_be_entered_is_a_conflict(
+def test_forbidden_cache_dir_is_conflict(
     uri: str, cache_dir: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     for folder in (tmp_path, *tmp_path.parents):
@@ -115,3 +115,9 @@ def test_a_folder_that_may_not_be_entered_is_a_conflict(
     request.getfixturevalue("nobody")
     with pytest.raises(ConflictError, match=r"--cache-dir .*/cache cannot be written \(Permission denied\)"):
         prepared(uri, cache_dir)
+
+
+def test_file_as_cache_dir_is_conflict(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConflictError, match="--cache-dir .*/file cannot be written"):
+        prepared(uri, tmp_path / "file")
