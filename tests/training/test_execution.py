@@ -1,5 +1,6 @@
 """The arithmetic a device claims is tried before it is used."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -8,9 +9,12 @@ import torch
 
 from inat_job.configuration import configure
 from inat_job.errors import ConflictError
+from inat_job.host import nvidia
+from inat_job.host.nvidia import Driver
 from inat_job.settings import TrainSettings
 from inat_job.signals import never
 from inat_job.training import context, execution
+from inat_job.training.execution import decide
 
 
 def test_a_device_that_does_well_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +74,50 @@ def test_trying_it_draws_nothing_random() -> None:
     before = torch.get_rng_state()
     execution.choose("cpu")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_resume_keeps_the_first_attempts_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    first = decide(TrainSettings(precision="fp32", accelerator="cpu"), None)
+    stored: dict[str, Any] = dataclasses.asdict(first) | {"threads": 7}
+    kept = decide(TrainSettings(precision="auto", accelerator="cpu"), stored)
+    assert (kept.precision, kept.threads) == ("fp32", 7)
+    assert "not bit-equal" not in capsys.readouterr().out
+    decide(TrainSettings(accelerator="cpu"), stored | {"torch": "1.0"})
+    assert "not bit-equal" in capsys.readouterr().out
+
+
+def test_missing_accelerator_is_a_conflict() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConflictError, match="--accelerator is cuda"):
+        decide(TrainSettings(accelerator="cuda"), None)
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "cuda"])
+def test_unusable_gpu_is_refused_and_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch, accelerator: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvidia, "here", lambda: Driver("550.54.15", "12.4", given=True))
+    with pytest.raises(ConflictError, match=rf"550\.54\.15.*CUDA {torch.version.cuda}.*driver \d+ or newer"):
+        decide(TrainSettings(accelerator=accelerator), None)
+    assert decide(TrainSettings(accelerator="cpu"), None).accelerator == "cpu"
+
+
+def test_run_stored_without_compile_mode_keeps_its_compile_setting(monkeypatch: Any) -> None:
+    names = ("accelerator", "device", "precision", "channels_last", "compile", "deterministic", "threads", "torch")
+    first = decide(TrainSettings(accelerator="cpu"), None)
+    stored = {name: getattr(first, name) for name in names} | {"compile": True}
+    kept = decide(TrainSettings(accelerator="cpu"), stored)
+    assert (kept.compile, kept.compile_mode) == (True, "default")
+    assert not decide(TrainSettings(accelerator="cpu", compile=False), stored).compile
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not decide(TrainSettings(accelerator="cpu"), stored).compile
+
+
+def test_fp32_matmul_and_convolution_precision_is_explicit() -> None:
+    for deterministic in (True, False):
+        execution = decide(TrainSettings(accelerator="cpu", deterministic=deterministic), None)
+        execution.apply()
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"
+        assert torch.backends.cudnn.benchmark is execution.cudnn_benchmark is not deterministic
+        assert torch.get_num_threads() == execution.threads
