@@ -17,7 +17,7 @@ from inat_job.data.cache_index import Cache
 from inat_job.data.module import ImageDataModule
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from inat_job.errors import ConflictError, JobError, Preempted
-from inat_job.evaluation.metrics import summarise
+from inat_job.evaluation.metrics import split_metrics
 from inat_job.evaluation.predictions import EvaluationProgress, predict
 from inat_job.host import environment
 from inat_job.models.build import BuildInputs, build
@@ -165,7 +165,7 @@ def evaluate(work: RunContext, classifier: Classifier, rows: Any) -> dict[str, A
         parts = predict(trainer, classifier, work.images.batches(rows))
         group.drain()
         logits, labels = (group.all_gather_rows(part, len(rows)) for part in parts)
-    return summarise(logits, labels, work.images.cache.index.classes)
+    return split_metrics(logits, labels, work.images.cache.index.classes)
 
 
 def report_of(
