@@ -1,4 +1,6 @@
-"""The LightningModule of both parts: cut the view, classify it, and learn what the strategy lets learn."""
+"""The LightningModule of both parts: the training, validation and prediction steps, and the learning rate schedule.
+
+Lightning's trainer runs the training loop (training/trainer.py); `training_step` is what it does with one batch."""
 
 import math
 from typing import Any
@@ -20,7 +22,10 @@ from inat_job.settings import DataSettings, TrainSettings
 
 
 class Classifier(LightningModule):
-    """A network with its recipe. `val_loss` and `val_accuracy` hold the last validation's result."""
+    """A network with its recipe.
+
+    `loss` is the last batch's, on the device; `val_loss` and `val_accuracy` are the last validation's.
+    """
 
     def __init__(
         self, architecture: Architecture, train: TrainSettings, data: DataSettings, steps_per_epoch: int
@@ -35,12 +40,11 @@ class Classifier(LightningModule):
         self._finite = torch.tensor(True)
         self.val_loss = self.val_accuracy = float("nan")
         self._val_sums = torch.zeros(3)
-        self._opened_for = -1
-        self._split: tuple[torch.device, StemAndTail] | None = None
+        self._stages_set_for_epoch = -1
+        self._stem_and_tail: tuple[torch.device, StemAndTail] | None = None
 
     def forward(self, batch: Batch | FeatureBatch) -> Tensor:
-        """Logits (B, classes): of the view that a batch's draws make, or the evaluation's; of features where they are
-        what the batch has."""
+        """Logits (B, classes) of a batch of images, augmented if it has draws, or of a batch of cached features."""
         if isinstance(batch, FeatureBatch):
             logits: Tensor = self.stem_and_tail().tail(batch.features)
         else:
@@ -50,7 +54,10 @@ class Classifier(LightningModule):
         return logits
 
     def view(self, batch: Batch) -> Tensor:
-        """float32 (B, 3, image size, image size) in 0..255, channels last in memory."""
+        """The augmented view of a batch with draws, or else the evaluation's centre crop.
+
+        float32 (B, 3, image size, image size) in 0..255, channels last in memory.
+        """
         size = self._data.image_size
         if batch.draws is None:
             view = centre_view(batch.pixels, batch.sizes, size, self._data.eval_crop)
@@ -59,23 +66,23 @@ class Classifier(LightningModule):
         return view.contiguous(memory_format=torch.channels_last)
 
     def stem_and_tail(self) -> StemAndTail:
-        """The network, cut behind what is frozen as training begins. Raises CannotCutError."""
+        """The network, cut after the stages that are frozen as training begins. Raises CannotCutError."""
         device = next(self.network.parameters()).device
-        if self._split is None or self._split[0] != device:
-            begin = trainable_stages(self._architecture, 0, self._train.epochs)
-            self._split = device, cut_stem(self._architecture, begin)
-        return self._split[1]
+        if self._stem_and_tail is None or self._stem_and_tail[0] != device:
+            initial = trainable_stages(self._architecture, 0, self._train.epochs)
+            self._stem_and_tail = device, cut_stem(self._architecture, initial)
+        return self._stem_and_tail[1]
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         logits = self(batch)
         loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self._train.label_smoothing)
-        # Kept on the device: to look at it each step would make the device wait.
+        # Kept on the device: reading it at each step would make the CPU wait for the device.
         self.loss = loss.detach()
         self._finite = self._finite.to(loss.device) & torch.isfinite(self.loss)
         return loss
 
     def check_finite(self, step: int) -> None:
-        """Raise ConflictError if any loss so far was not finite."""
+        """Raise ConflictError if any training loss so far was not finite."""
         if not self._finite:
             raise self._not_finite("training", step)
 
@@ -86,14 +93,14 @@ class Classifier(LightningModule):
         )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Let this epoch's stages learn; what is frozen is in eval mode too, so its batch norm does not move.
+        """Unfreeze this epoch's stages; frozen ones are in eval mode too, so that their batch norm does not move.
 
-        Not at the epoch's start, since Lightning knows no such moment after a resume.
+        Done here and not at the epoch's start, since Lightning has no such hook after a resume in mid-epoch.
         """
-        if self._opened_for != self.current_epoch:
-            self._opened_for = self.current_epoch
-            open_stages = trainable_stages(self._architecture, self.current_epoch, self._train.epochs)
-            apply_strategy(self._architecture, open_stages)
+        if self._stages_set_for_epoch != self.current_epoch:
+            self._stages_set_for_epoch = self.current_epoch
+            stages = trainable_stages(self._architecture, self.current_epoch, self._train.epochs)
+            apply_strategy(self._architecture, stages)
 
     def on_validation_epoch_start(self) -> None:
         self._val_sums = torch.zeros(3, device=self.device)
@@ -123,8 +130,11 @@ class Classifier(LightningModule):
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Factor on the peak rate at a step: linear rise over the share `warmup` of the steps, then half a cosine to zero
-    (Loshchilov and Hutter, SGDR, 2016)."""
+    """Learning rate at a step over the peak rate, 0..1.
+
+    It rises linearly over the share `warmup` of the steps, then falls to zero along half a cosine (Loshchilov and
+    Hutter, SGDR, 2016).
+    """
     rise = max(1, min(round(warmup * total), total - 1))
     if step < rise:
         return (step + 1) / rise

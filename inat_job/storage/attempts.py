@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,8 +108,8 @@ def _is_valid(attempt: Attempt) -> bool:
         and all(isinstance(each, str) for each in texts)
         and isinstance(attempt.standing, dict)
         and all(value is None or isinstance(value, str | int | float) for value in attempt.standing.values())
-        and _is_number(attempt.at)
-        and _is_number(attempt.lease_s)
+        and is_non_negative_number(attempt.at)
+        and is_non_negative_number(attempt.lease_s)
         and attempt.lease_s > 0
         and isinstance(attempt.earlier, list)
         and all(map(_is_summary, attempt.earlier))
@@ -125,8 +126,9 @@ def _is_summary(value: Any) -> bool:
     )
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < float("inf")
+def is_non_negative_number(value: Any) -> bool:
+    """Whether it is an int or a float (no bool) of at least 0 that a float can hold: not infinite, not NaN."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def _is_count(value: Any) -> bool:

@@ -10,7 +10,7 @@ from inat_job import events
 from inat_job.checkpoints.manifest import Manifest
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import JobError, Preempted
-from inat_job.evaluation.metrics import summarise
+from inat_job.evaluation.metrics import split_metrics
 from inat_job.evaluation.predictions import EvaluationProgress, predict
 from inat_job.host import environment
 from inat_job.models.classifier import Classifier
@@ -32,7 +32,7 @@ def evaluate(context: RunContext, classifier: Classifier, rows: np.ndarray) -> d
         parts = predict(trainer, classifier, context.images.batches(rows))
         group.drop_pending()
         logits, labels = (group.all_gather_rows(part, len(rows)) for part in parts)
-    return summarise(logits, labels, context.images.cache.index.classes)
+    return split_metrics(logits, labels, context.images.cache.index.classes)
 
 
 @contextmanager

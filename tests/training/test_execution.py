@@ -1,5 +1,6 @@
 """How the arithmetic is decided: a precision is tried before it is used, and a resume keeps what was decided."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 from inat_job.configuration import configure
 from inat_job.distributed.ranks import SINGLE_RANK
 from inat_job.errors import ConflictError
+from inat_job.host import nvidia
+from inat_job.host.nvidia import Driver
 from inat_job.run.job import Job
 from inat_job.settings import TrainSettings
 from inat_job.signals import never
@@ -120,3 +123,39 @@ def test_compiler_failure_leaves_the_network_as_it_is(monkeypatch: pytest.Monkey
     assert torch.equal(network(images), expected)
     network(images).sum().backward()
     assert set(network.state_dict()) == names
+
+
+def test_resume_keeps_the_first_attempts_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    first = execution.decide(TrainSettings(precision="fp32", accelerator="cpu"), None)
+    stored: dict[str, Any] = dataclasses.asdict(first) | {"threads": 7}
+    kept = execution.decide(TrainSettings(precision="auto", accelerator="cpu"), stored)
+    assert (kept.precision, kept.threads) == ("fp32", 7)
+    assert "not bit-equal" not in capsys.readouterr().out
+    execution.decide(TrainSettings(accelerator="cpu"), stored | {"torch": "1.0"})
+    assert "not bit-equal" in capsys.readouterr().out
+
+
+def test_missing_accelerator_is_a_conflict() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConflictError, match="--accelerator is cuda"):
+        execution.decide(TrainSettings(accelerator="cuda"), None)
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "cuda"])
+def test_unusable_gpu_is_refused_and_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch, accelerator: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvidia, "find_driver", lambda: Driver("550.54.15", "12.4", has_gpu=True))
+    with pytest.raises(ConflictError, match=rf"550\.54\.15.*CUDA {torch.version.cuda}.*driver \d+ or newer"):
+        execution.decide(TrainSettings(accelerator=accelerator), None)
+    assert execution.decide(TrainSettings(accelerator="cpu"), None).accelerator == "cpu"
+
+
+def test_fp32_matmul_and_convolution_precision_is_explicit() -> None:
+    for deterministic in (True, False):
+        decided = execution.decide(TrainSettings(accelerator="cpu", deterministic=deterministic), None)
+        decided.apply()
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"
+        assert torch.backends.cudnn.benchmark is decided.cudnn_benchmark is not deterministic
+        assert torch.get_num_threads() == decided.threads
