@@ -369,7 +369,7 @@ def test_too_little_memory_says_what_to_lower(settings: Make, monkeypatch: Any) 
 
 
 def test_a_batch_larger_than_the_data_is_refused(settings: Make) -> None:
-    with pytest.raises(ConflictError, match="--batch-size is 64 and there are 48"):
+    with pytest.raises(ConflictError, match="--batch-size is 64, but there are only 48"):
         run(settings(train__batch_size="64"))
 
 
@@ -420,7 +420,7 @@ def test_test_says_what_is_wrong_with_a_checkpoint(settings: Make, tmp_path: Pat
     with pytest.raises(BadDataError, match="holds no run"):
         evaluate.settings_of(f"{uri}x", flags, [], None)
     made = evaluate.settings_of(uri, flags, [], None).settings
-    with pytest.raises(BadDataError, match=r"no intact checkpoint of step 7: it has 6, 12"):
+    with pytest.raises(BadDataError, match=r"no intact checkpoint of step 7: its steps are 6, 12"):
         evaluate.run(made, f"{uri}/checkpoints/7.ckpt", StopAfter(10**9), time.perf_counter())
     made = evaluate.settings_of(uri, flags | {"run.run_id": "r"}, [], None).settings
     with pytest.raises(ConflictError, match="is a training run"):
