@@ -3,11 +3,8 @@
 make docs
 """
 
-import dataclasses
 import math
 import sys
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import entrypoint  # noqa: E402
-from inat_job.command_options import BenchOptions, PrepareOptions, StatusOptions  # noqa: E402
+from inat_job import option_help  # noqa: E402
+from inat_job.command_options import BenchOptions, LogOptions, PrepareOptions, StatusOptions  # noqa: E402
 from inat_job.configuration import options_by_key, options_of_all_parts  # noqa: E402
 from inat_job.options import Option, options_of  # noqa: E402
-from inat_job.platforms.submission import SubmitOptions  # noqa: E402
+from inat_job.platforms.submission import TARGETS, SubmitOptions  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 
 PAGE = ROOT / "docs" / "options.md"
@@ -31,12 +29,7 @@ SECTIONS = {
     "storage": "how object storage is accessed",
     "tracker": "Weights & Biases",
 }
-OWN_OPTIONS = {
-    "status": StatusOptions,
-    "prepare": PrepareOptions,
-    "bench": BenchOptions,
-    "submit": SubmitOptions,
-}
+OWN_OPTIONS = {"status": StatusOptions, "prepare": PrepareOptions, "bench": BenchOptions, "submit": SubmitOptions}
 """Options that only one command has."""
 
 HEAD = """\
@@ -59,10 +52,10 @@ Most options are settings of a run. Each can be set in several places; from the 
 For `test`, the settings of the run that it evaluates come between 5 and 6.
 
 `--print-config` prints every value with its source, as a file that `--config` accepts, and stops. One file serves all
-commands of a part. An option that does not exist, a value out of range and an `INAT_` variable that sets nothing end
-the command with exit code 2 and a sentence that names the nearest option or the range.
+commands of a part. An option that does not exist or a value out of range ends the command with exit code 2 and a
+sentence that names the option meant or the range. An `INAT_` variable that sets nothing is a warning.
 
-Lists are separated by commas (`--filters 32,64,128,256,512`), durations are written as `90s`, `45m`, `1h30m`, `2d` or a
+A LIST is separated by commas (`--filters 32,64,128,256,512`), a DURATION is written as `90s`, `45m`, `1h30m`, `2d` or a
 number of seconds, and a switch is turned off with `--no-` (`--no-augment`). In a variable, a hyperparameter or a file,
 a switch is `true` or `false`.
 
@@ -89,43 +82,51 @@ def page() -> str:
     """The whole page, as Markdown."""
     parts = [HEAD, "## Settings of a run\n"]
     parts += [_section(name, title) for name, title in SECTIONS.items()]
-    parts += ["## Other options\n", _table(("option", "environment", "commands", "meaning"), COMMON)]
-    parts += [_command(name, section) for name, section in OWN_OPTIONS.items()]
+    parts += [f"## Logging, of every command\n\n{_log_options()}"]
+    parts += [f"## Other options\n\n{_table(('option', 'environment', 'commands', 'meaning'), COMMON)}"]
+    parts += [f"## Options of `{name}` alone\n\n{_own_options(section)}" for name, section in OWN_OPTIONS.items()]
     parts += [_uses()]
     return "\n".join(parts)
 
 
 def _section(name: str, title: str) -> str:
-    """A section of the settings; the model's has a table for each part."""
+    """A section of the settings; the model's has a table for each part, which share none of its options."""
     heading = f"### {name}: {title}\n"
     if name == "model":
-        tables = [
-            f"Part {part.upper()}:\n\n{_settings(name, {part: RECIPES[part]()})}"
-            for part in RECIPES  # the parts have no option of their networks in common
-        ]
+        tables = [f"Part {part.upper()}:\n\n{_settings(name, {part: RECIPES[part]()})}" for part in RECIPES]
         return "\n".join([heading, *tables])
     return f"{heading}\n{_settings(name, {part: recipe() for part, recipe in RECIPES.items()})}"
 
 
 def _settings(name: str, recipes: Mapping[str, Any]) -> str:
     rows = []
-    first = next(iter(recipes.values()))
-    for key, (each, kind) in options_by_key(first).items():
+    for key, (each, kind) in options_by_key(next(iter(recipes.values()))).items():
         section, _, field = key.partition(".")
         if section == name:
             values = {part: getattr(getattr(recipe, name), field) for part, recipe in recipes.items()}
-            rows.append((_flag(each, kind), f"`{each.variable}`", f"`{key}`", _default(values), *_rest(each, kind)))
+            place = (_flag(each, kind, setting=True), f"`{each.variable}`", f"`{key}`")
+            rows.append((*place, _default(each, values), _values(each, kind), _meaning(each)))
     return _table(("option", "environment", "in a file", "default", "values", "meaning"), rows)
 
 
-def _command(name: str, section: type) -> str:
-    """The options that one command has beside settings."""
-    defaults = {field.name: field.default for field in dataclasses.fields(section)}
+def _log_options() -> str:
     rows = [
-        (_flag(each, kind), _default({"": defaults[field]}, each), *_rest(each, kind))
-        for field, (each, kind) in options_of(section).items()
+        (_flag(each, kind), f"`{each.variable}`", _default(each, {"": getattr(LogOptions, field)}), _meaning(each))
+        for field, (each, kind) in options_of(LogOptions).items()
     ]
-    return f"## Options of `{name}` alone\n\n{_table(('option', 'default', 'values', 'meaning'), rows)}"
+    return _table(("option", "environment", "default", "meaning"), rows)
+
+
+def _own_options(section: type) -> str:
+    """The options that one command has beside settings; of `submit` with the targets that they are for."""
+    submits = section is SubmitOptions
+    rows = []
+    for field, (each, kind) in options_of(section).items():
+        targets = ", ".join(target for target in TARGETS if target not in each.refused)
+        row = (_flag(each, kind), _default(each, {"": getattr(section, field)}), _values(each, kind), _meaning(each))
+        rows.append((*row, targets) if submits else row)
+    head = ("option", "default", "values", "meaning")
+    return _table((*head, "targets") if submits else head, rows)
 
 
 def _uses() -> str:
@@ -134,71 +135,60 @@ def _uses() -> str:
     for key, (each, _) in options_of_all_parts().items():
         sections.setdefault(key.partition(".")[0], []).append(each.flag)
     rows = []
-    for name, command in sorted(entrypoint.cli.commands.items()):
+    for name, command in entrypoint.cli.commands.items():
         flags = {flag for parameter in command.params for flag in parameter.opts}
-        used = [_used(section, known, flags) for section, known in sections.items()]
-        rows.append((f"`{name}`", ", ".join(filter(None, used)) or "none; the submitted command has its own"))
-    head = "## Which command takes which settings\n\nA section's name stands for all of its settings.\n"
-    return f"{head}\n{_table(('command', 'settings'), rows)}"
+        used = [_used(section, sections[section], flags) for section in SECTIONS]
+        rows.append((f"`{name}`", "; ".join(filter(None, used)) or "none; the submitted command has its own"))
+    head = "A section's name stands for all of its settings. `--help` says what a setting means for a command.\n"
+    return f"## Which command takes which settings\n\n{head}\n{_table(('command', 'settings'), rows)}"
 
 
 def _used(section: str, known: Sequence[str], flags: set[str]) -> str:
+    """The settings of a section that a command accepts, in as few words as they take."""
     found = [flag for flag in known if flag in flags]
-    models = [
-        part.upper()
-        for part, recipe in RECIPES.items()
-        if section == "model" and flags.issuperset(each.flag for each, _ in options_of(type(recipe().model)).values())
-    ]
-    if found == list(known) or models:
-        return f"{section} (Part {models[0]})" if len(models) == 1 else section
-    return ", ".join(f"`{flag}`" for flag in found)
+    missing = [flag for flag in known if flag not in flags]
+    if section == "model" and found and missing:
+        [part] = [each for each, recipe in RECIPES.items() if found[0] in _model_flags(recipe())]
+        return f"{section} of Part {part.upper()}"
+    if len(missing) > len(found):
+        return ", ".join(f"`{flag}`" for flag in found)
+    return section + (f" without {', '.join(f'`{flag}`' for flag in missing)}" if missing else "")
 
 
-def _flag(each: Option, kind: Any) -> str:
-    """The option, with its opposite where it is a switch among the settings."""
-    settings = {known.flag for known, _ in options_of_all_parts().values()}
-    if kind in (bool, bool | None) and each.flag in settings:
-        return f"`{each.flag}`, `--no-{each.name}`"
-    return f"`{each.flag}`"
+def _model_flags(settings: Any) -> set[str]:
+    return {each.flag for each, _ in options_of(type(settings.model)).values()}
 
 
-def _default(values: Mapping[str, Any], each: Option | None = None) -> str:
-    shown = {part: _value(value, each) for part, value in values.items()}
+def _flag(each: Option, kind: Any, setting: bool = False) -> str:
+    """The option in all its spellings: a switch among the settings has an opposite."""
+    spellings = [each.flag, each.short, f"--no-{each.name}" if setting and not option_help.metavar(each, kind) else ""]
+    return ", ".join(f"`{spelling}`" for spelling in spellings if spelling)
+
+
+def _default(each: Option, values: Mapping[str, Any]) -> str:
+    shown = {part: option_help.shown_default(each, value) for part, value in values.items()}
     if len(set(shown.values())) == 1:
-        return next(iter(shown.values()))
-    return ", ".join(f"{part.upper()}: {text}" for part, text in shown.items())
+        return _code(next(iter(shown.values())))
+    return ", ".join(f"{part.upper()}: {_code(text)}" for part, text in shown.items())
 
 
-def _value(value: Any, each: Option | None) -> str:
-    if value is None or value == ():
-        return "not set"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        everything = each is not None and value == each.choices
-        return "all" if everything else f"`{','.join(map(str, value))}`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
-
-
-def _rest(each: Option, kind: Any) -> tuple[str, str]:
-    return _values(each, kind), each.help.replace("|", "\\|")
+def _code(default: str) -> str:
+    """A value as code; words stay words."""
+    return f"`{default}`" if default and " " not in default else default or "not set"
 
 
 def _values(each: Option, kind: Any) -> str:
     """What the option accepts, with its range."""
     if each.choices:
         return ", ".join(f"`{choice}`" for choice in each.choices)
-    if isinstance(kind, types.UnionType):
-        kind = next(arm for arm in kind.__args__ if arm is not type(None))
-    limits = _range(each.minimum, each.maximum)
-    if each.duration:
-        return f"duration{limits and f', {limits} s'}"
-    if kind is bool:
-        return "switch"
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        return "list of text" if item is str else f"list of whole numbers{limits and f', each {limits}'}"
-    return {int: "whole number", float: "number"}.get(kind, "text") + (limits and f", {limits}")
+    metavar, limits = option_help.metavar(each, kind).strip("[]"), _range(each.minimum, each.maximum)
+    if limits:
+        limits = f", {'each ' if metavar == 'LIST' else ''}{limits}{' s' if each.duration else ''}"
+    return (metavar or "switch") + limits
+
+
+def _meaning(each: Option) -> str:
+    return each.help.replace("|", "\\|")
 
 
 def _range(low: float, high: float) -> str:

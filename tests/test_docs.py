@@ -55,7 +55,7 @@ def spans(text: str) -> list[str]:
 
 def command_lines(text: str) -> list[list[str]]:
     """The words of each command of ours in the code blocks of a page, and in its inline code where options follow."""
-    found = re.findall(r"(?:entrypoint\.py|docker run .*inat-job) ([^;\n]+)", code_blocks(text, "sh"))
+    found = re.findall(r"(?:entrypoint\.py|docker run .*inat-job) ([a-z][^;\n]+)", code_blocks(text, "sh"))
     for span in spans(text):
         command = span.rpartition(" -- ")[2].rpartition("entrypoint.py ")[2]
         command = f"bench {command}" if command.startswith("--part ") and " --" in command[2:] else command
