@@ -2,7 +2,7 @@
 # make lint   checks style and types                   make test-all  also against a real object store and in a container
 # make soak   kills runs and resumes them              make faults    disturbs the object store in every phase
 # make fuzz   damages 10,000 files of all kinds        make image  builds the image, with its version and revision
-# make sbom   lists what .venv holds, as CycloneDX
+# make sbom   lists what .venv holds, as CycloneDX      make docs      writes docs/options.md
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -15,7 +15,7 @@ ROUNDS ?= 100
 SEED   ?= 0
 PARTS  ?= a,b
 
-.PHONY: venv demo test test-all soak faults fuzz lint lock image sbom clean
+.PHONY: venv demo test test-all soak faults fuzz lint docs lock image sbom clean
 
 venv: $(STAMP)
 
@@ -47,6 +47,9 @@ faults: venv
 
 fuzz: venv
 	INAT_TEST_FUZZ=10000 $(BIN)/python -m pytest -rP tests/test_fuzz.py
+
+docs: venv
+	$(BIN)/python docs/generate_options.py
 
 lint: venv
 	$(BIN)/ruff check .

@@ -14,11 +14,8 @@ from typing import Any
 
 import pytest
 
-from inat_job.configuration import options_by_key, options_of_all_parts
+from inat_job.configuration import options_of_all_parts
 from inat_job.errors import TransientError
-from inat_job.options import options_of
-from inat_job.platforms import submission
-from inat_job.recipes import RECIPES
 from tests.harness.in_process import Ended, in_process
 from tests.harness.made_images import encoded, tree, write_zip
 
@@ -27,13 +24,6 @@ SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --run
 
 BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
-)
-ASKED = {"--prune", "--watch"}
-SUBMIT = {each.flag for each, _ in options_of(submission.SubmitOptions).values()}
-# What other programs take in the README's commands.
-FOREIGN = set(
-    "--policy-name --policy-document --cluster --role-name --role-only --attach-policy-arn --approve "
-    "--repository-name --from-literal --assume-role-policy-document --policy-arn --password-stdin".split()
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -65,50 +55,6 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "--batch-size" in done.stdout
-
-
-ENGINES = set("--gpus --user --read-only --cap-drop --security-opt --shm-size --tmpfs --build-arg".split())
-"""Options of docker and of buildah that the README names."""
-
-
-def test_the_readme_names_every_option_and_no_other() -> None:
-    text = (ROOT / "README.md").read_text()
-    flags = {each.flag for recipe in RECIPES.values() for each, _ in options_by_key(recipe()).values()}
-    others = (
-        {"--help", "--print-config", "--config", "--set", "--checkpoint"} | BENCH | ASKED | ENGINES | SUBMIT | FOREIGN
-    )
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - others
-    assert named == flags
-    assert all(flag in text for flag in BENCH | ASKED | SUBMIT)
-
-
-def test_every_command_line_in_the_readme_parses(job: Callable[..., Ended]) -> None:
-    lines = re.findall(
-        r"^(?:.*python entrypoint\.py|docker run .*inat-job) ((?:parta|partb|test|prepare|preflight|bench|status).*)$",
-        (ROOT / "README.md").read_text(),
-        re.M,
-    )
-    assert len(lines) > 4
-    for line in lines:
-        words = line.partition("#")[0].split()
-        if words[0] != "test":  # it looks its run up first
-            assert job(*words, "--print-config").code == 0, line
-
-
-def test_every_submission_in_the_readme_is_made(job: Callable[..., Ended]) -> None:
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    lines = re.findall(r"^python entrypoint\.py (submit .*)$", text, re.M)
-    assert {line.split()[1] for line in lines} == set(submission.TARGETS)
-    for line in lines:
-        options, _, command = line.partition(" -- ")
-        words = [word for word in options.split() if word != "--wait"]
-        assert job(*words, "--dry-run", "--", *command.split()).code == 0, line
-
-
-def test_every_folder_that_the_readme_applies_is_there() -> None:
-    folders = re.findall(r"kubectl apply -k (\S+)", (ROOT / "README.md").read_text())
-    assert folders
-    assert all((ROOT / folder / "kustomization.yaml").exists() for folder in folders)
 
 
 def options(job: Callable[..., Ended], command: str) -> set[str]:
@@ -229,7 +175,7 @@ def test_75_an_unreachable_store(job: Callable[..., Ended], archive: str, monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    monkeypatch.setattr("inat_job.run.folders.StorageOptions", _impatient)
+    monkeypatch.setattr("inat_job.run.run_state.StorageOptions", _impatient)
     ended = job("parta", "--data", archive, "--output", "s3://bucket/out")
     assert (ended.code, "127.0.0.1:9" in ended.last) == (75, True)
 
@@ -266,7 +212,7 @@ def test_78_a_missing_output_bucket(job: Callable[..., Ended], archive: str, s3_
 def test_78_a_foreign_run(job: Callable[..., Ended], archive: str) -> None:
     assert job("parta", "--data", archive, *SMALL).code == 0
     ended = job("parta", "--data", archive, *SMALL, "--seed", "1")
-    assert (ended.code, "train.seed 0 there, 1 here" in ended.last) == (78, True)
+    assert (ended.code, "train.seed is 0 in the run, 1 here" in ended.last) == (78, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

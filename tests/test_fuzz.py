@@ -1,7 +1,7 @@
-"""Damaged files of every kind that the job reads: each ends in a result or in an error of ours, in bounded time and
-memory, and writes nowhere but to the cache.
+"""Damaged files of every kind that the job reads: each ends in a result or in a JobError, in bounded time and memory,
+and writes only to the cache.
 
-INAT_TEST_FUZZ is the number of inputs in all; `make fuzz` tries 10,000.
+INAT_TEST_FUZZ is the total number of inputs; `make fuzz` tries 10,000.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from inat_job.models.build import BuildInputs, build
 from inat_job.models.classifier import Classifier
 from inat_job.signals import never
 from inat_job.storage import Entry, StorageOptions, open_store, partial_download
-from inat_job.storage.attempts import after, newest
+from inat_job.storage.attempts import latest_attempt, next_attempt
 from inat_job.storage.run_folder import open_run_folder
 from inat_job.training import context
 from tests.harness.made_images import encoded, write_tar, write_zip
@@ -38,12 +38,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 TRIED = int(os.environ.get("INAT_TEST_FUZZ", "300"))
 LONGEST_S = 20.0
 MOST_MEMORY = 600 * 2**20
-"""Bytes by which the process may grow; a image may have 100 million pixels, and two are decoded at once."""
+"""Bytes by which the process may grow; an image may have 100 million pixels, and two are decoded at once."""
 
 NUMBERS = [b"\x00", b"\xff", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\x7f\xff\xff\xff", b"9" * 12, b"-1", b"1e400"]
 
 
-def files() -> dict[str, bytes]:
+def data_set() -> dict[str, bytes]:
     """A small data set of images in every format."""
     kinds = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
     return {
@@ -55,7 +55,7 @@ def files() -> dict[str, bytes]:
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """`data` after a few changes such as disks, networks and people make."""
+    """`data` after a few changes of the kind that disks, networks and people cause."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 5, 20))):
         at, length = chance.randrange(len(changed) + 1), chance.choice((1, 2, 4, 30, 400))
@@ -81,15 +81,15 @@ def prepared(archive: Path, stop: Callable[[], bool] = never) -> Cache:
     return build_cache.prepare(source, cache_dir, 32, 0.5, stop)
 
 
-class Archive:
-    """A damaged archive is prepared."""
+class DamagedArchive:
+    """A damaged archive."""
 
     def __init__(self, suffix: str) -> None:
         self.suffix = suffix
 
     def base(self, folder: Path) -> bytes:
         write = write_zip if self.suffix == ".zip" else write_tar
-        return write(folder / f"base{self.suffix}", files()).read_bytes()
+        return write(folder / f"base{self.suffix}", data_set()).read_bytes()
 
     def attempt(self, folder: Path, data: bytes) -> None:
         path = folder / f"x{self.suffix}"
@@ -97,38 +97,38 @@ class Archive:
         prepared(path)
 
 
-class Image:
+class DamagedImage:
     """One damaged image in an intact archive."""
 
     def base(self, folder: Path) -> bytes:
         return encoded(3, (40, 30), "JPEG")
 
     def attempt(self, folder: Path, data: bytes) -> None:
-        prepared(write_zip(folder / "x.zip", {**files(), "x/train/A/0.jpg": data}))
+        prepared(write_zip(folder / "x.zip", {**data_set(), "x/train/A/0.jpg": data}))
 
 
-class Prepared:
-    """A damaged file of a cache: the index of a finished one, or the journal of one that was broken off."""
+class DamagedCache:
+    """A damaged file of a cache: the index of a finished one, or the journal of an interrupted one."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def base(self, folder: Path) -> bytes:
-        archive = write_zip(folder / "x.zip", files())
-        asked = iter(range(15))
-        stop = (lambda: next(asked, None) is None) if self.name == ROWS else never
+        archive = write_zip(folder / "x.zip", data_set())
+        checks = iter(range(15))
+        stop = (lambda: next(checks, None) is None) if self.name == ROWS else never
         with contextlib.suppress(Preempted):
             prepared(archive, stop)
-        self._whole = folder / "whole"
-        shutil.copytree(folder / "cache", self._whole)
+        self._intact = folder / "intact"
+        shutil.copytree(folder / "cache", self._intact)
         self._clean = prepared(archive)
         self._archive = archive.read_bytes()
-        [path] = self._whole.glob(f"prepared/*/{self.name}")
-        self._relative = path.relative_to(self._whole)
+        [path] = self._intact.glob(f"prepared/*/{self.name}")
+        self._relative = path.relative_to(self._intact)
         return path.read_bytes()
 
     def attempt(self, folder: Path, data: bytes) -> None:
-        shutil.copytree(self._whole, folder / "cache")
+        shutil.copytree(self._intact, folder / "cache")
         (folder / "x.zip").write_bytes(self._archive)
         (folder / "cache" / self._relative).write_bytes(data)
         cache = prepared(folder / "x.zip")
@@ -137,13 +137,13 @@ class Prepared:
         assert (cache.folder / PIXELS).read_bytes() == (self._clean.folder / PIXELS).read_bytes()
 
 
-class PullJournal:
-    """The damaged journal of a pull that was broken off."""
+class DamagedDownloadJournal:
+    """The damaged journal of an interrupted download."""
 
     def base(self, folder: Path) -> bytes:
         self._entry = Entry("x", 20 * 2**20, "v")
-        plan = partial_download.plan_for(self._entry.size)
-        return partial_download.Journal("v", plan, {0: (2**20, 5), 1: (2**23, 7)}).text().encode()
+        plan = partial_download.plan_chunks(self._entry.size)
+        return partial_download.DownloadJournal("v", plan, {0: (2**20, 5), 1: (2**23, 7)}).text().encode()
 
     def attempt(self, folder: Path, data: bytes) -> None:
         (folder / "x.part.json").write_bytes(data)
@@ -151,8 +151,8 @@ class PullJournal:
         assert partial_download.resume(folder / "x.part", self._entry.version, self._entry.size).bytes_done() == 0
 
 
-class Checkpoint:
-    """A damaged checkpoint whose manifest tells its very hash, or a damaged manifest."""
+class DamagedCheckpoint:
+    """A damaged checkpoint whose manifest has its hash, or a damaged manifest."""
 
     def __init__(self, suffix: str) -> None:
         self.suffix = suffix
@@ -161,8 +161,8 @@ class Checkpoint:
         settings = configure(
             "a", {"model.filters": "2", "model.dense": "4", "data.image_size": "32"}, [], None
         ).settings
-        needs = BuildInputs(3, 32, pretrained=False, cache_dir=folder, options=StorageOptions(), stop=never)
-        architecture = build(settings.model, needs)
+        inputs = BuildInputs(3, 32, pretrained=False, cache_dir=folder, options=StorageOptions(), stop=never)
+        architecture = build(settings.model, inputs)
         self._classifier = Classifier(architecture, settings.train, settings.data, 4)
         content = {"state_dict": self._classifier.state_dict(), "loops": {"x": [1, 2.5]}, "epoch": 1}
         self._sha256, self._size = training_state.write(content, folder / "6.ckpt")
@@ -170,44 +170,44 @@ class Checkpoint:
         self._manifest = manifest.Manifest(
             6, 1, 0.5, 1.0, [0.5], False, "", "d", "s", 1.0, None, self._sha256, self._size
         )
-        return self._state if self.suffix == "ckpt" else manifest.text(self._manifest).encode()
+        return self._state if self.suffix == "ckpt" else manifest.to_json(self._manifest).encode()
 
     def attempt(self, folder: Path, data: bytes) -> None:
-        made = open_run_folder(str(folder / "runs"), "r", StorageOptions(), folder / "spool")
-        made.write("checkpoints/6.ckpt", data if self.suffix == "ckpt" else self._state)
-        made.write("checkpoints/6.json", data if self.suffix == "json" else manifest.text(self._manifest))
+        run = open_run_folder(str(folder / "runs"), "r", StorageOptions(), folder / "spool")
+        run.write("checkpoints/6.ckpt", data if self.suffix == "ckpt" else self._state)
+        run.write("checkpoints/6.json", data if self.suffix == "json" else manifest.to_json(self._manifest))
         if self.suffix == "ckpt":
-            context.load_weights(self._classifier, made.path("checkpoints/6.ckpt"))
+            context.load_weights(self._classifier, run.path("checkpoints/6.ckpt"))
             assert all(torch.is_tensor(each) for each in self._classifier.state_dict().values())
-        for found in (CheckpointIndex(made).discover().latest(), CheckpointIndex(made).discover().latest()):
+        for found in (CheckpointIndex(run).discover().latest(), CheckpointIndex(run).discover().latest()):
             assert found is None or found[1].read_bytes() == self._state
 
 
-class Lease:
-    """A damaged record of an attempt: one comes after it."""
+class DamagedAttempt:
+    """A damaged record of an attempt; the next attempt can follow it."""
 
     def base(self, folder: Path) -> bytes:
-        return after(after(None, 60, {"host": "x"}, "n"), 60, {"host": "x"}, "n").text()
+        return next_attempt(next_attempt(None, 60, {"host": "x"}, "n"), 60, {"host": "x"}, "n").to_json()
 
     def attempt(self, folder: Path, data: bytes) -> None:
         store = open_store(str(folder / "run"))
         store.put("attempts/2.json", data)
-        found, _ = newest(store, 5.0)
-        assert after(found, 60, {}, "n").number == 3
-        json.dumps(after(found, 60, {}, "n").told())
+        found, _ = latest_attempt(store, 5.0)
+        assert next_attempt(found, 60, {}, "n").number == 3
+        json.dumps(next_attempt(found, 60, {}, "n").summary())
 
 
 KINDS = {
-    "zip": Archive(".zip"),
-    "tar": Archive(".tar"),
-    "tar.gz": Archive(".tar.gz"),
-    "image": Image(),
-    "index": Prepared(INDEX),
-    "rows": Prepared(ROWS),
-    "pull": PullJournal(),
-    "checkpoint": Checkpoint("ckpt"),
-    "manifest": Checkpoint("json"),
-    "lease": Lease(),
+    "zip": DamagedArchive(".zip"),
+    "tar": DamagedArchive(".tar"),
+    "tar.gz": DamagedArchive(".tar.gz"),
+    "image": DamagedImage(),
+    "index": DamagedCache(INDEX),
+    "rows": DamagedCache(ROWS),
+    "journal": DamagedDownloadJournal(),
+    "checkpoint": DamagedCheckpoint("ckpt"),
+    "manifest": DamagedCheckpoint("json"),
+    "attempt": DamagedAttempt(),
 }
 
 
@@ -215,8 +215,8 @@ def outside(root: Path, own: Path) -> set[str]:
     return {str(path) for path in root.rglob("*") if own not in path.parents and path != own}
 
 
-def ended(attempt: Callable[[], None]) -> str:
-    """What an error of ours says, or nothing; any other is the test's failure."""
+def error_message(attempt: Callable[[], None]) -> str:
+    """The message of a JobError, or nothing; any other error fails the test."""
     try:
         attempt()
     except JobError as error:
@@ -225,7 +225,7 @@ def ended(attempt: Callable[[], None]) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_damage_is_more_than_an_error_of_ours(kind: str, tmp_path: Path) -> None:
+def test_damaged_file_ends_in_result_or_job_error(kind: str, tmp_path: Path) -> None:
     kinds = KINDS[kind]
     (tmp_path / "base").mkdir()
     base = kinds.base(tmp_path / "base")
@@ -237,9 +237,9 @@ def test_no_damage_is_more_than_an_error_of_ours(kind: str, tmp_path: Path) -> N
         own.mkdir()
         data = mutated(base, chance)
         begun = time.monotonic()
-        words = ended(lambda data=data, own=own: kinds.attempt(own, data))  # type: ignore[misc]
-        assert "\n" not in words, (number, words)
-        refused += bool(words)
+        message = error_message(lambda data=data, own=own: kinds.attempt(own, data))  # type: ignore[misc]
+        assert "\n" not in message, (number, message)
+        refused += bool(message)
         slowest = max(slowest, time.monotonic() - begun)
         assert outside(tmp_path, own) == others
         shutil.rmtree(own)

@@ -141,17 +141,14 @@ from inat_job.errors import ConflictError
 from inat_job.commands import train
 from inat_job.run import exit
 
-def leads(rank, settings, folder, stop, started):
-    while {hangs} or not stop():
-        time.sleep(0.1)
-    signals.check(stop, "leading")
-
-def follows(rank, settings, folder, stop, started):
-    if {fails}:
+def wait_for_the_stop_flag(job):
+    if job.rank.rank and {fails}:
         raise ConflictError("Rank 1 has no such thing: get one.")
-    leads(rank, settings, folder, stop, started)
+    while {hangs} or not job.stop():
+        time.sleep(0.1)
+    signals.check(job.stop, "waiting")
 
-train._lead, train._follow = leads, follows
+train._train = wait_for_the_stop_flag
 os.write(1, os.environ.get("RANK", "supervisor").encode() + b"\\n")  # one write: processes share the pipe
 try:
     entrypoint.main()
@@ -191,7 +188,7 @@ def test_stop_of_one_rank_stops_the_others(tmp_path: Path, rank: int) -> None:
     child = tampered(tmp_path)
     both_ranks(child)
     os.kill(ranks_of(child.pid)[rank], signal.SIGTERM)
-    assert ended(child, 20) == (143, "Error: Stopped by a signal while leading; run the same command again to go on.")
+    assert ended(child, 20) == (143, "Error: Stopped by a signal while waiting; run the same command again to go on.")
 
 
 def test_hanging_rank_is_reported_within_the_grace_period(tmp_path: Path) -> None:

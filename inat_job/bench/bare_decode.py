@@ -24,7 +24,7 @@ def main(archive: str, side: str, first: str, step: str, decoder: str) -> None:
     warnings.simplefilter("ignore", DeprecationWarning)  # torchvision means to give its decoder up
     decoded = {"ours": decode, "torchvision": _at_full_size}[decoder]
     container = archives.open_archive(Path(archive))
-    names = [image.name for image in layout.find(container.names(), archive)][int(first) :: int(step)]
+    names = [image.name for image in layout.find_images(container.names(), archive)][int(first) :: int(step)]
     print("ready", flush=True)
     for _ in sys.stdin:
         done = 0

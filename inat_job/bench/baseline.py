@@ -23,7 +23,7 @@ def unpack(container: archives.Container, images: ImageDataModule, folder: Path)
     index = images.cache.index
     splits = {"train": images.train_rows, "val": images.val_rows, "test": images.test_rows}
     split_of = {index.ids[row]: split for split, rows in splits.items() for row in rows}
-    names = {each.name: each for each in layout.find(container.names(), index.source) if each.id in split_of}
+    names = {each.name: each for each in layout.find_images(container.names(), index.source) if each.id in split_of}
     for number, (name, read) in enumerate(container.load(list(names))):
         image = names[name]
         suffix = Path(image.id).suffix.lower()

@@ -53,10 +53,10 @@ def checkpoint(
 
 def _store(live: Live, checkpoints: CheckpointIndex, uploader: Uploader, step: int) -> Stored:
     begun, own, all_threads = time.perf_counter(), time.thread_time(), time.process_time()
-    write = partial(training_state.write, training_state.gather(live.trainer))
-    uploader.save(_manifest(step), write, deferred=training_state.is_deferred(live.trainer))
+    write = partial(training_state.write, training_state.collect(live.trainer))
+    uploader.save(_manifest(step), write, deferred=training_state.can_write_later(live.trainer))
     waited = time.perf_counter() - begun
-    if not uploader.hurry(_PATIENCE_S):
+    if not uploader.flush(_PATIENCE_S):
         raise TransientError(f"A checkpoint was not stored in {_PATIENCE_S:g} s: check --output.")
     took = time.perf_counter() - begun
     background = time.process_time() - all_threads - (time.thread_time() - own)

@@ -5,8 +5,8 @@ from lightning import Trainer
 
 from inat_job.bench.epochs import Live
 from inat_job.bench.measurement import EPOCH, PICTURES, Measured, by_turns, rates
+from inat_job.data.batches import Batch
 from inat_job.data.module import ImageDataModule
-from inat_job.data.pixels import Batch
 from inat_job.evaluation.predictions import predict
 from inat_job.models.classifier import Classifier
 

@@ -12,18 +12,19 @@ from inat_job.bench.epochs import Between, Laps, Live
 from inat_job.bench.measurement import Measured
 from inat_job.checkpoints.uploader import Uploader, uploading
 from inat_job.command_options import BenchOptions
+from inat_job.distributed.ranks import SINGLE_RANK
 from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.models.classifier import Classifier
-from inat_job.models.flops import count
+from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, trainable_stages
-from inat_job.run import folders
+from inat_job.run.job import Job
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.run_state import hold_run
+from inat_job.run.run_state import lease_run, open_run
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
-from inat_job.training import context, feature_cache
+from inat_job.training import feature_cache
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext
 from inat_job.training.metrics_log import NAME as METRICS
@@ -67,9 +68,7 @@ class Ready:
         laps = Laps(images.slice_size, settings.train.accumulate, others)
         laps.at_end = lambda live: found.extend(self._taken_apart(live, laps))
         log = MetricsLog(MetricsFile(work.folder, None), lambda values, step: None, images.slice_size)
-        checkpoint_callback = CheckpointCallback(
-            settings, images, work.checkpoints, self.uploader, log, work.stop, None
-        )
+        checkpoint_callback = CheckpointCallback(work, self.uploader, log, None)
         trainer = self._trainer([log, checkpoint_callback, laps])
         trainer.limit_val_batches = 0
         if not self.request.trains:
@@ -85,7 +84,7 @@ class Ready:
     def _taken_apart(self, live: Live, laps: Laps) -> list[Measured]:
         wanted, runs, work = self.request.stages, self.request.runs, self.work
         found: list[Measured] = []
-        if "copy" in wanted and work.images.squares.device.type == "cpu":
+        if "copy" in wanted and work.images.pixel_rows.device.type == "cpu":
             found += device.copy(live, runs)
         if "augmentation" in wanted:
             found += device.augmentation(live, runs)
@@ -105,7 +104,7 @@ class Ready:
         """Those of a image, where all of the network trains from its pixels."""
         whole = trainable_stages(self.architecture, 0, self.work.settings.train.epochs) == len(self.architecture.stages)
         size = self.work.settings.data.image_size
-        return count(self.architecture.network, size).macs if whole and self.plan is None else None
+        return network_size(self.architecture.network, size).macs if whole and self.plan is None else None
 
     def facts(self) -> dict[str, Any]:
         """What the figures are of."""
@@ -126,18 +125,18 @@ class Ready:
 @contextmanager
 def ready(settings: Settings, request: BenchOptions, stop: StopFlag, started: float) -> Iterator[Ready]:
     """Prepare a run as the job does, in a folder of its own under --output, which is gone after the block."""
-    folder = folders.run_folder(settings, settings.run_id, stop)
+    folder = open_run(settings, settings.run_id, stop)
     try:
-        with hold_run(folder, settings.run.lease_seconds, stop) as held:
-            clock = Clock(started)
-            work = context.begin(settings, folder, prepare_images(settings, clock, stop), None, clock, stop)
-            architecture, classifier = context.network(work, pretrained=True)
-            context.reside(work)
+        with lease_run(folder, settings.run.lease_seconds, stop) as leased:
+            job = Job(settings, folder, SINGLE_RANK, Clock(started), stop)
+            work = RunContext.create(job, prepare_images(settings, job.clock, stop))
+            architecture, classifier = work.build_network(pretrained=True)
+            work.move_images_to_gpu()
             grace = settings.run.grace_seconds
-            with uploading(work.checkpoints, held.lease, [METRICS], stop, grace, None) as uploader:
-                plan = feature_cache.decide(architecture, classifier, settings, work.execution, work.images)
+            with uploading(work.checkpoints, leased.lease, [METRICS], stop, grace, None) as uploader:
+                plan = feature_cache.decide(work, architecture, classifier)
                 if plan:
-                    context.features(work, classifier, plan)
+                    feature_cache.prepare(work, classifier, plan)
                 yield Ready(request, work, architecture, classifier, uploader, plan)
     finally:
         _remove(folder)

@@ -21,7 +21,7 @@ from inat_job.signals import Stop
 
 def decode(source: DataSource, archive: Path, image_size: int, scratch: Path, runs: int, stop: Stop) -> list[Measured]:
     """Preparing an archive that is on this machine; hashing and writing are measured by themselves, too."""
-    count, side = len(layout.find(open_archive(archive).names(), source.uri)), build_cache.cache_side(image_size)
+    count, side = len(layout.find_images(open_archive(archive).names(), source.uri)), build_cache.cache_side(image_size)
 
     def prepared() -> None:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:

@@ -77,7 +77,7 @@ def _jpeg(grounds: torch.Tensor, seed: int, number: int) -> bytes:
 
 def repeated(container: archives.Container, where: str, times: int, path: Path) -> Path:
     """An archive at `path` with every image of a data set `times` times, each time under another name."""
-    images = {each.name: each for each in layout.find(container.names(), where)}
+    images = {each.name: each for each in layout.find_images(container.names(), where)}
     with zipfile.ZipFile(path, "w") as archive:
         for number, (name, read) in enumerate(container.load(list(images))):
             image = images[name]

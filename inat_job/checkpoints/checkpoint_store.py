@@ -1,4 +1,7 @@
-"""Puts one checkpoint into a run's folder so that it is believed only when it is whole, and takes away old ones."""
+"""Writes one checkpoint to a run's store so that it exists only once it is complete, and deletes old ones.
+
+The order makes it safe: the file, then its manifest, then the pointer `latest.json`, moved by a conditional write.
+"""
 
 import json
 import os
@@ -8,7 +11,7 @@ from pathlib import Path
 from inat_job import events
 from inat_job.checkpoints import manifest as manifests
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.checkpoints.manifest import FOLDER, POINTER, Manifest, to_keep
+from inat_job.checkpoints.manifest import FOLDER, POINTER, Manifest, steps_to_keep
 from inat_job.errors import JobError, PreconditionFailed
 from inat_job.events import Progress
 from inat_job.storage.disk import disk_errors, sha256_of
@@ -20,8 +23,11 @@ class DamagedError(Exception):
 
 
 class CheckpointStore:
-    """The `checkpoints/` of a run that `lease` holds. `companions` are files of the run that go with each checkpoint;
-    the checkpoint of the step `protected` is never taken away."""
+    """The `checkpoints/` of a run whose lease is held.
+
+    `companions` are files of the run that are stored with each checkpoint; `protected` is the step of a checkpoint
+    that retention never deletes.
+    """
 
     def __init__(
         self, checkpoints: CheckpointIndex, lease: Lease, companions: Sequence[str], protected: int | None
@@ -30,10 +36,13 @@ class CheckpointStore:
         self._folder, self._store = checkpoints.folder, checkpoints.folder.background
         self._companions, self._protected = companions, protected
         self._pointer = checkpoints.pointer
-        self._pointed: int | None = None  # what an earlier attempt pointed to may be damaged
+        self._pointer_step: int | None = None  # unknown: the checkpoint an earlier attempt pointed to may be damaged
 
     def put_file(self, manifest: Manifest, progress: Progress) -> None:
-        """Make the file durable here, and store it. Raises DamagedError, LeaseError and what the store raises."""
+        """Make the file durable on this machine, verify it, and store it.
+
+        Raises DamagedError, LeaseError and what the store raises.
+        """
         path = self._folder.path(manifest.name)
         with disk_errors(path, missing=f"{path} is gone: check that nothing removes it while the job runs."):
             _sync(path)
@@ -42,59 +51,63 @@ class CheckpointStore:
         if self._folder.remote:
             self._put_new(manifest.name, path, progress)
 
-    def describe_here(self, manifest: Manifest) -> None:
-        """Keep the manifest beside its file: where the store stays away, the next attempt on this machine finds both.
+    def write_local_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest beside its local file, so that the next attempt on this machine finds both if the store
+        stays away.
 
-        Where this machine is the store, the manifest comes last, when the file is durable.
+        Does nothing if this machine is the store: there the manifest is written last, once the file is durable.
         """
         if self._folder.remote and manifest.sha256:
-            self._folder.write(manifest.manifest_name, manifests.text(manifest))
+            self._folder.write(manifest.manifest_name, manifests.to_json(manifest))
 
     def put_manifest(self, manifest: Manifest) -> None:
-        """Store the manifest of a file that is stored: from now on the checkpoint exists. Then move the pointer."""
+        """Store the manifest of a stored file, which makes the checkpoint exist, and then move the pointer.
+
+        Raises LeaseError and what the store raises.
+        """
         self._lease.check()
         if not self._folder.remote:
-            self._folder.write(manifest.manifest_name, manifests.text(manifest))
+            self._folder.write(manifest.manifest_name, manifests.to_json(manifest))
         else:
             for path in filter(Path.exists, map(self._folder.path, self._companions)):
-                self._store.put(path.name, path.read_bytes())  # it may grow meanwhile
-            self._store.put(manifest.manifest_name, manifests.text(manifest).encode())
+                self._store.put(path.name, path.read_bytes())  # in memory, since it may grow meanwhile
+            self._store.put(manifest.manifest_name, manifests.to_json(manifest).encode())
         newest = max([manifest, *self._checkpoints.stored], key=lambda each: each.step)
-        if newest.step != self._pointed:  # an older one may arrive later, from an attempt that could not store it
+        if newest.step != self._pointer_step:  # an older one, that an earlier attempt could not store, moves nothing
             self._move_pointer(newest)
-            self._pointed = newest.step
+            self._pointer_step = newest.step
 
-    def retire(self) -> None:
-        """Delete what retention lets go of."""
+    def apply_retention(self) -> None:
+        """Delete the stored checkpoints that the retention policy does not keep."""
         stored = self._checkpoints.stored
-        keep = {*to_keep(stored), self._protected}
+        keep = {*steps_to_keep(stored), self._protected}
         for manifest in [each for each in stored if each.step not in keep]:
             self._delete(manifest.step)
-            self._checkpoints.forget(manifest.step)
+            self._checkpoints.remove(manifest.step)
 
-    def sweep(self) -> None:
-        """Delete what killed attempts left half done, before anything is written that may have its names."""
+    def delete_orphans(self) -> None:
+        """Delete the incomplete checkpoints of killed attempts, before a checkpoint of the same name is written."""
         for draft in (self._folder.local / FOLDER).glob("*.tmp"):
             draft.unlink(missing_ok=True)
         try:
-            for step in self._checkpoints.useless:
+            for step in self._checkpoints.orphans:
                 self._delete(step)
-        except JobError as error:  # it would be overwritten anyway
-            events.warn(f"What a killed attempt left could not be deleted: {error}")
-        self._checkpoints.useless.clear()
+        except JobError as error:  # harmless: it would be overwritten
+            events.warn(f"The incomplete checkpoints of a killed attempt could not be deleted: {error}")
+        self._checkpoints.orphans.clear()
 
-    def delete_here(self, step: int) -> None:
-        """Delete this machine's copy; the manifest goes first, so that none dangles."""
+    def delete_local(self, step: int) -> None:
+        """Delete this machine's copy, the manifest first so that none is left without its file."""
         for suffix in ("json", "ckpt"):
             (self._folder.local / f"{FOLDER}/{step}.{suffix}").unlink(missing_ok=True)
 
     def _delete(self, step: int) -> None:
         for suffix in ("json", "ckpt"):
             self._store.delete(f"{FOLDER}/{step}.{suffix}")
-        self.delete_here(step)
+        self.delete_local(step)
 
     def _put_new(self, name: str, path: Path, progress: Progress) -> None:
-        """Store a file that nobody else may be storing. An attempt that was killed may have left one of this step."""
+        """Store a file that no other job may be storing; one that a killed attempt left at this step is replaced."""
         self._lease.check()
         try:
             self._store.put(name, path, if_none_match=self._lease.conditional, progress=progress)
@@ -103,8 +116,8 @@ class CheckpointStore:
             self._store.put(name, path, progress=progress)
 
     def _move_pointer(self, manifest: Manifest) -> None:
-        facts = {"step": manifest.step, "manifest": manifest.manifest_name, "sha256": manifest.sha256}
-        text = json.dumps(facts).encode()
+        fields = {"step": manifest.step, "manifest": manifest.manifest_name, "sha256": manifest.sha256}
+        text = json.dumps(fields).encode()
         if not self._lease.conditional:
             self._pointer = self._store.put(POINTER, text)
             return
@@ -114,7 +127,7 @@ class CheckpointStore:
             else:
                 self._pointer = self._store.put(POINTER, text, if_match=self._pointer.version)
         except PreconditionFailed:
-            # A store without If-Match says so always, and any store when somebody else moved the pointer.
+            # A store without If-Match always fails so, and any store if another job moved the pointer.
             self._lease.check()
             self._pointer = self._store.put(POINTER, text)
 

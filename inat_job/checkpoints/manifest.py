@@ -1,27 +1,30 @@
-"""What is known of a checkpoint without opening it, and the policy on checkpoints as functions of that alone."""
+"""A checkpoint's manifest: what is known without opening the checkpoint, and the policies that need nothing else."""
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from inat_job.storage.attempts import is_non_negative_number
+
 FOLDER = "checkpoints"
 POINTER = f"{FOLDER}/latest.json"
 KEPT = 2
+"""Newest checkpoints that retention keeps, beside the best."""
 
-_ENDS = ("", "finished", "early stop", "max-time")
+_REASONS = ("", "finished", "early stop", "max-time")
 _SHA256_DIGITS = 64
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checkpoint's facts; `accuracies` are the validation's of all epochs so far, its own included.
+    """The manifest of one checkpoint.
 
-    `validate` says that its epoch's validation is still to be done. `ended` is the reason why training was over with
-    it, and empty while it goes on.
+    `epoch` counts finished epochs. `accuracies` are the validation accuracies of all epochs so far, 0..1, this one's
+    included. `validate` is whether the epoch's validation is still to be done. `ended` is why training ended with this
+    checkpoint, and empty while it goes on. `train_s` are the seconds of training until it.
     """
 
     step: int
@@ -49,66 +52,62 @@ class Manifest:
         return f"{FOLDER}/{self.step}.json"
 
 
-def steps(keys: Iterable[str], suffix: Literal["ckpt", "json"]) -> set[int]:
-    """The steps whose checkpoints, or manifests, are among the keys of a run folder; others' files are not."""
+def steps_in(keys: Iterable[str], suffix: Literal["ckpt", "json"]) -> set[int]:
+    """The steps of the checkpoints (ckpt) or manifests (json) among the keys of a run folder; others are ignored."""
     names = (re.fullmatch(rf"{FOLDER}/(0|[1-9][0-9]*)\.{suffix}", key) for key in keys)
     return {int(name[1]) for name in names if name}
 
 
 def parse(data: bytes | str) -> Manifest:
-    """The manifest in `data`. Raises ValueError unless it is whole and each of its fields can be true."""
+    """The manifest in `data`. Raises ValueError unless it is complete and the value of every field is possible."""
     try:
         manifest = Manifest(**json.loads(data))
         sound = _is_sound(manifest)
     except (TypeError, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from None
     if not sound:
-        raise ValueError("its fields cannot be true")
+        raise ValueError("a field has an impossible value")
     return manifest
 
 
-def text(manifest: Manifest) -> str:
-    """What its object holds."""
+def to_json(manifest: Manifest) -> str:
+    """The text that `parse` reads."""
     return json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
 
 
-def to_keep(manifests: Sequence[Manifest]) -> set[int]:
-    """Steps of the checkpoints that stay: the best by validation accuracy and the last two."""
+def steps_to_keep(manifests: Sequence[Manifest]) -> set[int]:
+    """The retention policy: the steps of the best checkpoint and of the last two."""
     newest = sorted(manifest.step for manifest in manifests)[-KEPT:]
-    top = best_of(manifests)
-    return {*newest, *([top.step] if top else [])}
+    best = best_of(manifests)
+    return {*newest, *([best.step] if best else [])}
 
 
 def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
-    """That with the highest validation accuracy; of several, that with the lowest validation loss."""
+    """The checkpoint with the highest validation accuracy; of equal ones, the one with the lowest validation loss."""
     scored = [each for each in manifests if each.val_accuracy is not None and each.val_loss is not None]
     return min(scored, key=lambda each: (-(each.val_accuracy or 0.0), each.val_loss, each.step), default=None)
 
 
-def stale(accuracies: Sequence[float]) -> int:
-    """Epochs since the best validation accuracy was first reached."""
+def epochs_since_best(accuracies: Sequence[float]) -> int:
+    """Epochs since the best validation accuracy was first reached; 0 without any."""
     return len(accuracies) - 1 - list(accuracies).index(max(accuracies)) if accuracies else 0
 
 
 def _is_sound(manifest: Manifest) -> bool:
-    scored = (manifest.val_accuracy is None) == (manifest.val_loss is None)
+    both_or_neither = (manifest.val_accuracy is None) == (manifest.val_loss is None)
     return (
         all(type(count) is int and count >= 0 for count in (manifest.step, manifest.epoch, manifest.size))
-        and all(_is_number(each) for each in (manifest.val_loss, manifest.images_per_s) if each is not None)
+        and all(is_non_negative_number(each) for each in (manifest.val_loss, manifest.images_per_s) if each is not None)
         and isinstance(manifest.accuracies, list)
         and all(_is_share(each) for each in (*manifest.accuracies, manifest.val_accuracy or 0.0))
-        and _is_number(manifest.train_s)
+        and is_non_negative_number(manifest.train_s)
         and type(manifest.validate) is bool
-        and manifest.ended in _ENDS
+        and manifest.ended in _REASONS
         and all(isinstance(each, str) for each in (manifest.data_digest, manifest.split_digest, manifest.sha256))
         and len(manifest.sha256) == _SHA256_DIGITS
-        and scored
+        and both_or_neither
     )
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
-
-
 def _is_share(value: Any) -> bool:
-    return _is_number(value) and value <= 1
+    return is_non_negative_number(value) and value <= 1

@@ -1,4 +1,4 @@
-"""The state that a resume needs: gathered by Lightning, written by us in one pass that also hashes it."""
+"""The training state that a resume needs: collected by Lightning, written here in one pass that also hashes it."""
 
 import hashlib
 import pickle
@@ -17,13 +17,12 @@ State = dict[str, Any]
 Write = Callable[[Path], tuple[str, int]]
 """Writes a state to a path; returns its SHA-256 and its size in bytes."""
 
-
-_WHOLE = {"state_dict", "loops", "optimizer_states", "lr_schedulers", "epoch", "global_step"}
-"""What a resume cannot do without."""
+_REQUIRED = {"state_dict", "loops", "optimizer_states", "lr_schedulers", "epoch", "global_step"}
+"""The entries without which no resume is exact."""
 
 
 class InMemoryCheckpointIO(TorchCheckpointIO):
-    """Takes what Lightning would write, and writes nothing: Lightning builds the whole file in memory, twice."""
+    """Keeps what Lightning would write, and writes nothing: Lightning itself builds the file in memory, twice."""
 
     def __init__(self) -> None:
         self.state: State = {}
@@ -33,37 +32,41 @@ class InMemoryCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> State:
         state = read(Path(path))
-        if missing := _WHOLE - state.keys():  # for which Lightning would begin again without a word
+        if missing := _REQUIRED - state.keys():  # without them Lightning would silently start from the beginning
             raise BadDataError(f"{path} lacks {', '.join(sorted(missing))}: delete it with its manifest.")
         return state
 
 
-def gather(trainer: Trainer) -> State:
-    """Everything that decides the rest of the run; on a GPU copied there, since training goes on while it is written.
+def collect(trainer: Trainer) -> State:
+    """Everything that decides the rest of the run.
 
-    On a CPU the tensors are the living ones: write them before the next step.
+    On a GPU the tensors are copies there, since training goes on while they are written; on a CPU they are the live
+    ones, to be written before the next step.
     """
     io = trainer.strategy.checkpoint_io
     assert isinstance(io, InMemoryCheckpointIO)
     trainer.save_checkpoint("unused")
     state, io.state = io.state, {}
-    return tree_map(_copied, state) if is_deferred(trainer) else state
+    return tree_map(_copy_of_cuda, state) if can_write_later(trainer) else state
 
 
-def is_deferred(trainer: Trainer) -> bool:
-    """Whether a gathered state may be written later, by another thread."""
+def can_write_later(trainer: Trainer) -> bool:
+    """Whether a collected state is a copy, which another thread may write while training goes on."""
     return trainer.strategy.root_device.type == "cuda"
 
 
 def write(state: State, path: Path) -> tuple[str, int]:
-    """Write a state to `path`, whole or not at all; returns its SHA-256 and size. Raises ConflictError."""
+    """Write a state to `path`, completely or not at all. Returns its SHA-256 and its size in bytes.
+
+    Raises ConflictError.
+    """
     draft = path.with_suffix(".tmp")
     try:
         with draft.open("wb") as file:
-            out = _Hashing(file)
+            out = _HashingFile(file)
             try:
                 torch.save(state, out)  # type: ignore[arg-type]  # it only writes
-            except RuntimeError:  # torch's own writer, confused by the error that it met
+            except RuntimeError:  # torch's writer hides the OSError that caused it
                 if out.error:
                     raise out.error from None
                 raise
@@ -75,19 +78,19 @@ def write(state: State, path: Path) -> tuple[str, int]:
 
 
 def read(path: Path) -> State:
-    """The state in a file, on the CPU; nothing in it is run. Raises BadDataError."""
+    """The state in a file, on the CPU; no code in the file is run. Raises BadDataError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
         detail = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         raise BadDataError(f"{path} is no checkpoint of this job ({detail}): delete it with its manifest.") from None
     if not isinstance(state, dict) or not isinstance(state.get("state_dict"), dict):
-        raise BadDataError(f"{path} is no checkpoint of this job (it holds no weights): delete it with its manifest.")
+        raise BadDataError(f"{path} is no checkpoint of this job (it has no weights): delete it with its manifest.")
     return state
 
 
-class _Hashing:
-    """A file that hashes what is written to it: what is meant, not what a disk makes of it."""
+class _HashingFile:
+    """A file that hashes what is written to it, before a disk can damage it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -109,5 +112,5 @@ class _Hashing:
         self._file.flush()
 
 
-def _copied(value: Any) -> Any:
+def _copy_of_cuda(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, torch.Tensor) and value.is_cuda else value

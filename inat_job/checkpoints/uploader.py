@@ -1,7 +1,7 @@
-"""Uploads checkpoints in the background: one thread that retries for as long as it takes and never ends training.
+"""Uploads checkpoints in the background: one thread, which retries for as long as it takes; training never waits.
 
-The best checkpoint goes first, since a resume from a newer one still needs it; then the newest. The queue is bounded by
-retention: a checkpoint that newer ones make superfluous is dropped before it is sent.
+The best checkpoint is uploaded first, since a resume from a newer one still needs it; then the newest. Retention
+bounds the queue: a checkpoint that newer ones have superseded is dropped before it is uploaded.
 """
 
 import threading
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from inat_job import events, signals, watchdog
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.checkpoint_store import CheckpointStore, DamagedError
-from inat_job.checkpoints.manifest import Manifest, best_of, to_keep
+from inat_job.checkpoints.manifest import Manifest, best_of, steps_to_keep
 from inat_job.checkpoints.training_state import Write
 from inat_job.errors import JobError
 from inat_job.events import Progress
@@ -22,39 +22,42 @@ from inat_job.signals import StopFlag
 from inat_job.storage import retry
 from inat_job.storage.lease import Lease, LeaseError
 
+_GRACE_SHARE = 0.7
+"""Share of the grace period that storing a checkpoint may take before a warning."""
+
+_TICK_S = 0.2
+
 
 @dataclass
 class PendingCheckpoint:
-    """A checkpoint on its way. `write` makes its file, where that was put off; `sent` says that the file is stored."""
+    """A checkpoint in the upload queue.
+
+    `write` writes its file, if that was deferred. `file_stored` is whether the file is in the store, so that only the
+    manifest is left to upload.
+    """
 
     manifest: Manifest
     taken_at: float
     write: Write | None = None
-    sent: bool = False
+    file_stored: bool = False
 
 
-def next_step(waiting: Collection[int], known: Sequence[Manifest]) -> int:
-    """The step that is stored first of those that wait: the best one's, and else the newest.
+def next_to_upload(waiting: Collection[int], known: Sequence[Manifest]) -> int:
+    """The step to upload first: the best checkpoint's if it waits, or else the newest.
 
-    Were a newer one stored before the best and the machine lost in between, the run would end with another best.
+    If a newer one were stored before the best and the machine then lost, the run would end with another best.
     """
     best = best_of(known)
     return best.step if best and best.step in waiting else max(waiting)
 
 
-def superfluous(waiting: Collection[int], known: Sequence[Manifest]) -> set[int]:
-    """The steps that retention would not keep, once they were stored."""
-    return set(waiting) - to_keep(known)
+def superseded(waiting: Collection[int], known: Sequence[Manifest]) -> set[int]:
+    """The waiting steps that retention would delete as soon as they were stored."""
+    return set(waiting) - steps_to_keep(known)
 
 
-_GRACE_SHARE = 0.7
-"""Share of the grace that a checkpoint may take until it is stored before it is warned about."""
-
-_TICK_S = 0.2
-
-
-class _SupersededError(Exception):
-    """A newer checkpoint is in a hurry."""
+class _OvertakenError(Exception):
+    """Ends an upload during a flush, because another checkpoint now comes first."""
 
 
 @contextmanager
@@ -66,18 +69,18 @@ def uploading(
     grace_s: float,
     resumed: Manifest | None,
 ) -> Iterator["Uploader"]:
-    """An uploader that, whatever ends the block, first stores what it has as far as the grace allows."""
+    """An uploader for the block. However the block ends, what was taken is stored first, as far as the grace allows."""
     uploader = Uploader(checkpoints, lease, companions, grace_s, protected=resumed.step if resumed else None)
     try:
         yield uploader
     except BaseException:
         if not uploader.failed:
-            uploader.hurry(stop.seconds_to_store(grace_s))
+            uploader.flush(stop.seconds_to_store(grace_s))
         raise
 
 
 class Uploader:
-    """Takes checkpoints from training and stores them; `protected` is the step of the one that was resumed from."""
+    """Takes checkpoints from training and stores them; `protected` is the step of the checkpoint resumed from."""
 
     def __init__(
         self,
@@ -90,210 +93,226 @@ class Uploader:
         self._checkpoints, self._lease, self._grace_s = checkpoints, lease, grace_s
         self._store = CheckpointStore(checkpoints, lease, companions, protected)
         self._changed = threading.Condition()
-        self._jobs = {each.step: PendingCheckpoint(each, time.monotonic()) for each in checkpoints.waiting}
+        self._queue = {each.step: PendingCheckpoint(each, time.monotonic()) for each in checkpoints.waiting}
         self._active: PendingCheckpoint | None = None
         self._fatal: BaseException | None = None
-        self._trouble: JobError | None = None
-        self._hurried = self._closing = False
-        self._store.sweep()
+        self._last_error: JobError | None = None
+        self._flushing = self._closing = False
+        self._store.delete_orphans()
         threading.Thread(target=self._work, name="uploader", daemon=True).start()
 
     def save(self, manifest: Manifest, write: Write, deferred: bool) -> Manifest:
-        """Take a checkpoint whose file `write` makes: now, or `deferred` by the thread. Raises ConflictError."""
-        self.guard()
-        job = PendingCheckpoint(manifest, time.monotonic(), write)
-        if not deferred or self._active is not None:  # a thread that is busy would let it wait in memory
-            self._make_file(job)
-        self._take(job)
-        return job.manifest
+        """Queue a checkpoint, whose file `write` writes: now, or later by the upload thread if `deferred`.
 
-    def amend(self, manifest: Manifest) -> None:
-        """Take a new manifest of a checkpoint that was taken before."""
-        self.guard()
+        Returns its manifest, complete if the file is written. Raises ConflictError.
+        """
+        self.raise_if_failed()
+        pending = PendingCheckpoint(manifest, time.monotonic(), write)
+        if not deferred or self._active is not None:  # a busy thread would keep the state in memory
+            self._write_file(pending)
+        self._enqueue(pending)
+        return pending.manifest
+
+    def update_manifest(self, manifest: Manifest) -> None:
+        """Queue a new manifest of a checkpoint saved before."""
+        self.raise_if_failed()
         with self._changed:
             known = {each.step: each for each in self._checkpoints.known}.get(manifest.step)
             if known is None:
-                return  # its file was given up
-            job = self._jobs.get(manifest.step) or PendingCheckpoint(known, time.monotonic(), sent=True)
-            job.manifest = replace(manifest, sha256=known.sha256, size=known.size)
-        self._take(job)
+                return  # its file was damaged and given up
+            pending = self._queue.get(manifest.step) or PendingCheckpoint(known, time.monotonic(), file_stored=True)
+            pending.manifest = replace(manifest, sha256=known.sha256, size=known.size)
+        self._enqueue(pending)
 
-    def guard(self) -> None:
-        """Raise what ended the thread, if anything did: a lost lease, a full disk, or a bug."""
+    def raise_if_failed(self) -> None:
+        """Raise what ended the upload thread, if anything did: a lost lease, a full disk, or a bug."""
         if self._fatal is not None:
             raise self._fatal
-        self._lease.guard()
+        self._lease.raise_if_lost()
 
     @property
     def failed(self) -> bool:
-        """Whether there is no use in waiting: the end was tried, or the thread is gone."""
-        return self._fatal is not None or (self._closing and self._trouble is not None)
+        """Whether waiting is useless: `finish` has failed, or the thread has ended."""
+        return self._fatal is not None or (self._closing and self._last_error is not None)
 
-    def made(self) -> None:
-        """Wait until every checkpoint has its file on this machine."""
+    def wait_until_written(self) -> None:
+        """Wait until the file of every checkpoint is on this machine's disk."""
         with self._changed:
-            self._changed.wait_for(lambda: self._fatal is not None or not any(job.write for job in self._jobs.values()))
-        self.guard()
+            self._changed.wait_for(
+                lambda: self._fatal is not None or not any(pending.write for pending in self._queue.values())
+            )
+        self.raise_if_failed()
 
-    def hurry(self, seconds: float) -> bool:
-        """Store what there is within `seconds`; whether all of it is stored."""
+    def flush(self, seconds: float) -> bool:
+        """Store the queue within `seconds`; returns whether all of it is stored."""
         with self._changed:
-            self._hurried = True
+            self._flushing = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._jobs or self._fatal is not None, seconds)
-            return not self._jobs
+            self._changed.wait_for(lambda: not self._queue or self._fatal is not None, seconds)
+            return not self._queue
 
     def finish(self, stop: StopFlag) -> None:
-        """Store all there is. Raises the store's error when it stays away for all its retries, Preempted if stopped."""
+        """Store the queue, however long it takes.
+
+        Raises the store's error if it lasts through all retries, and Preempted if stopped.
+        """
         with self._changed:
-            self._closing, self._trouble = True, None
+            self._closing, self._last_error = True, None
             self._changed.notify_all()
-            while (self._jobs or self._active) and not self.failed and not stop():
-                watchdog.beat()  # as each request has a time-out
+            while (self._queue or self._active) and not self.failed and not stop():
+                watchdog.beat()  # every request has a time-out, so this thread's waiting is no hang
                 self._changed.wait(_TICK_S)
-        self.guard()
-        if self._trouble is not None:
-            raise self._trouble
-        if self._jobs and not self.hurry(stop.seconds_to_store(self._grace_s)):
+        self.raise_if_failed()
+        if self._last_error is not None:
+            raise self._last_error
+        if self._queue and not self.flush(stop.seconds_to_store(self._grace_s)):
             signals.check(stop, "the last checkpoint was being stored")
 
-    def _take(self, job: PendingCheckpoint) -> None:
+    def _enqueue(self, pending: PendingCheckpoint) -> None:
         with self._changed:
-            self._store.describe_here(job.manifest)
-            self._jobs[job.manifest.step] = job
-            self._checkpoints.wait(job.manifest)
-            self._drop_superfluous()
+            self._store.write_local_manifest(pending.manifest)
+            self._queue[pending.manifest.step] = pending
+            self._checkpoints.mark_waiting(pending.manifest)
+            self._drop_superseded()
             self._changed.notify_all()
 
-    def _drop_superfluous(self) -> None:
-        for step in superfluous(self._jobs, self._checkpoints.known):
-            if self._jobs[step] is not self._active:
-                job = self._jobs.pop(step)
-                self._checkpoints.drop(step)
-                if not job.sent:
-                    self._store.delete_here(step)
+    def _drop_superseded(self) -> None:
+        for step in superseded(self._queue, self._checkpoints.known):
+            if self._queue[step] is not self._active:
+                pending = self._queue.pop(step)
+                self._checkpoints.discard_waiting(step)
+                if not pending.file_stored:
+                    self._store.delete_local(step)
 
     def _work(self) -> None:
         failures = 0
         while self._fatal is None:
-            job = self._next(retry.wait_s(failures) if failures else 0.0)
+            pending = self._wait_for_next(retry.backoff_s(failures) if failures else 0.0)
             try:
-                self._send(job)
+                self._upload(pending)
                 failures = 0
-            except _SupersededError:
+            except _OvertakenError:
                 continue
             except DamagedError as error:
-                self._give_up(job, error)
+                self._give_up(pending, error)
             except JobError as error:
-                if isinstance(error, LeaseError) or job.write:  # which is no trouble of the store's
-                    self._end(error)
+                if isinstance(error, LeaseError) or pending.write:  # not the store's trouble, so no retry helps
+                    self._fail(error)
                 failures += 1
-                self._troubled(job, error, first=failures == 1)
+                self._note_error(pending, error, first=failures == 1)
             except BaseException as error:
-                self._end(error)
+                self._fail(error)
             with self._changed:
                 self._active = None
                 self._changed.notify_all()
 
-    def _next(self, pause_s: float) -> PendingCheckpoint:
-        """What is to be stored next, after a pause that the end of the job cuts short."""
-        begun = time.monotonic()
+    def _wait_for_next(self, pause_s: float) -> PendingCheckpoint:
+        """The next checkpoint to upload, after a pause that the end of the job cuts short."""
+        started = time.monotonic()
         with self._changed:
-            while not self._jobs or time.monotonic() - begun < self._pause(pause_s):
-                self._changed.wait(_TICK_S if self._jobs else None)
-            self._active = self._next_job()
+            while not self._queue or time.monotonic() - started < self._pause_s(pause_s):
+                self._changed.wait(_TICK_S if self._queue else None)
+            self._active = self._next()
             return self._active
 
-    def _next_job(self) -> PendingCheckpoint:
-        return self._jobs[next_step(self._jobs, self._checkpoints.known)]
+    def _next(self) -> PendingCheckpoint:
+        return self._queue[next_to_upload(self._queue, self._checkpoints.known)]
 
-    def _pause(self, wanted_s: float) -> float:
-        return min(wanted_s, _TICK_S) if self._hurried or self._closing else wanted_s
+    def _pause_s(self, wanted_s: float) -> float:
+        return min(wanted_s, _TICK_S) if self._flushing or self._closing else wanted_s
 
-    def _send(self, job: PendingCheckpoint) -> None:
-        if job.write:
-            self._make_file(job)
-        if not job.sent:
-            self._store.put_file(job.manifest, self._give_way(job))
-            job.sent = True
-        manifest = job.manifest
+    def _upload(self, pending: PendingCheckpoint) -> None:
+        if pending.write:
+            self._write_file(pending)
+        if not pending.file_stored:
+            self._store.put_file(pending.manifest, self._interrupt_for_better(pending))
+            pending.file_stored = True
+        manifest = pending.manifest
         self._store.put_manifest(manifest)
-        self._arrived(job, manifest)
+        self._mark_stored(pending, manifest)
         try:
-            self._store.retire()
+            self._store.apply_retention()
         except LeaseError:
             raise
         except JobError as error:
             events.warn(f"Checkpoints that are no longer needed could not be deleted: {error}")
 
-    def _arrived(self, job: PendingCheckpoint, manifest: Manifest) -> None:
-        took = time.monotonic() - job.taken_at
-        self._checkpoints.arrived(manifest)
+    def _mark_stored(self, pending: PendingCheckpoint, manifest: Manifest) -> None:
+        seconds = time.monotonic() - pending.taken_at
+        self._checkpoints.mark_stored(manifest)
         self._lease.reached(manifest.step)
         STATUS.stored_step, STATUS.checkpoint = manifest.step, f"{self._checkpoints.folder.uri}/{manifest.name}"
-        events.emit("checkpoint", step=manifest.step, seconds=round(took, 3), bytes=manifest.size)
-        if took > _GRACE_SHARE * self._grace_s:
+        events.emit("checkpoint", step=manifest.step, seconds=round(seconds, 3), bytes=manifest.size)
+        if seconds > _GRACE_SHARE * self._grace_s:
             events.warn(
-                f"A checkpoint took {took:.1f} s to store, and --grace-seconds is {self._grace_s:g}: raise the grace."
+                f"A checkpoint took {seconds:.1f} s to store, and --grace-seconds is {self._grace_s:g}: raise the "
+                "grace."
             )
         with self._changed:
-            if job.manifest == manifest:
-                self._jobs.pop(manifest.step, None)
-            job.taken_at = time.monotonic()
+            if pending.manifest == manifest:
+                self._queue.pop(manifest.step, None)
+            pending.taken_at = time.monotonic()
             self._changed.notify_all()
 
-    def _make_file(self, job: PendingCheckpoint) -> None:
-        assert job.write
-        sha256, size = job.write(self._checkpoints.folder.path(job.manifest.name))
+    def _write_file(self, pending: PendingCheckpoint) -> None:
+        assert pending.write
+        sha256, size = pending.write(self._checkpoints.folder.path(pending.manifest.name))
         with self._changed:
-            job.manifest, job.write = replace(job.manifest, sha256=sha256, size=size), None
-            if self._jobs.get(job.manifest.step) is job:  # it was put off
-                self._checkpoints.wait(job.manifest)
-                self._store.describe_here(job.manifest)
+            pending.manifest, pending.write = replace(pending.manifest, sha256=sha256, size=size), None
+            if self._queue.get(pending.manifest.step) is pending:  # the write was deferred
+                self._checkpoints.mark_waiting(pending.manifest)
+                self._store.write_local_manifest(pending.manifest)
             self._changed.notify_all()
 
-    def _give_way(self, job: PendingCheckpoint) -> Progress:
-        def look(done: int, total: int) -> None:
+    def _interrupt_for_better(self, pending: PendingCheckpoint) -> Progress:
+        """A progress callback that ends the upload when a flush needs another checkpoint first."""
+
+        def check(done: int, total: int) -> None:
             with self._changed:
-                if self._hurried and done < total and job is not self._next_job():
-                    raise _SupersededError
+                if self._flushing and done < total and pending is not self._next():
+                    raise _OvertakenError
 
-        return look
+        return check
 
-    def _troubled(self, job: PendingCheckpoint, error: JobError, first: bool) -> None:
+    def _note_error(self, pending: PendingCheckpoint, error: JobError, first: bool) -> None:
         if first:
-            events.warn(f"Checkpoint {job.manifest.step} is not stored yet: {error}")
+            events.warn(f"Checkpoint {pending.manifest.step} is not stored yet: {error}")
         with self._changed:
-            self._trouble = error
+            self._last_error = error
             self._changed.notify_all()
 
-    def _give_up(self, job: PendingCheckpoint, error: Exception) -> None:
-        events.warn(f"Checkpoint {job.manifest.step} is given up: {error}")
+    def _give_up(self, pending: PendingCheckpoint, error: Exception) -> None:
+        events.warn(f"Checkpoint {pending.manifest.step} is given up: {error}")
         with self._changed:
-            self._jobs.pop(job.manifest.step, None)
-            self._checkpoints.drop(job.manifest.step)
+            self._queue.pop(pending.manifest.step, None)
+            self._checkpoints.discard_waiting(pending.manifest.step)
             self._changed.notify_all()
 
-    def _end(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._fatal = error
             self._changed.notify_all()
 
 
 class NullUploader:
-    """Takes checkpoints as training/uploader.py does, and leaves them to rank 0, which takes the same."""
+    """The uploader of every rank but rank 0: it does nothing, since rank 0 stores the same checkpoints."""
 
     def save(self, manifest: Manifest, write: Write, deferred: bool) -> Manifest:
+        """Returns the manifest as it is."""
         return manifest
 
-    def amend(self, manifest: Manifest) -> None:
-        pass
+    def update_manifest(self, manifest: Manifest) -> None:
+        """Does nothing."""
 
-    def guard(self) -> None:
-        pass
+    def raise_if_failed(self) -> None:
+        """Does nothing."""
 
-    def made(self) -> None:
-        pass
+    def wait_until_written(self) -> None:
+        """Does nothing."""
 
-    def hurry(self, seconds: float) -> bool:
+    def flush(self, seconds: float) -> bool:
+        """Has nothing to store."""
         return True
+
+    def finish(self, stop: StopFlag) -> None:
+        """Does nothing."""

@@ -19,7 +19,7 @@ from inat_job.command_options import BenchOptions
 from inat_job.errors import UsageError
 from inat_job.ingest import archives, data_source
 from inat_job.ingest.data_source import DataSource
-from inat_job.run.folders import storage_options
+from inat_job.run.run_state import storage_options
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 

@@ -12,18 +12,18 @@ from typing import Any
 from inat_job import events
 from inat_job.errors import BadDataError, JobError, NoPermissionError
 from inat_job.host import environment
-from inat_job.ingest.inspect import look
+from inat_job.ingest.inspect import summarise
 from inat_job.models.find_weights import find_weights
 from inat_job.platforms.platform import Platform
-from inat_job.reporting.tracking import reach
-from inat_job.run import folders, outputs, resources
-from inat_job.run.checks import Caution, Check, Finding, together, worst
-from inat_job.run.run_state import RunState, check_run, read_config
+from inat_job.reporting.tracking import check_tracker
+from inat_job.run import outputs, resources
+from inat_job.run.checks import Check, CheckResult, CheckWarning, run_checks, worst_failure
+from inat_job.run.run_state import RunState, decide_run_state, open_run, read_config, storage_options
 from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, open_store
 from inat_job.storage.probe import probe
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder
 
 LIMIT_S = 10.0
 """Seconds within which all has ended, the process's own start included."""
@@ -56,9 +56,7 @@ class _Job:
 
     def folder(self, name: str) -> RunFolder:
         """The folder of a run, a run id under `--output` or a URI."""
-        output, _, run_id = name.rstrip("/").rpartition("/")
-        spools = Path(self.settings.data.cache_dir) / "spool"
-        return open_run_folder(output or self.settings.run.output, run_id, self.options, spools)
+        return open_run(self.settings, name, options=self.options)
 
     @property
     def own(self) -> str:
@@ -73,12 +71,12 @@ def run(settings: Settings, place: Platform, stop: Stop, started: float | None =
     """
     begun = time.perf_counter() if started is None else started
     seconds = max(_LEAST_S, LIMIT_S - _OWN_S - (time.perf_counter() - begun))
-    options = replace(folders.storage_options(settings.storage), retries=_RETRIES)
+    options = replace(storage_options(settings.storage), retries=_RETRIES)
     findings = []
-    for finding in together(checks(_Job(settings, place, options), seconds), stop):
+    for finding in run_checks(checks(_Job(settings, place, options), seconds), stop):
         findings.append(finding)
         _say(finding)
-    failed = worst(findings)
+    failed = worst_failure(findings)
     counts = {outcome: sum(each.outcome == outcome for each in findings) for outcome in ("ok", "warn", "fail")}
     events.emit("preflight", **counts, code=failed.code if failed else 0, seconds=round(time.perf_counter() - begun, 1))
     if failed and failed.error:
@@ -107,13 +105,13 @@ def checks(job: _Job, seconds: float) -> Sequence[Check]:
 
 
 def _place(job: _Job) -> str:
-    outputs.check(job.place)  # writes where the platform collects
+    outputs.check_folders(job.place)  # writes where the platform collects
     return ", ".join(
         f"{value}" if name == "name" else f"{name} {value}" for name, value in job.place.log_fields().items()
     )
 
 
-def _identity(job: _Job) -> str | Caution:
+def _identity(job: _Job) -> str | CheckWarning:
     if not job.uses_s3:
         return "not needed, nothing is in S3"
     if job.options.anonymous:
@@ -126,7 +124,7 @@ def _identity(job: _Job) -> str | Caution:
     return f"credentials from {found.method}; whose is not known: {found.why}"
 
 
-def _clock(job: _Job) -> str | Caution:
+def _clock(job: _Job) -> str | CheckWarning:
     if not job.uses_s3:
         return "not compared, nothing is in S3"
     from inat_job.storage.s3 import account
@@ -135,15 +133,15 @@ def _clock(job: _Job) -> str | Caution:
     if skew is None:
         return "not compared, the store tells no time"
     what = f"this machine's clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the store's"
-    if abs(skew) > account.REFUSED_FROM_S:
+    if abs(skew) > account.MAX_SKEW_S:
         raise NoPermissionError(f"Every request is refused, since {what}: set this machine's clock.")
-    return Caution(what, "set this machine's clock") if abs(skew) > _CLOCK_WARNS_S else what
+    return CheckWarning(what, "set this machine's clock") if abs(skew) > _CLOCK_WARNS_S else what
 
 
-def _data(job: _Job) -> str | Caution:
+def _data(job: _Job) -> str | CheckWarning:
     data = job.settings.data
     try:
-        looked = look(data.uri, Path(data.cache_dir), data.image_size, job.options)
+        looked = summarise(data.uri, Path(data.cache_dir), data.image_size, job.options)
     except BaseException:
         job.looked.cancel()
         raise
@@ -151,11 +149,11 @@ def _data(job: _Job) -> str | Caution:
     return looked.text + (f"; {looked.doubt}" if looked.doubt else "")
 
 
-def _output(job: _Job) -> str | Caution:
+def _output(job: _Job) -> str | CheckWarning:
     store = open_store(job.own, job.options, role="output")
     if probe(store):
         return f"{store.uri} can be written, conditionally too, read and cleared"
-    return Caution(
+    return CheckWarning(
         f"{store.uri} takes no conditional writes", "don't start two jobs of one run at the same moment, or use S3"
     )
 
@@ -163,7 +161,7 @@ def _output(job: _Job) -> str | Caution:
 def _run(job: _Job) -> str:
     try:
         folder = job.folder(job.own)
-        standing, _ = check_run(folder, job.settings)
+        standing, _ = decide_run_state(folder, job.settings)
     except BaseException:
         job.standing.cancel()
         raise
@@ -181,11 +179,11 @@ def _init_from(job: _Job) -> str:
     return folder.uri
 
 
-def _disk(job: _Job, seconds: float) -> str | Caution:
+def _disk(job: _Job, seconds: float) -> str | CheckWarning:
     return resources.check_disk(job.settings, _told(job.looked, seconds))
 
 
-def _weights(job: _Job, seconds: float) -> str | Caution:
+def _weights(job: _Job, seconds: float) -> str | CheckWarning:
     """A run that is taken up has its own already, unless it ended before its first checkpoint."""
     model = job.settings.model
     if job.settings.run.init_from:
@@ -195,14 +193,14 @@ def _weights(job: _Job, seconds: float) -> str | Caution:
     except JobError as error:
         if _told(job.standing, seconds) is not RunState.RESUME:
             raise
-        return Caution(str(error).rstrip("."), "none is needed if the run has a checkpoint")
+        return CheckWarning(str(error).rstrip("."), "none is needed if the run has a checkpoint")
     return found or "none is needed"
 
 
-def _tracker(settings: Settings) -> str | Caution:
+def _tracker(settings: Settings) -> str | CheckWarning:
     mode: Any = settings.tracker.mode
-    found = reach(mode, environment.wandb_server(), environment.has_wandb_key(), environment.wandb_key())
-    return Caution(found.doubt, found.mend) if found.doubt else found.text
+    found = check_tracker(mode, environment.wandb_server(), environment.has_wandb_key(), environment.wandb_key())
+    return CheckWarning(found.warning, found.fix) if found.warning else found.text
 
 
 def _told(answer: "Future[Any]", seconds: float) -> Any | None:
@@ -213,12 +211,12 @@ def _told(answer: "Future[Any]", seconds: float) -> Any | None:
         return None
 
 
-def _say(finding: Finding) -> None:
+def _say(finding: CheckResult) -> None:
     """A line for a person, or an object for a machine."""
     if not events.terminal():
-        said = {"check": finding.check, "outcome": finding.outcome, "what": finding.what}
-        more = {"mend": finding.mend} if finding.mend else {}
+        said = {"check": finding.check, "outcome": finding.outcome, "what": finding.message}
+        more = {"fix": finding.fix} if finding.fix else {}
         return events.emit("check", **said, **more, **({"code": finding.code} if finding.error else {}))
-    mend = f": {finding.mend}" if finding.mend else ""
-    print(f"{finding.outcome:<4}  {finding.check:<9} {finding.what}{mend}", file=sys.stderr, flush=True)
+    fix = f": {finding.fix}" if finding.fix else ""
+    print(f"{finding.outcome:<4}  {finding.check:<9} {finding.message}{fix}", file=sys.stderr, flush=True)
     return None

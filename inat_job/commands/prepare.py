@@ -8,9 +8,9 @@ from typing import Any
 from inat_job import events, signals
 from inat_job.command_options import PrepareOptions
 from inat_job.ingest import cache
-from inat_job.ingest.cache import Cached, age_s
+from inat_job.ingest.cache import CacheEntry, age_s
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.progress import duration
+from inat_job.run.progress import format_duration
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import Stop, StopFlag
@@ -41,9 +41,9 @@ def prune(cache_dir: Path, unused_s: float | None, stop: Stop) -> None:
     folder that cannot be read or written, Preempted.
     """
     if unused_s is not None:
-        cache.sweep(cache_dir)
+        cache.remove_leftovers(cache_dir)
     told = []
-    for each in cache.found(cache_dir):
+    for each in cache.list_entries(cache_dir):
         signals.check(stop, "looking through --cache-dir")
         told.append((each, _dealt_with(each, unused_s)))
     _tell(told)
@@ -57,7 +57,7 @@ def prune(cache_dir: Path, unused_s: float | None, stop: Stop) -> None:
     events.emit("done", message=message, freed_bytes=freed)
 
 
-def _dealt_with(each: Cached, unused_s: float | None) -> str:
+def _dealt_with(each: CacheEntry, unused_s: float | None) -> str:
     if each.kind == "run":
         return KEPT
     if each.in_use:
@@ -67,18 +67,18 @@ def _dealt_with(each: Cached, unused_s: float | None) -> str:
     return DELETED if cache.prune(each) else IN_USE
 
 
-def _tell(told: Sequence[tuple[Cached, str]]) -> None:
+def _tell(told: Sequence[tuple[CacheEntry, str]]) -> None:
     for each, became in told:
         said = _said(each, became)
         if sys.stdout.isatty():
-            what = ", ".join(f"{name} {value}" for name, value in each.said.items())
-            ages = f"unused {duration(said['unused_s']):>7}  made {duration(said['age_s']):>7} ago"
+            what = ", ".join(f"{name} {value}" for name, value in each.details.items())
+            ages = f"unused {format_duration(said['unused_s']):>7}  made {format_duration(said['age_s']):>7} ago"
             print(f"{each.kind:<9} {_size(each.bytes):>9}  {ages}  {became:<8} {what}  {each.folder}")
         else:
             events.emit("cache", **said)
 
 
-def _said(each: Cached, became: str) -> dict[str, Any]:
+def _said(each: CacheEntry, became: str) -> dict[str, Any]:
     return {
         "kind": each.kind,
         "folder": str(each.folder),
@@ -86,7 +86,7 @@ def _said(each: Cached, became: str) -> dict[str, Any]:
         "age_s": round(age_s(each.made_at)),
         "unused_s": round(age_s(each.used_at)),
         "state": became,
-        **each.said,
+        **each.details,
     }
 
 

@@ -12,9 +12,9 @@ from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.command_options import StatusOptions
 from inat_job.errors import BadDataError, JobError
 from inat_job.host import process
-from inat_job.run import folders, progress
+from inat_job.run import progress
 from inat_job.run.progress import FINISHED, RunSnapshot
-from inat_job.run.run_state import REPORT, read_config
+from inat_job.run.run_state import REPORT, open_run, read_config
 from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage import attempts
@@ -39,7 +39,7 @@ def run(settings: Settings, name: str, request: StatusOptions, stop: Stop) -> No
     With --watch, until nobody works on it any more. Raises then UnfinishedError for a run that isn't finished;
     BadDataError where there is no run, Preempted, and what the store raises.
     """
-    folder = folders.folder_of(settings, name, stop)
+    folder = open_run(settings, name, stop)
     shown: list[str] = []
     for said in _looks(folder, stop):
         shown = _show(said, shown)
@@ -52,7 +52,7 @@ def run(settings: Settings, name: str, request: StatusOptions, stop: Stop) -> No
         raise UnfinishedError(
             f"{folder.uri} is not finished, and its last attempt is over ({said['state']}): run the same command "
             "again, or look into its log.",
-            progress.code_of(said["state"]),
+            progress.exit_code_of(said["state"]),
         )
 
 
@@ -66,12 +66,12 @@ def _looks(folder: RunFolder, stop: Stop) -> Iterator[dict[str, Any]]:
         version = now
         if heard_at is not None:
             seen = replace(seen, heard_s=time.monotonic() - heard_at)
-        yield progress.told(seen, progress.state_of(seen, process.has_ended))
+        yield progress.status_fields(seen, progress.state_of(seen, process.has_ended))
 
 
 def _look(folder: RunFolder, stop: Stop) -> tuple[RunSnapshot, str]:
     """What is there now, and the version of the last attempt's object."""
-    config, (attempt, version) = read_config(folder), attempts.newest(folder.store, 1.0)
+    config, (attempt, version) = read_config(folder), attempts.latest_attempt(folder.store, 1.0)
     stored = CheckpointIndex(folder, stop).discover().stored
     if config is None and attempt is None and not stored:
         raise BadDataError(f"{folder.uri} holds no run: check its name and --output.")
@@ -86,7 +86,7 @@ def _show(said: dict[str, Any], before: list[str]) -> list[str]:
     if not sys.stdout.isatty():
         print(json.dumps(said), flush=True)
         return []
-    lines = progress.lines(said)
+    lines = progress.status_lines(said)
     if lines != before:
         print("\n".join(lines), flush=True)
     return lines

@@ -13,31 +13,40 @@ from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.host import environment
 from inat_job.job_status import STATUS
+from inat_job.models.classifier import Classifier
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.platforms.settings_layer import around
 from inat_job.reporting.publish import publish
-from inat_job.run import folders, outputs
+from inat_job.run import outputs
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.run_state import CONFIG, HeldRun, check_empty, config_of, hold_run, read_config
+from inat_job.run.run_state import (
+    CONFIG,
+    LeasedRun,
+    lease_run,
+    open_run,
+    read_config,
+    refuse_unowned_checkpoints,
+    run_config,
+)
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import Stop, StopFlag, never
 from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import heartbeat
-from inat_job.training import context
-from inat_job.training.context import RunContext
+from inat_job.training.context import RunContext, check_classes, load_weights
 from inat_job.training.execution import Execution, decide
+from inat_job.training.results import evaluate, make_report, tracked
 
 _KEPT = ("precision", "channels_last", "deterministic", "threads")
 
 
 @dataclass(frozen=True)
-class Tested:
-    """The run that is tested, its config.json, and the step of the checkpoint that is meant, if not the best."""
+class TestedRun:
+    """The run that is tested, its config.json, and the step of the checkpoint to test, if not the best."""
 
     folder: RunFolder
-    stored: dict[str, Any]
+    config: dict[str, Any]
     step: int | None
 
 
@@ -58,7 +67,7 @@ def settings_of(
     sets: Sequence[str],
     file: str | None,
     stop: Stop = never,
-    place: Platform = NO_PLATFORM,
+    platform: Platform = NO_PLATFORM,
 ) -> Configuration:
     """The settings of the run that `--checkpoint` means, with what is given on top and has an effect.
 
@@ -67,9 +76,9 @@ def settings_of(
     for key in (text.partition("=")[0] for text in sets):
         if key in options_of_all_parts() and not takes(TEST_TAKES, key):
             raise UsageError(f"--set {key} does nothing here: the run that --checkpoint names fixes it.")
-    said = around(place, "a", TEST_TAKES)
+    said = around(platform, "a", TEST_TAKES)
     given = configure("a", flags, sets, file, taken=TEST_TAKES, around=said)
-    stored = _config(folders.folder_of(given.settings, locate(checkpoint)[0], stop))
+    stored = _config(open_run(given.settings, locate(checkpoint)[0], stop))
     own = stored["settings"]
     if "train.batch_size" in given.given:  # which the run's slices need not divide
         own = {**own, "train": {**own.get("train", {}), "accumulate": 1}}
@@ -82,59 +91,59 @@ def run(
     stop: StopFlag,
     started: float,
     given: Collection[str] = (),
-    place: Platform = NO_PLATFORM,
+    platform: Platform = NO_PLATFORM,
 ) -> None:
     """Write a run folder of its own, `test-<run-id>` by default, with the report, which the platform gets too.
 
     `given` are the settings that are not the run's own. Raises ConflictError when the data have other classes.
     """
-    if place.num_nodes > 1:
+    if platform.num_nodes > 1:
         raise ConflictError(
-            f"{place.name} gives this test {place.num_nodes} machines, and it can use one: submit it so."
+            f"{platform.name} gives this test {platform.num_nodes} machines, and it uses one: submit one."
         )
-    outputs.check(place)
+    outputs.check_folders(platform)
     name, step = locate(checkpoint)
-    tested = folders.folder_of(settings, name, stop)
-    stored = _config(tested)
-    folder = folders.run_folder(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
+    tested = open_run(settings, name, stop)
+    config = _config(tested)
+    folder = open_run(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
     STATUS.run, STATUS.run_id = folder.uri, folder.run_id
     _claim(folder)
-    with heartbeat.emit_heartbeats(), hold_run(folder, settings.run.lease_seconds, stop) as held:
+    with heartbeat.emit_heartbeats(), lease_run(folder, settings.run.lease_seconds, stop) as leased:
         _claim(folder)
-        _evaluate(settings, held, Tested(tested, stored, step), stop, Clock(started), given)
-    outputs.collect(place, folder)
+        _test(settings, leased, TestedRun(tested, config, step), stop, Clock(started), given)
+    outputs.collect_results(platform, folder)
 
 
-def _evaluate(
-    settings: Settings, held: HeldRun, tested: Tested, stop: StopFlag, clock: Clock, given: Collection[str]
+def _test(
+    settings: Settings, leased: LeasedRun, tested: TestedRun, stop: StopFlag, clock: Clock, given: Collection[str]
 ) -> None:
-    folder, checkpoints = held.folder, CheckpointIndex(tested.folder, stop)
+    folder, checkpoints = leased.folder, CheckpointIndex(tested.folder, stop)
     environment.set_cublas_workspace()
-    execution = _execution(settings, tested.stored["execution"], given)
+    execution = _execution(settings, tested.config["execution"], given)
     execution.apply()
     images = _images(prepare_images(settings, clock, stop), settings)
     classes = images.cache.index.classes
-    context.check_classes(tested.folder, tested.stored, classes)
-    work = RunContext(settings, folder, images, execution, checkpoints, clock, stop)
-    architecture, classifier = context.network(work, pretrained=False)
-    context.reside(work)
-    checkpoints.discover()  # not before: a run that goes on takes new ones and lets go of old ones
-    manifest, path = checkpoints.best() if tested.step is None else checkpoints.at(tested.step)
-    context.load_weights(classifier, path)
-    folder.write_json(CONFIG, config_of(settings, execution.as_dict(), command="test", classes=classes))
-    with context.tracked(settings, folder) as tracker:
-        clock.first_step(None)
-        measured = _measure(work, classifier, manifest)
+    check_classes(tested.folder, tested.config, classes)
+    context = RunContext(settings, folder, images, execution, checkpoints, clock, stop)
+    architecture, classifier = context.build_network(pretrained=False)
+    context.move_images_to_gpu()
+    checkpoints.discover()  # as late as this, since a run that is still training takes new ones and deletes old ones
+    manifest, path = checkpoints.best() if tested.step is None else checkpoints.at_step(tested.step)
+    load_weights(classifier, path)
+    folder.write_json(CONFIG, run_config(settings, execution.as_dict(), command="test", classes=classes))
+    with tracked(context) as tracker:
+        clock.mark_first_step(None)
+        splits = _evaluate(context, classifier, manifest)
         history = attempts.history(tested.folder.store)
-        done = context.report_of(work, architecture, manifest, tracker, measured, history)
-        publish(folder, held.lease, tracker, done)
+        report = make_report(context, architecture, manifest, tracker, splits, history)
+        publish(folder, leased.lease, tracker, report)
 
 
 def _claim(folder: RunFolder) -> None:
     """Raise ConflictError unless the folder is free, or an earlier test's."""
     earlier = read_config(folder)
     if earlier is None:
-        check_empty(folder)
+        refuse_unowned_checkpoints(folder)
     elif earlier.get("command") != "test":
         raise ConflictError(f"{folder.uri} is a training run: give the test another --run-id.")
 
@@ -155,12 +164,12 @@ def _images(cache: Cache, settings: Settings) -> ImageDataModule:
     return ImageDataModule(cache, dataclasses.replace(settings.train, batch_size=batch_size, accumulate=1))
 
 
-def _measure(work: RunContext, classifier: Any, manifest: Manifest) -> dict[str, Any]:
-    """Test, and validation where it is the one that the run held out: of other data it would be no validation."""
-    same = manifest.split_digest == work.images.split_digest
+def _evaluate(context: RunContext, classifier: Classifier, manifest: Manifest) -> dict[str, Any]:
+    """The test split; and validation, where it is the split that the run leased out: else it would be no validation."""
+    same = manifest.split_digest == context.images.split_digest
     return {
-        "val": context.evaluate(work, classifier, work.images.val_rows) if same else None,
-        "test": context.evaluate(work, classifier, work.images.test_rows),
+        "val": evaluate(context, classifier, context.images.val_rows) if same else None,
+        "test": evaluate(context, classifier, context.images.test_rows),
     }
 
 

@@ -1,7 +1,7 @@
-"""Cuts the network's input out of cached squares: one batched function per step, on whatever device the batch is.
+"""Augmentation and evaluation views: cuts the network's input out of cached squares, batched, on the batch's device.
 
-The squash to a square is undone by sampling: boxes are chosen in the original image's coordinates, as fractions of
-its width and height, and fractions are the same before and after the squash.
+Sampling undoes the squash to a square: boxes are chosen as fractions of the original width and height, and fractions
+are the same before and after the squash.
 """
 
 import math
@@ -14,12 +14,20 @@ from torch.nn import functional as F
 from inat_job.data.rng import COLUMNS
 
 RATIO = (3 / 4, 4 / 3)
+VIEW_FORMAT = 1
+"""The version of the code that cuts views: cached features of another version are not reused. A test that compares the
+views of a fixed image fails when this must be raised."""
+
 _GREY = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training view may stray from its image."""
+    """The strength of the training augmentation.
+
+    `crop_scale` is the smallest area of a random crop, as a share of the image; `rotation` is in degrees to either
+    side; `colour` is the largest relative change of brightness, contrast and saturation.
+    """
 
     crop_scale: float
     rotation: float
@@ -27,41 +35,42 @@ class Augmentation:
 
 
 def centre_view(pixels: Tensor, sizes: Tensor, size: int, crop: float) -> Tensor:
-    """The centre square that holds `crop` of the short side, in the original aspect.
+    """The evaluation view: the centre square with `crop` of the short side, in the original aspect.
 
-    `pixels` is uint8 (B, 3, S, S), `sizes` float (B, 2) with original widths and heights; returns float32
+    `pixels` is uint8 (B, 3, S, S), `sizes` float (B, 2) with the original widths and heights; returns float32
     (B, 3, size, size) in 0..255.
     """
     share = crop * sizes.amin(dim=1, keepdim=True) / sizes
-    return _sample(pixels, _theta(share, torch.zeros_like(share)), size)
+    return _sample(pixels, _affine(share, torch.zeros_like(share)), size)
 
 
-def random_view(pixels: Tensor, sizes: Tensor, draws: Tensor, size: int, how: Augmentation) -> Tensor:
-    """A random resized crop, flipped, rotated and recoloured by `draws` (B, len(COLUMNS)), uniform in [0, 1).
+def random_view(pixels: Tensor, sizes: Tensor, draws: Tensor, size: int, augmentation: Augmentation) -> Tensor:
+    """The training view: a random resized crop, flipped, rotated and recoloured by `draws`.
 
-    Shapes and range as in `centre_view`. The crop is that of Szegedy et al., Going deeper with convolutions, 2014,
-    as torchvision's RandomResizedCrop draws it. A box that does not fit is made smaller, in its own aspect, until it
-    does, instead of drawn again: so in a long image it may be of less than the smallest area, but squeezes nothing.
+    `draws` is (B, len(COLUMNS)) in [0, 1); the other shapes and the range are those of `centre_view`. The crop is that
+    of Szegedy et al., Going deeper with convolutions, 2014, as torchvision's RandomResizedCrop draws it. A box that
+    does not fit is shrunk, in its own aspect, until it does, instead of drawn again: in an elongated image it may thus
+    have less than the smallest area, but it is never distorted.
     """
     column = dict(zip(COLUMNS, draws.unbind(1), strict=True))
-    share, centre = _random_box(column, sizes, how.crop_scale)
-    theta = _theta(share, centre) @ _turn(column, how.rotation)
-    return _recolour(_sample(pixels, theta, size), column, how.colour)
+    share, centre = _random_box(column, sizes, augmentation.crop_scale)
+    theta = _affine(share, centre) @ _rotation(column, augmentation.rotation)
+    return _recolour(_sample(pixels, theta, size), column, augmentation.colour)
 
 
 def _random_box(column: dict[str, Tensor], sizes: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-    """Shares (B, 2) of width and height, and centres (B, 2) in -1..1; the aspect is in RATIO, in original pixels."""
+    """Shares (B, 2) of width and height, and centres (B, 2) in -1..1; the aspect in original pixels is within RATIO."""
     area = (smallest + (1 - smallest) * column["area"]) * sizes.prod(dim=1)
     low, high = (math.log(ratio) for ratio in RATIO)
     ratio = torch.exp(low + (high - low) * column["ratio"])
     box = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=1)
     share = box / sizes
     share = share / share.amax(dim=1, keepdim=True).clamp(min=1.0)
-    place = torch.stack([column["left"], column["top"]], dim=1)
-    return share, (1 - share) * (2 * place - 1)
+    position = torch.stack([column["left"], column["top"]], dim=1)
+    return share, (1 - share) * (2 * position - 1)
 
 
-def _theta(share: Tensor, centre: Tensor) -> Tensor:
+def _affine(share: Tensor, centre: Tensor) -> Tensor:
     """Affine maps (B, 3, 3) from the view's coordinates to the image's, both in -1..1."""
     theta = torch.zeros(len(share), 3, 3, device=share.device)
     theta[:, 0, 0], theta[:, 1, 1] = share.unbind(1)
@@ -70,8 +79,8 @@ def _theta(share: Tensor, centre: Tensor) -> Tensor:
     return theta
 
 
-def _turn(column: dict[str, Tensor], degrees: float) -> Tensor:
-    """Flip and rotation (B, 3, 3) of the view about its middle."""
+def _rotation(column: dict[str, Tensor], degrees: float) -> Tensor:
+    """Flip and rotation (B, 3, 3) of the view about its centre."""
     angle = (2 * column["angle"] - 1) * math.radians(degrees)
     sign = torch.where(column["flip"] < 0.5, -1.0, 1.0)
     turn = torch.zeros(len(angle), 3, 3, device=angle.device)

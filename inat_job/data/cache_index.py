@@ -1,4 +1,4 @@
-"""The decoded cache as it lies on disk: one memory-mapped file of pixels and an index that says what they are."""
+"""The decoded cache on disk: one memory-mapped file of pixels, and the index that describes its rows."""
 
 import dataclasses
 import hashlib
@@ -14,14 +14,19 @@ from inat_job.data import pixel_file
 from inat_job.data.layout import TEST, TRAIN
 from inat_job.signals import Stop, never
 from inat_job.storage.cache_locks import FolderHold, hold_folder
+from inat_job.storage.disk import read_json_object
 
 FORMAT = 3
 PIXELS, INDEX = "pixels.u8", "index.json"
 
 
 @dataclass(frozen=True)
-class Index:
-    """What the rows of the pixel file are; every list has one item a row, sorted by id."""
+class CacheIndex:
+    """The rows of the pixel file, sorted by id: the tuples from `ids` to `hashes` have one item per row.
+
+    `digest` is that of the source, `side` the side of the squares in pixels, `sizes` are original widths and heights,
+    `hashes` the SHA-256 of the image files. `rejected` has the id and the reason of each unreadable image.
+    """
 
     source: str
     digest: str
@@ -37,7 +42,7 @@ class Index:
     format: int = FORMAT
 
     def in_both_splits(self) -> tuple[str, ...]:
-        """Ids of test images whose very bytes also stand in train."""
+        """Ids of the test images whose file is also a training image."""
         train = {content for content, split in zip(self.hashes, self.splits, strict=True) if split == TRAIN}
         rows = zip(self.ids, self.hashes, self.splits, strict=True)
         return tuple(name for name, content, split in rows if split == TEST and content in train)
@@ -47,17 +52,17 @@ class Index:
         return np.flatnonzero(np.array(self.splits) == split)
 
     def save(self, folder: Path) -> None:
-        """Write the index beside the pixels, with a hash: a flipped digit would be another label."""
+        """Write the index beside the pixels, with a hash: a flipped digit would be another label. Raises OSError."""
         fields = dataclasses.asdict(self)
         (folder / INDEX).write_text(json.dumps({"sha256": _digest(fields), "index": fields}), encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A published cache folder; nothing in it ever changes, and as long as it is `held` nobody deletes it."""
+    """A published cache folder; its files never change, and no job deletes it while it is `held`."""
 
     folder: Path
-    index: Index
+    index: CacheIndex
     held: FolderHold | None = field(default=None, repr=False, compare=False)
 
     @cached_property
@@ -68,33 +73,33 @@ class Cache:
 
 
 def load(folder: Path, stop: Stop = never) -> Cache | None:
-    """The cache in a folder, or None if there is none that is whole: hash, size and format are checked.
+    """The cache in a folder, held, or None unless it is intact: format, size and hashes are checked.
 
     Raises Preempted.
     """
     held = hold_folder(folder)
-    cache = checked(folder)
+    cache = load_trusted(folder)
     try:
-        whole = cache and _is_whole(folder / PIXELS, cache.index, stop)
+        intact = cache and _pixels_are_intact(folder / PIXELS, cache.index, stop)
     except (OSError, ValueError):
         return None
-    return Cache(folder, cache.index, held) if cache and whole and held else None
+    return Cache(folder, cache.index, held) if cache and intact and held else None
 
 
-def checked(folder: Path) -> Cache | None:
-    """The same, where another process of this job holds it and has just seen that the pixels are whole."""
+def load_trusted(folder: Path) -> Cache | None:
+    """The cache in a folder that another process of this job holds and has just checked; only the index is checked."""
     try:
-        stored = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        stored = read_json_object(folder / INDEX)
         fields: dict[str, Any] = stored["index"]
         if stored["sha256"] != _digest(fields) or fields["format"] != FORMAT:
             return None
-        return Cache(folder, Index(**{name: _frozen(value) for name, value in fields.items()}))
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return Cache(folder, CacheIndex(**{name: _as_tuples(value) for name, value in fields.items()}))
+    except (ValueError, TypeError, LookupError, RecursionError):
         return None
 
 
-def _is_whole(path: Path, index: Index, stop: Stop) -> bool:
-    with pixel_file.existing(path, len(index.ids), index.side) as pixels:
+def _pixels_are_intact(path: Path, index: CacheIndex, stop: Stop) -> bool:
+    with pixel_file.open_existing(path, len(index.ids), index.side) as pixels:
         return path.stat().st_size == pixels.nbytes and pixels.digest(stop) == index.pixels_sha256
 
 
@@ -102,5 +107,5 @@ def _digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,7 +1,7 @@
-"""Outputs of a frozen stem, kept on disk: computed once for a view of the images, read in every epoch that has it.
+"""The features of a frozen stem on disk: computed once per view of the images, and read in every epoch of that view.
 
-A part (one training view, or the validation set) is a file of its rows and a note with their shape and SHA-256,
-which is written last: a part without a note, or with another content, is not there.
+The features of one training view, or of the validation set, are a file of rows and a note with their shape and SHA-256.
+The note is written last: features without a note, or with other contents, don't exist.
 """
 
 import hashlib
@@ -15,22 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inat_job.storage import cache_locks
 from inat_job.storage.cache_locks import FolderHold
-from inat_job.storage.disk import sha256_of
+from inat_job.storage.disk import read_json_object, sha256_of, write_atomic
 
 
 class FeatureBatch(NamedTuple):
-    """What is left to do of a batch whose stem is done."""
+    """A batch after the frozen stem."""
 
     features: Tensor
-    """(B, ...) in whatever the stem computes in."""
+    """(B, ...) in the dtype that the stem computes in."""
     labels: Tensor
     """int64 (B,)."""
 
 
-class FeaturePart:
-    """The features of some rows of the cache, in their order, once they are loaded."""
+class FeatureFile:
+    """The features of some rows of the cache, in the order of `rows`; usable once they are loaded."""
 
     def __init__(self, folder: Path, name: str, rows: np.ndarray) -> None:
         self._path, self._note = folder / f"{name}.bin", folder / f"{name}.json"
@@ -38,9 +37,9 @@ class FeaturePart:
         self._features: Tensor | None = None
 
     def load(self) -> bool:
-        """Whether the part is there and intact; it can be taken from then."""
+        """Load the features; returns whether they exist and are intact."""
         try:
-            note = json.loads(self._note.read_text(encoding="utf-8"))
+            note = read_json_object(self._note)
             shape, dtype = tuple(note["shape"]), getattr(torch, note["dtype"])
             if shape[0] != len(self.rows) or sha256_of(self._path) != note["sha256"]:
                 return False
@@ -52,22 +51,22 @@ class FeaturePart:
 
     @property
     def nbytes(self) -> int:
-        """What a loaded part takes."""
+        """Bytes of the loaded features."""
         return 0 if self._features is None else self._features.nbytes
 
     def writer(self) -> "FeatureWriter":
-        """What writes the part anew."""
+        """A writer that replaces the file."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         return FeatureWriter(self._path, self._note)
 
     def take(self, positions: Tensor, labels: Tensor) -> FeatureBatch:
-        """The batch of the rows at `positions` among the part's."""
+        """The batch of the rows at `positions`, int64 (B,), within `rows`."""
         assert self._features is not None
         return FeatureBatch(self._features.index_select(0, positions), labels)
 
 
 class FeatureWriter:
-    """Takes the features of a part batch by batch, in order; a part that is not finished leaves nothing."""
+    """Writes features batch by batch, in order; an unfinished file leaves nothing."""
 
     def __init__(self, path: Path, note: Path) -> None:
         self._path, self._note = path, note
@@ -97,34 +96,40 @@ class FeatureWriter:
             return
         self._draft.replace(self._path)
         note = {"shape": self._shape, "dtype": self._dtype, "sha256": self._digest.hexdigest()}
-        cache_locks.write(self._note, json.dumps(note).encode())
+        write_atomic(self._note, json.dumps(note).encode())
 
 
 class Features:
-    """The parts of a run: `views` of the training rows by number, and the validation rows; `held` while it works."""
+    """A run's features: `views` of the training rows by number, and the validation rows.
+
+    `held` keeps their folder from being deleted.
+    """
 
     def __init__(self, folder: Path, labels: np.ndarray, train: np.ndarray, val: np.ndarray, views: int) -> None:
-        self.views = {view: FeaturePart(folder, f"train-{view}", train) for view in range(views)}
-        self.val = FeaturePart(folder, "val", val)
+        self.views = {view: FeatureFile(folder, f"train-{view}", train) for view in range(views)}
+        self.val = FeatureFile(folder, "val", val)
         self.held: FolderHold | None = None
         self._labels = torch.from_numpy(labels)
-        self._places: Mapping[str, Tensor] = {"train": _places(train, len(labels)), "val": _places(val, len(labels))}
+        self._positions: Mapping[str, Tensor] = {
+            "train": _positions(train, len(labels)),
+            "val": _positions(val, len(labels)),
+        }
 
     def take_train(self, rows: np.ndarray, epoch: int) -> FeatureBatch:
-        """Training rows of the cache in the view that an epoch has."""
+        """The batch of training rows of the cache, in the view of an epoch."""
         return self._take(self.views[epoch % len(self.views)], "train", rows)
 
     def take_val(self, rows: np.ndarray) -> FeatureBatch:
-        """Validation rows of the cache."""
+        """The batch of validation rows of the cache."""
         return self._take(self.val, "val", rows)
 
-    def _take(self, part: FeaturePart, split: str, rows: np.ndarray) -> FeatureBatch:
+    def _take(self, file: FeatureFile, split: str, rows: np.ndarray) -> FeatureBatch:
         picked = torch.from_numpy(rows)
-        return part.take(self._places[split][picked], self._labels[picked])
+        return file.take(self._positions[split][picked], self._labels[picked])
 
 
-def _places(rows: np.ndarray, count: int) -> Tensor:
-    """Where each row of the cache stands among `rows`, int64 (count,)."""
-    places = torch.full((count,), -1)
-    places[torch.from_numpy(rows)] = torch.arange(len(rows))
-    return places
+def _positions(rows: np.ndarray, count: int) -> Tensor:
+    """The position within `rows` of each row of the cache, int64 (count,); -1 if it is not among them."""
+    positions = torch.full((count,), -1)
+    positions[torch.from_numpy(rows)] = torch.arange(len(rows))
+    return positions

@@ -9,12 +9,12 @@ from inat_job.errors import BadDataError
 
 TRAIN, TEST = "train", "test"
 _SPLIT_NAMES = {TRAIN, "val", "test"}
-_LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+_IGNORED_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True, order=True)
 class ImageFile:
-    """One image file: `id` names it whatever it came in, `name` is where its bytes are."""
+    """One image file: `id` is the same for every kind of source, `name` is its path in this one."""
 
     id: str
     name: str
@@ -24,7 +24,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class _Member:
-    """A name as it would be read under one root; `folder` is the split's, as it is spelled."""
+    """A name as read under one root; `folder` is the split's folder as spelled there."""
 
     name: str
     folder: str
@@ -36,39 +36,39 @@ class _Member:
         return TRAIN if self.folder.lower() == TRAIN else TEST
 
 
-def is_litter(name: str) -> bool:
-    """Whether a path is hidden or something that an operating system leaves behind."""
-    return any((part.startswith(".") and part != ".") or part in _LITTER for part in name.split("/"))
+def is_ignored(name: str) -> bool:
+    """Whether a path is hidden or a leftover of an operating system."""
+    return any((part.startswith(".") and part != ".") or part in _IGNORED_NAMES for part in name.split("/"))
 
 
-def find(names: Iterable[str], where: str) -> list[ImageFile]:
+def find_images(names: Iterable[str], source: str) -> list[ImageFile]:
     """The images among `names` (paths with `/`), sorted by id.
 
-    Train/ and Val/ are taken where nothing is spelled train/ and val/. Raises BadDataError when there is no such
-    tree, more than one, or train and test differ in their classes.
+    Other capitals, such as Train/, count only if nothing is spelled train/ and val/. Raises BadDataError if there is no
+    such tree, more than one, or if train and test differ in their classes.
     """
-    names = [name for name in names if not is_litter(name) and not name.endswith("/")]
+    names = [name for name in names if not is_ignored(name) and not name.endswith("/")]
     roots = _roots(names, lambda part: part)
     complete = _complete(roots)
     if not complete:
         roots = _roots(names, str.lower)
         complete = _complete(roots)
     if len(complete) != 1:
-        raise BadDataError(_no_tree(where, complete, roots))
+        raise BadDataError(_no_tree(source, complete, roots))
     members = roots[complete[0]]
     _check_folders(members, complete[0])
     images = sorted(_image(member) for member in members)
-    _check_classes(images, where)
+    _check_classes(images, source)
     return images
 
 
-def classes(images: Iterable[ImageFile]) -> tuple[str, ...]:
+def class_names(images: Iterable[ImageFile]) -> tuple[str, ...]:
     """The class names, alphabetical."""
     return tuple(sorted({image.label for image in images}))
 
 
 def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, list[_Member]]:
-    """Every way to read the names: by root, since a folder above or below the split's may be called train too."""
+    """Every way to read the names, by root: a folder above or below the split's may be called train too."""
     roots: dict[str, list[_Member]] = defaultdict(list)
     for name in names:
         parts = name.split("/")
@@ -79,55 +79,55 @@ def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, lis
 
 
 def _complete(roots: Mapping[str, list[_Member]]) -> list[str]:
-    """The roots that hold train and test; one inside another belongs to the images of the outer one."""
-    whole = {root for root, members in roots.items() if {member.split for member in members} == {TRAIN, TEST}}
-    return sorted(root for root in whole if not whole & set(_above(root)))
+    """The roots that hold train and test; a root inside another belongs to the outer one's images."""
+    complete = {root for root, members in roots.items() if {member.split for member in members} == {TRAIN, TEST}}
+    return sorted(root for root in complete if not complete & set(_parents(root)))
 
 
-def _above(root: str) -> list[str]:
+def _parents(root: str) -> list[str]:
     parts = root.split("/") if root else []
     return ["/".join(parts[:at]) for at in range(len(parts))]
 
 
 def _check_folders(members: list[_Member], root: str) -> None:
     for split in (TRAIN, TEST):
-        present = sorted({member.folder for member in members if member.split == split}, reverse=True)
-        if len(present) > 1:
-            both = " and ".join(f"{folder}/" for folder in present)
-            raise BadDataError(f"{root or 'The data set'} holds both {both}: keep the one to {split} on.")
+        folders = sorted({member.folder for member in members if member.split == split}, reverse=True)
+        if len(folders) > 1:
+            both = " and ".join(f"{folder}/" for folder in folders)
+            raise BadDataError(f"{root or 'The data set'} holds both {both}: keep the one to use as {split} set.")
 
 
 def _image(member: _Member) -> ImageFile:
-    shown = member.file.encode(errors="backslashreplace").decode()  # an id is written to reports, in UTF-8
-    return ImageFile(f"{member.split}/{member.label}/{shown}", member.name, member.split, member.label)
+    file = member.file.encode(errors="backslashreplace").decode()  # an id is written to reports, which are UTF-8
+    return ImageFile(f"{member.split}/{member.label}/{file}", member.name, member.split, member.label)
 
 
 def is_text(name: str) -> bool:
-    """Whether a name is one in UTF-8: of a file's name that is not, Python keeps the odd bytes as lone surrogates."""
+    """Whether a file name is valid UTF-8: Python represents other bytes as lone surrogates."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _no_tree(where: str, complete: list[str], roots: Iterable[str]) -> str:
+def _no_tree(source: str, complete: list[str], roots: Iterable[str]) -> str:
     if complete:
-        return f"{where} holds more than one data set ({', '.join(sorted(complete)[:3])}): give one of them."
+        return f"{source} holds more than one data set ({', '.join(sorted(complete)[:3])}): use one of them."
     found = (
         f"only part of it under {', '.join(repr(root) for root in sorted(roots)[:3])}" if roots else "nothing like it"
     )
-    return f"{where} holds no train/<Class>/ with a val/<Class>/ or test/<Class>/ beside it ({found})."
+    return f"{source} holds no train/<Class>/ with a val/<Class>/ or test/<Class>/ beside it ({found})."
 
 
-def _check_classes(images: list[ImageFile], where: str) -> None:
-    for name in classes(images):
+def _check_classes(images: list[ImageFile], source: str) -> None:
+    for name in class_names(images):
         if not is_text(name):
-            raise BadDataError(f"{where} has a class folder {name!a}, which is not UTF-8: rename it.")
-    train, test = (classes(p for p in images if p.split == split) for split in (TRAIN, TEST))
+            raise BadDataError(f"{source} has a class folder {name!a}, which is not UTF-8: rename it.")
+    train, test = (class_names(p for p in images if p.split == split) for split in (TRAIN, TEST))
     if train != test:
         odd = ", ".join(sorted(set(train) ^ set(test))[:5])
-        raise BadDataError(f"{where}: train and test must have the same classes, but only one of them has {odd}.")
+        raise BadDataError(f"{source}: train and test must have the same classes, but only one of them has {odd}.")
     folded = {name.casefold(): name for name in train}
     for name in train:
         if folded[name.casefold()] != name:
             twin = folded[name.casefold()]
-            raise BadDataError(f"{where} has classes that differ in capitals alone, {name} and {twin}: rename one.")
+            raise BadDataError(f"{source} has classes that differ only in capitals, {name} and {twin}: rename one.")
     if len(train) < 2:
-        raise BadDataError(f"{where} has one class, {train[0]}: there is nothing to tell apart.")
+        raise BadDataError(f"{source} has only one class, {train[0]}: at least two are needed.")

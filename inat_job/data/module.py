@@ -1,4 +1,4 @@
-"""The data set as Lightning's trainer takes it: the cache, its three splits and their batches."""
+"""The LightningDataModule: the cache, its train, validation and test splits, and their batches."""
 
 from functools import cached_property, partial
 
@@ -6,26 +6,25 @@ import numpy as np
 from lightning import LightningDataModule
 
 from inat_job.data import layout, rng, splits
-from inat_job.data.batches import WHOLE, EvalBatches, Share, Take, TrainBatches
+from inat_job.data.batches import UNSHARDED, EvalBatches, PixelRows, Shard, TakeRows, TrainBatches
 from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
-from inat_job.data.pixels import PixelRows
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.settings import TrainSettings
 
 
 class ImageDataModule(LightningDataModule):
-    """Train, validation and test batches of a cache, or of the features that were made of it.
+    """Train, validation and test batches of a cache, or of features computed from it.
 
-    `pinned` is for a GPU, `share` the rank whose batches these are. Raises BadDataError where nothing is left to
-    validate on, ConflictError for a batch larger than the training set.
+    `pinned` is for a GPU, `shard` is the rank's share of each batch. Raises BadDataError if no image is left for
+    validation, ConflictError for a batch larger than the training set.
     """
 
-    def __init__(self, cache: Cache, train: TrainSettings, pinned: bool = False, share: Share = WHOLE) -> None:
+    def __init__(self, cache: Cache, train: TrainSettings, pinned: bool = False, shard: Shard = UNSHARDED) -> None:
         super().__init__()
-        self.cache, self._pinned, self._share = cache, pinned, share
+        self.cache, self._pinned, self._shard = cache, pinned, shard
         self._features: Features | None = None
-        self._reused_epochs = 0
+        self._feature_epochs = 0
         self._settings = train
         rows = cache.index.rows(layout.TRAIN)
         hashes = [cache.index.hashes[row] for row in rows]
@@ -37,13 +36,13 @@ class ImageDataModule(LightningDataModule):
         self.test_rows: np.ndarray = cache.index.rows(layout.TEST)
         if len(self.val_rows) == 0:
             raise BadDataError(
-                f"{cache.index.source} leaves no image for validation, since no class has two different ones "
-                "in train: add some."
+                f"{cache.index.source} leaves no image for validation, because no class has two different images in "
+                "train: add some."
             )
         if len(self.train_rows) < train.batch_size:
             raise ConflictError(
-                f"--batch-size is {train.batch_size} and there are {len(self.train_rows)} images to train on: "
-                "lower it, since a last partial batch is dropped."
+                f"--batch-size is {train.batch_size}, but there are only {len(self.train_rows)} training images: "
+                "lower it, because partial batches are dropped."
             )
 
     @property
@@ -53,56 +52,55 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def slice_size(self) -> int:
-        """ImageDataModule in a batch as it is worked through: the whole, or a slice where gradients are accumulated.
-
-        That of all ranks together."""
+        """Images, of all ranks together, in one forward pass: a batch, or a slice of it with gradient accumulation."""
         return self._settings.batch_size // self._settings.accumulate
 
     @property
     def dropped_per_epoch(self) -> int:
-        """Training images that an epoch leaves out, others each time, since its last batch would be partial."""
+        """Training images that an epoch leaves out, different ones each time, because its last batch is partial."""
         return len(self.train_rows) % self._settings.batch_size
 
     @cached_property
-    def squares(self) -> PixelRows:
+    def pixel_rows(self) -> PixelRows:
         """The images by row."""
         return PixelRows(self.cache, self._pinned)
 
     @cached_property
     def train_batches(self) -> TrainBatches:
-        """Batches for training, each a slice of the global batch where gradients are accumulated."""
+        """The training batches, each a slice of the global batch if gradients are accumulated."""
         length = self.steps_per_epoch * self._settings.accumulate
         return TrainBatches(
-            self._train_take, self.train_rows, self.slice_size, length, self._settings.seed, self._share
+            self._take_train, self.train_rows, self.slice_size, length, self._settings.seed, self._shard
         )
 
-    def reuse(self, features: Features, epochs: int) -> None:
-        """Take the first `epochs` epochs from features."""
-        self._features, self._reused_epochs = features, epochs
+    def use_features(self, features: Features, epochs: int) -> None:
+        """Take the first `epochs` epochs from features instead of pixels."""
+        self._features, self._feature_epochs = features, epochs
 
-    def view(self, number: int) -> Take:
-        """How batches of a view are taken: augmented by its draws, if the run augments."""
+    def _take_view(self, number: int) -> TakeRows:
+        """Takes rows in a view: with its draws if the run augments."""
         seed, count = self._settings.seed, len(self.cache.index.ids)
         table = rng.augmentation(seed, number, count) if self._settings.augment else None
-        return partial(self.squares.take, table=table)
+        return partial(self.pixel_rows.take, table=table)
 
-    def _train_take(self, epoch: int) -> Take:
-        if self._features is None or epoch >= self._reused_epochs:
-            return self.view(epoch)
+    def _take_train(self, epoch: int) -> TakeRows:
+        if self._features is None or epoch >= self._feature_epochs:
+            return self._take_view(epoch)
         return partial(self._features.take_train, epoch=epoch)
 
-    def _val_take(self) -> Take:
+    def _take_val(self) -> TakeRows:
         epoch = self.train_batches.position()["epoch"]
-        if self._features is None or epoch >= self._reused_epochs:
-            return self._plain()
+        if self._features is None or epoch >= self._feature_epochs:
+            return self._take_plain()
         return self._features.take_val
 
-    def _plain(self) -> Take:
-        return partial(self.squares.take, table=None)
+    def _take_plain(self) -> TakeRows:
+        return partial(self.pixel_rows.take, table=None)
 
     def state_dict(self) -> dict[str, int]:
-        """The position in the epoch, for checkpoints. Were it the loader's own state, which Lightning would also keep,
-        it would come back in the middle of an epoch, and not after one."""
+        """The position in the epoch, for checkpoints. Lightning also supports a state of the loader itself, but
+        restores it only in mid-epoch, not at an epoch's end.
+        """
         return self.train_batches.position()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -112,12 +110,13 @@ class ImageDataModule(LightningDataModule):
         return self.train_batches
 
     def val_dataloader(self) -> EvalBatches:
-        return EvalBatches(self._val_take, self.val_rows, self._settings.batch_size, self._share)
+        return EvalBatches(self._take_val, self.val_rows, self._settings.batch_size, self._shard)
 
     def batches(self, rows: np.ndarray) -> EvalBatches:
-        """Batches of any rows, once, as they are evaluated: this rank's share."""
-        return EvalBatches(self._plain, rows, self._settings.batch_size, self._share)
+        """This rank's share of the evaluation batches of any rows, each row once."""
+        return EvalBatches(self._take_plain, rows, self._settings.batch_size, self._shard)
 
-    def viewed(self, rows: np.ndarray, view: int | None) -> EvalBatches:
-        """Batches of any rows, all of them on this rank and in order; in a view of training, or as evaluated."""
-        return EvalBatches(self._plain if view is None else partial(self.view, view), rows, self._settings.batch_size)
+    def unsharded_batches(self, rows: np.ndarray, view: int | None) -> EvalBatches:
+        """Batches of any rows, all on this rank and in order, in a training view or, for None, as evaluated."""
+        take = self._take_plain if view is None else partial(self._take_view, view)
+        return EvalBatches(take, rows, self._settings.batch_size)

@@ -1,8 +1,8 @@
-"""The file of the decoded cache: a square of pixels for each row, read and written by any thread, hashed row by row.
+"""The pixel file of the decoded cache: one square of pixels per row, read and written by any thread.
 
-Rows are written by pwrite: in a fresh memory map each page of a row is faulted in first, which takes several times as
-long. They are hashed as they are written, and the file's digest is that of their hashes, so that no second pass over
-the file is needed. Where one is, all cores share it.
+Rows are written with pwrite, because a fresh memory map faults in each page first, which takes several times as long.
+Rows are hashed as they are written, and the file's digest is that of the row hashes, so that no second pass over the
+file is needed; checking a finished file uses all cores.
 """
 
 import errno
@@ -20,8 +20,8 @@ from inat_job import signals
 from inat_job.host import cpu
 from inat_job.signals import Stop
 
-_AT_ONCE = 64
-"""PixelRows that a thread reads and hashes before it is asked again."""
+_ROWS_PER_TASK = 64
+"""Rows that a thread reads and hashes in one task."""
 
 
 class PixelFile:
@@ -37,62 +37,62 @@ class PixelFile:
         return self._count * self._row
 
     def read(self, row: int) -> bytes:
-        """The pixels of a row; fewer where the file ends."""
+        """The pixels of a row; fewer bytes if the file ends early."""
         return os.pread(self._descriptor, self._row, row * self._row)
 
     def write(self, row: int, pixels: np.ndarray) -> None:
-        """Put a row's pixels in, C-contiguous. Raises OSError."""
-        self._put(row, pixels.data)
+        """Write a row's pixels, which must be C-contiguous. Raises OSError."""
+        self._write(row, pixels.data)
 
     def hash(self, row: int) -> str:
-        """SHA-256 of what a row holds."""
+        """SHA-256 of a row."""
         return hashlib.sha256(self.read(row)).hexdigest()
 
     def keep(self, rows: Iterable[int]) -> None:
-        """Leave these rows, in rising order, and none between them."""
+        """Keep only these rows, in ascending order, moved together. Raises OSError."""
         kept = 0
         for row in rows:
             if row != kept:
-                self._put(kept, self.read(row))
+                self._write(kept, self.read(row))
             kept += 1
         os.truncate(self._descriptor, kept * self._row)
 
-    def take_space(self) -> None:
-        """Have the file as long as its rows, with all of its space. Raises OSError."""
-        if hasattr(os, "posix_fallocate"):  # macOS has none; there a full disk shows as it fills
+    def allocate(self) -> None:
+        """Set the file's length and allocate its disk space. Raises OSError."""
+        if hasattr(os, "posix_fallocate"):  # not on macOS, where a full disk shows only during the work
             os.posix_fallocate(self._descriptor, 0, self.nbytes)
         os.truncate(self._descriptor, self.nbytes)
 
     def digest(self, stop: Stop) -> str:
-        """That of the file, see `digest`, by reading all of it on all cores. Raises OSError, Preempted."""
-        starts = range(0, self._count, _AT_ONCE)
+        """The file's digest (see the function `digest`), read on all cores. Raises OSError, Preempted."""
+        starts = range(0, self._count, _ROWS_PER_TASK)
         with ThreadPoolExecutor(cpu.available_cpus()) as pool:
-            return digest(hashed for part in pool.map(partial(self._hashes, stop), starts) for hashed in part)
+            return digest(row for hashes in pool.map(partial(self._hashes, stop), starts) for row in hashes)
 
-    def _put(self, row: int, data: bytes | memoryview) -> None:
+    def _write(self, row: int, data: bytes | memoryview) -> None:
         if os.pwrite(self._descriptor, data, row * self._row) != self._row:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _hashes(self, stop: Stop, start: int) -> list[str]:
         signals.check(stop, "checking the prepared images")
-        return [self.hash(row) for row in range(start, min(start + _AT_ONCE, self._count))]
+        return [self.hash(row) for row in range(start, min(start + _ROWS_PER_TASK, self._count))]
 
 
 def digest(hashes: Iterable[str]) -> str:
-    """The digest of a file whose rows have these hashes: SHA-256 of one after the other."""
+    """The digest of a file whose rows have these hashes: the SHA-256 of their concatenation."""
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @contextmanager
 def create(path: Path, count: int, side: int) -> Iterator[PixelFile]:
-    """The file, what is in it kept, with all of its space: a disk that is too small shows before the work.
+    """Open the file, its contents kept, with all disk space allocated, so that a small disk shows before the work.
 
     Raises OSError.
     """
     path.touch()
-    with existing(path, count, side, writable=True) as file:
+    with open_existing(path, count, side, writable=True) as file:
         try:
-            file.take_space()
+            file.allocate()
         except OSError:
             path.unlink()
             raise
@@ -100,8 +100,8 @@ def create(path: Path, count: int, side: int) -> Iterator[PixelFile]:
 
 
 @contextmanager
-def existing(path: Path, count: int, side: int, *, writable: bool = False) -> Iterator[PixelFile]:
-    """The file of `count` rows as it is; a complete cache may be read only. Raises OSError."""
+def open_existing(path: Path, count: int, side: int, *, writable: bool = False) -> Iterator[PixelFile]:
+    """Open the file of `count` rows unchanged; a complete cache may be read only. Raises OSError."""
     descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     try:
         yield PixelFile(descriptor, count, side)

@@ -1,6 +1,6 @@
-"""Everything random about batches, drawn on the CPU as pure functions of seed, epoch and view.
+"""All random draws for batches, made on the CPU as pure functions of seed, epoch and view.
 
-Streams are Philox generators keyed by (seed, what for, number), so no draw depends on how many came before it
+Each stream is a Philox generator keyed by (seed, purpose, number), so that no draw depends on the draws before it
 (J. Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011).
 """
 
@@ -28,7 +28,7 @@ def augmentation(seed: int, view: int, rows: int) -> np.ndarray:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of torch's own generators (dropout) at a step, below 2**63."""
+    """The seed of torch's own generators (dropout) at a step of a rank, below 2**63."""
     words = np.random.SeedSequence([seed, _Stream.MODEL, step, rank]).generate_state(1, np.uint64)
     return int(words[0] >> 1)
 

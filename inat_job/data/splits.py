@@ -1,4 +1,4 @@
-"""Which training images are held out for validation: a pure function of content and seed, whatever the order."""
+"""The validation split: which training images are held out, as a pure function of their contents and the seed."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -8,23 +8,23 @@ VALIDATION_SHARE = 0.2
 
 
 def validation(hashes: Sequence[str], labels: Sequence[int], seed: int, share: float = VALIDATION_SHARE) -> list[bool]:
-    """Whether each image is held out.
+    """Whether each image is held out; `hashes` are the SHA-256 of the files.
 
-    Stratified: the images are gone through by a keyed hash of their content, and one is taken as long as its class
-    has fewer than `share` of its images held out, and at least one. So neither file names nor order matter. A class
-    always keeps a distinct image to train on. Copies never stand on both sides, also not those in several classes:
-    they are held out when one of the classes wants more and each keeps another image.
+    Stratified: images are visited in the order of a keyed hash of their contents, and held out until their class has
+    `share` of its images held out, and at least one. File names and order don't matter. Every class keeps a distinct
+    image to train on. Copies of an image are never on both sides, even in different classes: they are held out if one
+    of their classes needs more and each keeps another image.
     """
-    places: dict[str, list[int]] = defaultdict(list)
+    positions: dict[str, list[int]] = defaultdict(list)
     for at, content in enumerate(hashes):
-        places[content].append(at)
+        positions[content].append(at)
     wanted = {label: max(1, round(share * count)) for label, count in Counter(labels).items()}
     left = Counter(label for _, label in set(zip(hashes, labels, strict=True)))
     held_out = [False] * len(hashes)
-    for content in sorted(places, key=lambda content: _key(seed, content)):
-        copies = Counter(labels[at] for at in places[content])
+    for content in sorted(positions, key=lambda content: _key(seed, content)):
+        copies = Counter(labels[at] for at in positions[content])
         if any(wanted[label] > 0 for label in copies) and all(left[label] > 1 for label in copies):
-            for at in places[content]:
+            for at in positions[content]:
                 held_out[at] = True
             for label, count in copies.items():
                 wanted[label] -= count
@@ -33,7 +33,7 @@ def validation(hashes: Sequence[str], labels: Sequence[int], seed: int, share: f
 
 
 def digest(hashes: Sequence[str], held_out: Sequence[bool]) -> str:
-    """SHA-256 over the two sides, whatever their order."""
+    """SHA-256 of the split, independent of the order of the images."""
     lines = sorted(f"{'val' if out else 'train'} {content}" for content, out in zip(hashes, held_out, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

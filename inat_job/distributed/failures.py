@@ -1,4 +1,4 @@
-"""What a rank meets when another one is lost, as one of our errors, and how it learns why the other has ended."""
+"""What a rank meets when another one is lost, as one of our errors; and how it learns why the other one ended."""
 
 import contextlib
 import json
@@ -13,69 +13,64 @@ from torch.distributed.distributed_c10d import Store
 from inat_job.errors import JobError, Preempted, RankError, TransientError
 from inat_job.signals import Stop
 
-_OF_THE_NETWORK = ("gloo", "NCCL", "Application timeout caused pair closure")
-"""In the texts of RuntimeErrors; gloo raises no others, each with its source file, but for the last here."""
+_NETWORK_ERRORS = ("gloo", "NCCL", "Application timeout caused pair closure")
+"""Texts in RuntimeErrors of the network; gloo's name their source file, except for the last one here."""
 
 _KEY = "cause"
 _PATIENCE_S = 3.0
 
 
 class FailureCause:
-    """Why the first rank ended that did not end well, left in the store: on another machine nobody else tells it."""
+    """The error of the first rank that failed, kept in the store: ranks on other machines have no other way to know."""
 
     def __init__(self, store: Store | None) -> None:
         self._store = store
 
-    @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Within the block, leave word of the error that ends it."""
-        try:
-            yield
-        except JobError as error:
-            self.tell(error)
-            raise
-
-    def tell(self, error: JobError) -> None:
-        """Leave word of an error, unless there is one already."""
+    def record(self, error: JobError) -> None:
+        """Record an error, unless one is recorded already."""
         if store := self._store:
-            told = json.dumps([str(error), error.exit_code])
-            _within_patience(lambda: store.compare_set(_KEY, "", told))
+            text = json.dumps([str(error), error.exit_code])
+            _with_patience(lambda: store.compare_set(_KEY, "", text))
 
     def read(self) -> JobError | None:
-        """What another rank has left there. Raises torch's errors where there is no store any more."""
+        """The recorded error. Raises torch's errors where the store is gone."""
         if not self._store or not self._store.check([_KEY]):
             return None
         message, code = json.loads(self._store.get(_KEY))
         return Preempted(message) if code == Preempted.exit_code else RankError(message, code)
 
-    def soon(self) -> JobError | None:
-        """The same, and None where the store does not answer: rank 0 may be gone, or the line be cut."""
+    def read_in_time(self) -> JobError | None:
+        """The recorded error, or None where the store does not answer: rank 0 or the network may be gone."""
         found: list[JobError | None] = []
-        _within_patience(lambda: found.append(self.read()))
+        _with_patience(lambda: found.append(self.read()))
         return found[0] if found else None
 
 
 @contextmanager
-def lost(stop: Stop, cause: Callable[[], JobError | None] = lambda: None) -> Iterator[None]:
-    """Raises, for a rank that does not answer, Preempted where this one was stopped anyway, else the `cause` that the
-    other has left, or TransientError."""
+def lost_rank_errors(stop: Stop, cause: Callable[[], JobError | None] = lambda: None) -> Iterator[None]:
+    """Translate the errors of torch.distributed and the network.
+
+    Raises Preempted where this rank was stopped anyway, else the recorded `cause`, else TransientError.
+    """
     try:
         yield
     except JobError:
         raise
     except (dist.DistError, RuntimeError) as error:
-        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in _OF_THE_NETWORK):
+        if not isinstance(error, dist.DistError) and not any(text in str(error) for text in _NETWORK_ERRORS):
             raise
         if stop():
-            raise Preempted("Preempted while another rank had ended: run the same command again to go on.") from error
-        if told := cause():
-            raise told from error
+            raise Preempted(
+                "Preempted while another rank had ended: run the same command again to continue."
+            ) from error
+        if recorded := cause():
+            raise recorded from error
         detail = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0]).split(". ")[0][:200]
         raise TransientError(f"Another rank of this run was lost ({detail}): run the same command again.") from error
 
 
-def _within_patience(ask: Callable[[], object]) -> None:
-    """Ask the store in a thread, since a request over a line that is cut never ends; an error is no answer."""
+def _with_patience(ask: Callable[[], object]) -> None:
+    """Ask the store in a thread, since a request over a cut connection never returns; errors count as no answer."""
 
     def work() -> None:
         with contextlib.suppress(dist.DistError, RuntimeError):

@@ -1,7 +1,7 @@
-"""The ranks of a run at work together: how they meet, what rank 0 tells the others, and how all agree.
+"""The ranks of a run and what they exchange, in the words of torch.distributed.
 
-Words go by a store that rank 0 keeps, since whoever waits for a word can look out for the stop signal meanwhile and
-wait as long as another rank's work takes; tensors go by torch.distributed.
+Two channels: plain values go through a key-value store hosted by rank 0, where a waiting rank still sees the stop
+signal and can wait for hours; tensors and files go through torch.distributed's collectives, which time out.
 """
 
 import json
@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -18,211 +20,241 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from inat_job import signals
-from inat_job.distributed.failures import FailureCause, lost
+from inat_job.distributed import ranks
+from inat_job.distributed.failures import FailureCause, lost_rank_errors
 from inat_job.distributed.ranks import SINGLE_RANK, Rank
-from inat_job.errors import Preempted, TransientError
+from inat_job.errors import JobError, Preempted, TransientError
 from inat_job.signals import StopFlag
 
 RENDEZVOUS_TIMEOUT_S = 3600.0
-"""How long a rank waits for those of other machines, which may have images to prepare that it has already."""
+"""How long a rank waits for those of other machines, which may still have images to prepare."""
 
-LOST_S = 180.0
-"""A collective that is not answered for so long means a lost rank; a cut of 30 s takes TCP a minute to mend."""
+COLLECTIVE_TIMEOUT_S = 180.0
+"""A collective without an answer for so long means a lost rank; TCP takes a minute to recover from a cut of 30 s."""
 
-OF_ANOTHER = "the stop of another rank"
-"""Why a rank stops that was not stopped itself."""
+STOPPED_BY_ANOTHER_RANK = "the stop of another rank"
+"""The reason of a stop that began on another rank."""
 
-_TICK_S = 0.1
-_PARTING_S = 10.0
+_POLL_S = 0.1
+_FAREWELL_S = 10.0
 _CHUNK = 2**26
-_END = "end"
+_FINISHED = "finished"
 
 
 class ProcessGroup:
-    """A rank among the ranks of its run; alone, everything that it tells or asks comes back to it.
+    """One rank among the ranks of a run. With a single rank, every call returns its own value at once.
 
-    Every rank makes the same calls in the same order, but for `leads`.
+    All ranks make the same calls in the same order. As a context manager it records the error that ends the block, so
+    that other machines learn the cause; after a clean block, all ranks wait until rank 0 has finished too.
     """
 
     def __init__(self, rank: Rank = SINGLE_RANK, store: Store | None = None, stop: StopFlag | None = None) -> None:
         self.rank = rank
-        self._store, self._stop = store, stop or StopFlag()
         self.cause = FailureCause(store)
-        self._told = self._gathered = 0
-        self._votes: Any = None
-        self._vote: tuple[Tensor, Any] | None = None
+        self._store, self._stop = store, stop or StopFlag()
+        self._broadcasts = self._barriers = 0
+        self._cpu_group: Any = None
+        self._pending: tuple[Tensor, Any] | None = None
+        self._scratch: TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, JobError):
+                self.cause.record(error)
+            elif error is None:
+                self._finish()
+        finally:
+            if self._scratch:
+                self._scratch.cleanup()
 
     @property
     def size(self) -> int:
+        """The number of ranks."""
         return self.rank.world_size
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which alone writes."""
+        """Whether this is rank 0, the only one that writes to the run folder."""
         return self.rank.rank == 0
 
-    def init_tensors(self, cuda: bool) -> None:
-        """Have tensors go between all ranks, once all of them are there: gloo's for a CPU, NCCL's for GPUs."""
+    def init_collectives(self, cuda: bool) -> None:
+        """Initialise torch.distributed once all ranks are here: gloo for CPU tensors, NCCL for GPU tensors."""
         if self.size == 1 or dist.is_initialized():
             return
         assert self._store
         if cuda:
             torch.cuda.set_device(self.rank.local_rank)
         self.barrier()
-        with self._lost():
+        with self.lost_rank_errors():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
                 store=PrefixStore("tensors", self._store),
                 rank=self.rank.rank,
                 world_size=self.size,
-                timeout=timedelta(seconds=LOST_S),
+                timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
             )
-            self._votes = dist.new_group(backend="gloo", timeout=timedelta(seconds=LOST_S))
+            self._cpu_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S))
 
     def barrier(self) -> None:
-        """Wait until all ranks are here, however long their work takes until then, which no collective does."""
+        """Wait until all ranks are here, for up to RENDEZVOUS_TIMEOUT_S, which no collective would."""
         if self.size == 1:
             return
         assert self._store
-        self._gathered += 1
-        key, begun = f"gathered/{self._gathered}", time.monotonic()
-        with self._lost():
-            here = self._store.add(key, 1)
-            while here < self.size:
+        self._barriers += 1
+        key, began = f"barrier/{self._barriers}", time.monotonic()
+        with self.lost_rank_errors():
+            arrived = self._store.add(key, 1)
+            while arrived < self.size:
                 self._pause("waiting for the other ranks")
-                if time.monotonic() - begun > RENDEZVOUS_TIMEOUT_S:
-                    raise TransientError(f"{self.size - here} of {self.size} ranks have not come: try again.")
-                here = self._store.add(key, 0)
+                if time.monotonic() - began > RENDEZVOUS_TIMEOUT_S:
+                    raise TransientError(f"{self.size - arrived} of {self.size} ranks are missing: try again.")
+                arrived = self._store.add(key, 0)
 
     def broadcast(self, value: Any = None) -> Any:
-        """What rank 0 gives, a plain value, on every rank."""
+        """Rank 0's value (plain JSON) on every rank."""
         if self.size == 1:
             return value
-        self._told += 1
-        return self._word(f"told/{self._told}", value)
+        self._broadcasts += 1
+        return self._exchange(f"broadcast/{self._broadcasts}", value, sends=self.is_main)
 
     def broadcast_on_node(self, value: Any = None) -> Any:
-        """What the first rank of each machine gives, on every rank of that machine."""
+        """The value (plain JSON) of each machine's first rank, on every rank of that machine."""
         if self.rank.local_world_size == 1:
             return value
-        self._told += 1
-        return self._word(f"here/{self.rank.node_rank}/{self._told}", value, gives=self.rank.local_rank == 0)
+        self._broadcasts += 1
+        return self._exchange(f"node/{self.rank.node_rank}/{self._broadcasts}", value, sends=self.rank.local_rank == 0)
 
-    def broadcast_file(self, path: Path | None, into: Path | None = None) -> Path:
-        """Rank 0's file, on the others as a copy in the folder `into`."""
+    def broadcast_file(self, path: Path | None) -> Path:
+        """The path of rank 0's file; on the other ranks, of a copy that is deleted when the group's block ends."""
         if self.size == 1:
             assert path
             return path
-        with self._lost():
-            return self._share(path, into)
-
-    def _share(self, path: Path | None, into: Path | None) -> Path:
         size = int(self.broadcast(path.stat().st_size if path else None))
-        if self.is_main:
-            assert path
-            with path.open("rb") as file:
-                for count in _chunks(size):
-                    dist.broadcast(torch.frombuffer(bytearray(file.read(count)), dtype=torch.uint8), src=0)
-            return path
-        assert into
-        copy = into / f"rank{self.rank.rank}.ckpt"
-        with copy.open("wb") as file:
-            for count in _chunks(size):
-                block = torch.empty(count, dtype=torch.uint8)
-                dist.broadcast(block, src=0)
-                file.write(block.numpy().data)
-        return copy
+        with self.lost_rank_errors():
+            if self.is_main:
+                assert path
+                _send(path, size)
+                return path
+            copy = self._scratch_folder() / f"rank{self.rank.rank}.ckpt"
+            _receive(copy, size)
+            return copy
 
     def any_rank_async(self, *flags: bool) -> tuple[bool, ...]:
-        """What any rank wanted at the last vote: read a step late, so that no device waits for another's answer.
+        """Whether any rank raised each flag at the previous call, so that no device waits for another rank's answer.
 
-        Alone it is what this one wants now.
+        With a single rank, the flags of this call.
         """
         if self.size == 1:
             return flags
-        last, self._vote = self._vote, self._cast(flags)
-        return _counted(last) if last else (False,) * len(flags)
+        previous, self._pending = self._pending, self._reduce_any(flags)
+        return _result(previous) if previous else (False,) * len(flags)
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """What any rank wants now; all of them wait for it. Ends the votes that were under way."""
+        """Whether any rank raises each flag now. All ranks wait; a pending `any_rank_async` is dropped."""
         if self.size == 1:
             return flags
-        self.drain()
-        return _counted(self._cast(flags))
+        self.drop_pending()
+        return _result(self._reduce_any(flags))
 
-    def drain(self) -> None:
-        """Forget the vote that is under way."""
-        if self._vote:
-            _counted(self._vote)
-            self._vote = None
+    def drop_pending(self) -> None:
+        """Wait for the pending `any_rank_async` and forget its result."""
+        if self._pending:
+            _result(self._pending)
+            self._pending = None
 
     def all_reduce_mean(self, value: Tensor) -> float:
-        """The mean of a number over the ranks."""
+        """The mean of a scalar over the ranks."""
         if self.size == 1:
             return float(value)
         total = value.detach().float().cpu().clone()
-        dist.all_reduce(total, group=self._votes)
+        dist.all_reduce(total, group=self._cpu_group)
         return float(total) / self.size
 
-    def all_gather_rows(self, part: Tensor, count: int) -> Tensor:
-        """(count, ...) of which every rank has each `size`-th row, (rows, ...), as many as the others."""
+    def all_gather_rows(self, rows: Tensor, count: int) -> Tensor:
+        """(count, ...) of which rank r holds the rows r, r + size, r + 2 size, ...: (rows, ...), equally many each."""
         if self.size == 1:
-            return part
-        parts = [torch.empty_like(part) for _ in range(self.size)]
-        dist.all_gather(parts, part.contiguous(), group=self._votes)
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous(), group=self._cpu_group)
         return torch.stack(parts, dim=1).flatten(0, 1)[:count]
 
-    def finish(self) -> None:
-        """Wait until rank 0 has finished the run; on rank 0, say so, and let the others hear it."""
-        if self.size == 1:
-            return
-        assert self._store
-        self._word(_END, True)
-        with self._lost():
-            heard = self._store.add("heard", 1)
-            begun = time.monotonic()
-            while self.is_main and heard < self.size and time.monotonic() - begun < _PARTING_S:
-                time.sleep(_TICK_S)
-                heard = self._store.add("heard", 0)
-
     @contextmanager
-    def rank_errors(self) -> Iterator[None]:
-        """Turn what a rank meets when another one is lost into our errors, see `lost`."""
+    def lost_rank_errors(self) -> Iterator[None]:
+        """Turn what torch.distributed raises when another rank is lost into our errors, see failures.py."""
         if self.size == 1:
             yield
             return
-        with self._lost():
+        with self._lost_rank_errors():
             yield
 
-    def _lost(self) -> AbstractContextManager[None]:
-        return lost(self._stop, self.cause.soon)
+    def _lost_rank_errors(self) -> AbstractContextManager[None]:
+        return lost_rank_errors(self._stop, self.cause.read_in_time)
 
-    def _word(self, key: str, value: Any, gives: bool | None = None) -> Any:
+    def _finish(self) -> None:
+        """Wait until rank 0 has finished the run. Rank 0, whose process hosts the store, lets the others read that."""
+        if self.size == 1:
+            return
         assert self._store
-        with self._lost():
-            if self.is_main if gives is None else gives:
+        self._exchange(_FINISHED, True, sends=self.is_main)
+        with self._lost_rank_errors():
+            seen, began = self._store.add("seen", 1), time.monotonic()
+            while self.is_main and seen < self.size and time.monotonic() - began < _FAREWELL_S:
+                time.sleep(_POLL_S)
+                seen = self._store.add("seen", 0)
+
+    def _exchange(self, key: str, value: Any, sends: bool) -> Any:
+        assert self._store
+        with self._lost_rank_errors():
+            if sends:
                 self._store.set(key, json.dumps(value))
                 return value
             while not self._store.check([key]):
                 self._pause("waiting for rank 0")
             return json.loads(self._store.get(key))
 
-    def _cast(self, flags: tuple[bool, ...]) -> tuple[Tensor, Any]:
+    def _reduce_any(self, flags: tuple[bool, ...]) -> tuple[Tensor, Any]:
         tensor = torch.tensor(flags, dtype=torch.int32)
-        return tensor, dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._votes, async_op=True)
+        return tensor, dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._cpu_group, async_op=True)
 
     def _pause(self, doing: str) -> None:
-        told = self.cause.read()
-        if isinstance(told, Preempted):
-            self._stop.set(OF_ANOTHER)
-        elif told:
-            raise told
+        """Wait a moment. Raises what ended another rank, and Preempted."""
+        cause = self.cause.read()
+        if isinstance(cause, Preempted):
+            self._stop.set(STOPPED_BY_ANOTHER_RANK)
+        elif cause:
+            raise cause
         signals.check(self._stop, doing)
-        time.sleep(_TICK_S)
+        time.sleep(_POLL_S)
+
+    def _scratch_folder(self) -> Path:
+        """A temporary folder; in the launcher's own, which is deleted even when a rank is killed."""
+        if self._scratch is None:
+            message = ranks.message_file()
+            self._scratch = TemporaryDirectory(prefix="inat-job-", dir=message.parent if message else None)
+        return Path(self._scratch.name)
 
 
-def _counted(vote: tuple[Tensor, Any]) -> tuple[bool, ...]:
-    tensor, work = vote
+def _send(path: Path, size: int) -> None:
+    with path.open("rb") as file:
+        for count in _chunks(size):
+            dist.broadcast(torch.frombuffer(bytearray(file.read(count)), dtype=torch.uint8), src=0)
+
+
+def _receive(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        for count in _chunks(size):
+            block = torch.empty(count, dtype=torch.uint8)
+            dist.broadcast(block, src=0)
+            file.write(block.numpy().data)
+
+
+def _result(pending: tuple[Tensor, Any]) -> tuple[bool, ...]:
+    tensor, work = pending
     work.wait()
     return tuple(bool(flag) for flag in tensor.tolist())
 

@@ -1,4 +1,4 @@
-"""How the ranks of a run find each other: by a store that rank 0 keeps, at an address that its platform tells all."""
+"""How the ranks of a run find each other: through a store that rank 0 hosts, at the address that the platform gives."""
 
 import socket
 import time
@@ -10,81 +10,89 @@ from torch._C._distributed_c10d import TCPStore
 
 from inat_job import events, signals
 from inat_job.distributed.failures import FailureCause
-from inat_job.distributed.process_group import LOST_S, RENDEZVOUS_TIMEOUT_S, ProcessGroup
+from inat_job.distributed.process_group import COLLECTIVE_TIMEOUT_S, RENDEZVOUS_TIMEOUT_S, SINGLE_PROCESS, ProcessGroup
 from inat_job.distributed.ranks import Rank
 from inat_job.errors import ConflictError, JobError, TransientError
 from inat_job.signals import StopFlag
 
-_TICK_S = 0.1
-_TRY_S = 5.0
-_WORD_S = 30.0
+_POLL_S = 0.1
+_CONNECT_TIMEOUT_S = 5.0
+_REPORT_TIMEOUT_S = 30.0
 
 
-def join(rank: Rank, stop: StopFlag, over: Callable[[], bool] = lambda: False) -> ProcessGroup | None:
-    """Find the other ranks of a run, of which rank 0 keeps the store.
+def join(rank: Rank, stop: StopFlag, is_finished: Callable[[], bool] = lambda: False) -> ProcessGroup | None:
+    """The process group of a run, once rank 0 is found.
 
-    Returns None where `over` turns true meanwhile: the run was finished without this rank. Raises TransientError when
-    rank 0 is not found in time or does not reach its own store, ConflictError where its port is taken or it counts
-    other ranks, Preempted.
+    Returns None where `is_finished` turns true first: the run was finished without this rank. Raises TransientError
+    when rank 0 is not found in time or cannot reach its own store; ConflictError where its port is taken, or where it
+    counts other ranks; Preempted.
     """
-    keeps, begun = rank.rank == 0 and not rank.agent_store, time.monotonic()
+    if rank.world_size == 1:
+        return SINGLE_PROCESS
+    hosts, began = rank.rank == 0 and not rank.agent_store, time.monotonic()
     while True:
         signals.check(stop, "looking for rank 0")
-        store = _store(rank, keeps)
-        if store:
-            store.set_timeout(timedelta(seconds=LOST_S))
-            group = ProcessGroup(rank, store, stop)
-            size = group.broadcast(rank.world_size)
-            if size != rank.world_size:
-                raise ConflictError(
-                    f"Rank 0 counts {size} ranks and this machine {rank.world_size}: give all the same devices."
-                )
-            events.emit("ranks", rank=rank.rank, size=rank.world_size, here=rank.local_world_size)
-            return group
-        if over():
+        if store := _connect(rank, hosts):
+            return _group(rank, store, stop)
+        if is_finished():
             return None
-        if time.monotonic() - begun > RENDEZVOUS_TIMEOUT_S:
-            raise TransientError(f"Rank 0 is not found at {rank.master_address} port {rank.master_port}: try again.")
+        if time.monotonic() - began > RENDEZVOUS_TIMEOUT_S:
+            raise TransientError(f"Rank 0 was not found at {rank.master_address} port {rank.master_port}: try again.")
 
 
 def report_failure(rank: Rank, error: JobError, stop: StopFlag) -> None:
-    """Tell the ranks of other machines why those of this machine have ended: for one that was killed, and could not.
+    """Tell the ranks of other machines why this machine's ranks ended, for one that was killed and could not.
 
-    Rank 0 may have no store yet; it is given up where it has none in time.
+    Rank 0 may have no store yet; gives up where it has none in time.
     """
-    begun = time.monotonic()
-    while not stop() and time.monotonic() - begun < _WORD_S:
-        if store := _store(rank, keeps=False):
-            FailureCause(store).tell(error)
+    began = time.monotonic()
+    while not stop() and time.monotonic() - began < _REPORT_TIMEOUT_S:
+        if store := _connect(rank, hosts=False):
+            FailureCause(store).record(error)
             return
 
 
-def _store(rank: Rank, keeps: bool) -> TCPStore | None:
+def _group(rank: Rank, store: TCPStore, stop: StopFlag) -> ProcessGroup:
+    store.set_timeout(timedelta(seconds=COLLECTIVE_TIMEOUT_S))
+    group = ProcessGroup(rank, store, stop)
+    size = group.broadcast(rank.world_size)
+    if size != rank.world_size:
+        raise ConflictError(
+            f"Rank 0 counts {size} ranks and this machine {rank.world_size}: give all machines the same devices."
+        )
+    events.emit("ranks", rank=rank.rank, size=rank.world_size, here=rank.local_world_size)
+    return group
+
+
+def _connect(rank: Rank, hosts: bool) -> TCPStore | None:
+    """Rank 0's store, hosted by this process if `hosts`; None where it cannot be reached yet."""
     try:
-        if not keeps:  # looked for here, since torch tells of each time that it does not find it
-            socket.create_connection((rank.master_address, rank.master_port), _TRY_S).close()
-        socket.getaddrinfo(rank.master_address, rank.master_port)  # fails while rank 0's pod has no name yet
+        if not hosts:  # tried here first, since torch logs each attempt that fails
+            socket.create_connection((rank.master_address, rank.master_port), _CONNECT_TIMEOUT_S).close()
+        socket.getaddrinfo(
+            rank.master_address, rank.master_port
+        )  # the name of a pod that does not exist yet does not resolve
         return TCPStore(
             rank.master_address,
             rank.master_port,
             None,
-            keeps,
-            timedelta(seconds=_TRY_S),
+            hosts,
+            timedelta(seconds=_CONNECT_TIMEOUT_S),
             wait_for_workers=False,
             multi_tenant=rank.agent_store,
-            master_listen_fd=rank.master_listen_fd if keeps else None,
+            master_listen_fd=rank.master_listen_fd if hosts else None,
         )
     except OSError:
-        time.sleep(_TICK_S)
+        time.sleep(_POLL_S)
         return None
     except (dist.DistError, RuntimeError) as error:
-        if keeps and "in use" not in str(error):
-            raise TransientError(
-                f"Rank 0 does not reach its own store at {rank.master_address} port {rank.master_port}: see that the "
-                "name and the network are this machine's, and try again."
-            ) from error
-        if keeps:
+        if not hosts:
+            return None
+        if "in use" in str(error):
             raise ConflictError(
-                f"Port {rank.master_port} is taken, by which the ranks find each other: set MASTER_PORT to another."
+                f"Port {rank.master_port}, where the ranks find each other, is taken: set MASTER_PORT to another."
             ) from error
-        return None
+        raise TransientError(
+            f"Rank 0 cannot reach its own store at {rank.master_address} port {rank.master_port}: check that the name "
+            "and the network are this machine's, and try again."
+        ) from error

@@ -1,4 +1,4 @@
-"""The report's images, and the only place that knows matplotlib: learning curves and the confusion matrix."""
+"""The report's plots, learning curves and confusion matrix. This is the only module that imports matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 Row = Mapping[str, Any]
 
 _COUNTED, _NAMED = 30, 60
-"""Numbers of classes up to which the confusion matrix has counts in its cells, and names beside them."""
+"""Numbers of classes up to which the confusion matrix shows counts in its cells, and class names at its axes."""
 
 
-def curves(rows: Sequence[Row], path: Path) -> None:
-    """Training loss, and validation loss and accuracy, over optimiser steps, from the rows of metrics.jsonl."""
+def learning_curves(rows: Sequence[Row], path: Path) -> None:
+    """Plot training loss, validation loss and accuracy over optimiser steps, from the rows of metrics.jsonl."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy = figure.subplots(1, 2)
@@ -29,8 +29,8 @@ def curves(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
-    """True class by row, predicted class by column, shaded by share of the row; with many classes, the shades alone."""
+def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
+    """Plot the confusion matrix, true class by row, shaded by share of the row; with many classes only the shades."""
     side = 3 + 0.5 * min(len(classes), _NAMED)
     figure = Figure(figsize=(side, side), layout="constrained")
     FigureCanvasAgg(figure)
@@ -40,14 +40,14 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Pat
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if len(classes) <= _COUNTED:
-        _counts(axes, matrix, shares)
+        _write_counts(axes, matrix, shares)
     if len(classes) <= _NAMED:
         axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
         axes.set_yticks(range(len(classes)), classes, parse_math=False)
     figure.savefig(path, dpi=110)
 
 
-def _counts(axes: Any, matrix: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]) -> None:
+def _write_counts(axes: Any, matrix: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]) -> None:
     for i, row in enumerate(matrix):
         for j, count in enumerate(row):
             axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i][j] > 0.5 else "black")

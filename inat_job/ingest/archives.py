@@ -1,23 +1,22 @@
-"""Reads image files where they are: in a zip or tar, a folder or under a prefix. Nothing is unpacked to disk."""
+"""Reads image files in place, from a zip or tar, a folder or a prefix; nothing is unpacked to disk."""
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from inat_job.ingest import limits
-from inat_job.ingest.container import Container, Load, damage
-from inat_job.ingest.tar_file import Tar
-from inat_job.ingest.zip_file import Zip
+from inat_job.ingest.container import Container, Load, archive_errors, check_size
+from inat_job.ingest.tar_file import TarArchive
+from inat_job.ingest.zip_file import ZipArchive
 from inat_job.storage import Store
-from inat_job.storage.partial_download import LostError, PartialDownload
+from inat_job.storage.partial_download import IncompleteDownloadError, PartialDownload
 
-__all__ = ["Container", "Load", "Loose", "is_archive", "open_archive", "open_landing"]
+__all__ = ["Container", "Load", "LooseFiles", "is_archive", "is_zip", "open_archive", "open_incoming"]
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file name is that of an archive."""
+    """Whether a file name is that of a supported archive."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -26,25 +25,25 @@ def is_zip(path: Path) -> bool:
     return path.name.lower().endswith(".zip")
 
 
-def open_archive(path: Path) -> Zip | Tar:
-    """The container in a file. Raises BadDataError when it is damaged."""
-    with damage(path):
-        return Zip(path) if is_zip(path) else Tar(path)
+def open_archive(path: Path) -> ZipArchive | TarArchive:
+    """The archive at `path`. Raises BadDataError if it is damaged."""
+    with archive_errors(path):
+        return ZipArchive(path) if is_zip(path) else TarArchive(path)
 
 
-def open_landing(path: Path, landing: PartialDownload) -> Zip:
-    """The archive that is on its way to `path`; a tar has no directory, so that its names are known in the end only.
+def open_incoming(path: Path, incoming: PartialDownload) -> ZipArchive:
+    """The zip that is being downloaded to `path`.
 
-    Raises BadDataError when it is damaged, LostError.
+    Raises BadDataError if it is damaged, IncompleteDownloadError for a tar, which has no directory.
     """
     if not is_zip(path):
-        raise LostError(f"{path} is not to be read before it is whole: wait for it.")
-    with damage(path):
-        return Zip(path, landing)
+        raise IncompleteDownloadError(f"{path} cannot be read before its download ends: wait for it.")
+    with archive_errors(path):
+        return ZipArchive(path, incoming)
 
 
-class Loose:
-    """The files of a folder or under a prefix, each an object of its own; `sizes` has its bytes by its name."""
+class LooseFiles:
+    """The files of a folder or prefix, each an object of its own; `sizes` maps their names to bytes."""
 
     def __init__(self, store: Store, sizes: Mapping[str, int]) -> None:
         self._store, self._sizes = store, sizes
@@ -57,5 +56,5 @@ class Loose:
             yield name, partial(self._read, name)
 
     def _read(self, name: str) -> bytes:
-        limits.check_size(self._sizes[name])
+        check_size(self._sizes[name])
         return self._store.read(name)

@@ -1,4 +1,4 @@
-"""Builds the decoded cache: every image read, hashed, decoded and squashed once, then published by one rename."""
+"""Builds the decoded cache: every image is read, hashed, decoded and squashed once; one rename publishes the result."""
 
 import hashlib
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inat_job import events, signals
 from inat_job.data import layout, pixel_file
-from inat_job.data.cache_index import FORMAT, PIXELS, Cache, Index, load
+from inat_job.data.cache_index import FORMAT, PIXELS, Cache, CacheIndex, load
 from inat_job.data.layout import ImageFile
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted
 from inat_job.events import Progress
@@ -19,13 +19,14 @@ from inat_job.ingest.data_source import DataSource
 from inat_job.ingest.decode_all import ROWS, Decoded, decode_all
 from inat_job.signals import Stop
 from inat_job.storage.cache_locks import cache_errors, hold_folder, lock
+from inat_job.storage.disk import megabytes
 from inat_job.storage.partial_download import PartialDownload
 
 MARGIN = 1.15
-"""Cache side over the network's input, so that a random crop rarely enlarges."""
+"""Side of the cached squares over the network's input, so that a random crop rarely enlarges."""
 
 _WAITING = "waiting for another job that prepares the same images"
-_Done = tuple[Sequence[ImageFile], Sequence[Decoded]]
+_Results = tuple[Sequence[ImageFile], Sequence[Decoded]]
 
 
 def cache_side(image_size: int) -> int:
@@ -39,26 +40,26 @@ def prepare(
     image_size: int,
     max_broken: float,
     stop: Stop,
-    whole: Callable[[], None] = lambda: None,
+    on_downloaded: Callable[[], None] = lambda: None,
 ) -> Cache:
-    """The cache of a source at this geometry, built if it is not there.
+    """The cache of a source at this geometry, built if it does not exist.
 
-    A zip that is far away is fetched, and decoded as it lands; `whole` is called, maybe more than once, when all
-    of it is here. Any number of jobs may ask at once: one builds, the others wait and find it. Raises BadDataError for
-    a data set that is unusable or more than `max_broken` unreadable, ConflictError when the cache folder is too small
-    or cannot be written, Preempted, and what the store raises.
+    A remote zip is decoded during its download; `on_downloaded` is called, maybe more than once, when the download has
+    ended. Of several jobs at once one builds, and the others wait for it. Raises BadDataError for an unusable data set
+    or a share of unreadable images above `max_broken`, ConflictError if the cache folder is too small or cannot be
+    written, Preempted, and what the store raises.
     """
     side = cache_side(image_size)
-    cache = _published(source, cache_dir, side, stop, whole)
+    cache = _load_published(source, cache_dir, side, stop, on_downloaded)
     if cache is None:
-        draft = _folder(cache_dir, source.draft, side)
+        draft = _folder(cache_dir, source.draft_key, side)
         with lock(draft.with_suffix(".lock"), cache_dir, stop, _WAITING), cache_errors(cache_dir), _memory_errors():
-            cache = _published(source, cache_dir, side, stop, whole) or _build(
-                source, cache_dir, draft.with_suffix(".tmp"), side, max_broken, stop, whole
+            cache = _load_published(source, cache_dir, side, stop, on_downloaded) or _build(
+                source, cache_dir, draft.with_suffix(".tmp"), side, max_broken, stop, on_downloaded
             )
-    # The same images may have been prepared from elsewhere; what is said of them names where this run has them from.
+    # The same images may have been prepared from another source; messages name this run's.
     cache = replace(cache, index=replace(cache.index, source=source.uri))
-    _judge(cache.index, max_broken)
+    _check_rejected(cache.index, max_broken)
     source.verify(cache.index.digest)
     return cache
 
@@ -76,8 +77,8 @@ def is_published(cache_dir: Path, digest: str, image_size: int) -> bool:
     return _folder(cache_dir, digest, cache_side(image_size)).is_dir()
 
 
-def drafted(cache_dir: Path) -> int:
-    """Bytes that unfinished work takes, which the next attempt takes up."""
+def unfinished_bytes(cache_dir: Path) -> int:
+    """Bytes on disk of unfinished pixel files, which the next attempt continues."""
     return sum(512 * path.stat().st_blocks for path in cache_dir.glob(f"prepared/*.tmp/{PIXELS}"))
 
 
@@ -85,11 +86,13 @@ def _folder(cache_dir: Path, name: str, side: int) -> Path:
     return cache_dir / "prepared" / hashlib.sha256(f"{name} {side} {FORMAT}".encode()).hexdigest()[:24]
 
 
-def _published(source: DataSource, cache_dir: Path, side: int, stop: Stop, whole: Callable[[], None]) -> Cache | None:
-    identity = source.known()
+def _load_published(
+    source: DataSource, cache_dir: Path, side: int, stop: Stop, on_downloaded: Callable[[], None]
+) -> Cache | None:
+    identity = source.known_identity()
     if identity is None:
         return None
-    whole()
+    on_downloaded()
     return load(_folder(cache_dir, identity, side), stop)
 
 
@@ -100,28 +103,28 @@ def _build(
     side: int,
     max_broken: float,
     stop: Stop,
-    whole: Callable[[], None],
+    on_downloaded: Callable[[], None],
 ) -> Cache:
-    done = _as_it_lands(source, unfinished, side, stop, whole)
+    results = _decode_during_download(source, unfinished, side, stop, on_downloaded)
     identity = source.identify()
-    whole()
-    if source.hashed:
+    on_downloaded()
+    if source.is_archive:
         source.verify(identity)
     folder = _folder(cache_dir, identity, side)
     with _publishing(folder, cache_dir, stop) as cache:
         if cache is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
             return cache
-    images, decoded = done or _decoded(source, unfinished, side, stop)
+    images, decoded = results or _decode(source, unfinished, side, stop)
     index = _index(source, images, decoded, side, unfinished / PIXELS)
     try:
-        _judge(index, max_broken)
+        _check_rejected(index, max_broken)
     except BadDataError:
-        shutil.rmtree(unfinished)  # gigabytes that nobody may ever ask for again
+        shutil.rmtree(unfinished)  # gigabytes that no job may ever need again
         raise
     index.save(unfinished)
     (unfinished / ROWS).unlink()
-    held = hold_folder(unfinished)  # which it stays under its new name
+    held = hold_folder(unfinished)  # the hold survives the rename
     with _publishing(folder, cache_dir, stop) as cache:
         if cache is None:
             unfinished.replace(folder)
@@ -133,55 +136,55 @@ def _build(
 
 @contextmanager
 def _publishing(folder: Path, cache_dir: Path, stop: Stop) -> Iterator[Cache | None]:
-    """What stands in a folder, which nobody else touches meanwhile: jobs may prepare the same from different places."""
+    """The published cache in `folder`, if any, under a lock: jobs may prepare the same images from several sources."""
     with lock(folder.parent / "publish.lock", cache_dir, stop, "waiting for another job that publishes its images"):
         cache = load(folder, stop)
         if cache is None:
-            shutil.rmtree(folder, ignore_errors=True)  # a cache that failed its check
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged cache
         yield cache
 
 
-def _decoded(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Done:
+def _decode(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
     container = source.open()
-    images = layout.find(container.names(), source.uri)
+    images = layout.find_images(container.names(), source.uri)
     unfinished.mkdir(exist_ok=True)
     _check_disk(unfinished, len(images) * side * side * 3)
     return images, decode_all(container, images, unfinished, side, stop, verify=source.download is not None)
 
 
-def _as_it_lands(
-    source: DataSource, unfinished: Path, side: int, stop: Stop, whole: Callable[[], None]
-) -> _Done | None:
-    """The images of an archive that is fetched, decoded meanwhile; None if that can't be, and when it is here.
+def _decode_during_download(
+    source: DataSource, unfinished: Path, side: int, stop: Stop, on_downloaded: Callable[[], None]
+) -> _Results | None:
+    """The images of a remote archive, decoded while it is downloaded; None if that is impossible or unnecessary.
 
-    What came of bytes is believed only if these are the ones that are hashed in the end.
+    The results count only if the bytes that they came from are those that are hashed in the end.
     """
     download, show = source.download, events.progress("prepare")
-    if download is None or source.known() is not None:  # then what is fetched has to be what it was
+    if download is None or source.known_identity() is not None:  # a second download must match the known digest first
         return None
-    landing = PartialDownload(lambda: signals.check(stop, "waiting for the data set"))
+    incoming = PartialDownload(lambda: signals.check(stop, "waiting for the data set"))
 
-    def progress(count: int, total: int) -> None:
-        if landing.whole():
-            whole()
-            show(count, total)
+    def progress(done: int, total: int) -> None:
+        if incoming.is_complete():
+            on_downloaded()
+            show(done, total)
 
-    with closing(landing):
-        with download.arriving(landing):
-            done = _decoded_early(download.place, landing, source.uri, unfinished, side, stop, progress)
+    with closing(incoming):
+        with download.in_background(incoming):
+            results = _decode_incoming(download.path, incoming, source.uri, unfinished, side, stop, progress)
         source.identify()
-        return done if download.holds(landing) else None
+        return results if download.matches(incoming) else None
 
 
-def _decoded_early(
-    path: Path, landing: PartialDownload, uri: str, unfinished: Path, side: int, stop: Stop, show: Progress
-) -> _Done | None:
-    """None for whatever trouble there is: what it means is told by the whole archive alone."""
+def _decode_incoming(
+    path: Path, incoming: PartialDownload, uri: str, unfinished: Path, side: int, stop: Stop, show: Progress
+) -> _Results | None:
+    """None on any error: only the complete archive can tell what it means."""
     try:
-        container = archives.open_landing(path, landing)
-        images = layout.find(container.names(), uri)
+        container = archives.open_incoming(path, incoming)
+        images = layout.find_images(container.names(), uri)
         unfinished.mkdir(exist_ok=True)
-        _check_disk(unfinished, len(images) * side * side * 3 + landing.bytes_missing())
+        _check_disk(unfinished, len(images) * side * side * 3 + incoming.bytes_missing())
         return images, decode_all(container, images, unfinished, side, stop, verify=True, show=show)
     except Preempted:
         raise
@@ -189,22 +192,24 @@ def _decoded_early(
         return None
 
 
-def _index(source: DataSource, images: Sequence[ImageFile], decoded: Sequence[Decoded], side: int, path: Path) -> Index:
+def _index(
+    source: DataSource, images: Sequence[ImageFile], decoded: Sequence[Decoded], side: int, path: Path
+) -> CacheIndex:
     kept = [row for row, each in enumerate(decoded) if each.reason is None]
     if len(kept) < len(images):
-        with pixel_file.existing(path, len(images), side, writable=True) as pixels:
+        with pixel_file.open_existing(path, len(images), side, writable=True) as pixels:
             pixels.keep(kept)
-    classes = layout.classes(images)
-    number = {name: label for label, name in enumerate(classes)}
+    classes = layout.class_names(images)
+    label_of = {name: label for label, name in enumerate(classes)}
     hashes = tuple(decoded[row].sha256 for row in kept)
     ids = tuple(images[row].id for row in kept)
-    return Index(
+    return CacheIndex(
         source=source.uri,
         digest=source.digest or _content_digest(ids, hashes),
         side=side,
         classes=classes,
         ids=ids,
-        labels=tuple(number[images[row].label] for row in kept),
+        labels=tuple(label_of[images[row].label] for row in kept),
         splits=tuple(images[row].split for row in kept),
         sizes=tuple(decoded[row].size for row in kept),
         hashes=hashes,
@@ -222,14 +227,14 @@ def _content_digest(ids: Sequence[str], hashes: Sequence[str]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _judge(index: Index, max_broken: float) -> None:
-    """Raise BadDataError if too many images were rejected or a class has none left in a split."""
+def _check_rejected(index: CacheIndex, max_broken: float) -> None:
+    """Raise BadDataError if too many images were rejected, or a class has no image left in a split."""
     total = len(index.ids) + len(index.rejected)
     if len(index.rejected) > math.floor(max_broken * total):
         first = index.rejected[0]
         raise BadDataError(
             f"{len(index.rejected)} of {total} images of {index.source} cannot be read, first {first['id']} "
-            f"({first['reason']}): mend them, or raise --max-broken, which is {max_broken:g}."
+            f"({first['reason']}): fix them, or raise --max-broken, which is {max_broken:g}."
         )
     present = set(zip(index.splits, index.labels, strict=True))
     for split in (layout.TRAIN, layout.TEST):
@@ -239,12 +244,12 @@ def _judge(index: Index, max_broken: float) -> None:
 
 
 def _check_disk(unfinished: Path, size: int) -> None:
-    """Raise ConflictError where the pixels don't fit beside what is there of them already."""
+    """Raise ConflictError if the pixels, `size` bytes less those already there, do not fit on the disk."""
     pixels = unfinished / PIXELS
-    need = size - (512 * pixels.stat().st_blocks if pixels.exists() else 0)
+    needed = size - (512 * pixels.stat().st_blocks if pixels.exists() else 0)
     free = shutil.disk_usage(unfinished).free
-    if need > free:
+    if needed > free:
         raise ConflictError(
-            f"--cache-dir {unfinished.parents[1]} has {free / 1e6:,.0f} MB free, "
-            f"and the decoded images need {need / 1e6:,.0f} MB: free some, or name another folder."
+            f"--cache-dir {unfinished.parents[1]} has {megabytes(free)} free, "
+            f"and the decoded images need {megabytes(needed)}: free some, or choose another folder."
         )

@@ -1,8 +1,7 @@
-"""What lies in the cache folder: prepared images, downloads, features and weights, who has them in use, since when
-they are not, and how they go.
+"""The contents of the cache folder: prepared images, downloads, features and weights; which of them jobs use, when each
+was used last, and how they are deleted.
 """
 
-import json
 import os
 import shutil
 import time
@@ -16,93 +15,94 @@ from typing import Any
 from inat_job.data.cache_index import INDEX
 from inat_job.storage import cache_locks
 from inat_job.storage.cache_locks import cache_errors
+from inat_job.storage.disk import read_json_object
 
-KEPT = "spool"
-"""What runs have not stored yet may lie here: their next attempt stores it, and nobody else deletes it."""
+SPOOL = "spool"
+"""The folder of files that runs have not stored yet: only a run's next attempt stores and deletes them."""
 
-_ROOMS = {"prepared": "images", "downloads": "download", "features": "features", "weights": "weights", KEPT: "run"}
+_KINDS = {"prepared": "images", "downloads": "download", "features": "features", "weights": "weights", SPOOL: "run"}
 
 
 @dataclass(frozen=True)
-class Cached:
-    """A folder of the cache. `said` tells people what it is, as far as it tells itself; `locks` are held by who writes
-    into it; `used_at` is the time.time() of its last use."""
+class CacheEntry:
+    """A folder of the cache.
+
+    `details` describes its contents to people, as far as they are known; `locks` are the lock files of jobs that write
+    into it; `made_at` and `used_at` are in the seconds of time.time().
+    """
 
     kind: str
     folder: Path
     bytes: int
     made_at: float
     used_at: float
-    said: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     locks: tuple[Path, ...] = ()
 
     @property
     def in_use(self) -> bool:
-        """Whether a job has it in use now."""
+        """Whether a job uses it now."""
         return not cache_locks.is_free(self.folder, self.locks)
 
 
-def found(cache_dir: Path) -> list[Cached]:
-    """What there is, longest unused first. Raises ConflictError for a folder that cannot be read."""
+def list_entries(cache_dir: Path) -> list[CacheEntry]:
+    """All folders of the cache, least recently used first. Raises ConflictError for a folder that cannot be read."""
     with cache_errors(cache_dir):
-        return sorted(_found(cache_dir), key=lambda each: each.used_at)
+        return sorted(_entries(cache_dir), key=lambda entry: entry.used_at)
 
 
-def prune(each: Cached) -> bool:
-    """Delete a folder, unless somebody has it in use or it is none to delete; whether it is gone.
-
-    Raises ConflictError.
-    """
-    if each.kind == _ROOMS[KEPT]:
+def prune(entry: CacheEntry) -> bool:
+    """Delete a folder unless a job uses it or it is a run's; returns whether it is gone. Raises ConflictError."""
+    if entry.kind == _KINDS[SPOOL]:
         return False
-    with cache_errors(each.folder):
+    with cache_errors(entry.folder):
         try:
-            away = cache_locks.delete(each.folder, each.locks)
-        except FileNotFoundError:  # another deleted it meanwhile
+            renamed = cache_locks.delete(entry.folder, entry.locks)
+        except FileNotFoundError:  # another job has deleted it
             return True
-        if away:
-            shutil.rmtree(away)
-    return away is not None
+        if renamed:
+            shutil.rmtree(renamed)
+    return renamed is not None
 
 
-def sweep(cache_dir: Path) -> None:
-    """Delete what an earlier job took away and could not delete in time."""
+def remove_leftovers(cache_dir: Path) -> None:
+    """Finish the deletions of an earlier job that was interrupted. Raises ConflictError."""
     with cache_errors(cache_dir):
-        for room in _ROOMS:
-            for left in (cache_dir / room).glob(f"{cache_locks.GONE}*"):
+        for name in _KINDS:
+            for left in (cache_dir / name).glob(f"{cache_locks.DELETED_PREFIX}*"):
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _found(cache_dir: Path) -> Iterator[Cached]:
-    for room, kind in _ROOMS.items():
-        for folder in sorted((cache_dir / room).glob("*/*" if room == KEPT else "*")):
-            if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith(cache_locks.GONE):
-                with suppress(FileNotFoundError):  # another deleted it meanwhile
-                    yield _cached(kind, folder)
+def _entries(cache_dir: Path) -> Iterator[CacheEntry]:
+    for name, kind in _KINDS.items():
+        for folder in sorted((cache_dir / name).glob("*/*" if name == SPOOL else "*")):
+            if folder.is_dir() and not folder.is_symlink() and not folder.name.startswith(cache_locks.DELETED_PREFIX):
+                with suppress(FileNotFoundError):  # another job has deleted it
+                    yield _entry(kind, folder)
 
 
-def _cached(kind: str, folder: Path) -> Cached:
+def _entry(kind: str, folder: Path) -> CacheEntry:
     stats = [folder.lstat(), *_stats(folder)]
     times = [stat.st_mtime for stat in stats if not S_ISDIR(stat.st_mode)]
-    return Cached(
+    return CacheEntry(
         kind,
         folder,
         bytes=sum(512 * stat.st_blocks for stat in stats),
         made_at=min(times, default=stats[0].st_mtime),
         used_at=max(stat.st_mtime for stat in stats),
-        said=_said(kind, folder),
+        details=_details(kind, folder),
         locks=(folder.with_suffix(".lock"), *sorted(folder.glob("*.lock"))),
     )
 
 
 def _stats(folder: Path) -> Iterator[os.stat_result]:
-    """Of all in the folder that doesn't go away meanwhile, since a job may be at work there."""
+    """Of everything in the folder except files that a working job deletes meanwhile."""
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
             yield path.lstat()
 
 
-def _said(kind: str, folder: Path) -> dict[str, Any]:
+def _details(kind: str, folder: Path) -> dict[str, Any]:
     if kind == "run":
         return {"name": folder.name}
     if kind != "images":
@@ -111,12 +111,12 @@ def _said(kind: str, folder: Path) -> dict[str, Any]:
     if folder.suffix == ".tmp":
         return {"unfinished": True}
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["index"]
+        index = read_json_object(folder / INDEX)["index"]
         return {"source": str(index["source"]), "side": int(index["side"]), "images": len(index["ids"])}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         return {"damaged": True}
 
 
 def age_s(at: float) -> float:
-    """Seconds since a time.time(), none of them negative."""
+    """Seconds since `at`, a time.time(); never negative."""
     return max(0.0, time.time() - at)

@@ -1,4 +1,7 @@
-"""What holds image files, what they are called in it, and whose fault it is when one cannot be read."""
+"""What every archive reader shares: the container's interface, plain member names, damage, and size limits.
+
+A bomb is refused by the size that it claims, or where it unfolds beyond its limit.
+"""
 
 import errno
 from collections.abc import Callable, Collection, Iterator
@@ -11,42 +14,79 @@ from inat_job.ingest.decode import Rejected
 from inat_job.storage.disk import disk_errors
 
 Load = Callable[[], bytes]
+"""Reads the bytes of one file; any thread may call it."""
 
-LINK = "a link, not a image"
+LINK = "a link, not an image"
+
+MAX_FILE_BYTES = 256 * 2**20
+"""Members beyond this size are not read: no photo is that large."""
+
+MAX_UNFOLDING, ALWAYS_ALLOWED_BYTES = 200, 2**30
+"""An archive may unfold to this many times its own size, or to this many bytes if that is more: images hardly
+compress, and deflate reaches a factor of 1,032 at most."""
+
+MAX_MEMBERS = 5_000_000
+"""Members of an archive: so many names take about 1 GiB of memory."""
 
 
 class Container(Protocol):
-    """What holds image files."""
+    """An archive, folder or prefix that holds image files."""
 
     def names(self) -> list[str]:
-        """Paths of the files and links, with `/`, each once."""
+        """The paths of all files and links, with `/`, each once."""
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
-        """Each name once, in the order that is cheapest to read, with a function that any thread may call."""
+        """Each of the names once, in the order that is cheapest to read, with the function that reads it."""
 
 
 def plain_name(name: str) -> str:
-    """A member's path without `.` parts and doubled or leading slashes, and with `/` where Windows wrote `\\`."""
+    """A member's path without `.` segments and extra slashes, and with `/` instead of Windows' `\\`."""
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
 def refuse(reason: Rejected) -> bytes:
+    """The `Load` of a rejected file: raises the reason."""
     raise reason
 
 
 @contextmanager
-def damage(path: Path) -> Iterator[None]:
+def archive_errors(path: Path) -> Iterator[None]:
+    """Translate errors of the disk, and every other error into a BadDataError: the archive is damaged."""
     with disk_errors(path, missing=f"{path} does not exist: check --data."):
         try:
             yield
         except Exception as error:
-            if is_the_machines(error):
+            if is_not_damage(error):
                 raise
-            words = " ".join(str(error).split())
-            raise BadDataError(f"{path} is no intact archive ({words}): fetch it again.") from None
+            reason = " ".join(str(error).split())
+            raise BadDataError(f"{path} is not an intact archive ({reason}): download it again.") from None
 
 
-def is_the_machines(error: Exception) -> bool:
-    """Whether an error is ours or the machine's: by a damaged file, zipfile and tarfile raise nearly any other."""
-    disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # a header may tell to seek below 0
+def is_not_damage(error: Exception) -> bool:
+    """Whether an error is the job's or the machine's; on a damaged file zipfile and tarfile raise almost any other."""
+    disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)  # EINVAL: a negative offset
     return disk or isinstance(error, JobError | MemoryError)
+
+
+def check_unfolding(path: Path, size: int, unfolded: int, packed: int = 0) -> None:
+    """Raise BadDataError if an archive of `size` bytes claims to unfold beyond its limit.
+
+    `unfolded` and `packed` are the members' total sizes: together they cannot be packed into more than the archive's
+    size unless they share bytes (D. Fifield, A better zip bomb, 2019).
+    """
+    if unfolded > MAX_UNFOLDING * size + ALWAYS_ALLOWED_BYTES or packed > size:
+        raise BadDataError(
+            f"{path} has {size} bytes and claims to unfold to {unfolded} or more: this is a zip bomb, not a data set."
+        )
+
+
+def check_count(path: Path, members: int) -> None:
+    """Raise BadDataError for more members than fit into memory."""
+    if members > MAX_MEMBERS:
+        raise BadDataError(f"{path} has more than {MAX_MEMBERS} members: use a smaller data set.")
+
+
+def check_size(size: int) -> None:
+    """Raise Rejected for a member that is too large to be an image."""
+    if size > MAX_FILE_BYTES:
+        raise Rejected(f"{size} bytes are more than {MAX_FILE_BYTES}")

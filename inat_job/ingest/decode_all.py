@@ -1,6 +1,7 @@
-"""Decodes every image of a container into one file of pixels, and goes on where an earlier job was broken off.
+"""Decodes every image of a container into one pixel file, and resumes an interrupted job's work.
 
-What is done stands in a journal beside the pixels: a row is believed if its pixels still have the hash that it tells.
+Finished rows are recorded in a journal beside the pixels; a row is reused only if its pixels still have the hash that
+the journal records.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from inat_job.host import cpu
 from inat_job.ingest.container import Container, Load
 from inat_job.ingest.decode import Rejected, decode
 from inat_job.signals import Stop
+from inat_job.storage.disk import write_atomic
 
 ROWS = "rows.jsonl"
 _TICK_S = 0.1
@@ -31,7 +33,9 @@ _TICK_S = 0.1
 
 @dataclass(frozen=True)
 class Decoded:
-    """What is known of one image after decoding: its hash and size, and its row's hash, or why it was rejected."""
+    """One image after decoding: the SHA-256 of its file, its (width, height) and the SHA-256 of its row of pixels, or
+    the reason for its rejection.
+    """
 
     sha256: str = ""
     size: tuple[int, int] = (0, 0)
@@ -49,20 +53,20 @@ def decode_all(
     verify: bool = False,
     show: Progress | None = None,
 ) -> Sequence[Decoded]:
-    """Decode on all cores straight into `folder`; Pillow lets go of the interpreter while it decodes.
+    """Decode on all cores straight into `folder`; Pillow releases the interpreter lock while it decodes.
 
-    With `verify`, what an earlier job did is believed only of a image whose bytes still have the hash that is told.
-    `show` is called with how many are done. Raises OSError for a disk that is too small, before the work, and
-    Preempted: what is done by then is found there the next time.
+    With `verify`, an earlier job's row is reused only if the image file still has the recorded hash. `show` is called
+    with the number of finished images. Raises OSError for a disk that is too small, before any work, and Preempted;
+    finished rows are found there the next time.
     """
     rows = {image.name: row for row, image in enumerate(images) if layout.is_text(image.name)}
     results = [
-        Decoded(reason="missing from the archive" if image.name in rows else "a name that is not UTF-8")
+        Decoded(reason="missing from the archive" if image.name in rows else "its name is not UTF-8")
         for image in images
     ]
     with pixel_file.create(folder / PIXELS, len(images), side) as pixels:
-        journal = _Journal(folder / ROWS, images, side)
-        done = journal.done(pixels, stop)
+        journal = _RowJournal(folder / ROWS, images, side)
+        done = journal.load(pixels, stop)
         for row, result in done.items():
             results[row] = result
         missing = rows if verify else {name: row for name, row in rows.items() if row not in done}
@@ -70,41 +74,40 @@ def decode_all(
         with journal, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd metadata
 
-            def work(name: str, read: Load) -> None:
+            def work(name: str, load: Load) -> None:
                 row = missing[name]
-                results[row] = _decode(journal, done, pixels, side, row, read)
+                results[row] = _decode_row(journal, done, pixels, side, row, load)
 
             for count in _on_all_cores(work, container.load(missing), stop):
                 show(len(rows) - len(missing) + count, len(images))
     return results
 
 
-class _Journal:
-    """The rows that are done, a line each under a header that says of which images they are rows."""
+class _RowJournal:
+    """The finished rows, one line each, under a header that identifies the images."""
 
     def __init__(self, path: Path, images: Sequence[ImageFile], side: int) -> None:
         listed = json.dumps([(image.id, image.name) for image in images])
         self._path, self._lock = path, threading.Lock()
         self._header = f"{FORMAT} {side} {hashlib.sha256(listed.encode()).hexdigest()}"
 
-    def done(self, pixels: PixelFile, stop: Stop) -> dict[int, Decoded]:
-        """What an earlier job did of these very images, as far as it is still there; the journal then says that."""
+    def load(self, pixels: PixelFile, stop: Stop) -> dict[int, Decoded]:
+        """The intact rows that an earlier job finished for these images; the journal is rewritten to hold just them."""
         lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
         kept = {}
         if lines[:1] == [self._header]:
             with ThreadPoolExecutor(cpu.available_cpus()) as pool:
-                kept = dict(filter(None, pool.map(partial(_believed, pixels, stop), lines[1:])))
-        anew = self._path.with_suffix(".new")  # a kill leaves the old one
-        anew.write_text("".join([f"{self._header}\n", *(_line(row, result) for row, result in kept.items())]))
-        anew.replace(self._path)
+                kept = dict(filter(None, pool.map(partial(_intact_row, pixels, stop), lines[1:])))
+        text = "".join([f"{self._header}\n", *(_line(row, result) for row, result in kept.items())])
+        write_atomic(self._path, text.encode(), self._path.with_suffix(".new"))
         return kept
 
     def add(self, row: int, result: Decoded) -> None:
-        """Note a row. Any thread may; a kill costs the last few of them."""
+        """Record a row. Any thread may; a kill loses the last few."""
         with self._lock:
             self._file.write(_line(row, result))
 
-    def __enter__(self) -> "_Journal":
+    def __enter__(self) -> "_RowJournal":
         self._file = self._path.open("a")
         return self
 
@@ -113,60 +116,61 @@ class _Journal:
 
 
 def _line(row: int, result: Decoded) -> str:
-    said = json.dumps([row, result.sha256, result.size, result.pixels, result.reason])
-    return f"{zlib.crc32(said.encode())} {said}\n"
+    content = json.dumps([row, result.sha256, result.size, result.pixels, result.reason])
+    return f"{zlib.crc32(content.encode())} {content}\n"
 
 
-def _believed(pixels: PixelFile, stop: Stop, line: str) -> tuple[int, Decoded] | None:
-    """Row and result of a line, if it is whole and the row's pixels are those that it tells of. Raises Preempted."""
-    signals.check(stop, "checking what was prepared before")
-    crc, _, said = line.partition(" ")
-    if crc != str(zlib.crc32(said.encode())):
+def _intact_row(pixels: PixelFile, stop: Stop, line: str) -> tuple[int, Decoded] | None:
+    """Row and result of a line if the line is intact and the row's pixels have the recorded hash. Raises Preempted."""
+    signals.check(stop, "checking the images prepared before")
+    crc, _, content = line.partition(" ")
+    if crc != str(zlib.crc32(content.encode())):
         return None
-    row, sha256, (width, height), hashed, reason = json.loads(said)
-    result = Decoded(sha256, (width, height), hashed, reason)
-    return (row, result) if reason is not None or pixels.hash(row) == hashed else None
+    row, sha256, (width, height), pixels_sha256, reason = json.loads(content)
+    result = Decoded(sha256, (width, height), pixels_sha256, reason)
+    return (row, result) if reason is not None or pixels.hash(row) == pixels_sha256 else None
 
 
 def _on_all_cores(work: Callable[[str, Load], None], loads: Iterator[tuple[str, Load]], stop: Stop) -> Iterator[int]:
-    """Work on each image; yields now and then, and at the end, how many are done. Raises what `work` does, Preempted.
+    """Work on each image; yields the number of finished ones now and then, and at the end.
 
-    The threads help themselves: one that gave each its image would want Python's lock as often as they do.
+    Raises Preempted and what `work` raises. The threads take images from the iterator themselves: a thread that handed
+    them out would compete with them for the interpreter lock.
     """
-    turn, halted, finished = threading.Lock(), threading.Event(), list[str]()
+    next_load, halted, finished = threading.Lock(), threading.Event(), list[str]()
 
-    def labour() -> None:
+    def run() -> None:
         try:
             while not halted.is_set():
                 signals.check(stop, "decoding the images")
-                with turn:
-                    name, read = next(loads, (None, None))
-                if name is None or read is None:
+                with next_load:
+                    name, load = next(loads, (None, None))
+                if name is None or load is None:
                     return
-                work(name, read)
+                work(name, load)
                 finished.append(name)
         except BaseException:
             halted.set()
             raise
 
     with ThreadPoolExecutor(cpu.available_cpus()) as pool:
-        crew = [pool.submit(labour) for _ in range(cpu.available_cpus())]
+        futures = [pool.submit(run) for _ in range(cpu.available_cpus())]
         try:
-            while wait(crew, _TICK_S, FIRST_EXCEPTION).not_done and not halted.is_set():
+            while wait(futures, _TICK_S, FIRST_EXCEPTION).not_done and not halted.is_set():
                 yield len(finished)
         finally:
             halted.set()
-    for member in crew:
-        member.result()
+    for future in futures:
+        future.result()
     yield len(finished)
 
 
-def _decode(
-    journal: _Journal, done: Mapping[int, Decoded], pixels: PixelFile, side: int, row: int, read: Load
+def _decode_row(
+    journal: _RowJournal, done: Mapping[int, Decoded], pixels: PixelFile, side: int, row: int, load: Load
 ) -> Decoded:
-    """Decode one image into its row and note it, unless an earlier job did so with the very same bytes."""
+    """Decode one image into its row and record it, unless an earlier job did so from the same bytes."""
     try:
-        data = read()
+        data = load()
         sha256 = hashlib.sha256(data).hexdigest()
         if row in done and done[row].sha256 == sha256:
             return done[row]

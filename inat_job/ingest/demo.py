@@ -1,4 +1,4 @@
-"""A small data set made on the spot, `--data demo:`: four kinds of drawn shapes that a small network can learn."""
+"""The generated data set of `--data demo:`: four kinds of drawn shapes that a small network can learn."""
 
 import io
 import math
@@ -10,16 +10,17 @@ from PIL import Image, ImageDraw
 
 from inat_job import signals
 from inat_job.signals import Stop
-from inat_job.storage.cache_locks import cache_errors, write
+from inat_job.storage.cache_locks import cache_errors
+from inat_job.storage.disk import write_atomic
 
 CLASSES = ("Bars", "Discs", "Rings", "Stars")
 TRAIN_EACH, TEST_EACH = 100, 25
 
 
 def make(folder: Path, stop: Stop) -> Path:
-    """The archive of made-up images, drawn at the first call; its bytes are always the same.
+    """The path of the archive, drawn at the first call; its bytes are always the same.
 
-    Raises ConflictError when the folder cannot be written, Preempted.
+    Raises ConflictError if the folder cannot be written, Preempted.
     """
     path = folder / "demo-v1.zip"
     with cache_errors(folder.parent):
@@ -35,7 +36,7 @@ def make(folder: Path, stop: Stop) -> Path:
                     member = zipfile.ZipInfo(f"demo/{split}/{name}/{number:03d}.jpg")
                     archive.writestr(member, _jpeg(name, rng))
     with cache_errors(folder.parent):
-        write(path, buffer.getvalue())
+        write_atomic(path, buffer.getvalue())
     return path
 
 

@@ -1,7 +1,7 @@
-"""A look at a data set before a job: that it can be read, what is in it, and how much of the disk it will take.
+"""Inspects a data set before a job: whether it can be read, what it contains, and how much disk space it will take.
 
-Of an archive only its ends are read: a zip's directory stands at its end, so that a wrong layout or half an upload is
-known before gigabytes are fetched.
+Only the ends of an archive are read: a zip's directory is at its end, so that a wrong layout or a truncated upload is
+found before gigabytes are downloaded.
 """
 
 import io
@@ -20,23 +20,24 @@ from inat_job.options import public_uri
 from inat_job.signals import never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.base import UNKNOWN_SIZE
-from inat_job.storage.disk import disk_errors
+from inat_job.storage.disk import disk_errors, megabytes
 from inat_job.storage.local import LocalStore
 
-MOST_LISTED = 20_000
+MAX_LISTED = 20_000
 """Loose files that are listed: twenty requests to S3."""
 
-_TAIL = 4 * 2**20
-"""Bytes of a zip's end that are read: they hold the names of some forty thousand images."""
+_TAIL_BYTES = 4 * 2**20
+"""Bytes read from the end of a zip: the directory of some forty thousand images."""
 
 _END_OF_ZIP, _END_WITHIN = b"PK\x05\x06", 22 + 2**16
-_FIRST = 512
+_SAMPLE_BYTES = 512
 
 
 @dataclass(frozen=True)
 class DataSetSummary:
-    """What is known of a data set: `text` for people, the bytes that will be fetched, those that the decoded images
-    will take, and why less than all is known. None is what is not known."""
+    """What is known of a data set: a `text` for people, the bytes to download, the bytes of the decoded images, and why
+    not everything is known. None is unknown.
+    """
 
     text: str
     fetched: int | None
@@ -44,14 +45,13 @@ class DataSetSummary:
     doubt: str = ""
 
 
-def look(uri: str, cache_dir: Path, image_size: int, options: StorageOptions) -> DataSetSummary:
-    """Look at `--data`. Raises UsageError, BadDataError, TransientError, and what the store raises."""
-    plain, expected = data_source.split(uri)
+def summarise(uri: str, cache_dir: Path, image_size: int, options: StorageOptions) -> DataSetSummary:
+    """Inspect `--data`. Raises UsageError, BadDataError, TransientError, and what the store raises."""
+    plain, expected = data_source.parse_uri(uri)
     if plain == data_source.DEMO:
         count = len(CLASSES) * (TRAIN_EACH + TEST_EACH)
-        return DataSetSummary(
-            f"{count} images of {len(CLASSES)} classes, made on the spot", 0, _pixels(count, image_size)
-        )
+        text = f"{count} images of {len(CLASSES)} classes, to be generated"
+        return DataSetSummary(text, 0, _pixel_bytes(count, image_size))
     if not plain.startswith(data_source.REMOTE):
         with disk_errors(Path(plain)):
             found = data_source.only_archive(Path(plain)) if Path(plain).is_dir() else Path(plain)
@@ -61,22 +61,20 @@ def look(uri: str, cache_dir: Path, image_size: int, options: StorageOptions) ->
     try:
         if is_archive:
             return _archive(plain, expected, cache_dir, image_size, options)
-        return _loose(open_store(plain, options), public_uri(plain), image_size)
+        return _loose_files(open_store(plain, options), public_uri(plain), image_size)
     except PreconditionFailed as error:
-        raise TransientError(f"{public_uri(plain)} changed while it was looked at: try again.") from error
+        raise TransientError(f"{public_uri(plain)} changed while it was inspected: try again.") from error
 
 
-def _loose(store: Store, shown: str, image_size: int) -> DataSetSummary:
-    listed = list(store.list(most=MOST_LISTED))
-    entries = [entry for entry in listed if not layout.is_litter(entry.key)]
+def _loose_files(store: Store, shown: str, image_size: int) -> DataSetSummary:
+    listed = list(store.list(most=MAX_LISTED))
+    entries = [entry for entry in listed if not layout.is_ignored(entry.key)]
     if not entries:
         raise BadDataError(f"{shown} holds no files: check --data.")
-    _read_a_little(store, next((entry for entry in entries if entry.size), entries[0]))
-    if len(listed) >= MOST_LISTED:
-        return DataSetSummary(
-            f"{shown}, {len(entries)} files or more", 0, None, "the rest is not listed before the job"
-        )
-    return _known(shown, [entry.key for entry in entries], 0, image_size)
+    _read_sample(store, next((entry for entry in entries if entry.size), entries[0]))
+    if len(listed) >= MAX_LISTED:
+        return DataSetSummary(f"{shown}, {len(entries)} files or more", 0, None, "preflight lists no more files")
+    return _summary(shown, [entry.key for entry in entries], 0, image_size)
 
 
 def _archive(
@@ -87,53 +85,52 @@ def _archive(
     entry = store.stat(key)
     if entry is None:
         raise BadDataError(f"{shown} does not exist: check --data.")
-    download = Download(store, entry, shown, data_source.identity(uri, store, key), cache_dir, never, expected)
-    digest = download.known()
+    download = Download(store, entry, shown, data_source.archive_name(uri, store, key), cache_dir, never, expected)
+    digest = download.known_digest()
     if digest and build_cache.is_published(cache_dir, digest, image_size):
-        return DataSetSummary(f"{shown}, decoded in --cache-dir already", 0, 0)
-    fetched = 0 if isinstance(store, LocalStore) else max(0, entry.size - _taken(download.place.parent))
+        return DataSetSummary(f"{shown}, already decoded in --cache-dir", 0, 0)
+    fetched = 0 if isinstance(store, LocalStore) else max(0, entry.size - _bytes_in(download.path.parent))
     if entry.size == UNKNOWN_SIZE or not entry.version:
-        return DataSetSummary(f"{shown}, there", None, None, "its server tells neither size nor version")
+        return DataSetSummary(f"{shown}, which exists", None, None, "its server reports no size or no version")
     names = _names(store, entry, shown)
+    text = f"{shown}, {megabytes(entry.size)}"
     if names is None:
-        return DataSetSummary(
-            f"{shown}, {entry.size / 1e6:,.0f} MB", fetched, None, "how many images it has shows when it is here"
-        )
-    return _known(f"{shown}, {entry.size / 1e6:,.0f} MB", names, fetched, image_size)
+        return DataSetSummary(text, fetched, None, "the number of its images is known only after the download")
+    return _summary(text, names, fetched, image_size)
 
 
 def _names(store: Store, entry: Entry, shown: str) -> list[str] | None:
-    """The names in an archive where its end tells them; it is read a little in any case, to see that it can be."""
+    """The names in an archive, or None if its end does not list them; reads some of it in any case, as a test."""
     if not archives.is_zip(Path(entry.key.partition("?")[0])):
-        _read_a_little(store, entry)
+        _read_sample(store, entry)
         return None
-    tail = store.part(entry, max(0, entry.size - _TAIL), entry.size) if entry.size else b""
+    tail = store.read_range(entry, max(0, entry.size - _TAIL_BYTES), entry.size) if entry.size else b""
     if tail is None:
         return None
     if _END_OF_ZIP not in tail[-_END_WITHIN:]:
-        raise BadDataError(f"{shown} does not end as a zip does: upload or fetch it again, whole.")
+        raise BadDataError(f"{shown} does not end like a zip: upload or download it again in full.")
     try:
         return zipfile.ZipFile(io.BytesIO(tail)).namelist()
     except (zipfile.BadZipFile, ValueError, EOFError, UnicodeError, NotImplementedError, struct.error):
-        return None  # its directory is longer; or is damaged, which reading all of it will tell
+        return None  # its directory is longer than the tail, or damaged, which reading all of it will show
 
 
-def _read_a_little(store: Store, entry: Entry) -> None:
-    """To be allowed to look at an object is not to be allowed to read it: a KMS key may be refused."""
+def _read_sample(store: Store, entry: Entry) -> None:
+    """Permission to stat an object is not permission to read it: a KMS key may be refused."""
     if entry.size:
-        store.part(entry, 0, min(_FIRST, entry.size))
+        store.read_range(entry, 0, min(_SAMPLE_BYTES, entry.size))
 
 
-def _known(shown: str, names: Collection[str], fetched: int, image_size: int) -> DataSetSummary:
-    images = layout.find(names, shown)
-    text = f"{shown}, {len(images)} images of {len(layout.classes(images))} classes"
-    return DataSetSummary(text, fetched, _pixels(len(images), image_size))
+def _summary(shown: str, names: Collection[str], fetched: int, image_size: int) -> DataSetSummary:
+    images = layout.find_images(names, shown)
+    text = f"{shown}, {len(images)} images of {len(layout.class_names(images))} classes"
+    return DataSetSummary(text, fetched, _pixel_bytes(len(images), image_size))
 
 
-def _pixels(count: int, image_size: int) -> int:
+def _pixel_bytes(count: int, image_size: int) -> int:
     return count * build_cache.cache_side(image_size) ** 2 * 3
 
 
-def _taken(folder: Path) -> int:
-    """Bytes of an earlier, maybe broken fetch."""
+def _bytes_in(folder: Path) -> int:
+    """Bytes on disk of an earlier, maybe interrupted download."""
     return sum(512 * path.stat().st_blocks for path in folder.glob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""Reads the members of a zip in place, though it may still be on its way: its directory, at the end, comes first."""
+"""Reads the members of a zip in place, even during its download: its directory, at the end, is fetched first."""
 
 import bisect
 import os
@@ -11,30 +11,29 @@ from functools import partial
 from pathlib import Path
 
 from inat_job.errors import BadDataError
-from inat_job.ingest import limits
-from inat_job.ingest.container import LINK, Load, is_the_machines, plain_name
+from inat_job.ingest.container import LINK, Load, check_count, check_size, check_unfolding, is_not_damage, plain_name
 from inat_job.ingest.decode import Rejected
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.partial_download import PartialDownload, PartialFile
 
-_HEADER = struct.Struct("<4s22xHH")  # a member's own: signature, and how long its name and its extra field are
-_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # with others a few bytes unfold to GiB before they can be cut
+_HEADER = struct.Struct("<4s22xHH")  # a member's local header: signature, lengths of its name and its extra field
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods unfold a few bytes to GiB before they can be cut
 
 
-class Zip:
-    """A zip file; members are found by its directory and read by any thread. Of a name's members the last counts.
+class ZipArchive:
+    """A zip file; members are found by its directory, and any thread reads them. Of equal names the last counts.
 
-    One that is still `landing` is waited for, member by member.
+    While the zip is `incoming`, each member is waited for.
     """
 
-    def __init__(self, path: Path, landing: PartialDownload | None = None) -> None:
-        self._path, self._landing = path, landing
-        self._file = zipfile.ZipFile(PartialFile(landing) if landing else path)
-        size = landing.size if landing else path.stat().st_size
+    def __init__(self, path: Path, incoming: PartialDownload | None = None) -> None:
+        self._path, self._incoming = path, incoming
+        self._file = zipfile.ZipFile(PartialFile(incoming) if incoming else path)
+        size = incoming.size if incoming else path.stat().st_size
         listed = self._file.infolist()
-        limits.check_count(path, len(listed))
+        check_count(path, len(listed))
         packed = sum(each.compress_size for each in listed)
-        limits.check_unfolding(path, size, sum(each.file_size for each in listed), packed)
+        check_unfolding(path, size, sum(each.file_size for each in listed), packed)
         files = (member for member in listed if not member.filename.endswith(("/", "\\")))
         self._members = {plain_name(member.filename): member for member in files}
         self._starts = sorted({*(each.header_offset for each in listed), self._file.start_dir, size})
@@ -45,39 +44,39 @@ class Zip:
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         for name in sorted(names, key=lambda name: self._members[name].header_offset):
             member = self._members[name]
-            if self._landing:  # here, since who waits within zipfile keeps the others from reading
-                self._landing.wait(member.header_offset, self._end(member))
+            if self._incoming:  # here: waiting within zipfile would block the other threads
+                self._incoming.wait(member.header_offset, self._end(member))
             yield name, partial(self._read, member)
 
     def _end(self, member: zipfile.ZipInfo) -> int:
-        """Where the next one begins: the directory doesn't tell how long a member's own header is."""
+        """Where the next member begins: the directory does not have the length of a member's own header."""
         return self._starts[min(bisect.bisect(self._starts, member.header_offset), len(self._starts) - 1)]
 
     def _read(self, member: zipfile.ZipInfo) -> bytes:
         if member.flag_bits & 1:
-            raise BadDataError(f"{self._path} is encrypted: give an archive without a password.")
+            raise BadDataError(f"{self._path} is encrypted: use an archive without a password.")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise Rejected(LINK)
         if member.compress_type not in _BOUNDED:
-            raise Rejected(f"of compression method {member.compress_type}, where only deflate is read")
-        limits.check_size(max(member.file_size, member.compress_size))
+            raise Rejected(f"compression method {member.compress_type} is not supported, only deflate is")
+        check_size(max(member.file_size, member.compress_size))
         with disk_errors(self._path):
             try:
                 return self._content(member)
             except Exception as error:
-                if is_the_machines(error):
+                if is_not_damage(error):
                     raise
                 raise Rejected(f"damaged in the archive: {error}") from None
 
     def _content(self, member: zipfile.ZipInfo) -> bytes:
-        """Two reads and no more, which wait for nobody: zipfile has one file for all threads, and a lock before it."""
+        """Exactly two reads, independent of other threads; zipfile has one file with a lock for all of them."""
         start = member.header_offset + _HEADER.size
         signature, name, extra = _HEADER.unpack(self._read_at(member.header_offset, start))
         if signature != b"PK\3\4":
             raise zipfile.BadZipFile("there is no member where the directory says")
         start += name + extra
         data = self._read_at(start, start + member.compress_size)
-        if member.compress_type == zipfile.ZIP_DEFLATED:  # no more of it than it should be, whatever it unfolds to
+        if member.compress_type == zipfile.ZIP_DEFLATED:  # cut to the directory's size, however much it unfolds to
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(1, member.file_size))
         if len(data) != member.file_size:
             raise zipfile.BadZipFile("its length is not what the directory says")
@@ -86,7 +85,7 @@ class Zip:
         return data
 
     def _read_at(self, start: int, end: int) -> bytes:
-        if self._landing:
-            return self._landing.read(start, end)
+        if self._incoming:
+            return self._incoming.read(start, end)
         assert self._file.fp is not None
         return os.pread(self._file.fp.fileno(), end - start, start)

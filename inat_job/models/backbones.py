@@ -1,4 +1,6 @@
-"""Part B's networks: torchvision's classification models with a new head, cut into stages from stem to last."""
+"""Part B's networks: torchvision's classification models with a new head, divided into stages from stem to last.
+
+To support another model, give its family's stages in `_CUTS`, unless the even division of `_stages` does."""
 
 import difflib
 import itertools
@@ -11,14 +13,14 @@ from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
 from inat_job.errors import UsageError
-from inat_job.models.flops import count
+from inat_job.models.flops import network_size
 from inat_job.models.preprocess import Preprocess
-from inat_job.models.strategies import Architecture, under
+from inat_job.models.strategies import Architecture, has_prefix
 
 KIND = "torchvision"
 _STAGES = 5
 
-# Stages by family, cut where the maps get smaller. Prefixes that a member lacks (features.8) are dropped.
+# Stages by family, divided where the maps get smaller. Prefixes that a member lacks (features.8) are dropped.
 _CUTS: dict[str, tuple[tuple[str, ...], ...]] = {
     r"(wide_)?res(net|next)\d+.*": (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)),
     r"densenet\d+": (
@@ -42,12 +44,13 @@ _CUTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("features.6", "features.7", "classifier.0", "norm"),
     ),
 }
-# Their auxiliary classifiers would return more than logits, and their pretrained weights expect other statistics.
+# With auxiliary classifiers they would return more than logits. `transform_input` converts ImageNet's normalisation to
+# the one that their pretrained weights expect.
 _INCEPTION = {"aux_logits": False, "init_weights": True, "transform_input": True}
 
 
-class Pretrained(nn.Module):
-    """Pixels (B, 3, S, S) uint8 or float in 0..255 to logits (B, classes); `backbone` has torchvision's key names."""
+class BackboneNet(nn.Module):
+    """Pixels (B, 3, S, S), uint8 or float in 0..255, to logits (B, classes); `backbone` has torchvision's key names."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -62,19 +65,19 @@ class Pretrained(nn.Module):
 def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Architecture:
     """A model of torchvision's registry for `num_classes`, with fresh weights from torch's generator.
 
-    Raises UsageError for an unknown name, a model whose head can't be found, and an image size that it can't take.
+    Raises UsageError for an unknown name, a model whose head cannot be found, and an image size it cannot take.
     """
     _check_name(name)
     try:
         backbone = get_model(name, weights=None, num_classes=num_classes, **_arguments(name, image_size))
     except (ValueError, AssertionError) as error:
-        raise _unfit(name, image_size, error) from None
-    network = Pretrained(backbone)
+        raise _size_error(name, image_size, error) from None
+    network = BackboneNet(backbone)
     head = _head(name, backbone, num_classes)
     try:
-        count(network, image_size)  # one image without numbers: the cheapest proof that the size fits
+        network_size(network, image_size)  # a forward pass on the meta device is the cheapest proof that the size fits
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise _unfit(name, image_size, error) from None
+        raise _size_error(name, image_size, error) from None
     return Architecture(
         name=name,
         network=network,
@@ -92,7 +95,7 @@ def _check_name(name: str) -> None:
 
 
 def _arguments(name: str, image_size: int) -> dict[str, Any]:
-    """What some models must be told when they are made."""
+    """Additional constructor arguments that some models need."""
     if name in ("googlenet", "inception_v3"):
         return dict(_INCEPTION)
     if name.startswith("vit_"):
@@ -103,63 +106,66 @@ def _arguments(name: str, image_size: int) -> dict[str, Any]:
 
 
 def _head(name: str, backbone: nn.Module, num_classes: int) -> str:
-    """Name of the output layer: the last dense layer, in torchvision's models."""
+    """Name of the output layer, which in torchvision's models is the last dense layer."""
     dense: list[tuple[str, nn.Linear]] = [
         (each, module) for each, module in backbone.named_modules() if isinstance(module, nn.Linear)
     ]
     if not dense or dense[-1][1].out_features != num_classes:
-        raise UsageError(f"--backbone is {name}, whose last layer is no dense layer: take another, such as resnet50.")
+        raise UsageError(f"--backbone is {name}, whose last layer is no dense layer: choose another, such as resnet50.")
     return dense[-1][0]
 
 
 def _stages(name: str, backbone: nn.Module, head: str) -> tuple[tuple[str, ...], ...]:
-    """Prefixes by stage, which cover every parameter but the head's exactly once."""
+    """Prefixes of parameter names by stage, which cover every parameter but the head's exactly once."""
     if name.startswith("vit_"):
         return _vit_stages(backbone)
     names = [each for each, _ in backbone.named_parameters()]
     for family, cut in _CUTS.items():
         if re.fullmatch(family, name):
             return tuple(
-                tuple(prefix for prefix in stage if any(under(each, [prefix]) for each in names)) for stage in cut
+                tuple(prefix for prefix in stage if any(has_prefix(each, [prefix]) for each in names)) for stage in cut
             )
-    return _even(_units(backbone, head), _STAGES)
+    return _divide_evenly(_units(backbone, head), _STAGES)
 
 
 def _vit_stages(backbone: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """The embedding, then the encoder's layers in four quarters, the last with the final norm."""
+    """The embedding, then the encoder's layers in four stages, the last with the final norm."""
     layers = [f"encoder.layers.{each}" for each, _ in backbone.get_submodule("encoder.layers").named_children()]
-    *quarters, last = _even(layers, 4)
+    *quarters, last = _divide_evenly(layers, 4)
     return (("class_token", "conv_proj", "encoder.pos_embedding"), *quarters, (*last, "encoder.ln"))
 
 
 def _units(backbone: nn.Module, head: str) -> list[str]:
-    """The parts of any model in order of registration: its largest part is opened until there are enough of them."""
+    """Submodules of any model, in order of registration: the largest is replaced by its children until there are more
+    than `_STAGES`."""
     sizes = {name: each.numel() for name, each in backbone.named_parameters()}
     units = [""]
     while True:
-        opened = {unit: _children(unit, sizes) for unit in units}
-        holding = [unit for unit in units if under(head, [unit]) and unit != head]
-        large = [unit for unit in units if unit != head and not set(opened[unit]) <= set(sizes)]  # more than one layer
+        children = {unit: _children(unit, sizes) for unit in units}
+        holding = [unit for unit in units if has_prefix(head, [unit]) and unit != head]
+        large = [
+            unit for unit in units if unit != head and not set(children[unit]) <= set(sizes)
+        ]  # more than one layer
         if not holding and (len(units) > _STAGES or not large):
             return [unit for unit in units if unit != head]
-        largest = max(holding or large, key=lambda unit: sum(sizes[name] for name in sizes if under(name, [unit])))
-        at = units.index(largest)
-        units[at : at + 1] = opened[largest]
+        largest = max(holding or large, key=lambda unit: sum(sizes[name] for name in sizes if has_prefix(name, [unit])))
+        position = units.index(largest)
+        units[position : position + 1] = children[largest]
 
 
 def _children(unit: str, names: Iterable[str]) -> list[str]:
     depth = unit.count(".") + 2 if unit else 1
-    inside = [name for name in names if under(name, [unit])]
+    inside = [name for name in names if has_prefix(name, [unit])]
     return list(dict.fromkeys(".".join(name.split(".")[:depth]) for name in inside))
 
 
-def _even(units: list[str], parts: int) -> tuple[tuple[str, ...], ...]:
-    """Contiguous parts of about the same length, the longer ones last; fewer parts if there are fewer units."""
-    parts = min(parts, len(units))
-    bounds = [len(units) * part // parts for part in range(parts + 1)]
+def _divide_evenly(units: list[str], n_stages: int) -> tuple[tuple[str, ...], ...]:
+    """Contiguous stages of about the same number of units, the longer ones last; at most as many as units."""
+    n_stages = min(n_stages, len(units))
+    bounds = [len(units) * stage // n_stages for stage in range(n_stages + 1)]
     return tuple(tuple(units[start:end]) for start, end in itertools.pairwise(bounds))
 
 
-def _unfit(name: str, image_size: int, error: Exception) -> UsageError:
+def _size_error(name: str, image_size: int, error: Exception) -> UsageError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UsageError(f"--image-size is {image_size}, which {name} cannot take ({reason}): 224 is the usual size.")

@@ -1,8 +1,7 @@
-"""From the settings of a part to its architecture; which part it is, is known by the type of its settings alone."""
+"""Builds the network of a run from its settings: Part A's or Part B's, by the type of the model settings alone."""
 
 import dataclasses
 import hashlib
-import re
 from dataclasses import dataclass
 from functools import singledispatch
 from pathlib import Path
@@ -10,21 +9,22 @@ from pathlib import Path
 import torch
 
 from inat_job import events
-from inat_job.errors import BadDataError, TransientError, UsageError
+from inat_job.errors import TransientError
 from inat_job.models.backbones import build_backbone
-from inat_job.models.five_block import BLOCKS, FiveBlockSpec, build_five_block, filters_of
+from inat_job.models.find_weights import parse_weights, stat_weights
+from inat_job.models.five_block import BLOCKS, FiveBlockSpec, block_filters, build_five_block
 from inat_job.models.strategies import Architecture
-from inat_job.models.weights import LoadedWeights, is_name, load_weights, named_weights
+from inat_job.models.weights import LoadedWeights, load_weights, named_weights
 from inat_job.options import public_uri, unsigned_uri
 from inat_job.settings import BackboneSettings, FiveBlockSettings
 from inat_job.signals import Stop
-from inat_job.storage import StorageOptions, cache_locks, open_store, split_uri
+from inat_job.storage import StorageOptions, cache_locks
 from inat_job.storage.cache_locks import hold_folder
 
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """What building needs beside the settings of the model; `pretrained` is off where a checkpoint follows."""
+    """What building a network needs beside its settings; `pretrained` is off if a checkpoint replaces the weights."""
 
     classes: int
     image_size: int
@@ -35,82 +35,77 @@ class BuildInputs:
 
 
 @singledispatch
-def build(settings: object, needs: BuildInputs) -> Architecture:
-    """The network for some settings, its fresh weights drawn from torch's generator."""
+def build(settings: object, inputs: BuildInputs) -> Architecture:
+    """The network for some model settings, with fresh weights drawn from torch's generator.
+
+    Raises UsageError for values that make no network, and what loading weights raises.
+    """
     raise AssertionError(f"no network for {type(settings).__name__}")
 
 
 @build.register
-def _(settings: FiveBlockSettings, needs: BuildInputs) -> Architecture:
+def _(settings: FiveBlockSettings, inputs: BuildInputs) -> Architecture:
     filters, kernels = settings.filters, settings.kernel_sizes
     return build_five_block(
         FiveBlockSpec(
-            filters=filters if len(filters) > 1 else filters_of(filters[0], settings.filter_organisation),
+            filters=filters if len(filters) > 1 else block_filters(filters[0], settings.filter_organisation),
             kernel_sizes=kernels if len(kernels) > 1 else kernels * BLOCKS,
             activation=settings.activation,
             dense=settings.dense,
             pooling=settings.pooling,
             batch_norm=settings.batch_norm,
             dropout=settings.dropout,
-            image_size=needs.image_size,
-            num_classes=needs.classes,
+            image_size=inputs.image_size,
+            num_classes=inputs.classes,
         )
     )
 
 
 @build.register
-def _(settings: BackboneSettings, needs: BuildInputs) -> Architecture:
-    built = build_backbone(settings.backbone, needs.classes, needs.image_size)
+def _(settings: BackboneSettings, inputs: BuildInputs) -> Architecture:
     architecture = dataclasses.replace(
-        built,
+        build_backbone(settings.backbone, inputs.classes, inputs.image_size),
         strategy=settings.strategy,
         last_k=settings.last_k,
         layer_decay=settings.layer_decay,
         feature_views=settings.feature_views,
     )
-    if needs.pretrained and settings.weights != "none":
-        loaded = _weights(architecture, settings, needs)
+    if inputs.pretrained and settings.weights != "none":
+        loaded = _load_weights(architecture, settings, inputs)
         events.emit("weights", sha256=loaded.sha256, loaded=loaded.loaded, missing=len(loaded.missing))
     return architecture
 
 
-def _weights(architecture: Architecture, settings: BackboneSettings, needs: BuildInputs) -> LoadedWeights:
-    """Load the weights that `--weights` names: torchvision's, or a file at a path or URI."""
-    uri, mark, fragment = settings.weights.partition("#")
-    sha256 = fragment.removeprefix("sha256=") if mark else None
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise UsageError(f"--weights ends in #{fragment}: write #sha256= and 64 hexadecimal digits.")
-    if is_name(uri):
-        path = _named(named_weights(architecture.name, uri).url, needs)
+def _load_weights(architecture: Architecture, settings: BackboneSettings, inputs: BuildInputs) -> LoadedWeights:
+    """Load the weights of `--weights`: torchvision's by name, or a file at a path or URI."""
+    weights = parse_weights(settings.weights)
+    if weights.is_name:
+        path = _torchvision_file(named_weights(architecture.name, weights.source).url, inputs)
     else:
-        path = _fetched(uri, needs) if "://" in uri else Path(uri)
-    return load_weights(architecture, path, sha256=sha256, allow_partial=settings.allow_partial_weights)
+        path = _download(weights.source, inputs) if weights.is_uri else Path(weights.source)
+    return load_weights(architecture, path, sha256=weights.sha256 or None, allow_partial=settings.allow_partial_weights)
 
 
-def _named(url: str, needs: BuildInputs) -> Path:
-    """torchvision's own file: where torch keeps such files, if it is there, or else fetched as any other."""
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if kept.exists():
-        return kept
+def _torchvision_file(url: str, inputs: BuildInputs) -> Path:
+    """torchvision's file from torch's own folder if it is there, or else downloaded like any other."""
+    local = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if local.exists():
+        return local
     try:
-        return _fetched(url, needs)
+        return _download(url, inputs)
     except TransientError as error:
-        raise TransientError(f"{error} Or fetch it elsewhere, and name the file by --weights.") from error
+        raise TransientError(f"{error} Or download it elsewhere, and name the file by --weights.") from error
 
 
-def _fetched(uri: str, needs: BuildInputs) -> Path:
-    """The file behind a URI, fetched unless this version of it is here.
+def _download(uri: str, inputs: BuildInputs) -> Path:
+    """The file behind a URI, downloaded unless this version of it is in the cache.
 
-    Raises BadDataError when there is none, ConflictError when the cache folder cannot be written.
+    Raises BadDataError if there is none, ConflictError if the cache folder cannot be written.
     """
-    parent, key = split_uri(uri)
-    store = open_store(parent, needs.options)
-    entry = store.stat(key)
-    if entry is None:
-        raise BadDataError(f"--weights names {public_uri(uri)}, which does not exist: check it.")
-    # Another signature is not another file.
+    store, entry = stat_weights(uri, inputs.options)
+    # Without the URL's signature, which changes while the file does not.
     version = hashlib.sha256(f"{unsigned_uri(uri)} {entry.version} {entry.size}".encode()).hexdigest()[:16]
-    path = needs.cache_dir / "weights" / version / Path(public_uri(uri)).name
-    cache_locks.fetch(store, key, path, needs.cache_dir, needs.stop, what="weights")
-    hold_folder(path.parent)  # which notes that it is used
+    path = inputs.cache_dir / "weights" / version / Path(public_uri(uri)).name
+    cache_locks.fetch(store, entry.key, path, inputs.cache_dir, inputs.stop, what="weights")
+    hold_folder(path.parent)  # also notes when it was last used
     return path

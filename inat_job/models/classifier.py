@@ -1,4 +1,6 @@
-"""The LightningModule of both parts: cut the view, classify it, and learn what the strategy lets learn."""
+"""The LightningModule of both parts: the training, validation and prediction steps, and the learning rate schedule.
+
+Lightning's trainer runs the training loop (training/trainer.py); `training_step` is what it does with one batch."""
 
 import math
 from typing import Any
@@ -11,17 +13,19 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from inat_job.data.augment import Augmentation, centre_view, random_view
-from inat_job.data.batches import IGNORED
+from inat_job.data.batches import IGNORED, Batch
 from inat_job.data.features import FeatureBatch
-from inat_job.data.pixels import Batch
 from inat_job.errors import ConflictError
-from inat_job.models.frozen_stem import StemSplit, split
+from inat_job.models.frozen_stem import StemAndTail, cut_stem
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
 from inat_job.settings import DataSettings, TrainSettings
 
 
 class Classifier(LightningModule):
-    """A network with its recipe. `val_loss` and `val_accuracy` hold the last validation's result."""
+    """A network with its recipe.
+
+    `loss` is the last batch's, on the device; `val_loss` and `val_accuracy` are the last validation's.
+    """
 
     def __init__(
         self, architecture: Architecture, train: TrainSettings, data: DataSettings, steps_per_epoch: int
@@ -31,51 +35,54 @@ class Classifier(LightningModule):
         self._architecture = architecture
         self._train, self._data = train, data
         self._total_steps = train.epochs * steps_per_epoch
-        self._augmentation = Augmentation(train.crop_scale, train.rotation, train.colour)
+        self.augmentation = Augmentation(train.crop_scale, train.rotation, train.colour)
         self.loss = torch.tensor(float("nan"))
         self._finite = torch.tensor(True)
         self.val_loss = self.val_accuracy = float("nan")
         self._val_sums = torch.zeros(3)
-        self._opened_for = -1
-        self._split: tuple[torch.device, StemSplit] | None = None
+        self._stages_set_for_epoch = -1
+        self._stem_and_tail: tuple[torch.device, StemAndTail] | None = None
 
     def forward(self, batch: Batch | FeatureBatch) -> Tensor:
-        """Logits (B, classes): of the view that a batch's draws make, or the evaluation's; of features where they are
-        what the batch has."""
+        """Logits (B, classes) of a batch of images, augmented if it has draws, or of a batch of cached features."""
         if isinstance(batch, FeatureBatch):
-            logits: Tensor = self.split().tail(batch.features)
+            logits: Tensor = self.stem_and_tail().tail(batch.features)
         else:
-            network = self.network if torch.is_grad_enabled() else self.network.forward  # see training/compiling.py
+            # Only training steps are compiled, see training/execution.py.
+            network = self.network if torch.is_grad_enabled() else self.network.forward
             logits = network(self.view(batch))
         return logits
 
     def view(self, batch: Batch) -> Tensor:
-        """float32 (B, 3, image size, image size) in 0..255, channels last in memory."""
+        """The augmented view of a batch with draws, or else the evaluation's centre crop.
+
+        float32 (B, 3, image size, image size) in 0..255, channels last in memory.
+        """
         size = self._data.image_size
         if batch.draws is None:
             view = centre_view(batch.pixels, batch.sizes, size, self._data.eval_crop)
         else:
-            view = random_view(batch.pixels, batch.sizes, batch.draws, size, self._augmentation)
+            view = random_view(batch.pixels, batch.sizes, batch.draws, size, self.augmentation)
         return view.contiguous(memory_format=torch.channels_last)
 
-    def split(self) -> StemSplit:
-        """The network, cut behind what is frozen as training begins. Raises Indivisible."""
+    def stem_and_tail(self) -> StemAndTail:
+        """The network, cut after the stages that are frozen as training begins. Raises CannotCutError."""
         device = next(self.network.parameters()).device
-        if self._split is None or self._split[0] != device:
-            begin = trainable_stages(self._architecture, 0, self._train.epochs)
-            self._split = device, split(self._architecture, begin)
-        return self._split[1]
+        if self._stem_and_tail is None or self._stem_and_tail[0] != device:
+            initial = trainable_stages(self._architecture, 0, self._train.epochs)
+            self._stem_and_tail = device, cut_stem(self._architecture, initial)
+        return self._stem_and_tail[1]
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         logits = self(batch)
         loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self._train.label_smoothing)
-        # Kept on the device: to look at it each step would make the device wait.
+        # Kept on the device: reading it at each step would make the CPU wait for the device.
         self.loss = loss.detach()
         self._finite = self._finite.to(loss.device) & torch.isfinite(self.loss)
         return loss
 
     def check_finite(self, step: int) -> None:
-        """Raise ConflictError if any loss so far was not finite."""
+        """Raise ConflictError if any training loss so far was not finite."""
         if not self._finite:
             raise self._not_finite("training", step)
 
@@ -86,14 +93,14 @@ class Classifier(LightningModule):
         )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Let this epoch's stages learn; what is frozen is in eval mode too, so its batch norm does not move.
+        """Unfreeze this epoch's stages; frozen ones are in eval mode too, so that their batch norm does not move.
 
-        Not at the epoch's start, since Lightning knows no such moment after a resume.
+        Done here and not at the epoch's start, since Lightning has no such hook after a resume in mid-epoch.
         """
-        if self._opened_for != self.current_epoch:
-            self._opened_for = self.current_epoch
-            open_stages = trainable_stages(self._architecture, self.current_epoch, self._train.epochs)
-            apply_strategy(self._architecture, open_stages)
+        if self._stages_set_for_epoch != self.current_epoch:
+            self._stages_set_for_epoch = self.current_epoch
+            stages = trainable_stages(self._architecture, self.current_epoch, self._train.epochs)
+            apply_strategy(self._architecture, stages)
 
     def on_validation_epoch_start(self) -> None:
         self._val_sums = torch.zeros(3, device=self.device)
@@ -118,13 +125,16 @@ class Classifier(LightningModule):
         groups = parameter_groups(self._architecture, lr=self._train.lr, weight_decay=self._train.weight_decay)
         optimiser = AdamW(groups, lr=self._train.lr, fused=True)
         total, warmup = self._total_steps, self._train.warmup
-        schedule = LambdaLR(optimiser, lambda step: rate(step, total, warmup))
+        schedule = LambdaLR(optimiser, lambda step: learning_rate_factor(step, total, warmup))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def rate(step: int, total: int, warmup: float) -> float:
-    """Factor on the peak rate at a step: linear rise over the share `warmup` of the steps, then half a cosine to zero
-    (Loshchilov and Hutter, SGDR, 2016)."""
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Learning rate at a step over the peak rate, 0..1.
+
+    It rises linearly over the share `warmup` of the steps, then falls to zero along half a cosine (Loshchilov and
+    Hutter, SGDR, 2016).
+    """
     rise = max(1, min(round(warmup * total), total - 1))
     if step < rise:
         return (step + 1) / rise

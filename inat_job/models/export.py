@@ -1,4 +1,4 @@
-"""The exported model: weights whose bytes depend on nothing else, and a description that rebuilds the network."""
+"""The exported model: model.safetensors, whose bytes depend on the weights alone, and model.json, which rebuilds it."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ FORMAT_VERSION = 1
 
 
 def export(architecture: Architecture, folder: Path, description: Mapping[str, Any]) -> None:
-    """Write the weights and model.json, which holds `description` (classes, preprocessing) and the architecture.
+    """Write the weights, and model.json with `description` (classes, preprocessing) and the architecture.
 
-    Raises ConflictError when the folder takes no more.
+    Raises ConflictError if the folder cannot be written.
     """
     state = architecture.network.state_dict()
-    # Contiguous: a channels-last tensor would be written in another order.
+    # A channels-last tensor would be written in another order.
     tensors = {name: each.detach().cpu().contiguous() for name, each in state.items()}
     full = {"format_version": FORMAT_VERSION, "architecture": architecture.blueprint, **description}
     try:
@@ -39,7 +39,7 @@ def export(architecture: Architecture, folder: Path, description: Mapping[str, A
 
 
 def load_exported(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network in eval mode on the CPU, and its description. Raises BadDataError unless both are as exported."""
+    """The network in eval mode on the CPU, and its description. Raises BadDataError unless both are intact."""
     description = _read_description(folder / DESCRIPTION)
     weights = folder / WEIGHTS
     try:
@@ -54,16 +54,16 @@ def load_exported(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def rebuild(blueprint: Mapping[str, Any]) -> nn.Module:
-    """The network of an `Architecture.blueprint` without its weights; torch's generator stays where it is.
+    """The network of an `Architecture.blueprint` with arbitrary weights; torch's random state is left as it was.
 
-    Raises LookupError or TypeError for what is no blueprint.
+    Raises LookupError or TypeError for values that are no blueprint.
     """
     with torch.random.fork_rng(devices=[]):
         return _BUILDERS[blueprint["kind"]](dict(blueprint)).network
 
 
 def _five_block(blueprint: dict[str, Any]) -> Architecture:
-    return five_block.build_five_block(five_block.spec_of(blueprint))
+    return five_block.build_five_block(five_block.spec_from_blueprint(blueprint))
 
 
 def _torchvision(blueprint: dict[str, Any]) -> Architecture:
@@ -82,5 +82,5 @@ def _read_description(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadDataError(f"{path} cannot be read as a model's description ({error}): export it again.") from None
     if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
-        raise BadDataError(f"{path} is not of format version {FORMAT_VERSION}: export it again with this version.")
+        raise BadDataError(f"{path} does not have format version {FORMAT_VERSION}: export it again with this version.")
     return description

@@ -1,4 +1,4 @@
-"""Part A's network: five blocks of convolution, activation and max-pool, one dense layer and an output layer."""
+"""Part A's network: five blocks of convolution, activation and max-pooling, one dense layer and an output layer."""
 
 import dataclasses
 from collections import OrderedDict
@@ -13,13 +13,17 @@ from inat_job.models.strategies import Architecture
 
 KIND = "five_block"
 BLOCKS = 5
-SMALLEST = 2**BLOCKS  # every block halves the side, and one pixel must be left
+MIN_IMAGE_SIZE = 2**BLOCKS  # every block halves the side, and one pixel must remain
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish}
 
 
 @dataclass(frozen=True)
 class FiveBlockSpec:
-    """All that decides the shape of the network. Raises UsageError for values that make no network."""
+    """Everything that decides the shape of the network. Raises UsageError for values that make no network.
+
+    `filters` and `kernel_sizes` have a value for each block, `dense` is the width of the dense layer, and `pooling`
+    (flatten or gap, global average) is what comes before it.
+    """
 
     filters: tuple[int, ...]
     kernel_sizes: tuple[int, ...]
@@ -36,29 +40,29 @@ class FiveBlockSpec:
             if len(values) != BLOCKS or min(values) < 1:
                 given = ",".join(map(str, values))
                 raise UsageError(f"{flag} is {given}: give {BLOCKS} whole numbers of at least 1, one for each block.")
-        if self.image_size < SMALLEST:
+        if self.image_size < MIN_IMAGE_SIZE:
             raise UsageError(
-                f"--image-size is {self.image_size}: {BLOCKS} blocks halve it each, so give {SMALLEST} or more."
+                f"--image-size is {self.image_size}: {BLOCKS} blocks each halve it, so give {MIN_IMAGE_SIZE} or more."
             )
-        _choice("--activation", self.activation, tuple(ACTIVATIONS))
-        _choice("--pooling", self.pooling, ("flatten", "gap"))
+        _check_choice("--activation", self.activation, tuple(ACTIVATIONS))
+        _check_choice("--pooling", self.pooling, ("flatten", "gap"))
 
     @property
     def features(self) -> int:
-        """Inputs of the dense layer."""
-        side = self.image_size // SMALLEST if self.pooling == "flatten" else 1
+        """Number of inputs of the dense layer."""
+        side = self.image_size // MIN_IMAGE_SIZE if self.pooling == "flatten" else 1
         return self.filters[-1] * side**2
 
 
-def filters_of(base: int, organisation: Literal["same", "double", "half"] | str) -> tuple[int, ...]:
-    """The filters of the five blocks from those of the first, at least 1 each. Raises UsageError."""
-    _choice("--filter-organisation", organisation, ("same", "double", "half"))
+def block_filters(base: int, organisation: Literal["same", "double", "half"] | str) -> tuple[int, ...]:
+    """The filters of the five blocks, at least 1 each, from those of the first. Raises UsageError."""
+    _check_choice("--filter-organisation", organisation, ("same", "double", "half"))
     factor = {"same": 1.0, "double": 2.0, "half": 0.5}[organisation]
     return tuple(max(1, int(base * factor**block)) for block in range(BLOCKS))
 
 
 class FiveBlockNet(nn.Module):
-    """Pixels (B, 3, S, S) uint8 or float in 0..255, S = `spec.image_size`, to logits (B, `spec.num_classes`)."""
+    """Pixels (B, 3, S, S), uint8 or float in 0..255, S = `spec.image_size`, to logits (B, `spec.num_classes`)."""
 
     def __init__(self, spec: FiveBlockSpec) -> None:
         super().__init__()
@@ -73,7 +77,7 @@ class FiveBlockNet(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
         self.output = nn.Linear(spec.dense, spec.num_classes)
         self.apply(_initialise)
-        # Max-pools raise the scale from block to block; a small output makes the first loss that of a blind guess.
+        # Max-pooling raises the scale from block to block; with small output weights the first loss is that of a guess.
         nn.init.normal_(self.output.weight, std=0.01)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -84,7 +88,7 @@ class FiveBlockNet(nn.Module):
 
 
 def build_five_block(spec: FiveBlockSpec) -> Architecture:
-    """The network with fresh weights from torch's generator; a block is a stage, and every one trains at one rate."""
+    """The network with fresh weights from torch's generator; each block is a stage, and all train at one rate."""
     return Architecture(
         name=KIND,
         network=FiveBlockNet(spec),
@@ -94,8 +98,8 @@ def build_five_block(spec: FiveBlockSpec) -> Architecture:
     )
 
 
-def spec_of(blueprint: dict[str, Any]) -> FiveBlockSpec:
-    """The spec that a blueprint, which may come from JSON, was made of. Raises TypeError for other fields."""
+def spec_from_blueprint(blueprint: dict[str, Any]) -> FiveBlockSpec:
+    """The spec of a blueprint, which may come from JSON. Raises TypeError for other fields."""
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in blueprint.items()
     }
@@ -106,14 +110,14 @@ def spec_of(blueprint: dict[str, Any]) -> FiveBlockSpec:
 def _block(inputs: int, filters: int, kernel: int, spec: FiveBlockSpec) -> nn.Sequential:
     before, after = (kernel - 1) // 2, kernel // 2
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    if before != after:  # an even kernel: torch's own padding="same" warns and copies, too
+    if before != after:  # an even kernel; torch's padding="same" would also copy, and warns
         layers["pad"] = nn.ZeroPad2d((before, after, before, after))
     padding = before if before == after else 0
-    # Batch norm has a bias of its own and would take the convolution's away.
+    # Batch norm has its own bias and would cancel the convolution's.
     layers["conv"] = nn.Conv2d(inputs, filters, kernel, padding=padding, bias=not spec.batch_norm)
     if spec.batch_norm:
         layers["norm"] = nn.BatchNorm2d(filters)
-    layers["activation"] = ACTIVATIONS[spec.activation]()  # not in place: guided backpropagation hooks its output
+    layers["activation"] = ACTIVATIONS[spec.activation]()  # not in place, since guided backpropagation hooks its output
     layers["pool"] = nn.MaxPool2d(2)
     return nn.Sequential(layers)
 
@@ -123,13 +127,13 @@ def _global_average() -> nn.Sequential:
 
 
 def _initialise(module: nn.Module) -> None:
-    """He initialisation (He et al., Delving Deep into Rectifiers, 2015), which keeps the scale on the way forward."""
+    """He initialisation, which keeps the scale of the activations (He et al., Delving Deep into Rectifiers, 2015)."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def _choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(flag: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UsageError(f"{flag} is {value!r}: give one of {', '.join(choices)}.")

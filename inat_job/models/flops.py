@@ -1,4 +1,4 @@
-"""The size of a network: its parameters, and the multiply-adds that one image takes."""
+"""The size of a network: its parameters, and the multiply-adds (half the FLOPs) of one image."""
 
 import copy
 import dataclasses
@@ -9,12 +9,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 MACS_PER_S = {"cpu": 1e11, "mps": 1e12, "cuda": 1e14}
-"""Multiply-adds that a device does in a network's layers: orders of magnitude, for choices between far extremes."""
+"""Multiply-adds per second that a device reaches in a network's layers: orders of magnitude, for coarse choices."""
 
 
 @dataclass(frozen=True)
-class LayerCounts:
-    """`macs` are multiply-adds for one image, `outputs` the numbers that come of it."""
+class NetworkSize:
+    """`macs` are the multiply-adds of one image, `outputs` the number of values it results in."""
 
     parameters: int
     trainable_parameters: int
@@ -22,21 +22,20 @@ class LayerCounts:
     outputs: int
 
     def as_dict(self) -> dict[str, int]:
-        """By the report's names."""
+        """The report's fields."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "outputs"}
 
 
-def count(network: nn.Module, image_size: int) -> LayerCounts:
-    """Count on one image (1, 3, image_size, image_size) uint8, on the meta device; `network` stays as it is.
+def network_size(network: nn.Module, image_size: int) -> NetworkSize:
+    """Measure on one image (1, 3, image_size, image_size), uint8 on the meta device; `network` is not changed.
 
-    Multiply-adds of convolutions and matrix products are counted, those of attention among them; biases, norms,
-    activations and pooling are not. So are the figures that torchvision gives with its weights. What the network
-    itself raises for images of this size goes through.
+    Multiply-adds of convolutions and matrix products (attention included) are counted; biases, norms, activations and
+    pooling are not, like in torchvision's own figures. Raises what the network raises for images of this size.
     """
     parameters = list(network.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        output = _shape_of(network)(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device="meta"))
-    return LayerCounts(
+        output = _meta_copy(network)(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device="meta"))
+    return NetworkSize(
         parameters=sum(each.numel() for each in parameters),
         trainable_parameters=sum(each.numel() for each in parameters if each.requires_grad),
         macs=counter.get_total_flops() // 2,
@@ -44,8 +43,8 @@ def count(network: nn.Module, image_size: int) -> LayerCounts:
     )
 
 
-def _shape_of(network: nn.Module) -> nn.Module:
-    """A copy in eval mode without the numbers. The tensors are replaced while copying, so that none is doubled."""
+def _meta_copy(network: nn.Module) -> nn.Module:
+    """A copy on the meta device in eval mode. Tensors are replaced while copying, so no memory is doubled."""
     empty = {id(each): nn.Parameter(torch.empty_like(each, device="meta"), False) for each in network.parameters()}
     buffers = {id(each): torch.empty_like(each, device="meta") for each in network.buffers()}
     return copy.deepcopy(network, memo={**empty, **buffers}).eval()

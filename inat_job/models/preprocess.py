@@ -1,4 +1,4 @@
-"""The first layer of every network: uint8 pixels to normalised floats, so that no caller prepares them differently."""
+"""The first layer of every network: uint8 pixels to normalised floats, so that every caller prepares them alike."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Preprocess(nn.Module):
-    """(B, 3, H, W) uint8 or float, 0..255, to normalised float32 of the same shape and memory format.
+    """Pixels (B, 3, H, W), uint8 or float in 0..255, to normalised float32 of the same shape and memory format.
 
-    `mean` and `std` are those of pixels in 0..1, by default ImageNet's (torchvision's `ImageClassification`). They are
-    buffers, so that they travel with the weights; the state dict holds them in units of 0..255.
+    `mean` and `std` are for pixels in 0..1, by default those of ImageNet (torchvision's `ImageClassification`). They
+    are buffers, saved with the weights; the state dict holds them in units of 0..255.
     """
 
     mean: Tensor
@@ -25,12 +25,12 @@ class Preprocess(nn.Module):
         self.register_buffer("std", _channels(std))
 
     def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take over the statistics that a set of pretrained weights was trained with."""
+        """Set the pixel statistics, in 0..1, that pretrained weights were trained with."""
         self.mean.copy_(_channels(mean))
         self.std.copy_(_channels(std))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        # float32 by type promotion: no copy in between. Autocast lowers it at the first convolution.
+        # float32 by type promotion, without an intermediate copy. Autocast lowers it at the first convolution.
         return (pixels - self.mean) / self.std
 
 

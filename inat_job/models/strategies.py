@@ -1,4 +1,4 @@
-"""What learns, when and how fast: the stages that are open at an epoch, frozen modules, and the optimiser's groups."""
+"""Fine-tuning strategies: which stages train at an epoch, which are frozen, and the optimiser's parameter groups."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network, cut for fine-tuning: the same for both parts.
+    """A network divided into stages for fine-tuning; the same for both parts.
 
-    `stages` go from stem to last, each a tuple of prefixes of parameter names; with `head` they cover every parameter
-    once. `blueprint` holds the plain values that `export.load_exported` rebuilds the network from. `strategy` is one of
-    head, last-k, gradual, full; `layer_decay` is a stage's learning rate over that of the next. `feature_views` is in
-    how many views the frozen part's output is reused, 0 for none.
+    `stages` go from the stem to the last one, each a tuple of prefixes of parameter names; with `head` they cover every
+    parameter once. `blueprint` holds the plain values that `export.load_exported` rebuilds the network from. `strategy`
+    is head, last-k, gradual or full; `layer_decay` is the learning rate of a stage over that of the next one.
+    `feature_views` is the number of augmented views of which the frozen stages' output is cached, 0 for none.
     """
 
     name: str
@@ -28,16 +28,16 @@ class Architecture:
     feature_views: int = 0
 
     def trained_bytes(self) -> int:
-        """The size of the parameters that the run trains at some time."""
+        """Bytes of the parameters that are trained at some time of the run."""
         groups = parameter_groups(self, lr=1.0, weight_decay=0.0)
         return sum(parameter.nbytes for group in groups for parameter in group["params"])
 
 
-def open_stages(strategy: str, n_stages: int, last_k: int, epoch: int, epochs: int) -> int:
-    """How many of the last stages train beside the head at an epoch (from 0) of `epochs`: 0..n_stages, never falling.
+def trainable_stage_count(strategy: str, n_stages: int, last_k: int, epoch: int, epochs: int) -> int:
+    """How many of the last stages train beside the head in an epoch (0..epochs - 1): 0..n_stages, never fewer later.
 
-    gradual begins with the head alone, opens stage after stage from the last, evenly over the first half of the run,
-    and then trains all of them (gradual unfreezing: Howard and Ruder, ULMFiT, 2018).
+    gradual starts with the head alone, unfreezes one stage after the other from the last, evenly over the first half
+    of the run, and then trains all of them (gradual unfreezing: Howard and Ruder, ULMFiT, 2018).
     """
     if strategy == "head":
         return 0
@@ -50,52 +50,53 @@ def open_stages(strategy: str, n_stages: int, last_k: int, epoch: int, epochs: i
 
 
 def trainable_stages(architecture: Architecture, epoch: int, epochs: int) -> int:
-    """`open_stages` of an architecture."""
-    return open_stages(architecture.strategy, len(architecture.stages), architecture.last_k, epoch, epochs)
+    """`trainable_stage_count` of an architecture."""
+    return trainable_stage_count(architecture.strategy, len(architecture.stages), architecture.last_k, epoch, epochs)
 
 
-def epochs_alike(architecture: Architecture, epochs: int) -> int:
-    """How many epochs, from the first one, train the same stages."""
+def epochs_with_initial_stages(architecture: Architecture, epochs: int) -> int:
+    """How many epochs train the same stages as the first one."""
     first = trainable_stages(architecture, 0, epochs)
     return sum(trainable_stages(architecture, epoch, epochs) == first for epoch in range(epochs))
 
 
 def apply_strategy(architecture: Architecture, n_trainable_stages: int) -> None:
-    """Let the head and the last `n_trainable_stages` stages train, and nothing else.
+    """Let the head and the last `n_trainable_stages` stages train, and freeze the others.
 
-    A frozen module goes into eval mode as a whole: its batch norm would move, and its dropout add noise, without
-    gradients too. The rest goes into training mode, whatever the modes were before.
+    Frozen modules are set to eval mode, since even without gradients their batch norm would move and their dropout add
+    noise. The others are set to training mode. Modes and gradients set before do not matter.
     """
     network, stages = architecture.network, architecture.stages
     frozen = [prefix for stage in stages[: len(stages) - n_trainable_stages] for prefix in stage]
     network.train()
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not under(name, frozen))
+        parameter.requires_grad_(not has_prefix(name, frozen))
     for name, module in network.named_modules():
-        if under(name, frozen):
+        if has_prefix(name, frozen):
             module.training = False
 
 
 def parameter_groups(architecture: Architecture, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """The optimiser's groups for the whole run: each parameter that may ever train is in exactly one, the head's first.
+    """The optimiser's parameter groups for the whole run, the head's first; each parameter that is ever trained is in
+    exactly one.
 
-    They never change, so that a resumed optimiser fits, and no two have the same rates, since each costs a call a step.
-    Biases and the parameters of norms (one dimension or none) have no weight decay. For gradual and full a stage's
+    They never change, so that a resumed optimiser fits. No two have the same rates, since each group costs a call per
+    step. Biases and parameters of norms (one dimension or none) have no weight decay. With gradual and full a stage's
     rate is lr * layer_decay**(distance from the head) (discriminative fine-tuning: Howard and Ruder, ULMFiT, 2018);
     head and last-k train at one rate.
     """
-    reach = trainable_stages(architecture, epoch=1, epochs=1)  # the end of the run, where most is open
+    most = trainable_stages(architecture, epoch=1, epochs=1)  # at the end of the run, when most stages train
     decay = architecture.layer_decay if architecture.strategy in ("gradual", "full") else 1.0
-    parts = (architecture.head, *reversed(architecture.stages))
+    from_head = (architecture.head, *reversed(architecture.stages))
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for distance, prefixes in enumerate(parts[: reach + 1]):
+    for distance, prefixes in enumerate(from_head[: most + 1]):
         for name, each in architecture.network.named_parameters():
-            if under(name, prefixes):
+            if has_prefix(name, prefixes):
                 kind = (lr * decay**distance, weight_decay if each.ndim > 1 else 0.0)
                 groups.setdefault(kind, []).append(each)
     return [{"params": each, "lr": rate, "weight_decay": decayed} for (rate, decayed), each in groups.items()]
 
 
-def under(name: str, prefixes: Iterable[str]) -> bool:
-    """Whether a parameter or module is one of `prefixes` or lies within one; the empty prefix is the network."""
+def has_prefix(name: str, prefixes: Iterable[str]) -> bool:
+    """Whether a parameter or module is one of `prefixes` or is inside one; the empty prefix is the whole network."""
     return any(prefix in ("", name) or name.startswith(prefix + ".") for prefix in prefixes)

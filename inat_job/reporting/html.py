@@ -1,4 +1,4 @@
-"""report.html: the report as one page that needs nothing beside it."""
+"""report.html: the report as one page, with its plots inside."""
 
 import base64
 import json
@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from inat_job.reporting.report import rows_of_classes, sentence
+from inat_job.reporting.report import per_class_rows, result_sentence
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -20,7 +20,7 @@ td:first-child, th:first-child {{ text-align: left; }} img {{ max-width: 100%; }
 </style>
 <h1>{title}</h1>
 <p><strong>{sentence}</strong></p>
-<p>{facts}</p>
+<p>{summary}</p>
 <h2>Classes</h2>
 {classes}
 {plots}
@@ -30,32 +30,32 @@ td:first-child, th:first-child {{ text-align: left; }} img {{ max-width: 100%; }
 """
 
 
-def page(report: Mapping[str, Any], plots: Sequence[Path]) -> str:
-    """The page, with the plots inside it."""
+def render_page(report: Mapping[str, Any], plots: Sequence[Path]) -> str:
+    """The HTML of a report, with the plots as data URIs."""
     return _PAGE.format(
         title=escape(report["run_id"]),
-        sentence=escape(sentence(report)),
-        facts=escape(_facts(report)),
-        classes=_table(("class", "n", "precision", "recall", "F1"), rows_of_classes(report)),
+        sentence=escape(result_sentence(report)),
+        summary=escape(_summary(report)),
+        classes=_table(("class", "n", "precision", "recall", "F1"), per_class_rows(report)),
         plots="\n".join(_image(path) for path in plots),
         settings=escape(json.dumps(report["settings"], indent=2)),
     )
 
 
-def _facts(report: Mapping[str, Any]) -> str:
+def _summary(report: Mapping[str, Any]) -> str:
     model, data = report["model"], report["data"]
     return (
-        f"{model['name']}: {model['parameters']:,} parameters, {model['macs']:,} multiply-adds a image. "
-        f"{data['n_train']:,} images to train on, {data['n_val']:,} to validate, {data['n_test']:,} to test. "
+        f"{model['name']}: {model['parameters']:,} parameters, {model['macs']:,} multiply-adds per image. "
+        f"{data['n_train']:,} training images, {data['n_val']:,} validation images, {data['n_test']:,} test images. "
         f"{_cost(report)}"
     )
 
 
 def _cost(report: Mapping[str, Any]) -> str:
     cost, rate = report["cost"], report["throughput"]["train_images_per_s"]
-    trained = f"Trained at {rate:,.1f} images a second. " if rate else ""
-    price = "" if cost["total"] is None else f", which cost {cost['total']:,.4f} at {cost['price_per_hour']:g} an hour"
-    return f"{trained}It took {cost['device_seconds']:,.0f} device-seconds{price}."
+    speed = f"Training speed: {rate:,.1f} images per second. " if rate else ""
+    price = "" if cost["total"] is None else f", {cost['total']:,.4f} at {cost['price_per_hour']:g} per hour"
+    return f"{speed}Cost: {cost['device_seconds']:,.0f} device-seconds{price}."
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

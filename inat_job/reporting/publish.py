@@ -1,4 +1,4 @@
-"""The end of a run: the report and its companions written here, then stored, then told to the tracker."""
+"""The end of a run: the report and its files are written to the run folder, stored, and reported to the tracker."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 
 from inat_job import events
 from inat_job.checkpoints.manifest import FOLDER as CHECKPOINTS
-from inat_job.checkpoints.uploader import Uploader
+from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
 from inat_job.evaluation import plots
 from inat_job.job_status import STATUS
@@ -19,45 +19,45 @@ from inat_job.storage.lease import Lease, LeaseError
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import metric_lines
 
-TRACKED = "wandb"
-"""The folder that the tracker writes to; it is still writing when the report goes up."""
+TRACKER_FOLDER = "wandb"
+"""The tracker's folder, stored after the report: the tracker still writes to it then."""
 
 Row = Mapping[str, Any]
 
 
 def publish(
-    folder: RunFolder, lease: Lease, tracker: Tracker, done: Mapping[str, Any], rows: Sequence[Row] = ()
+    folder: RunFolder, lease: Lease, tracker: Tracker, content: Mapping[str, Any], rows: Sequence[Row] = ()
 ) -> None:
-    """Finish a run whose checkpoints are stored; its report, written and stored last, is what makes it finished.
+    """Finish a run whose checkpoints are stored. The report is stored last, and makes the run finished.
 
-    Raises what the store raises, saying where everything is, and LeaseError when the run has another holder by now.
+    Raises what the store raises, naming the local copy, and LeaseError if another job holds the run by now.
     """
     events.phase("upload")
-    folder.write("report.html", html.page(done, _plots(folder, done, rows)))
-    with saying_where(folder):
+    folder.write("report.html", html.render_page(content, _plots(folder, content, rows)))
+    with naming_local_copy(folder):
         lease.check()
-        folder.write_json(REPORT, done)
-        folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKED])
-    tracker.summary(report.flat(done))
+        folder.write_json(REPORT, content)
+        folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKER_FOLDER])
+    tracker.summary(report.flatten(content))
     tracker.finish(0)
-    if tracker.sync_command:  # what the tracker's server lacks is kept with the run
-        folder.publish_folder(TRACKED)
-    test = done["test"]
+    if tracker.sync_command:  # the tracker's server does not have this run, so it is stored with the run
+        folder.publish_folder(TRACKER_FOLDER)
+    test = content["test"]
     events.plain(metric_lines.lines({"test_loss": test["loss"], "test_accuracy": test["accuracy"]}))
-    STATUS.outcome = report.sentence(done)
-    events.emit("done", message=report.sentence(done), report=f"{folder.uri}/{REPORT}")
+    STATUS.outcome = report.result_sentence(content)
+    events.emit("done", message=report.result_sentence(content), report=f"{folder.uri}/{REPORT}")
 
 
-def store_checkpoints(folder: RunFolder, uploader: Uploader, stop: StopFlag) -> None:
-    """Wait until all checkpoints are stored, and raise what keeps them from it, saying where everything is."""
+def store_checkpoints(folder: RunFolder, uploader: Uploader | NullUploader, stop: StopFlag) -> None:
+    """Wait until all checkpoints are stored. Raises what prevents that, naming the local copy."""
     events.phase("upload")
-    with saying_where(folder):
+    with naming_local_copy(folder):
         uploader.finish(stop)
 
 
 @contextmanager
-def saying_where(folder: RunFolder) -> Iterator[None]:
-    """Add to the store's errors where the run is meanwhile."""
+def naming_local_copy(folder: RunFolder) -> Iterator[None]:
+    """Add to the store's errors where on this machine the whole run is."""
     try:
         yield
     except LeaseError:
@@ -68,13 +68,13 @@ def saying_where(folder: RunFolder) -> Iterator[None]:
         raise type(error)(f"{error} The whole run is in {folder.local}: run the same command again.") from error
 
 
-def _plots(folder: RunFolder, done: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:
-    """The plots that could be drawn: a result is worth more than its image."""
+def _plots(folder: RunFolder, content: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:
+    """The plots that could be drawn; a plot that fails is only a warning."""
     curves, confusion = folder.path("plots/curves.png"), folder.path("plots/confusion.png")
     try:
-        plots.confusion(done["test"]["confusion"], done["data"]["classes"], confusion)
+        plots.confusion_matrix(content["test"]["confusion"], content["data"]["classes"], confusion)
         if rows:
-            plots.curves(rows, curves)
+            plots.learning_curves(rows, curves)
     except Exception as error:
         events.warn(f"The plots could not be drawn ({error}).")
     return [path for path in (curves, confusion) if path.exists()]

@@ -1,4 +1,4 @@
-"""report.json: one run in plain values, built purely from what the job measured; its schema is report.schema.json."""
+"""report.json: the result of a run in plain values, built by pure functions. Its schema is report.schema.json."""
 
 import platform
 import sys
@@ -11,21 +11,21 @@ import inat_job
 
 SCHEMA_VERSION = 1
 _REVISION = Path(inat_job.__file__).parents[1] / "REVISION"
-"""Which commit the image was made of, left by its build; a checkout has none."""
+"""A file with the commit that the container image was built from; a checkout has none."""
 
 _PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "wandb", "boto3")
 
 
 def build(**sections: Any) -> dict[str, Any]:
-    """The report of a finished run, its sections in the order in which they are read."""
+    """The report of a finished run, with its sections in reading order."""
     return {"schema_version": SCHEMA_VERSION, "status": "done", **sections}
 
 
 def cost(devices: int, wall_s: float, price_per_hour: float | None) -> dict[str, float | None]:
-    """What the run took of its devices, and what that costs at the price of one for an hour, if it is known.
+    """The device time of the run, and its cost if the price of one device for an hour is known.
 
-    `wall_s` is all of this attempt until its report, and of earlier attempts the training that their checkpoints hold:
-    what an attempt spent otherwise, or lost when it was killed, nobody wrote down.
+    `wall_s` is the time of this attempt until its report, plus the training of earlier attempts in their checkpoints.
+    What else an earlier attempt spent, or lost when it was killed, is not recorded.
     """
     device_seconds = devices * wall_s
     return {
@@ -36,7 +36,7 @@ def cost(devices: int, wall_s: float, price_per_hour: float | None) -> dict[str,
 
 
 def environment(device: str, execution: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run ran on, and how its arithmetic was done."""
+    """What the run ran on (versions, device, platform, code), and the settings of its arithmetic."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "device": device,
@@ -47,27 +47,27 @@ def environment(device: str, execution: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def code_version(revision: Path) -> str:
-    """The version, and the revision after a plus where the file names one."""
+    """The version of the package, followed by a plus and the commit if the file `revision` has one."""
     try:
-        known = revision.read_text(encoding="utf-8").strip()
+        commit = revision.read_text(encoding="utf-8").strip()
     except OSError:
-        known = ""
-    return f"{inat_job.__version__}+{known}" if known not in ("", "unknown") else inat_job.__version__
+        commit = ""
+    return f"{inat_job.__version__}+{commit}" if commit not in ("", "unknown") else inat_job.__version__
 
 
-def flat(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report's single values by name, such as test/accuracy, for a tracker's summary; lists stay out."""
+def flatten(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report's scalars by path, such as test/accuracy, for the tracker's summary; lists are left out."""
     values: dict[str, Any] = {}
     for name, value in report.items():
         if isinstance(value, Mapping):
-            values.update({f"{name}/{inner}": leaf for inner, leaf in flat(value).items()})
+            values.update({f"{name}/{inner}": scalar for inner, scalar in flatten(value).items()})
         elif isinstance(value, str | int | float):
             values[name] = value
     return values
 
 
-def sentence(report: Mapping[str, Any]) -> str:
-    """The result as a person wants to hear it."""
+def result_sentence(report: Mapping[str, Any]) -> str:
+    """The result in one sentence."""
     test = report["test"]
     low, high = test["ci95"]
     return (
@@ -76,7 +76,7 @@ def sentence(report: Mapping[str, Any]) -> str:
     )
 
 
-def rows_of_classes(report: Mapping[str, Any]) -> Sequence[tuple[str, int, float, float, float]]:
+def per_class_rows(report: Mapping[str, Any]) -> Sequence[tuple[str, int, float, float, float]]:
     """Name, n, precision, recall and F1 of each class on the test set."""
     return [
         (name, each["n"], each["precision"], each["recall"], each["f1"])

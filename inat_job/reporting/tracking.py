@@ -1,7 +1,7 @@
 """The experiment tracker. This is the only module that imports wandb.
 
-Tracking never fails or delays the job: where wandb is missing, unreachable or slow, an online run becomes an offline
-one that one command uploads later.
+Tracking never fails or delays the job: if wandb is missing, unreachable or slow, an online run becomes an offline one,
+which one command uploads later.
 """
 
 import base64
@@ -29,43 +29,45 @@ from inat_job.telemetry.redact import redact
 Mode = Literal["auto", "online", "offline", "off"]
 
 STEP = "trainer/step"
-"""The metric that is every chart's x axis. wandb's own step may only grow, but a resumed run repeats steps."""
+"""The metric on the x axis of every chart. wandb's own step may only increase, but a resumed run repeats steps."""
 
 FINISH_TIMEOUT_S = 10.0
-"""How long the end of a run may wait for its upload: less than a preempted container's grace."""
+"""Seconds that the end of a run may wait for its upload: less than the grace of a preempted container."""
 
 _TEARDOWN_TIMEOUT_S = 3.0
 
-_REFUSED_IN_ID = re.compile(r"[^A-Za-z0-9._-]")
+_CHECK_TIMEOUT_S = 4.0
+
+_FORBIDDEN_IN_ID = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class Tracker(Protocol):
-    """Where metrics go; nothing here raises for the tracker's own troubles."""
+    """Where metrics are logged. No method raises for an error of the tracker."""
 
     mode: str
-    """"online", "offline" or "off": what it really is, after any fallback."""
+    """"online", "offline" or "off": the actual mode, after any fallback."""
     run_id: str | None
     url: str | None
 
     sync_command: str | None
-    """Uploads what lies only in the run folder; None where nothing does, as far as is known."""
+    """The command that uploads a run which is only in the run folder; None if the server has it all."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics of a step, which may repeat."""
+        """Log the metrics of a step; steps may repeat."""
 
     def summary(self, values: Mapping[str, object]) -> None:
-        """Record a run's final values by name."""
+        """Log the final values of the run by name."""
 
     def preempting(self) -> None:
-        """Say that the run is stopped from outside and will go on; `finish` follows with another code than 0."""
+        """Mark the run as preempted, to be resumed; `finish` follows with a code other than 0."""
 
     def finish(self, exit_code: int) -> None:
-        """End the run, failed unless `exit_code` is 0, in bounded time."""
+        """End the run in bounded time; it counts as failed unless `exit_code` is 0."""
 
 
 @dataclass(frozen=True)
-class _Start:
-    """What wandb.init is asked for."""
+class _InitArguments:
+    """The arguments of wandb.init."""
 
     run_id: str
     project: str
@@ -74,8 +76,8 @@ class _Start:
     config: Mapping[str, object]
     timeout_s: float
 
-    def folders(self) -> set[Path]:
-        """What wandb keeps of this run's attempts, online or offline."""
+    def wandb_folders(self) -> set[Path]:
+        """The local folders of this run's attempts, online or offline."""
         return set((self.folder / "wandb").glob(f"*run-*-{self.run_id}*"))
 
 
@@ -90,63 +92,67 @@ def open_tracker(
     has_key: bool,
     init_timeout_s: float = 5,
 ) -> Tracker:
-    """Start or resume the run `run_id`, whose files go to `folder`/wandb.
+    """Start or resume the run `run_id`, whose files are in `folder`/wandb.
 
-    "auto" is online with a key and else offline. Raises UsageError when wandb is asked for by name and not installed.
+    "auto" is online with a key, and offline without. Raises UsageError if another mode is asked for and wandb is not
+    installed.
     """
     wanted = ("online" if has_key else "offline") if mode == "auto" else mode
     if wanted == "off" or not is_installed(mode):
-        return _Run(None, "off")
+        return _WandbRun(None, "off")
     if wanted == "online" and not has_key:
-        events.warn("The tracker stays offline for want of an API key: set WANDB_API_KEY, or run wandb login.")
+        events.warn("The tracker stays offline because there is no API key: set WANDB_API_KEY, or run wandb login.")
         wanted = "offline"
-    start = _Start(_REFUSED_IN_ID.sub("-", run_id), project, entity, folder.resolve(), config, init_timeout_s)
-    online = _started("online", start) if wanted == "online" else None
-    return online or _started("offline", start) or _Run(None, "off")
+    wandb_id = _FORBIDDEN_IN_ID.sub("-", run_id)
+    arguments = _InitArguments(wandb_id, project, entity, folder.resolve(), config, init_timeout_s)
+    online = _start("online", arguments) if wanted == "online" else None
+    return online or _start("offline", arguments) or _WandbRun(None, "off")
 
 
 def is_installed(mode: Mode) -> bool:
-    """Whether wandb can be imported. Raises UsageError where it can't and `mode` asks for it by name."""
+    """Whether wandb can be imported. Raises UsageError if it cannot and `mode` is not "auto"."""
     found = importlib.util.find_spec("wandb")
-    if found and found.origin:  # a mere folder of that name, which offline runs leave behind, has none
+    if found and found.origin:  # None for a folder named wandb, as offline runs leave behind
         return True
     if mode != "auto":
-        raise UsageError(f"--wandb {mode} needs the package wandb, which is not installed: install it, or say off.")
+        raise UsageError(
+            f"--wandb {mode} needs the package wandb, which is not installed: install it, or use --wandb off."
+        )
     events.warn("The tracker is off, because the package wandb is not installed.")
     return False
 
 
-def _started(mode: Literal["online", "offline"], start: _Start) -> Tracker | None:
-    """A running tracker, or None and a warning where it cannot be had in this mode."""
-    before = start.folders()
+def _start(mode: Literal["online", "offline"], arguments: _InitArguments) -> Tracker | None:
+    """A running tracker, or None and a warning if it cannot start in this mode."""
+    before = arguments.wandb_folders()
     try:
-        tracker = _Run(_init(mode, start), mode)
-    except Exception as error:  # whatever it is, the job is worth more than its tracker
+        tracker = _WandbRun(_init(mode, arguments), mode)
+    except Exception as error:  # no error of the tracker may end the job
         _teardown()
-        for debris in start.folders() - before:
-            shutil.rmtree(debris, ignore_errors=True)
-        instead = "offline" if mode == "online" else "off"
-        events.warn(f"The tracker could not start {mode} and is {instead}.", reason=_one_line(error))
+        for leftover in arguments.wandb_folders() - before:
+            shutil.rmtree(leftover, ignore_errors=True)
+        fallback = "offline" if mode == "online" else "off"
+        events.warn(f"The tracker could not start {mode} and is {fallback}.", reason=_one_line(error))
         return None
     events.emit("tracker", mode=mode, run_id=tracker.run_id, url=tracker.url)
     return tracker
 
 
-def _init(mode: Literal["online", "offline"], start: _Start) -> Any:
-    """wandb's run. Raises what wandb raises, within 10 s of the time-out."""
+def _init(mode: Literal["online", "offline"], arguments: _InitArguments) -> Any:
+    """The run object of wandb. Raises what wandb raises, within 10 s of the time-out."""
     import wandb
 
-    (start.folder / "wandb").mkdir(parents=True, exist_ok=True)  # wandb itself would silently take /tmp instead
-    wandb.setup(_settings(start.timeout_s))  # here and not in init, which logs in, and says so, before it reads any
+    (arguments.folder / "wandb").mkdir(parents=True, exist_ok=True)  # without it wandb would silently use /tmp
+    wandb.setup(_settings(arguments.timeout_s))  # not in init, which logs in, with a message, before it reads them
     run = wandb.init(
         mode=mode,
-        id=start.run_id,
-        name=start.run_id,
+        id=arguments.run_id,
+        name=arguments.run_id,
         resume="allow",
-        project=start.project,
-        entity=start.entity,
-        dir=str(start.folder),
-        config=dict(start.config),
+        project=arguments.project,
+        entity=arguments.entity,
+        dir=str(arguments.folder),
+        config=dict(arguments.config),
     )
     run.define_metric(STEP, hidden=True)
     run.define_metric("*", step_metric=STEP)
@@ -160,12 +166,12 @@ def _settings(timeout_s: float) -> Any:
         init_timeout=timeout_s,
         finish_timeout=FINISH_TIMEOUT_S,
         finish_timeout_raises=True,
-        # Tried again once and soon: these also bound the start. An upload under way has its own, longer patience.
+        # One quick retry, since this also bounds the start. A running upload has its own, longer time-outs.
         x_graphql_retry_max=1,
         x_graphql_retry_wait_min_seconds=0.2,
         x_graphql_retry_wait_max_seconds=0.5,
         x_graphql_timeout_seconds=max(1.0, 0.6 * timeout_s),
-        # The job says itself what it does, and nothing of the machine or the code is told.
+        # The job has its own log, and sends nothing about the machine or the code.
         silent=True,
         console="off",
         save_code=False,
@@ -175,15 +181,15 @@ def _settings(timeout_s: float) -> Any:
         x_disable_stats=True,
         x_disable_machine_info=True,
         x_save_requirements=False,
-        # Where and what the run is, is decided by the job alone.
+        # The job alone decides where the run is and what it is called.
         use_dot_wandb=False,
         symlink=False,
         sagemaker_disable=True,
     )
 
 
-class _Run:
-    """A run of wandb's, or none, that cannot fail the job: each call is tried, and the first error is told."""
+class _WandbRun:
+    """A run of wandb, or none. Errors of wandb are caught, and the first one is logged."""
 
     def __init__(self, run: Any, mode: str) -> None:
         self._run, self.mode = run, mode
@@ -210,12 +216,12 @@ class _Run:
         self._run = None
         _teardown()
         if self.mode == "online" and not self._failed:
-            shutil.rmtree(self._folder, ignore_errors=True)  # all of it is on the server
-            with contextlib.suppress(OSError):  # an earlier attempt's run may lie beside it
+            shutil.rmtree(self._folder, ignore_errors=True)  # the server has it all
+            with contextlib.suppress(OSError):  # not empty if it holds an earlier attempt's run
                 self._folder.parent.rmdir()
             return
         self.sync_command = self._upload
-        events.emit("tracker", message="The tracker's server lacks this run.", upload=self.sync_command)
+        events.emit("tracker", message="The tracker's server does not have this run.", upload=self.sync_command)
 
     def _try(self, action: Callable[[Any], object]) -> None:
         if self._run is None:
@@ -224,12 +230,12 @@ class _Run:
             action(self._run)
         except Exception as error:
             if not self._failed:
-                events.warn("The tracker failed; the job goes on without it.", reason=_one_line(error))
+                events.warn("The tracker failed; the job continues without it.", reason=_one_line(error))
             self._failed = True
 
 
 def _teardown() -> None:
-    """End wandb's own process now, and not at Python's exit, where nobody could say what it waits for."""
+    """End wandb's own process now and not when Python exits, where its waiting could not be bounded."""
     import wandb
 
     with contextlib.suppress(Exception, SystemExit):
@@ -237,7 +243,7 @@ def _teardown() -> None:
 
 
 def _within(seconds: float, action: Callable[[], object]) -> None:
-    """Run `action` for so long at most. Raises what it raises, or TimeoutError and leaves it behind."""
+    """Run `action` for at most `seconds`. Raises what it raises, or TimeoutError, leaving it to its thread."""
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -259,51 +265,58 @@ def _one_line(error: Exception) -> str:
     return redact(" ".join(str(error).split())) or type(error).__name__
 
 
-_TIMEOUT_S = 4.0
 _VIEWER = json.dumps({"query": "query Viewer { viewer { username entity } }"}).encode()
 
 
 @dataclass(frozen=True)
-class Reached:
-    """How runs will be tracked, and why not as well as they could be; a tracker's trouble never fails a job."""
+class TrackerCheck:
+    """How a run will be tracked or, in `warning` and `fix`, why it will only be tracked offline."""
 
     text: str
-    doubt: str = ""
-    mend: str = ""
+    warning: str = ""
+    fix: str = ""
 
 
-def reach(mode: Mode, server: str, has_key: bool, key: str | None) -> Reached:
-    """Look at the tracker; takes no longer than a few seconds. Raises UsageError where wandb is asked for by name and
-    not installed."""
+def check_tracker(mode: Mode, server: str, has_key: bool, key: str | None) -> TrackerCheck:
+    """Find out within a few seconds how a run would be tracked; `server` is the URL of wandb's server.
+
+    Raises UsageError if a mode other than "auto" is asked for and wandb is not installed.
+    """
     wanted = ("online" if has_key else "offline") if mode == "auto" else mode
     if wanted == "off" or not is_installed(mode):
-        return Reached("off")
+        return TrackerCheck("off")
     if wanted == "offline":
-        return Reached("offline, in the run folder" + (", for want of a key" if mode == "auto" else ""))
+        return TrackerCheck("offline, in the run folder" + (", because there is no API key" if mode == "auto" else ""))
     if not has_key:
-        return Reached("", "there is no API key, so that it will be offline", "set WANDB_API_KEY, or run wandb login")
-    return _asked(server, key)
+        return TrackerCheck(
+            "", "there is no API key, so the run will be tracked offline", "set WANDB_API_KEY, or run wandb login"
+        )
+    return _ask_server(server, key)
 
 
-def _asked(server: str, key: str | None) -> Reached:
+def _ask_server(server: str, key: str | None) -> TrackerCheck:
     host = urlsplit(server).netloc.rpartition("@")[2]
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = "Basic " + base64.b64encode(f"api:{key}".encode()).decode()
     try:
         request = urllib.request.Request(f"{server}/graphql", _VIEWER, headers)  # noqa: S310
-        with closing(urllib.request.urlopen(request, timeout=_TIMEOUT_S)) as answer:  # noqa: S310
+        with closing(urllib.request.urlopen(request, timeout=_CHECK_TIMEOUT_S)) as answer:  # noqa: S310
             viewer = (json.loads(answer.read(2**20)).get("data") or {}).get("viewer")
     except urllib.error.HTTPError as error:
         error.close()
         viewer, refused = None, f"{host} answered HTTP {error.code}"
     except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-        return Reached(
-            "", f"{host} can't be reached ({type(error).__name__}), so that it will be offline", "check the network"
+        return TrackerCheck(
+            "",
+            f"{host} cannot be reached ({type(error).__name__}), so the run will be tracked offline",
+            "check the network",
         )
     else:
         refused = f"{host} does not know the key"
     if key and not viewer:
-        return Reached("", f"{refused}, so that it will be offline", "check WANDB_API_KEY and WANDB_BASE_URL")
-    known = f", as {viewer.get('entity') or viewer.get('username')}" if isinstance(viewer, dict) else ""
-    return Reached(f"online at {host}{known}")
+        return TrackerCheck(
+            "", f"{refused}, so the run will be tracked offline", "check WANDB_API_KEY and WANDB_BASE_URL"
+        )
+    account = f", as {viewer.get('entity') or viewer.get('username')}" if isinstance(viewer, dict) else ""
+    return TrackerCheck(f"online at {host}{account}")

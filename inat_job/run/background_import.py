@@ -1,4 +1,4 @@
-"""The libraries that take seconds to import, imported in a thread while the job pulls its images."""
+"""Imports the libraries that take seconds in a thread, while the job downloads its images."""
 
 import gc
 import threading
@@ -12,10 +12,10 @@ Module = TypeVar("Module")
 
 
 class BackgroundImport(Generic[Module]):
-    """Calls `imports` in a thread at once; a daemon, so that a job that ends meanwhile does not wait for it.
+    """Calls `imports` in a thread at once; a daemon thread, so that a job that ends early does not wait for it.
 
-    What the main thread imports by then must be other packages, or be whole before: of two threads that import the
-    modules of one package in different orders, one may see half of a module.
+    Until it is done, the main thread may only import other packages, or those already complete: of two threads that
+    import the modules of one package in different orders, one may see a module half initialised.
     """
 
     def __init__(self, imports: Callable[[], Module]) -> None:
@@ -28,7 +28,7 @@ class BackgroundImport(Generic[Module]):
     def wait(self, stop: Stop) -> Module:
         """What `imports` returned. Raises what it raised, and Preempted."""
         while self._thread.is_alive():
-            if stop():  # else nothing is known of how the import gets on
+            if stop():  # only then: an import shows no progress that the watchdog could count
                 signals.check(stop, "importing its libraries")
             self._thread.join(0.1)
         if self._error:
@@ -36,13 +36,13 @@ class BackgroundImport(Generic[Module]):
         return self._modules[0]
 
     def _run(self) -> None:
-        with_collector = gc.isenabled()
-        gc.disable()  # modules are no garbage, and to look through them all again and again takes a sixth of the time
+        collector_was_on = gc.isenabled()
+        gc.disable()  # modules are never garbage, and scanning them again and again takes a sixth of the time
         try:
             self._modules.append(self._imports())
         except BaseException as error:
             self._error = error
         finally:
             gc.freeze()
-            if with_collector:
+            if collector_was_on:
                 gc.enable()

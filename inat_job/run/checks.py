@@ -1,4 +1,4 @@
-"""Many looks at once, each with its own time-out: what each found, and which failure counts."""
+"""Several checks at once, each with its own time-out: what each reports, and which failure decides the exit code."""
 
 import threading
 import time
@@ -9,39 +9,39 @@ from inat_job import signals
 from inat_job.errors import JobError, TransientError
 from inat_job.signals import Stop
 
-ORDER = (1, 2, 78, 77, 65, 75)
-"""Exit codes from the worst: what somebody has to mend comes before what may pass by itself, or a platform would try
-in vain again."""
+WORST_FIRST = (1, 2, 78, 77, 65, 75)
+"""Exit codes, worst first: what a person must fix comes before what may pass by itself, or a platform would retry in
+vain."""
 
 _TICK_S = 0.05
 
 
 @dataclass(frozen=True)
-class Caution:
-    """What a look returns that a person should know, though the job can do without: what, and its mend."""
+class CheckWarning:
+    """What a check returns when the job can run, but a person should know something: what, and how to fix it."""
 
-    what: str
-    mend: str
+    message: str
+    fix: str
 
 
 @dataclass(frozen=True)
 class Check:
-    """A look at one thing: returns what it found, or a Caution; raises what the job would end with. `seconds` are the
-    longest that it is waited for."""
+    """One check. `run` returns what it found, or a CheckWarning, and raises the error that would end the job; its
+    answer is waited for up to `timeout_s` seconds."""
 
     name: str
-    look: Callable[[], str | Caution]
-    seconds: float
+    run: Callable[[], str | CheckWarning]
+    timeout_s: float
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a look found: `outcome` is ok, warn or fail, `error` what the job would end with."""
+class CheckResult:
+    """What a check found: `outcome` is ok, warn or fail; `error` is the one that would end the job."""
 
     check: str
     outcome: str
-    what: str
-    mend: str = ""
+    message: str
+    fix: str = ""
     error: Exception | None = None
 
     @property
@@ -53,52 +53,57 @@ class Finding:
 
 
 @dataclass
-class _Running:
+class _RunningCheck:
     check: Check
     done: threading.Event = field(default_factory=threading.Event)
-    finding: Finding | None = None
+    result: CheckResult | None = None
 
     def run(self) -> None:
-        self.finding = look(self.check)
+        self.result = run_check(self.check)
         self.done.set()
 
 
-def together(checks: Sequence[Check], stop: Stop) -> Iterator[Finding]:
-    """Look at all at once, and yield what was found in the order of the checks.
+def run_checks(checks: Sequence[Check], stop: Stop) -> Iterator[CheckResult]:
+    """Run all checks in parallel, and yield their results in the order of `checks`.
 
-    The threads are daemons: who waits for a silent server does not hold up the process. Raises Preempted at `stop`.
+    The threads are daemons, so one that waits for a silent server does not hold up the process. Raises Preempted at
+    `stop`.
     """
-    begun = time.monotonic()
-    running = [_Running(check) for check in checks]
+    started = time.monotonic()
+    running = [_RunningCheck(check) for check in checks]
     for each in running:
         threading.Thread(target=each.run, name=f"check {each.check.name}", daemon=True).start()
     for each in running:
-        while not each.done.wait(_TICK_S) and time.monotonic() - begun < each.check.seconds:
-            signals.check(stop, "looking at what the job needs")
-        yield each.finding or _silent(each.check)
+        while not each.done.wait(_TICK_S) and time.monotonic() - started < each.check.timeout_s:
+            signals.check(stop, "checking what the job needs")
+        yield each.result or _timed_out(each.check)
 
 
-def look(check: Check) -> Finding:
-    """What a look finds; it raises nothing."""
+def run_check(check: Check) -> CheckResult:
+    """The result of one check. Raises nothing."""
     try:
-        found = check.look()
+        found = check.run()
     except JobError as error:
-        what, _, mend = " ".join(str(error).split()).rpartition(": ")  # our sentences end in their mend
-        return Finding(check.name, "fail", what, mend.rstrip("."), error)
+        message, _, fix = " ".join(str(error).split()).rpartition(": ")  # our messages end with the fix
+        return CheckResult(check.name, "fail", message, fix.rstrip("."), error)
     except Exception as error:
-        return Finding(check.name, "fail", f"unexpected {type(error).__name__}", "this is a bug, report it", error)
-    if isinstance(found, Caution):
-        return Finding(check.name, "warn", found.what, found.mend)
-    return Finding(check.name, "ok", found)
+        return CheckResult(check.name, "fail", f"unexpected {type(error).__name__}", "this is a bug, report it", error)
+    if isinstance(found, CheckWarning):
+        return CheckResult(check.name, "warn", found.message, found.fix)
+    return CheckResult(check.name, "ok", found)
 
 
-def worst(findings: Iterable[Finding]) -> Finding | None:
-    """The failure whose code the whole ends with, the first of its kind."""
-    failed = [finding for finding in findings if finding.error]
-    return min(failed, key=lambda finding: ORDER.index(finding.code) if finding.code in ORDER else 0, default=None)
+def worst_failure(results: Iterable[CheckResult]) -> CheckResult | None:
+    """The failure that decides the exit code, the first of its kind; None if all checks passed."""
+    failed = [result for result in results if result.error]
+    return min(failed, key=_severity, default=None)
 
 
-def _silent(check: Check) -> Finding:
-    what = f"The check of {check.name} had no answer within {check.seconds:.0f} s"
-    mend = "check the network and the address, or try again later"
-    return Finding(check.name, "fail", what, mend, TransientError(f"{what}: {mend}."))
+def _severity(result: CheckResult) -> int:
+    return WORST_FIRST.index(result.code) if result.code in WORST_FIRST else 0
+
+
+def _timed_out(check: Check) -> CheckResult:
+    message = f"The check of {check.name} had no answer within {check.timeout_s:.0f} s"
+    fix = "check the network and the address, or try again later"
+    return CheckResult(check.name, "fail", message, fix, TransientError(f"{message}: {fix}."))

@@ -1,4 +1,4 @@
-"""What a job owes its platform: a look at the start whether all can be done, and the results where it collects them."""
+"""The results that a platform collects: its folders are checked at the start of a job and filled at the end."""
 
 import os
 import secrets
@@ -17,15 +17,14 @@ _MODEL = "model/"
 _RESULTS = ("report.json", "report.html", "plots/")
 
 
-def check(place: Platform) -> None:
-    """Say where this is, and raise what would keep the platform from being served in the end.
+def check_folders(platform: Platform) -> None:
+    """Report the platform, and check that the folders it collects can be written.
 
-    Raises ConflictError for more machines than a run can use, and NoPermissionError or what else the disk raises for a
-    folder that can't be written to.
+    Raises NoPermissionError, or what else the disk raises, for a folder that cannot be written to.
     """
-    if place not in (CONTAINER, NO_PLATFORM):
-        events.emit("platform", **place.log_fields())
-    for folder in (place.model_folder, place.results_folder):
+    if platform not in (CONTAINER, NO_PLATFORM):
+        events.emit("platform", **platform.log_fields())
+    for folder in (platform.model_folder, platform.results_folder):
         if folder is None:
             continue
         probe = folder / f".{secrets.token_hex(4)}.tmp"
@@ -36,32 +35,35 @@ def check(place: Platform) -> None:
                 probe.unlink()
         except NoPermissionError as error:
             raise NoPermissionError(
-                f"{place.name} collects {folder}, and user {os.geteuid()} may not write there: run the image as root, "
-                "for which a derived one needs USER 0."
+                f"{platform.name} collects {folder}, where user {os.geteuid()} may not write: run the container image "
+                "as root, for which a derived image needs USER 0."
             ) from error
 
 
-def collect(place: Platform, folder: RunFolder) -> None:
-    """Put what a finished run has stored where the platform collects it: of the model and the results, all and no more.
+def collect_results(platform: Platform, folder: RunFolder) -> None:
+    """Copy the model and the results of a finished run to where the platform collects them, and nothing else.
 
-    Raises what the store and the disk raise; the same command then finds the run finished, and does this alone.
+    Raises what the store and the disk raise; the same command then finds the run finished, and only copies.
     """
-    if place.model_folder:
-        _copy(folder, _MODEL, place.model_folder)
-    if place.results_folder:
+    if platform.model_folder:
+        _copy(folder, _MODEL, platform.model_folder)
+    if platform.results_folder:
         for name in _RESULTS:
-            _copy(folder, name, place.results_folder)
-    if place.model_folder or place.results_folder:
-        events.emit("collected", model=str(place.model_folder), results=str(place.results_folder))
+            _copy(folder, name, platform.results_folder)
+    if platform.model_folder or platform.results_folder:
+        events.emit("collected", model=str(platform.model_folder), results=str(platform.results_folder))
 
 
-def _copy(folder: RunFolder, name: str, into: Path) -> None:
-    """Copy an object, or all below a name that ends in a slash; what is below model/ lies in `into` itself."""
-    for key in _stored(folder, name):
+def _copy(folder: RunFolder, name: str, target_folder: Path) -> None:
+    """Copy one object, or everything below a `name` that ends in a slash; the prefix model/ is dropped."""
+    for key in _stored_keys(folder, name):
         path = folder.fetch(key)
         if path is None:
-            raise BadDataError(f"{folder.uri}/{key} went away while it was collected: do the run again, as another.")
-        target = into / (key.removeprefix(name) if name == _MODEL else key)
+            raise BadDataError(
+                f"{folder.uri}/{key} was deleted while the results were collected: run the job again under another "
+                "--run-id."
+            )
+        target = target_folder / (key.removeprefix(name) if name == _MODEL else key)
         draft = target.with_name(f".{target.name}.tmp")
         with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,5 +71,5 @@ def _copy(folder: RunFolder, name: str, into: Path) -> None:
             draft.replace(target)
 
 
-def _stored(folder: RunFolder, name: str) -> Iterator[str]:
+def _stored_keys(folder: RunFolder, name: str) -> Iterator[str]:
     yield from (entry.key for entry in list(folder.store.list(name)) if name.endswith("/") or entry.key == name)

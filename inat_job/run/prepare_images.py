@@ -1,4 +1,4 @@
-"""Download and decode the images of a run, or find them ready: the first work of every command that has any."""
+"""The first work of every command that needs images: download and decode them, or find them ready in the cache."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -6,21 +6,21 @@ from pathlib import Path
 from inat_job import events
 from inat_job.data.cache_index import Cache
 from inat_job.ingest import build_cache, data_source
-from inat_job.run.folders import storage_options
+from inat_job.run.run_state import storage_options
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
 
 def prepare_images(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
-    """Pull and prepare, or find that nothing is left to do.
+    """The decoded images of `--data`. Raises what the source, the disk and the images raise, and Preempted.
 
-    A zip is decoded while it lands: pull_s is the time until all of it is here, prepare_s what comes after.
+    A zip is decoded while it is downloaded: pull_s is the time until all of it is here, prepare_s what comes after.
     """
     data, cache_dir = settings.data, Path(settings.data.cache_dir)
     with ExitStack() as timed:
 
-        def whole() -> None:
+        def downloaded() -> None:
             timed.close()
             events.phase("prepare")
             timed.enter_context(clock.phase("prepare_s"))
@@ -28,11 +28,11 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
         events.phase("pull")
         timed.enter_context(clock.phase("pull_s"))
         source = data_source.find(data.uri, cache_dir, storage_options(settings.storage), stop)
-        cache = build_cache.prepare(source, cache_dir, data.image_size, data.max_broken, stop, whole)
+        cache = build_cache.prepare(source, cache_dir, data.image_size, data.max_broken, stop, downloaded)
     index = cache.index
     events.emit("data", images=len(index.ids), classes=len(index.classes), digest=index.digest)
     for each in index.rejected:
         events.warn(f"{each['id']} is left out: {each['reason']}")
     if both := index.in_both_splits():
-        events.warn(f"{len(both)} test images also stand in train, so the accuracy flatters", first=both[0])
+        events.warn(f"{len(both)} test images are also in train, so the accuracy flatters", first=both[0])
     return cache

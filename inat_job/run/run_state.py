@@ -1,23 +1,28 @@
-"""The state of a run folder (new, unfinished, finished, another run's), and the lease of the job that works on it."""
+"""Run folders: how a command opens one, what state it is in (new, unfinished, finished, another run's), and its lease.
+
+A run has one writer at a time, the holder of the lease.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from inat_job import events
-from inat_job.checkpoints.manifest import FOLDER, steps
+from inat_job.checkpoints.manifest import FOLDER, steps_in
 from inat_job.configuration import options_by_key
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted, UsageError
-from inat_job.host import process
+from inat_job.host import environment, process
 from inat_job.job_status import STATUS
 from inat_job.recipes import RECIPES
-from inat_job.settings import Settings
-from inat_job.signals import Stop
+from inat_job.settings import Settings, StorageSettings
+from inat_job.signals import Stop, never
+from inat_job.storage import StorageOptions
 from inat_job.storage.lease import Lease, acquire
-from inat_job.storage.run_folder import RunFolder
+from inat_job.storage.run_folder import RunFolder, open_run_folder
 
 CONFIG, REPORT = "config.json", "report.json"
 
@@ -30,10 +35,29 @@ class RunState(Enum):
     FINISHED = "finished"
 
 
-def config_of(
+def storage_options(settings: StorageSettings) -> StorageOptions:
+    """The storage settings in the form that stores take."""
+    environment.set_region()
+    return StorageOptions(
+        sse_kms_key_id=settings.sse_kms_key_id, requester_pays=settings.requester_pays, anonymous=settings.anonymous
+    )
+
+
+def open_run(settings: Settings, name: str, stop: Stop = never, options: StorageOptions | None = None) -> RunFolder:
+    """The folder of the run `name`: a run id under `--output`, or a URI. Its requests end at `stop`.
+
+    `options` are those of the settings by default.
+    """
+    output, _, run_id = name.rstrip("/").rpartition("/")
+    spools = Path(settings.data.cache_dir) / "spool"
+    options = options or storage_options(settings.storage)
+    return open_run_folder(output or settings.run.output, run_id, options, spools, stop)
+
+
+def run_config(
     settings: Settings, execution: dict[str, Any], command: str, classes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What config.json holds; it is read in other folders too, and so local data are named from the root."""
+    """The contents of config.json. It is read from other working directories too, so local paths are absolute."""
     return {
         "command": command,
         "part": settings.part,
@@ -46,7 +70,7 @@ def config_of(
 
 
 def read_config(folder: RunFolder) -> dict[str, Any] | None:
-    """The config.json of a run, or None where there is none. Raises BadDataError when it is damaged."""
+    """The config.json of a run, or None if there is none. Raises BadDataError when it is damaged."""
     stored = folder.read_json(CONFIG)
     if stored is None:
         return None
@@ -61,37 +85,88 @@ def read_config(folder: RunFolder) -> dict[str, Any] | None:
     return dict(stored)
 
 
-def check_run(folder: RunFolder, settings: Settings) -> tuple[RunState, dict[str, Any] | None]:
-    """What to do with a run's folder, and the config.json that it holds.
+def decide_run_state(folder: RunFolder, settings: Settings) -> tuple[RunState, dict[str, Any] | None]:
+    """What to do with a run's folder, and the config.json in it.
 
-    With `--force` it is new whatever it holds. Raises ConflictError if it holds a run with other settings, or exists
-    though `--resume never` is set; BadDataError if `--resume must` is set and there is nothing to resume.
+    With `--force` it is new, whatever is in it. Raises ConflictError if it holds a run with other settings, or exists
+    although `--resume never` is set; BadDataError if `--resume must` is set and there is nothing to resume.
     """
     run = settings.run
     if run.force and run.resume != "never":
-        raise UsageError("--force goes with --resume never: it deletes the run and starts it anew.")
+        raise UsageError("--force needs --resume never: it deletes the run and starts it again.")
     if run.force:
         return RunState.NEW, None
     stored = read_config(folder)
     if stored is None:
-        check_empty(folder)
+        refuse_unowned_checkpoints(folder)
         if run.resume == "must":
             raise BadDataError(f"{folder.uri} holds no run and --resume is must: check --output and --run-id.")
         return RunState.NEW, None
     if run.resume == "never":
         raise ConflictError(f"{folder.uri} exists and --resume is never: add --force to delete it, or change --run-id.")
-    _check_same(stored, settings, folder)
+    _check_same_run(stored, settings, folder)
     if _has_report(folder):
         return RunState.FINISHED, stored
-    if run.resume == "must" and not steps(_checkpoints(folder), "json"):
+    if run.resume == "must" and not steps_in(_checkpoint_keys(folder), "json"):
         raise BadDataError(f"{folder.uri} holds no checkpoint and --resume is must: resume it with --resume auto.")
     return RunState.RESUME, stored
 
 
-def is_done(folder: RunFolder, settings: Settings) -> bool:
-    """Whether the folder holds this very run, finished; for whoever may neither begin nor refuse it."""
+def is_finished(folder: RunFolder, settings: Settings) -> bool:
+    """Whether the folder holds this very run, finished; asked by ranks that may neither begin nor refuse it."""
     stored = read_config(folder)
     return stored is not None and stored.get("fingerprint") == settings.fingerprint() and _has_report(folder)
+
+
+def delete_run(folder: RunFolder, keep: str) -> None:
+    """Delete the run in a folder, however damaged, except the object `keep`. A folder that is no run is left alone."""
+    if folder.store.stat(CONFIG) is not None or _checkpoint_keys(folder):
+        events.emit("deleted", run=folder.uri)
+        folder.clear(keep)
+
+
+def refuse_unowned_checkpoints(folder: RunFolder) -> None:
+    """Raise ConflictError for checkpoints without a config.json, which may be of any run."""
+    if _checkpoint_keys(folder):
+        raise ConflictError(
+            f"{folder.uri} holds checkpoints but no {CONFIG}, so their run is unknown: change --run-id, or delete them "
+            "with --resume never --force."
+        )
+
+
+@dataclass(frozen=True)
+class LeasedRun:
+    """A run folder, the lease on it, and the run's config.json once that is known."""
+
+    folder: RunFolder
+    lease: Lease
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def lease_run(folder: RunFolder, seconds: float, stop: Stop) -> Iterator[LeasedRun]:
+    """Be the run's only writer within the block. Raises LeaseError if another job holds the run."""
+    lease = acquire(
+        folder.store, folder.background, seconds, process.identity(), process.has_ended, stop, _lease_fields
+    )
+    try:
+        yield LeasedRun(folder, lease)
+    except Preempted:
+        lease.end("preempted")
+        raise
+    except BaseException as error:
+        lease.end(f"failed with code {error.exit_code if isinstance(error, JobError) else 1}")
+        raise
+    lease.end()
+
+
+_LEASE_FIELDS = ("phase", "step", "epoch", "epochs", "steps_per_epoch", "images_per_s")
+"""Fields of the job's status that the lease's heartbeats carry, for `status`."""
+
+
+def _lease_fields() -> Mapping[str, object]:
+    known = {name: getattr(STATUS, name) for name in _LEASE_FIELDS}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _has_report(folder: RunFolder) -> bool:
@@ -99,27 +174,11 @@ def _has_report(folder: RunFolder) -> bool:
     return isinstance(report, dict) and report.get("status") == "done"
 
 
-def clear(folder: RunFolder, keep: str) -> None:
-    """Delete the run in a folder, however damaged, but for the object `keep`; what was never a run is left alone."""
-    if folder.store.stat(CONFIG) is not None or _checkpoints(folder):
-        events.emit("deleted", run=folder.uri)
-        folder.clear(keep)
-
-
-def check_empty(folder: RunFolder) -> None:
-    """Raise ConflictError for checkpoints of nobody knows whom."""
-    if _checkpoints(folder):
-        raise ConflictError(
-            f"{folder.uri} holds checkpoints and no {CONFIG} that says whose they are: change --run-id, or delete them "
-            "with --resume never --force."
-        )
-
-
-def _checkpoints(folder: RunFolder) -> list[str]:
+def _checkpoint_keys(folder: RunFolder) -> list[str]:
     return [entry.key for entry in folder.store.list(f"{FOLDER}/")]
 
 
-def _check_same(stored: dict[str, Any], settings: Settings, folder: RunFolder) -> None:
+def _check_same_run(stored: dict[str, Any], settings: Settings, folder: RunFolder) -> None:
     if stored.get("command") == "test":
         raise ConflictError(f"{folder.uri} is the folder of a test: change --run-id, or use --resume never --force.")
     if stored.get("fingerprint") == settings.fingerprint():
@@ -133,44 +192,11 @@ def _check_same(stored: dict[str, Any], settings: Settings, folder: RunFolder) -
 
 
 def _differences(stored: dict[str, Any], settings: Settings) -> list[str]:
-    old, now = stored["settings"], json.loads(json.dumps(settings.anchored().as_dict()))  # tuples are lists there
+    old, new = stored["settings"], json.loads(json.dumps(settings.anchored().as_dict()))  # JSON has no tuples
     found = []
-    for key, (each, _) in options_by_key(settings).items():
+    for key, (option, _) in options_by_key(settings).items():
         section, _, field = key.partition(".")
-        before, value = old.get(section, {}).get(field), now[section][field]
-        if each.decides and before != value and not (value is None and before == each.was):
-            found.append(f"{key} {before} there, {value} here")
+        before, value = old.get(section, {}).get(field), new[section][field]
+        if option.decides and before != value and not (value is None and before == option.was):
+            found.append(f"{key} is {before} in the run, {value} here")
     return found
-
-
-_IN_THE_LEASE = ("phase", "step", "epoch", "epochs", "steps_per_epoch", "images_per_s")
-"""Fields of the job's status that the lease's heartbeats carry, for `status`."""
-
-
-@dataclass(frozen=True)
-class HeldRun:
-    """A run folder, and the lease on it."""
-
-    folder: RunFolder
-    lease: Lease
-
-
-@contextmanager
-def hold_run(folder: RunFolder, seconds: float, stop: Stop) -> Iterator[HeldRun]:
-    """Be the run's only writer within the block. Raises LeaseError when another job is, for as long as this waits."""
-    lease = acquire(folder.store, folder.background, seconds, process.identity(), process.has_ended, stop, _standing)
-    try:
-        yield HeldRun(folder, lease)
-    except Preempted:
-        lease.end("preempted")
-        raise
-    except BaseException as error:
-        lease.end(f"failed with code {error.exit_code if isinstance(error, JobError) else 1}")
-        raise
-    lease.end()
-
-
-def _standing() -> Mapping[str, object]:
-    """Where the work stands, for who asks with `status`."""
-    known = {name: getattr(STATUS, name) for name in _IN_THE_LEASE}
-    return {name: value for name, value in known.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The seconds that the phases of a job took."""
+"""How long the phases of a job take."""
 
 import time
 from collections.abc import Iterator
@@ -8,35 +8,35 @@ _PHASES = ("pull_s", "prepare_s", "startup_s", "train_s", "test_s")
 
 
 class Clock:
-    """Times phases by name; `started` is the time.perf_counter() of the process's start."""
+    """Times the phases of a job, in seconds; `started` is time.perf_counter() at the start of the process."""
 
     def __init__(self, started: float) -> None:
         self._started = started
         self._seconds = dict.fromkeys(_PHASES, 0.0)
-        self._earlier_s = 0.0
+        self._earlier_train_s = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a phase."""
-        begun = time.perf_counter()
+        """Add the time that the block takes to a phase."""
+        started = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - begun
+            self._seconds[name] += time.perf_counter() - started
 
-    def first_step(self, at: float | None) -> None:
-        """Note when the first training step began: start-up is the time until then."""
+    def mark_first_step(self, at: float | None) -> None:
+        """Set the start-up time, which ends as the first training step begins: at `at`, or now if there was none."""
         self._seconds["startup_s"] = (at or time.perf_counter()) - self._started
 
-    def earlier(self, train_s: float) -> None:
-        """Note the training of earlier attempts, as far as it is stored."""
-        self._earlier_s = train_s
+    def add_earlier(self, train_s: float) -> None:
+        """Set the training time of earlier attempts, as far as their checkpoints hold it."""
+        self._earlier_train_s = train_s
 
     def wall_s(self) -> float:
-        """Seconds that the devices were held: all of this attempt so far, and of earlier ones the stored training."""
-        return self._earlier_s + time.perf_counter() - self._started
+        """Seconds that the devices were held: this attempt so far, and the stored training of earlier ones."""
+        return self._earlier_train_s + time.perf_counter() - self._started
 
     def timing(self, train_s: float) -> dict[str, float]:
-        """The report's section; training counts all attempts, the rest this one."""
+        """The report's section `timing`. Training counts all attempts, the other phases this one."""
         seconds = {**self._seconds, "train_s": train_s, "total_s": time.perf_counter() - self._started}
         return {name: round(value, 3) for name, value in seconds.items()}

@@ -1,4 +1,4 @@
-"""Few verbs, many stores, one contract: objects in a local folder, in S3 or on a web server."""
+"""Object stores behind one small interface: a local folder, an S3 prefix, or a web server (read only)."""
 
 from inat_job.storage.base import Entry, Role, StorageOptions, Store
 from inat_job.storage.open_store import open_store, split_uri

@@ -1,4 +1,4 @@
-"""The contract that every store keeps: what an object is called, what is known of it, and the five verbs."""
+"""The contract of every store: object keys, object metadata, and the verbs list, stat, read, get, put and delete."""
 
 import re
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from inat_job.signals import Stop, never
 from inat_job.storage.partial_download import PartialDownload
 
 Role = Literal["data", "output"]
-"""What a store is for: a missing bucket is bad data when read from, and a configuration to mend when written to."""
+"""What a store is used for: a missing bucket is bad data when reading, and a wrong configuration when writing."""
 
 UNKNOWN_SIZE = -1
 
 
 @dataclass(frozen=True)
 class StorageOptions:
-    """How stores are reached. `threads` per transfer; `retries` beyond the first attempt of each request.
+    """How stores are reached. `threads` is per transfer; `retries` counts beyond the first attempt of each request.
 
-    With the waits in between, which grow to 20 s, as many retries outlast a minute in which nothing answers.
+    With waits that grow to 20 s, the default retries outlast a minute of complete silence.
     """
 
     sse_kms_key_id: str | None = None
@@ -33,9 +33,9 @@ class StorageOptions:
 
 @dataclass(frozen=True)
 class Entry:
-    """An object: its key under the store's root, its size in bytes and a version that changes when the object does.
+    """An object: its key under the store's root, its size in bytes and a version that changes with its contents.
 
-    The size is UNKNOWN_SIZE and the version empty where an https server tells neither.
+    The size is UNKNOWN_SIZE and the version empty if an https server reports neither.
     """
 
     key: str
@@ -44,10 +44,10 @@ class Entry:
 
 
 class Store(Protocol):
-    """Objects under one root; every error that leaves it is one of ours.
+    """Objects under one root.
 
-    Each verb may raise TransientError, NoPermissionError, ConflictError and, for a key that leads out of the root,
-    BadDataError.
+    Each verb may raise TransientError, NoPermissionError, ConflictError and, for a key that leaves the root,
+    BadDataError; no foreign exception leaves a store.
     """
 
     uri: str
@@ -57,18 +57,18 @@ class Store(Protocol):
         ...
 
     def stat(self, key: str) -> Entry | None:
-        """The object's entry, or None only when it is known to be missing."""
+        """The object's entry, or None only if the object is known to be missing."""
         ...
 
     def read(self, key: str) -> bytes:
-        """A small object, whole. Raises BadDataError when it is missing."""
+        """A small object in full. Raises BadDataError if it is missing."""
         ...
 
-    def part(self, entry: Entry, start: int, end: int) -> bytes | None:
-        """The bytes from `start` up to `end` of an object whose version is known, small enough for memory; None where a
-        server gives no parts.
+    def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
+        """The bytes from `start` up to `end` of an object of a known version; None if the server supports no ranges.
 
-        Raises BadDataError when it is missing, PreconditionFailed when it is of another version by now.
+        The range must fit into memory. Raises BadDataError if the object is missing, PreconditionFailed if it has
+        another version by now.
         """
         ...
 
@@ -80,12 +80,12 @@ class Store(Protocol):
         sha256: str | None = None,
         progress: Progress | None = None,
         stop: Stop = never,
-        landing: PartialDownload | None = None,
+        incoming: PartialDownload | None = None,
     ) -> Entry:
-        """Bring the object to `path`, going on where an earlier attempt was broken.
+        """Download the object to `path`, continuing an interrupted download.
 
-        `landing` lets it be read meanwhile. Raises BadDataError when it is missing or its sha256 is another, Preempted
-        when `stop` turns true.
+        `incoming` lets other threads read it meanwhile. Raises BadDataError if the object is missing or has another
+        sha256, Preempted if `stop` turns true.
         """
         ...
 
@@ -98,26 +98,26 @@ class Store(Protocol):
         if_match: str | None = None,
         progress: Progress | None = None,
     ) -> Entry:
-        """Store the object, atomically, and verify it.
+        """Store the object atomically, and verify it.
 
-        Raises PreconditionFailed when it exists already (`if_none_match`) or is not at version `if_match`.
+        Raises PreconditionFailed if it exists already (`if_none_match`) or is not at version `if_match`.
         """
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object; a missing one is fine."""
+        """Delete the object; a missing object is no error."""
         ...
 
 
 def checked_key(key: str, uri: str) -> str:
-    """`key` itself, if it stays under the root. Raises BadDataError otherwise."""
-    parts = key.split("/")
-    if not key or key.startswith("/") or "\0" in key or any(part in ("", ".", "..") for part in parts):
+    """`key` itself if it stays under the root. Raises BadDataError otherwise."""
+    segments = key.split("/")
+    if not key or key.startswith("/") or "\0" in key or any(segment in ("", ".", "..") for segment in segments):
         raise BadDataError(f"The key {key!r} does not stay under {uri}: give a relative path without '..' or '//'.")
     return key
 
 
-def without_query(address: str) -> str:
-    """`address` without what may be secret: its user name and password, its query and its fragment."""
+def without_secrets(address: str) -> str:
+    """`address` without its user name, password, query and fragment, which may all be secret."""
     bare = re.split(r"[?#]", address, maxsplit=1)[0]
     return re.sub(r"^([a-z][a-z0-9+.-]*://)[^/@]*@", r"\1", bare, flags=re.IGNORECASE)

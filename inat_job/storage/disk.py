@@ -1,23 +1,31 @@
-"""The local disk: its errors become ours, a finished file is made durable, and SHA-256 of files."""
+"""The local disk: an OSError becomes one of the job's errors, files are replaced atomically, and files are hashed."""
 
 import errno
 import hashlib
+import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, TransientError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_MISPLACED = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY)
+_OBSTRUCTED = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY)
+_BLOCK_SIZE = 2**22
 
 
 @contextmanager
 def disk_errors(path: Path, *, missing: str | None = None) -> Iterator[None]:
-    """Turn an OSError about `path` into ours; `missing` is the sentence for a file that is not there."""
+    """Translate an OSError about `path`; `missing` is the message for a file that does not exist.
+
+    Raises ConflictError for a full disk, a deleted folder or a name that is taken, NoPermissionError, BadDataError with
+    `missing`, and TransientError for everything else.
+    """
     try:
         yield
     except OSError as error:
@@ -26,72 +34,99 @@ def disk_errors(path: Path, *, missing: str | None = None) -> Iterator[None]:
 
 def _translated(error: OSError, path: Path, missing: str | None) -> Exception:
     reason = error.strerror or str(error)
-    if error.errno in FULL:
+    if error.errno in DISK_FULL:
         return no_space(path)
     if error.errno in _FORBIDDEN:
         return NoPermissionError(f"No permission for {path} ({reason}): check its owner, its mode and the mount.")
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and missing:
         return BadDataError(missing)
     if error.errno == errno.ENOENT:
-        return ConflictError(f"The folder of {path} went away: check that nothing removes it while the job runs.")
-    if error.errno in _MISPLACED:
-        return ConflictError(f"A file or folder is in the way of {path} ({reason}): remove it or choose another place.")
+        return ConflictError(f"The folder of {path} disappeared: check that nothing deletes it while the job runs.")
+    if error.errno in _OBSTRUCTED:
+        return ConflictError(f"A file or folder is in the way of {path} ({reason}): remove it or choose another path.")
     return TransientError(f"The disk failed at {path} ({reason}): try again, or choose another folder.")
 
 
 def no_space(path: Path, needed: int | None = None) -> ConflictError:
-    """The error for a full disk, naming the folder and the space."""
-    wanted = f", {_megabytes(needed)} more needed" if needed is not None else ""
+    """The error for a full disk, with the folder, the free space and the bytes `needed`."""
+    more = f", {megabytes(needed)} more needed" if needed is not None else ""
     return ConflictError(
-        f"No space left in {path.parent} ({_megabytes(_free(path.parent))} free{wanted}): "
+        f"No space left in {path.parent} ({megabytes(_free_bytes(path.parent))} free{more}): "
         "free some, or choose a folder on a larger disk."
     )
 
 
 def require_space(path: Path, needed: int) -> None:
-    """Raise ConflictError now rather than after most of a long pull."""
-    if needed > _free(path.parent):
+    """Raise ConflictError before a long download, rather than near its end, if `needed` bytes do not fit."""
+    if needed > _free_bytes(path.parent):
         raise no_space(path, needed)
 
 
-def publish(part: Path, path: Path) -> None:
-    """Make `part` durable and let it be `path`, in one step."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
+def megabytes(count: float) -> str:
+    """A number of bytes for a message, such as `1,234 MB`."""
+    return f"{count / 1e6:,.0f} MB"
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _free(folder: Path) -> int:
+def _free_bytes(folder: Path) -> int:
     try:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"
+def write_atomic(path: Path, data: bytes, draft: Path | None = None, *, durable: bool = False) -> None:
+    """Replace the contents of `path` in one step: after a kill it holds either the old bytes or the new ones.
+
+    The bytes are written to `draft` first, a file beside `path` with a random name by default, so that concurrent
+    writers don't collide. `durable` survives a power failure too. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft or path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
-_BLOCK = 2**22
+def publish(draft: Path, path: Path) -> None:
+    """Rename a finished file to `path`, durably. Raises OSError."""
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if the file is missing, unreadable, damaged or holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def sha256_of(path: Path, between: Callable[[], None] = lambda: None) -> str:
-    """Hexadecimal digest of a file; `between` is called from block to block and may raise. Raises OSError."""
-    return sha256_of_blocks(blocks_of(path), between)
+    """Hexadecimal SHA-256 of a file; `between` is called after each block and may raise. Raises OSError."""
+    return sha256_of_blocks(read_blocks(path), between)
 
 
 def sha256_of_blocks(blocks: Iterable[bytes], between: Callable[[], None] = lambda: None) -> str:
-    """Hexadecimal digest of what the blocks are together."""
+    """Hexadecimal SHA-256 of the concatenated blocks."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)
@@ -99,8 +134,8 @@ def sha256_of_blocks(blocks: Iterable[bytes], between: Callable[[], None] = lamb
     return digest.hexdigest()
 
 
-def blocks_of(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, a few MiB at a time. Raises OSError."""
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, 4 MiB at a time. Raises OSError."""
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_BLOCK_SIZE):
             yield block

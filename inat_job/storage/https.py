@@ -1,4 +1,4 @@
-"""A folder of a web server as a store, read only: the standard library's client, with patience and clear errors."""
+"""A folder of a web server as a read-only store: the standard library's client, with retries and clear errors."""
 
 import base64
 import http.client
@@ -15,26 +15,28 @@ from urllib.parse import quote, unquote, urlsplit
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed
 from inat_job.events import Progress
 from inat_job.signals import Stop, never
-from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions, checked_key, without_query
+from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions, checked_key, without_secrets
 from inat_job.storage.partial_download import PartialDownload
-from inat_job.storage.ranged_download import BLOCK, RangeSource, pull
-from inat_job.storage.retry import PassingError, persist
+from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
+from inat_job.storage.retry import RetryableError, with_retries
 
 _TIMEOUT_S = 60.0
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
+_RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
 _CHANGED = frozenset({412, 416})
 
 
 class HttpsStore:
-    """What a web server has under `uri`. A key may carry a query; messages and `uri` never do."""
+    """The files of a web server under `uri`. A key may have a query; messages and `uri` never do."""
 
     def __init__(self, uri: str, options: StorageOptions) -> None:
-        self.uri = without_query(uri).rstrip("/")
+        self.uri = without_secrets(uri).rstrip("/")
         self._options = options
         self._login = _login(uri)
 
     def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
-        raise ConflictError(f"{self.uri} can't be listed, a web server has no such thing: name one archive instead.")
+        raise ConflictError(
+            f"{self.uri} is a web server, which cannot list files: give the URL of one archive instead."
+        )
 
     def stat(self, key: str) -> Entry | None:
         if not key:
@@ -45,12 +47,14 @@ class HttpsStore:
             return None
 
     def read(self, key: str) -> bytes:
-        return persist(lambda: b"".join(self._blocks(Entry(key, UNKNOWN_SIZE, ""), 0, None)), self._options.retries)
+        return with_retries(
+            lambda: b"".join(self._blocks(Entry(key, UNKNOWN_SIZE, ""), 0, None)), self._options.retries
+        )
 
-    def part(self, entry: Entry, start: int, end: int) -> bytes | None:
+    def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         if not self._probe(entry.key)[1]:
             return None
-        return persist(lambda: b"".join(self._blocks(entry, start, end)), self._options.retries)
+        return with_retries(lambda: b"".join(self._blocks(entry, start, end)), self._options.retries)
 
     def get(
         self,
@@ -60,10 +64,10 @@ class HttpsStore:
         sha256: str | None = None,
         progress: Progress | None = None,
         stop: Stop = never,
-        landing: PartialDownload | None = None,
+        incoming: PartialDownload | None = None,
     ) -> Entry:
         source = RangeSource(self._name(key), lambda: self._probe(key), self._blocks)
-        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop, landing=landing)
+        return download(source, path, self._options, sha256=sha256, progress=progress, stop=stop, incoming=incoming)
 
     def put(
         self,
@@ -84,37 +88,41 @@ class HttpsStore:
         return self._request(key, {}).full_url
 
     def _probe(self, key: str) -> tuple[Entry, bool]:
-        """The object's entry, and whether it can be had in ranges that are sure to be of one version.
+        """The object's entry, and whether it can be read in ranges that are certain to be of one version.
 
-        Asks for one byte: a HEAD is refused by some servers and by signed addresses, and promises ranges not kept.
+        Requests one byte: some servers and signed URLs refuse a HEAD, and some announce ranges that they do not serve.
         """
-        with closing(self._open(key, {"Range": "bytes=0-0"}, empty_is_fine=True)) as answer:
+        with closing(self._open(key, {"Range": "bytes=0-0"}, may_be_empty=True)) as answer:
             size, version = _size(answer), _version(answer)
             return Entry(key, size, version), answer.status == 206 and size != UNKNOWN_SIZE and version != ""
 
     def _blocks(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
-        """Blocks of the object. Raises PassingError for a body that broke, PreconditionFailed for another version."""
+        """Blocks of the object. Raises RetryableError for a body that broke, PreconditionFailed for another version."""
         ranged = end is not None and entry.version != ""
-        headers = {"Range": f"bytes={start}-{end - 1}", **_only_if(entry.version)} if ranged and end else {}
+        headers = {"Range": f"bytes={start}-{end - 1}", **_if_unchanged(entry.version)} if ranged and end else {}
         with closing(self._open(entry.key, headers)) as answer:
             if entry.version and _version(answer) != entry.version:
                 raise PreconditionFailed(f"{self._name(entry.key)} changed.")
             if start > 0 and answer.status != 206:
-                raise PassingError(f"{self._name(entry.key)} came whole where a range was asked: try again.")
+                raise RetryableError(
+                    f"{self._name(entry.key)} was sent in full instead of the range requested: try again."
+                )
             yield from self._body(answer, self._name(entry.key))
 
     def _body(self, answer: http.client.HTTPResponse, name: str) -> Iterator[bytes]:
-        left = answer.length  # None where the server doesn't say
+        left = answer.length  # None if the server does not report it
         try:
-            while block := answer.read(BLOCK):
+            while block := answer.read(BLOCK_SIZE):
                 left = None if left is None else left - len(block)
                 yield block
         except (OSError, http.client.HTTPException) as error:
-            raise PassingError(f"{name} broke off ({type(error).__name__}), for all the retries: try later.") from error
+            raise RetryableError(
+                f"{name} broke off ({type(error).__name__}) despite retries: try again later."
+            ) from error
         if left:
-            raise PassingError(f"{name} ended {left} bytes early, for all the retries: try again later.")
+            raise RetryableError(f"{name} ended {left} bytes early despite retries: try again later.")
 
-    def _open(self, key: str, headers: dict[str, str], *, empty_is_fine: bool = False) -> http.client.HTTPResponse:
+    def _open(self, key: str, headers: dict[str, str], *, may_be_empty: bool = False) -> http.client.HTTPResponse:
         request = self._request(key, headers)
 
         def attempt() -> http.client.HTTPResponse:
@@ -122,24 +130,24 @@ class HttpsStore:
                 return urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # type: ignore[no-any-return]  # noqa: S310
             except urllib.error.HTTPError as error:
                 with closing(error):
-                    if empty_is_fine and error.code == 416:  # an empty object has no first byte
+                    if may_be_empty and error.code == 416:  # an empty object has no first byte
                         return self._open(key, {})
-                    raise self._meaning(error, key) from None
+                    raise self._refused(error, key) from None
             except (OSError, http.client.HTTPException, ValueError) as error:
-                raise self._unreached(error, key) from None
+                raise self._unreachable(error, key) from None
 
-        return persist(attempt, self._options.retries)
+        return with_retries(attempt, self._options.retries)
 
     def _request(self, key: str, headers: dict[str, str]) -> urllib.request.Request:
         checked_key(re.split(r"[?#]", key, maxsplit=1)[0], self.uri)
         address = quote(f"{self.uri}/{key}", safe="%/:?=&+,;@!$'()*~#[]")
-        # identity: a length and ranges are those of the object only if nothing is compressed on its way
+        # identity: the length and the ranges are the object's only if the body is not compressed
         request = urllib.request.Request(address, headers={"Accept-Encoding": "identity", **headers})  # noqa: S310
         if self._login:
             request.add_unredirected_header("Authorization", self._login)
         return request
 
-    def _meaning(self, error: urllib.error.HTTPError, key: str) -> Exception:
+    def _refused(self, error: urllib.error.HTTPError, key: str) -> Exception:
         name, code = self._name(key), error.code
         if code in (401, 403):
             return NoPermissionError(f"No permission for {name} (HTTP {code}): check the address and its signature.")
@@ -147,24 +155,24 @@ class HttpsStore:
             return _MissingError(f"{name} does not exist (HTTP {code}): check the address.")
         if code in _CHANGED:
             return PreconditionFailed(f"{name} changed (HTTP {code}).")
-        if code in _PASSING:
-            sentence = f"{name} was not served (HTTP {code}), for all the retries: try again later."
-            return PassingError(sentence, _seconds(error.headers.get("Retry-After")))
+        if code in _RETRYABLE:
+            message = f"{name} was not served (HTTP {code}) despite retries: try again later."
+            return RetryableError(message, _seconds(error.headers.get("Retry-After")))
         return ConflictError(f"{name} was refused (HTTP {code}): check the address.")
 
-    def _unreached(self, error: Exception, key: str) -> Exception:
+    def _unreachable(self, error: Exception, key: str) -> Exception:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ssl.SSLCertVerificationError):
             return ConflictError(f"The certificate of {urlsplit(self.uri).netloc} is not trusted: set SSL_CERT_FILE.")
         if isinstance(error, ValueError):
-            return ConflictError(f"{self._name(key)} is no valid address: check it.")
-        return PassingError(
-            f"{urlsplit(self.uri).netloc} can't be reached for {self._name(key)} ({type(reason).__name__}), "
-            "for all the retries: check the network, or try again later."
+            return ConflictError(f"{self._name(key)} is not a valid address: check it.")
+        return RetryableError(
+            f"{urlsplit(self.uri).netloc} can't be reached for {self._name(key)} ({type(reason).__name__}) "
+            "despite retries: check the network, or try again later."
         )
 
     def _name(self, key: str) -> str:
-        return without_query(f"{self.uri}/{key}")
+        return without_secrets(f"{self.uri}/{key}")
 
 
 class _MissingError(BadDataError):
@@ -180,7 +188,7 @@ def _login(uri: str) -> str | None:
 
 
 def _size(answer: http.client.HTTPResponse) -> int:
-    """The object's size, of the range's header or of the whole answer's."""
+    """The object's size, from Content-Range or from the length of a full answer."""
     if answer.status == 206:
         total = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.headers.get("Content-Range", "").strip())
         return int(total[1]) if total else UNKNOWN_SIZE
@@ -191,15 +199,15 @@ def _version(answer: http.client.HTTPResponse) -> str:
     return str(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
 
 
-def _only_if(version: str) -> dict[str, str]:
-    """The condition that the object is still this one; a weak ETag matches nothing, so the answer's is compared."""
+def _if_unchanged(version: str) -> dict[str, str]:
+    """The header that requires this version; a weak ETag never matches, so the answer's ETag is compared instead."""
     if version.startswith('"'):
         return {"If-Match": version}
     return {} if version.startswith("W/") else {"If-Unmodified-Since": version}
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After's seconds; None when it is absent, malformed or in the past."""
+    """Retry-After in seconds; None if it is absent or malformed, 0 if it is in the past."""
     if retry_after is None:
         return None
     if retry_after.strip().isdigit():

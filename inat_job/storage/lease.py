@@ -1,8 +1,8 @@
-"""One writer for a run: a lease made of numbered objects, one for each attempt, whose number is the fencing token.
+"""One writer per run: a lease made of numbered objects, one per attempt, whose number is the fencing token.
 
-Whoever creates `attempts/<n>.json`, which a conditional write lets only one do, holds the run, as long as it keeps
-writing that object anew and nobody has a higher number. No clock is compared with another machine's: a lease is stale
-when a contender has seen it unchanged for the lease's time-out.
+The job that creates `attempts/<n>.json`, which a conditional write allows only once, holds the run as long as it keeps
+rewriting that object and no higher number exists. Clocks of different machines are never compared: a lease is stale
+once a contender has seen it unchanged for its time-out.
 """
 
 import secrets
@@ -13,181 +13,194 @@ from dataclasses import replace
 from typing import Any
 
 from inat_job import events, signals
-from inat_job.errors import ConflictError, JobError, PreconditionFailed, TransientError
+from inat_job.errors import JobError, TransientError
 from inat_job.signals import Stop
-from inat_job.storage.attempts import Attempt, Gone, Holder, after, entries, may_follow, newest, parse
+from inat_job.storage import probe
+from inat_job.storage.attempts import (
+    Attempt,
+    Holder,
+    IsGone,
+    latest_attempt,
+    list_attempts,
+    may_follow,
+    next_attempt,
+    parse_attempt,
+)
 from inat_job.storage.base import Store
 
-BEATS = 4
-"""Times that a holder writes its object within the time-out."""
+RENEWALS = 4
+"""Times that a holder renews its lease within the time-out."""
 
 SETTLE_S = 2.0
-"""How long a winner on a store without conditional writes waits before it believes that it won."""
+"""Seconds that the winner on a store without conditional writes waits before it trusts its win."""
 
-Tell = Callable[[], Mapping[str, Any]]
+ReadProgress = Callable[[], Mapping[str, Any]]
+"""Returns the progress that each renewal reports."""
 
 _KEPT = 2
-_END_PATIENCE_S = 1.5
+_END_TIMEOUT_S = 1.5
 
 
 class LeaseError(TransientError):
-    """Another job holds the run, or has taken it over: to go on would mix the two."""
+    """Another job holds the run or has taken it over; continuing would mix the two."""
 
 
 class Lease:
-    """A lease that is held, and kept by a thread of its own until `end`.
+    """A held lease, renewed by a background thread until `end`.
 
-    `conditional` says whether the store heeds the condition that an object must not exist yet; `tell` gives what each
-    beat says of the work.
+    `conditional` says whether the store honours the condition that an object must not exist yet.
     """
 
-    def __init__(self, store: Store, attempt: Attempt, conditional: bool, tell: Tell = dict) -> None:
-        self._store, self._attempt, self._tell = store, attempt, tell
+    def __init__(self, store: Store, attempt: Attempt, conditional: bool, read_progress: ReadProgress = dict) -> None:
+        self._store, self._attempt, self._read_progress = store, attempt, read_progress
         self.conditional = conditional
-        self._lock, self._noting = threading.Lock(), threading.Lock()
-        self._over = threading.Event()
+        self._writing, self._updating = threading.Lock(), threading.Lock()
+        self._ended = threading.Event()
         self._lost, self._why = False, "finished"
-        threading.Thread(target=self._live, name="lease", daemon=True).start()
+        threading.Thread(target=self._renew_until_ended, name="lease", daemon=True).start()
 
     @property
     def key(self) -> str:
-        """The object that is the lease; whoever clears the run leaves it."""
+        """The key of the lease's object, to be kept when the run is cleared."""
         return self._attempt.key
 
-    def begins_anew(self) -> None:
-        """Forget the attempts before: the run that they were at is deleted."""
-        self._note(earlier=[], started_step=0, ended_step=0)
+    def forget_earlier(self) -> None:
+        """Drop the earlier attempts from the history, because their run was deleted."""
+        self._update(earlier=[], started_step=0, ended_step=0)
 
     def started(self, step: int) -> None:
-        """The attempt goes on from this step."""
-        self._note(started_step=step, ended_step=step)
+        """Record the step that the attempt starts from."""
+        self._update(started_step=step, ended_step=step)
 
     def reached(self, step: int) -> None:
-        """This step is stored."""
-        self._note(ended_step=max(step, self._attempt.ended_step))
+        """Record that this step is stored."""
+        self._update(ended_step=max(step, self._attempt.ended_step))
 
     def history(self, why: str) -> list[dict[str, Any]]:
-        """The attempts so far, this one ending for the reason `why`, unless `end` is told another."""
+        """The summaries of all attempts, this one ending with the reason `why` unless `end` gives another."""
         self._why = why
-        return [*map(dict, self._attempt.earlier), replace(self._attempt, why=why).told()]
+        return [*map(dict, self._attempt.earlier), replace(self._attempt, why=why).summary()]
 
-    def guard(self) -> None:
-        """Raise LeaseError if the lease is known to be lost; asks nobody."""
+    def raise_if_lost(self) -> None:
+        """Raise LeaseError if the lease is known to be lost, without a request."""
         if self._lost:
             raise LeaseError(
-                f"Another job has taken over {self._store.uri}, since this one was not heard of for "
-                f"{self._attempt.lease_s:g} s: let that one go on."
+                f"Another job has taken over {self._store.uri}, because this one had not renewed its lease for "
+                f"{self._attempt.lease_s:g} s: let that job continue."
             )
 
     def check(self) -> None:
-        """Ask the store, and raise LeaseError if somebody has a higher number: before anything is moved.
+        """Ask the store, and raise LeaseError if a higher number exists; to be called before any pointer is moved.
 
-        Where no condition keeps others from it, somebody may have this number too, and then who wrote last has it.
+        Without conditional writes another job may have the same number; then the last writer holds the lease.
         """
-        outrun = any(number > self._attempt.number for number, _ in entries(self._store))
-        self._lost = self._lost or outrun or not (self.conditional or _is_there(self._store, self._attempt))
-        self.guard()
+        overtaken = any(number > self._attempt.number for number, _ in list_attempts(self._store))
+        self._lost = self._lost or overtaken or not (self.conditional or _is_ours(self._store, self._attempt))
+        self.raise_if_lost()
 
     def end(self, why: str = "") -> None:
-        """Let go, saying why the attempt ended. Trouble with the store is no matter: silence ends a lease too."""
-        self._over.set()
-        self._note(why=why or self._why, standing=dict(self._tell()), at=time.time())
+        """Release the lease with the reason for the attempt's end. An unreachable store is no error: the lease expires
+        anyway.
+        """
+        self._ended.set()
+        self._update(why=why or self._why, standing=dict(self._read_progress()), at=time.time())
         if not self._lost:
-            last = threading.Thread(target=self._say_the_end, name="lease", daemon=True)
-            last.start()
-            last.join(_END_PATIENCE_S)
+            writer = threading.Thread(target=self._write_end, name="lease", daemon=True)
+            writer.start()
+            writer.join(_END_TIMEOUT_S)
 
-    def _note(self, **changes: Any) -> None:
-        with self._noting:  # several threads do
+    def _update(self, **changes: Any) -> None:
+        with self._updating:  # called by several threads
             self._attempt = replace(self._attempt, **changes)
 
-    def _live(self) -> None:
-        """Write the object anew from time to time, whatever trouble the store is in."""
-        troubled = False
-        while not self._over.wait(self._attempt.lease_s / BEATS):
+    def _renew_until_ended(self) -> None:
+        failing = False
+        while not self._ended.wait(self._attempt.lease_s / RENEWALS):
             try:
-                self._beat()
-                troubled = False
+                self._renew()
+                failing = False
             except LeaseError:
                 return
             except JobError as error:
-                if not troubled:
+                if not failing:
                     events.warn(f"The lease on {self._store.uri} is not renewed yet: {error}")
-                troubled = True
+                failing = True
 
-    def _beat(self) -> None:
-        with self._lock:
-            if not self._over.is_set():
+    def _renew(self) -> None:
+        with self._writing:
+            if not self._ended.is_set():
                 self.check()
-                self._note(beat=self._attempt.beat + 1, standing=dict(self._tell()), at=time.time())
-                self._store.put(self.key, self._attempt.text())
+                progress = dict(self._read_progress())
+                self._update(beat=self._attempt.beat + 1, standing=progress, at=time.time())
+                self._store.put(self.key, self._attempt.to_json())
 
-    def _say_the_end(self) -> None:
-        with self._lock:
+    def _write_end(self) -> None:
+        with self._writing:
             try:
-                self._store.put(self.key, self._attempt.text())
+                self._store.put(self.key, self._attempt.to_json())
             except JobError as error:
-                events.warn(f"The end of this attempt could not be noted: {error}")
+                events.warn(f"The end of this attempt could not be recorded: {error}")
 
 
 def acquire(
-    store: Store, background: Store, seconds: float, holder: Holder, gone: Gone, stop: Stop, tell: Tell = dict
+    store: Store,
+    background: Store,
+    seconds: float,
+    holder: Holder,
+    is_gone: IsGone,
+    stop: Stop,
+    read_progress: ReadProgress = dict,
 ) -> Lease:
-    """Become the only writer of the run in `store`; the lease's own thread speaks to it as `background`.
+    """Become the only writer of the run in `store`; the lease's own thread uses `background` for its requests.
 
-    Waits for its holder to end or to fall silent, and no longer than the lease's time-out: then raises LeaseError.
-    Raises Preempted when `stop` turns true meanwhile.
+    Waits until the present holder ends or its lease expires after `seconds`. Raises LeaseError if the holder turns out
+    to be alive, Preempted when `stop` turns true.
     """
-    attempt, seen = newest(store, seconds)
+    attempt, seen = latest_attempt(store, seconds)
     begun = seen_at = time.monotonic()
     while True:
         now = time.monotonic()
-        if may_follow(attempt, now - seen_at, gone):
-            ours = after(attempt, seconds, holder, secrets.token_hex(8))
-            ours = replace(ours, standing=dict(tell()), at=time.time())
+        if may_follow(attempt, now - seen_at, is_gone):
+            ours = next_attempt(attempt, seconds, holder, secrets.token_hex(8))
+            ours = replace(ours, standing=dict(read_progress()), at=time.time())
             conditional = _create(store, ours)
-            if _is_there(store, ours):
-                _forget_old(store, ours)
-                return Lease(background, ours, conditional, tell)
+            if _is_ours(store, ours):
+                _delete_old(store, ours)
+                return Lease(background, ours, conditional, read_progress)
         elif attempt and seen_at > begun and now - begun >= attempt.lease_s:
-            raise LeaseError(_held(store, attempt))
+            raise LeaseError(_held_message(store, attempt))
         signals.check(stop, "waiting for another job of the same run to end")
         time.sleep(min(1.0, seconds / 20))
-        attempt, version = newest(store, seconds)
+        attempt, version = latest_attempt(store, seconds)
         if version != seen:
             seen, seen_at = version, time.monotonic()
 
 
-def _forget_old(store: Store, ours: Attempt) -> None:
-    for number, entry in entries(store):
+def _delete_old(store: Store, ours: Attempt) -> None:
+    for number, entry in list_attempts(store):
         if number <= ours.number - _KEPT:
             store.delete(entry.key)
 
 
 def _create(store: Store, attempt: Attempt) -> bool:
-    """Create the attempt's object, unless it exists; whether the store heeds that condition.
+    """Create the attempt's object unless it exists; returns whether the store honours that condition.
 
-    Where it doesn't, who wrote last has the lease, which all see who wait long enough.
+    If it does not, the last writer holds the lease, which all contenders see if they wait long enough.
     """
-    try:
-        store.put(attempt.key, attempt.text(), if_none_match=True)
-        store.put(attempt.key, attempt.text(), if_none_match=True)  # which a store that heeds it refuses
-    except PreconditionFailed:
+    if probe.create(store, attempt.key, attempt.to_json()):
         return True
-    except ConflictError:  # one that knows of no such thing and says so
-        store.put(attempt.key, attempt.text())
-    events.warn(f"{store.uri} takes no conditional writes: two jobs that start at once are told apart less surely.")
+    events.warn(f"{store.uri} takes no conditional writes: two jobs that start at once are told apart less reliably.")
     time.sleep(SETTLE_S)
     return False
 
 
-def _is_there(store: Store, attempt: Attempt) -> bool:
-    return parse(attempt.number, store.read(attempt.key), attempt.lease_s).nonce == attempt.nonce
+def _is_ours(store: Store, attempt: Attempt) -> bool:
+    return parse_attempt(attempt.number, store.read(attempt.key), attempt.lease_s).nonce == attempt.nonce
 
 
-def _held(store: Store, attempt: Attempt) -> str:
+def _held_message(store: Store, attempt: Attempt) -> str:
     host = attempt.holder.get("host", "another machine")
     return (
-        f"{store.uri} is held by attempt {attempt.number}, which is alive on {host}: wait for its end, or give this "
-        "job its own --run-id."
+        f"{store.uri} is held by attempt {attempt.number}, which is alive on {host}: wait for it to end, or give this "
+        "job a --run-id of its own."
     )

@@ -1,4 +1,4 @@
-"""A folder as a store: what development, tests and mounted volumes use, as strict as the remote ones."""
+"""A local folder as a store, for development, tests and mounted volumes; as strict as the remote stores."""
 
 import fcntl
 import os
@@ -13,13 +13,13 @@ from inat_job.signals import Stop, never
 from inat_job.storage.base import Entry, StorageOptions, checked_key
 from inat_job.storage.disk import disk_errors, sync_folder
 from inat_job.storage.partial_download import PartialDownload
-from inat_job.storage.ranged_download import BLOCK, RangeSource, pull
+from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 
-_OURS = ".inat-"  # how the names of our temporary and lock files begin; they are no objects
+_PRIVATE = ".inat-"  # prefix of the store's own temporary and lock files, which are no objects
 
 
 class LocalStore:
-    """The files under `root`, which need not exist yet."""
+    """The files under `root`, which may not exist yet."""
 
     def __init__(self, root: Path, options: StorageOptions) -> None:
         self.root = root
@@ -32,13 +32,13 @@ class LocalStore:
             keys = sorted(key for key in self._keys(start) if key.startswith(prefix))
         for key in keys[:most]:
             entry = self.stat(key)
-            if entry is not None:  # removed since
+            if entry is not None:  # None if deleted since
                 yield entry
 
     def _keys(self, start: Path) -> Iterator[str]:
-        """Keys of the files under `start`, through linked folders too, but into each folder once only."""
+        """Keys of the files under `start`; follows linked folders, but enters each folder once."""
         seen: set[str] = set()
-        for folder, folders, names in os.walk(start, followlinks=True, onerror=_refuse):
+        for folder, folders, names in os.walk(start, followlinks=True, onerror=_raise_unless_missing):
             real = os.path.realpath(folder)
             if real in seen:
                 folders.clear()
@@ -61,7 +61,7 @@ class LocalStore:
         with disk_errors(path, missing=_missing(path)):
             return path.read_bytes()
 
-    def part(self, entry: Entry, start: int, end: int) -> bytes | None:
+    def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         return b"".join(self._blocks(entry, start, end))
 
     def get(
@@ -72,10 +72,10 @@ class LocalStore:
         sha256: str | None = None,
         progress: Progress | None = None,
         stop: Stop = never,
-        landing: PartialDownload | None = None,
+        incoming: PartialDownload | None = None,
     ) -> Entry:
         source = RangeSource(str(self._path(key)), lambda: (self._present(key), True), self._blocks)
-        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop, landing=landing)
+        return download(source, path, self._options, sha256=sha256, progress=progress, stop=stop, incoming=incoming)
 
     def put(
         self,
@@ -87,7 +87,7 @@ class LocalStore:
         progress: Progress | None = None,
     ) -> Entry:
         path = self._path(key)
-        draft = path.with_name(f"{_OURS}{secrets.token_hex(8)}.tmp")
+        draft = path.with_name(f"{_PRIVATE}{secrets.token_hex(8)}.tmp")
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -97,7 +97,9 @@ class LocalStore:
                 draft.unlink(missing_ok=True)
             sync_folder(path.parent)
         if entry.size != size:
-            raise TransientError(f"{path} holds {entry.size} bytes, not the {size} written: check the disk; try again.")
+            raise TransientError(
+                f"{path} holds {entry.size} bytes, not the {size} written: check the disk, and try again."
+            )
         return entry
 
     def delete(self, key: str) -> None:
@@ -111,12 +113,12 @@ class LocalStore:
             entry = _entry(key, draft.stat())
             _link(draft, path)
             return entry
-        # Who writes with if_match must be alone between look and rename; plain writers don't ask, so don't wait.
+        # A writer with if_match must be alone between its check and its rename; plain writers need not wait.
         with _locked(path.parent) if if_match is not None else nullcontext():
             current = self.stat(key)
             if if_match is not None and (current is None or current.version != if_match):
-                raise PreconditionFailed(f"{path} is not at version {if_match} any more.")
-            _outdate(draft, path)
+                raise PreconditionFailed(f"{path} is no longer at version {if_match}.")
+            _make_newer(draft, path)
             entry = _entry(key, draft.stat())
             draft.replace(path)
         return entry
@@ -134,7 +136,7 @@ class LocalStore:
                 raise PreconditionFailed(f"{path} changed.")
             file.seek(start)
             left = entry.size - start if end is None else end - start
-            while left > 0 and (block := file.read(min(left, BLOCK))):
+            while left > 0 and (block := file.read(min(left, BLOCK_SIZE))):
                 left -= len(block)
                 yield block
 
@@ -147,23 +149,23 @@ def _entry(key: str, stat: os.stat_result) -> Entry:
 
 
 def _missing(path: Path) -> str:
-    return f"{path} does not exist or is no file: check the path."
+    return f"{path} does not exist or is not a file: check the path."
 
 
 def _is_object(name: str) -> bool:
-    return not name.startswith(_OURS)
+    return not name.startswith(_PRIVATE)
 
 
-def _refuse(error: OSError) -> None:
+def _raise_unless_missing(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 
 
 def _write(draft: Path, source: Path | bytes, progress: Progress | None) -> int:
-    """Write `source` to a new file `draft`, durably; returns the number of bytes."""
+    """Write `source` to the new file `draft`, durably; returns the number of bytes."""
     done = 0
     with draft.open("xb") as out:
-        for block, total in _blocks_of(source):
+        for block, total in _source_blocks(source):
             out.write(block)
             done += len(block)
             if progress is not None:
@@ -173,37 +175,37 @@ def _write(draft: Path, source: Path | bytes, progress: Progress | None) -> int:
     return done
 
 
-def _blocks_of(source: Path | bytes) -> Iterator[tuple[bytes, int]]:
-    """Blocks of `source`, each with the total size; its own door, since trouble here isn't the target's."""
+def _source_blocks(source: Path | bytes) -> Iterator[tuple[bytes, int]]:
+    """Blocks of `source`, each with the total size; errors of the source name the source, not the target."""
     if isinstance(source, bytes):
         yield source, len(source)
         return
     with disk_errors(source, missing=_missing(source)), source.open("rb") as file:
         total = os.fstat(file.fileno()).st_size
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_SIZE):
             yield block, total
 
 
 def _link(draft: Path, path: Path) -> None:
-    """Give `draft` the name `path` unless it is taken; of many at once exactly one succeeds."""
+    """Give `draft` the name `path` unless that exists; of several at once exactly one succeeds."""
     try:
         os.link(draft, path)
     except FileExistsError as error:
         raise PreconditionFailed(f"{path} exists already.") from error
     except OSError:
-        _claim(path)  # a file system without hard links
+        _create_empty(path)  # a file system without hard links
         draft.replace(path)
 
 
-def _claim(path: Path) -> None:
+def _create_empty(path: Path) -> None:
     try:
         path.open("xb").close()
     except FileExistsError as error:
         raise PreconditionFailed(f"{path} exists already.") from error
 
 
-def _outdate(draft: Path, path: Path) -> None:
-    """Let `draft` be newer than `path`: clocks tick in milliseconds, and two quick writes must differ in version."""
+def _make_newer(draft: Path, path: Path) -> None:
+    """Make `draft` newer than `path`: clocks tick in milliseconds, and two quick writes must differ in version."""
     try:
         old = path.stat().st_mtime_ns
     except FileNotFoundError:
@@ -214,6 +216,6 @@ def _outdate(draft: Path, path: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / f"{_OURS}lock").open("ab") as lock:
+    with (folder / f"{_PRIVATE}lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""From a URI to its store: the schemes that exist, and where an object's URI splits."""
+"""From a URI to its store: the supported schemes, and how an object's URI splits into store and key."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from inat_job.errors import UsageError
-from inat_job.storage.base import Role, StorageOptions, Store, without_query
+from inat_job.storage.base import Role, StorageOptions, Store, without_secrets
 from inat_job.storage.https import HttpsStore
 from inat_job.storage.local import LocalStore
 
@@ -17,20 +17,20 @@ _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 def open_store(uri: str, options: StorageOptions = StorageOptions(), *, role: Role = "data") -> Store:  # noqa: B008
     """The store at `uri`: s3://bucket/prefix, https://host/dir, file:///folder or a local folder.
 
-    Nothing is asked of it yet. Raises UsageError for an address that can be none.
+    Makes no request. Raises UsageError for an invalid address.
     """
     scheme = _scheme(uri)
     if scheme == "s3":
         return _open_s3(uri, options, role)
     if scheme in ("http", "https"):
         if not urlsplit(uri).hostname:
-            raise UsageError(f"{without_query(uri)!r} names no host: give https://host/folder.")
+            raise UsageError(f"{without_secrets(uri)!r} names no host: give https://host/folder.")
         return HttpsStore(uri, options)
     return LocalStore(_local_path(uri), options)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """(URI of the parent store, last key) of an object's URI; the key is empty where the URI names a whole bucket.
+    """(URI of the parent store, last key) of an object's URI; the key is empty if the URI names a whole bucket.
 
     The query of a web address stays with the key.
     """
@@ -45,11 +45,11 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def _scheme(uri: str) -> str:
-    """s3, http or https in small letters; empty for a local path, whether or not it says file://."""
+    """s3, http or https in lower case; empty for a local path, with or without file://."""
     match = _SCHEME.match(uri)
     scheme = match[1].lower() if match else "file"
     if scheme not in ("s3", "http", "https", "file"):
-        raise UsageError(f"{scheme}:// is unknown: give s3://bucket/key, https://host/file or a local path.")
+        raise UsageError(f"{scheme}:// is not supported: use s3://bucket/key, https://host/file or a local path.")
     return "" if scheme == "file" else scheme
 
 
@@ -58,28 +58,26 @@ def _open_s3(uri: str, options: StorageOptions, role: Role) -> Store:
     if not bucket:
         raise UsageError(f"{uri!r} names no bucket: give s3://bucket/prefix.")
     try:
-        from inat_job.storage.s3.s3_store import (
-            S3Store,  # here, since boto3 is slow to import and may be absent
-        )
+        from inat_job.storage.s3.s3_store import S3Store  # here: boto3 is slow to import and may be missing
     except ModuleNotFoundError as error:
         raise UsageError(f"{uri} needs boto3, which is not installed: pip install boto3.") from error
     return S3Store(bucket, prefix.strip("/"), options, role)
 
 
 def _local_path(uri: str) -> Path:
-    """An absolute path, so that a report or a log line stays true in another folder."""
+    """An absolute path, so that a report or a log line is valid in another working folder too."""
     if not _SCHEME.match(uri):
         if not uri:
-            raise UsageError("An empty path names no place: give a folder.")
+            raise UsageError("The path is empty: give a folder.")
         return _absolute(Path(uri).expanduser())
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise UsageError(
-            f"{without_query(uri)!r} names the host {parts.hostname!r}: "
+            f"{without_secrets(uri)!r} names the host {parts.hostname!r}: "
             "a local path is file:///folder, with three slashes."
         )
     return _absolute(urllib.request.url2pathname(uri[len("file://") + len(parts.netloc) :]))
 
 
 def _absolute(path: str | Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would rename what a person reached by a link)
+    return Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would replace a link that the user gave)

@@ -1,33 +1,31 @@
-"""Pulling one object to one file: in parallel ranges and resumable where the server can, in one stream where not."""
+"""Downloads one object to one file: in parallel, resumable ranges if the server supports them, else in one stream."""
 
-import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.events import Progress
 from inat_job.signals import Stop, check, never
 from inat_job.storage import partial_download
 from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions
-from inat_job.storage.disk import disk_errors, publish, require_space
-from inat_job.storage.partial_download import BlockLog, PartialDownload
-from inat_job.storage.retry import PassingError, Patience, persist
-from inat_job.storage.threads import work_through
+from inat_job.storage.disk import disk_errors, publish, require_space, sha256_of
+from inat_job.storage.partial_download import JournalWriter, PartialDownload
+from inat_job.storage.retry import Retries, RetryableError, with_retries
+from inat_job.storage.threads import map_in_threads, run_in_thread
 
-R = TypeVar("R")
+BLOCK_SIZE = 256 * 1024
+_VERSIONS = 3
+"""Versions of an object that are tried before a download gives up on one that keeps changing."""
 
-BLOCK = 256 * 1024
-_CHANGES = 3
 
+class ReadBlocks(Protocol):
+    """Yields the bytes of `entry` from `start` up to `end` (None: to its end) in blocks.
 
-class Blocks(Protocol):
-    """The bytes of `entry` from `start` up to `end` (None: to its end), in blocks.
-
-    A generator; it raises PassingError for a body that broke, PreconditionFailed for an object that changed.
+    A generator. It raises RetryableError for a broken body, PreconditionFailed for an object that changed.
     """
 
     def __call__(self, entry: Entry, start: int, end: int | None, /) -> Iterator[bytes]: ...
@@ -35,14 +33,14 @@ class Blocks(Protocol):
 
 @dataclass(frozen=True)
 class RangeSource:
-    """An object to pull: its name for messages, how to look at it (entry, has ranges?) and how to read it."""
+    """An object to download: its name for messages, how to stat it (entry, supports ranges?) and how to read it."""
 
     name: str
-    look: Callable[[], tuple[Entry, bool]]
-    blocks: Blocks
+    stat: Callable[[], tuple[Entry, bool]]
+    blocks: ReadBlocks
 
 
-def pull(
+def download(
     source: RangeSource,
     path: Path,
     options: StorageOptions,
@@ -50,17 +48,17 @@ def pull(
     sha256: str | None = None,
     progress: Progress | None = None,
     stop: Stop = never,
-    landing: PartialDownload | None = None,
+    incoming: PartialDownload | None = None,
 ) -> Entry:
-    """Bring the object to `path` and return its entry, starting over when it changes meanwhile.
+    """Download the object to `path` and return its entry, starting over if it changes meanwhile.
 
-    `landing` is told what is there meanwhile. Raises BadDataError for another sha256, Preempted when `stop` turns true;
-    what came so far is kept for next time.
+    `incoming` receives the bytes as they arrive. Raises BadDataError for another sha256, Preempted when `stop` turns
+    true, and TransientError for an object that keeps changing; what has arrived is kept for the next attempt.
     """
-    for _ in range(_CHANGES):
-        check(stop, f"fetching {source.name}")
-        entry, ranged = _attended(lambda _: source.look(), lambda: check(stop, f"looking for {source.name}"))
-        work = _Pull(source, entry, path, options, progress, stop, landing or PartialDownload())
+    for _ in range(_VERSIONS):
+        check(stop, f"downloading {source.name}")
+        entry, ranged = run_in_thread(lambda _: source.stat(), lambda: check(stop, f"looking up {source.name}"))
+        work = _Download(source, entry, path, options, progress, stop, incoming or PartialDownload())
         try:
             with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,16 +67,10 @@ def pull(
         except PreconditionFailed:
             continue
         return Entry(entry.key, size, entry.version)
-    raise TransientError(f"{source.name} changed {_CHANGES} times while it was fetched: try again when it is at rest.")
+    raise TransientError(f"{source.name} changed {_VERSIONS} times during its download: try again once it is stable.")
 
 
-def _attended(work: Callable[[Stop], R], tick: Callable[[], None]) -> R:
-    """`work(halt)`, done by a thread so that a stalled server doesn't keep this one from reading the stop flag."""
-    ((_, result),) = work_through([None], lambda _, halt: work(halt), threads=1, tick=tick)
-    return result
-
-
-class _Pull:
+class _Download:
     def __init__(
         self,
         source: RangeSource,
@@ -87,38 +79,38 @@ class _Pull:
         options: StorageOptions,
         progress: Progress | None,
         stop: Stop,
-        landing: PartialDownload,
+        incoming: PartialDownload,
     ) -> None:
         self.source, self.entry, self.path, self.options, self.stop = source, entry, path, options, stop
-        self.progress, self.landing = progress, landing
+        self.progress, self.incoming = progress, incoming
         self.part = path.with_name(path.name + ".part")
         self.received = 0
 
     def in_ranges(self) -> int:
-        """Pull what the journal misses, chunk by chunk, on several threads."""
+        """Download the chunks that the journal misses, on several threads."""
         journal = partial_download.resume(
             self.part, self.entry.version, self.entry.size, lambda: check(self.stop, f"verifying {self.source.name}")
         )
         self.received = journal.bytes_done()
         require_space(self.path, self.entry.size - self.received)
         missing = journal.missing()
-        self.landing.begin(self.part, journal)
+        self.incoming.begin(self.part, journal)
 
         def fetch(_: int, halt: Stop) -> None:
-            self._chunk(log, self.landing.take(missing), halt)
+            self._chunk(writer, self.incoming.take(missing), halt)
 
         with partial_download.journal_path(self.part).open("a") as file:
-            log = BlockLog(journal, file)
-            for _ in work_through(range(len(missing)), fetch, threads=self.options.threads, tick=self._tick):
+            writer = JournalWriter(journal, file)
+            for _ in map_in_threads(range(len(missing)), fetch, threads=self.options.threads, tick=self._tick):
                 pass
-        self.landing.finish()
+        self.incoming.finish()
         return self.entry.size
 
-    def _chunk(self, log: BlockLog, index: int, halt: Stop) -> None:
-        """Pull what is missing of one chunk, going on after a broken body where it broke."""
-        start, end = log.journal.plan.span(index)
-        there, crc = log.journal.reached.get(index, (0, 0))
-        at, patience = start + there, Patience(self.options.retries, halt)
+    def _chunk(self, writer: JournalWriter, index: int, halt: Stop) -> None:
+        """Download the missing bytes of one chunk; a broken body is continued where it broke."""
+        start, end = writer.journal.plan.span(index)
+        received, crc = writer.journal.received.get(index, (0, 0))
+        at, retries = start + received, Retries(self.options.retries, halt)
         with self.part.open("r+b") as file:
             file.seek(at)
             while at < end:
@@ -129,29 +121,31 @@ class _Pull:
                         file.flush()
                         crc = zlib.crc32(block, crc)
                         at += len(block)
-                        log.note(index, at - start, crc)
-                        self.landing.advance()
-                except PassingError as error:
-                    patience.spend(error, progressed=at > began)
+                        writer.record(index, at - start, crc)
+                        self.incoming.advance()
+                except RetryableError as error:
+                    retries.wait(error, progressed=at > began)
 
     def _blocks(self, start: int, end: int | None, halt: Stop) -> Iterator[bytes]:
-        """The source's blocks, counted; exactly those of the range, however long the server's answer is."""
+        """The source's blocks, counted, and cut to the range if the server sends more."""
         at = start
         with closing(self.source.blocks(self.entry, start, end)) as blocks:  # type: ignore[type-var]  # generators
             for block in blocks:
-                check(halt, f"fetching {self.source.name}")
-                fitting = block if end is None else block[: end - at]
-                at += len(fitting)
-                self.received += len(fitting)  # only shown: a lost update among threads does no harm
-                yield fitting
+                check(halt, f"downloading {self.source.name}")
+                wanted = block if end is None else block[: end - at]
+                at += len(wanted)
+                self.received += len(wanted)  # for display only: a lost update between threads does no harm
+                yield wanted
         if end is not None and at < end:
-            raise PassingError(f"{self.source.name} ended {end - at} bytes early: try again.")
+            raise RetryableError(f"{self.source.name} ended {end - at} bytes early: try again.")
 
     def in_one_stream(self) -> int:
-        """Pull a whole object of a server without ranges; a broken body starts over."""
-        self.landing.lose()
+        """Download a whole object from a server without ranges; a broken body starts over."""
+        self.incoming.fail()
         partial_download.journal_path(self.part).unlink(missing_ok=True)
-        return _attended(lambda halt: persist(lambda: self._stream(halt), self.options.retries, halt), self._tick)
+        return run_in_thread(
+            lambda halt: with_retries(lambda: self._stream(halt), self.options.retries, halt), self._tick
+        )
 
     def _stream(self, halt: Stop) -> int:
         self.received = 0
@@ -162,28 +156,24 @@ class _Pull:
         return self.received
 
     def _tick(self) -> None:
-        check(self.stop, f"fetching {self.source.name}")
+        check(self.stop, f"downloading {self.source.name}")
         if self.progress is not None and self.entry.size != UNKNOWN_SIZE:
             self.progress(min(self.received, self.entry.size), self.entry.size)
 
     def accept(self, sha256: str | None) -> None:
-        """Believe the part, if it hashes to `sha256`, and publish it."""
-        if sha256 is not None and (found := self._sha256()) != sha256.lower():
+        """Publish the file if it has this `sha256`, or discard it."""
+        verifying = f"verifying {self.source.name}"
+        if (
+            sha256 is not None
+            and (found := sha256_of(self.part, lambda: check(self.stop, verifying))) != sha256.lower()
+        ):
             self._discard()
             raise BadDataError(
                 f"{self.source.name} has sha256 {found}, not {sha256}: it changed or is damaged; "
-                f"if it is what you want, say #sha256={found}."
+                f"if it is the file you want, use #sha256={found}."
             )
         publish(self.part, self.path)
         partial_download.journal_path(self.part).unlink(missing_ok=True)
-
-    def _sha256(self) -> str:
-        digest = hashlib.sha256()
-        with self.part.open("rb") as file:
-            while block := file.read(BLOCK):
-                check(self.stop, f"verifying {self.source.name}")
-                digest.update(block)
-        return digest.hexdigest()
 
     def _discard(self) -> None:
         self.part.unlink(missing_ok=True)

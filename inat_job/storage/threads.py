@@ -1,4 +1,4 @@
-"""Work on many pieces at once by threads that never hold up the end of the process."""
+"""Parallel work in daemon threads, which never delay the end of the process."""
 
 import queue
 import threading
@@ -14,40 +14,47 @@ R = TypeVar("R")
 _TICK_S = 0.1
 
 
-def work_through(
+def map_in_threads(
     items: Sequence[T],
     work: Callable[[T, Stop], R],
     *,
     threads: int,
     tick: Callable[[], None],
-    patience_s: float = 1.0,
+    join_s: float = 1.0,
 ) -> Iterator[tuple[T, R]]:
-    """Yield (item, work(item, halt)) in the order that they finish; the first failure is raised.
+    """Yield (item, work(item, halt)) in order of completion; the first failure is raised.
 
-    `tick` runs in the calling thread a few times a second and may raise. On any end `halt` turns true, and threads
-    get `patience_s` to notice; they are daemons, so that a stalled read doesn't outlive a preempted process.
+    `tick` runs in the calling thread a few times a second and may raise. At the end, whatever its cause, `halt` turns
+    true and the threads get `join_s` seconds to notice; they are daemons, so that a stalled read does not outlive a
+    preempted process.
     """
     todo: queue.SimpleQueue[T] = queue.SimpleQueue()
     results: queue.SimpleQueue[tuple[T, R | None, BaseException | None]] = queue.SimpleQueue()
     halt = threading.Event()
     for item in items:
         todo.put(item)
-    crew = [
-        threading.Thread(target=_labour, args=(todo, results, work, halt), daemon=True)
+    workers = [
+        threading.Thread(target=_worker, args=(todo, results, work, halt), daemon=True)
         for _ in range(min(max(threads, 1), len(items)))
     ]
     try:
-        for member in crew:
-            member.start()
+        for worker in workers:
+            worker.start()
         for _ in items:
             yield _next_result(results, tick)
         tick()
     finally:
         halt.set()
-        _join(crew, patience_s)
+        _join(workers, join_s)
 
 
-def _labour(
+def run_in_thread(work: Callable[[Stop], R], tick: Callable[[], None], join_s: float = 1.0) -> R:
+    """The result of `work(halt)`, run in a thread so that a stalled server cannot keep the caller from `tick`."""
+    ((_, result),) = map_in_threads([None], lambda _, halt: work(halt), threads=1, tick=tick, join_s=join_s)
+    return result
+
+
+def _worker(
     todo: "queue.SimpleQueue[T]",
     results: "queue.SimpleQueue[tuple[T, R | None, BaseException | None]]",
     work: Callable[[T, Stop], R],
@@ -60,7 +67,7 @@ def _labour(
             return
         try:
             results.put((item, work(item, halt.is_set), None))
-        except BaseException as error:  # whatever it is, the calling thread is who deals with it
+        except BaseException as error:  # of any kind: the calling thread raises it
             results.put((item, None, error))
 
 
@@ -78,8 +85,8 @@ def _next_result(
         return item, result  # type: ignore[return-value]  # R may itself be None
 
 
-def _join(crew: list[threading.Thread], patience_s: float) -> None:
-    until = time.monotonic() + patience_s
-    for member in crew:
-        if member.ident is not None:
-            member.join(max(0.0, until - time.monotonic()))
+def _join(workers: list[threading.Thread], join_s: float) -> None:
+    until = time.monotonic() + join_s
+    for worker in workers:
+        if worker.ident is not None:
+            worker.join(max(0.0, until - time.monotonic()))

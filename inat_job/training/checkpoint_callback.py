@@ -1,7 +1,7 @@
-"""Keeps what training has reached: when a checkpoint is due, what goes into it, and what a signal or the clock ends.
+"""When a checkpoint is taken, what it holds, and what ends training: the stop flag, `--max-time`, `--early-stop`.
 
-An epoch's checkpoint is taken before its validation, whose result is added to the manifest: a job that is stopped while
-it validates loses nothing, and the next one validates first.
+An epoch's checkpoint is taken before its validation, and the result is added to the manifest afterwards. So a job that
+is stopped while it validates loses nothing: the next attempt validates first.
 """
 
 import time
@@ -13,42 +13,32 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from inat_job.checkpoints import training_state
-from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.checkpoints.manifest import Manifest, stale
+from inat_job.checkpoints.manifest import Manifest, epochs_since_best
 from inat_job.checkpoints.uploader import NullUploader, Uploader
-from inat_job.data.module import ImageDataModule
 from inat_job.data.rng import step_seed
-from inat_job.distributed.process_group import OF_ANOTHER, SINGLE_PROCESS, ProcessGroup
+from inat_job.distributed.process_group import STOPPED_BY_ANOTHER_RANK
 from inat_job.errors import Preempted
 from inat_job.models.classifier import Classifier
-from inat_job.settings import Settings
-from inat_job.signals import StopFlag
+from inat_job.training.context import RunContext
 from inat_job.training.metrics_log import MetricsLog
 
 
 class CheckpointCallback(Callback):
-    """Seeds each step, takes checkpoints, and ends training on the stop flag or when `--max-time` is over.
+    """Seeds each step, takes checkpoints, and ends training.
 
-    `ended` says why training is over, and is empty while it isn't.
+    `ended` is the reason why training is over ("finished", "early stop", "max-time"), and empty until then.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        images: ImageDataModule,
-        checkpoints: CheckpointIndex,
-        uploader: Uploader | NullUploader,
-        log: MetricsLog,
-        stop: StopFlag,
-        resumed: Manifest | None,
-        group: ProcessGroup = SINGLE_PROCESS,
+        self, context: RunContext, uploader: Uploader | NullUploader, log: MetricsLog, resumed: Manifest | None
     ) -> None:
-        self._settings, self._images, self._stop, self._group = settings, images, stop, group
-        self._checkpoints, self._uploader, self._log = checkpoints, uploader, log
+        self._settings, self._images, self._group = context.settings, context.images, context.group
+        self._checkpoints, self._stop = context.checkpoints, context.stop
+        self._uploader, self._log = uploader, log
         self._last = resumed
         self._accuracies = list(resumed.accuracies) if resumed else []
         self._earlier_s = resumed.train_s if resumed else 0.0
-        self._started = self._taken = time.monotonic()
+        self._started = self._last_taken = time.monotonic()
         self._out_of_time = False
         self.ended = resumed.ended if resumed else ""
 
@@ -61,12 +51,12 @@ class CheckpointCallback(Callback):
     ) -> None:
         done = batch_idx + 1
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
-            return  # in mid-step there is nothing whole to save; the last step is saved as validation starts
-        self._uploader.guard()
-        stop, overtime, due = self._group.any_rank_async(self._stop(), self._overtime(), self._due())
+            return  # no optimiser step is complete here; the epoch's last step is saved as validation starts
+        self._uploader.raise_if_failed()
+        stop, overtime, due = self._group.any_rank_async(self._stop(), self._is_overtime(), self._is_due())
         if stop:
             self._take(trainer)
-            self._preempted()
+            self._preempt()
         if overtime:
             self._out_of_time = trainer.should_stop = True
         elif due:
@@ -74,21 +64,21 @@ class CheckpointCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take(trainer, validate=True)
-        self._go_on_unless_stopped()
+        self._preempt_if_stopped()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self._group.any_rank_async(self._stop(), False, False)[0]:
-            self._preempted()
+            self._preempt()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
-        self.validated(pl_module)
+        self.add_validation(pl_module)
         trainer.should_stop = bool(self.ended)
         if not self.ended:
-            self._go_on_unless_stopped()
+            self._preempt_if_stopped()
 
-    def validated(self, classifier: Classifier) -> None:
-        """Add the validation's result to the last checkpoint, and decide whether training is over with it."""
+    def add_validation(self, classifier: Classifier) -> None:
+        """Add the validation's result to the last checkpoint, and decide whether training ends with it."""
         assert self._last
         self._accuracies.append(classifier.val_accuracy)
         self.ended = self._why_ended(self._last.epoch == self._settings.train.epochs)
@@ -101,23 +91,23 @@ class CheckpointCallback(Callback):
             ended=self.ended,
             train_s=self._train_s(),
         )
-        self._uploader.amend(self._last)
+        self._uploader.update_manifest(self._last)
 
-    def _why_ended(self, last: bool) -> str:
+    def _why_ended(self, is_last_epoch: bool) -> str:
         patience = self._settings.train.early_stop
-        overtime = self._group.any_rank(self._out_of_time or self._overtime())[0]
-        if last:
+        overtime = self._group.any_rank(self._out_of_time or self._is_overtime())[0]
+        if is_last_epoch:
             return "finished"
         if overtime:
             return "max-time"
-        return "early stop" if patience and stale(self._accuracies) >= patience else ""
+        return "early stop" if patience and epochs_since_best(self._accuracies) >= patience else ""
 
-    def _overtime(self) -> bool:
+    def _is_overtime(self) -> bool:
         limit = self._settings.train.max_time
         return limit is not None and self._train_s() >= limit
 
-    def _due(self) -> bool:
-        return time.monotonic() - self._taken >= 60 * self._settings.run.checkpoint_minutes
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._last_taken >= 60 * self._settings.run.checkpoint_minutes
 
     def _train_s(self) -> float:
         return self._earlier_s + time.monotonic() - self._started
@@ -141,26 +131,26 @@ class CheckpointCallback(Callback):
         )
         self._last = self._uploader.save(
             manifest,
-            partial(training_state.write, training_state.gather(trainer)),
-            deferred=training_state.is_deferred(trainer),
+            partial(training_state.write, training_state.collect(trainer)),
+            deferred=training_state.can_write_later(trainer),
         )
-        self._group.drain()  # or a checkpoint that was due would be taken twice
-        self._taken = time.monotonic()
+        self._group.drop_pending()  # or a checkpoint that was due would be taken twice
+        self._last_taken = time.monotonic()
         self._log.pause()
 
-    def _go_on_unless_stopped(self) -> None:
+    def _preempt_if_stopped(self) -> None:
         if self._group.any_rank(self._stop())[0]:
-            self._preempted()
+            self._preempt()
 
-    def _preempted(self) -> None:
+    def _preempt(self) -> None:
         """Wait for the last checkpoint as long as the grace allows, and raise Preempted, which says what is stored."""
         assert self._last
-        self._stop.set(OF_ANOTHER)
+        self._stop.set(STOPPED_BY_ANOTHER_RANK)
         if not self._group.is_main:
             raise Preempted("Preempted; rank 0 stores the checkpoint.")
-        self._uploader.hurry(self._stop.seconds_to_store(self._settings.run.grace_seconds))
+        self._uploader.flush(self._stop.seconds_to_store(self._settings.run.grace_seconds))
         stored, step, where = {each.step for each in self._checkpoints.stored}, self._last.step, self._checkpoints.uri
         if step in stored:
             raise Preempted(f"Preempted; step {step} is stored in {where}: run the same command again.")
-        at = f"only up to step {max(stored)}" if stored else "not at all yet"
-        raise Preempted(f"Preempted; training is stored in {where} {at}: run the same command again.")
+        progress = f"only up to step {max(stored)}" if stored else "not at all yet"
+        raise Preempted(f"Preempted; training is stored in {where} {progress}: run the same command again.")

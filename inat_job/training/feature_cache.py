@@ -1,6 +1,7 @@
-"""Lets a frozen stem work once for each view of a image, and not once in each epoch: the head then trains in seconds.
+"""The feature cache: a frozen stem runs once per view of an image, not once per epoch, so a head trains in seconds.
 
-What is reused is decided once, at a run's first start, and stored with it, since the views of its epochs depend on it.
+What is cached is planned once, when a run first starts, and stored with the run, since it decides the views of the
+epochs.
 """
 
 import dataclasses
@@ -18,29 +19,28 @@ import torch
 from lightning import LightningModule, Trainer
 
 from inat_job import events
-from inat_job.data.batches import EvalBatches
-from inat_job.data.features import FeaturePart, Features, FeatureWriter
-from inat_job.data.module import ImageDataModule
-from inat_job.data.pixels import Batch
+from inat_job.data import augment
+from inat_job.data.batches import Batch, EvalBatches
+from inat_job.data.features import FeatureFile, Features, FeatureWriter
+from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.models.classifier import Classifier
-from inat_job.models.flops import MACS_PER_S, count
-from inat_job.models.frozen_stem import Indivisible, digest
-from inat_job.models.strategies import Architecture, epochs_alike
-from inat_job.settings import Settings
-from inat_job.signals import Stop
+from inat_job.models.flops import MACS_PER_S, network_size
+from inat_job.models.frozen_stem import CannotCutError, stem_digest
+from inat_job.models.strategies import Architecture, epochs_with_initial_stages
 from inat_job.storage.cache_locks import cache_errors, hold_folder, lock
-from inat_job.training.execution import Execution
+from inat_job.training.context import RunContext
+from inat_job.training.trainer import make_trainer, memory_errors
 
 READ_BYTES_PER_S = 1e9
-"""What a batch of features is read at, from a disk of a cloud machine or the system's memory of it."""
+"""How fast a batch of features is read, from a cloud machine's disk or its page cache."""
 
 _DISK_SHARE = 0.5
-"""Of the free disk, what features may take."""
+"""The share of the free disk that features may take."""
 
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """The first `epochs` epochs see `views` views by turns, whose features at `at` are kept."""
+    """The first `epochs` epochs train on the cached features of `views` views in turn, taken behind the layer `at`."""
 
     views: int
     epochs: int
@@ -52,53 +52,83 @@ class FeaturePlan:
 
 
 def pays(bytes_per_image: int, macs_per_image: int, accelerator: str) -> bool:
-    """Whether to read a image's features is quicker than to compute them."""
+    """Whether reading an image's features is faster than computing them."""
     return bytes_per_image / READ_BYTES_PER_S < macs_per_image / MACS_PER_S[accelerator]
 
 
-def decide(
-    architecture: Architecture,
-    classifier: Classifier,
-    settings: Settings,
-    execution: Execution,
-    images: ImageDataModule,
-) -> FeaturePlan | None:
-    """What a new run reuses; if nothing though its stem is frozen, the log says why."""
-    epochs = epochs_alike(architecture, settings.train.epochs)
-    views = min(architecture.feature_views, 1) if not settings.train.augment else architecture.feature_views
+def decide(context: RunContext, architecture: Architecture, classifier: Classifier) -> FeaturePlan | None:
+    """The plan of a new run. Where nothing is cached although the stem is frozen, the log says why."""
+    train, images = context.settings.train, context.images
+    epochs = epochs_with_initial_stages(architecture, train.epochs)
+    views = architecture.feature_views if train.augment else min(architecture.feature_views, 1)
     if architecture.strategy == "full" or views == 0:
         return None
     try:
         if epochs <= views:
-            raise Indivisible(f"only {epochs} epochs train the same stages, and there would be {views} views")
-        cut = classifier.split()
-        _check_worth(cut.stem, settings, execution, views * len(images.train_rows) + len(images.val_rows))
-    except Indivisible as reason:
-        events.emit("reuse", message=f"No features are reused: {reason}.")
+            raise CannotCutError(f"only {epochs} epochs train the same stages, and there would be {views} views")
+        cut = classifier.stem_and_tail()
+        _check_worth(context, cut.stem, views * len(images.train_rows) + len(images.val_rows))
+    except CannotCutError as reason:
+        events.emit("reuse", message=f"No features are cached: {reason}.")
         return None
-    return FeaturePlan(views, epochs, cut.at)
+    return FeaturePlan(views, epochs, cut.cut_at)
 
 
-def _check_worth(stem: torch.nn.Module, settings: Settings, execution: Execution, images: int) -> None:
-    """Raise Indivisible with the reason not to keep features of so many images."""
-    counts = count(stem, settings.data.image_size)
-    # Not less than what the arithmetic gives: mixed precision ends in some layers in four bytes.
-    per_image = 4 * counts.outputs
-    if not pays(per_image, counts.macs, execution.accelerator):
-        raise Indivisible(f"to read {per_image:,} bytes a image takes longer than to compute them")
-    free = shutil.disk_usage(_existing(Path(settings.data.cache_dir))).free
-    if per_image * images > _DISK_SHARE * free:
-        raise Indivisible(
-            f"they need {per_image * images / 1e6:,.0f} MB, and --cache-dir has {free / 1e6:,.0f} MB free"
-        )
+def prepare(context: RunContext, classifier: Classifier, plan: FeaturePlan) -> dict[str, Any]:
+    """Compute the features that are not in the cache yet, and let the images' batches come from them.
+
+    Returns the report's section. Raises ConflictError for a cache folder that cannot be written, and Preempted; parts
+    that are complete are found there the next time.
+    """
+    events.phase("features")
+    trainer = make_trainer(context.execution, context.settings.train, [EvaluationProgress(context.stop, "features")])
+    images, cache_dir = context.images, Path(context.settings.data.cache_dir)
+    labels = np.array(images.cache.index.labels)
+    folder = cache_dir / "features" / cache_key(context, classifier)
+    features = Features(folder, labels, images.train_rows, images.val_rows, plan.views)
+    parts: list[tuple[FeatureFile, int | None]] = [(part, view) for view, part in features.views.items()]
+    began, computed = time.perf_counter(), 0
+    waiting = "waiting for another job that computes the features"
+    with memory_errors(), lock(folder.with_suffix(".lock"), cache_dir, context.stop, waiting):
+        for part, view in [*parts, (features.val, None)]:
+            if not part.load():
+                _compute(trainer, classifier, part, images.unsharded_batches(part.rows, view), cache_dir)
+                computed += len(part.rows)
+        features.held = hold_folder(folder)
+    images.use_features(features, plan.epochs)
+    size = sum(part.nbytes for part, _ in parts) + features.val.nbytes
+    section = {**plan.as_dict(), "computed": computed, "bytes": size, "seconds": round(time.perf_counter() - began, 3)}
+    events.emit("reuse", **section)
+    return section
 
 
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.absolute().parent)
+def cache_key(context: RunContext, classifier: Classifier) -> str:
+    """SHA-256 over everything that decides the features: images, views, the stem, and its arithmetic.
+
+    A view is decided by the whole augmentation, its random draws, and the code that cuts it (`augment.VIEW_FORMAT`).
+    """
+    index, data, train = context.images.cache.index, context.settings.data, context.settings.train
+    view: Mapping[str, Any] = {
+        "format": augment.VIEW_FORMAT,
+        "image_size": data.image_size,
+        "eval_crop": data.eval_crop,
+        "augment": train.augment,
+        "augmentation": dataclasses.asdict(classifier.augmentation),
+        "seed": train.seed,
+    }
+    decides: Mapping[str, Any] = {
+        "pixels": index.pixels_sha256,
+        "split": context.images.split_digest,
+        "view": view,
+        "stem": stem_digest(classifier.stem_and_tail().stem),
+        "execution": context.execution.as_dict(),
+        "batch": train.batch_size,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]
 
 
-class Stem(LightningModule):
-    """Writes the features of every image that it is given."""
+class StemPass(LightningModule):
+    """Runs the stem over images and writes their features."""
 
     def __init__(self, classifier: Classifier, writer: FeatureWriter) -> None:
         super().__init__()
@@ -106,63 +136,27 @@ class Stem(LightningModule):
         self._writer = writer
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        self._writer.add(self.classifier.split().stem(self.classifier.view(batch)))
+        self._writer.add(self.classifier.stem_and_tail().stem(self.classifier.view(batch)))
 
 
-@dataclass(frozen=True)
-class FeatureInputs:
-    """What computing features needs."""
-
-    settings: Settings
-    execution: Execution
-    images: ImageDataModule
-    classifier: Classifier
-    trainer: Trainer
-    stop: Stop
-
-
-def prepare(needs: FeatureInputs, plan: FeaturePlan) -> dict[str, Any]:
-    """Have the features of a run at hand, computed where they are not, and let its images give them.
-
-    Returns the report's section. Raises ConflictError for a cache folder that takes none, Preempted: parts that are
-    complete are found there the next time.
-    """
-    images, cache_dir = needs.images, Path(needs.settings.data.cache_dir)
-    labels = np.array(images.cache.index.labels)
-    folder = cache_dir / "features" / _key(needs)
-    features = Features(folder, labels, images.train_rows, images.val_rows, plan.views)
-    parts: list[tuple[FeaturePart, int | None]] = [(part, view) for view, part in features.views.items()]
-    begun, computed = time.perf_counter(), 0
-    with lock(folder.with_suffix(".lock"), cache_dir, needs.stop, "waiting for another job that computes the features"):
-        for part, view in [*parts, (features.val, None)]:
-            if not part.load():
-                _compute(needs, part, view, cache_dir)
-                computed += len(part.rows)
-        features.held = hold_folder(folder)
-    images.reuse(features, plan.epochs)
-    size = sum(part.nbytes for part, _ in parts) + features.val.nbytes
-    said = {**plan.as_dict(), "computed": computed, "bytes": size, "seconds": round(time.perf_counter() - begun, 3)}
-    events.emit("reuse", **said)
-    return said
-
-
-def _compute(needs: FeatureInputs, part: FeaturePart, view: int | None, cache_dir: Path) -> None:
-    batches: EvalBatches = needs.images.viewed(part.rows, view)
+def _compute(
+    trainer: Trainer, classifier: Classifier, part: FeatureFile, batches: EvalBatches, cache_dir: Path
+) -> None:
     with cache_errors(cache_dir), part.writer() as writer:
-        needs.trainer.predict(Stem(needs.classifier, writer), dataloaders=batches, return_predictions=False)
+        trainer.predict(StemPass(classifier, writer), dataloaders=batches, return_predictions=False)
     assert part.load()
 
 
-def _key(needs: FeatureInputs) -> str:
-    """SHA-256 of all that decides the features: the images, what is cut out of them, the stem and its arithmetic."""
-    index, data, train = needs.images.cache.index, needs.settings.data, needs.settings.train
-    augmentation = (train.augment, train.seed, train.crop_scale, train.rotation, train.colour)
-    decides: Mapping[str, Any] = {
-        "pixels": index.pixels_sha256,
-        "split": needs.images.split_digest,
-        "view": [data.image_size, data.eval_crop, *augmentation],
-        "stem": digest(needs.classifier.split().stem),
-        "execution": needs.execution.as_dict(),
-        "batch": train.batch_size,
-    }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:24]
+def _check_worth(context: RunContext, stem: torch.nn.Module, images: int) -> None:
+    """Raise CannotCutError with the reason not to cache the features of so many images."""
+    counts = network_size(stem, context.settings.data.image_size)
+    per_image = 4 * counts.outputs  # at most: in mixed precision, some layers still put out four bytes
+    if not pays(per_image, counts.macs, context.execution.accelerator):
+        raise CannotCutError(f"reading {per_image:,} bytes per image takes longer than computing them")
+    needed, free = per_image * images, shutil.disk_usage(_existing(Path(context.settings.data.cache_dir))).free
+    if needed > _DISK_SHARE * free:
+        raise CannotCutError(f"they need {needed / 1e6:,.0f} MB, and --cache-dir has {free / 1e6:,.0f} MB free")
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.absolute().parent)

@@ -1,4 +1,4 @@
-"""Lightning's trainer as this job uses it: no logger, no checkpoints of its own, no bars, and our errors."""
+"""Lightning's Trainer as this job uses it: no logger, no checkpoints of its own, no progress bars, and our errors."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -22,16 +22,13 @@ from inat_job.training.execution import Execution
 def make_trainer(
     execution: Execution, train: TrainSettings, callbacks: Sequence[Callback], group: ProcessGroup = SINGLE_PROCESS
 ) -> Trainer:
-    """A trainer that runs as `execution` says, on all ranks of a group that is connected.
-
-    ImageDataModule, recipe and checkpoints come with the callbacks.
-    """
+    """A trainer that computes as `execution` says, on all ranks of a group whose collectives are initialised."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = Trainer(
         accelerator=execution.accelerator,
         devices=_devices(execution, group),
         num_nodes=group.size // group.rank.local_world_size,
-        strategy=_distributed() if group.size > 1 else "auto",
+        strategy=_ddp() if group.size > 1 else "auto",
         sync_batchnorm=group.size > 1 and train.sync_batch_norm,
         precision=execution.lightning_precision,  # type: ignore[arg-type]
         max_epochs=train.epochs,
@@ -45,27 +42,11 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    # Its handler of SIGTERM talks to the other ranks in the middle of whatever they are at; ours, the flag, stays live.
+    # Lightning's SIGTERM handler broadcasts to the other ranks, whatever collective they are in. Ours only sets a flag.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    # It asks all ranks at each step whether one was stopped, and waits for the device: the checkpoint callback asks.
+    # This asks all ranks at each step whether one was stopped, and waits for the device: the checkpoint callback asks.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
-
-
-def _devices(execution: Execution, group: ProcessGroup) -> int | list[int]:
-    """All devices of the machine's ranks, or this rank's own for what it does alone."""
-    if group.size > 1 or execution.accelerator != "cuda":
-        return group.rank.local_world_size
-    return [torch.cuda.current_device()]
-
-
-def _distributed() -> DDPStrategy:
-    """Gradients are averaged in the same buckets at every step.
-
-    Without a look for unused parameters, torch orders the buckets anew after the first step, the sums then come about
-    in another order, and a resume would not be bit-equal. It is needed anyway where stages open in mid-run.
-    """
-    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 def fit(
@@ -75,35 +56,51 @@ def fit(
     resume_from: Path | None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> None:
-    """Train to the end, from the checkpoint `resume_from` if there is one.
+    """Train to the end, from the checkpoint `resume_from` if there is one. This is where the training loop runs.
 
     Raises Preempted, TransientError for a lost rank, ConflictError for too little memory, a loss that is not finite or
-    the checkpoint of another network, BadDataError for a file that is none.
+    a checkpoint of another network, BadDataError for a file that is no checkpoint.
     """
     path = str(resume_from) if resume_from else None
-    with memory_errors(), _restoring(trainer, resume_from), group.rank_errors():
+    with memory_errors(), _restore_errors(trainer, resume_from), group.lost_rank_errors():
         trainer.fit(classifier, datamodule=images, ckpt_path=path, weights_only=True)
 
 
+def _devices(execution: Execution, group: ProcessGroup) -> int | list[int]:
+    """All devices of the machine's ranks; for work of a single rank, its own."""
+    if group.size > 1 or execution.accelerator != "cuda":
+        return group.rank.local_world_size
+    return [torch.cuda.current_device()]
+
+
+def _ddp() -> DDPStrategy:
+    """DDP that averages gradients in the same buckets at every step.
+
+    Without the search for unused parameters, torch reorders the buckets after the first step; the sums then come in
+    another order, and a resume would not be bit-equal. It is needed anyway where stages are unfrozen in mid-run.
+    """
+    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
+
+
 @contextmanager
-def _restoring(trainer: Trainer, path: Path | None) -> Iterator[None]:
-    """Until training has begun, whatever goes wrong with a checkpoint is the checkpoint's fault."""
-    begun = _Begun()
-    trainer.callbacks.append(begun)  # type: ignore[attr-defined]  # a list, though its type does not say so
+def _restore_errors(trainer: Trainer, path: Path | None) -> Iterator[None]:
+    """Until training has started, blame the checkpoint for whatever goes wrong."""
+    started = _TrainingStarted()
+    trainer.callbacks.append(started)  # type: ignore[attr-defined]  # a list, though its type does not say so
     try:
         yield
     except (JobError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if path is None or begun.yes:
+        if path is None or started.yes:
             raise
         detail = str(error).splitlines()[-1].strip()[:200] if str(error) else type(error).__name__
         raise ConflictError(
-            f"{path} is no state of this run ({detail}): delete it with its manifest, or change --run-id."
+            f"{path} cannot be restored into this run ({detail}): delete it with its manifest, or change --run-id."
         ) from error
 
 
-class _Begun(Callback):
+class _TrainingStarted(Callback):
     yes = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,16 +109,16 @@ class _Begun(Callback):
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn the ways of running out of memory into a sentence that says what to lower."""
+    """Turn every way to run out of memory into one sentence that says what to lower."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _too_little_memory() from error
+        raise _out_of_memory() from error
     except RuntimeError as error:
         if "allocate memory" in str(error):
-            raise _too_little_memory() from error
+            raise _out_of_memory() from error
         raise
 
 
-def _too_little_memory() -> ConflictError:
+def _out_of_memory() -> ConflictError:
     return ConflictError("Out of memory at these settings: lower --batch-size or --image-size, or raise --accumulate.")

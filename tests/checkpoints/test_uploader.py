@@ -1,175 +1,99 @@
-"""CheckpointIndex stored in the background: order, retention, trouble with the store, and the end of a job."""
+"""Checkpoints uploaded in the background: order, retention, an unreliable store, and the end of a job."""
 
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.checkpoints.manifest import Manifest
-from inat_job.checkpoints.uploader import Uploader, uploading
+from inat_job.checkpoints.manifest import best_of, steps_to_keep
+from inat_job.checkpoints.uploader import Uploader, next_to_upload, superseded, uploading
 from inat_job.errors import ConflictError, JobError, NoPermissionError, Preempted, TransientError
 from inat_job.signals import StopFlag
-from inat_job.storage import StorageOptions, Store, retry
-from inat_job.storage.lease import Lease, LeaseError, acquire
-from inat_job.storage.run_folder import RunFolder, open_run_folder
-
-GRACE_S = 30.0
-
-
-class Moody:
-    """A store in front of another, that is away or slow on demand; `done` tells what was put and deleted."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.uri = store.uri
-        self.away: JobError | None = None
-        self.gate = threading.Event()
-        self.gate.set()
-        self.done: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def put(self, key: str, source: Any, **options: Any) -> Any:
-        self.gate.wait(20)
-        if options.get("progress"):
-            options.pop("progress")(0, 1)
-        if self.away:
-            raise self.away
-        self.done.append(key)
-        return self._store.put(key, source, **options)
-
-    def delete(self, key: str) -> None:
-        self.done.append(f"-{key}")
-        self._store.delete(key)
+from inat_job.storage.lease import Lease, LeaseError
+from inat_job.storage.run_folder import RunFolder
+from tests.checkpoints.unreliable_store import (
+    GRACE_S,
+    SCORES,
+    manifest,
+    manifests_of,
+    store_of,
+    stored_keys,
+    stored_steps,
+    wait_until,
+    writes,
+)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, s3_bucket: str) -> RunFolder:
-    made = open_run_folder(f"s3://{s3_bucket}", "r", StorageOptions(), tmp_path / "spool")
-    made.background = Moody(made.background)  # type: ignore[assignment]
-    made.write("metrics.jsonl", '{"step": 1}\n')
-    return made
-
-
-@pytest.fixture
-def lease(folder: RunFolder) -> Iterator[Lease]:
-    moody = folder.background
-    held = acquire(folder.store, moody._store, 60, {}, lambda holder: False, lambda: False)  # type: ignore[attr-defined]
-    yield held
-    held.end()
-
-
-@pytest.fixture
-def checkpoints(folder: RunFolder) -> CheckpointIndex:
-    return CheckpointIndex(folder).discover(spooled=True)
-
-
-@pytest.fixture
-def uploader(checkpoints: CheckpointIndex, lease: Lease) -> Iterator[Uploader]:
-    made = Uploader(checkpoints, lease, ["metrics.jsonl"], GRACE_S, protected=None)
-    yield made
-    made._end(RuntimeError("the test is over"))
-
-
-def moody(folder: RunFolder) -> Moody:
-    assert isinstance(folder.background, Moody)
-    return folder.background
-
-
-def manifest(step: int, accuracy: float | None = None, **others: Any) -> Manifest:
-    loss = None if accuracy is None else 1.0
-    accuracies = [] if accuracy is None else [accuracy]
-    return Manifest(step, 1, accuracy, loss, accuracies, accuracy is None, "", "d", "s", 1.0, None, **others)
-
-
-def written(data: bytes) -> Callable[[Path], tuple[str, int]]:
-    def write(path: Path) -> tuple[str, int]:
-        path.write_bytes(data)
-        return hashlib.sha256(data).hexdigest(), len(data)
-
-    return write
-
-
-def keys(folder: RunFolder) -> list[str]:
-    return [entry.key for entry in folder.store.list("checkpoints/")]
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+@given(SCORES, st.sets(st.integers(0, 11), min_size=1))
+def test_next_to_upload_is_the_best_or_else_the_newest(scores: list[float | None], waiting: set[int]) -> None:
+    known = manifests_of(scores)
+    best = best_of(known)
+    step = next_to_upload(waiting, known)
+    assert step in waiting
+    assert step == max(waiting) if best is None or best.step not in waiting else step == best.step
+    assert not superseded(waiting, known) & steps_to_keep(known)
 
 
 @pytest.mark.parametrize("deferred", [False, True])
-def test_a_checkpoint_exists_when_its_manifest_does(
+def test_save_stores_file_then_manifest_then_pointer(
     folder: RunFolder, uploader: Uploader, checkpoints: CheckpointIndex, deferred: bool
 ) -> None:
-    uploader.save(manifest(6), written(b"state"), deferred)
-    uploader.amend(manifest(6, 0.5))
-    uploader.made()
+    uploader.save(manifest(6), writes(b"state"), deferred)
+    uploader.update_manifest(manifest(6, 0.5))
+    uploader.wait_until_written()
     assert checkpoints.best()[1].read_bytes() == b"state"
     uploader.finish(StopFlag())
-    order = [key for key in moody(folder).done if "6." in key or "latest" in key]
+    order = [key for key in store_of(folder).calls if "6." in key or "latest" in key]
     assert order[:3] == ["checkpoints/6.ckpt", "checkpoints/6.json", "checkpoints/latest.json"]
     assert order.count("checkpoints/6.ckpt") == 1
-    assert "metrics.jsonl" in moody(folder).done
+    assert "metrics.jsonl" in store_of(folder).calls
     fresh = CheckpointIndex(folder).discover()
     assert fresh.stored == checkpoints.stored
     assert (fresh.newest().val_accuracy, fresh.newest().validate) == (0.5, False)
     assert folder.read_json("checkpoints/latest.json")["step"] == 6
 
 
-def test_training_goes_on_while_the_store_is_away_and_what_waits_is_bounded(
+def test_queue_stays_bounded_while_the_store_is_away(
     folder: RunFolder, uploader: Uploader, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moody(folder).away = TransientError("away")
+    store_of(folder).error = TransientError("away")
     for step in range(1, 40):
-        uploader.save(manifest(step), written(b"state %d" % step), deferred=False)
-        uploader.amend(manifest(step, 0.9 if step == 5 else 0.1))
+        uploader.save(manifest(step), writes(b"state %d" % step), deferred=False)
+        uploader.update_manifest(manifest(step, 0.9 if step == 5 else 0.1))
     assert len(list(folder.local.glob("checkpoints/*.ckpt"))) <= 4
-    wait_until(lambda: uploader._trouble is not None)
+    wait_until(lambda: uploader._last_error is not None)
     assert capsys.readouterr().out.count("is not stored yet: away") == 1
-    moody(folder).away = None
+    store_of(folder).error = None
     uploader.finish(StopFlag())
-    assert {key for key in keys(folder) if key.endswith(".ckpt")} == {
-        f"checkpoints/{step}.ckpt" for step in (5, 38, 39)
-    }
+    assert stored_steps(folder) == {5, 38, 39}
     assert folder.read_json("checkpoints/latest.json")["step"] == 39
 
 
 @pytest.mark.parametrize("kind", [TransientError, NoPermissionError])
-def test_only_the_end_fails_when_the_store_stays_away(
-    folder: RunFolder, uploader: Uploader, kind: type[JobError]
-) -> None:
-    moody(folder).away = kind("away")
-    uploader.save(manifest(6), written(b"x"), deferred=False)
-    uploader.guard()
+def test_store_outage_fails_only_finish(folder: RunFolder, uploader: Uploader, kind: type[JobError]) -> None:
+    store_of(folder).error = kind("away")
+    uploader.save(manifest(6), writes(b"x"), deferred=False)
+    uploader.raise_if_failed()
     with pytest.raises(kind, match="away"):
         uploader.finish(StopFlag())
     assert (folder.local / "checkpoints/6.ckpt").exists()
 
 
-def test_what_never_reached_the_store_is_stored_by_the_next_attempt_on_this_machine(
+def test_next_attempt_on_the_same_machine_uploads_what_was_left(
     folder: RunFolder, uploader: Uploader, lease: Lease
 ) -> None:
-    moody(folder).away = TransientError("away")
-    uploader.save(manifest(6), written(b"x"), deferred=False)
+    store_of(folder).error = TransientError("away")
+    uploader.save(manifest(6), writes(b"x"), deferred=False)
     with pytest.raises(TransientError):
         uploader.finish(StopFlag())
-    uploader._end(RuntimeError("the process is gone"))
-    moody(folder).away = None
+    uploader._fail(RuntimeError("the process is gone"))
+    store_of(folder).error = None
     assert CheckpointIndex(folder).discover().latest() is None
     again = CheckpointIndex(folder).discover(spooled=True)
     latest = again.latest()
@@ -177,39 +101,37 @@ def test_what_never_reached_the_store_is_stored_by_the_next_attempt_on_this_mach
     assert latest[0].step == 6
     with uploading(again, lease, ["metrics.jsonl"], StopFlag(), GRACE_S, latest[0]) as second:
         second.finish(StopFlag())
-    assert keys(folder) == ["checkpoints/6.ckpt", "checkpoints/6.json", "checkpoints/latest.json"]
+    assert stored_keys(folder) == ["checkpoints/6.ckpt", "checkpoints/6.json", "checkpoints/latest.json"]
 
 
-def test_a_hurried_end_stores_the_newest_first_and_leaves_an_older_one(folder: RunFolder, uploader: Uploader) -> None:
-    moody(folder).gate.clear()
-    uploader.save(manifest(1), written(b"old"), deferred=False)
+def test_flush_uploads_the_newest_before_an_older_one(folder: RunFolder, uploader: Uploader) -> None:
+    store_of(folder).gate.clear()
+    uploader.save(manifest(1), writes(b"old"), deferred=False)
     wait_until(lambda: uploader._active is not None)
-    uploader.save(manifest(2), written(b"new"), deferred=False)
-    threading.Timer(0.3, moody(folder).gate.set).start()
-    assert uploader.hurry(20)
-    stored = [key for key in moody(folder).done if key.endswith(".ckpt")]
+    uploader.save(manifest(2), writes(b"new"), deferred=False)
+    threading.Timer(0.3, store_of(folder).gate.set).start()
+    assert uploader.flush(20)
+    stored = [key for key in store_of(folder).calls if key.endswith(".ckpt")]
     assert stored == ["checkpoints/2.ckpt", "checkpoints/1.ckpt"]
     assert folder.read_json("checkpoints/latest.json")["step"] == 2
 
 
-def test_nothing_is_stored_before_the_best(folder: RunFolder, uploader: Uploader) -> None:
-    """Else a kill in between would cost the run its best checkpoint, and a resume would end with another."""
-    moody(folder).gate.clear()
-    uploader.save(manifest(1), written(b"first"), deferred=False)
+def test_best_checkpoint_is_uploaded_before_newer_ones(folder: RunFolder, uploader: Uploader) -> None:
+    """Otherwise a kill in between would lose the best checkpoint, and a resume would end with another."""
+    store_of(folder).gate.clear()
+    uploader.save(manifest(1), writes(b"first"), deferred=False)
     wait_until(lambda: uploader._active is not None)
-    uploader.save(manifest(2), written(b"best"), deferred=False)
-    uploader.amend(manifest(2, 0.9))
-    uploader.save(manifest(3), written(b"newest"), deferred=False)
-    moody(folder).gate.set()
-    assert uploader.hurry(20)
-    stored = [key for key in moody(folder).done if key.endswith((".ckpt", "2.json"))]
+    uploader.save(manifest(2), writes(b"best"), deferred=False)
+    uploader.update_manifest(manifest(2, 0.9))
+    uploader.save(manifest(3), writes(b"newest"), deferred=False)
+    store_of(folder).gate.set()
+    assert uploader.flush(20)
+    stored = [key for key in store_of(folder).calls if key.endswith((".ckpt", "2.json"))]
     assert stored.index("checkpoints/2.json") < stored.index("checkpoints/3.ckpt")
 
 
-def test_the_pointer_does_not_go_back_for_one_that_arrives_late(
-    folder: RunFolder, uploader: Uploader, lease: Lease
-) -> None:
-    uploader.save(manifest(9), written(b"new"), deferred=False)
+def test_pointer_does_not_move_back_to_an_older_checkpoint(folder: RunFolder, uploader: Uploader, lease: Lease) -> None:
+    uploader.save(manifest(9), writes(b"new"), deferred=False)
     uploader.finish(StopFlag())
     late = manifest(6, sha256=hashlib.sha256(b"old").hexdigest(), size=3)
     folder.write(late.name, b"old")
@@ -222,99 +144,101 @@ def test_the_pointer_does_not_go_back_for_one_that_arrives_late(
     assert folder.read_json("checkpoints/latest.json")["step"] == 9
 
 
-def test_a_hurry_is_over_with_the_time_that_there_is(folder: RunFolder, uploader: Uploader) -> None:
-    moody(folder).gate.clear()
-    uploader.save(manifest(1), written(b"x"), deferred=False)
-    begun = time.monotonic()
-    assert not uploader.hurry(0.3)
-    assert time.monotonic() - begun < 5
-    moody(folder).gate.set()
+def test_flush_ends_when_its_time_is_up(folder: RunFolder, uploader: Uploader) -> None:
+    store_of(folder).gate.clear()
+    uploader.save(manifest(1), writes(b"x"), deferred=False)
+    started = time.monotonic()
+    assert not uploader.flush(0.3)
+    assert time.monotonic() - started < 5
+    store_of(folder).gate.set()
 
 
-def test_a_stop_while_the_end_is_stored_is_a_preemption(
+def test_stop_signal_during_finish_raises_preempted(
     folder: RunFolder, checkpoints: CheckpointIndex, lease: Lease
 ) -> None:
     uploader = Uploader(checkpoints, lease, [], grace_s=0.5, protected=None)
-    moody(folder).gate.clear()
-    uploader.save(manifest(1), written(b"x"), deferred=False)
+    store_of(folder).gate.clear()
+    uploader.save(manifest(1), writes(b"x"), deferred=False)
     stop = StopFlag()
     threading.Timer(0.2, lambda: stop.set("a test")).start()
     with pytest.raises(Preempted):
         uploader.finish(stop)
-    moody(folder).gate.set()
+    store_of(folder).gate.set()
 
 
-def test_what_another_attempt_left_half_done_is_replaced_and_swept(
+def test_incomplete_checkpoints_of_a_killed_attempt_are_replaced_or_deleted(
     folder: RunFolder, lease: Lease, checkpoints: CheckpointIndex
 ) -> None:
     for step in (6, 9):
         folder.store.put(f"checkpoints/{step}.ckpt", b"torn")
     folder.store.put("checkpoints/mine.ckpt", b"a person's")
     uploader = Uploader(checkpoints, lease, [], GRACE_S, protected=None)
-    uploader.save(manifest(6), written(b"whole"), deferred=False)
+    uploader.save(manifest(6), writes(b"whole"), deferred=False)
     uploader.finish(StopFlag())
     assert folder.store.read("checkpoints/6.ckpt") == b"whole"
     again = CheckpointIndex(folder).discover()
-    assert again.useless == {9}  # one without a manifest
+    assert again.orphans == {9}  # one without a manifest
     Uploader(again, lease, [], GRACE_S, protected=None)
-    assert "checkpoints/9.ckpt" not in keys(folder)
-    assert "checkpoints/mine.ckpt" in keys(folder)
+    assert "checkpoints/9.ckpt" not in stored_keys(folder)
+    assert "checkpoints/mine.ckpt" in stored_keys(folder)
 
 
-def test_the_checkpoint_resumed_from_stays(folder: RunFolder, checkpoints: CheckpointIndex, lease: Lease) -> None:
+def test_retention_keeps_the_checkpoint_resumed_from(
+    folder: RunFolder, checkpoints: CheckpointIndex, lease: Lease
+) -> None:
     uploader = Uploader(checkpoints, lease, [], GRACE_S, protected=3)
     for step in (3, 4, 5, 6):
-        uploader.save(manifest(step), written(b"x"), deferred=False)
-        uploader.hurry(20)
+        uploader.save(manifest(step), writes(b"x"), deferred=False)
+        uploader.flush(20)
     uploader.finish(StopFlag())
-    assert {key for key in keys(folder) if key.endswith(".ckpt")} == {f"checkpoints/{step}.ckpt" for step in (3, 5, 6)}
+    assert stored_steps(folder) == {3, 5, 6}
 
 
-def test_a_lost_lease_ends_it_and_moves_nothing(folder: RunFolder, uploader: Uploader, lease: Lease) -> None:
+def test_lost_lease_ends_uploads_and_stores_nothing(folder: RunFolder, uploader: Uploader, lease: Lease) -> None:
     folder.store.put("attempts/2.json", b"{}")
-    uploader.save(manifest(6), written(b"x"), deferred=False)
+    uploader.save(manifest(6), writes(b"x"), deferred=False)
     with pytest.raises(LeaseError, match="taken over"):
         uploader.finish(StopFlag())
     with pytest.raises(LeaseError):
-        uploader.save(manifest(7), written(b"x"), deferred=False)
-    assert keys(folder) == []
+        uploader.save(manifest(7), writes(b"x"), deferred=False)
+    assert stored_keys(folder) == []
 
 
-def test_a_file_that_its_disk_damaged_is_given_up(
+def test_damaged_local_file_is_given_up(
     folder: RunFolder, uploader: Uploader, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moody(folder).away = TransientError("away")
-    uploader.save(manifest(6), written(b"x"), deferred=False)
+    store_of(folder).error = TransientError("away")
+    uploader.save(manifest(6), writes(b"x"), deferred=False)
     (folder.local / "checkpoints/6.ckpt").write_bytes(b"y")
-    moody(folder).away = None
+    store_of(folder).error = None
     uploader.finish(StopFlag())
     assert "is given up" in capsys.readouterr().out
-    assert keys(folder) == []
+    assert stored_keys(folder) == []
 
 
-def test_whatever_ends_the_block_what_was_taken_is_stored(
+def test_uploading_stores_the_queue_when_its_block_raises(
     folder: RunFolder, checkpoints: CheckpointIndex, lease: Lease
 ) -> None:
     def work() -> None:
         with uploading(checkpoints, lease, [], StopFlag(), GRACE_S, None) as uploader:
-            uploader.save(manifest(6), written(b"x"), deferred=False)
+            uploader.save(manifest(6), writes(b"x"), deferred=False)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         work()
-    assert "checkpoints/6.json" in keys(folder)
+    assert "checkpoints/6.json" in stored_keys(folder)
 
 
-def test_a_disk_that_is_full_for_the_thread_ends_training(uploader: Uploader) -> None:
+def test_full_disk_in_the_upload_thread_is_raised_in_training(uploader: Uploader) -> None:
     def full(path: Path) -> tuple[str, int]:
         raise ConflictError("No space left")
 
     uploader.save(manifest(6), full, deferred=True)
     with pytest.raises(ConflictError, match="No space left"):
-        uploader.made()
+        uploader.wait_until_written()
 
 
-def test_a_role_that_may_not_delete_can_resume(
+def test_missing_delete_permission_is_only_a_warning(
     folder: RunFolder, lease: Lease, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder.store.put("checkpoints/6.ckpt", b"torn")
@@ -323,33 +247,33 @@ def test_a_role_that_may_not_delete_can_resume(
     def forbidden(key: str) -> None:
         raise NoPermissionError("DeleteObject")
 
-    monkeypatch.setattr(moody(folder), "delete", forbidden)
+    monkeypatch.setattr(store_of(folder), "delete", forbidden)
     with uploading(checkpoints, lease, [], StopFlag(), GRACE_S, None) as made:
         for step in (6, 7, 8, 9):
-            made.save(manifest(step), written(b"x"), deferred=False)
+            made.save(manifest(step), writes(b"x"), deferred=False)
         made.finish(StopFlag())
     assert folder.store.read("checkpoints/6.ckpt") in (b"torn", b"x")
     assert "could not be deleted" in capsys.readouterr().out
 
 
-def test_a_bug_in_the_thread_is_raised_in_training(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_in_the_upload_thread_is_raised_in_training(uploader: Uploader, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(uploader._store, "put_file", broken)
-    uploader.save(manifest(6), written(b"x"), deferred=False)
+    uploader.save(manifest(6), writes(b"x"), deferred=False)
     wait_until(lambda: uploader._fatal is not None)
     with pytest.raises(ZeroDivisionError):
-        uploader.guard()
+        uploader.raise_if_failed()
 
 
-def test_everything_that_waits_is_found_by_the_next_attempt_here(folder: RunFolder, uploader: Uploader) -> None:
-    """The best one, too, though it was never its turn."""
-    moody(folder).away = TransientError("away")
+def test_next_attempt_finds_all_waiting_checkpoints(folder: RunFolder, uploader: Uploader) -> None:
+    """Also the best one, although it was never its turn to be uploaded."""
+    store_of(folder).error = TransientError("away")
     for step in (1, 2, 3, 4):
-        uploader.save(manifest(step), written(b"%d" % step), deferred=False)
-        uploader.amend(manifest(step, 0.9 if step == 1 else 0.1))
-    uploader._end(RuntimeError("the process is gone"))
+        uploader.save(manifest(step), writes(b"%d" % step), deferred=False)
+        uploader.update_manifest(manifest(step, 0.9 if step == 1 else 0.1))
+    uploader._fail(RuntimeError("the process is gone"))
     again = CheckpointIndex(folder).discover(spooled=True)
     assert [each.step for each in again.known] == [1, 3, 4]
     assert again.best()[0].val_accuracy == 0.9

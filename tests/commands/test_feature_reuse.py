@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from inat_job.data import augment
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import Preempted
 from inat_job.settings import Settings
@@ -82,3 +83,19 @@ def test_no_views_and_no_frozen_part_reuse_nothing(settings: Make) -> None:
     run(settings(run__run_id="a"))
     assert report_of(settings(run__run_id="a"))["reuse"] is None
     assert not features_of(settings())
+
+
+def test_features_of_other_view_code_are_not_reused(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(settings("b", **HEAD))
+    monkeypatch.setattr(augment, "VIEW_FORMAT", augment.VIEW_FORMAT + 1)
+    after = settings("b", **HEAD, run__run_id="after")
+    run(after)
+    assert report_of(after)["reuse"]["computed"] == report_of(settings("b", **HEAD))["reuse"]["computed"]
+
+
+@pytest.mark.parametrize("setting", ["train__crop_scale", "train__rotation", "train__colour"])
+def test_features_of_another_augmentation_are_not_reused(settings: Make, setting: str) -> None:
+    run(settings("b", **HEAD))
+    after = settings("b", **HEAD, run__run_id="after", **{setting: "0.5"})
+    run(after)
+    assert report_of(after)["reuse"]["computed"] > 0

@@ -115,7 +115,7 @@ def test_the_run_is_known_and_not_touched(settings: Make, looks: Any, tmp_path: 
     found = looks(settings(train__lr="0.1"))
     assert (type(found.error), found.lines["run"]["code"]) == (ConflictError, 78)
     assert "other settings" in found.lines["run"]["what"]
-    assert found.lines["run"]["mend"].startswith("change --run-id")
+    assert found.lines["run"]["fix"].startswith("change --run-id")
     assert looks(settings(train__lr="0.1", run__resume="never", run__force="true")).error is None
     (tmp_path / "report.json").rename(tmp_path / "runs/r/report.json")
     assert tree(tmp_path) == before
@@ -138,7 +138,7 @@ def test_what_is_missing_is_named(
     assert isinstance(found.error, expected)
     failed = [name for name, line in found.lines.items() if line["outcome"] == "fail"]
     assert failed == [check]
-    assert found.lines[check]["mend"]
+    assert found.lines[check]["fix"]
 
 
 def test_a_missing_bucket_and_a_missing_object(settings: Make, looks: Any, in_bucket: dict[str, str]) -> None:
@@ -225,7 +225,7 @@ def test_torchvisions_weights_may_lie_here(
     file = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
     file.parent.mkdir(parents=True)
     file.touch()
-    assert "here already" in looks(asked).lines["weights"]["what"]
+    assert "already downloaded" in looks(asked).lines["weights"]["what"]
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_a_run_that_is_taken_up_may_do_without_them(
     settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = settings(which="b", model__weights="/nowhere.pth", train__epochs="1")
-    monkeypatch.setattr(preflight, "check_run", lambda folder, settings: (preflight.RunState.RESUME, {}))
+    monkeypatch.setattr(preflight, "decide_run_state", lambda folder, settings: (preflight.RunState.RESUME, {}))
     assert looks(asked).outcome("weights") == ["warn"]
 
 

@@ -74,7 +74,7 @@ def test_what_is_old_goes_and_the_rest_is_found_ready(archive: Path, pruned: Pru
 
 def test_using_it_makes_it_young(archive: Path, pruned: Prune, tmp_path: Path) -> None:
     prepare(tmp_path, archive)
-    (folder,) = (each.folder for each in cache.found(tmp_path / "cache"))
+    (folder,) = (each.folder for each in cache.list_entries(tmp_path / "cache"))
     grow_old(folder, days=31)
     prepare(tmp_path, archive)
     (told, _) = pruned("30d")

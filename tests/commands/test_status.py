@@ -127,17 +127,17 @@ def test_a_beat_that_is_seen_counts_more_than_the_holders_clock(tmp_path: Path, 
     """As of a machine whose clock is wrong by an hour, and which writes between two looks."""
     store = open_store(str(tmp_path / "runs" / "r"))
     wrong = attempts.Attempt(1, 60.0, {"host": "elsewhere"}, at=time.time() - 3600)
-    store.put(wrong.key, wrong.text())
-    looks = status._looks(status.folders.folder_of(settings(), "r"), never)
+    store.put(wrong.key, wrong.to_json())
+    looks = status._looks(status.open_run(settings(), "r"), never)
     assert next(looks)["state"] == "silent"
-    store.put(wrong.key, replace(wrong, beat=1).text())
+    store.put(wrong.key, replace(wrong, beat=1).to_json())
     assert next(looks)["state"] == "running"
 
 
 def test_a_watch_is_stopped_by_a_signal(tmp_path: Path, settings: Make) -> None:
     store = open_store(str(tmp_path / "runs" / "r"))
     living = attempts.Attempt(1, 60.0, {"host": "elsewhere"}, at=time.time())
-    store.put(living.key, living.text())
+    store.put(living.key, living.to_json())
     stop = StopFlag()
     stop.set("SIGINT")
     with pytest.raises(Preempted, match="while watching a run"):

@@ -12,7 +12,6 @@ from inat_job.commands import test, train
 from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.signals import StopFlag
-from inat_job.training import context
 from tests.harness.made_images import tree, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
@@ -72,13 +71,13 @@ def test_the_batch_size_need_not_fit_the_run_nor_the_data(place: Path) -> None:
 
 
 def test_start_up_ends_before_the_evaluation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = context.evaluate
+    original = test.evaluate
 
     def slow(*args: Any) -> Any:
         time.sleep(0.5)
         return original(*args)
 
-    monkeypatch.setattr(context, "evaluate", slow)
+    monkeypatch.setattr(test, "evaluate", slow)
     timing = evaluated(place)["timing"]
     assert timing["startup_s"] <= timing["total_s"] - 1
 
@@ -92,7 +91,7 @@ def test_other_classes_are_refused(place: Path, known_by: str) -> None:
     with pytest.raises(ConflictError, match="differing in Ants, Wasps"):
         evaluated(place, data__uri=str(other))
     fewer = {name: data for name, data in tree(train=20, test=5).items() if "Ants" not in name}
-    with pytest.raises(ConflictError, match="learnt 3 classes and --data has 2"):
+    with pytest.raises(ConflictError, match="learned 3 classes and --data has 2"):
         evaluated(place, data__uri=str(write_zip(place / "fewer.zip", fewer)))
 
 
@@ -130,7 +129,7 @@ def test_a_damaged_config_is_bad_data(place: Path, text: str) -> None:
 def test_its_folder_must_be_free_or_a_tests(place: Path) -> None:
     (place / "runs" / "test-a" / "checkpoints").mkdir(parents=True)
     (place / "runs" / "test-a" / "checkpoints" / "6.ckpt").touch()
-    with pytest.raises(ConflictError, match="says whose they are"):
+    with pytest.raises(ConflictError, match="so their run is unknown"):
         evaluated(place)
     with pytest.raises(ConflictError, match="is a training run"):
         evaluated(place, run__run_id="b")

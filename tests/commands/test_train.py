@@ -79,7 +79,7 @@ def test_a_finished_run_is_left_alone(settings: Make, capsys: pytest.CaptureFixt
 
 def test_other_settings_under_the_same_id_are_refused(settings: Make) -> None:
     run(settings())
-    with pytest.raises(ConflictError, match=r"train.epochs 2 there, 3 here.*change --run-id"):
+    with pytest.raises(ConflictError, match=r"train.epochs is 2 in the run, 3 here.*change --run-id"):
         run(settings(train__epochs="3"))
     with pytest.raises(ConflictError, match="other settings"):
         run(settings("b"))
@@ -312,7 +312,7 @@ def test_a_damaged_checkpoint_is_passed_over(settings: Make, tmp_path: Path) -> 
 def test_resume_never_and_must(settings: Make) -> None:
     with pytest.raises(BadDataError, match="--resume is must"):
         run(settings(run__resume="must"))
-    with pytest.raises(UsageError, match="--force goes with"):
+    with pytest.raises(UsageError, match="--force needs"):
         run(settings(run__force="true"))
     run(settings())
     with pytest.raises(ConflictError, match="add --force"):

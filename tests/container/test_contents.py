@@ -126,4 +126,4 @@ def test_no_build_secret_in_layers_or_history(image: str) -> None:
 def test_hardening_flags_are_documented() -> None:
     for flag in ("--read-only", "--cap-drop", "no-new-privileges", "--shm-size"):
         assert flag in HARDENED_OFFLINE
-        assert flag in (ROOT / "README.md").read_text()
+        assert flag in (ROOT / "docs" / "container.md").read_text()

@@ -1,4 +1,4 @@
-"""Views have the geometry of the original image: the squash is undone."""
+"""Augmentation: views have the geometry of the original image, because sampling undoes the squash."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from inat_job.data.augment import RATIO, Augmentation, _random_box, centre_view, random_view
 from inat_job.data.rng import COLUMNS
 
-NO_PLATFORM = Augmentation(crop_scale=1.0, rotation=0.0, colour=0.0)
+IDENTITY = Augmentation(crop_scale=1.0, rotation=0.0, colour=0.0)
 
 
 def squashed(image: Image.Image, side: int) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ def squashed(image: Image.Image, side: int) -> tuple[Tensor, Tensor]:
 
 
 def draws(**columns: float) -> Tensor:
-    """Draws that change nothing, but for the columns given: the middle of each range, and no flip."""
+    """Draws that change nothing except in the given columns: the middle of each range, and no flip."""
     values = dict.fromkeys(COLUMNS, 0.5) | {"flip": 0.9, "area": 1.0} | columns
     return torch.tensor([[values[name] for name in COLUMNS]])
 
@@ -41,7 +41,7 @@ def extents(view: Tensor) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("size", [(400, 200), (200, 400), (300, 300)])
-def test_a_disc_is_round_again(size: tuple[int, int]) -> None:
+def test_views_restore_aspect(size: tuple[int, int]) -> None:
     pixels, sizes = squashed(disc(*size), 256)
     views = [
         centre_view(pixels, sizes, 128, 1.0),
@@ -53,7 +53,7 @@ def test_a_disc_is_round_again(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(400, 200), (200, 400), (256, 256)])
-def test_the_centre_view_is_torchvisions(size: tuple[int, int]) -> None:
+def test_centre_view_matches_torchvision(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     image = coarse.resize(size, Image.Resampling.BICUBIC)
@@ -64,41 +64,41 @@ def test_the_centre_view_is_torchvisions(size: tuple[int, int]) -> None:
     assert ours.dtype == torch.float32
 
 
-def test_the_whole_square_comes_through_unchanged() -> None:
+def test_identity_view_is_unchanged() -> None:
     pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     sizes = torch.tensor([[32.0, 32.0]])
     assert torch.allclose(centre_view(pixels, sizes, 32, 1.0), pixels.float(), atol=1e-2)
-    assert torch.allclose(random_view(pixels, sizes, draws(), 32, NO_PLATFORM), pixels.float(), atol=1e-2)
+    assert torch.allclose(random_view(pixels, sizes, draws(), 32, IDENTITY), pixels.float(), atol=1e-2)
 
 
 def test_flip_and_rotation() -> None:
     pixels = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     sizes = torch.tensor([[32.0, 32.0]])
-    flipped = random_view(pixels, sizes, draws(flip=0.1), 32, NO_PLATFORM)
+    flipped = random_view(pixels, sizes, draws(flip=0.1), 32, IDENTITY)
     assert torch.allclose(flipped, pixels.flip(3).float(), atol=1e-2)
     quarter = random_view(pixels, sizes, draws(angle=1.0), 32, Augmentation(1.0, 90.0, 0.0))
     turned = pixels.float().rot90(1, (2, 3)), pixels.float().rot90(-1, (2, 3))
     assert min((quarter - each).abs().mean() for each in turned) < 1
 
 
-def test_left_and_top_move_the_box() -> None:
+def test_left_and_top_move_crop() -> None:
     pixels = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     pixels[:, :, :32, :32] = 255
     sizes = torch.tensor([[64.0, 64.0]])
-    how = Augmentation(0.25, 0.0, 0.0)
-    corner = random_view(pixels, sizes, draws(area=0.0, left=0.0, top=0.0), 16, how)
-    opposite = random_view(pixels, sizes, draws(area=0.0, left=1.0, top=1.0), 16, how)
+    augmentation = Augmentation(0.25, 0.0, 0.0)
+    corner = random_view(pixels, sizes, draws(area=0.0, left=0.0, top=0.0), 16, augmentation)
+    opposite = random_view(pixels, sizes, draws(area=0.0, left=1.0, top=1.0), 16, augmentation)
     assert corner.mean() > 250
     assert opposite.mean() < 5
 
 
-def test_colour_changes_as_named() -> None:
+def test_colour_columns() -> None:
     pixels = torch.randint(60, 190, (1, 3, 16, 16), dtype=torch.uint8)
     sizes = torch.tensor([[16.0, 16.0]])
-    how = Augmentation(1.0, 0.0, 0.2)
+    augmentation = Augmentation(1.0, 0.0, 0.2)
 
     def view(**columns: float) -> Tensor:
-        return random_view(pixels, sizes, draws(**columns), 16, how)
+        return random_view(pixels, sizes, draws(**columns), 16, augmentation)
 
     plain = pixels.float()
     assert torch.allclose(view(), plain, atol=1e-2)
@@ -114,7 +114,7 @@ def test_colour_changes_as_named() -> None:
     st.integers(20, 500),
     st.integers(20, 500),
 )
-def test_any_draws_give_a_view_in_range(values: list[float], width: int, height: int) -> None:
+def test_any_draws_give_view_in_range(values: list[float], width: int, height: int) -> None:
     pixels = torch.full((1, 3, 24, 24), 200, dtype=torch.uint8)
     sizes = torch.tensor([[float(width), float(height)]])
     view = random_view(pixels, sizes, torch.tensor([values]), 16, Augmentation(0.1, 45.0, 0.5))
@@ -129,7 +129,7 @@ def test_any_draws_give_a_view_in_range(values: list[float], width: int, height:
     st.integers(1, 6000),
     st.floats(0.05, 1.0),
 )
-def test_a_box_keeps_its_aspect_and_lies_inside(values: list[float], width: int, height: int, scale: float) -> None:
+def test_crop_keeps_aspect_and_stays_inside(values: list[float], width: int, height: int, scale: float) -> None:
     sizes = torch.tensor([[float(width), float(height)]])
     column = dict(zip(COLUMNS, torch.tensor([values]).unbind(1), strict=True))
     share, centre = _random_box(column, sizes, scale)
@@ -139,12 +139,12 @@ def test_a_box_keeps_its_aspect_and_lies_inside(values: list[float], width: int,
     assert RATIO[0] * (1 - 1e-5) <= box[0] / box[1] <= RATIO[1] * (1 + 1e-5)
 
 
-def test_each_image_of_a_batch_has_its_own_view() -> None:
+def test_images_of_a_batch_are_independent() -> None:
     pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     sizes = torch.tensor([[16.0, 16.0], [32.0, 16.0], [16.0, 48.0]])
     table = torch.rand(3, len(COLUMNS))
-    how = Augmentation(0.3, 20.0, 0.3)
-    together = random_view(pixels, sizes, table, 16, how)
+    augmentation = Augmentation(0.3, 20.0, 0.3)
+    together = random_view(pixels, sizes, table, 16, augmentation)
     for row in range(3):
-        alone = random_view(pixels[row : row + 1], sizes[row : row + 1], table[row : row + 1], 16, how)
+        alone = random_view(pixels[row : row + 1], sizes[row : row + 1], table[row : row + 1], 16, augmentation)
         assert torch.allclose(together[row : row + 1], alone, atol=1e-3)

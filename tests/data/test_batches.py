@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inat_job.data import rng
-from inat_job.data.batches import IGNORED, WHOLE, EvalBatches, Share, Take, TrainBatches
-from inat_job.data.cache_index import PIXELS, Cache, Index
-from inat_job.data.pixels import Batch, PixelRows
+from inat_job.data.batches import IGNORED, UNSHARDED, Batch, EvalBatches, PixelRows, Shard, TakeRows, TrainBatches
+from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
 
 ROWS, SIDE = 23, 4
 
@@ -23,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     folder = tmp_path_factory.mktemp("cache")
     pixels = np.arange(ROWS * SIDE * SIDE * 3, dtype=np.uint32).astype(np.uint8).reshape(ROWS, SIDE, SIDE, 3)
     (folder / PIXELS).write_bytes(pixels.tobytes())
-    index = Index(
+    index = CacheIndex(
         source="x",
         digest="0" * 64,
         side=SIDE,
@@ -39,13 +38,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(folder, index)
 
 
-def train_batches(cache: Cache, seed: int = 0, augment: bool = True, share: Share = WHOLE) -> TrainBatches:
+def train_batches(cache: Cache, seed: int = 0, augment: bool = True, shard: Shard = UNSHARDED) -> TrainBatches:
     rows = PixelRows(cache)
 
-    def of(epoch: int) -> Take:
+    def take_for_epoch(epoch: int) -> TakeRows:
         return partial(rows.take, table=rng.augmentation(seed, epoch, ROWS) if augment else None)
 
-    return TrainBatches(of, np.arange(2, ROWS), 4, 5, seed, share)
+    return TrainBatches(take_for_epoch, np.arange(2, ROWS), 4, 5, seed, shard)
 
 
 def eval_batches(cache: Cache) -> EvalBatches:
@@ -60,7 +59,7 @@ def same(one: Batch, two: Batch) -> bool:
     return all((a is None and b is None) or torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_a_batch_holds_the_rows_it_names(cache: Cache) -> None:
+def test_batch_holds_its_rows(cache: Cache) -> None:
     for batch in train_batches(cache):
         rows = rows_of(batch)
         assert torch.equal(batch.pixels, torch.from_numpy(cache.pixels[rows]).permute(0, 3, 1, 2))
@@ -70,7 +69,7 @@ def test_a_batch_holds_the_rows_it_names(cache: Cache) -> None:
         assert batch.sizes[:, 1].tolist() == [2 * row + 1 for row in rows]
 
 
-def test_an_epoch_has_each_image_at_most_once_and_drops_the_rest(cache: Cache) -> None:
+def test_epoch_has_each_image_at_most_once(cache: Cache) -> None:
     batches = train_batches(cache)
     for _ in range(3):
         rows = [row for batch in batches for row in rows_of(batch)]
@@ -80,7 +79,7 @@ def test_an_epoch_has_each_image_at_most_once_and_drops_the_rest(cache: Cache) -
 
 @settings(max_examples=30)
 @given(st.integers(0, 3), st.integers(0, 5), st.integers(0, 10))
-def test_going_to_any_position_gives_what_follows(cache: Cache, epoch: int, position: int, seed: int) -> None:
+def test_go_to_any_position(cache: Cache, epoch: int, position: int, seed: int) -> None:
     through = train_batches(cache, seed)
     epochs = [list(through) for _ in range(epoch + 2)]
     resumed = train_batches(cache, seed)
@@ -89,7 +88,7 @@ def test_going_to_any_position_gives_what_follows(cache: Cache, epoch: int, posi
     assert [same(*pair) for pair in zip(resumed, expected, strict=True)] == [True] * len(expected)
 
 
-def test_the_position_counts_the_batch_in_work(cache: Cache) -> None:
+def test_position_counts_batch_in_use(cache: Cache) -> None:
     batches = train_batches(cache)
     iterator = iter(batches)
     for step in range(1, 6):
@@ -97,7 +96,7 @@ def test_the_position_counts_the_batch_in_work(cache: Cache) -> None:
         assert batches.position() == {"epoch": 0, "position": step}
 
 
-def test_epochs_and_seeds_differ_in_order_and_draws(cache: Cache) -> None:
+def test_epochs_and_seeds_differ_in_order(cache: Cache) -> None:
     batches = train_batches(cache)
     first, second = list(batches), list(batches)
     other = list(train_batches(cache, seed=1))
@@ -105,32 +104,25 @@ def test_epochs_and_seeds_differ_in_order_and_draws(cache: Cache) -> None:
     assert [rows_of(batch) for batch in first] != [rows_of(batch) for batch in other]
 
 
-def test_draws_belong_to_image_and_view_and_not_to_the_batch(cache: Cache) -> None:
+def test_draws_depend_on_image_and_view_only(cache: Cache) -> None:
     table = rng.augmentation(0, 0, ROWS)
     for batch in train_batches(cache):
         assert batch.draws is not None
         assert np.array_equal(batch.draws.numpy(), table[rows_of(batch)])
 
 
-def test_without_augmentation_there_are_no_draws(cache: Cache) -> None:
+def test_no_draws_without_augmentation(cache: Cache) -> None:
     assert all(batch.draws is None for batch in train_batches(cache, augment=False))
 
 
-def test_evaluation_has_every_row_once_in_order_and_never_draws(cache: Cache) -> None:
+def test_eval_batches_have_every_row_once_in_order(cache: Cache) -> None:
     batches = list(eval_batches(cache))
     assert [row for batch in batches for row in rows_of(batch)] == list(range(ROWS))
     assert len(batches) == len(eval_batches(cache)) == 5
     assert all(batch.draws is None for batch in batches)
 
 
-@given(st.integers(0, 2**31 - 1), st.integers(0, 10**6), st.integers(0, 64))
-def test_step_seeds_fit_torch_and_differ(seed: int, step: int, rank: int) -> None:
-    one = rng.step_seed(seed, step, rank)
-    assert 0 <= one < 2**63
-    assert one not in (rng.step_seed(seed, step + 1, rank), rng.step_seed(seed, step, rank + 1))
-
-
-def test_batches_from_a_devices_own_memory_are_the_same(cache: Cache) -> None:
+def test_resident_pixels_give_the_same_batches(cache: Cache) -> None:
     mapped, resident = PixelRows(cache), PixelRows(cache)
     resident.reside(torch.device("cpu"))
     table, rows = rng.augmentation(0, 0, ROWS), np.array([7, 3, 22])
@@ -138,7 +130,7 @@ def test_batches_from_a_devices_own_memory_are_the_same(cache: Cache) -> None:
     assert same(mapped.take(rows, table), resident.take(rows, table))
 
 
-def test_who_stops_in_mid_epoch_leaves_no_thread_and_what_fails_is_raised(cache: Cache) -> None:
+def test_abandoned_epoch_leaves_no_thread_and_errors_are_raised(cache: Cache) -> None:
     batches = iter(train_batches(cache))
     next(batches)
     assert isinstance(batches, Iterator)
@@ -153,20 +145,22 @@ def test_who_stops_in_mid_epoch_leaves_no_thread_and_what_fails_is_raised(cache:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_the_ranks_together_have_the_batch_of_one(cache: Cache, size: int) -> None:
-    shares = [train_batches(cache, share=Share(rank, size)) for rank in range(size)]
-    for whole, *parts in zip(train_batches(cache), *shares, strict=True):
-        joined = Batch(*(torch.cat(each) for each in zip(*parts, strict=True)))
-        assert same(whole, joined)
+def test_shards_together_are_the_batch(cache: Cache, size: int) -> None:
+    shards = [train_batches(cache, shard=Shard(rank, size)) for rank in range(size)]
+    for batch, *slices in zip(train_batches(cache), *shards, strict=True):
+        joined = Batch(*(torch.cat(each) for each in zip(*slices, strict=True)))
+        assert same(batch, joined)
 
 
 @given(count=st.integers(1, ROWS), size=st.integers(1, 8), batch_size=st.integers(1, 9))
 @settings(max_examples=60)
 def test_every_image_is_evaluated_once_by_one_rank(cache: Cache, count: int, size: int, batch_size: int) -> None:
     take = partial(PixelRows(cache).take, table=None)
-    ranks = [EvalBatches(lambda: take, np.arange(count), batch_size, Share(rank, size)) for rank in range(size)]
+    ranks = [EvalBatches(lambda: take, np.arange(count), batch_size, Shard(rank, size)) for rank in range(size)]
     seen = [list(rank) for rank in ranks]
-    assert len({tuple(len(batch.labels) for batch in batches) for batches in seen}) == 1, "in step with each other"
+    assert len({tuple(len(batch.labels) for batch in batches) for batches in seen}) == 1, (
+        "every rank takes the same steps"
+    )
     counted = [
         row
         for batches in seen
@@ -177,4 +171,4 @@ def test_every_image_is_evaluated_once_by_one_rank(cache: Cache, count: int, siz
     assert sorted(counted) == list(range(count))
     columns = [[row for batch in batches for row in rows_of(batch)] for batches in seen]
     interleaved = [row for step in zip(*columns, strict=True) for row in step][:count]
-    assert interleaved == list(range(count)), "as the crew puts them together again"
+    assert interleaved == list(range(count)), "as the ranks' predictions are interleaved again"

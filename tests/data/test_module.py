@@ -1,17 +1,17 @@
-"""What the data module asks of its images."""
+"""The data module's splits, and what it requires of the images."""
 
 import pytest
 
-from inat_job.data.cache_index import Cache, Index
+from inat_job.data.cache_index import Cache, CacheIndex
 from inat_job.data.module import ImageDataModule
-from inat_job.errors import BadDataError
+from inat_job.errors import BadDataError, ConflictError
 from inat_job.settings import TrainSettings
 
 
-def images(tmp_path, hashes: tuple[str, ...]) -> ImageDataModule:
-    """Train images with these contents, of two classes by turns; they are the test set too."""
+def images(tmp_path, hashes: tuple[str, ...], batch_size: int = 2) -> ImageDataModule:
+    """Training images with these contents, alternating between two classes; the test set is as large."""
     each = tuple(range(len(hashes)))
-    index = Index(
+    index = CacheIndex(
         source="here.zip",
         digest="0" * 64,
         side=8,
@@ -24,14 +24,19 @@ def images(tmp_path, hashes: tuple[str, ...]) -> ImageDataModule:
         rejected=(),
         pixels_sha256="",
     )
-    return ImageDataModule(Cache(tmp_path, index), TrainSettings(batch_size=2))
+    return ImageDataModule(Cache(tmp_path, index), TrainSettings(batch_size=batch_size))
 
 
-def test_one_image_of_each_class_is_held_out_at_least(tmp_path) -> None:
+def test_each_class_has_a_validation_image(tmp_path) -> None:
     found = images(tmp_path, ("a", "b", "c", "d"))
     assert [len(rows) for rows in (found.train_rows, found.val_rows, found.test_rows)] == [2, 2, 4]
 
 
-def test_nothing_to_validate_on_is_bad_data(tmp_path) -> None:
+def test_no_validation_image_is_bad_data(tmp_path) -> None:
     with pytest.raises(BadDataError, match=r"here.zip leaves no image for validation.*: add some."):
         images(tmp_path, ("a", "b", "a", "b"))
+
+
+def test_batch_size_beyond_training_set_is_conflict(tmp_path) -> None:
+    with pytest.raises(ConflictError, match=r"--batch-size is 3, but there are only 2 training images: lower it"):
+        images(tmp_path, ("a", "b", "c", "d"), batch_size=3)

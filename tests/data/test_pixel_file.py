@@ -1,4 +1,4 @@
-"""The file of the decoded cache: what is written is what is read, and its digest is that of its rows."""
+"""The pixel file: what is written is read back, and the digest is that of the rows."""
 
 import hashlib
 import os
@@ -28,17 +28,17 @@ def written(tmp_path: Path, pixels: np.ndarray) -> tuple[Path, list[str]]:
     return path, [hashlib.sha256(square.tobytes()).hexdigest() for square in pixels]
 
 
-def test_rows_are_read_as_they_were_written(written: tuple[Path, list[str]], pixels: np.ndarray) -> None:
+def test_rows_round_trip(written: tuple[Path, list[str]], pixels: np.ndarray) -> None:
     path, hashes = written
     assert path.read_bytes() == pixels.tobytes()
-    with pixel_file.create(path, COUNT, SIDE) as file:  # what is there stays
+    with pixel_file.create(path, COUNT, SIDE) as file:  # the contents stay
         assert file.read(77) == pixels[77].tobytes()
         assert [file.hash(row) for row in range(COUNT)] == hashes
 
 
-def test_the_digest_is_that_of_the_rows_and_notices_any_byte(written: tuple[Path, list[str]]) -> None:
+def test_digest_detects_any_changed_byte(written: tuple[Path, list[str]]) -> None:
     path, hashes = written
-    with pixel_file.existing(path, COUNT, SIDE) as file:
+    with pixel_file.open_existing(path, COUNT, SIDE) as file:
         assert file.digest(never) == pixel_file.digest(hashes)
         for at in (0, ROW * 64 - 1, ROW * COUNT - 1):
             byte = path.read_bytes()[at]
@@ -49,17 +49,17 @@ def test_the_digest_is_that_of_the_rows_and_notices_any_byte(written: tuple[Path
         assert file.digest(never) == pixel_file.digest(hashes)
 
 
-def test_rows_that_are_kept_move_up(written: tuple[Path, list[str]], pixels: np.ndarray) -> None:
+def test_keep_moves_rows_up(written: tuple[Path, list[str]], pixels: np.ndarray) -> None:
     path, hashes = written
     kept = [row for row in range(COUNT) if row % 3]
-    with pixel_file.existing(path, COUNT, SIDE, writable=True) as file:
+    with pixel_file.open_existing(path, COUNT, SIDE, writable=True) as file:
         file.keep(kept)
     assert path.read_bytes() == pixels[kept].tobytes()
-    with pixel_file.existing(path, len(kept), SIDE) as file:
+    with pixel_file.open_existing(path, len(kept), SIDE) as file:
         assert file.digest(never) == pixel_file.digest(hashes[row] for row in kept)
 
 
-def test_a_file_that_is_too_short_or_too_long_is_fitted(written: tuple[Path, list[str]]) -> None:
+def test_create_resizes_existing_file(written: tuple[Path, list[str]]) -> None:
     path, hashes = written
     for count in (COUNT + 5, COUNT - 5):
         with pixel_file.create(path, count, SIDE) as file:

@@ -1,4 +1,4 @@
-"""The validation split: stratified, by content, whatever the order."""
+"""The validation split: stratified, by content, independent of the order."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ ITEMS = st.lists(st.tuples(st.integers(0, 40).map(str), st.integers(0, 3)), min_
 
 
 @given(ITEMS, st.integers(0, 5), st.randoms(use_true_random=False))
-def test_a_image_is_held_out_or_not_whatever_the_order(items, seed, random) -> None:
+def test_split_is_independent_of_order(items, seed, random) -> None:
     def sides(pairs):
         held = splits.validation([content for content, _ in pairs], [label for _, label in pairs], seed)
         return Counter(zip(pairs, held, strict=True))
@@ -22,7 +22,7 @@ def test_a_image_is_held_out_or_not_whatever_the_order(items, seed, random) -> N
 
 
 @given(ITEMS, st.integers(0, 5))
-def test_copies_stay_together_and_every_class_can_be_trained(items, seed) -> None:
+def test_copies_stay_on_one_side(items, seed) -> None:
     hashes, labels = [content for content, _ in items], [label for _, label in items]
     held = splits.validation(hashes, labels, seed)
     sides = {}
@@ -33,7 +33,7 @@ def test_copies_stay_together_and_every_class_can_be_trained(items, seed) -> Non
 
 
 @given(ITEMS, st.integers(0, 5))
-def test_every_class_of_two_images_can_be_validated(items, seed) -> None:
+def test_class_of_two_images_is_validated(items, seed) -> None:
     hashes, labels = [f"{content} {label}" for content, label in items], [label for _, label in items]
     held = splits.validation(hashes, labels, seed)
     for label, distinct in Counter(label for _, label in set(items)).items():
@@ -41,7 +41,7 @@ def test_every_class_of_two_images_can_be_validated(items, seed) -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=200), st.integers(0, 5))
-def test_of_different_images_each_class_gives_its_very_share(labels, seed) -> None:
+def test_each_class_holds_out_its_share(labels, seed) -> None:
     held = splits.validation([str(at) for at in range(len(labels))], labels, seed)
     given = Counter(label for label, out in zip(labels, held, strict=True) if out)
     for label, count in Counter(labels).items():
@@ -49,13 +49,13 @@ def test_of_different_images_each_class_gives_its_very_share(labels, seed) -> No
 
 
 @given(ITEMS, st.integers(0, 5), st.permutations(range(4)))
-def test_what_the_classes_are_called_changes_nothing(items, seed, numbers) -> None:
+def test_split_is_independent_of_label_numbers(items, seed, numbers) -> None:
     hashes, labels = [content for content, _ in items], [label for _, label in items]
     held = splits.validation(hashes, labels, seed)
     assert held == splits.validation(hashes, [numbers[label] for label in labels], seed)
 
 
-def test_a_copy_in_another_class_leaves_enough_of_both() -> None:
+def test_copies_in_two_classes() -> None:
     hashes = [str(at) for at in range(100)] + [str(at) for at in range(10)]
     held = splits.validation(hashes, [0] * 100 + [1] * 10, seed=0)
     assert held[:10] == held[100:]
@@ -63,13 +63,13 @@ def test_a_copy_in_another_class_leaves_enough_of_both() -> None:
     assert 20 <= sum(held[:100]) <= 22
 
 
-def test_a_fifth_of_every_class() -> None:
+def test_a_fifth_of_each_class_is_held_out() -> None:
     labels = [0] * 100 + [1] * 50
     held = splits.validation([str(at) for at in range(150)], labels, seed=0)
     assert Counter(label for label, out in zip(labels, held, strict=True) if out) == {0: 20, 1: 10}
 
 
-def test_another_seed_is_another_split_with_another_digest() -> None:
+def test_seed_changes_split_and_digest() -> None:
     hashes = [str(at) for at in range(100)]
     one, two = (splits.validation(hashes, [0] * 100, seed) for seed in (0, 1))
     assert one != two

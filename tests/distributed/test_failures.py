@@ -1,13 +1,13 @@
-"""What a rank meets when another one is lost."""
+"""Errors of torch.distributed and the network, translated into ours."""
 
 import pytest
 import torch.distributed as dist
 
-from inat_job.distributed.failures import lost
+from inat_job.distributed.failures import lost_rank_errors
 from inat_job.errors import JobError, Preempted, TransientError
 from inat_job.signals import StopFlag
 
-OF_A_LOST_RANK = [
+LOST_RANK_ERRORS = [
     RuntimeError("[/src/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:3981"),
     RuntimeError(
         "[/src/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 180000ms for recv operation "
@@ -20,30 +20,30 @@ OF_A_LOST_RANK = [
 ]
 
 
-@pytest.mark.parametrize("error", OF_A_LOST_RANK, ids=str)
-def test_it_is_tried_again(error: Exception) -> None:
-    with pytest.raises(TransientError, match=r"^Another rank of this run was lost \("), lost(StopFlag()):
+@pytest.mark.parametrize("error", LOST_RANK_ERRORS, ids=str)
+def test_lost_rank_is_transient(error: Exception) -> None:
+    with pytest.raises(TransientError, match=r"^Another rank of this run was lost \("), lost_rank_errors(StopFlag()):
         raise error
 
 
-def test_the_sentence_quotes_what_helps() -> None:
+def test_message_quotes_the_cause_without_advice_and_source_file() -> None:
     source = "[/src/third_party/gloo/gloo/transport/tcp/pair.cc:561] "
     advice = ". This is typically caused by a remote worker crashing. GLHF!"
-    with pytest.raises(TransientError) as raised, lost(StopFlag()):
+    with pytest.raises(TransientError) as raised, lost_rank_errors(StopFlag()):
         raise RuntimeError(f"{source}Connection closed by peer [10.0.0.2]:3981{advice}\nException raised from wait")
     assert "lost (Connection closed by peer [10.0.0.2]:3981): run" in str(raised.value)
 
 
-@pytest.mark.parametrize("error", OF_A_LOST_RANK, ids=str)
-def test_who_was_stopped_as_well_is_preempted(error: Exception) -> None:
+@pytest.mark.parametrize("error", LOST_RANK_ERRORS, ids=str)
+def test_lost_rank_after_a_stop_is_preempted(error: Exception) -> None:
     stop = StopFlag()
     stop.set("SIGTERM")
-    with pytest.raises(Preempted), lost(stop):
+    with pytest.raises(Preempted), lost_rank_errors(stop):
         raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape '[2]' is invalid"), ValueError("gloo"), JobError("NCCL")])
-def test_other_errors_are_left_as_they_are(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, lost(StopFlag()):
+def test_other_errors_pass_unchanged(error: Exception) -> None:
+    with pytest.raises(type(error)) as raised, lost_rank_errors(StopFlag()):
         raise error
     assert raised.value is error

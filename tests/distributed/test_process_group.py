@@ -1,4 +1,4 @@
-"""How ranks wait for each other, where no tensor goes between them yet, and learn why another one has ended."""
+"""The barrier and the failure cause, which go through the store and need no collectives."""
 
 import threading
 from pathlib import Path
@@ -14,7 +14,7 @@ from inat_job.errors import ConflictError, JobError, Preempted, TransientError
 from inat_job.signals import StopFlag
 
 
-def test_who_is_done_sooner_waits_for_the_others_each_time() -> None:
+def test_barrier_waits_for_all_ranks_each_time() -> None:
     store = HashStore()
     slow, quick = (ProcessGroup(Rank(rank, 2, rank, 2), store) for rank in range(2))
     for _ in range(2):
@@ -27,7 +27,7 @@ def test_who_is_done_sooner_waits_for_the_others_each_time() -> None:
         assert not waiting.is_alive()
 
 
-def test_a_stop_ends_the_wait() -> None:
+def test_barrier_ends_on_the_stop_flag() -> None:
     stop = StopFlag()
     stop.set("SIGTERM")
     with pytest.raises(Preempted, match="waiting for the other ranks"):
@@ -43,28 +43,28 @@ def test_a_stop_ends_the_wait() -> None:
     ],
     ids=["stopped", "failed", "transient"],
 )
-def test_who_waits_for_a_rank_that_has_ended_learns_why(error: JobError, code: int, words: str) -> None:
+def test_waiting_rank_raises_the_failure_of_another_rank(error: JobError, code: int, words: str) -> None:
     store = HashStore()
     ended, waiting = (ProcessGroup(Rank(rank, 2, 0, 1), store) for rank in range(2))
-    with pytest.raises(type(error)), ended.cause.telling():
+    with pytest.raises(type(error)), ended:
         raise error
     with pytest.raises(JobError, match=words) as raised:
         waiting.barrier()
     assert raised.value.exit_code == code
 
 
-def test_the_first_that_ends_is_the_cause_and_who_finds_it_lost_says_so() -> None:
+def test_first_failure_is_the_cause_that_lost_rank_errors_report() -> None:
     groups = [ProcessGroup(Rank(rank, 3, 0, 1), HashStore()) for rank in range(3)]
     groups = [ProcessGroup(group.rank, groups[0]._store) for group in groups]
     for group, error in zip(groups, (ConflictError("Too little memory."), TransientError("Lost.")), strict=False):
-        with pytest.raises(JobError), group.cause.telling():
+        with pytest.raises(JobError), group:
             raise error
-    with pytest.raises(JobError, match="Too little memory") as raised, groups[2].rank_errors():
+    with pytest.raises(JobError, match="Too little memory") as raised, groups[2].lost_rank_errors():
         raise dist.DistNetworkError("failed to recv")
     assert raised.value.exit_code == 78
 
 
-def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_store_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     class Cut(HashStore):
         def check(self, keys: list[str]) -> bool:
             threading.Event().wait(60)
@@ -73,12 +73,14 @@ def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monk
     monkeypatch.setattr("inat_job.distributed.failures._PATIENCE_S", 0.2)
     with (
         pytest.raises(TransientError, match="rank of this run was lost"),
-        ProcessGroup(Rank(1, 2, 0, 1), Cut()).rank_errors(),
+        ProcessGroup(Rank(1, 2, 0, 1), Cut()).lost_rank_errors(),
     ):
         raise dist.DistNetworkError("failed to recv")
 
 
-def test_a_rank_that_is_lost_as_all_connect_or_share_is_no_bug(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rank_lost_while_connecting_or_sharing_a_file_is_transient(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("[/src/gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:3981")
 
@@ -88,11 +90,11 @@ def test_a_rank_that_is_lost_as_all_connect_or_share_is_no_bug(monkeypatch: pyte
     monkeypatch.setattr(dist, "broadcast", broken)
     monkeypatch.setattr(group, "barrier", lambda: None)
     with pytest.raises(TransientError):
-        group.init_tensors(cuda=False)
+        group.init_collectives(cuda=False)
     (tmp_path / "x.ckpt").write_bytes(b"x")
     with pytest.raises(TransientError):
         group.broadcast_file(tmp_path / "x.ckpt")
 
 
-def test_alone_nobody_is_waited_for() -> None:
+def test_single_process_barrier_returns_at_once() -> None:
     ProcessGroup().barrier()

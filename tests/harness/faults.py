@@ -1,6 +1,6 @@
-"""What can go wrong between a job and its object store, as data: which fault, on which requests, for how long.
+"""The faults between a job and its object store, as data: which fault, on which requests, for how long.
 
-`Faults` is the switchboard: tests arm faults on it while the proxy runs, and read off it how often each one hit.
+Tests arm faults on a `Faults` while the proxy runs, and read from it how often each one hit.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 EXPIRED = "The provided token has expired."
 
-# Status, code and message of the answers that S3 itself gives: botocore and the job go by the code.
+# Status, code and message of S3's own error answers; botocore and the job go by the code.
 ANSWERS = {
     "503": (503, "SlowDown", "Please reduce your request rate."),
     "500": (500, "InternalError", "We encountered an internal error. Please try again."),
@@ -20,11 +20,11 @@ ANSWERS = {
     "denied": (403, "AccessDenied", "Access Denied"),
 }
 BODIES = ("truncate", "flip", "rot", "stall", "throttle")
-"""Faults of a body: that of an upload, or else that of the answer."""
+"""Faults of a body: an upload's, or otherwise the answer's."""
 
 KINDS = (*ANSWERS, *BODIES, "reset", "latency", "outage")
 LIST = r"GET /[^/?]+/?\?(.*&)?list-type="
-"""Matches requests that list a bucket."""
+"""A pattern of the requests that list a bucket."""
 
 _AMOUNTS = {"stall": 20.0, "latency": 0.5, "throttle": 1e6, "outage": 60.0}
 
@@ -33,10 +33,10 @@ _AMOUNTS = {"stall": 20.0, "latency": 0.5, "throttle": 1e6, "outage": 60.0}
 class Fault:
     """One fault and its tally.
 
-    It hits requests whose `METHOD /bucket/key?query` the pattern `match` is found in, from the first one on that
-    `trigger` (by default `match`) is found in: the first `times` of them, or for `seconds`, or for good; of these only
-    each `every`th. `amount` is the pause in seconds of a stall or of latency, the bytes per second of throttle, the
-    seconds of an outage, which begins with a hit and then cuts off everybody. `lines` are the requests that it hit.
+    It hits the requests whose `METHOD /bucket/key?query` matches the pattern `match`, starting with the first request
+    that matches `trigger` (by default `match`): the first `times` of them, or for `seconds`, or forever; and only every
+    `every`th. `amount` is the pause of a stall or of latency in seconds, the bytes per second of a throttle, or the
+    seconds of an outage, which begins with a hit and then refuses every connection. `lines` are the requests it hit.
     """
 
     kind: str
@@ -52,11 +52,11 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"{self.kind} is no fault: there are {', '.join(KINDS)}")
+            raise ValueError(f"{self.kind} is no fault; the faults are {', '.join(KINDS)}")
         self.amount = self.amount or _AMOUNTS.get(self.kind, 0.0)
 
-    def takes(self, line: str, now: float) -> bool:
-        """Whether it hits this request; the first that its trigger is found in starts its time."""
+    def applies(self, line: str, now: float) -> bool:
+        """Whether it hits this request; the first request that matches its trigger starts its time."""
         if self.began is None and re.search(self.trigger or self.match, line):
             self.began = now
         if self.began is None or not self._lasts(now) or not re.search(self.match, line):
@@ -76,7 +76,7 @@ class Fault:
 
 
 class Faults:
-    """The faults that are armed, and every request that was seen. May be used by several threads."""
+    """The armed faults, and every request so far. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -84,27 +84,27 @@ class Faults:
         self.seen: list[str] = []
 
     def arm(self, fault: Fault) -> Fault:
-        """Let a fault hit from now on."""
+        """Arm a fault from now on."""
         with self._lock:
             self._armed.append(fault)
         return fault
 
     def clear(self) -> None:
-        """Let nothing hit any more; tallies stay."""
+        """Disarm all faults; tallies are kept."""
         with self._lock:
             self._armed = []
 
     def pick(self, line: str) -> Fault | None:
-        """The fault that hits this request, counted."""
+        """The fault that hits this request, or None; the hit is counted."""
         with self._lock:
             self.seen.append(line)
-            found = [fault for fault in self._armed if fault.takes(line, time.monotonic())]
+            found = [fault for fault in self._armed if fault.applies(line, time.monotonic())]
             if not found:
                 return None
             found[0].lines.append(line)
             return found[0]
 
     def refund(self, fault: Fault, line: str) -> None:
-        """Uncount a hit that met nothing, such as a body of no bytes."""
+        """Take back a hit without effect, such as on an empty body."""
         with self._lock:
             fault.lines.remove(line)

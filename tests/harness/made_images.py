@@ -1,4 +1,4 @@
-"""ImageDataModule and archives that the tests make for themselves."""
+"""Images, archives and folders that the tests make for themselves."""
 
 import io
 import tarfile
@@ -13,7 +13,7 @@ CLASSES = ("Ants", "Bees", "Cats")
 
 
 def encoded(seed: int, size: tuple[int, int] = (40, 30), format: str = "JPEG", mode: str = "RGB") -> bytes:
-    """A image file of smooth noise."""
+    """An image file of smooth noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
     buffer = io.BytesIO()
@@ -22,7 +22,7 @@ def encoded(seed: int, size: tuple[int, int] = (40, 30), format: str = "JPEG", m
 
 
 def tree(train: int = 10, test: int = 4, test_name: str = "val", root: str = "some/where/") -> dict[str, bytes]:
-    """File contents by path: a data set with litter."""
+    """File contents by path: a data set of three classes, with hidden files that must be ignored."""
     files: dict[str, bytes] = {"__MACOSX/._train": b"x", f"{root}.DS_Store": b"x", f"{root}train/.DS_Store": b"x"}
     for label, name in enumerate(CLASSES):
         for number in range(train):

@@ -30,8 +30,8 @@ from tests.harness.stores import (
     LocalOutput,
     Result,
     S3Output,
-    broken_promises,
     credentials,
+    damaged_checkpoints,
     latest_step,
     report_of,
     result_of,
@@ -172,7 +172,7 @@ def _judge_run(outcome: Outcome, lab: Lab, stored: int) -> None:
         outcome.wrong.append("there is no result")
         return
     outcome.wrong += result.differences(lab.result)
-    outcome.wrong += broken_promises(lab.output, name)
+    outcome.wrong += damaged_checkpoints(lab.output, name)
     went_on = report["history"][-1]["started_step"]
     if outcome.cell.phase == "resume":
         outcome.happened.append(f"went on from step {went_on} of {stored} stored")

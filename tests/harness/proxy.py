@@ -1,7 +1,7 @@
-"""A reverse proxy in front of an S3 server that does to requests what its `faults` say.
+"""A reverse proxy in front of an S3 server that injects the `faults` armed on it.
 
-It keeps the Host header, so that signatures stay valid. Like S3 and unlike moto it refuses a body that does not have
-its Content-MD5, so that a byte flipped on the wire meets the same answer everywhere.
+It keeps the Host header, so that signatures stay valid. Like S3, and unlike moto, it refuses a body without its
+Content-MD5, so that a byte flipped in transit is answered alike everywhere.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ _REBIND_S = 0.05
 
 
 class _Cut(Exception):
-    """The connection is to be cut here."""
+    """The connection must be cut here."""
 
 
 class Proxy:
-    """A context manager that serves from a thread of its own; `url` is its address."""
+    """A context manager that serves from a background thread; `url` is its address."""
 
     def __init__(self, upstream: str) -> None:
         parts = urlsplit(upstream)
@@ -50,19 +50,19 @@ class Proxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._do(self._listen())
+        self._run(self._listen())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._do(self._close())
+        self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def wait_until_open(self, timeout: float = 120.0) -> None:
-        """Wait for the end of an outage. Raises OSError when it does not come."""
+        """Wait for the end of an outage. Raises OSError if it lasts longer than `timeout`."""
         until = time.monotonic() + timeout
         while True:
             try:
@@ -72,7 +72,7 @@ class Proxy:
                     raise
                 time.sleep(_REBIND_S)
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
 
     async def _listen(self) -> None:
@@ -92,7 +92,7 @@ class Proxy:
             _reset(writer)
 
     async def _outage(self, seconds: float) -> None:
-        """Refuse connections, and reset those that there are."""
+        """Reset all connections, and refuse new ones."""
         self._hang_up()
         await asyncio.sleep(seconds)
         while True:
@@ -109,7 +109,7 @@ class Proxy:
         except _Cut:
             _reset(writer)
         except (OSError, asyncio.IncompleteReadError, ValueError, asyncio.CancelledError):
-            pass  # who hangs up is answered no more, and nobody when the proxy closes
+            pass  # the client hung up, or the proxy is closing
         finally:
             self._writers.discard(writer)
             writer.close()
@@ -150,7 +150,7 @@ class Proxy:
                 await wire.send_part(*self._upstream, request.encoded(Connection="close") + body)
                 raise _Cut
             block = await reader.readexactly(end - start)
-            body += await _treated(block, start, total, fault)
+            body += await _faulty(block, start, total, fault)
         return bytes(body)
 
     async def _pass_on(
@@ -166,12 +166,12 @@ class Proxy:
             if shaped and shaped.kind == "truncate" and start >= len(body) // 2:
                 await writer.drain()
                 raise _Cut
-            writer.write(await _treated(body[start:end], start, len(body), shaped))
+            writer.write(await _faulty(body[start:end], start, len(body), shaped))
             await writer.drain()
 
 
-async def _treated(block: bytes, start: int, total: int, fault: Fault | None) -> bytes:
-    """A block of a body of `total` bytes, after what the fault does to it or to its pace."""
+async def _faulty(block: bytes, start: int, total: int, fault: Fault | None) -> bytes:
+    """A block of a body of `total` bytes after the fault has changed or delayed it."""
     middle = start == total // 2
     if fault and fault.kind == "throttle":
         await asyncio.sleep(len(block) / fault.amount)
@@ -202,7 +202,7 @@ async def _refuse(writer: asyncio.StreamWriter, request: Head, answer: tuple[int
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close with an RST instead of a FIN, as a machine does that is gone."""
+    """Close with an RST instead of a FIN, like a machine that is gone."""
     with contextlib.suppress(OSError, AttributeError):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -25,8 +25,8 @@ from tests.harness.cases import Case, chosen, images
 from tests.harness.stores import (
     LocalOutput,
     S3Output,
-    broken_promises,
     credentials,
+    damaged_checkpoints,
     latest_step,
     report_of,
     result_of,
@@ -113,7 +113,7 @@ class Soak:
             run.wrong.append("has no result")
             return
         run.wrong += result.differences(reference.result)
-        run.wrong += broken_promises(output, run.name)
+        run.wrong += damaged_checkpoints(output, run.name)
         if report["history"][-1]["why"] != reference.why:
             run.wrong.append(f"ended for {report['history'][-1]['why']}, the undisturbed run for {reference.why}")
         again = attempts.attempt(self.place, case, run.name, 0, None)

@@ -1,6 +1,6 @@
-"""The stores that the harness gives to the job, a folder or a bucket, and what a run left there.
+"""The stores that the harness gives to the job, a folder or a bucket, and the files of a run in them.
 
-Read here with boto3 and pathlib, never with the job's own code, which would forgive its own mistakes.
+They are read with boto3 and pathlib, never with the job's own code, which would hide its own mistakes.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _SERVER_START_S = 60.0
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run is judged by; two runs of the same command must agree in all of it."""
+    """The result of a finished run; two runs of the same command must agree in all of it."""
 
     best: int
     model: str
@@ -32,19 +32,19 @@ class Result:
     metrics: str
 
     def differences(self, other: "Result") -> list[str]:
-        """What differs from the result of an undisturbed run; `best` is the step of the checkpoint that was tested."""
+        """The differences from an undisturbed run's result; `best` is the step of the tested checkpoint."""
         names = [name for name in ("model", "test", "val", "metrics") if getattr(self, name) != getattr(other, name)]
         best = [f"the best step is {self.best}, not {other.best}"] if self.best != other.best else []
-        return [*best, *(f"{name} is not that of the undisturbed run" for name in names)]
+        return [*best, *(f"{name} differs from the undisturbed run" for name in names)]
 
 
 class Output(Protocol):
-    """Where runs are: `uri` is what `--output` takes."""
+    """A place for runs; `uri` is the value of `--output`."""
 
     uri: str
 
     def read(self, run: str, name: str) -> bytes | None:
-        """A file of a run, or None where there is none."""
+        """A file of a run, or None if it does not exist."""
         ...
 
     def names(self, run: str) -> list[str]:
@@ -78,7 +78,7 @@ class LocalOutput:
 
 
 class S3Output:
-    """Runs in a fresh bucket of an S3 server, reached directly, whatever the job has to go through."""
+    """Runs in a new bucket of an S3 server, accessed directly even if the job goes through a proxy."""
 
     def __init__(self, endpoint: str) -> None:
         import boto3
@@ -93,12 +93,12 @@ class S3Output:
         self.uri = f"s3://{self.bucket}/runs"
 
     def put(self, key: str, path: Path) -> str:
-        """Store a file beside the runs; its URI."""
+        """Store a file beside the runs; returns its URI."""
         self._client.put_object(Bucket=self.bucket, Key=key, Body=path.read_bytes())
         return f"s3://{self.bucket}/{key}"
 
     def write(self, run: str, name: str, data: bytes) -> None:
-        """Replace a file of a run, as nobody should."""
+        """Overwrite a file of a run, to damage it."""
         self._client.put_object(Bucket=self.bucket, Key=f"runs/{run}/{name}", Body=data)
 
     def read(self, run: str, name: str) -> bytes | None:
@@ -119,7 +119,7 @@ class S3Output:
 
 @contextmanager
 def s3_endpoint() -> Iterator[str]:
-    """The address of the S3 server that INAT_TEST_S3_ENDPOINT names, or else of moto's, started for the block."""
+    """The address of the S3 server in INAT_TEST_S3_ENDPOINT, or of a moto server that is started for the block."""
     if named := os.environ.get("INAT_TEST_S3_ENDPOINT"):
         yield named
         return
@@ -129,7 +129,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @contextmanager
 def moto_server(environment: Mapping[str, str] = os.environ, module: str = "moto.server") -> Iterator[str]:
-    """The address of moto's AWS, in a process of its own: jobs must not wait for each other behind this one's lock."""
+    """The address of a moto server in another process, where this process's interpreter lock does not slow the jobs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -160,7 +160,7 @@ def _wait_until_open(port: int) -> None:
 
 
 def credentials() -> dict[str, str]:
-    """AWS's variables for the S3 server: those of the real one, or any for moto."""
+    """AWS's environment variables for the S3 server: the real one's credentials, or any for moto."""
     known = os.environ if "INAT_TEST_S3_ENDPOINT" in os.environ else {}
     return {
         "AWS_ACCESS_KEY_ID": known.get("AWS_ACCESS_KEY_ID", "test"),
@@ -171,7 +171,7 @@ def credentials() -> dict[str, str]:
 
 
 def result_of(output: Output, run: str) -> Result | None:
-    """What a run ended with, or None where it is not finished."""
+    """The result of a run, or None if it is not finished."""
     report = report_of(output, run)
     model = output.read(run, "model/model.safetensors")
     if report is None or model is None:
@@ -182,20 +182,20 @@ def result_of(output: Output, run: str) -> Result | None:
 
 
 def report_of(output: Output, run: str) -> dict[str, Any] | None:
-    """A run's report, if it says that the run is done."""
+    """The report of a finished run, or None."""
     data = output.read(run, "report.json")
     report = json.loads(data) if data else {}
     return report if report.get("status") == "done" else None
 
 
 def latest_step(output: Output, run: str) -> int:
-    """The step that a run's pointer names, 0 where nothing is stored yet."""
+    """The step of a run's latest checkpoint, 0 if none is stored yet."""
     data = output.read(run, "checkpoints/latest.json")
     return int(json.loads(data)["step"]) if data else 0
 
 
-def broken_promises(output: Output, run: str) -> list[str]:
-    """What is wrong with the checkpoints that a run's folder says it holds: each manifest must have its bytes."""
+def damaged_checkpoints(output: Output, run: str) -> list[str]:
+    """The manifests in a run's folder whose checkpoint is missing or has other bytes."""
     names, wrong = output.names(run), []
     for name in names:
         if name.startswith("checkpoints/") and name.removeprefix("checkpoints/").removesuffix(".json").isdigit():
@@ -204,7 +204,7 @@ def broken_promises(output: Output, run: str) -> list[str]:
             if data is None:
                 wrong.append(f"{name} has no checkpoint")
             elif hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
-                wrong.append(f"{name} is not about the bytes that are there")
+                wrong.append(f"{name} does not have the hash of its checkpoint")
     return wrong
 
 

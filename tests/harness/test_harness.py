@@ -17,7 +17,7 @@ from tests.harness.kills import Kill
 from tests.harness.losses import Loss
 from tests.harness.runner import Ended, Event, Job
 from tests.harness.soak import Run
-from tests.harness.stores import LocalOutput, broken_promises, latest_step, result_of
+from tests.harness.stores import LocalOutput, damaged_checkpoints, latest_step, result_of
 from tests.harness.tables import soak_summary
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -45,11 +45,11 @@ def test_a_run_is_heard_killed_and_read(archive: Path, tmp_path: Path) -> None:
     assert ended.signalled is not None
     assert seen.at <= ended.signalled <= ended.seconds
     assert latest_step(output, "r") >= seen.step > 0
-    assert broken_promises(output, "r") == []
+    assert damaged_checkpoints(output, "r") == []
     assert result_of(output, "r") is None
     manifest = next((tmp_path / "runs/r/checkpoints").glob("[0-9]*.ckpt"))
     manifest.write_bytes(b"damaged")
-    assert broken_promises(output, "r")
+    assert damaged_checkpoints(output, "r")
 
 
 def test_what_takes_too_long_is_a_hang_and_is_killed(archive: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.harness import runner, soak
 from tests.harness.attempts import Platform
 from tests.harness.cases import LONE_CASE
 from tests.harness.runner import Ended, Job
-from tests.harness.stores import broken_promises, report_of, result_of
+from tests.harness.stores import damaged_checkpoints, report_of, result_of
 
 JOBS = int(os.environ.get("INAT_TEST_JOBS", "4"))
 TRANSIENT = 75
@@ -55,7 +55,7 @@ def test_exactly_one_of_many_trains(place: Platform, shared_cache: bool) -> None
     result = result_of(place.output, "together")
     assert result is not None
     assert result == result_of(place.output, "alone")
-    assert broken_promises(place.output, "together") == []
+    assert damaged_checkpoints(place.output, "together") == []
     assert len((report_of(place.output, "together") or {})["history"]) == 1
 
 

@@ -17,9 +17,10 @@ import pytest
 
 @dataclass
 class Site:
-    """What a loopback web server serves, how it misbehaves, and how much it has sent.
+    """What a loopback web server serves, how it misbehaves, and how many bytes it has sent.
 
-    `faults` are taken one by one by requests for more than a byte: a status, "reset", "truncate", "stall"; "" for none.
+    Each request for more than one byte takes the next of the `faults`: a status, "reset", "truncate", "stall" or, for
+    none, "". `statuses` answers requests for a name with a status; `before` is called with each request's Range header.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -33,7 +34,7 @@ class Site:
     lock: threading.Lock = field(default_factory=threading.Lock)
     requests: list[tuple[str, str]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    before: Callable[[str], None] = lambda path: None
+    before: Callable[[str], None] = lambda asked: None
     pace_s: float = 0.0  # between two blocks of 64 KiB
     url: str = ""
 
@@ -87,8 +88,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             for at in range(0, cut, 65536):
                 block = body[at : min(at + 65536, cut)]
-                with self.site.lock:  # before it is sent, so that who has received it finds it counted
-                    self.site.sent += len(block) if len(body) > 1 else 0  # a look doesn't wait for its byte
+                with self.site.lock:  # counted before it is sent, so that a client never sees too few
+                    self.site.sent += len(block) if len(body) > 1 else 0  # a stat's single byte is not counted
                 self.wfile.write(block)
                 time.sleep(self.site.pace_s)
             if fault == "stall":
@@ -112,7 +113,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def finish(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the reset closed it
+        with contextlib.suppress(OSError, ValueError):  # closed by the reset
             super().finish()
 
 
@@ -121,7 +122,7 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a client that leaves early is what some tests are about
+        pass  # some tests are about clients that hang up early
 
     def shutdown_request(self, request: Any) -> None:
         with contextlib.suppress(OSError):
@@ -129,6 +130,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 def serve(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on loopback; yields the address once."""
     server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -140,6 +142,7 @@ def serve(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A running web server."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     site = Site()
     for url in serve(type("Handler", (_Handler,), {"site": site})):

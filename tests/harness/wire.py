@@ -1,4 +1,4 @@
-"""As much of HTTP/1.1 as a proxy in front of S3 needs: heads, bodies of a known length, and whole answers."""
+"""The subset of HTTP/1.1 that a proxy in front of S3 needs: heads, bodies of a known length, and whole answers."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ class Head:
     headers: list[tuple[str, str]] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> str:
-        """A header's value, or an empty text."""
+        """A header's value, or an empty string."""
         return next((value for key, value in self.headers if key.lower() == name), "")
 
     @property
     def length(self) -> int:
-        """What Content-Length says, 0 where it is missing."""
+        """Content-Length, 0 if it is missing."""
         return int(self["content-length"] or 0)
 
     @property
@@ -33,7 +33,7 @@ class Head:
 
     @property
     def line(self) -> str:
-        """A request as faults match it: `METHOD /bucket/key?query`, readable."""
+        """A request as faults match it: `METHOD /bucket/key?query`, unquoted."""
         return unquote(self.first.rpartition(" ")[0])
 
     @property
@@ -42,7 +42,7 @@ class Head:
         return int(self.first.split()[1])
 
     def encoded(self, **extra: str) -> bytes:
-        """The bytes of the head, without what concerns one connection only, plus `extra` headers."""
+        """The bytes of the head without hop-by-hop headers, plus `extra` headers."""
         kept = [(name, value) for name, value in self.headers if name.lower() not in _HOP_BY_HOP]
         added = [(name.replace("_", "-"), value) for name, value in extra.items()]
         lines = [self.first, *(f"{name}: {value}" for name, value in [*kept, *added])]
@@ -50,7 +50,7 @@ class Head:
 
 
 async def read_head(reader: asyncio.StreamReader) -> Head | None:
-    """The next head, or None where the peer has nothing more to say. Raises ValueError for what is no HTTP."""
+    """The next head, or None if the peer has closed the connection. Raises ValueError for anything but HTTP."""
     try:
         text = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     except asyncio.IncompleteReadError as error:
@@ -63,7 +63,7 @@ async def read_head(reader: asyncio.StreamReader) -> Head | None:
 
 
 async def exchange(host: str, port: int, request: bytes, head_only: bool) -> tuple[Head, bytes]:
-    """Send a whole request, which must ask for the connection's end, and read the whole answer."""
+    """Send a whole request, which must have `Connection: close`, and read the whole answer."""
     reader, writer = await asyncio.open_connection(host, port, limit=_HEAD_LIMIT)
     try:
         writer.write(request)
@@ -80,7 +80,7 @@ async def exchange(host: str, port: int, request: bytes, head_only: bool) -> tup
 
 
 async def send_part(host: str, port: int, request: bytes) -> None:
-    """Send the beginning of a request and hang up, as a client does that dies in the middle."""
+    """Send the beginning of a request and hang up, like a client that dies in the middle."""
     _, writer = await asyncio.open_connection(host, port)
     writer.write(request)
     await writer.drain()
@@ -88,7 +88,7 @@ async def send_part(host: str, port: int, request: bytes) -> None:
 
 
 def spans(total: int) -> Iterator[tuple[int, int]]:
-    """The bytes of a body in blocks, one of which begins exactly in the middle."""
+    """The spans of a body's blocks, one of which begins exactly in the middle."""
     middle = total // 2
     for start, end in ((0, middle), (middle, total)):
         for at in range(start, end, BLOCK):

@@ -1,4 +1,4 @@
-"""What an archive's members are called, and what becomes of links and repeated names."""
+"""Names, links and repeated names in archives."""
 
 import io
 import stat
@@ -13,7 +13,7 @@ from inat_job.ingest.decode import Rejected
 
 
 def tar_of(path: Path, *members: tuple[str, bytes, str, str]) -> Path:
-    """A tar of (name, type, link name, content)."""
+    """A tar of members (name, type, link name, content)."""
     with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
         for name, kind, target, content in members:
             member = tarfile.TarInfo(name)
@@ -23,7 +23,7 @@ def tar_of(path: Path, *members: tuple[str, bytes, str, str]) -> Path:
 
 
 def contents(container: Container) -> dict[str, str]:
-    """What each name reads as, or why it does not."""
+    """The contents of each name, or the reason for its rejection."""
     found = {}
     for name, read in container.load(container.names()):
         assert name not in found
@@ -36,7 +36,7 @@ def contents(container: Container) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tgz"])
-def test_a_hard_link_has_the_bytes_of_its_target(name: str, tmp_path: Path) -> None:
+def test_tar_hard_link_reads_its_target(name: str, tmp_path: Path) -> None:
     path = tar_of(
         tmp_path / name,
         ("./a/1.jpg", tarfile.REGTYPE, "", "one"),
@@ -47,7 +47,7 @@ def test_a_hard_link_has_the_bytes_of_its_target(name: str, tmp_path: Path) -> N
     assert contents(open_archive(path)) == {"a/1.jpg": "one", "b/2.jpg": "one", "a/3.jpg": "three", "c/4.jpg": "one"}
 
 
-def test_other_links_are_rejected_by_name(tmp_path: Path) -> None:
+def test_tar_other_links_are_rejected(tmp_path: Path) -> None:
     path = tar_of(
         tmp_path / "x.tar",
         ("a/1.jpg", tarfile.REGTYPE, "", "one"),
@@ -57,12 +57,12 @@ def test_other_links_are_rejected_by_name(tmp_path: Path) -> None:
     )
     assert contents(open_archive(path)) == {
         "a/1.jpg": "one",
-        "a/2.jpg": "rejected: a link, not a image",
-        "a/3.jpg": "rejected: a hard link to elsewhere, which is not before it",
+        "a/2.jpg": "rejected: a link, not an image",
+        "a/3.jpg": "rejected: a hard link to elsewhere, which does not precede it",
     }
 
 
-def test_the_last_of_a_name_counts(tmp_path: Path) -> None:
+def test_tar_last_of_equal_names_counts(tmp_path: Path) -> None:
     path = tar_of(
         tmp_path / "x.tar",
         ("a/1.jpg", tarfile.REGTYPE, "", "old"),
@@ -74,7 +74,7 @@ def test_the_last_of_a_name_counts(tmp_path: Path) -> None:
     assert contents(open_archive(path)) == {"a/1.jpg": "new", "a/2.jpg": "old", "a/3.jpg": "three"}
 
 
-def test_a_link_in_a_zip_is_rejected(tmp_path: Path) -> None:
+def test_zip_link_is_rejected(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a/1.jpg", "one")
         link = zipfile.ZipInfo("a/2.jpg")
@@ -82,12 +82,12 @@ def test_a_link_in_a_zip_is_rejected(tmp_path: Path) -> None:
         archive.writestr(link, "1.jpg")
     assert contents(open_archive(tmp_path / "x.zip")) == {
         "a/1.jpg": "one",
-        "a/2.jpg": "rejected: a link, not a image",
+        "a/2.jpg": "rejected: a link, not an image",
     }
 
 
 @pytest.mark.parametrize("name", ["./train/a/1.jpg", "train/./a//1.jpg", "train\\a\\1.jpg", "/train/a/1.jpg"])
-def test_names_are_made_plain(name: str, tmp_path: Path) -> None:
+def test_member_names_are_normalised(name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("train\\a\\", "")
         archive.writestr(name, "one")

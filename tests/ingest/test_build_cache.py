@@ -1,7 +1,11 @@
-"""Pull and prepare, from every kind of source to the published cache."""
+"""Building the decoded cache, from every kind of source, by one job or several."""
 
+import errno
 import hashlib
 import json
+import multiprocessing
+import os
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 
 from inat_job.data.cache_index import INDEX, PIXELS, Cache, load
-from inat_job.errors import BadDataError, ConflictError, Preempted, UsageError
+from inat_job.errors import BadDataError, ConflictError, Preempted
 from inat_job.ingest import build_cache, data_source, decode_all, tar_file
 from inat_job.signals import never
 from inat_job.storage import StorageOptions, open_store
@@ -31,7 +35,7 @@ def prepared(uri: object, cache_dir: Path, size: int = 32, max_broken: float = 0
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_source_gives_the_same_rows(name: str, tmp_path: Path) -> None:
+def test_every_source_gives_same_rows(name: str, tmp_path: Path) -> None:
     cache = prepared(WRITERS[name](tmp_path / name, tree()), tmp_path / "cache")
     index = cache.index
     assert index.classes == CLASSES
@@ -45,7 +49,7 @@ def test_every_source_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     assert np.array_equal(cache.pixels, reference.pixels)
 
 
-def test_a_prefix_in_s3_gives_the_same_rows(s3_bucket: str, tmp_path: Path) -> None:
+def test_s3_prefix_gives_same_rows(s3_bucket: str, tmp_path: Path) -> None:
     store = open_store(f"s3://{s3_bucket}/pre/fix")
     for name, data in tree(train=3, test=1).items():
         store.put(name, data)
@@ -55,26 +59,17 @@ def test_a_prefix_in_s3_gives_the_same_rows(s3_bucket: str, tmp_path: Path) -> N
     assert np.array_equal(cache.pixels, local.pixels)
 
 
-def test_a_folder_with_one_archive_is_that_archive(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / ".DS_Store").touch()
-    path = write_zip(tmp_path / "in" / "x.zip", tree())
-    assert prepared(tmp_path / "in", tmp_path / "cache").index.digest == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_test_folder_may_be_called_test(tmp_path: Path) -> None:
+def test_test_folder_named_test(tmp_path: Path) -> None:
     assert prepared(write_zip(tmp_path / "x.zip", tree(test_name="test")), tmp_path).index.splits.count("test") == 12
 
 
-def test_demo_is_always_the_same(tmp_path: Path) -> None:
+def test_demo_is_deterministic(tmp_path: Path) -> None:
     one, two = (prepared("demo:", tmp_path / name).index for name in "ab")
     assert one.digest == two.digest
     assert len(one.classes) == 4
 
 
-def test_the_second_time_nothing_is_pulled_or_decoded(
-    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_prepare_reuses_cache(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_store(f"s3://{s3_bucket}").put("x.zip", write_zip(tmp_path / "x.zip", tree()))
     first = prepared(f"s3://{s3_bucket}/x.zip", tmp_path / "cache")
     forbidden: Any = lambda *args, **kwargs: pytest.fail("work was done twice")  # noqa: E731
@@ -83,7 +78,7 @@ def test_the_second_time_nothing_is_pulled_or_decoded(
     assert prepared(f"s3://{s3_bucket}/x.zip", tmp_path / "cache") == first
 
 
-def test_a_changed_object_is_a_new_source(s3_bucket: str, tmp_path: Path) -> None:
+def test_changed_object_is_a_new_source(s3_bucket: str, tmp_path: Path) -> None:
     store = open_store(f"s3://{s3_bucket}")
     caches = []
     for train in (10, 11):
@@ -92,35 +87,22 @@ def test_a_changed_object_is_a_new_source(s3_bucket: str, tmp_path: Path) -> Non
     assert [len(cache.index.ids) for cache in caches] == [42, 45]
 
 
-def test_the_digest_in_the_uri_is_verified(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "x.zip", tree())
-    right = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert prepared(f"{path}#sha256={right}", tmp_path / "cache").index.digest == right
-    with pytest.raises(BadDataError, match="#sha256="):
-        prepared(f"{path}#sha256={'0' * 64}", tmp_path / "cache")
-    with pytest.raises(UsageError, match="64 hexadecimal"):
-        prepared(f"{path}#sha256=12", tmp_path / "cache")
-    folder = write_folder(tmp_path / "loose", tree())
-    with pytest.raises(BadDataError, match="#sha256="):
-        prepared(f"{folder}#sha256={'0' * 64}", tmp_path / "cache")
-
-
-def test_broken_images_are_named_and_too_many_end_it(tmp_path: Path) -> None:
+def test_max_broken(tmp_path: Path) -> None:
     files = tree() | {"some/where/train/Ants/03.jpg": b"broken", "some/where/val/Cats/00.jpg": b""}
     path = write_zip(tmp_path / "x.zip", files)
     with pytest.raises(BadDataError, match=r"2 of 42 images .* first test/Cats/00.jpg \(empty file\).* --max-broken"):
         prepared(path, tmp_path / "cache")
     cache = prepared(path, tmp_path / "cache", max_broken=0.05)
     assert [each["id"] for each in cache.index.rejected] == ["test/Cats/00.jpg", "train/Ants/03.jpg"]
-    whole = prepared(write_zip(tmp_path / "whole.zip", tree()), tmp_path / "cache")
-    kept = [row for row, name in enumerate(whole.index.ids) if name in cache.index.ids]
-    assert np.array_equal(cache.pixels, whole.pixels[kept])
+    intact = prepared(write_zip(tmp_path / "intact.zip", tree()), tmp_path / "cache")
+    kept = [row for row, name in enumerate(intact.index.ids) if name in cache.index.ids]
+    assert np.array_equal(cache.pixels, intact.pixels[kept])
     assert load(cache.folder) == cache
     with pytest.raises(BadDataError, match="--max-broken"):
         prepared(path, tmp_path / "cache")
 
 
-def test_a_damaged_member_is_a_rejected_image(tmp_path: Path) -> None:
+def test_damaged_zip_member_is_rejected(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", tree())
     data = bytearray(path.read_bytes())
     at = data.index(encoded(5)) + 400
@@ -131,7 +113,7 @@ def test_a_damaged_member_is_a_rejected_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz"])
-def test_a_truncated_archive_is_bad_data(name: str, tmp_path: Path) -> None:
+def test_truncated_archive_is_bad_data(name: str, tmp_path: Path) -> None:
     writer = write_zip if name.endswith("zip") else write_tar
     path = writer(tmp_path / name, tree())
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -140,7 +122,7 @@ def test_a_truncated_archive_is_bad_data(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "words"),
+    ("files", "message"),
     [
         ({"a/train/Ants/1.jpg": b"x"}, "holds no train/<Class>/ with"),
         ({"readme.txt": b"x"}, "nothing like it"),
@@ -150,25 +132,18 @@ def test_a_truncated_archive_is_bad_data(name: str, tmp_path: Path) -> None:
         ({"train/A/1.jpg": encoded(1), "val/A/1.jpg": encoded(2)}, "one class"),
     ],
 )
-def test_a_tree_that_is_no_data_set_is_bad_data(files: dict[str, bytes], words: str, tmp_path: Path) -> None:
-    with pytest.raises(BadDataError, match=words):
+def test_wrong_layout_is_bad_data(files: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match=message):
         prepared(write_zip(tmp_path / "x.zip", files), tmp_path / "cache")
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadDataError, match=r"nowhere.zip does not exist"):
-        prepared(tmp_path / "nowhere.zip", tmp_path)
-    with pytest.raises(UsageError, match="use s3://"):
-        prepared("ftp://host/x.zip", tmp_path)
-
-
-def test_images_in_both_splits_are_counted(tmp_path: Path) -> None:
+def test_images_in_both_splits(tmp_path: Path) -> None:
     files = tree() | {"some/where/val/Bees/00.jpg": encoded(1000)}
     assert prepared(write_zip(tmp_path / "x.zip", files), tmp_path).index.in_both_splits() == ("test/Bees/00.jpg",)
 
 
 @pytest.mark.parametrize("damage", [PIXELS, INDEX])
-def test_a_damaged_cache_is_built_anew(damage: str, tmp_path: Path) -> None:
+def test_damaged_cache_is_rebuilt(damage: str, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", tree())
     first = prepared(path, tmp_path / "cache")
     expected = first.pixels.copy()
@@ -177,13 +152,25 @@ def test_a_damaged_cache_is_built_anew(damage: str, tmp_path: Path) -> None:
     assert np.array_equal(prepared(path, tmp_path / "cache").pixels, expected)
 
 
-def test_a_disk_too_small_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("old", ['"labels": [0', '"Ants"', '"format": 3', '"side": 40'])
+def test_index_with_flipped_digit_is_rebuilt(old: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    intact = prepared(path, tmp_path / "cache")
+    file = intact.folder / INDEX
+    text = file.read_text()
+    at = text.index(old) + len(old) - 1
+    file.write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
+    assert prepared(path, tmp_path / "cache").index == intact.index
+    assert file.read_text() == text
+
+
+def test_small_disk_fails_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(ConflictError, match="--cache-dir"):
         prepared(write_zip(tmp_path / "x.zip", tree()), tmp_path / "cache")
 
 
-def test_a_stop_ends_preparing_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+def test_stop_during_prepare(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", tree())
     source = data_source.find(str(path), tmp_path / "cache", StorageOptions(), never)
     with pytest.raises(Preempted):
@@ -191,11 +178,11 @@ def test_a_stop_ends_preparing_and_leaves_nothing_half_done(tmp_path: Path) -> N
     assert len(prepared(path, tmp_path / "cache").index.ids) == 42
 
 
-def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tar_is_not_buffered_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "x.tar.gz", tree(train=200))
     held = threading.Semaphore(0)
     read = 0
-    original = tar_file._loaded
+    original = tar_file._read_member
 
     def counted(archive: Any, member: Any) -> Any:
         nonlocal read
@@ -206,7 +193,7 @@ def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
         held.acquire()
         return np.zeros((side, side, 3), np.uint8), (1, 1)
 
-    monkeypatch.setattr(tar_file, "_loaded", counted)
+    monkeypatch.setattr(tar_file, "_read_member", counted)
     monkeypatch.setattr(decode_all, "decode", slow)
     worker = threading.Thread(target=lambda: prepared(path, tmp_path / "cache"))
     worker.start()
@@ -218,3 +205,53 @@ def test_a_tar_does_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.Mo
     assert (
         json.loads(next((tmp_path / "cache" / "prepared").glob("*/index.json")).read_text())["index"]["rejected"] == []
     )
+
+
+def _prepare_in_child(path: str, cache_dir: str, barrier: Any, results: Any) -> None:
+    barrier.wait()
+    results.put(prepared(path, Path(cache_dir)).index.pixels_sha256)
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_two_jobs_prepare_at_once(scheme: str, tmp_path: Path, s3_bucket: str) -> None:
+    path: Path | str = write_zip(tmp_path / "x.zip", tree(train=40))
+    if scheme == "s3":
+        open_store(f"s3://{s3_bucket}").put("x.zip", path)
+        path = f"s3://{s3_bucket}/x.zip"
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.Queue()
+    children = [
+        context.Process(target=_prepare_in_child, args=(str(path), str(tmp_path / "cache"), barrier, results))
+        for _ in range(2)
+    ]
+    for child in children:
+        child.start()
+    digests = {results.get(timeout=60) for _ in children}
+    for child in children:
+        child.join(timeout=60)
+    assert len(digests) == 1
+    assert [child.exitcode for child in children] == [0, 0]
+
+
+def test_complete_cache_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    first = prepared(path, tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "sources")
+    (tmp_path / "cache" / "sources").touch()
+    forbidden: Any = lambda *args: pytest.fail("a lock was taken")  # noqa: E731
+    monkeypatch.setattr(build_cache, "lock", forbidden)
+    assert prepared(path, tmp_path / "cache") == first
+
+
+def test_complete_cache_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    first = prepared(path, tmp_path / "cache")
+    original = os.open
+
+    def read_only(file: Any, flags: int, *more: Any, **options: Any) -> int:
+        if str(file).startswith(str(tmp_path / "cache")) and flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, "Permission denied")  # root may write anywhere
+        return original(file, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert prepared(path, tmp_path / "cache") == first

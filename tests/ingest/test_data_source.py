@@ -1,16 +1,12 @@
-"""Where a data set comes from: what it is called, how often it is fetched and when it is believed."""
+"""How `--data` is resolved and named."""
 
 import hashlib
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from types import SimpleNamespace
 
 import pytest
 
 from inat_job.data.cache_index import Cache
-from inat_job.errors import BadDataError
+from inat_job.errors import BadDataError, UsageError
 from inat_job.ingest import build_cache, data_source
 from inat_job.signals import never
 from inat_job.storage import StorageOptions
@@ -22,36 +18,7 @@ def prepared(uri: object, cache_dir: Path, size: int = 32) -> Cache:
     return build_cache.prepare(source, cache_dir, size, 0.01, never)
 
 
-@pytest.fixture
-def web() -> Iterator[SimpleNamespace]:
-    """A server of one archive at any address, which counts how often it was sent."""
-    served = SimpleNamespace(content=b"", version="", sent=0, uri="", flips=[])
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(served.content)))
-            if served.version:
-                self.send_header("ETag", f'"{served.version}"')
-            self.end_headers()
-            if self.headers["Range"] != "bytes=0-0":
-                served.sent += 1
-                damaged = served.flips.pop() if served.flips else 0
-                self.wfile.write(served.content[:-1] + bytes([served.content[-1] ^ damaged]))
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        served.uri = f"http://127.0.0.1:{server.server_port}/x.zip"
-        yield served
-        server.shutdown()
-        thread.join()
-
-
-def test_the_source_is_the_one_that_was_named(tmp_path: Path) -> None:
+def test_index_source_is_the_named_uri(tmp_path: Path) -> None:
     one, two = (write_zip(tmp_path / name, tree()) for name in ("one.zip", "two.zip"))
     caches = [prepared(path, tmp_path / "cache") for path in (one, two)]
     assert caches[0].folder == caches[1].folder
@@ -59,7 +26,7 @@ def test_the_source_is_the_one_that_was_named(tmp_path: Path) -> None:
     assert prepared("demo:", tmp_path / "cache").index.source == "demo:"
 
 
-def test_a_message_names_the_source_of_this_run(tmp_path: Path) -> None:
+def test_message_names_this_runs_source(tmp_path: Path) -> None:
     files = tree() | {"some/where/train/Ants/03.jpg": b"broken"}
     one, two = (write_zip(tmp_path / name, files) for name in ("one.zip", "two.zip"))
     source = data_source.find(str(one), tmp_path / "cache", StorageOptions(), never)
@@ -68,74 +35,35 @@ def test_a_message_names_the_source_of_this_run(tmp_path: Path) -> None:
         prepared(two, tmp_path / "cache")
 
 
-def test_a_path_may_be_a_file_address(tmp_path: Path) -> None:
+def test_file_uri(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x y.zip", tree())
     folder = write_folder(tmp_path / "loose", tree())
     for uri, shown in (("x%20y.zip", path), ("loose", folder)):
         assert prepared(f"file://{tmp_path}/{uri}", tmp_path / "cache").index.source == str(shown)
 
 
-def test_another_signature_is_the_same_archive(web: SimpleNamespace, tmp_path: Path) -> None:
-    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
-    for signature in "ab":
-        cache = prepared(f"{web.uri}?X-Amz-Signature={signature}", tmp_path / "cache")
-        assert cache.index.source == web.uri
-    prepared(f"{web.uri}?X-Amz-Signature=c", tmp_path / "cache", size=64)
-    assert web.sent == 1
-    assert len(list((tmp_path / "cache" / "downloads").iterdir())) == 1
+def test_missing_archive_is_bad_data(tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match=r"nowhere.zip does not exist"):
+        prepared(tmp_path / "nowhere.zip", tmp_path)
+    with pytest.raises(UsageError, match="use s3://"):
+        prepared("ftp://host/x.zip", tmp_path)
 
 
-def test_without_a_version_it_is_fetched_once_a_run(web: SimpleNamespace, tmp_path: Path) -> None:
-    for run, train in enumerate((10, 11), start=1):
-        web.content = write_zip(tmp_path / "x.zip", tree(train=train)).read_bytes()
-        cache = prepared(web.uri, tmp_path / "cache")
-        assert (web.sent, cache.index.splits.count("train")) == (run, 3 * train)
+def test_folder_with_one_archive(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / ".DS_Store").touch()
+    path = write_zip(tmp_path / "in" / "x.zip", tree())
+    assert prepared(tmp_path / "in", tmp_path / "cache").index.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_download_that_was_damaged_is_fetched_again(web: SimpleNamespace, tmp_path: Path) -> None:
-    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
-    first = prepared(web.uri, tmp_path / "cache")
-    (kept,) = (tmp_path / "cache" / "downloads").glob("*/*.zip")
-    kept.write_bytes(web.content[:-1000] + bytes(1000))
-    again = prepared(web.uri, tmp_path / "cache", size=64)
-    assert (again.index.hashes, web.sent) == (first.index.hashes, 2)
-
-
-def test_what_comes_damaged_is_fetched_until_it_is_what_was_asked_for(web: SimpleNamespace, tmp_path: Path) -> None:
-    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
-    uri = f"{web.uri}#sha256={hashlib.sha256(web.content).hexdigest()}"
-    web.flips = [1, 1]
-    assert len(prepared(uri, tmp_path / "cache").index.ids) == 42
-    assert web.sent == 3
-    web.flips = [1, 1, 1]
-    with pytest.raises(BadDataError, match="it changed or is damaged"):
-        prepared(uri, tmp_path / "other")
-    assert len(prepared(uri, tmp_path / "other").index.ids) == 42
-
-
-def test_a_digest_that_is_asked_for_later_mends_what_came_damaged(web: SimpleNamespace, tmp_path: Path) -> None:
-    web.content, web.version, web.flips = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1", [1]
-    right = hashlib.sha256(web.content).hexdigest()
-    data_source.find(web.uri, tmp_path / "cache", StorageOptions(), never).identify()
-    assert prepared(f"{web.uri}#sha256={right}", tmp_path / "cache").index.digest == right
-
-
-def test_what_is_never_the_same_is_not_believed(web: SimpleNamespace, tmp_path: Path) -> None:
-    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
-    source = data_source.find(web.uri, tmp_path / "cache", StorageOptions(), never)
-    source.identify()
-    web.content = write_zip(tmp_path / "x.zip", tree(train=11)).read_bytes()
-    (kept,) = (tmp_path / "cache" / "downloads").glob("*/*.zip")
-    kept.unlink()
-    with pytest.raises(BadDataError, match=r"x.zip is not what it was.* run the same command again"):
-        source.open()
-
-
-@pytest.mark.parametrize("text", ["[]", "5", "{}", '{"version": "1"}', "[" * 100_000])
-def test_a_damaged_note_is_no_note(web: SimpleNamespace, tmp_path: Path, text: str) -> None:
-    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
-    first = prepared(web.uri, tmp_path / "cache")
-    (note,) = (tmp_path / "cache" / "sources").iterdir()
-    note.write_text(text)
-    assert prepared(web.uri, tmp_path / "cache") == first
-    assert web.sent == 1
+def test_sha256_in_uri_is_verified(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert prepared(f"{path}#sha256={right}", tmp_path / "cache").index.digest == right
+    with pytest.raises(BadDataError, match="#sha256="):
+        prepared(f"{path}#sha256={'0' * 64}", tmp_path / "cache")
+    with pytest.raises(UsageError, match="64 hexadecimal"):
+        prepared(f"{path}#sha256=12", tmp_path / "cache")
+    folder = write_folder(tmp_path / "loose", tree())
+    with pytest.raises(BadDataError, match="#sha256="):
+        prepared(f"{folder}#sha256={'0' * 64}", tmp_path / "cache")

@@ -1,11 +1,13 @@
-"""Every kind of image file decodes to what a viewer shows, and a broken one to a reason."""
+"""Every kind of image file decodes to what a viewer shows, and a broken one is rejected with a reason."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from inat_job.ingest import decode as decoding
 from inat_job.ingest.decode import Rejected, decode
 from tests.harness.made_images import encoded
 
@@ -41,33 +43,33 @@ EXPECTED = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]
     ("format", "mode"),
     [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("WEBP", "RGB"), ("GIF", "P")],
 )
-def test_colours_survive_every_format_and_mode(format: str, mode: str) -> None:
+def test_colours_in_every_format_and_mode(format: str, mode: str) -> None:
     pixels, size = decode(saved(quadrants().convert(mode), format), SIDE)
     assert (pixels.shape, pixels.dtype, size) == ((SIDE, SIDE, 3), np.uint8, (64, 48))
     assert corners(pixels) == EXPECTED
 
 
 @pytest.mark.parametrize("mode", ["L", "1"])
-def test_grey_becomes_equal_channels(mode: str) -> None:
+def test_grey_has_equal_channels(mode: str) -> None:
     pixels, _ = decode(saved(quadrants().convert(mode), "PNG"), SIDE)
     assert np.ptp(pixels, axis=2).max() == 0
     assert pixels.std() > 10
 
 
-def test_sixteen_bit_grey_keeps_its_range() -> None:
+def test_16_bit_grey() -> None:
     ramp = np.linspace(0, 65535, 64 * 48, dtype=np.uint16).reshape(48, 64)
     pixels, _ = decode(saved(Image.fromarray(ramp), "PNG"), SIDE)
     assert pixels[0].mean() < 10
     assert pixels[-1].mean() > 245
 
 
-def test_transparent_becomes_white() -> None:
+def test_transparency_becomes_white() -> None:
     pixels, _ = decode(saved(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG"), SIDE)
     assert pixels.min() == 255
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(orientation: int) -> None:
+def test_exif_orientation(orientation: int) -> None:
     upright = quadrants()
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that a viewer's must reverse
     stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
@@ -78,7 +80,7 @@ def test_exif_orientation_is_undone(orientation: int) -> None:
     assert corners(pixels) == EXPECTED
 
 
-def test_a_large_jpeg_is_the_same_image_whether_scaled_early_or_late() -> None:
+def test_jpeg_scaled_in_dct_matches_full_decode() -> None:
     large = encoded(3, (800, 600))
     early, size = decode(large, SIDE)
     late = np.asarray(Image.open(io.BytesIO(large)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
@@ -89,12 +91,41 @@ def test_a_large_jpeg_is_the_same_image_whether_scaled_early_or_late() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"no image", encoded(1)[:300], encoded(1, format="PNG")[:200], b"\xff\xd8\xff\xe0"]
 )
-def test_a_broken_file_is_rejected_with_a_reason(data: bytes) -> None:
+def test_broken_file_is_rejected(data: bytes) -> None:
     with pytest.raises(Rejected, match=r"\w+"):
         decode(data, SIDE)
 
 
-def test_a_decompression_bomb_is_rejected_before_it_unfolds() -> None:
+def test_decompression_bomb_is_rejected() -> None:
     bomb = saved(Image.new("1", (20_000, 20_000)), "PNG")
     with pytest.raises(Rejected, match="20000x20000 pixels"):
         decode(bomb, SIDE)
+
+
+def icon(content: bytes) -> bytes:
+    """An icon that claims to have 16x16 pixels, whatever its content."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(content), 22) + content
+
+
+def test_ico_and_eps_are_rejected() -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    for data in (icon(buffer.getvalue()), postscript):
+        with pytest.raises(Rejected, match="not an image in a known format"):
+            decode(data, 32)
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = (encoded(1, (width, 6000), "PNG") for width in (6000, 600))
+    unfolding: list[bool] = []
+    original = decoding._squash
+
+    def looking(pixels: np.ndarray, side: int) -> np.ndarray:
+        unfolding.append(decoding._one_large.locked())
+        return original(pixels, side)
+
+    monkeypatch.setattr(decoding, "_squash", looking)
+    decode(large, 32)
+    decode(small, 32)
+    assert unfolding == [True, False]

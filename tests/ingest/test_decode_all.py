@@ -1,4 +1,4 @@
-"""Preparing that is broken off goes on where it was, and a full disk is a sentence."""
+"""Decoding all images: an interrupted job is resumed, and a full disk is one message."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from inat_job.data import pixel_file
-from inat_job.data.cache_index import PIXELS, Cache, Index
+from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
 from inat_job.data.pixel_file import PixelFile
 from inat_job.errors import ConflictError, Preempted
 from inat_job.ingest import build_cache, data_source
@@ -37,8 +37,9 @@ def prepared(archive: Path, cache_dir: Path, stop: Callable[[], bool] = never) -
     return build_cache.prepare(source, cache_dir, 32, 0.05, stop)
 
 
-def stop_after(asked: int) -> Callable[[], bool]:
-    left = iter(range(asked))
+def stop_after(checks: int) -> Callable[[], bool]:
+    """A stop that turns true after so many checks."""
+    left = iter(range(checks))
     return lambda: next(left, None) is None
 
 
@@ -53,22 +54,22 @@ def content(cache: Cache) -> tuple[bytes, bytes]:
 
 
 class KilledError(BaseException):
-    """What nothing catches."""
+    """Stands for a kill: no code catches it."""
 
 
-@pytest.mark.parametrize("asked", [2, 11, 30])
-def test_what_was_decoded_is_not_decoded_again(archive: Path, tmp_path: Path, decoded: list[int], asked: int) -> None:
-    whole = content(prepared(archive, tmp_path / "whole"))
+@pytest.mark.parametrize("checks", [2, 11, 30])
+def test_resume_decodes_nothing_twice(archive: Path, tmp_path: Path, decoded: list[int], checks: int) -> None:
+    intact = content(prepared(archive, tmp_path / "intact"))
     assert len(decoded) == COUNT
     with pytest.raises(Preempted):
-        prepared(archive, tmp_path / "cache", stop_after(asked))
+        prepared(archive, tmp_path / "cache", stop_after(checks))
     lines = (unfinished(tmp_path / "cache") / ROWS).read_text().splitlines()
     decoded.clear()
-    assert content(prepared(archive, tmp_path / "cache")) == whole
+    assert content(prepared(archive, tmp_path / "cache")) == intact
     assert len(decoded) == COUNT - (len(lines) - 1) < COUNT
 
 
-def test_a_killed_job_is_taken_up(tmp_path: Path, decoded: list[int]) -> None:
+def test_resume_after_sigkill(tmp_path: Path, decoded: list[int]) -> None:
     archive = write_zip(tmp_path / "x.zip", tree(train=400))
     cache_dir = tmp_path / "cache"
     command = ["prepare", "--data", str(archive), "--cache-dir", str(cache_dir), "--image-size", "32"]
@@ -81,7 +82,7 @@ def test_a_killed_job_is_taken_up(tmp_path: Path, decoded: list[int]) -> None:
     child.wait()
     cache = prepared(archive, cache_dir)
     assert 0 < len(decoded) < 1212
-    assert content(cache) == content(prepared(archive, tmp_path / "whole"))
+    assert content(cache) == content(prepared(archive, tmp_path / "intact"))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_a_killed_job_is_taken_up(tmp_path: Path, decoded: list[int]) -> None:
         lambda folder: (folder / "odd").touch(),
     ],
 )
-def test_what_is_damaged_is_decoded_again(
+def test_damaged_draft_is_decoded_again(
     archive: Path, tmp_path: Path, damage: Callable[[Path], None], decoded: list[int]
 ) -> None:
     with pytest.raises(Preempted):
@@ -103,10 +104,10 @@ def test_what_is_damaged_is_decoded_again(
     damage(unfinished(tmp_path / "cache"))
     cache = prepared(archive, tmp_path / "cache")
     (cache.folder / "odd").unlink(missing_ok=True)
-    assert content(cache) == content(prepared(archive, tmp_path / "whole"))
+    assert content(cache) == content(prepared(archive, tmp_path / "intact"))
 
 
-def test_a_row_is_believed_by_its_pixels_alone(archive: Path, tmp_path: Path, decoded: list[int]) -> None:
+def test_row_with_damaged_pixels_is_decoded_again(archive: Path, tmp_path: Path, decoded: list[int]) -> None:
     with pytest.raises(Preempted):
         prepared(archive, tmp_path / "cache", stop_after(30))
     folder = unfinished(tmp_path / "cache")
@@ -117,25 +118,25 @@ def test_a_row_is_believed_by_its_pixels_alone(archive: Path, tmp_path: Path, de
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
     decoded.clear()
-    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
+    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "intact"))
     assert len(decoded) == (COUNT - len(rows) + 1) + COUNT
 
 
 @pytest.mark.parametrize("field", [1, 2])
-def test_what_is_said_of_a_row_is_covered_too(archive: Path, tmp_path: Path, field: int) -> None:
-    """A flipped digit of a hash would be another split."""
+def test_damaged_journal_line_is_decoded_again(archive: Path, tmp_path: Path, field: int) -> None:
+    """A flipped digit of a hash would change the split."""
     with pytest.raises(Preempted):
         prepared(archive, tmp_path / "cache", stop_after(30))
     file = unfinished(tmp_path / "cache") / ROWS
     lines = file.read_text().splitlines()
-    crc, _, said = lines[5].partition(" ")
-    line = json.loads(said)
-    line[field] = "0" * 64 if field == 1 else [4, 3]
-    file.write_text("\n".join([*lines[:5], f"{crc} {json.dumps(line)}", *lines[6:], ""]))
-    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
+    crc, _, text = lines[5].partition(" ")
+    fields = json.loads(text)
+    fields[field] = "0" * 64 if field == 1 else [4, 3]
+    file.write_text("\n".join([*lines[:5], f"{crc} {json.dumps(fields)}", *lines[6:], ""]))
+    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "intact"))
 
 
-def test_a_kill_while_the_journal_is_tidied_costs_nothing(
+def test_kill_during_journal_rewrite(
     archive: Path, tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Preempted):
@@ -152,11 +153,11 @@ def test_a_kill_while_the_journal_is_tidied_costs_nothing(
         with pytest.raises(KilledError):
             prepared(archive, tmp_path / "cache")
     decoded.clear()
-    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "whole"))
+    assert content(prepared(archive, tmp_path / "cache")) == content(prepared(archive, tmp_path / "intact"))
     assert len(decoded) == (COUNT - done) + COUNT
 
 
-def test_a_rejected_image_stays_rejected_when_taken_up(tmp_path: Path) -> None:
+def test_resume_keeps_rejected_images(tmp_path: Path) -> None:
     files = tree()
     files["some/where/train/Ants/00.jpg"] = b"no image"
     archive = write_zip(tmp_path / "x.zip", files)
@@ -164,20 +165,21 @@ def test_a_rejected_image_stays_rejected_when_taken_up(tmp_path: Path) -> None:
         prepared(archive, tmp_path / "cache", stop_after(40))
     cache = prepared(archive, tmp_path / "cache")
     assert [each["id"] for each in cache.index.rejected] == ["train/Ants/00.jpg"]
-    assert content(cache) == content(prepared(archive, tmp_path / "whole"))
+    assert content(cache) == content(prepared(archive, tmp_path / "intact"))
 
 
 @pytest.mark.parametrize(
-    "place", ["PixelFile.keep", "squares.digest", "_judge", "Index.save", "Path.unlink", "Path.replace"]
+    "place",
+    ["PixelFile.keep", "pixel_file.digest", "_check_rejected", "CacheIndex.save", "Path.unlink", "Path.replace"],
 )
 @pytest.mark.parametrize("late", [False, True])
-def test_an_end_at_any_point_of_publishing_changes_nothing(
+def test_kill_at_any_point_of_publishing(
     place: str, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = write_zip(tmp_path / "x.zip", {**tree(), "some/where/train/Ants/00.jpg": b"no image"})
-    whole = content(prepared(archive, tmp_path / "whole"))
+    intact = content(prepared(archive, tmp_path / "intact"))
     source = data_source.find(str(archive), tmp_path / "cache", StorageOptions(), never)
-    owner = {"Index": Index, "Path": Path, "PixelFile": PixelFile, "squares": pixel_file}.get(
+    owner = {"CacheIndex": CacheIndex, "Path": Path, "PixelFile": PixelFile, "pixel_file": pixel_file}.get(
         place.split(".")[0], build_cache
     )
     name = place.rpartition(".")[2]
@@ -192,7 +194,7 @@ def test_an_end_at_any_point_of_publishing_changes_nothing(
         patch.setattr(owner, name, killed)
         with pytest.raises(KilledError):
             build_cache.prepare(source, tmp_path / "cache", 32, 0.05, never)
-    assert content(prepared(archive, tmp_path / "cache")) == whole
+    assert content(prepared(archive, tmp_path / "cache")) == intact
 
 
 @pytest.fixture
@@ -207,13 +209,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_a_conflict_and_no_signal(
-    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_conflict_not_sigbus(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = write_zip(tmp_path / "x.zip", tree(train=100))  # 312 squares of 40 pixels are 1.5 MB
     with pytest.raises(ConflictError, match="--cache-dir .* has 1 MB free, and the decoded images need 1 MB"):
         prepared(archive, small_disk)
-    monkeypatch.setattr(build_cache, "_check_disk", lambda *_: None)  # as if another job took the space in between
+    monkeypatch.setattr(build_cache, "_check_disk", lambda *_: None)  # as if another job had taken the space since
     with pytest.raises(ConflictError, match=r"--cache-dir .* cannot be written \(No space left on device\)"):
         prepared(archive, small_disk)
     assert not list(small_disk.glob(f"prepared/*/{PIXELS}"))

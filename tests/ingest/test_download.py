@@ -1,305 +1,117 @@
-"""An archive from afar is decoded while it lands, and what befalls it on the way changes nothing of it."""
+"""An archive on a web server: how often it is downloaded, and when its bytes are trusted."""
 
 import hashlib
-import json
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
-from inat_job.data.cache_index import PIXELS, Cache
-from inat_job.errors import BadDataError, NoPermissionError, Preempted, TransientError
-from inat_job.ingest import build_cache, data_source, decode_all
-from inat_job.ingest.decode_all import ROWS
-from inat_job.signals import Stop, never
-from inat_job.storage import StorageOptions, partial_download
-from inat_job.storage.partial_download import DownloadPlan
-from tests.harness.made_images import encoded, tree, write_tar, write_zip
-from tests.harness.web_sites import Site
-
-ROOT = Path(__file__).parents[2]
-CHUNK = 2000
-COUNT = 42
-WAIT_S = 20
+from inat_job.data.cache_index import Cache
+from inat_job.errors import BadDataError
+from inat_job.ingest import build_cache, data_source
+from inat_job.signals import never
+from inat_job.storage import StorageOptions
+from tests.harness.made_images import tree, write_zip
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial_download, "plan_for", lambda size: DownloadPlan(size, CHUNK))
+def prepared(uri: object, cache_dir: Path, size: int = 32) -> Cache:
+    source = data_source.find(str(uri), cache_dir, StorageOptions(retries=0), never)
+    return build_cache.prepare(source, cache_dir, size, 0.01, never)
 
 
 @pytest.fixture
-def served(site: Site, tmp_path: Path) -> Callable[..., bytes]:
-    """Puts an archive on the server; gives its bytes."""
+def web() -> Iterator[SimpleNamespace]:
+    """A web server that sends one archive for any path, and counts how often; `flips` damage the next answers."""
+    served = SimpleNamespace(content=b"", version="", sent=0, uri="", flips=[])
 
-    def serve(name: str = "x.zip", etag: str = '"1"', **tree_of: Any) -> bytes:
-        write = write_zip if name.endswith("zip") else write_tar
-        site.files[name] = write(tmp_path / name, tree(**tree_of)).read_bytes()
-        site.etags[name] = etag
-        return site.files[name]
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(served.content)))
+            if served.version:
+                self.send_header("ETag", f'"{served.version}"')
+            self.end_headers()
+            if self.headers["Range"] != "bytes=0-0":
+                served.sent += 1
+                damaged = served.flips.pop() if served.flips else 0
+                self.wfile.write(served.content[:-1] + bytes([served.content[-1] ^ damaged]))
 
-    return serve
+        def log_message(self, *args: object) -> None:
+            pass
 
-
-def prepared(
-    uri: str, cache_dir: Path, stop: Stop = never, whole: Callable[[], None] = lambda: None, threads: int = 2
-) -> Cache:
-    source = data_source.find(uri, cache_dir, StorageOptions(retries=2, threads=threads), stop)
-    return build_cache.prepare(source, cache_dir, 32, 0.05, stop, whole)
-
-
-def content(cache: Cache) -> tuple[bytes, tuple[str, ...], str]:
-    assert sorted(path.name for path in cache.folder.iterdir()) == ["index.json", PIXELS]
-    assert not list(cache.folder.parent.glob("*.tmp"))
-    return (cache.folder / PIXELS).read_bytes(), cache.index.hashes, cache.index.digest
-
-
-def start(asked: str) -> int:
-    return int(asked.removeprefix("bytes=").split("-")[0])
-
-
-def until(happened: Callable[[], bool]) -> bool:
-    """Whether it happens in time."""
-    end = time.monotonic() + WAIT_S
-    while not happened() and time.monotonic() < end:
-        time.sleep(0.01)
-    return happened()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        served.uri = f"http://127.0.0.1:{server.server_port}/x.zip"
+        yield served
+        server.shutdown()
+        thread.join()
 
 
-def hold_folder(site: Site, size: int, happened: Callable[[], bool]) -> list[bool]:
-    """Serve the second half of an archive, but for its end, only when it has happened; gives whether it did in time."""
-    held: list[bool] = []
-
-    def before(asked: str) -> None:
-        if size // 2 < start(asked) < size - 4 * CHUNK:
-            held.append(until(happened))
-
-    site.before = before
-    return held
+def test_new_signature_is_same_archive(web: SimpleNamespace, tmp_path: Path) -> None:
+    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
+    for signature in "ab":
+        cache = prepared(f"{web.uri}?X-Amz-Signature={signature}", tmp_path / "cache")
+        assert cache.index.source == web.uri
+    prepared(f"{web.uri}?X-Amz-Signature=c", tmp_path / "cache", size=64)
+    assert web.sent == 1
+    assert len(list((tmp_path / "cache" / "downloads").iterdir())) == 1
 
 
-def test_images_are_decoded_before_the_archive_is_whole(
-    site: Site,
-    served: Callable[..., bytes],
-    tmp_path: Path,
-    decoded: list[int],
-) -> None:
-    size = len(served())
-    held = hold_folder(site, size, lambda: len(decoded) >= 10)
-    when: list[int] = []
-    cache = prepared(f"{site.url}/x.zip", tmp_path / "cache", whole=lambda: when.append(len(decoded)))
-    assert held
-    assert all(held)
-    assert len(decoded) == COUNT
-    assert when
-    assert content(cache) == content(prepared(str(tmp_path / "x.zip"), tmp_path / "local"))
-    assert site.sent == size
+def test_unversioned_archive_is_downloaded_once_per_run(web: SimpleNamespace, tmp_path: Path) -> None:
+    for run, train in enumerate((10, 11), start=1):
+        web.content = write_zip(tmp_path / "x.zip", tree(train=train)).read_bytes()
+        cache = prepared(web.uri, tmp_path / "cache")
+        assert (web.sent, cache.index.splits.count("train")) == (run, 3 * train)
 
 
-def test_a_killed_job_loses_neither_bytes_nor_rows(
-    site: Site,
-    served: Callable[..., bytes],
-    tmp_path: Path,
-    decoded: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.undo()  # a chunk is a MiB, as it is in the other process
-    size = len(served(train=800))
-    killed, third = threading.Event(), size // 3
-    site.before = lambda asked: killed.wait(WAIT_S) if third < start(asked) < 2 * third else None
-    cache_dir = tmp_path / "cache"
-    command = ["prepare", "--data", f"{site.url}/x.zip", "--cache-dir", str(cache_dir), "--image-size", "32"]
-    child = subprocess.Popen([sys.executable, str(ROOT / "entrypoint.py"), *command], stdout=subprocess.DEVNULL)
-    assert until(lambda: any(path.stat().st_size > 8000 for path in cache_dir.glob(f"prepared/*.tmp/{ROWS}")))
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not list(cache_dir.glob("downloads/*/*.zip"))  # it was on its way still
-    killed.set()
-    sent = site.sent
-    seen: list[int] = []
-    original = decode_all.decode
-    monkeypatch.setattr(decode_all, "decode", lambda data, side: seen.append(1) or original(data, side))
-    cache = prepared(f"{site.url}/x.zip", cache_dir)
-    assert site.sent < size + sent
-    assert 0 < len(seen) < len(cache.index.ids) - 30
-    assert content(cache) == content(prepared(str(tmp_path / "x.zip"), tmp_path / "local"))
+def test_damaged_download_is_repeated(web: SimpleNamespace, tmp_path: Path) -> None:
+    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
+    first = prepared(web.uri, tmp_path / "cache")
+    (kept,) = (tmp_path / "cache" / "downloads").glob("*/*.zip")
+    kept.write_bytes(web.content[:-1000] + bytes(1000))
+    again = prepared(web.uri, tmp_path / "cache", size=64)
+    assert (again.index.hashes, web.sent) == (first.index.hashes, 2)
 
 
-def test_an_object_that_changes_on_the_way_is_the_new_one(
-    site: Site,
-    served: Callable[..., bytes],
-    tmp_path: Path,
-    decoded: list[int],
-) -> None:
-    size = len(served(train=11))
-    new, old = (served(train=train) for train in (11, 10))
-
-    def before(asked: str) -> None:
-        if size // 2 < start(asked) < size - 4 * CHUNK and until(lambda: len(decoded) >= 5):
-            site.files["x.zip"], site.etags["x.zip"] = new, '"2"'
-
-    site.before = before
-    cache = prepared(f"{site.url}/x.zip", tmp_path / "cache")
-    assert content(cache)[2] == hashlib.sha256(new).hexdigest() != hashlib.sha256(old).hexdigest()
-    assert len(cache.index.ids) == 45
-    site.before = lambda asked: None
-    (tmp_path / "new.zip").write_bytes(new)
-    assert content(cache) == content(prepared(str(tmp_path / "new.zip"), tmp_path / "local"))
+def test_damaged_transfer_is_retried_until_sha256_matches(web: SimpleNamespace, tmp_path: Path) -> None:
+    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
+    uri = f"{web.uri}#sha256={hashlib.sha256(web.content).hexdigest()}"
+    web.flips = [1, 1]
+    assert len(prepared(uri, tmp_path / "cache").index.ids) == 42
+    assert web.sent == 3
+    web.flips = [1, 1, 1]
+    with pytest.raises(BadDataError, match="it changed or is damaged"):
+        prepared(uri, tmp_path / "other")
+    assert len(prepared(uri, tmp_path / "other").index.ids) == 42
 
 
-def damage(data: bytes, at: int) -> bytes:
-    """The same archive with another image in place of one, of the same length, its CRC mended."""
-    good, bad = encoded(at), bytearray(encoded(at))
-    bad[-30] ^= 1
-    crc, other = (zlib.crc32(each).to_bytes(4, "little") for each in (good, bytes(bad)))
-    assert good in data
-    return data.replace(good, bytes(bad)).replace(crc, other)
+def test_later_sha256_replaces_damaged_download(web: SimpleNamespace, tmp_path: Path) -> None:
+    web.content, web.version, web.flips = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1", [1]
+    right = hashlib.sha256(web.content).hexdigest()
+    data_source.find(web.uri, tmp_path / "cache", StorageOptions(), never).identify()
+    assert prepared(f"{web.uri}#sha256={right}", tmp_path / "cache").index.digest == right
 
 
-def test_what_came_of_damaged_bytes_is_not_kept(
-    site: Site,
-    served: Callable[..., bytes],
-    tmp_path: Path,
-    decoded: list[int],
-) -> None:
-    right = served()
-    site.files["x.zip"] = damage(right, 1003)
-    fetched: list[str] = []
-
-    def before(asked: str) -> None:
-        fetched.append(asked)
-        if fetched.count("bytes=0-1999") > 1:
-            site.files["x.zip"] = right
-
-    site.before = before
-    cache = prepared(f"{site.url}/x.zip#sha256={hashlib.sha256(right).hexdigest()}", tmp_path / "cache")
-    assert content(cache) == content(prepared(str(tmp_path / "x.zip"), tmp_path / "local"))
+def test_archive_changed_since_hashing_is_bad_data(web: SimpleNamespace, tmp_path: Path) -> None:
+    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
+    source = data_source.find(web.uri, tmp_path / "cache", StorageOptions(), never)
+    source.identify()
+    web.content = write_zip(tmp_path / "x.zip", tree(train=11)).read_bytes()
+    (kept,) = (tmp_path / "cache" / "downloads").glob("*/*.zip")
+    kept.unlink()
+    with pytest.raises(BadDataError, match=r"x.zip no longer has the sha256.* run the same command again"):
+        source.open()
 
 
-def test_rows_of_an_earlier_job_are_believed_by_the_bytes_that_they_came_of(
-    site: Site,
-    served: Callable[..., bytes],
-    tmp_path: Path,
-    decoded: list[int],
-) -> None:
-    right = served()
-    site.files["x.zip"] = damage(right, 3)
-    stopped = threading.Event()
-    hold_folder(site, len(right), lambda: len(decoded) >= 10 and (stopped.set() or True))
-    with pytest.raises(Preempted):
-        prepared(f"{site.url}/x.zip", tmp_path / "cache", stopped.is_set)
-    rows = next((tmp_path / "cache").glob(f"prepared/*.tmp/{ROWS}")).read_text().splitlines()[1:]
-    assert hashlib.sha256(encoded(3)).hexdigest() not in {json.loads(row.partition(" ")[2])[1] for row in rows}
-    for path in (tmp_path / "cache" / "downloads").glob("*/*"):
-        path.unlink()
-    site.files["x.zip"], site.before = right, lambda asked: None
-    decoded.clear()
-    cache = prepared(f"{site.url}/x.zip", tmp_path / "cache")
-    assert content(cache) == content(prepared(str(tmp_path / "x.zip"), tmp_path / "other", threads=1))
-    assert len(decoded) < 2 * COUNT
-
-
-def test_a_stop_ends_the_pull_too(site: Site, served: Callable[..., bytes], tmp_path: Path) -> None:
-    size = len(served())
-    stopped = threading.Event()
-    site.before = lambda asked: stopped.wait(WAIT_S) if start(asked) > size // 2 else None  # type: ignore[assignment, return-value]
-    threading.Timer(0.5, stopped.set).start()
-    begun = time.monotonic()
-    with pytest.raises(Preempted):
-        prepared(f"{site.url}/x.zip", tmp_path / "cache", stopped.is_set)
-    assert time.monotonic() - begun < 5
-    assert until(lambda: not [each for each in threading.enumerate() if each.name == "pull"])
-
-
-@pytest.mark.parametrize(("status", "error"), [(403, NoPermissionError), (404, BadDataError), (503, TransientError)])
-def test_what_ends_the_pull_is_told(
-    status: int,
-    error: type[Exception],
-    site: Site,
-    served: Callable[..., bytes],
-    tmp_path: Path,
-    decoded: list[int],
-) -> None:
-    size = len(served())
-
-    def before(asked: str) -> None:
-        if size // 2 < start(asked) < size - 4 * CHUNK and until(lambda: len(decoded) >= 5):
-            site.statuses["x.zip"] = status
-
-    site.before = before
-    with pytest.raises(error, match=r"x\.zip"):
-        prepared(f"{site.url}/x.zip", tmp_path / "cache")
-    site.statuses.clear()
-    site.before = lambda asked: None
-    assert len(prepared(f"{site.url}/x.zip", tmp_path / "cache").index.ids) == COUNT
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda data: data[: len(data) // 2],
-        lambda data: data.replace(b"/train/", b"/other/"),
-        lambda data: data.replace(b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0"),
-        lambda data: data[:-22] + bytes(22),
-        lambda data: b"",
-    ],
-)
-def test_an_archive_that_is_none_is_told_as_if_it_were_here(
-    spoil: Callable[[bytes], bytes],
-    site: Site,
-    served: Callable[..., bytes],
-    tmp_path: Path,
-) -> None:
-    site.files["x.zip"] = spoil(served())
-    (tmp_path / "x.zip").write_bytes(site.files["x.zip"])
-    words = []
-    for uri in (f"{site.url}/x.zip", str(tmp_path / "x.zip")):
-        with pytest.raises(BadDataError) as caught:
-            prepared(uri, tmp_path / "cache")
-        words.append(str(caught.value).split("x.zip", 1)[1])
-    assert words[0] == words[1]
-
-
-def test_a_server_without_ranges_is_waited_for(
-    site: Site,
-    served: Callable[..., bytes],
-    tmp_path: Path,
-) -> None:
-    served()
-    site.ranges = False
-    cache = prepared(f"{site.url}/x.zip", tmp_path / "cache")
-    assert content(cache) == content(prepared(str(tmp_path / "x.zip"), tmp_path / "local"))
-
-
-def test_the_same_images_from_two_places_are_published_once(
-    site: Site,
-    served: Callable[..., bytes],
-    tmp_path: Path,
-) -> None:
-    served()
-    served("y.zip")
-    one, two = (prepared(f"{site.url}/{name}.zip", tmp_path / "cache") for name in "xy")
-    assert one.folder == two.folder
-    assert content(one) == content(two)
-
-
-def test_what_is_fetched_again_is_hashed_again(
-    site: Site,
-    served: Callable[..., bytes],
-    tmp_path: Path,
-) -> None:
-    right = served()
-    prepared(f"{site.url}/x.zip", tmp_path / "cache")
-    for folder in ("downloads", "prepared"):
-        shutil.rmtree(tmp_path / "cache" / folder)
-    site.files["x.zip"] = damage(right, 3)
-    with pytest.raises(BadDataError, match="is not what it was"):
-        prepared(f"{site.url}/x.zip", tmp_path / "cache")
+@pytest.mark.parametrize("text", ["[]", "5", "{}", '{"version": "1"}', "[" * 100_000])
+def test_damaged_digest_note_is_ignored(web: SimpleNamespace, tmp_path: Path, text: str) -> None:
+    web.content, web.version = write_zip(tmp_path / "x.zip", tree()).read_bytes(), "1"
+    first = prepared(web.uri, tmp_path / "cache")
+    (note,) = (tmp_path / "cache" / "sources").iterdir()
+    note.write_text(text)
+    assert prepared(web.uri, tmp_path / "cache") == first
+    assert web.sent == 1

@@ -1,4 +1,4 @@
-"""A look at a data set, wherever it is: what it tells, what it refuses, and how little it fetches."""
+"""Inspecting data sets everywhere: what is reported, what is refused, and how little is downloaded."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from inat_job.errors import BadDataError, NoPermissionError, UsageError
 from inat_job.ingest import inspect
 from inat_job.ingest.build_cache import prepare
 from inat_job.ingest.data_source import find
-from inat_job.ingest.inspect import look
+from inat_job.ingest.inspect import summarise
 from inat_job.signals import never
 from inat_job.storage import StorageOptions, open_store
 from tests.harness.made_images import tree, write_folder, write_tar, write_zip
@@ -20,81 +20,82 @@ from tests.harness.web_sites import Site
 
 OPTIONS = StorageOptions(retries=0)
 FILES = tree(train=10, test=4)  # 3 classes
-PIXELS = 3 * 14 * 40 * 40 * 3  # at 32 pixels, of which 1.15 times are kept
+PIXELS = 3 * 14 * 40 * 40 * 3  # 42 squares of 40 pixels, for an input of 32
 
 
-def at(uri: object, cache: Path) -> inspect.DataSetSummary:
-    return look(str(uri), cache, 32, OPTIONS)
+def inspected(uri: object, cache: Path) -> inspect.DataSetSummary:
+    return summarise(str(uri), cache, 32, OPTIONS)
 
 
-def test_local_data_are_counted(tmp_path: Path) -> None:
+def test_local_images_are_counted(tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
     archive = write_zip(tmp_path / "alone" / "x.zip", FILES)
     for uri in (archive, archive.parent, write_folder(tmp_path / "folder", FILES)):
-        found = at(uri, tmp_path / "cache")
+        found = inspected(uri, tmp_path / "cache")
         assert "42 images of 3 classes" in found.text
         assert (found.fetched, found.decoded, found.doubt) == (0, PIXELS, "")
     assert not (tmp_path / "cache").exists()
 
 
-def test_an_archive_far_away_is_known_by_its_end(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect, "_TAIL", 8_000)
+def test_remote_zip_is_counted_from_its_end(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect, "_TAIL_BYTES", 8_000)
     data = write_zip(tmp_path / "x.zip", {"padding.bin": os.urandom(10**6), **FILES}).read_bytes()
     site.files["x.zip"], site.etags["x.zip"] = data, '"v"'
-    found = at(f"{site.url}/x.zip", tmp_path / "cache")
+    found = inspected(f"{site.url}/x.zip", tmp_path / "cache")
     assert "42 images of 3 classes" in found.text
     assert (found.fetched, found.decoded) == (len(data), PIXELS)
     assert site.sent < 10_000
 
 
-def test_in_a_bucket_an_archive_and_loose_files_are_counted(s3_bucket: str, tmp_path: Path) -> None:
+def test_s3_archive_and_loose_files_are_counted(s3_bucket: str, tmp_path: Path) -> None:
     store = open_store(f"s3://{s3_bucket}")
     size = store.put("x.zip", write_zip(tmp_path / "x.zip", FILES)).size
-    found = at(f"s3://{s3_bucket}/x.zip", tmp_path / "cache")
+    found = inspected(f"s3://{s3_bucket}/x.zip", tmp_path / "cache")
     assert ("42 images of 3 classes" in found.text, found.fetched) == (True, size)
     for name, content in FILES.items():
         store.put(f"loose/{name}", content)
-    found = at(f"s3://{s3_bucket}/loose", tmp_path / "cache")
+    found = inspected(f"s3://{s3_bucket}/loose", tmp_path / "cache")
     assert ("42 images of 3 classes" in found.text, found.fetched, found.decoded) == (True, 0, PIXELS)
 
 
-def test_what_cannot_be_counted_is_told(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tar = write_tar(tmp_path / "x.tar", FILES)
-    assert (at(tar, tmp_path).decoded, bool(at(tar, tmp_path).doubt)) == (None, True)
-    site.files["x.zip"] = write_zip(tmp_path / "x.zip", FILES).read_bytes()  # of no version
-    assert at(f"{site.url}/x.zip", tmp_path).fetched is None
+def test_uncountable_data_sets_say_why(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = inspected(write_tar(tmp_path / "x.tar", FILES), tmp_path)
+    assert (found.decoded, bool(found.doubt)) == (None, True)
+    site.files["x.zip"] = write_zip(tmp_path / "x.zip", FILES).read_bytes()  # without a version
+    assert inspected(f"{site.url}/x.zip", tmp_path).fetched is None
     site.etags["x.zip"], site.ranges = '"v"', False
-    assert (at(f"{site.url}/x.zip", tmp_path).decoded, bool(at(f"{site.url}/x.zip", tmp_path).doubt)) == (None, True)
-    monkeypatch.setattr(inspect, "MOST_LISTED", 5)
-    found = at(write_folder(tmp_path / "folder", FILES), tmp_path)
+    found = inspected(f"{site.url}/x.zip", tmp_path)
+    assert (found.decoded, bool(found.doubt)) == (None, True)
+    monkeypatch.setattr(inspect, "MAX_LISTED", 5)
+    found = inspected(write_folder(tmp_path / "folder", FILES), tmp_path)
     assert (found.decoded, " files or more" in found.text) == (None, True)
-    monkeypatch.setattr(inspect, "_TAIL", 200)  # less than the directory
-    assert at(tmp_path / "x.zip", tmp_path).decoded is None
+    monkeypatch.setattr(inspect, "_TAIL_BYTES", 200)  # less than the directory
+    assert inspected(tmp_path / "x.zip", tmp_path).decoded is None
 
 
-def test_what_is_decoded_already_takes_no_room(tmp_path: Path) -> None:
+def test_decoded_archive_needs_no_space(tmp_path: Path) -> None:
     archive, cache = str(write_zip(tmp_path / "x.zip", FILES)), tmp_path / "cache"
     prepare(find(archive, cache, OPTIONS, never), cache, 32, 0.0, never)
-    found = at(archive, cache)
+    found = inspected(archive, cache)
     assert (found.fetched, found.decoded, "already" in found.text) == (0, 0, True)
-    assert look(archive, cache, 64, OPTIONS).decoded
+    assert summarise(archive, cache, 64, OPTIONS).decoded
 
 
-def test_what_is_fetched_already_is_not_fetched_again(s3_bucket: str, tmp_path: Path) -> None:
+def test_downloaded_archive_needs_no_download(s3_bucket: str, tmp_path: Path) -> None:
     open_store(f"s3://{s3_bucket}").put("x.zip", write_zip(tmp_path / "x.zip", FILES))
     uri, cache = f"s3://{s3_bucket}/x.zip", tmp_path / "cache"
     assert find(uri, cache, OPTIONS, never).identify()
-    assert at(uri, cache).fetched == 0
+    assert inspected(uri, cache).fetched == 0
 
 
-def test_the_demo_is_made_later(tmp_path: Path) -> None:
-    assert at("demo:", tmp_path / "cache").fetched == 0
+def test_demo_is_not_generated(tmp_path: Path) -> None:
+    assert inspected("demo:", tmp_path / "cache").fetched == 0
     assert not (tmp_path / "cache").exists()
 
 
-def test_missing_cut_short_or_something_else(tmp_path: Path, s3_bucket: str) -> None:
-    whole = write_zip(tmp_path / "x.zip", FILES).read_bytes()
-    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+def test_missing_truncated_and_wrong_files_are_bad_data(tmp_path: Path, s3_bucket: str) -> None:
+    intact = write_zip(tmp_path / "x.zip", FILES).read_bytes()
+    (tmp_path / "cut.zip").write_bytes(intact[: len(intact) // 2])
     (tmp_path / "page.zip").write_bytes(b"<html>Not found</html>")
     (tmp_path / "empty").mkdir()
     (tmp_path / "nothing.zip").touch()
@@ -109,18 +110,18 @@ def test_missing_cut_short_or_something_else(tmp_path: Path, s3_bucket: str) -> 
     missing += (tmp_path / "nothing.zip", f"s3://{s3_bucket}/nothing.zip")
     for uri in (tmp_path / "cut.zip", tmp_path / "page.zip", tmp_path / "empty", other, *missing):
         with pytest.raises(BadDataError):
-            at(uri, tmp_path / "cache")
+            inspected(uri, tmp_path / "cache")
     with pytest.raises(UsageError):
-        at("ftp://host/x.zip", tmp_path)
+        inspected("ftp://host/x.zip", tmp_path)
 
 
-def test_what_may_not_be_read(site: Site, tmp_path: Path) -> None:
+def test_forbidden_archive(site: Site, tmp_path: Path) -> None:
     site.files["x.zip"], site.statuses["x.zip"] = b"x", 403
     with pytest.raises(NoPermissionError):
-        at(f"{site.url}/x.zip?X-Amz-Signature=secret", tmp_path)
+        inspected(f"{site.url}/x.zip?X-Amz-Signature=secret", tmp_path)
 
 
-def test_damage_in_the_directory_is_no_bug(tmp_path: Path) -> None:
+def test_damaged_zip_directory(tmp_path: Path) -> None:
     good = write_zip(tmp_path / "x.zip", FILES).read_bytes()
     start = zipfile.ZipFile(io.BytesIO(good)).start_dir
     ends = []
@@ -129,13 +130,13 @@ def test_damage_in_the_directory_is_no_bug(tmp_path: Path) -> None:
         bad[at_byte] ^= 0xFF
         (tmp_path / "bad.zip").write_bytes(bad)
         try:
-            ends.append(at(tmp_path / "bad.zip", tmp_path / "cache").fetched)
+            ends.append(inspected(tmp_path / "bad.zip", tmp_path / "cache").fetched)
         except BadDataError:
             ends.append(None)
-    assert {*ends} == {None, 0}, "some of it is seen, and some only by reading all"
+    assert {*ends} == {None, 0}, "some damage is found, and some only by reading all of the archive"
 
 
-def test_a_tar_is_read_a_little(tmp_path: Path) -> None:
+def test_tar_is_sampled(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("empty"))
-    assert at(tmp_path / "x.tar.gz", tmp_path).decoded is None
+    assert inspected(tmp_path / "x.tar.gz", tmp_path).decoded is None

@@ -113,7 +113,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> set[Call]:
 def bucket(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A bucket with an archive and loose files, to which all but the smallest objects are uploaded in parts."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(multipart_upload, "WHOLE_LIMIT", 20_000)
+    monkeypatch.setattr(multipart_upload, "SINGLE_REQUEST_LIMIT", 20_000)
     files = tree(train=20, test=5)
     archive = write_zip(tmp_path / "x.zip", files)
     store = open_store(f"s3://{s3_bucket}/data", StorageOptions(), role="output")

@@ -32,10 +32,10 @@ def child(mode: str, arguments: list[str]) -> None:
     spent = {"blocked_s": 0.0, "background_s": 0.0, "taken": 0}
     if mode == "with":
         _timed(CheckpointCallback, "_take", time.perf_counter, spent, "blocked_s")
-        _timed(Uploader, "_store", time.thread_time, spent, "background_s")
+        _timed(Uploader, "_upload", time.thread_time, spent, "background_s")
     else:
         Uploader.save = lambda self, manifest, write, deferred: manifest  # type: ignore[method-assign]
-        Uploader.amend = lambda self, manifest: None  # type: ignore[method-assign]
+        Uploader.update_manifest = lambda self, manifest: None  # type: ignore[method-assign]
     begun: dict[str, float] = {}
     _moments(CheckpointCallback, begun)
     sys.argv = ["entrypoint.py", *arguments]

@@ -1,3 +1,5 @@
+"""An exported model is rebuilt bit for bit, and a damaged one refused."""
+
 import json
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from inat_job.models.five_block import FiveBlockSpec, build_five_block
 from inat_job.models.strategies import Architecture
 
 SPEC = FiveBlockSpec((4, 4, 8, 8, 8), (3, 3, 2, 3, 3), "silu", 6, "gap", True, 0.1, 32, 3)
-SAID = {"classes": ["a", "b", "c"], "preprocessing": {"image_size": 32, "eval_crop": 0.95}}
+DESCRIPTION_FIELDS = {"classes": ["a", "b", "c"], "preprocessing": {"image_size": 32, "eval_crop": 0.95}}
 PIXELS = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -21,26 +23,26 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
     return build_five_block(SPEC) if request.param == "five blocks" else build_backbone("shufflenet_v2_x0_5", 3, 32)
 
 
-def test_what_comes_back_gives_the_same_logits_and_description(architecture: Architecture, tmp_path: Path):
+def test_loaded_model_has_the_same_logits_and_description(architecture: Architecture, tmp_path: Path):
     architecture.network.get_submodule("preprocess").normalise_by((0.5,) * 3, (0.5,) * 3)
-    architecture.network(PIXELS)  # batch norms move
-    export(architecture, tmp_path, SAID)
+    architecture.network(PIXELS)  # so that batch norm statistics change
+    export(architecture, tmp_path, DESCRIPTION_FIELDS)
     network, description = load_exported(tmp_path)
     assert not network.training
-    assert {name: description[name] for name in SAID} == SAID
+    assert {name: description[name] for name in DESCRIPTION_FIELDS} == DESCRIPTION_FIELDS
     assert torch.equal(network(PIXELS), architecture.network.eval()(PIXELS))
 
 
-def test_the_bytes_depend_on_the_weights_alone(architecture: Architecture, tmp_path: Path):
-    export(architecture, tmp_path / "one", SAID)
+def test_safetensors_bytes_depend_on_the_weights_alone(architecture: Architecture, tmp_path: Path):
+    export(architecture, tmp_path / "one", DESCRIPTION_FIELDS)
     architecture.network.to(memory_format=torch.channels_last)
     architecture.network.eval()
     export(architecture, tmp_path / "other", {"classes": ["x", "y", "z"]})
     assert (tmp_path / "one" / WEIGHTS).read_bytes() == (tmp_path / "other" / WEIGHTS).read_bytes()
 
 
-def test_loading_leaves_the_random_state_alone(architecture: Architecture, tmp_path: Path):
-    export(architecture, tmp_path, SAID)
+def test_loading_does_not_change_the_random_state(architecture: Architecture, tmp_path: Path):
+    export(architecture, tmp_path, DESCRIPTION_FIELDS)
     before = torch.get_rng_state()
     load_exported(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
@@ -58,22 +60,22 @@ def _describe(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         _flip_a_byte,
         lambda folder: (folder / WEIGHTS).unlink(),
         lambda folder: (folder / DESCRIPTION).unlink(),
         lambda folder: (folder / DESCRIPTION).write_text("{"),
         lambda folder: _describe(folder, format_version=2),
-        lambda folder: _describe(folder, architecture={"kind": "unheard of"}),
+        lambda folder: _describe(folder, architecture={"kind": "unknown"}),
         lambda folder: _describe(folder, architecture={"kind": "five_block", "filters": [1]}),
         lambda folder: _describe(folder, architecture=None),
         lambda folder: _describe(folder, architecture={**build_five_block(SPEC).blueprint, "dense": 7}),
     ],
     ids=["flipped", "no weights", "no description", "cut", "version", "kind", "fields", "none", "other shape"],
 )
-def test_a_spoilt_folder_is_bad_data(spoil: object, tmp_path: Path):
-    export(build_five_block(SPEC), tmp_path, SAID)
-    spoil(tmp_path)
+def test_damaged_export_is_bad_data(damage: object, tmp_path: Path):
+    export(build_five_block(SPEC), tmp_path, DESCRIPTION_FIELDS)
+    damage(tmp_path)
     with pytest.raises(BadDataError, match="export it again"):
         load_exported(tmp_path)

@@ -1,4 +1,4 @@
-"""A network that is cut behind its frozen stem computes what it computed whole."""
+"""A network cut after its frozen stem computes exactly what the whole network does."""
 
 import dataclasses
 
@@ -9,22 +9,22 @@ from hypothesis import strategies as st
 
 from inat_job.models.backbones import build_backbone
 from inat_job.models.five_block import FiveBlockSpec, build_five_block
-from inat_job.models.frozen_stem import Indivisible, digest, split
-from inat_job.models.strategies import Architecture, apply_strategy, epochs_alike
+from inat_job.models.frozen_stem import CannotCutError, cut_stem, stem_digest
+from inat_job.models.strategies import Architecture, apply_strategy, epochs_with_initial_stages
 
 SPEC = FiveBlockSpec((4,) * 5, (3,) * 5, "relu", 64, "gap", True, 0.5, 32, 3)
 PIXELS = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "googlenet", "efficientnet_b0", "swin_t", "vgg11"])
-def test_the_halves_of_every_family_are_the_whole(name: str) -> None:
+def test_stem_and_tail_compute_what_the_network_does(name: str) -> None:
     architecture = build_backbone(name, 3, 64)
     for n_trainable in range(len(architecture.stages)):
         apply_strategy(architecture, n_trainable)
-        cut = split(architecture, n_trainable)
+        cut = cut_stem(architecture, n_trainable)
         architecture.network.eval()
         with torch.no_grad():
-            assert torch.equal(cut.tail(cut.stem(PIXELS)), architecture.network(PIXELS)), cut.at
+            assert torch.equal(cut.tail(cut.stem(PIXELS)), architecture.network(PIXELS)), cut.cut_at
         assert not any(each.requires_grad for each in cut.stem.parameters())
         trained = {id(each) for each in architecture.network.parameters() if each.requires_grad}
         assert trained <= {id(each) for each in cut.tail.parameters()}
@@ -32,43 +32,44 @@ def test_the_halves_of_every_family_are_the_whole(name: str) -> None:
 
 @given(st.integers(0, 5))
 @settings(max_examples=6)
-def test_dropout_and_moving_statistics_stay_behind_the_cut(n_trainable: int) -> None:
+def test_stem_has_no_dropout_and_no_moving_statistics(n_trainable: int) -> None:
     architecture = build_five_block(SPEC)
     apply_strategy(architecture, n_trainable)
-    cut = split(architecture, n_trainable)
+    cut = cut_stem(architecture, n_trainable)
     pixels = PIXELS[:, :, :32, :32]
     assert torch.equal(cut.stem(pixels), cut.stem(pixels))
     features = cut.stem(pixels).detach()
     torch.manual_seed(0)
     one = cut.tail(features)
     torch.manual_seed(1)
-    assert not torch.equal(one, cut.tail(features))  # the dropout before the output layer is at work
+    assert not torch.equal(one, cut.tail(features))  # because of the dropout before the output layer
 
 
-def test_a_stem_is_known_by_what_it_computes() -> None:
+def test_stem_digest_depends_on_weights_and_statistics_of_the_stem() -> None:
     torch.manual_seed(0)
     one = build_backbone("resnet18", 3, 64)
-    before = digest(split(one, 0).stem)
+    before = stem_digest(cut_stem(one, 0).stem)
     with torch.no_grad():
         one.network.get_parameter("backbone.fc.weight").add_(1)
-    assert digest(split(one, 0).stem) == before
+    assert stem_digest(cut_stem(one, 0).stem) == before
     one.network.get_buffer("backbone.bn1.running_mean").add_(1)
-    assert digest(split(one, 0).stem) != before
-    assert digest(split(one, 1).stem) != before
+    assert stem_digest(cut_stem(one, 0).stem) != before
+    assert stem_digest(cut_stem(one, 1).stem) != before
 
 
-def test_a_network_whose_operations_cannot_be_listed_is_not_cut() -> None:
-    class Odd(torch.nn.Module):
+def test_untraceable_network_cannot_be_cut() -> None:
+    class DataDependent(torch.nn.Module):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return pixels if pixels.sum() > 0 else -pixels
 
-    with pytest.raises(Indivisible, match="cannot be listed"):
-        split(Architecture("odd", Odd(), stages=((),), head=("head",)), 0)
+    with pytest.raises(CannotCutError, match="cannot be listed"):
+        cut_stem(Architecture("data dependent", DataDependent(), stages=((),), head=("head",)), 0)
 
 
-def test_epochs_alike_are_those_before_the_first_opening() -> None:
+def test_epochs_with_initial_stages_end_when_a_stage_is_unfrozen() -> None:
     cut = build_five_block(SPEC)
     by_strategy = {
-        name: epochs_alike(dataclasses.replace(cut, strategy=name), 20) for name in ("head", "last-k", "gradual")
+        name: epochs_with_initial_stages(dataclasses.replace(cut, strategy=name), 20)
+        for name in ("head", "last-k", "gradual")
     }
     assert by_strategy == {"head": 20, "last-k": 20, "gradual": 2}

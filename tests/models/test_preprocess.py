@@ -1,3 +1,5 @@
+"""The first layer of every network is torchvision's normalisation, without a copy in between."""
+
 import torch
 from torchvision.transforms.v2.functional import normalize, to_dtype
 
@@ -8,22 +10,22 @@ def _pixels() -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_is_what_torchvision_does_to_its_own_weights_images():
+def test_preprocess_equals_torchvisions_normalisation():
     expected = normalize(to_dtype(_pixels(), torch.float32, scale=True), list(IMAGENET_MEAN), list(IMAGENET_STD))
     torch.testing.assert_close(Preprocess()(_pixels()), expected, atol=2e-6, rtol=1e-5)
 
 
-def test_floats_in_0_to_255_give_the_same_as_bytes():
+def test_float_pixels_give_the_same_as_uint8():
     assert torch.equal(Preprocess()(_pixels().float()), Preprocess()(_pixels()))
 
 
-def test_keeps_the_memory_format():
+def test_preprocess_keeps_the_memory_format():
     normalised = Preprocess()(_pixels().contiguous(memory_format=torch.channels_last))
     assert normalised.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(normalised, Preprocess()(_pixels()))
 
 
-def test_other_statistics_travel_with_the_state_dict():
+def test_statistics_are_saved_in_the_state_dict():
     half = Preprocess()
     half.normalise_by((0.5,) * 3, (0.5,) * 3)
     restored = Preprocess()

@@ -1,3 +1,5 @@
+"""Fine-tuning strategies: what trains at which epoch, and the optimiser's groups."""
+
 import dataclasses
 from itertools import pairwise
 
@@ -12,10 +14,10 @@ from inat_job.models.five_block import FiveBlockSpec, build_five_block
 from inat_job.models.strategies import (
     Architecture,
     apply_strategy,
-    open_stages,
+    has_prefix,
     parameter_groups,
+    trainable_stage_count,
     trainable_stages,
-    under,
 )
 
 STRATEGIES = ("head", "last-k", "gradual", "full")
@@ -24,8 +26,8 @@ STRATEGIES = ("head", "last-k", "gradual", "full")
 SPEC = FiveBlockSpec((4,) * 5, (3,) * 5, "relu", 8, "gap", True, 0.2, 32, 3)
 
 
-def _cut(strategy: str, last_k: int = 1, layer_decay: float = 0.5) -> Architecture:
-    """Part A's network, which is cut as a backbone is and trains quickly."""
+def _network(strategy: str, last_k: int = 1, layer_decay: float = 0.5) -> Architecture:
+    """Part A's network, which has stages like a backbone and trains quickly."""
     return dataclasses.replace(build_five_block(SPEC), strategy=strategy, last_k=last_k, layer_decay=layer_decay)
 
 
@@ -49,50 +51,50 @@ def _state(architecture: Architecture) -> dict[str, torch.Tensor]:
     return {name: each.clone() for name, each in architecture.network.state_dict().items()}
 
 
-def test_head_moves_no_bit_of_the_backbone():
+def test_head_strategy_changes_only_the_head():
     architecture = dataclasses.replace(build_backbone("resnet18", 3, 32), strategy="head")
     before = _state(architecture)
     _train(architecture, epochs=2, steps=1)
     assert _changed(architecture, before) == {"backbone.fc.weight", "backbone.fc.bias"}
 
 
-def test_last_k_moves_the_last_stages_with_their_buffers_only():
-    architecture = _cut("last-k", last_k=2)
+def test_last_k_changes_only_the_last_stages_and_their_buffers():
+    architecture = _network("last-k", last_k=2)
     before = _state(architecture)
     _train(architecture, epochs=1)
-    learnt = ("blocks.3", "blocks.4", "dense", "output")
-    assert _changed(architecture, before) == {name for name in before if under(name, learnt)}
+    trained = ("blocks.3", "blocks.4", "dense", "output")
+    assert _changed(architecture, before) == {name for name in before if has_prefix(name, trained)}
 
 
-def test_full_moves_everything_but_the_preprocessing():
-    architecture = _cut("full")
+def test_full_strategy_changes_everything_but_the_preprocessing():
+    architecture = _network("full")
     before = _state(architecture)
     _train(architecture, epochs=1)
     assert set(before) - _changed(architecture, before) == {"preprocess.mean", "preprocess.std"}
 
 
-def test_gradual_opens_stage_after_stage_from_the_last():
-    architecture = _cut("gradual")
-    opened = []
+def test_gradual_strategy_unfreezes_stages_from_the_last():
+    architecture = _network("gradual")
+    unfrozen = []
     for epoch in range(12):
         apply_strategy(architecture, trainable_stages(architecture, epoch, 12))
         learning = [name for name, each in architecture.network.named_parameters() if each.requires_grad]
-        opened.append(sum(any(under(name, stage) for name in learning) for stage in architecture.stages))
+        unfrozen.append(sum(any(has_prefix(name, stage) for name in learning) for stage in architecture.stages))
         training = [name for name, each in architecture.network.named_modules() if each.training]
-        for stage in architecture.stages[: 5 - opened[-1]]:
-            assert not any(under(name, stage) for name in training)
-        for stage in architecture.stages[5 - opened[-1] :]:
+        for stage in architecture.stages[: 5 - unfrozen[-1]]:
+            assert not any(has_prefix(name, stage) for name in training)
+        for stage in architecture.stages[5 - unfrozen[-1] :]:
             assert all(prefix in training for prefix in stage)
-    assert opened == [0, 0, 1, 2, 3, 4, 5, 5, 5, 5, 5, 5]
+    assert unfrozen == [0, 0, 1, 2, 3, 4, 5, 5, 5, 5, 5, 5]
 
 
-def test_modes_and_gradients_do_not_depend_on_what_was_before():
-    architecture = _cut("full")
+def test_apply_strategy_does_not_depend_on_earlier_modes():
+    architecture = _network("full")
     apply_strategy(architecture, 5)
     apply_strategy(architecture, 1)
     architecture.network.eval()
     apply_strategy(architecture, 3)
-    fresh = _cut("full")
+    fresh = _network("full")
     apply_strategy(fresh, 3)
     for one, other in zip(architecture.network.modules(), fresh.network.modules(), strict=True):
         assert one.training == other.training
@@ -101,8 +103,8 @@ def test_modes_and_gradients_do_not_depend_on_what_was_before():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_groups_hold_exactly_what_ever_trains_once(strategy: str):
-    architecture = _cut(strategy, last_k=2)
+def test_parameter_groups_hold_each_trained_parameter_once(strategy: str):
+    architecture = _network(strategy, last_k=2)
     grouped = [id(each) for group in parameter_groups(architecture, lr=1, weight_decay=1) for each in group["params"]]
     ever: set[int] = set()
     for epoch in range(10):
@@ -112,8 +114,8 @@ def test_groups_hold_exactly_what_ever_trains_once(strategy: str):
     assert set(grouped) == ever
 
 
-def test_groups_are_the_same_at_every_epoch():
-    architecture = _cut("gradual")
+def test_parameter_groups_are_the_same_at_every_epoch():
+    architecture = _network("gradual")
 
     def groups(epoch: int) -> list[list[int]]:
         apply_strategy(architecture, trainable_stages(architecture, epoch, 10))
@@ -122,8 +124,8 @@ def test_groups_are_the_same_at_every_epoch():
     assert groups(0) == groups(4) == groups(9)
 
 
-def test_vectors_have_no_weight_decay_and_deeper_stages_a_lower_rate():
-    architecture = _cut("gradual", layer_decay=0.5)
+def test_vectors_have_no_weight_decay_and_earlier_stages_a_lower_rate():
+    architecture = _network("gradual", layer_decay=0.5)
     names = {id(each): name for name, each in architecture.network.named_parameters()}
     rates = {}
     for group in parameter_groups(architecture, lr=0.1, weight_decay=0.01):
@@ -135,16 +137,16 @@ def test_vectors_have_no_weight_decay_and_deeper_stages_a_lower_rate():
     assert rates["blocks.0.conv.weight"] == pytest.approx(0.1 * 0.5**5)
 
 
-def test_last_k_trains_at_one_rate():
-    groups = parameter_groups(_cut("last-k", last_k=3), lr=0.1, weight_decay=0.01)
+def test_last_k_trains_at_one_learning_rate():
+    groups = parameter_groups(_network("last-k", last_k=3), lr=0.1, weight_decay=0.01)
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.1, 0.01), (0.1, 0.0)]
 
 
 @given(st.sampled_from(STRATEGIES), st.integers(0, 12), st.integers(1, 20), st.integers(1, 60))
-def test_stages_only_ever_open(strategy: str, n_stages: int, last_k: int, epochs: int):
-    opened = [open_stages(strategy, n_stages, last_k, epoch, epochs) for epoch in range(epochs)]
-    assert all(0 <= before <= after <= n_stages for before, after in pairwise([opened[0], *opened]))
+def test_trainable_stages_never_decrease(strategy: str, n_stages: int, last_k: int, epochs: int):
+    counts = [trainable_stage_count(strategy, n_stages, last_k, epoch, epochs) for epoch in range(epochs)]
+    assert all(0 <= before <= after <= n_stages for before, after in pairwise([counts[0], *counts]))
     if strategy == "gradual":
-        assert opened[0] == 0
-        assert epochs == 1 or opened[-1] == n_stages
-        assert epochs < 2 * n_stages or all(after - before <= 1 for before, after in pairwise(opened))
+        assert counts[0] == 0
+        assert epochs == 1 or counts[-1] == n_stages
+        assert epochs < 2 * n_stages or all(after - before <= 1 for before, after in pairwise(counts))

@@ -1,3 +1,5 @@
+"""Loading pretrained weights: formats, hashes, heads, partial and foreign weights."""
+
 import hashlib
 import os
 from collections.abc import Callable
@@ -11,9 +13,9 @@ from torchvision.models import VisionTransformer, Weights, WeightsEnum, get_mode
 from torchvision.transforms._presets import ImageClassification
 
 from inat_job.errors import BadDataError, ConflictError, UsageError
-from inat_job.models.backbones import Pretrained, build_backbone
+from inat_job.models.backbones import BackboneNet, build_backbone
 from inat_job.models.strategies import Architecture
-from inat_job.models.weights import is_name, load_weights, named_weights, read_state
+from inat_job.models.weights import load_weights, named_weights, read_state
 
 State = dict[str, torch.Tensor]
 
@@ -42,7 +44,7 @@ def _backbone(architecture: Architecture) -> State:
     return architecture.network.get_submodule("backbone").state_dict()
 
 
-def test_all_but_a_head_of_other_classes_is_loaded(architecture, state, saved):
+def test_everything_but_a_head_of_other_classes_is_loaded(architecture, state, saved):
     head = _backbone(architecture)["fc.weight"].clone()
     path = saved(state)
     loaded = load_weights(architecture, path)
@@ -54,7 +56,7 @@ def test_all_but_a_head_of_other_classes_is_loaded(architecture, state, saved):
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_head_of_the_same_classes_is_loaded_too(state, saved):
+def test_head_of_the_same_classes_is_loaded(state, saved):
     architecture = build_backbone("resnet18", 1000, 32)
     load_weights(architecture, saved(state))
     assert torch.equal(_backbone(architecture)["fc.weight"], state["fc.weight"])
@@ -80,12 +82,12 @@ def _torch_saved(content: object, folder: Path, **options: object) -> Path:
     ],
     ids=["safetensors", "before torch 1.6", "state_dict", "model"],
 )
-def test_other_kinds_of_file(write, architecture, state, tmp_path):
+def test_supported_file_formats(write, architecture, state, tmp_path):
     load_weights(architecture, write(state, tmp_path))
     assert torch.equal(_backbone(architecture)["conv1.weight"], state["conv1.weight"])
 
 
-def test_partial_weights_are_refused_by_name_unless_allowed(architecture, state, saved):
+def test_partial_weights_are_refused_unless_allowed(architecture, state, saved):
     path = saved({name: each for name, each in state.items() if not name.startswith(("layer4", "fc"))})
     fresh = {name: each.clone() for name, each in _backbone(architecture).items()}
     with pytest.raises(ConflictError, match=r"lacks layer4\.0\.conv1\.weight and 24 more .*--allow-partial-weights"):
@@ -97,26 +99,26 @@ def test_partial_weights_are_refused_by_name_unless_allowed(architecture, state,
     assert torch.equal(_backbone(architecture)["layer4.0.conv1.weight"], fresh["layer4.0.conv1.weight"])
 
 
-def test_missing_counts_of_batches_are_no_lack(architecture, state, saved):
+def test_missing_batch_counts_are_accepted(architecture, state, saved):
     old = {name: each for name, each in state.items() if not name.endswith("num_batches_tracked")}
     assert load_weights(architecture, saved(old)).missing == ()
 
 
-def test_a_deeper_network_that_holds_this_one_is_refused(architecture, saved):
+def test_weights_of_a_deeper_network_are_refused(architecture, saved):
     # ResNet-34 has every tensor of ResNet-18, and more.
-    with pytest.raises(ConflictError, match=r"has layer1\.2\.conv1\.weight and 95 more, which resnet18 has not"):
+    with pytest.raises(ConflictError, match=r"has layer1\.2\.conv1\.weight and 95 more, which resnet18 does not have"):
         load_weights(architecture, saved(get_model("resnet34", weights=None).state_dict()))
 
 
 @pytest.mark.parametrize("allow_partial", [False, True])
-def test_other_shapes_are_refused_even_so(allow_partial, architecture, state, saved):
+def test_other_shapes_are_always_refused(allow_partial, architecture, state, saved):
     wide = {**state, "layer2.0.conv1.weight": torch.zeros(1, 2, 3, 3)}
-    with pytest.raises(ConflictError, match=r"other shapes than resnet18 in layer2\.0\.conv1\.weight"):
+    with pytest.raises(ConflictError, match=r"another shape than resnet18 in layer2\.0\.conv1\.weight"):
         load_weights(architecture, saved(wide), allow_partial=allow_partial)
 
 
-def test_wholly_foreign_weights_are_refused_even_so(architecture, saved):
-    with pytest.raises(ConflictError, match=r"fits resnet18 in no tensor \(it has blocks\.0\.weight\)"):
+def test_foreign_weights_are_always_refused(architecture, saved):
+    with pytest.raises(ConflictError, match=r"has no tensor that fits resnet18 \(it has blocks\.0\.weight\)"):
         load_weights(architecture, saved({"blocks.0.weight": torch.zeros(3)}), allow_partial=True)
 
 
@@ -125,7 +127,7 @@ class _Code:
         return (os.mkdir, ("ran",))
 
 
-def test_pickled_code_is_not_run(saved, tmp_path, monkeypatch):
+def test_code_in_a_pickle_is_not_run(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = saved({"conv1.weight": _Code()})
     with pytest.raises(BadDataError, match="not run here"):
@@ -135,31 +137,31 @@ def test_pickled_code_is_not_run(saved, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04 and then cut"])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_a_damaged_file_is_bad_data(content, name, tmp_path):
+def test_damaged_file_is_bad_data(content, name, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadDataError):
         read_state(tmp_path / name)
 
 
-def test_a_truncated_file_is_bad_data(state, saved):
+def test_truncated_file_is_bad_data(state, saved):
     path = saved(state)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(BadDataError, match="fetch it again"):
+    with pytest.raises(BadDataError, match="download it again"):
         read_state(path)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, torch.zeros(2)])
-def test_what_is_no_state_dict_is_bad_data(content, saved):
+def test_other_content_than_a_state_dict_is_bad_data(content, saved):
     with pytest.raises(BadDataError, match="no state dict"):
         read_state(saved(content))
 
 
-def test_a_file_must_have_the_hash_in_its_name(architecture, state, saved):
-    with pytest.raises(BadDataError, match="delete it and fetch it again"):
+def test_hash_in_the_file_name_is_checked(architecture, state, saved):
+    with pytest.raises(BadDataError, match="delete it and download it again"):
         load_weights(architecture, saved(state, "resnet18-0123abcd.pth"))
 
 
-def test_a_file_must_have_the_hash_asked_for(architecture, state, saved):
+def test_requested_hash_is_checked(architecture, state, saved):
     path = saved(state)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     load_weights(architecture, path, sha256=digest.upper())
@@ -167,22 +169,17 @@ def test_a_file_must_have_the_hash_asked_for(architecture, state, saved):
         load_weights(architecture, path, sha256="0" * 64)
 
 
-def test_a_missing_file_is_bad_data(architecture, tmp_path):
-    with pytest.raises(BadDataError, match=r"--weights names .*no file is"):
+def test_missing_file_is_bad_data(architecture, tmp_path):
+    with pytest.raises(BadDataError, match=r"--weights is .*, which is no file"):
         load_weights(architecture, tmp_path / "none.pth")
 
 
-def test_names_and_paths_are_told_apart():
-    assert all(map(is_name, ("DEFAULT", "IMAGENET1K_V2", "ResNet50_Weights.IMAGENET1K_V2")))
-    assert not any(map(is_name, ("none", "weights.pth", "/w/DEFAULT", "s3://bucket/DEFAULT")))
-
-
-def test_names_lead_to_torchvisions_files():
+def test_named_weights_are_torchvisions_entries():
     assert named_weights("resnet50", "DEFAULT") is named_weights("resnet50", "ResNet50_Weights.IMAGENET1K_V2")
     assert named_weights("resnet50", "IMAGENET1K_V2").url.endswith("/resnet50-11ad3fa6.pth")
 
 
-def test_an_unknown_name_brings_the_list():
+def test_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError, match="IMAGENET1K_V1, DEFAULT for resnet18"):
         named_weights("resnet18", "IMAGENET1K_V9")
 
@@ -191,9 +188,9 @@ def _tiny_transformer(image_size: int) -> VisionTransformer:
     return VisionTransformer(image_size, patch_size=32, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8)
 
 
-def test_a_vision_transformer_at_another_size_gets_interpolated_positions(saved):
+def test_position_embedding_is_interpolated_to_another_image_size(saved):
     given = _tiny_transformer(64).state_dict()
-    network = Pretrained(_tiny_transformer(96))
+    network = BackboneNet(_tiny_transformer(96))
     target = Architecture("vit_b_32", network, (), ("backbone.heads.head",), {"image_size": 96})
     loaded = load_weights(target, saved(given))
     positions = _backbone(target)["encoder.pos_embedding"]
@@ -203,7 +200,7 @@ def test_a_vision_transformer_at_another_size_gets_interpolated_positions(saved)
     torch.testing.assert_close(corners, given["encoder.pos_embedding"][0, 1:])
 
 
-def test_names_of_torchvisions_old_densenet_files_are_understood(saved):
+def test_old_key_names_of_densenet_files_are_read(saved):
     architecture = build_backbone("densenet121", 3, 32)
     given = get_model("densenet121", weights=None).state_dict()
     old = {
@@ -213,7 +210,7 @@ def test_names_of_torchvisions_old_densenet_files_are_understood(saved):
     assert load_weights(architecture, saved(old)).missing == ()
 
 
-def test_the_statistics_of_a_file_that_torchvision_knows_are_taken_over(state, saved):
+def test_pixel_statistics_of_known_weights_are_set(state, saved):
     class Known(WeightsEnum):
         HALF = Weights("https://host/half.pth", partial(ImageClassification, crop_size=32, mean=(0.5,) * 3), {})
 
@@ -225,7 +222,7 @@ def test_the_statistics_of_a_file_that_torchvision_knows_are_taken_over(state, s
 
 
 @pytest.mark.skipif("INAT_BENCH_DATA" not in os.environ, reason="INAT_BENCH_DATA names no folder with real weights")
-def test_real_weights():
+def test_real_pretrained_files():
     folder = Path(os.environ["INAT_BENCH_DATA"]) / "weights"
     assert load_weights(build_backbone("densenet121", 10), folder / "densenet121_imagenet1k_keras.pth").missing == ()
     with pytest.raises(ConflictError, match="allow-partial-weights"):

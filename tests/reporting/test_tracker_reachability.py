@@ -1,4 +1,4 @@
-"""Whether wandb's server is there and knows the key: against one on loopback, none, and one that never answers."""
+"""Whether wandb's server answers and knows the key: a server on loopback, none, and one that never answers."""
 
 import http.server
 import socket
@@ -9,31 +9,31 @@ import pytest
 
 from inat_job.errors import UsageError
 from inat_job.reporting import tracking
-from inat_job.reporting.tracking import reach
+from inat_job.reporting.tracking import check_tracker
 from tests.harness.wandb_stub import wandb_server
 
 KEY = "k" * 40
 
 
-def test_the_server_says_who_the_key_is() -> None:
+def test_check_names_the_account_of_the_key() -> None:
     with wandb_server() as (recorded, _):
-        found = reach("auto", recorded.url, True, KEY)
-        assert (found.doubt, "tester" in found.text) == ("", True)
+        found = check_tracker("auto", recorded.url, True, KEY)
+        assert (found.warning, "tester" in found.text) == ("", True)
         assert recorded.operations == ["Viewer"]
-        assert reach("online", recorded.url, True, None).text.startswith("online")  # by an identity token
+        assert check_tracker("online", recorded.url, True, None).text.startswith("online")  # by an identity token
 
 
-def test_what_is_not_tracked_online_is_not_asked() -> None:
+def test_server_is_not_asked_unless_tracking_is_online() -> None:
     with wandb_server() as (recorded, _):
-        assert reach("off", recorded.url, True, KEY).text == "off"
-        assert "offline" in reach("offline", recorded.url, True, KEY).text
-        assert "for want of a key" in reach("auto", recorded.url, False, None).text
-        assert "WANDB_API_KEY" in reach("online", recorded.url, False, None).mend
+        assert check_tracker("off", recorded.url, True, KEY).text == "off"
+        assert "offline" in check_tracker("offline", recorded.url, True, KEY).text
+        assert "because there is no API key" in check_tracker("auto", recorded.url, False, None).text
+        assert "WANDB_API_KEY" in check_tracker("online", recorded.url, False, None).fix
         assert recorded.operations == []
 
 
 @pytest.mark.parametrize(("status", "body"), [(401, b""), (200, b'{"data": {"viewer": null}}'), (200, b"<html>")])
-def test_a_key_that_is_refused_is_a_caution_and_never_shown(status: int, body: bytes) -> None:
+def test_refused_key_is_a_warning_without_the_key(status: int, body: bytes) -> None:
     class Refusing(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -47,27 +47,27 @@ def test_a_key_that_is_refused_is_a_caution_and_never_shown(status: int, body: b
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        found = reach("auto", f"http://127.0.0.1:{server.server_port}", True, KEY)
+        found = check_tracker("auto", f"http://127.0.0.1:{server.server_port}", True, KEY)
         server.shutdown()
-    assert found.doubt
-    assert found.mend
+    assert found.warning
+    assert found.fix
     assert KEY not in repr(found)
 
 
-def test_a_server_that_refuses_or_keeps_silent_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_TIMEOUT_S", 0.5)
+def test_unreachable_or_silent_server_costs_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_CHECK_TIMEOUT_S", 0.5)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{held.getsockname()[1]}"
-        assert "can't be reached" in reach("auto", address, True, KEY).doubt
+        assert "cannot be reached" in check_tracker("auto", address, True, KEY).warning
         held.listen()
-        begun = time.monotonic()
-        assert "can't be reached" in reach("auto", address, True, KEY).doubt
-        assert time.monotonic() - begun < 3
+        started = time.monotonic()
+        assert "cannot be reached" in check_tracker("auto", address, True, KEY).warning
+        assert time.monotonic() - started < 3
 
 
-def test_wandb_by_name_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wandb_is_refused_or_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="not installed"):
-        reach("online", "http://127.0.0.1:1", True, KEY)
-    assert reach("auto", "http://127.0.0.1:1", True, KEY).text == "off"
+        check_tracker("online", "http://127.0.0.1:1", True, KEY)
+    assert check_tracker("auto", "http://127.0.0.1:1", True, KEY).text == "off"

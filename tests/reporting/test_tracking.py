@@ -1,4 +1,4 @@
-"""The tracker against a real wandb: online to a server on loopback, offline to disk, and without a server to be had."""
+"""The tracker with the real wandb: online to a server on loopback, offline to disk, and without any server."""
 
 import importlib
 import json
@@ -31,7 +31,7 @@ Open = Callable[..., Tracker]
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """wandb's variables as the image sets them, a key, and a home that nobody can write to."""
+    """The variables of wandb as the container image sets them, a key, and a home that cannot be written to."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
@@ -45,7 +45,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pyt
 
 @pytest.fixture
 def run(tmp_path: Path, environment: pytest.MonkeyPatch) -> Open:
-    """open_tracker with most of it filled in."""
+    """open_tracker with most arguments filled in."""
 
     def opened(mode: str, **changes: Any) -> Tracker:
         given = {"run_id": "part-a:1", "project": "p", "entity": None, "folder": tmp_path / "run", "has_key": True}
@@ -67,7 +67,7 @@ def _train(tracker: Tracker) -> None:
         tracker.log({"train_loss": 1 / step}, step)
 
 
-def test_an_online_run_ends_with_the_test_accuracy_on_the_server(run: Open, server: Any, tmp_path: Path) -> None:
+def test_online_run_ends_with_test_accuracy_on_the_server(run: Open, server: Any, tmp_path: Path) -> None:
     recorded, _ = server
     tracker = run("auto")
     assert (tracker.mode, tracker.run_id) == ("online", "part-a-1")
@@ -79,21 +79,21 @@ def test_an_online_run_ends_with_the_test_accuracy_on_the_server(run: Open, serv
     assert recorded.exit_code == 0
     assert [row[STEP] for row in recorded.history] == [1, 2, 3, 2, 3, 4]
     assert tracker.sync_command is None
-    assert not (tmp_path / "run" / "wandb").exists()  # nothing is left that only this machine has
+    assert not (tmp_path / "run" / "wandb").exists()  # the server has it all
 
 
-def test_nothing_is_told_of_the_machine_or_the_code(run: Open, server: Any) -> None:
+def test_machine_and_code_are_not_sent_to_the_server(run: Open, server: Any) -> None:
     recorded, _ = server
     tracker = run("online")
     print("a line of output")
     tracker.finish(0)
     assert set(recorded.files) <= {"config.yaml", "wandb-summary.json"}
-    told = str(recorded)
-    assert socket.gethostname() not in told
-    assert "a line of output" not in told
+    received = str(recorded)
+    assert socket.gethostname() not in received
+    assert "a line of output" not in received
 
 
-def test_a_preempted_run_says_so_and_fails(run: Open, server: Any) -> None:
+def test_preempted_run_is_marked_preempting_and_failed(run: Open, server: Any) -> None:
     recorded, _ = server
     tracker = run("online")
     tracker.preempting()
@@ -102,7 +102,7 @@ def test_a_preempted_run_says_so_and_fails(run: Open, server: Any) -> None:
     assert recorded.exit_code == 143
 
 
-def test_a_server_that_dies_does_not_hold_up_the_end(
+def test_dead_server_does_not_delay_the_end(
     run: Open, server: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     _, running = server
@@ -111,23 +111,23 @@ def test_a_server_that_dies_does_not_hold_up_the_end(
     running.server_close()
     _train(tracker)
     tracker.summary({"test.accuracy": 0.5})
-    began = time.monotonic()
+    started = time.monotonic()
     tracker.finish(0)
-    assert time.monotonic() - began < FALLBACK_S
-    said = "".join(capfd.readouterr())
+    assert time.monotonic() - started < FALLBACK_S
+    printed = "".join(capfd.readouterr())
     assert tracker.sync_command
-    assert tracker.sync_command in said
+    assert tracker.sync_command in printed
     assert _summary(_records(tmp_path / "run"))["test.accuracy"] == "0.5"
-    _assert_no_key(said, tmp_path)
+    _assert_no_key(printed, tmp_path)
 
 
-def _refused(stack: list[Any]) -> str:
+def _refusing_host(stack: list[Any]) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def _black_hole(stack: list[Any]) -> str:
+def _silent_host(stack: list[Any]) -> str:
     listener = socket.create_server(("127.0.0.1", 0), backlog=50)
     stack.append(listener)
 
@@ -142,8 +142,8 @@ def _black_hole(stack: list[Any]) -> str:
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("host", [_refused, _black_hole])
-def test_an_unreachable_server_costs_seconds_and_the_run_is_kept_offline(
+@pytest.mark.parametrize("host", [_refusing_host, _silent_host])
+def test_unreachable_server_falls_back_to_offline_within_seconds(
     host: Callable[[list[Any]], str],
     run: Open,
     environment: pytest.MonkeyPatch,
@@ -152,11 +152,11 @@ def test_an_unreachable_server_costs_seconds_and_the_run_is_kept_offline(
 ) -> None:
     sockets: list[Any] = []
     environment.setenv("WANDB_BASE_URL", host(sockets))
-    began = time.monotonic()
+    started = time.monotonic()
     tracker = run("online")
     _train(tracker)
     tracker.finish(0)
-    assert time.monotonic() - began < FALLBACK_S
+    assert time.monotonic() - started < FALLBACK_S
     for each in sockets:
         each.close()
     assert tracker.mode == "offline"
@@ -164,7 +164,7 @@ def test_an_unreachable_server_costs_seconds_and_the_run_is_kept_offline(
     assert [path.name.partition("-run")[0] for path in (tmp_path / "run" / "wandb").iterdir()] == ["offline"]
 
 
-def test_an_offline_run_is_a_file_that_wandb_can_upload(
+def test_offline_run_can_be_uploaded_by_wandb_sync(
     run: Open, server: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     recorded, _ = server
@@ -179,10 +179,10 @@ def test_an_offline_run_is_a_file_that_wandb_can_upload(
     assert json.loads(config["train"]) == {"lr": 0.1}
     assert _summary(records)["test.accuracy"] == "0.5"
     assert [each.exit.exit_code for each in records if each.HasField("exit")] == [0]
-    said = "".join(capfd.readouterr())
+    printed = "".join(capfd.readouterr())
     assert tracker.sync_command
-    assert tracker.sync_command in said
-    _assert_no_key(said, tmp_path)
+    assert tracker.sync_command in printed
+    _assert_no_key(printed, tmp_path)
 
     command = shlex.split(tracker.sync_command)
     command[0] = str(Path(sys.executable).with_name(command[0]))
@@ -190,7 +190,7 @@ def test_an_offline_run_is_a_file_that_wandb_can_upload(
     assert recorded.summary["test.accuracy"] == 0.5
 
 
-def test_a_key_that_is_none_means_offline(
+def test_invalid_key_falls_back_to_offline(
     run: Open, environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     environment.setenv("WANDB_API_KEY", "notakey")
@@ -200,14 +200,14 @@ def test_a_key_that_is_none_means_offline(
     assert "notakey" not in "".join(capfd.readouterr())
 
 
-def test_online_without_a_key_is_offline_and_asks_nobody(run: Open, capfd: pytest.CaptureFixture[str]) -> None:
+def test_online_without_a_key_is_offline(run: Open, capfd: pytest.CaptureFixture[str]) -> None:
     tracker = run("online", has_key=False)
     tracker.finish(0)
     assert tracker.mode == "offline"
     assert "WANDB_API_KEY" in capfd.readouterr().out
 
 
-def test_signals_stay_ours(run: Open) -> None:
+def test_signal_handlers_are_not_changed(run: Open) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGWINCH)
     before = [signal.getsignal(number) for number in numbers]
     tracker = run("offline")
@@ -216,13 +216,13 @@ def test_signals_stay_ours(run: Open) -> None:
     assert before == during == [signal.getsignal(number) for number in numbers]
 
 
-def test_a_folder_that_cannot_be_written_turns_the_tracker_off(run: Open, tmp_path: Path) -> None:
+def test_unwritable_folder_turns_the_tracker_off(run: Open, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     tracker = run("offline", folder=tmp_path / "file" / "run")
     assert (tracker.mode, tracker.run_id, tracker.sync_command) == ("off", None, None)
 
 
-def test_finish_twice_and_use_after_it_are_harmless(run: Open, capfd: pytest.CaptureFixture[str]) -> None:
+def test_calls_after_finish_are_ignored(run: Open, capfd: pytest.CaptureFixture[str]) -> None:
     tracker = run("offline")
     tracker.finish(0)
     capfd.readouterr()
@@ -231,7 +231,7 @@ def test_finish_twice_and_use_after_it_are_harmless(run: Open, capfd: pytest.Cap
     assert capfd.readouterr() == ("", "")
 
 
-def test_off_never_imports_wandb(tmp_path: Path) -> None:
+def test_mode_off_does_not_import_wandb(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from inat_job.reporting.tracking import open_tracker\n"
         "given = dict(run_id='r', project='p', entity=None, folder=Path('.'), config={}, has_key=True)\n"
@@ -243,7 +243,7 @@ def test_off_never_imports_wandb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_without_the_package_a_mode_by_name_is_refused(
+def test_missing_package_is_refused_for_online_and_offline(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: ModuleSpec(name, None))  # a folder called wandb
@@ -251,7 +251,7 @@ def test_without_the_package_a_mode_by_name_is_refused(
         open_tracker(mode, run_id="r", project="p", entity=None, folder=tmp_path, config={}, has_key=True)  # type: ignore[arg-type]
 
 
-def test_without_the_package_auto_is_off(
+def test_missing_package_turns_auto_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -260,29 +260,29 @@ def test_without_the_package_auto_is_off(
     assert "not installed" in capsys.readouterr().out
 
 
-def _assert_no_key(said: str, folder: Path) -> None:
-    """Neither what was printed nor any file, logs and caches included, holds the key."""
+def _assert_no_key(printed: str, folder: Path) -> None:
+    """The key is neither in the output nor in any file, logs and caches included."""
     written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert b"train_loss" in written
     assert KEY.encode() not in written
-    assert KEY not in said
+    assert KEY not in printed
 
 
 def _records(folder: Path) -> list[Any]:
-    """What the .wandb file of the only run below `folder` holds: a LevelDB log of protobuf records."""
+    """The records in the .wandb file of the only run below `folder`, which is a LevelDB log of protobuf records."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     [path] = folder.glob("wandb/*/*.wandb")
     data, at, parts, records = path.read_bytes(), 7, b"", []
     while at + 7 <= len(data):
         left = 32768 - at % 32768
-        if left < 7:  # no header fits: the block ends in padding
+        if left < 7:  # too few bytes for a header: the block ends in padding
             at += left
             continue
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last of several
+        if kind in (1, 4):  # a whole record, or its last part
             records.append(Record.FromString(parts))
             parts = b""
     return records

@@ -1,4 +1,4 @@
-"""Imports in a thread: what they raise comes out, and a stop is not kept waiting."""
+"""Background imports: their result, their errors, and a stop signal while they run."""
 
 import gc
 import threading
@@ -10,7 +10,7 @@ from inat_job.run.background_import import BackgroundImport
 from inat_job.signals import never
 
 
-def test_gives_what_was_imported() -> None:
+def test_wait_returns_the_imported_module() -> None:
     def imports() -> str:
         assert not gc.isenabled()
         return "module"
@@ -19,7 +19,7 @@ def test_gives_what_was_imported() -> None:
     assert gc.isenabled()
 
 
-def test_an_import_that_fails_says_so_where_it_is_waited_for() -> None:
+def test_import_error_is_raised_by_wait() -> None:
     def imports() -> None:
         import no_such_library  # type: ignore[import-not-found]  # noqa: F401
 
@@ -28,7 +28,7 @@ def test_an_import_that_fails_says_so_where_it_is_waited_for() -> None:
         importing.wait(never)
 
 
-def test_a_stop_does_not_wait_for_imports() -> None:
+def test_stop_signal_does_not_wait_for_imports() -> None:
     release = threading.Event()
     importing = BackgroundImport(release.wait)
     with pytest.raises(Preempted, match="importing"):

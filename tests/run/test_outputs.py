@@ -1,4 +1,4 @@
-"""What is put where a platform collects it, from runs in a folder and on S3."""
+"""The files copied to where a platform collects them, from runs in a folder and on S3."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ MODEL = ("model/model.json", "model/model.safetensors")
 RESULTS = ("report.json", "report.html", "plots/curves.png")
 
 
-def place_in(folder: Path) -> Platform:
+def platform_in(folder: Path) -> Platform:
     return Platform("SageMaker", model_folder=folder / "ml/model", results_folder=folder / "ml/output/data")
 
 
@@ -24,7 +24,7 @@ def files(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def finished(output: str, spools: Path) -> RunFolder:
+def finished_run(output: str, spools: Path) -> RunFolder:
     folder = open_run_folder(output, "r", StorageOptions(), spools)
     for name in (*RUN, *MODEL, *RESULTS, "report.json.old"):
         folder.write(name, f"the {name}")
@@ -32,43 +32,43 @@ def finished(output: str, spools: Path) -> RunFolder:
     return folder
 
 
-def check_collected(ml: Path) -> None:
+def assert_collected(ml: Path) -> None:
     assert files(ml / "model") == {name.removeprefix("model/"): f"the {name}" for name in MODEL}
     assert files(ml / "output/data") == {name: f"the {name}" for name in RESULTS}
 
 
-def test_the_model_alone_and_the_results_alone(tmp_path: Path) -> None:
-    folder = finished(str(tmp_path / "runs"), tmp_path / "spool")
+def test_collect_copies_only_model_and_results(tmp_path: Path) -> None:
+    folder = finished_run(str(tmp_path / "runs"), tmp_path / "spool")
     for _ in range(2):
-        outputs.collect(place_in(tmp_path), folder)
-        check_collected(tmp_path / "ml")
+        outputs.collect_results(platform_in(tmp_path), folder)
+        assert_collected(tmp_path / "ml")
 
 
-def test_a_run_on_s3_that_another_machine_finished(tmp_path: Path, s3_bucket: str) -> None:
-    finished(f"s3://{s3_bucket}/runs", tmp_path / "there")
+def test_collect_from_s3_on_another_machine(tmp_path: Path, s3_bucket: str) -> None:
+    finished_run(f"s3://{s3_bucket}/runs", tmp_path / "other")
     folder = open_run_folder(f"s3://{s3_bucket}/runs", "r", StorageOptions(), tmp_path / "here")
-    outputs.collect(place_in(tmp_path), folder)
-    check_collected(tmp_path / "ml")
+    outputs.collect_results(platform_in(tmp_path), folder)
+    assert_collected(tmp_path / "ml")
 
 
-def test_nothing_is_collected_where_nobody_collects(tmp_path: Path) -> None:
-    folder = finished(str(tmp_path / "runs"), tmp_path / "spool")
+def test_collect_does_nothing_without_a_platform(tmp_path: Path) -> None:
+    folder = finished_run(str(tmp_path / "runs"), tmp_path / "spool")
     before = files(tmp_path)
-    outputs.check(NO_PLATFORM)
-    outputs.collect(NO_PLATFORM, folder)
+    outputs.check_folders(NO_PLATFORM)
+    outputs.collect_results(NO_PLATFORM, folder)
     assert files(tmp_path) == before
 
 
-def test_the_check_leaves_nothing_behind(tmp_path: Path) -> None:
-    outputs.check(place_in(tmp_path))
+def test_check_folders_leaves_no_file_behind(tmp_path: Path) -> None:
+    outputs.check_folders(platform_in(tmp_path))
     assert files(tmp_path) == {}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_is_named_with_the_mend(tmp_path: Path) -> None:
-    place = place_in(tmp_path)
-    assert place.results_folder
-    place.results_folder.mkdir(parents=True)
-    place.results_folder.chmod(0o500)
-    with pytest.raises(NoPermissionError, match=r"SageMaker collects .*output/data, and user .* USER 0"):
-        outputs.check(place)
+def test_read_only_output_folder_is_named_with_the_fix(tmp_path: Path) -> None:
+    platform = platform_in(tmp_path)
+    assert platform.results_folder
+    platform.results_folder.mkdir(parents=True)
+    platform.results_folder.chmod(0o500)
+    with pytest.raises(NoPermissionError, match=r"SageMaker collects .*output/data, where user .* USER 0"):
+        outputs.check_folders(platform)

@@ -1,4 +1,4 @@
-"""Too little memory or disk is said before the work, on a real small disk where one can be mounted."""
+"""Too little memory or disk is refused before the work; on a real small disk where one can be mounted."""
 
 import subprocess
 from collections.abc import Iterator
@@ -30,22 +30,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_what_a_strategy_trains_is_what_it_takes_room_for() -> None:
+def test_trained_bytes_count_only_what_the_strategy_trains() -> None:
     assert architecture("head").trained_bytes() == 4 * MIB
     assert architecture("full").trained_bytes() == 8 * MIB
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_refused(small_disk: Path) -> None:
+def test_disk_too_small_for_checkpoints_is_refused(small_disk: Path) -> None:
     with pytest.raises(ConflictError, match=r"has 50 MB free, and the checkpoints need 126 MB: free some"):
         resources.check_training(architecture("full"), small_disk)
     (small_disk / "checkpoints").mkdir()
     with (small_disk / "checkpoints" / "6.ckpt").open("wb") as file:
-        file.write(bytes(24 * MIB))  # one of those that have to fit
+        file.write(bytes(24 * MIB))  # counts as one of the checkpoints that must fit
     with pytest.raises(ConflictError, match="need 101 MB"):
         resources.check_training(architecture("full"), small_disk)
 
 
-def test_memory_too_small_for_the_libraries_or_the_network_is_refused(
+def test_memory_limit_too_low_for_libraries_or_network_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(memory, "limit_bytes", lambda: 300 * MIB)
@@ -58,6 +58,6 @@ def test_memory_too_small_for_the_libraries_or_the_network_is_refused(
         resources.check_training(architecture("full"), tmp_path)
 
 
-def test_where_no_limit_is_known_none_is_feared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_memory_limit_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "limit_bytes", lambda: None)
     resources.check_memory(2**60)

@@ -1,4 +1,4 @@
-"""A loopback web server that misbehaves on demand, and a proxy that does so in front of S3."""
+"""A loopback web server and a proxy in front of S3, both of which misbehave on demand."""
 
 import http.client
 import http.server
@@ -9,17 +9,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.harness.web_sites import Site, serve, site
-
-__all__ = ["Site", "site"]
+from tests.harness.web_sites import serve, site  # noqa: F401  # a fixture
 
 
 @dataclass
-class Proxy:
+class S3Proxy:
     """A reverse proxy that keeps the Host header, so that signatures stay valid.
 
-    `faults` maps a method to what happens to its next requests: a status refuses, "truncate" cuts the answer's body
-    short, "flip" changes a byte of the request's body, "lose" does the request and then loses the answer.
+    `faults` maps a method to the faults of its next requests: a status refuses it, "truncate" cuts the answer's body
+    short, "flip" changes a byte of the request's body, "lose" forwards the request and drops the answer. `codes` maps
+    a status to the error code in its body; `seen` lists (method, path) of every request.
     """
 
     upstream: str
@@ -31,9 +30,9 @@ class Proxy:
 
 class _ProxyHandler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    proxy: Proxy
+    proxy: S3Proxy
 
-    def _any(self) -> None:
+    def _handle(self) -> None:
         proxy = self.proxy
         proxy.seen.append((self.command, self.path))
         body = self._request_body()
@@ -59,7 +58,7 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
         self.close_connection = fault == "truncate"
         return None
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _any
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle
 
     def _request_body(self) -> bytes:
         length = int(self.headers.get("Content-Length", 0))
@@ -93,9 +92,9 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def s3_proxy(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def s3_proxy(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
     """AWS_ENDPOINT_URL set to a faulty proxy in front of the S3 server."""
-    proxy = Proxy(s3_server)
+    proxy = S3Proxy(s3_server)
     for url in serve(type("Handler", (_ProxyHandler,), {"proxy": proxy})):
         proxy.url = url
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
@@ -104,7 +103,7 @@ def s3_proxy(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port of loopback where nobody listens; bound, so that nobody else will."""
+    """A loopback port without a server; bound, so that no other process opens one."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield int(held.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Requests that are given up when the job is to stop, though the server says nothing."""
+"""Requests to a silent server, abandoned when the job is to stop."""
 
 import threading
 import time
@@ -9,11 +9,11 @@ import pytest
 
 from inat_job.errors import PreconditionFailed, Preempted
 from inat_job.storage import open_store
-from inat_job.storage.interruptible import Interruptible
+from inat_job.storage.interruptible import InterruptibleStore
 
 
-class Silent:
-    """A store that answers nothing."""
+class SilentStore:
+    """A store that never answers."""
 
     uri = "s3://silent"
 
@@ -31,17 +31,17 @@ class Silent:
         lambda store: store.delete("key"),
     ],
 )
-def test_every_verb_is_given_up(verb: Any) -> None:
+def test_stop_abandons_every_verb(verb: Any) -> None:
     stop = threading.Event()
     threading.Timer(0.2, stop.set).start()
-    begun = time.monotonic()
-    with pytest.raises(Preempted, match="s3://silent was asked"):
-        verb(Interruptible(Silent(), stop.is_set))  # type: ignore[arg-type]
-    assert time.monotonic() - begun < 5
+    start = time.monotonic()
+    with pytest.raises(Preempted, match="waiting for s3://silent"):
+        verb(InterruptibleStore(SilentStore(), stop.is_set))  # type: ignore[arg-type]
+    assert time.monotonic() - start < 5
 
 
-def test_it_is_the_store_otherwise(tmp_path: Path) -> None:
-    store = Interruptible(open_store(str(tmp_path / "store")), lambda: False)
+def test_passes_requests_through(tmp_path: Path) -> None:
+    store = InterruptibleStore(open_store(str(tmp_path / "store")), lambda: False)
     entry = store.put("a/key", b"data", if_none_match=True)
     assert (store.stat("a/key"), store.read("a/key"), list(store.list("a/"))) == (entry, b"data", [entry])
     assert store.get("a/key", tmp_path / "copy") == entry
@@ -51,8 +51,8 @@ def test_it_is_the_store_otherwise(tmp_path: Path) -> None:
     assert store.stat("a/key") is None
 
 
-def test_a_pull_is_stopped_too(tmp_path: Path) -> None:
+def test_stop_during_get(tmp_path: Path) -> None:
     inner = open_store(str(tmp_path / "store"))
     inner.put("key", b"data")
     with pytest.raises(Preempted):
-        Interruptible(inner, lambda: True).get("key", tmp_path / "copy")
+        InterruptibleStore(inner, lambda: True).get("key", tmp_path / "copy")

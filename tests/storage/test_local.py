@@ -1,4 +1,4 @@
-"""What only a folder has: its errors, its leftovers, its links, many processes at once."""
+"""What only a local folder has: links, leftovers, file modes, several processes at once."""
 
 import errno
 import os
@@ -8,35 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from inat_job.errors import BadDataError, ConflictError, JobError, NoPermissionError, PreconditionFailed, TransientError
+from inat_job.errors import BadDataError, ConflictError, JobError, NoPermissionError, PreconditionFailed
 from inat_job.storage import local, open_store
-from inat_job.storage.disk import disk_errors
 
 
-@pytest.mark.parametrize(
-    ("code", "kind", "words"),
-    [
-        (errno.ENOSPC, ConflictError, "No space left in .* MB free"),
-        (errno.EDQUOT, ConflictError, "No space left"),
-        (errno.EACCES, NoPermissionError, "No permission for"),
-        (errno.EROFS, NoPermissionError, "No permission for"),
-        (errno.ENOENT, ConflictError, "went away"),
-        (errno.ENOTDIR, ConflictError, "in the way"),
-        (errno.EIO, TransientError, "disk failed"),
-    ],
-)
-def test_errors_of_the_disk(tmp_path: Path, code: int, kind: type[JobError], words: str) -> None:
-    with pytest.raises(kind, match=words) as caught, disk_errors(tmp_path / "x"):
-        raise OSError(code, os.strerror(code))
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_a_really_full_disk() -> None:
-    with pytest.raises(ConflictError, match="No space left in /dev"), disk_errors(Path("/dev/full")):
-        Path("/dev/full").write_bytes(b"x")
-
-
-def test_a_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_put_keeps_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -50,13 +26,13 @@ def test_a_failed_put_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_is_not_ours(tmp_path: Path) -> None:
+def test_read_only_folder_is_no_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(NoPermissionError):
         open_store(str(tmp_path)).put("key", b"")
 
 
-def test_a_file_in_the_way(tmp_path: Path) -> None:
+def test_file_in_place_of_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     store = open_store(str(tmp_path))
     with pytest.raises(ConflictError, match="in the way"):
@@ -67,7 +43,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     assert list(open_store(str(tmp_path / "file")).list()) == []
 
 
-def test_a_folder_is_no_object(tmp_path: Path) -> None:
+def test_folder_is_not_an_object(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     store = open_store(str(tmp_path))
     assert store.stat("folder") is None
@@ -75,7 +51,7 @@ def test_a_folder_is_no_object(tmp_path: Path) -> None:
         store.read("folder")
 
 
-def test_our_own_files_are_no_objects(tmp_path: Path) -> None:
+def test_private_files_are_not_listed(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     entry = store.put("key", b"1")
     store.put("key", b"2", if_match=entry.version)
@@ -84,7 +60,7 @@ def test_our_own_files_are_no_objects(tmp_path: Path) -> None:
     assert [entry.key for entry in store.list()] == [".hidden", "key"]
 
 
-def test_linked_folders_are_listed_once_each(tmp_path: Path) -> None:
+def test_list_follows_links_once(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/file").write_bytes(b"")
     (tmp_path / "store").mkdir()
@@ -94,7 +70,7 @@ def test_linked_folders_are_listed_once_each(tmp_path: Path) -> None:
     assert [entry.key for entry in open_store(str(tmp_path / "store")).list()] == ["link/file"]
 
 
-def test_files_are_readable_by_others(tmp_path: Path) -> None:
+def test_file_mode(tmp_path: Path) -> None:
     mask = os.umask(0o022)
     try:
         open_store(str(tmp_path)).put("key", b"")
@@ -103,7 +79,7 @@ def test_files_are_readable_by_others(tmp_path: Path) -> None:
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: object, target: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "no links here")
 
@@ -130,16 +106,16 @@ while done < 25:
 """
 
 
-def test_processes_count_together_and_lose_nothing(tmp_path: Path) -> None:
-    """Quick writes of one size: what a version made of size and time alone would take for the same object."""
+def test_concurrent_if_match_loses_no_update(tmp_path: Path) -> None:
+    """Quick writes of equal size, which a version made of size and time alone could not tell apart."""
     store = open_store(str(tmp_path))
     store.put("count", b"0000")
-    crew = [subprocess.Popen([sys.executable, "-c", _COUNT, str(tmp_path)]) for _ in range(4)]
-    assert [member.wait(60) for member in crew] == [0, 0, 0, 0]
+    children = [subprocess.Popen([sys.executable, "-c", _COUNT, str(tmp_path)]) for _ in range(4)]
+    assert [child.wait(60) for child in children] == [0, 0, 0, 0]
     assert store.read("count") == b"0100"
 
 
-def test_two_writes_in_one_tick_of_the_clock_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_changes_within_one_clock_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = local._write
 
     def write_at_noon(draft: Path, source: Path | bytes, progress: None) -> int:

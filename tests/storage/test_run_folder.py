@@ -15,7 +15,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> RunFolder:
     return open_run_folder(output, "r", StorageOptions(), tmp_path / "spool")
 
 
-def test_what_is_published_can_be_read_anywhere(folder: RunFolder, tmp_path: Path) -> None:
+def test_published_files_can_be_fetched(folder: RunFolder, tmp_path: Path) -> None:
     folder.write_json("config.json", {"a": 1})
     folder.write("plots/x.png", b"png")
     folder.write("checkpoints/1.ckpt", b"left out")
@@ -30,7 +30,7 @@ def test_what_is_published_can_be_read_anywhere(folder: RunFolder, tmp_path: Pat
     assert fetched.read_bytes() == b"png"
 
 
-def test_what_is_missing_is_none_and_what_is_damaged_is_said(folder: RunFolder) -> None:
+def test_missing_and_damaged_json(folder: RunFolder) -> None:
     assert folder.read_json("config.json") is None
     assert folder.fetch("metrics.jsonl") is None
     folder.store.put("config.json", b"{")
@@ -38,7 +38,7 @@ def test_what_is_missing_is_none_and_what_is_damaged_is_said(folder: RunFolder) 
         folder.read_json("config.json")
 
 
-def test_clear_leaves_nothing(folder: RunFolder) -> None:
+def test_clear_deletes_everything(folder: RunFolder) -> None:
     folder.write("a", b"1")
     folder.publish_all(last="a", leave_out=[])
     folder.clear(keep="attempts/1.json")
@@ -46,6 +46,17 @@ def test_clear_leaves_nothing(folder: RunFolder) -> None:
     assert not folder.local.exists() or not list(folder.local.iterdir())
 
 
-def test_runs_of_one_name_in_two_places_do_not_share_a_spool(tmp_path: Path) -> None:
+def test_has_local_compares_the_field(folder: RunFolder) -> None:
+    assert not folder.has_local("config.json", {"id": 1}, "id")
+    folder.write_json("config.json", {"id": 1})
+    assert folder.has_local("config.json", {"id": 1}, "id")
+    assert not folder.has_local("config.json", {"id": 2}, "id")
+    assert not folder.has_local("config.json", {}, "id")
+    assert not folder.has_local("config.json", {}, "missing")
+    folder.write("config.json", "{")
+    assert not folder.has_local("config.json", {"id": 1}, "id")
+
+
+def test_equal_run_ids_have_separate_spools(tmp_path: Path) -> None:
     one, two = (open_run_folder(f"s3://bucket-{each}", "r", StorageOptions(), tmp_path) for each in "12")
     assert one.local != two.local

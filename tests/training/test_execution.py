@@ -1,27 +1,34 @@
-"""The arithmetic a device claims is tried before it is used."""
+"""How the arithmetic is decided: a precision is tried before it is used, and a resume keeps what was decided."""
 
+import dataclasses
 import math
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from inat_job.configuration import configure
+from inat_job.distributed.ranks import SINGLE_RANK
 from inat_job.errors import ConflictError
+from inat_job.host import nvidia
+from inat_job.host.nvidia import Driver
+from inat_job.run.job import Job
 from inat_job.settings import TrainSettings
 from inat_job.signals import never
-from inat_job.training import context, execution
+from inat_job.training import execution
+from inat_job.training.context import RunContext
 
 
-def test_a_device_that_does_well_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_correct_device_gets_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert execution.fault_of("cpu", torch.bfloat16) is None
-    assert execution.fault_of("cpu", torch.float16) is None
-    assert execution.choose("cpu") == "bf16"
+    assert execution.convolution_fault("cpu", torch.bfloat16) is None
+    assert execution.convolution_fault("cpu", torch.float16) is None
+    assert execution.choose_precision("cpu") == "bf16"
 
 
 @pytest.mark.parametrize("factor", [1.1, math.nan, math.inf])
-def test_a_device_that_computes_nonsense_gets_fp32(
+def test_device_with_wrong_results_gets_fp32(
     factor: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = torch.nn.functional.conv2d
@@ -31,42 +38,124 @@ def test_a_device_that_computes_nonsense_gets_fp32(
 
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(execution.F, "conv2d", wrong)
-    assert execution.choose("cpu") == "fp32"
-    assert "cpu says that it has bf16, but a convolution is wrong by" in capsys.readouterr().out
+    assert execution.choose_precision("cpu") == "fp32"
+    assert "cpu claims to support bf16, but a convolution is wrong by" in capsys.readouterr().out
 
 
-def test_a_device_that_refuses_gets_fp32() -> None:
+def test_device_without_support_has_a_fault() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    fault = execution.fault_of("cuda", torch.bfloat16)
+    fault = execution.convolution_fault("cuda", torch.bfloat16)
     assert fault is not None
     assert fault.startswith("fails (")
 
 
 def test_fp16_is_tried_where_bf16_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_claimed", lambda accelerator: ("bf16", "fp16"))
-    monkeypatch.setattr(execution, "fault_of", lambda accelerator, dtype: "fails" if dtype is torch.bfloat16 else None)
-    assert execution.choose("cuda") == "fp16"
+    monkeypatch.setattr(execution, "_hardware_precisions", lambda accelerator: ("bf16", "fp16"))
+    monkeypatch.setattr(
+        execution, "convolution_fault", lambda accelerator, dtype: "fails" if dtype is torch.bfloat16 else None
+    )
+    assert execution.choose_precision("cuda") == "fp16"
 
 
-def test_what_a_run_is_kept_at_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "choose", lambda accelerator: "bf16")
+def test_stored_precision_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "choose_precision", lambda accelerator: "bf16")
     stored = execution.decide(TrainSettings(accelerator="cpu"), None)
-    monkeypatch.setattr(execution, "choose", lambda accelerator: pytest.fail("it was tried"))
+    monkeypatch.setattr(execution, "choose_precision", lambda accelerator: pytest.fail("it was tried"))
     assert execution.decide(TrainSettings(accelerator="cpu"), stored.as_dict()).precision == "bf16"
 
 
-def test_a_gpu_that_others_fill_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_gpu_is_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(accelerator: str) -> str:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(execution, "choose", full)
+    monkeypatch.setattr(execution, "choose_precision", full)
     settings = configure("a", {}, [], None).settings
     with pytest.raises(ConflictError, match="lower --batch-size"):
-        context.begin(settings, None, None, None, None, never)  # type: ignore[arg-type]
+        RunContext.create(Job(settings, None, SINGLE_RANK, None, never), None)  # type: ignore[arg-type]
 
 
-def test_trying_it_draws_nothing_random() -> None:
+def test_choosing_a_precision_draws_no_random_numbers() -> None:
     before = torch.get_rng_state()
-    execution.choose("cpu")
+    execution.choose_precision("cpu")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "compiler", "compiled"), [(False, True, False), (True, True, True), (True, False, False)]
+)
+def test_network_is_compiled_only_if_asked_and_a_compiler_is_there(
+    asked: bool, compiler: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/cc" if compiler else None)
+    decided = execution.decide(TrainSettings(accelerator="cpu", precision="fp32", compile=asked), None)
+    assert decided.compile is compiled
+    assert ("there is none on PATH" in capsys.readouterr().out) == (asked and not compiler)
+
+
+def test_resume_without_a_compiler_warns_that_it_is_not_bit_equal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = TrainSettings(accelerator="cpu", precision="fp32", compile=True)
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/cc")
+    stored = execution.decide(settings, None).as_dict()
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not execution.decide(settings, stored).compile
+    assert "not bit-equal" in capsys.readouterr().out
+
+
+def test_execution_stored_by_an_older_version_is_kept() -> None:
+    names = ("accelerator", "device", "precision", "channels_last", "deterministic", "threads", "torch")
+    first = execution.decide(TrainSettings(accelerator="cpu"), None)
+    stored = {name: getattr(first, name) for name in names} | {"compile": False, "compile_mode": "default"}
+    assert execution.decide(TrainSettings(accelerator="cpu"), stored) == first
+
+
+def test_compiler_failure_leaves_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("the compiler is broken")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx_inner", fail)
+    network = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    names, images = set(network.state_dict()), torch.ones(4, 3)
+    expected = network(images)
+    execution.compile_in_place(network)
+    assert torch.equal(network(images), expected)
+    network(images).sum().backward()
+    assert set(network.state_dict()) == names
+
+
+def test_resume_keeps_the_first_attempts_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    first = execution.decide(TrainSettings(precision="fp32", accelerator="cpu"), None)
+    stored: dict[str, Any] = dataclasses.asdict(first) | {"threads": 7}
+    kept = execution.decide(TrainSettings(precision="auto", accelerator="cpu"), stored)
+    assert (kept.precision, kept.threads) == ("fp32", 7)
+    assert "not bit-equal" not in capsys.readouterr().out
+    execution.decide(TrainSettings(accelerator="cpu"), stored | {"torch": "1.0"})
+    assert "not bit-equal" in capsys.readouterr().out
+
+
+def test_missing_accelerator_is_a_conflict() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConflictError, match="--accelerator is cuda"):
+        execution.decide(TrainSettings(accelerator="cuda"), None)
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "cuda"])
+def test_unusable_gpu_is_refused_and_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch, accelerator: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvidia, "find_driver", lambda: Driver("550.54.15", "12.4", has_gpu=True))
+    with pytest.raises(ConflictError, match=rf"550\.54\.15.*CUDA {torch.version.cuda}.*driver \d+ or newer"):
+        execution.decide(TrainSettings(accelerator=accelerator), None)
+    assert execution.decide(TrainSettings(accelerator="cpu"), None).accelerator == "cpu"
+
+
+def test_fp32_matmul_and_convolution_precision_is_explicit() -> None:
+    for deterministic in (True, False):
+        decided = execution.decide(TrainSettings(accelerator="cpu", deterministic=deterministic), None)
+        decided.apply()
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"
+        assert torch.backends.cudnn.benchmark is decided.cudnn_benchmark is not deterministic
+        assert torch.get_num_threads() == decided.threads

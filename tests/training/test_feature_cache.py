@@ -1,4 +1,4 @@
-"""When features are reused: only where that is quicker."""
+"""When features are cached: only where reading them is faster than computing them."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,13 +10,13 @@ AMOUNTS = st.integers(0, 10**12)
 
 
 @given(AMOUNTS, AMOUNTS, AMOUNTS, st.sampled_from(sorted(MACS_PER_S)))
-def test_more_bytes_never_make_it_pay_nor_do_fewer_sums(size: int, more: int, macs: int, accelerator: str) -> None:
+def test_caching_pays_less_with_more_bytes_or_fewer_macs(size: int, more: int, macs: int, accelerator: str) -> None:
     if pays(size + more, macs, accelerator):
         assert pays(size, macs, accelerator)
         assert pays(size + more, macs + more, accelerator)
 
 
-def test_a_head_pays_everywhere_and_large_maps_where_sums_are_slow() -> None:
+def test_a_head_pays_everywhere_and_large_feature_maps_only_on_cpu() -> None:
     resnet50_head, resnet50_layer3 = (4 * 2048, 4_100_000_000), (4 * 1024 * 14 * 14, 3_300_000_000)
     assert [pays(*resnet50_head, name) for name in ("cpu", "cuda")] == [True, True]
     assert [pays(*resnet50_layer3, name) for name in ("cpu", "cuda")] == [True, False]

@@ -77,7 +77,7 @@ STAGES: list[tuple[Do, set[str]]] = [
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("do", "stages"), STAGES, ids=["fit", "validate", "predict"])
-def test_the_handler_stays_ours(do: Do, stages: set[str]) -> None:
+def test_our_signal_handler_stays_in_every_stage(do: Do, stages: set[str]) -> None:
     before, live = signal.signal(signal.SIGTERM, ours), Live()
     settings = TrainSettings(accelerator="cpu", precision="fp32", epochs=1)
     try:

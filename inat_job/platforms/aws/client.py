@@ -34,7 +34,7 @@ _ERRORS: dict[s3_errors.Meaning, tuple[type[JobError], str]] = {
     s3_errors.bad_certificate: (ConflictError, "The certificate for {call} is not trusted: set AWS_CA_BUNDLE."),
     s3_errors.bad_setting: (UsageError, "The AWS configuration is invalid ({code}): check AWS_* and ~/.aws/config."),
     s3_errors.transient: (TransientError, "AWS did not serve {call} ({code}) after all retries: try again later."),
-    s3_errors.passing: (TransientError, "AWS could not finish {call} ({code}) after all retries: try again later."),
+    s3_errors.unfinished: (TransientError, "AWS could not finish {call} ({code}) after all retries: try again later."),
 }
 _REFUSED = (ConflictError, "AWS refused {call} ({code}): check the request and the quotas.{detail}")
 _ERRORS_BY_CODE: dict[str, tuple[type[JobError], str]] = {
@@ -67,7 +67,7 @@ def service(name: str, region: str | None) -> Call:
 
 def translate(error: Exception, call: str) -> JobError:
     """Our exception for botocore's, with AWS's own message about the request."""
-    meaning, code = s3_errors.classified(error)
+    meaning, code = s3_errors.classify(error)
     kind, template = _ERRORS_BY_CODE.get(code) or _ERRORS.get(meaning) or _REFUSED
     answer = getattr(error, "response", None) or {}
     message = " ".join(str(answer.get("Error", {}).get("Message", "")).split())[:_MESSAGE_LENGTH]

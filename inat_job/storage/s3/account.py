@@ -1,10 +1,9 @@
-"""Who speaks to S3, and how far this machine's clock is from the store's: what is asked before a job beside objects."""
+"""The AWS identity of the job, and the difference between this machine's clock and the store's."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import boto3
 from botocore import UNSIGNED
@@ -14,18 +13,19 @@ from botocore.parsers import ResponseParserError
 
 from inat_job.errors import NoPermissionError, UsageError
 from inat_job.storage.s3 import s3_errors
+from inat_job.storage.s3.s3_store import is_amazon
 
-REFUSED_FROM_S = 900.0
-"""Seconds between the clocks beyond which S3 refuses a request:
+MAX_SKEW_S = 900.0
+"""Seconds between the clocks beyond which S3 refuses requests:
 https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html (RequestTimeTooSkewed)."""
 
-_PATIENCE = Config(connect_timeout=3, read_timeout=3, retries={"mode": "standard", "total_max_attempts": 1})
-_MEND = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the job a role"
+_TIMEOUTS = Config(connect_timeout=3, read_timeout=3, retries={"mode": "standard", "total_max_attempts": 1})
+_FIX = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the job a role"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Where the credentials came from (botocore's word), whose they are, and why that is not known where it isn't."""
+    """The source of the credentials (in botocore's words), their ARN, and if that is unknown, why."""
 
     method: str
     arn: str | None
@@ -33,10 +33,11 @@ class Identity:
 
 
 def identity() -> Identity:
-    """Who the credentials of this process are. Raises NoPermissionError where there are none, or Amazon refuses them,
-    and UsageError for AWS's settings that can't be.
+    """Whose credentials this process has.
 
-    A store that is not Amazon's may have no STS, and a closed network none that can be reached: then `arn` is None.
+    `arn` is None if STS cannot be asked: an S3-compatible server may have none, and a closed network may not reach it.
+    Raises NoPermissionError if there are no credentials or Amazon refuses them, UsageError for an invalid AWS
+    configuration.
     """
     try:
         session = boto3.session.Session()
@@ -45,25 +46,25 @@ def identity() -> Identity:
     except (BotoCoreError, ValueError) as error:
         name = type(error).__name__
         raise UsageError(f"The AWS configuration can't be used ({name}): check AWS_* and ~/.aws/config.") from error
-    amazon = _is_amazon(client)
-    if amazon and not _is_amazon(store):
-        return Identity(method, None, "the store is not Amazon's, which alone has STS")
+    amazon = is_amazon(client)
+    if amazon and not is_amazon(store):
+        return Identity(method, None, "the store is not Amazon S3, and only Amazon has STS")
     try:
         return Identity(method, str(client.get_caller_identity()["Arn"]))
     except ClientError as error:
         code = s3_errors.answer_code(error)
         if amazon and session.region_name and s3_errors.CODES.get(code) is s3_errors.no_credentials:
-            raise NoPermissionError(f"Amazon refuses the credentials from {method} ({code}): {_MEND}.") from error
+            raise NoPermissionError(f"Amazon refuses the credentials from {method} ({code}): {_FIX}.") from error
         return Identity(method, None, f"STS answered {code}")
-    except (BotoCoreError, ResponseParserError) as error:  # the latter is no kin: an answer, but not one of STS
+    except (BotoCoreError, ResponseParserError) as error:  # the latter for an answer that is not from STS
         return Identity(method, None, f"STS did not answer ({type(error).__name__})")
 
 
 def skew_s() -> float | None:
-    """Seconds that the store's clock is ahead of this machine's, to the second; None where it does not tell.
+    """Seconds that the store's clock is ahead of this machine's, to the second; None if the store does not report it.
 
-    Asked without a signature, which a clock that is off would spoil. A store that does not answer is no trouble here:
-    who asks it for objects tells.
+    The request is unsigned, because a wrong clock would invalidate its signature. A store that does not answer is no
+    error here: the first request for an object reports it.
     """
     unsigned = Config(signature_version=UNSIGNED, s3={"addressing_style": "path"})
     try:
@@ -72,27 +73,22 @@ def skew_s() -> float | None:
         answer = error.response
     except (BotoCoreError, ResponseParserError, ValueError):
         return None
-    said = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
-    return (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds() if said else None
+    date = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
+    return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds() if date else None
 
 
 def _method(session: Any) -> str:
-    """How the credentials came. Raises NoPermissionError where there are none."""
+    """The source of the credentials. Raises NoPermissionError if there are none."""
     try:
         found = session.get_credentials()
         if found is not None:
-            found.get_frozen_credentials()  # which fetches those that are to be fetched
+            found.get_frozen_credentials()  # downloads temporary credentials, such as a role's
             return str(found.method)
     except (BotoCoreError, ClientError) as error:
-        raise NoPermissionError(f"The AWS credentials can't be had ({type(error).__name__}): {_MEND}.") from error
-    raise NoPermissionError(f"There are no AWS credentials: {_MEND} (--anonymous for a public bucket).")
+        raise NoPermissionError(f"The AWS credentials can't be loaded ({type(error).__name__}): {_FIX}.") from error
+    raise NoPermissionError(f"There are no AWS credentials: {_FIX} (--anonymous for a public bucket).")
 
 
 def _client(session: Any, service: str, config: Config | None = None) -> Any:
-    settings = _PATIENCE.merge(config) if config else _PATIENCE
+    settings = _TIMEOUTS.merge(config) if config else _TIMEOUTS
     return session.client(service, region_name=session.region_name or "us-east-1", config=settings)
-
-
-def _is_amazon(client: Any) -> bool:
-    host = urlsplit(str(client.meta.endpoint_url)).hostname or ""
-    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))

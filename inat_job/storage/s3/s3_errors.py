@@ -1,6 +1,6 @@
-"""What S3's errors mean here: one table of codes, one of botocore's exceptions, and the sentence for each.
+"""What S3's errors mean to the job: a table of error codes, a table of botocore's exceptions, and their messages.
 
-Exceptions are told by name, so that this module is pure and needs no boto3.
+Exceptions are identified by name, so that this module needs no boto3.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed, UsageError
-from inat_job.storage.retry import PassingError
+from inat_job.storage.retry import RetryableError
 
 
 @dataclass(frozen=True)
 class S3Location:
-    """Where an error happened: the bucket, the key (or prefix), the server, and whether this is where output goes."""
+    """Where an error happened: bucket, key or prefix, server, and whether the job writes its output there."""
 
     bucket: str
     key: str
@@ -27,86 +27,87 @@ class S3Location:
 
 
 Meaning = Callable[[S3Location, str], Exception]
+"""Makes the job's exception from a location and an error code."""
 
 
-def no_permission(place: S3Location, code: str) -> Exception:
-    return NoPermissionError(f"No permission for {place.uri} ({code}): check the credentials and the bucket policy.")
+def no_permission(where: S3Location, code: str) -> Exception:
+    return NoPermissionError(f"No permission for {where.uri} ({code}): check the credentials and the bucket policy.")
 
 
-def no_credentials(place: S3Location, code: str) -> Exception:
+def no_credentials(where: S3Location, code: str) -> Exception:
     return NoPermissionError(
-        f"No usable AWS credentials for {place.uri} ({code}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+        f"No usable AWS credentials for {where.uri} ({code}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
         "or give the job a role."
     )
 
 
-def clock_off(place: S3Location, code: str) -> Exception:
-    return NoPermissionError(f"{place.host} refused {place.uri} ({code}): set this machine's clock.")
+def clock_off(where: S3Location, code: str) -> Exception:
+    return NoPermissionError(f"{where.host} refused {where.uri} ({code}): correct this machine's clock.")
 
 
-def no_bucket(place: S3Location, code: str) -> Exception:
-    if place.output:
-        return ConflictError(f"Output bucket {place.bucket} does not exist: create it or change --output.")
-    return BadDataError(f"Bucket {place.bucket} of {place.uri} does not exist: check the address.")
+def no_bucket(where: S3Location, code: str) -> Exception:
+    if where.output:
+        return ConflictError(f"Output bucket {where.bucket} does not exist: create it or change --output.")
+    return BadDataError(f"Bucket {where.bucket} of {where.uri} does not exist: check the address.")
 
 
-def no_object(place: S3Location, code: str) -> Exception:
-    return BadDataError(f"{place.uri} does not exist: check the address.")
+def no_object(where: S3Location, code: str) -> Exception:
+    return BadDataError(f"{where.uri} does not exist: check the address.")
 
 
-def archived(place: S3Location, code: str) -> Exception:
-    return BadDataError(f"{place.uri} is archived ({code}): restore it from Glacier, or give another address.")
+def archived(where: S3Location, code: str) -> Exception:
+    return BadDataError(f"{where.uri} is archived ({code}): restore it from Glacier, or give another address.")
 
 
-def wrong_region(place: S3Location, code: str) -> Exception:
-    named = f" to {place.region}" if place.region else " to the bucket's region"
-    return ConflictError(f"Bucket {place.bucket} is in another region ({code}): set AWS_REGION{named}.")
+def wrong_region(where: S3Location, code: str) -> Exception:
+    named = f" to {where.region}" if where.region else " to the bucket's region"
+    return ConflictError(f"Bucket {where.bucket} is in another region ({code}): set AWS_REGION{named}.")
 
 
-def no_region(place: S3Location, code: str) -> Exception:
-    return ConflictError(f"No region is known for {place.uri} ({code}): set AWS_REGION.")
+def no_region(where: S3Location, code: str) -> Exception:
+    return ConflictError(f"No region is known for {where.uri} ({code}): set AWS_REGION.")
 
 
-def bad_name(place: S3Location, code: str) -> Exception:
-    return UsageError(f"{place.uri} is no valid S3 address ({code}): give s3://bucket/key.")
+def bad_name(where: S3Location, code: str) -> Exception:
+    return UsageError(f"{where.uri} is not a valid S3 address ({code}): use s3://bucket/key.")
 
 
-def bad_setting(place: S3Location, code: str) -> Exception:
-    return UsageError(f"The AWS configuration can't be used for {place.uri} ({code}): check AWS_* and ~/.aws/config.")
+def bad_setting(where: S3Location, code: str) -> Exception:
+    return UsageError(f"The AWS configuration can't be used for {where.uri} ({code}): check AWS_* and ~/.aws/config.")
 
 
-def bad_certificate(place: S3Location, code: str) -> Exception:
-    return ConflictError(f"The certificate of {place.host} is not trusted ({code}): set AWS_CA_BUNDLE, or check it.")
+def bad_certificate(where: S3Location, code: str) -> Exception:
+    return ConflictError(f"The certificate of {where.host} is not trusted ({code}): set AWS_CA_BUNDLE, or check it.")
 
 
-def no_room(place: S3Location, code: str) -> Exception:
-    return ConflictError(f"{place.host} has no room for {place.uri} ({code}): free some, or raise the quota.")
+def no_room(where: S3Location, code: str) -> Exception:
+    return ConflictError(f"{where.host} has no space left for {where.uri} ({code}): free some, or raise the quota.")
 
 
-def bad_kms_key(place: S3Location, code: str) -> Exception:
-    return ConflictError(f"The KMS key can't be used for {place.uri} ({code}): check its id, region and state.")
+def bad_kms_key(where: S3Location, code: str) -> Exception:
+    return ConflictError(f"The KMS key can't be used for {where.uri} ({code}): check its id, region and state.")
 
 
-def refused(place: S3Location, code: str) -> Exception:
-    return ConflictError(f"{place.host} refused the request for {place.uri} ({code}): check the storage options.")
+def refused(where: S3Location, code: str) -> Exception:
+    return ConflictError(f"{where.host} refused the request for {where.uri} ({code}): check the storage options.")
 
 
-def transient(place: S3Location, code: str) -> Exception:
-    return PassingError(f"{place.host} did not serve {place.uri} ({code}), for all the retries: try again later.")
+def transient(where: S3Location, code: str) -> Exception:
+    return RetryableError(f"{where.host} did not serve {where.uri} ({code}) despite retries: try again later.")
 
 
-def passing(place: S3Location, code: str) -> Exception:
-    return PassingError(f"{place.host} could not finish {place.uri} ({code}), for all the retries: try again later.")
+def unfinished(where: S3Location, code: str) -> Exception:
+    return RetryableError(f"{where.host} could not finish {where.uri} ({code}) despite retries: try again later.")
 
 
-def precondition(place: S3Location, code: str) -> Exception:
-    return PreconditionFailed(f"{place.uri} is not what the condition says ({code}).")
+def precondition(where: S3Location, code: str) -> Exception:
+    return PreconditionFailed(f"{where.uri} does not meet the condition ({code}).")
 
 
 _CODES: dict[Meaning, str] = {
     no_permission: "AccessDenied AccessDeniedException AllAccessDisabled AccountProblem InvalidPayer NotSignedUp "
     "Forbidden Unauthorized UnauthorizedAccess KMS.AccessDeniedException 401 403",
-    # A HEAD has no body: a bare 400 is how it says that a token expired, or a header was malformed for this region.
+    # A HEAD has no body, so that an expired token or a header malformed for this region is a bare 400.
     no_credentials: "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken ExpiredTokenException InvalidToken "
     "TokenRefreshRequired InvalidSecurity MissingSecurityHeader CredentialsNotSupported InvalidClientTokenId 400",
     clock_off: "RequestTimeTooSkewed RequestExpired",
@@ -120,12 +121,12 @@ _CODES: dict[Meaning, str] = {
     bad_kms_key: "KMS.DisabledException KMS.NotFoundException KMS.KMSInvalidStateException "
     "KMS.InvalidKeyUsageException KMS.InvalidStateException",
     refused: "InvalidRequest InvalidArgument MethodNotAllowed NotImplemented BadRequest MalformedXML 405 501",
-    # what the server or the way to it could not do
+    # failures of the server or the network
     transient: "SlowDown ServiceUnavailable InternalError InternalFailure ServerError RequestTimeout Throttling "
     "ThrottlingException ThrottledException RequestThrottled RequestLimitExceeded TooManyRequests "
     "TooManyRequestsException BandwidthLimitExceeded Busy KMS.ThrottlingException 408 429 500 502 503 504",
-    # what another attempt may find otherwise
-    passing: "ConditionalRequestConflict OperationAborted BadDigest IncompleteBody NoSuchUpload InvalidPart "
+    # conflicts and damage that another attempt may not meet
+    unfinished: "ConditionalRequestConflict OperationAborted BadDigest IncompleteBody NoSuchUpload InvalidPart "
     "XAmzContentSHA256Mismatch 409",
     precondition: "PreconditionFailed InvalidRange 412 416",
 }
@@ -144,15 +145,15 @@ CODES: Mapping[str, Meaning] = {code: meaning for meaning, codes in _CODES.items
 EXCEPTIONS: Mapping[str, Meaning] = {name: meaning for meaning, names in _EXCEPTIONS.items() for name in names.split()}
 
 
-def translate(error: Exception, place: S3Location) -> Exception:
-    """Our exception for botocore's; never its text, which may quote an address with a signature."""
-    meaning, code = classified(error)
+def translate(error: Exception, where: S3Location) -> Exception:
+    """The job's exception for botocore's, without botocore's text, which may quote a signed URL."""
+    meaning, code = classify(error)
     headers = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return meaning(replace(place, region=str(headers.get("x-amz-bucket-region", ""))), code)
+    return meaning(replace(where, region=str(headers.get("x-amz-bucket-region", ""))), code)
 
 
-def classified(error: Exception) -> tuple[Meaning, str]:
-    """What botocore's exception means, and the server's code or the exception's name that tells it."""
+def classify(error: Exception) -> tuple[Meaning, str]:
+    """What botocore's exception means, and the server's error code or the exception's name."""
     name = type(error).__name__
     if answer := _answer(error):
         status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -161,22 +162,22 @@ def classified(error: Exception) -> tuple[Meaning, str]:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return bad_certificate, name
     kinds = (kind.__name__ for kind in type(error).__mro__)
-    # else a ValueError of a malformed AWS_ENDPOINT_URL
+    # by default a ValueError, for a malformed AWS_ENDPOINT_URL
     return next((EXCEPTIONS[kind] for kind in kinds if kind in EXCEPTIONS), bad_setting), name
 
 
 def answer_code(error: Exception) -> str:
-    """The code that the server gave, or nothing."""
+    """The server's error code, or an empty text."""
     return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 def _answer(error: Exception) -> dict[str, Any]:
-    """What the server answered, empty where it did not."""
+    """The server's answer, empty if there was none."""
     response = getattr(error, "response", None)
     return response if isinstance(response, dict) else {}
 
 
 def _by_status(status: int) -> Meaning:
-    if status == 400:  # with a body, hence a code: not the bare answer to a HEAD
+    if status == 400:  # with a body and thus a code, unlike the answer to a HEAD
         return refused
     return CODES.get(str(status)) or (transient if status >= 500 or status == 0 else refused)

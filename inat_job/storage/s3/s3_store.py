@@ -1,4 +1,4 @@
-"""A prefix of an S3 bucket, or of what speaks S3, as a store: the only module that knows boto3."""
+"""A prefix of a bucket as a store, on Amazon S3 or an S3-compatible server."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,15 +20,16 @@ from inat_job.events import Progress
 from inat_job.signals import Stop, never
 from inat_job.storage.base import Entry, Role, StorageOptions, checked_key
 from inat_job.storage.partial_download import PartialDownload
-from inat_job.storage.ranged_download import BLOCK, RangeSource, pull
-from inat_job.storage.retry import PassingError, persist
-from inat_job.storage.s3 import multipart_upload, s3_errors
+from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
+from inat_job.storage.retry import RetryableError, with_retries
+from inat_job.storage.s3 import s3_errors
+from inat_job.storage.s3.multipart_upload import Upload, version_of
 
-LIST_PAGE = 1000  # the most that S3 gives at once
+LIST_PAGE = 1000  # S3's maximum
 R = TypeVar("R")
 
 _TIMEOUTS_S = {"data": (10, 30), "output": (5, 20)}
-"""For a connection and for an answer; of the output shorter, since a preempted job has no longer to live."""
+"""Seconds for a connection and for an answer; shorter for output, because a preempted job has little time left."""
 
 
 class S3Store:
@@ -41,44 +42,44 @@ class S3Store:
         self._output = role == "output"
         self._host = "S3"
         self._bucket_exists = False
-        with self._door(root):
+        with self._translated(root):
             self._client = _client(options, _TIMEOUTS_S[role])
         self._host = urlsplit(str(self._client.meta.endpoint_url)).netloc.rpartition("@")[2]
         self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
 
     def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
-        yield from self._persist(lambda: [*islice(self._listed(prefix), most)])
+        yield from self._retry(lambda: [*islice(self._listed(prefix), most)])
 
     def _listed(self, prefix: str) -> Iterator[Entry]:
         base = f"{self.root}/" if self.root else ""
         pages, size = self._client.get_paginator("list_objects_v2"), {"PageSize": LIST_PAGE}
-        with self._door(base + prefix):
+        with self._translated(base + prefix):
             for page in pages.paginate(Bucket=self.bucket, Prefix=base + prefix, PaginationConfig=size, **self._payer):
                 for found in page.get("Contents", []):
                     key = str(found["Key"])[len(base) :]
-                    if key and not key.endswith("/"):  # a console's folder marker is no object of ours
-                        yield Entry(key, int(found["Size"]), _version(found))
+                    if key and not key.endswith("/"):  # the AWS console's folder markers are no objects of the job
+                        yield Entry(key, int(found["Size"]), version_of(found))
 
     def stat(self, key: str) -> Entry | None:
-        return self._persist(lambda: self._stat(key)) if key else None
+        return self._retry(lambda: self._stat(key)) if key else None
 
     def _stat(self, key: str) -> Entry | None:
         full = self._full(key)
-        with self._door(full):
+        with self._translated(full):
             try:
                 head = self._client.head_object(Bucket=self.bucket, Key=full, **self._payer)
             except ClientError as error:
                 if _status(error) != 404:
                     raise
-                self._require_bucket()  # a HEAD has no body to tell a missing key from a missing bucket
+                self._require_bucket()  # a HEAD does not tell a missing key from a missing bucket
                 return None
-        return Entry(key, int(head["ContentLength"]), _version(head))
+        return Entry(key, int(head["ContentLength"]), version_of(head))
 
     def read(self, key: str) -> bytes:
-        return self._persist(lambda: b"".join(self._body(key, {})))
+        return self._retry(lambda: b"".join(self._body(key, {})))
 
-    def part(self, entry: Entry, start: int, end: int) -> bytes | None:
-        return self._persist(lambda: b"".join(self._range(entry, start, end)))
+    def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
+        return self._retry(lambda: b"".join(self._range(entry, start, end)))
 
     def get(
         self,
@@ -88,10 +89,10 @@ class S3Store:
         sha256: str | None = None,
         progress: Progress | None = None,
         stop: Stop = never,
-        landing: PartialDownload | None = None,
+        incoming: PartialDownload | None = None,
     ) -> Entry:
-        source = RangeSource(self._place(self._full(key)).uri, lambda: (self._present(key), True), self._range)
-        return pull(source, path, self._options, sha256=sha256, progress=progress, stop=stop, landing=landing)
+        source = RangeSource(self._location(self._full(key)).uri, lambda: (self._present(key), True), self._range)
+        return download(source, path, self._options, sha256=sha256, progress=progress, stop=stop, incoming=incoming)
 
     def put(
         self,
@@ -105,24 +106,24 @@ class S3Store:
         condition = (
             {"IfNoneMatch": "*"} if if_none_match else {"IfMatch": f'"{if_match}"'} if if_match is not None else {}
         )
-        upload = multipart_upload.Upload(
+        upload = Upload(
             client=self._client,
             target={"Bucket": self.bucket, "Key": self._full(key), **self._payer},
             condition=condition,
             encryption=self._encryption(),
             options=self._options,
-            door=lambda: self._door(self._full(key), writing=True),
+            translated=lambda: self._translated(self._full(key), writing=True),
             progress=progress,
         )
-        size, version = self._persist(lambda: upload.run(source))
+        size, version = self._retry(lambda: upload.run(source))
         return Entry(key, size, version)
 
     def delete(self, key: str) -> None:
-        self._persist(lambda: self._delete(key))
+        self._retry(lambda: self._delete(key))
 
     def _delete(self, key: str) -> None:
         full = self._full(key)
-        with self._door(full, writing=True):
+        with self._translated(full, writing=True):
             try:
                 self._client.delete_object(Bucket=self.bucket, Key=full, **self._payer)
             except ClientError as error:
@@ -130,16 +131,16 @@ class S3Store:
                     raise
 
     def address(self, key: str) -> str:
-        """A web address at which anybody can read the object for an hour."""
+        """A presigned URL at which anyone can read the object for an hour."""
         parameters = {"Bucket": self.bucket, "Key": self._full(key), **self._payer}
         return str(self._client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=3600))
 
-    def _persist(self, request: Callable[[], R]) -> R:
-        """Our own patience: botocore's has a quota that eight threads use up in half a second of an outage."""
-        return persist(request, self._options.retries)
+    def _retry(self, request: Callable[[], R]) -> R:
+        """Not botocore's retries: these share a quota that eight threads use up in half a second of an outage."""
+        return with_retries(request, self._options.retries)
 
     def _require_bucket(self) -> None:
-        """Raise NoSuchBucket's ClientError when there is none; a 403 says that there is one."""
+        """Raise a ClientError with the code NoSuchBucket if the bucket is missing; a 403 proves that it exists."""
         if self._bucket_exists:
             return
         try:
@@ -155,7 +156,7 @@ class S3Store:
     def _present(self, key: str) -> Entry:
         entry = self.stat(key)
         if entry is None:
-            raise BadDataError(f"{self._place(self._full(key)).uri} does not exist: check the address.")
+            raise BadDataError(f"{self._location(self._full(key)).uri} does not exist: check the address.")
         return entry
 
     def _range(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
@@ -163,21 +164,21 @@ class S3Store:
         return self._body(entry.key, {"Range": f"bytes={start}-{last}", "IfMatch": f'"{entry.version}"'})
 
     def _body(self, key: str, arguments: dict[str, str]) -> Iterator[bytes]:
-        """The blocks of an object, or of a range of it. Raises PassingError for a body that broke."""
+        """The blocks of an object or of a range of it. Raises RetryableError for a broken body."""
         full = self._full(key)
-        with self._door(full):
+        with self._translated(full):
             answer = self._client.get_object(Bucket=self.bucket, Key=full, **arguments, **self._payer)
         left = int(answer["ContentLength"])
-        broken = f"{self._host} broke off {self._place(full).uri}, for all the retries: try again later."
+        broken = f"{self._host} broke off {self._location(full).uri} despite retries: try again later."
         with closing(answer["Body"]) as body:
             try:
-                while left > 0 and (block := body.read(min(left, BLOCK))):
+                while left > 0 and (block := body.read(min(left, BLOCK_SIZE))):
                     left -= len(block)
                     yield block
-            except BotoCoreError as error:  # botocore itself tries nothing again once an answer has begun
-                raise PassingError(broken) from error
+            except BotoCoreError as error:  # botocore does not retry once the answer has begun
+                raise RetryableError(broken) from error
         if left > 0:
-            raise PassingError(broken)
+            raise RetryableError(broken)
 
     def _encryption(self) -> dict[str, str]:
         key_id = self._options.sse_kms_key_id
@@ -187,25 +188,24 @@ class S3Store:
         safe = checked_key(key, self.uri)
         return f"{self.root}/{safe}" if self.root else safe
 
-    def _place(self, full: str, writing: bool = False) -> s3_errors.S3Location:
+    def _location(self, full: str, writing: bool = False) -> s3_errors.S3Location:
         return s3_errors.S3Location(self.bucket, full, self._host, self._output or writing)
 
     @contextmanager
-    def _door(self, full: str, *, writing: bool = False) -> Iterator[None]:
+    def _translated(self, full: str, *, writing: bool = False) -> Iterator[None]:
         try:
             yield
         except (ClientError, BotoCoreError, ValueError) as error:
-            raise s3_errors.translate(error, self._place(full, writing)) from error
+            raise s3_errors.translate(error, self._location(full, writing)) from error
 
 
 def _client(options: StorageOptions, timeouts_s: tuple[int, int]) -> Any:
-    """A client; for a custom endpoint with what S3-compatible stores need: the path style and no new checksums."""
+    """A client; for a custom endpoint with path-style addresses and no optional checksums, as other servers need."""
     core = botocore.session.Session()
-    core.register_component("data_loader", _models())
+    core.register_component("data_loader", _service_models())
     session = boto3.session.Session(botocore_session=core)
     client = session.client("s3", config=_config(options, timeouts_s))
-    host = urlsplit(str(client.meta.endpoint_url)).hostname or ""
-    if host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+    if is_amazon(client):
         return client
     compatible = Config(
         s3={"addressing_style": "path"},
@@ -215,9 +215,15 @@ def _client(options: StorageOptions, timeouts_s: tuple[int, int]) -> Any:
     return session.client("s3", config=_config(options, timeouts_s).merge(compatible))
 
 
+def is_amazon(client: Any) -> bool:
+    """Whether a boto3 client talks to Amazon itself."""
+    host = urlsplit(str(client.meta.endpoint_url)).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
 @cache
-def _models() -> Any:
-    """S3's description, read once a process: that is most of what a new client costs."""
+def _service_models() -> Any:
+    """botocore's description of S3, read once per process, because it is most of the cost of a client."""
     return create_loader()
 
 
@@ -229,10 +235,6 @@ def _config(options: StorageOptions, timeouts_s: tuple[int, int]) -> Config:
         read_timeout=timeouts_s[1],
     )
     return config.merge(Config(signature_version=UNSIGNED)) if options.anonymous else config
-
-
-def _version(answer: dict[str, Any]) -> str:
-    return str(answer.get("ETag", "")).strip('"')
 
 
 def _status(error: ClientError) -> int:

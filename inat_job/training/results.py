@@ -1,0 +1,118 @@
+"""What a run results in: the metrics of a split, the tracker's run, and the report."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from inat_job import events
+from inat_job.checkpoints.manifest import Manifest
+from inat_job.data.module import ImageDataModule
+from inat_job.errors import JobError, Preempted
+from inat_job.evaluation.metrics import split_metrics
+from inat_job.evaluation.predictions import EvaluationProgress, predict
+from inat_job.host import environment
+from inat_job.models.classifier import Classifier
+from inat_job.models.flops import network_size
+from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
+from inat_job.reporting import report
+from inat_job.reporting.tracking import Tracker, open_tracker
+from inat_job.training.context import RunContext
+from inat_job.training.trainer import make_trainer, memory_errors
+
+
+def evaluate(context: RunContext, classifier: Classifier, rows: np.ndarray) -> dict[str, Any]:
+    """The report's section for a split, given its rows of the cache. Each rank evaluates its share."""
+    events.phase("test")
+    group = context.group
+    progress = EvaluationProgress(context.stop, "test", group.any_rank_async)
+    trainer = make_trainer(context.execution, context.settings.train, [progress], group)
+    with context.clock.phase("test_s"), memory_errors(), group.lost_rank_errors():
+        parts = predict(trainer, classifier, context.images.batches(rows))
+        group.drop_pending()
+        logits, labels = (group.all_gather_rows(part, len(rows)) for part in parts)
+    return split_metrics(logits, labels, context.images.cache.index.classes)
+
+
+@contextmanager
+def tracked(context: RunContext) -> Iterator[Tracker]:
+    """The tracker of a run; off on all ranks but rank 0.
+
+    When the block fails, the tracker ends with the job's exit code; on success, `publish` ends it with the report.
+    """
+    settings, folder = context.settings, context.folder
+    environment.disable_wandb_error_reporting()
+    tracker = open_tracker(
+        settings.tracker.mode if context.group.is_main else "off",  # type: ignore[arg-type]
+        run_id=folder.run_id,
+        project=settings.tracker.project,
+        entity=settings.tracker.entity,
+        folder=folder.local,
+        config=settings.as_dict(),
+        has_key=environment.has_wandb_key(),
+    )
+    try:
+        yield tracker
+    except Preempted:
+        tracker.preempting()
+        tracker.finish(Preempted.exit_code)
+        raise
+    except BaseException as error:
+        tracker.finish(error.exit_code if isinstance(error, JobError) else 1)
+        raise
+
+
+def make_report(
+    context: RunContext,
+    architecture: Architecture,
+    checkpoint: Manifest,
+    tracker: Tracker,
+    splits: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    reuse: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of report.json.
+
+    `splits` has the sections of `evaluate`, `history` the attempts at the run, `reuse` the features that it trained on.
+    """
+    settings, newest = context.settings, context.checkpoints.newest()
+    epochs = settings.train.epochs
+    apply_strategy(architecture, trainable_stages(architecture, epochs - 1, epochs))  # as training ends
+    return report.build(
+        part=settings.part,
+        run_id=context.folder.run_id,
+        **splits,
+        model={"name": architecture.name, **network_size(architecture.network, settings.data.image_size).as_dict()},
+        data=_data_section(context.images),
+        settings=settings.as_dict(),
+        timing=context.clock.timing(newest.train_s),
+        throughput={"train_images_per_s": newest.images_per_s},
+        reuse=reuse,
+        cost=report.cost(context.group.size, context.clock.wall_s(), settings.run.price_per_hour),
+        checkpoint={
+            "uri": f"{context.checkpoints.folder.uri}/{checkpoint.name}",
+            "sha256": checkpoint.sha256,
+            "epoch": checkpoint.epoch,
+            "step": checkpoint.step,
+        },
+        history=list(history),
+        tracker={"mode": tracker.mode, "run_id": tracker.run_id, "url": tracker.url},
+        environment=report.environment(context.execution.device, context.execution.as_dict()),
+    )
+
+
+def _data_section(images: ImageDataModule) -> Mapping[str, Any]:
+    index = images.cache.index
+    return {
+        "uri": index.source,
+        "digest": index.digest,
+        "split_digest": images.split_digest,
+        "n_train": len(images.train_rows),
+        "n_val": len(images.val_rows),
+        "n_test": len(images.test_rows),
+        "n_train_dropped_per_epoch": images.dropped_per_epoch,
+        "in_both_train_and_test": len(index.in_both_splits()),
+        "classes": list(index.classes),
+        "rejected": list(index.rejected),
+    }

@@ -1,0 +1,98 @@
+"""How a run starts or resumes: what rank 0 finds or decides, brought to every rank.
+
+Each function here is a collective call: all ranks make it at the same point of training/run.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inat_job import events
+from inat_job.checkpoints import manifest
+from inat_job.checkpoints.checkpoint_index import CheckpointIndex
+from inat_job.checkpoints.manifest import Manifest
+from inat_job.data.cache_index import Cache, load_trusted
+from inat_job.distributed.process_group import ProcessGroup
+from inat_job.errors import BadDataError, ConflictError
+from inat_job.models.classifier import Classifier
+from inat_job.models.strategies import Architecture
+from inat_job.run.run_state import CONFIG, open_run, read_config
+from inat_job.training import feature_cache
+from inat_job.training.context import RunContext, check_classes, load_weights
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint's manifest, and its file on this machine."""
+
+    manifest: Manifest
+    path: Path
+
+
+def shared_cache(group: ProcessGroup, cache: Cache | None) -> Cache:
+    """The images that each machine's first rank has prepared, for all ranks of the machine."""
+    folder, source = group.broadcast_on_node([str(cache.folder), cache.index.source] if cache else None)
+    if cache:
+        return cache
+    shared = load_trusted(Path(folder))
+    if shared is None:
+        raise BadDataError(f"{folder}, prepared by another rank, cannot be read: run the same command again.")
+    return replace(shared, index=replace(shared.index, source=source))
+
+
+def init_collectives(context: RunContext) -> None:
+    accelerator = context.execution.accelerator
+    if context.group.size > 1 and context.settings.train.sync_batch_norm and accelerator == "cpu":
+        raise ConflictError("--sync-batch-norm needs GPUs, since torch has none for a CPU: leave it out.")
+    context.group.init_collectives(cuda=accelerator == "cuda")
+
+
+def shared_checkpoint(group: ProcessGroup, find: Callable[[], tuple[Manifest, Path] | None]) -> Checkpoint | None:
+    """The checkpoint that rank 0 finds, on every rank."""
+    found, path = (find() if group.is_main else None) or (None, None)
+    text = group.broadcast(manifest.to_json(found) if found else None)
+    return None if text is None else Checkpoint(manifest.parse(text), group.broadcast_file(path))
+
+
+def check_same_data(context: RunContext, resumed: Manifest) -> None:
+    """Raise ConflictError unless the checkpoint was trained on these very images, split this way."""
+    images = context.images
+    if (resumed.data_digest, resumed.split_digest) != (images.cache.index.digest, images.split_digest):
+        raise ConflictError(
+            f"The data set at {images.cache.index.source} is not the one that {context.folder.uri} was trained on: "
+            "bring the old one back, or change --run-id."
+        )
+
+
+def init_from(context: RunContext, classifier: Classifier) -> None:
+    """With `--init-from`, start from the best weights of another run (a run id under `--output`, or a URI)."""
+    if context.settings.run.init_from:
+        best = shared_checkpoint(context.group, partial(_best_of, context, context.settings.run.init_from))
+        assert best
+        load_weights(classifier, best.path)
+
+
+def _best_of(context: RunContext, name: str) -> tuple[Manifest, Path]:
+    folder, index = open_run(context.settings, name, context.stop), context.images.cache.index
+    check_classes(folder, read_config(folder) or {}, index.classes)
+    best, path = CheckpointIndex(folder, context.stop).discover().best()
+    if best.data_digest == index.digest and best.split_digest != context.images.split_digest:
+        events.warn(f"{folder.uri} was trained on this run's validation images, which flatters: use its --seed.")
+    return best, path
+
+
+def decide_once(
+    context: RunContext, architecture: Architecture, classifier: Classifier, config: dict[str, Any]
+) -> dict[str, Any]:
+    """What is decided once, as a run first starts: from here on it can be resumed. Returns the new config.json."""
+    plan = feature_cache.decide(context, architecture, classifier) if context.group.is_main else None
+    config = config | {
+        "execution": context.execution.as_dict(),
+        "classes": list(context.images.cache.index.classes),
+        "reuse": context.group.broadcast(plan.as_dict() if plan else None),
+    }
+    if context.group.is_main:
+        context.folder.write_json(CONFIG, config)
+        context.folder.publish(CONFIG)
+    return config

@@ -1,0 +1,67 @@
+"""Errors of the local disk, atomic writes and digests."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError
+from inat_job.storage.disk import disk_errors, read_json_object, sha256_of, write_atomic
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (errno.ENOSPC, ConflictError, "No space left in .* MB free"),
+        (errno.EDQUOT, ConflictError, "No space left"),
+        (errno.EACCES, NoPermissionError, "No permission for"),
+        (errno.EROFS, NoPermissionError, "No permission for"),
+        (errno.ENOENT, ConflictError, "disappeared"),
+        (errno.ENOTDIR, ConflictError, "in the way"),
+        (errno.EIO, TransientError, "disk failed"),
+    ],
+)
+def test_disk_errors(tmp_path: Path, code: int, kind: type[JobError], words: str) -> None:
+    with pytest.raises(kind, match=words) as caught, disk_errors(tmp_path / "x"):
+        raise OSError(code, os.strerror(code))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_full_disk() -> None:
+    with pytest.raises(ConflictError, match="No space left in /dev"), disk_errors(Path("/dev/full")):
+        Path("/dev/full").write_bytes(b"x")
+
+
+def test_write_atomic_leaves_no_draft(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a" / "x", b"one")
+    write_atomic(tmp_path / "a" / "x", b"two")
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "a").iterdir()] == [("x", b"two")]
+
+
+def test_failed_write_atomic_keeps_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_atomic(tmp_path / "x", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(tmp_path / "x", b"new", durable=True)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"old")]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"5", b"{", b"\xff", b"[" * 100_000])
+def test_read_json_object_of_anything_else_is_empty(tmp_path: Path, content: bytes) -> None:
+    assert read_json_object(tmp_path / "missing") == {}
+    (tmp_path / "x").write_bytes(content)
+    assert read_json_object(tmp_path / "x") == {}
+    (tmp_path / "x").write_bytes(b'{"a": [1]}')
+    assert read_json_object(tmp_path / "x") == {"a": [1]}
+
+
+def test_sha256_of_calls_between_blocks(tmp_path: Path) -> None:
+    data, calls = os.urandom(5 * 2**20), []
+    (tmp_path / "x").write_bytes(data)
+    assert sha256_of(tmp_path / "x", lambda: calls.append(1)) == hashlib.sha256(data).hexdigest()
+    assert len(calls) == 2
