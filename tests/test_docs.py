@@ -12,7 +12,7 @@ import pytest
 import entrypoint
 from inat_job.errors import JobError
 from inat_job.platforms import submission
-from tests.harness.inside import Ended, inside
+from tests.harness.in_process import Ended, in_process
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "inat_job"
@@ -38,7 +38,7 @@ def job(
 ) -> Iterator[Callable[..., Ended]]:
     """Runs a command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    with inside(monkeypatch, capsys) as run:
+    with in_process(monkeypatch, capsys) as run:
         yield run
 
 
