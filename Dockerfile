@@ -1,21 +1,21 @@
-# The training job as one image.
+# The container image of the training job.
 #
 #     docker build -t inat-job .
 #     docker run --rm --gpus all -v "$PWD/runs:/scratch/runs" inat-job parta
 #
-# `make image` names the version and the revision too.
+# `make image` also sets the version and the revision.
 #
-# Any Debian or Ubuntu with Python 3.11 or newer can be the base; one without Python gets its own python3.
-# No nvidia/cuda base is needed: torch's wheels bring CUDA's libraries, and the host's driver is mounted at run time.
+# The base can be any Debian or Ubuntu with Python 3.11 or newer; if it has no Python, its python3 is installed.
+# No nvidia/cuda base is needed: torch's wheels contain CUDA's libraries, and the host's driver is mounted at run time.
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS dependencies
 
-# `--build-arg COMPILE=1` makes an image in which `--compile` works on a GPU: Triton, and the C compiler and headers that
-# it calls at run time. Without it both stay out, 1.2 GB; docs/decisions/0011-the-image.md says why that is the default.
+# `--build-arg COMPILE=1` builds an image in which `--compile` works on a GPU: with Triton, and the C compiler and
+# headers that it needs at run time. By default both are left out, which saves 1.2 GB: docs/decisions/0011-the-image.md.
 ARG COMPILE=
 
-# Package versions are the base's to choose, because they differ between Debian and Ubuntu.
+# Package versions are not pinned, because they differ between Debian and Ubuntu.
 # hadolint ignore=DL3008
 RUN set -- \
     && if ! python3 -c 'import ensurepip, venv'; then set -- ca-certificates python3 python3-venv; fi \
@@ -27,10 +27,10 @@ RUN set -- \
     fi \
     && python3 -c 'import sys; sys.exit("BASE_IMAGE: Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 
-# Dependencies before code: a change of code rebuilds none of these gigabytes. pip compiles what it installs, because
-# the root may be read-only later, and compiling torch anew at each start takes longer than reading its bytecode. Then
-# goes what nothing here can use: what only linkers and compilers read, two of CUDA's libraries that no other names
-# (tests/container/test_contents.py holds it), and pip, since nothing is installed later.
+# Dependencies come before the code, so that a change of code does not rebuild these gigabytes. pip compiles bytecode
+# here, because the root may be read-only later, and compiling torch at each start takes longer than reading its
+# bytecode. Unused files are removed: what only linkers and compilers read, two CUDA libraries that no other one
+# references (as tests/container/test_contents.py checks), and pip, since nothing is installed later.
 COPY requirements.lock /app/requirements.lock
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes \
@@ -41,7 +41,7 @@ RUN python3 -m venv /opt/venv \
     fi \
     && /opt/venv/bin/python -m pip uninstall -y pip
 
-# What is in the image, as CycloneDX. The tool stays in this stage.
+# The image's bill of materials, as CycloneDX. The tool stays in this stage.
 FROM dependencies AS bill
 COPY sbom.lock pyproject.toml /app/
 RUN python3 -m venv /opt/bill \
@@ -52,9 +52,9 @@ RUN python3 -m venv /opt/bill \
 
 FROM dependencies
 
-# Names of torchvision's models, such as "resnet50", whose best ImageNet weights the image shall hold, for machines
-# that cannot download them: `--build-arg PRETRAINED=resnet50`. The job looks for weights in TORCH_HOME and downloads
-# what is not there to its own cache, so this folder is outside of /scratch, where no mount hides it.
+# Names of torchvision models whose best ImageNet weights the image should contain, for machines that cannot download
+# them: `--build-arg PRETRAINED=resnet50`. The job looks for weights in TORCH_HOME, and downloads missing ones to its
+# own cache. TORCH_HOME is outside /scratch, so that no mount hides it.
 ARG PRETRAINED=
 ENV TORCH_HOME=/opt/torch
 RUN if [ -n "$PRETRAINED" ]; then \
@@ -67,11 +67,11 @@ COPY inat_job /app/inat_job
 COPY k8s /app/k8s
 COPY --from=bill /app/sbom.cdx.json /app/sbom.cdx.json
 
-# All that is ever written lies below /scratch, whoever the user is: with --read-only, mount something there. The
-# working directory makes the job's own defaults, `runs` and `cache`, folders of it; variables would overrule a
-# configuration file. It is no VOLUME: every `docker run` without --rm would leave an anonymous one behind.
-# `train` is for SageMaker, which runs that word with the entry point that its request names, or none. Of /opt/ml, it
-# mounts folders: what it does not mount, the job can make. No program here may lend another user's rights.
+# The job writes only below /scratch, whichever user it runs as: with --read-only, mount something there. The job's
+# default folders, `runs` and `cache`, are in /scratch because it is the working directory; environment variables would
+# override a configuration file. /scratch is not a VOLUME, since each `docker run` without --rm would leave an anonymous
+# volume behind. `train` is the command that SageMaker runs, with or without an entry point in its request. SageMaker
+# mounts folders in /opt/ml, and the job creates the others. The last line removes all setuid and setgid bits.
 RUN /opt/venv/bin/python -m compileall -q /app \
     && mkdir -m 1777 /scratch /opt/ml \
     && printf '#!/bin/sh\nexec /opt/venv/bin/python /app/entrypoint.py train "$@"\n' > /usr/local/bin/train \
@@ -79,8 +79,8 @@ RUN /opt/venv/bin/python -m compileall -q /app \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 WORKDIR /scratch
 
-# /scratch may be a fresh mount, so nothing here may need a folder in it to exist. LOGNAME spares libraries the look
-# into /etc/passwd, which knows neither this user nor the one that --user gives.
+# /scratch may be a new mount, so none of these folders may have to exist. LOGNAME keeps libraries from looking up the
+# user in /etc/passwd, which has neither this user nor one given by --user.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -107,17 +107,17 @@ STOPSIGNAL SIGTERM
 ENTRYPOINT ["/opt/venv/bin/python", "/app/entrypoint.py"]
 CMD ["--help"]
 
-# The job touches the file while it works. A command too short to have one is healthy, and so is a phase of silence:
-# only a file that has grown old says that a job hangs.
+# The job touches the file whenever it makes progress. Without a file, as for short commands, the container is healthy:
+# only an old file means that the job hangs.
 HEALTHCHECK --interval=1m --timeout=10s --start-period=15m --retries=3 \
     CMD ["/bin/sh", "-c", "test -z \"$(find \"$INAT_JOB_ALIVE_FILE\" -mmin +15 2>/dev/null)\""]
 
-# Last, since it differs with each commit; the report names it beside the version.
+# Near the end, since it changes with each commit. The report contains it, with the version.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 RUN echo "$REVISION" > /app/REVISION
 
-# By number, so that Kubernetes' runAsNonRoot can see that it isn't root.
+# Numeric, so that Kubernetes' runAsNonRoot can verify that it is not root.
 USER 10001:10001
 LABEL org.opencontainers.image.title="inat-job" \
       org.opencontainers.image.description="Trains, tests and reports an image classifier as one batch job" \

@@ -1,14 +1,14 @@
-# make demo   runs the main job on made-up pictures    make test      runs the tests
-# make lint   checks style and types                   make test-all  also against a real object store and in a container
-# make soak   kills runs and resumes them              make faults    disturbs the object store in every phase
-# make fuzz   damages 10,000 files of all kinds        make image  builds the image, with its version and revision
-# make sbom   lists what .venv holds, as CycloneDX      make docs      writes docs/options.md
+# make demo   runs the main job on generated images   make test      runs the tests
+# make lint   checks style and types                  make test-all  also tests a real object store and the image
+# make soak   kills runs and resumes them             make faults    injects storage faults in every phase
+# make fuzz   damages 10,000 files of all kinds       make image     builds the image, with version and revision
+# make sbom   lists the packages in .venv             make docs      writes docs/options.md
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# The tests' networks are too small to share: on a busy machine two threads mostly wait for each other.
+# One thread: the tests' networks are so small that on a busy machine several threads mostly wait for each other.
 test test-all fuzz: export OMP_NUM_THREADS = 1
 
 ROUNDS ?= 100
@@ -30,7 +30,7 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not soak"
 
-# tests/container/conftest.py and tests/storage/with_radosgw.sh say at their heads what they need, and are left out without.
+# What tests/container/conftest.py and tests/storage/with_radosgw.sh need is at their top; without it they are skipped.
 test-all: venv
 	$(BIN)/python -m pytest -m container
 	tests/storage/with_radosgw.sh $(BIN)/python -m pytest tests/storage
@@ -56,7 +56,7 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Of a commit whose files were changed since, the revision says so. The other format than Docker's has no health check.
+# The revision of a checkout with changes ends in -dirty. podman's default format, OCI, has no health check.
 ENGINE   ?= docker
 IMAGE    ?= inat-job
 VERSION  = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' inat_job/__init__.py)
@@ -65,13 +65,13 @@ REVISION = $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/de
 image:
 	$(ENGINE) build $(if $(filter podman buildah,$(ENGINE)),--format docker) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t $(IMAGE) .
 
-# The image's own list lies in it, at /app/sbom.cdx.json.
+# The image contains its own list, at /app/sbom.cdx.json.
 sbom: venv
 	$(PYTHON) -m venv .sbom
 	.sbom/bin/pip install --quiet --disable-pip-version-check --require-hashes -r sbom.lock
 	.sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file sbom.cdx.json $(BIN)/python
 
-# Needs uv (pip install uv). Locks what requirements.txt pins and all that it pulls in, for Python 3.11 and newer.
+# Needs uv (pip install uv). Locks the requirements and all their dependencies, for Python 3.11 and newer.
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.txt -o requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock tests/requirements.txt -o tests/requirements.lock

@@ -103,7 +103,7 @@ def _wait(processes: Mapping[int, Process], grace_s: float, stop: StopFlag) -> l
         elif any(end.rank == 0 and end.code == 0 for end in exits):
             deadline = min(deadline, time.monotonic() + _FINISH_GRACE_S)
         failed = any(end.code not in (0, Preempted.exit_code) for end in exits)
-        if not signalled and (stop() or any(end.code for end in exits)):  # one that was stopped alone does not return
+        if not signalled and (stop() or any(end.code for end in exits)):  # the others would wait in vain
             signalled = True
             grace = min(grace_s, FAILURE_GRACE_S) if failed else stop.seconds_left(grace_s)
             deadline = min(deadline, time.monotonic() + grace)

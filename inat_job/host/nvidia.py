@@ -141,8 +141,8 @@ def _major(version: str) -> int:
 def gpu_count(devices: Path = Path("/dev")) -> int:
     """GPUs that torch can use here.
 
-    A container has a device file for each GPU that it was given. If there are several, torch is asked in a process of
-    its own: it also knows about CUDA_VISIBLE_DEVICES, MIG slices and drivers that are too old.
+    A container has a device file for each GPU that it was given. If there are several, a separate process counts them
+    with torch, which also considers CUDA_VISIBLE_DEVICES, MIG slices and drivers that are too old.
     """
     count = sum(bool(_GPU_DEVICE.fullmatch(path.name)) for path in devices.glob("nvidia*"))
     return count if count < 2 else _torch_gpu_count()

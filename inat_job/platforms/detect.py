@@ -20,12 +20,12 @@ _CONTAINER_FILES = (".dockerenv", "run/.containerenv")
 
 
 def detect_platform(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Platform:
-    """The platform that runs the job, by its environment variables and the files under `root` alone.
+    """The platform that runs the job, by nothing but its environment variables and the files under `root`.
 
     SageMaker comes first because it can be emulated on any other platform, and Batch comes before Kubernetes because it
     can run on it. The grace period of a plain container is unknown: `docker stop` waits for 10 s by default, but the
-    container cannot see what was asked for. Raises UsageError or ConflictError where what a platform says is damaged or
-    contradicts itself.
+    container cannot see its options. Raises UsageError or ConflictError for a platform's files or variables that are
+    damaged or contradict each other.
     """
     if base := training_job.base_folder(environment, root):
         return training_job.detect_sagemaker(base, environment, root)

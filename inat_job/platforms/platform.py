@@ -15,7 +15,7 @@ _DIGEST_LENGTH = 8
 
 @dataclass(frozen=True)
 class Platform:
-    """What a platform tells the job, and what it expects from it; None where it says nothing.
+    """What a platform provides to the job, and expects from it; None for what it does not set.
 
     `run_id` is the same in every attempt of the platform's job, and `attempt` counts from 1. This machine is number
     `node_rank` of the `num_nodes` machines of the run; `master_address` is the host name or address of machine 0, None
@@ -67,7 +67,7 @@ class Platform:
 
 
 NO_PLATFORM = Platform("machine")
-"""A plain machine, which says nothing: every setting comes from options."""
+"""A plain machine, which sets nothing: every setting comes from options."""
 
 
 def run_id_from(job_name: str) -> str | None:

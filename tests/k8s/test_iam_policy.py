@@ -1,4 +1,4 @@
-"""k8s/iam-policy.json against the calls that runs really make: all are allowed, and nothing is that none needs."""
+"""k8s/iam-policy.json, compared with the S3 calls of real runs: all are allowed, and nothing else is."""
 
 import contextlib
 import fnmatch
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @dataclass(frozen=True)
 class Call:
-    """An action on a resource, with the prefix that conditions see; `probe` if a refusal is answer enough."""
+    """An action on a resource, with the prefix for conditions; `probe` if the job also accepts a refusal."""
 
     action: str
     resource: str
@@ -55,7 +55,7 @@ class Call:
 
 
 def calls_of(operation: str, parameters: dict[str, Any], missing: bool) -> Iterator[Call]:
-    """What S3 authorises for a request. A missing key is told from a forbidden one by a right to list it."""
+    """What S3 authorises for a request. To tell a missing key from a forbidden one takes permission to list it."""
     bucket, key = f"arn:aws:s3:::{parameters['Bucket']}", parameters.get("Key")
     resource = bucket if key is None else f"{bucket}/{key}"
     yield Call(ACTIONS[operation], resource, parameters.get("Prefix"), probe=operation == "HeadBucket")
@@ -63,33 +63,35 @@ def calls_of(operation: str, parameters: dict[str, Any], missing: bool) -> Itera
         yield Call("s3:ListBucket", bucket, key)
 
 
-def allowing(call: Call, policy: dict[str, Any]) -> set[tuple[str, str]]:
-    """The pairs of Sid and action that allow it."""
+def allowed_by(call: Call, policy: dict[str, Any]) -> set[tuple[str, str]]:
+    """The pairs of Sid and action that allow a call."""
     return {
         (statement["Sid"], action)
         for statement in policy["Statement"]
-        for action in listed(statement["Action"])
+        for action in as_list(statement["Action"])
         if action == call.action
-        and any(fnmatch.fnmatchcase(call.resource, pattern) for pattern in listed(statement["Resource"]))
-        and holds(statement.get("Condition", {}), call)
+        and any(fnmatch.fnmatchcase(call.resource, pattern) for pattern in as_list(statement["Resource"]))
+        and condition_holds(statement.get("Condition", {}), call)
     }
 
 
-def holds(condition: dict[str, Any], call: Call) -> bool:
+def condition_holds(condition: dict[str, Any], call: Call) -> bool:
     for operator, keys in condition.items():
         assert (operator, set(keys)) == ("StringLike", {"s3:prefix"})
-        if call.prefix is None or not any(fnmatch.fnmatchcase(call.prefix, each) for each in listed(keys["s3:prefix"])):
+        if call.prefix is None or not any(
+            fnmatch.fnmatchcase(call.prefix, each) for each in as_list(keys["s3:prefix"])
+        ):
             return False
     return True
 
 
-def listed(value: Any) -> list[str]:
+def as_list(value: Any) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> set[Call]:
-    """What S3 is asked for from here on."""
+    """The S3 calls from here on."""
     seen: set[Call] = set()
     real = BaseClient._make_api_call
 
@@ -109,7 +111,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> set[Call]:
 
 @pytest.fixture
 def bucket(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket with data as an archive and as loose files, in which all but the smallest objects go in parts."""
+    """A bucket with an archive and loose files, to which all but the smallest objects are uploaded in parts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(multipart_upload, "SINGLE_REQUEST_LIMIT", 20_000)
     files = tree(train=20, test=5)
@@ -125,8 +127,8 @@ def command(*words: str) -> None:
     entrypoint.cli.main([*words], standalone_mode=False)
 
 
-def whole_life(bucket: str) -> None:
-    """A run that is stopped, resumed, finished, found finished, tested and begun anew; and one on loose files."""
+def life_of_a_run(bucket: str) -> None:
+    """A run that is stopped, resumed, finished, found finished, tested and restarted; and a run on loose files."""
     output = f"s3://{bucket}/runs"
     data = ["--data", f"s3://{bucket}/data/images.zip"]
     flags = {"data.uri": data[1], "run.output": output, "run.run_id": "r", "data.image_size": 32, "model.filters": "4"}
@@ -149,8 +151,8 @@ def whole_life(bucket: str) -> None:
     command("parta", *loose)
 
 
-def broken_upload(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upload in parts that S3 refuses half-way."""
+def refused_upload(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A multipart upload that S3 refuses half-way."""
     real = BaseClient._make_api_call
 
     def refused(self: BaseClient, operation: str, parameters: dict[str, Any]) -> Any:
@@ -165,22 +167,22 @@ def broken_upload(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
             open_store(f"s3://{bucket}/runs", StorageOptions(), role="output").put("x", bytes(50_000))
 
 
-def test_the_policy_allows_what_a_run_does_and_no_more(
+def test_policy_allows_what_a_run_needs_and_no_more(
     bucket: str, calls: set[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole_life(bucket)
-    broken_upload(bucket, monkeypatch)
+    life_of_a_run(bucket)
+    refused_upload(bucket, monkeypatch)
     policy = json.loads(json.dumps(POLICY).replace(BUCKET, bucket))
-    refused = {call for call in calls if not allowing(call, policy) and not call.probe}
+    refused = {call for call in calls if not allowed_by(call, policy) and not call.probe}
     assert not refused
-    used = {pair for call in calls for pair in allowing(call, policy)}
-    granted = {(each["Sid"], action) for each in policy["Statement"] for action in listed(each["Action"])}
+    used = {pair for call in calls for pair in allowed_by(call, policy)}
+    granted = {(each["Sid"], action) for each in policy["Statement"] for action in as_list(each["Action"])}
     assert used == granted
     for pattern in policy["Statement"][-1]["Condition"]["StringLike"]["s3:prefix"]:
         assert any(call.prefix and fnmatch.fnmatchcase(call.prefix, pattern) for call in calls), pattern
 
 
-def test_the_matcher_refuses() -> None:
+def test_allowed_by_refuses_other_calls() -> None:
     arn = f"arn:aws:s3:::{BUCKET}"
     for call in (
         Call("s3:PutObject", f"{arn}/data/x"),
@@ -189,5 +191,5 @@ def test_the_matcher_refuses() -> None:
         Call("s3:ListBucket", arn, "other/"),
         Call("s3:ListBucket", arn),
     ):
-        assert not allowing(call, POLICY)
-    assert allowing(Call("s3:ListBucket", arn, "runs/r/"), POLICY) == {("TellMissingFromForbidden", "s3:ListBucket")}
+        assert not allowed_by(call, POLICY)
+    assert allowed_by(Call("s3:ListBucket", arn, "runs/r/"), POLICY) == {("TellMissingFromForbidden", "s3:ListBucket")}

@@ -1,4 +1,4 @@
-"""k8s/ as kustomize renders it: against Kubernetes' schemas, what these don't know, and our own command line."""
+"""The manifests of k8s/, as kustomize renders them and as `submit k8s` builds them."""
 
 import copy
 import os
@@ -22,7 +22,7 @@ from inat_job.errors import BadDataError, ConflictError, NoPermissionError, Usag
 from inat_job.platforms import submission
 from inat_job.platforms.aws import spot
 from inat_job.platforms.k8s import job_watch, submit_k8s
-from inat_job.platforms.k8s import pod as kubernetes
+from inat_job.platforms.k8s.pod import detect_kubernetes
 from inat_job.telemetry import liveness
 
 ROOT = Path(__file__).parents[2]
@@ -60,9 +60,11 @@ def _kustomized(name: str) -> str:
     return done.stdout
 
 
-def built(*words: str, **asked: Any) -> list[Manifest]:
+def built(*words: str, **options: Any) -> list[Manifest]:
     """What `submit k8s` would send."""
-    request = submission.SubmitOptions(**{"image": "r/i:1", "role": "arn:aws:iam::123456789012:role/inat-job", **asked})
+    request = submission.SubmitOptions(
+        **{"image": "r/i:1", "role": "arn:aws:iam::123456789012:role/inat-job", **options}
+    )
     command = submit.checked(words or ("parta", "--output", "s3://b/runs"), entrypoint._line)
     return submit_k8s.build(submission.completed(request, command, submit_k8s.NEEDS), command)
 
@@ -84,43 +86,43 @@ def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
     return rendered(name) if name in JOBS else built(**BUILT[name])
 
 
-def one(manifests: list[Manifest], kind: str) -> Manifest:
+def resource(manifests: list[Manifest], kind: str) -> Manifest:
     [found] = [each for each in manifests if each["kind"] == kind]
     return found
 
 
 def pod_of(manifests: list[Manifest]) -> tuple[Manifest, Manifest]:
-    """The pod's spec and its only container."""
-    spec = one(manifests, "Job")["spec"]["template"]["spec"]
+    """The spec of the pod, and its only container."""
+    spec = resource(manifests, "Job")["spec"]["template"]["spec"]
     [container] = spec["containers"]
     return spec, container
 
 
-def every(tree: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Path, key and value of everything."""
+def walk(tree: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """The path, key and value of every field."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         yield path, str(key), value
-        yield from every(value, f"{path}/{key}")
+        yield from walk(value, f"{path}/{key}")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_kubernetes_own_schema_takes_it(manifests: list[Manifest], version: str) -> None:
+def test_kubernetes_schema_accepts_the_manifests(manifests: list[Manifest], version: str) -> None:
     for each in manifests:
         kubernetes_validate.validate(each, version, strict=True)
 
 
-def test_the_schema_refuses_what_is_wrong() -> None:
+def test_kubernetes_schema_refuses_an_invalid_field() -> None:
     [*_, job] = built()
-    wrong = copy.deepcopy(job)
-    wrong["spec"]["template"]["spec"]["terminationGraceSeconds"] = 1
+    invalid = copy.deepcopy(job)
+    invalid["spec"]["template"]["spec"]["terminationGraceSeconds"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
+        kubernetes_validate.validate(invalid, VERSIONS[0], strict=True)
 
 
 def test_names_labels_quantities_and_enums(manifests: list[Manifest]) -> None:
     for each in manifests:
         assert re.fullmatch(LABEL, each["metadata"]["name"])
-        for path, key, value in every(each):
+        for path, key, value in walk(each):
             if key in ENUMS:
                 assert value in ENUMS[key], (path, key)
             if path.endswith(("/requests", "/limits")) or key == "sizeLimit":
@@ -132,7 +134,7 @@ def test_names_labels_quantities_and_enums(manifests: list[Manifest]) -> None:
     assert len({each["metadata"].get("namespace") for each in manifests}) == 1
 
 
-def test_every_mount_has_its_volume_and_every_volume_its_mount(manifests: list[Manifest]) -> None:
+def test_mounts_and_volumes_match(manifests: list[Manifest]) -> None:
     pod, container = pod_of(manifests)
     mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
     volumes = {each["name"]: each for each in pod["volumes"]}
@@ -143,10 +145,10 @@ def test_every_mount_has_its_volume_and_every_volume_its_mount(manifests: list[M
     assert "medium" not in scratch
 
 
-def test_the_references_between_them_hold(manifests: list[Manifest]) -> None:
+def test_references_between_fields(manifests: list[Manifest]) -> None:
     pod, container = pod_of(manifests)
-    job = one(manifests, "Job")
-    assert one(manifests, "ServiceAccount")["metadata"]["name"] == pod["serviceAccountName"]
+    job = resource(manifests, "Job")
+    assert resource(manifests, "ServiceAccount")["metadata"]["name"] == pod["serviceAccountName"]
     assert {rule["onExitCodes"]["containerName"] for rule in rules(job) if "onExitCodes" in rule} == {container["name"]}
     names = [each["name"] for each in container["env"]]
     assert len(names) == len(set(names))
@@ -159,8 +161,8 @@ def rules(job: Manifest) -> list[Manifest]:
     return job["spec"]["podFailurePolicy"]["rules"]  # type: ignore[no-any-return]
 
 
-def test_failures_are_tried_again_by_their_code(manifests: list[Manifest]) -> None:
-    job = one(manifests, "Job")
+def test_retries_by_exit_code(manifests: list[Manifest]) -> None:
+    job = resource(manifests, "Job")
     first, second = rules(job)
     assert first == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert second["action"] == "FailJob"
@@ -171,7 +173,7 @@ def test_failures_are_tried_again_by_their_code(manifests: list[Manifest]) -> No
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
 
 
-def test_the_pod_may_do_nothing_that_it_need_not(manifests: list[Manifest]) -> None:
+def test_pod_has_least_privilege(manifests: list[Manifest]) -> None:
     pod, container = pod_of(manifests)
     assert not pod["automountServiceAccountToken"]
     user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(), re.M)
@@ -187,14 +189,14 @@ def test_the_pod_may_do_nothing_that_it_need_not(manifests: list[Manifest]) -> N
     assert not any(each.get("value") for each in container["env"] if re.search(r"KEY|SECRET|TOKEN", each["name"]))
 
 
-def test_a_spot_loss_comes_as_a_drain_and_not_as_the_jobs_own_end(manifests: list[Manifest]) -> None:
+def test_spot_notices_are_left_to_the_cluster(manifests: list[Manifest]) -> None:
     _, container = pod_of(manifests)
     variables = {each["name"]: each["value"] for each in container["env"] if "value" in each}
-    on_ec2 = {**variables, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:9"}
-    assert not spot.watch(lambda why: None, on_ec2)
+    environment = {**variables, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:9"}
+    assert not spot.watch(lambda why: None, environment)
 
 
-def test_gpus_are_asked_for_as_the_node_offers_them(manifests: list[Manifest]) -> None:
+def test_gpu_limit_and_toleration(manifests: list[Manifest]) -> None:
     pod, container = pod_of(manifests)
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     assert gpus is None or re.fullmatch(r"[1-9]\d*", gpus)
@@ -203,19 +205,19 @@ def test_gpus_are_asked_for_as_the_node_offers_them(manifests: list[Manifest]) -
 
 
 @pytest.mark.parametrize(("minutes", "code"), [(None, 0), (0, 0), (14, 0), (16, 1)])
-def test_the_probe_fails_for_a_file_that_nobody_touches(minutes: int | None, code: int, tmp_path: Path) -> None:
+def test_liveness_probe_fails_for_an_old_file(minutes: int | None, code: int, tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     if minutes is not None:
         alive.touch()
-        then = time.time() - 60 * minutes
-        os.utime(alive, (then, then))
+        touched = time.time() - 60 * minutes
+        os.utime(alive, (touched, touched))
     probe = pod_of(built())[1]["livenessProbe"]["exec"]["command"]
     command = [word.replace("/scratch/alive", str(alive)) for word in probe]
     assert command != probe
     assert subprocess.run(command).returncode == code
 
 
-def test_the_probe_waits_as_long_as_the_job_may_be_silent() -> None:
+def test_liveness_probe_uses_stale_minutes() -> None:
     assert (
         f"-mmin -{liveness.STALE_MINUTES} "
         in f"{pod_of(built())[1]['livenessProbe']['exec']['command'][-1]} ".replace(")", " ")
@@ -223,60 +225,65 @@ def test_the_probe_waits_as_long_as_the_job_may_be_silent() -> None:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_the_command_goes_through_the_real_command_line(name: str) -> None:
+def test_arguments_are_valid_and_the_pod_is_detected(name: str) -> None:
     manifests = rendered(name)
     _, container = pod_of(manifests)
     command = submit.checked(container["args"], entrypoint._line)
-    own = {each["name"]: each.get("value") for each in container["env"]}
-    own |= {"KUBERNETES_JOB_NAME": one(manifests, "Job")["metadata"]["name"], "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-    own |= {"JOB_COMPLETION_INDEX": "1"} if name == "nodes" else {}
-    place = kubernetes.detect_kubernetes({key: value for key, value in own.items() if value}, Path("/nonexistent"))
-    assert place
-    assert (place.run_id, place.node_rank, place.num_nodes) == (
-        own["KUBERNETES_JOB_NAME"],
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    variables |= {
+        "KUBERNETES_JOB_NAME": resource(manifests, "Job")["metadata"]["name"],
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+    }
+    variables |= {"JOB_COMPLETION_INDEX": "1"} if name == "nodes" else {}
+    platform = detect_kubernetes({key: value for key, value in variables.items() if value}, Path("/nonexistent"))
+    assert platform
+    assert (platform.run_id, platform.node_rank, platform.num_nodes) == (
+        variables["KUBERNETES_JOB_NAME"],
         *((1, 2) if name == "nodes" else (0, 1)),
     )
-    ours = {key: value for key, value in own.items() if key.startswith("INAT_") and key != "INAT_NUM_NODES" and value}
-    made = configure(command.verb.removeprefix("part"), {}, (), None, environment=ours).settings
-    assert (made.run.output, made.run.grace_seconds) == ("s3://my-bucket/runs", 120)
+    settings = {
+        key: value for key, value in variables.items() if key.startswith("INAT_") and key != "INAT_NUM_NODES" and value
+    }
+    job = configure(command.verb.removeprefix("part"), {}, (), None, environment=settings).settings
+    assert (job.run.output, job.run.grace_seconds) == ("s3://my-bucket/runs", 120)
 
 
-def test_several_machines_find_the_first() -> None:
+def test_machines_find_rank_0_by_the_headless_service() -> None:
     for manifests in (rendered("nodes"), built(nodes=3)):
-        job, service = one(manifests, "Job"), one(manifests, "Service")
+        job, service = resource(manifests, "Job"), resource(manifests, "Service")
         pod, container = pod_of(manifests)
-        number = job["spec"]["completions"]
-        assert (job["spec"]["parallelism"], job["spec"]["completionMode"]) == (number, "Indexed")
-        assert {"name": "INAT_NUM_NODES", "value": str(number)} in container["env"]
+        machines = job["spec"]["completions"]
+        assert (job["spec"]["parallelism"], job["spec"]["completionMode"]) == (machines, "Indexed")
+        assert {"name": "INAT_NUM_NODES", "value": str(machines)} in container["env"]
         assert pod["subdomain"] == service["metadata"]["name"]
         assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
         assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
 
 
 @pytest.mark.parametrize(("name", "nodes"), [("parta", 1), ("partb", 1), ("nodes", 2)])
-def test_submit_makes_what_kustomize_makes(name: str, nodes: int) -> None:
-    theirs = rendered(name)
+def test_submit_builds_what_kustomize_renders(name: str, nodes: int) -> None:
+    expected = rendered(name)
     settings = yaml.safe_load((ROOT / "k8s/base/settings.yaml").read_text())["data"]
-    job = one(theirs, "Job")
-    ours = built(
+    job = resource(expected, "Job")
+    submitted = built(
         *("parta", "--output", settings["output"]),
         **{"image": settings["image"], "role": settings["role"], "instance_type": settings["instance-type"]},
         **{"name": job["metadata"]["name"], "nodes": nodes},
     )
-    pod_of(ours)[1]["env"].append({"name": "INAT_OUTPUT", "value": settings["output"]})
-    pod_of(ours)[1]["args"] = pod_of(theirs)[1]["args"]
-    assert comparable(ours) == comparable(theirs)
+    pod_of(submitted)[1]["env"].append({"name": "INAT_OUTPUT", "value": settings["output"]})
+    pod_of(submitted)[1]["args"] = pod_of(expected)[1]["args"]
+    assert comparable(submitted) == comparable(expected)
 
 
 def comparable(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """By kind, with the variables in the order of their names."""
-    sorted_ones = copy.deepcopy(manifests)
-    pod_of(sorted_ones)[1]["env"].sort(key=lambda each: each["name"])
-    return {each["kind"]: each for each in sorted_ones}
+    """The manifests by kind, with the variables sorted by name."""
+    ordered = copy.deepcopy(manifests)
+    pod_of(ordered)[1]["env"].sort(key=lambda each: each["name"])
+    return {each["kind"]: each for each in ordered}
 
 
-def test_each_field_says_why() -> None:
-    """A comment stands above or within each block of a container's and a pod's fields that are no plain names."""
+def test_comment_above_each_field() -> None:
+    """A comment above each field says why it is set."""
     lines = (ROOT / "k8s/base/job.yaml").read_text().splitlines()
     for field in (
         *("name: inat-job", "backoffLimit", "podReplacementPolicy", "ttlSecondsAfterFinished", "restartPolicy"),

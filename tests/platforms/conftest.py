@@ -1,4 +1,4 @@
-"""`submit` in the test's own process, and a kubectl whose cluster is a folder."""
+"""`submit` in the test's own process, a kubectl whose cluster is a folder, and keys for a mocked AWS."""
 
 import os
 import sys
@@ -33,3 +33,11 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KUBECTL_FAKE", str(folder))
     monkeypatch.setattr(submit_command, "EVERY_S", 0.01)
     return folder
+
+
+@pytest.fixture
+def aws_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys that moto accepts, and AWS's own endpoints."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)

@@ -114,7 +114,7 @@ def shown(documents: list[dict[str, Any]]) -> str:
 
 
 def attempt_of(name: str, base: str) -> int:
-    """The number of the attempt at `base`, from 1, that a job's name stands for; 0 if it is another run's."""
+    """The number of the attempt at the run `base`, from 1, by the job's name; 0 for another run's job."""
     match = re.fullmatch(re.escape(base) + r"(?:-attempt-(\d+))?", name)
     return int(match[1] or 1) if match else 0
 

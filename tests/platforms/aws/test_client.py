@@ -70,10 +70,7 @@ ROLE = "arn:aws:iam::123456789012:role/birds"
 
 
 @pytest.fixture
-def logs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+def logs(aws_keys: None) -> Any:
     with mock_aws():
         yield boto3.client("logs", "eu-west-1")
 
@@ -118,9 +115,7 @@ def test_log_tail_without_permission_warns_once(capsys: pytest.CaptureFixture[st
     assert "No permission for logs:GetLogEvents" in capsys.readouterr().out
 
 
-def test_unreachable_server_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
+def test_unreachable_server_is_transient(aws_keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
     with pytest.raises(TransientError, match="batch:DescribeJobs"):

@@ -185,12 +185,9 @@ def test_exit_code_of_last_attempt() -> None:
 
 
 @pytest.fixture
-def queue(monkeypatch: pytest.MonkeyPatch) -> Any:
+def queue(aws_keys: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A queue of moto's Batch, whose jobs end at once."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with mock_aws(config={"batch": {"use_docker": False}}):
         batch = boto3.client("batch")
         environment = batch.create_compute_environment(

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_job.platforms.k8s import job_watch
-from tests.harness.fake_kubectl import RUNNING, exited, failed, pod
+from tests.harness.fake_kubectl import COMPLETE, RUNNING, exited, failed, pod
 
 
 def test_exit_code_of_the_pod_that_failed_the_job() -> None:
@@ -14,6 +14,13 @@ def test_exit_code_of_the_pod_that_failed_the_job() -> None:
     assert job_watch.exit_code_of(failed("BackoffLimitExceeded"), pods)[0] == 75
     assert job_watch.exit_code_of(failed("BackoffLimitExceeded"), [*pods, pod("2", exited(0, "2027"))])[0] == 75
     assert job_watch.exit_code_of(RUNNING, pods) == (None, "")
+
+
+def test_phase_of() -> None:
+    assert job_watch.phase_of(RUNNING, []) == "Pending"
+    assert job_watch.phase_of(RUNNING, [pod("p", {"running": {}})]) == "Running"
+    assert job_watch.phase_of(COMPLETE, [pod("p", exited(0), "Succeeded")]) == "Complete"
+    assert job_watch.phase_of(failed("DeadlineExceeded"), [pod("p", {"running": {}})]) == "Failed"
 
 
 def test_leader_pods_are_index_0_newest_first() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from inat_job.errors import ConflictError
+from inat_job.platforms.k8s.submit_k8s import merge, read_manifest
 from tests.harness.fake_kubectl import COMPLETE, RUNNING, exited, failed, play, pod
 from tests.harness.in_process import Ended
 
@@ -148,3 +150,21 @@ def test_signal_ends_the_wait_but_not_the_job(cluster: Path, tmp_path: Path) -> 
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=30)
     assert (child.returncode, "goes on by itself" in err.splitlines()[-1]) == (143, True)
+
+
+def test_merge_merges_named_items_and_replaces_other_lists() -> None:
+    manifest = {"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}], "args": ["a"], "kept": 1}
+    patch = {"env": [{"name": "B", "value": "3"}, {"name": "C", "value": "4"}], "args": ["b"]}
+    assert merge(manifest, patch) == {
+        "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "3"}, {"name": "C", "value": "4"}],
+        "args": ["b"],
+        "kept": 1,
+    }
+
+
+@pytest.mark.parametrize("content", [None, "[1", "- 1"])
+def test_unreadable_manifest_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "job.yaml").write_text(content)
+    with pytest.raises(ConflictError, match="restore it from the release"):
+        read_manifest("job.yaml", tmp_path)
