@@ -76,9 +76,8 @@ def test_format_number_keeps_four_digits() -> None:
 def test_run_durations_add_up_single_and_repeated_stages() -> None:
     rates = {"prepare": 10.0, "training epoch": 4.0, "test": 2.0}
     found = [Measurement(name, IMAGES_PER_S, (rate,)) for name, rate in rates.items()]
-    seconds = run_durations(
-        [*found, Measurement("time to first step", "s", (5.0,))], {"train": 6, "val": 2, "test": 2}, 2
-    )
+    counts = {"train": 6, "val": 2, "test": 2}
+    seconds = run_durations([*found, Measurement("time to first step", "s", (5.0,))], counts, 2)
     assert seconds == {"start": 5.0, "prepare": 1.0, "training": 3.0, "evaluation": 4.0}
     assert run_durations(found[:1], counts, 2) == {"prepare": 1.0}
 
