@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.children import Child, children, ended, ranks_of, until
+from tests.harness.children import Child, children, ranks_of, wait_for_end, wait_for_event
 from tests.harness.made_images import tree, write_zip
 from tests.harness.netns import Cable, laid
 
@@ -41,7 +41,7 @@ def start(tmp_path: Path, cable: Cable) -> Iterator[Start]:
             "OMP_NUM_THREADS": "1",
         }
         own = ("--data", str(archive), "--cache-dir", str(tmp_path / f"cache{node}"))
-        return made.start(["parta", *RECIPE, *own, *further], told, within=cable.within(node))
+        return made.start(["parta", *RECIPE, *own, *further], told, prefix=cable.within(node))
 
     with children(tmp_path) as made:
         yield go
@@ -49,13 +49,13 @@ def start(tmp_path: Path, cable: Cable) -> Iterator[Start]:
 
 def ends(every: list[Child]) -> list[tuple[int, str]]:
     """Exit code and last line on stderr of each."""
-    return [ended(child) for child in every]
+    return [wait_for_end(child) for child in every]
 
 
 def test_two_machines_train_and_a_cut_of_30_s_is_nothing(start: Start, cable: Cable, tmp_path: Path) -> None:
     recipe = ("--epochs", "40")
     children = [start(node, *recipe) for node in (1, 0)]
-    until(children[1], "checkpoint")
+    wait_for_event(children[1], "checkpoint")
     cable.cut()
     time.sleep(30)
     cable.mend()
@@ -67,7 +67,7 @@ def test_two_machines_train_and_a_cut_of_30_s_is_nothing(start: Start, cable: Ca
 
 def test_a_rank_that_is_killed_while_it_is_waited_for_ends_the_other_machine(start: Start) -> None:
     children = [start(node, "--epochs", "200") for node in (0, 1)]
-    until(children[0], "build")
+    wait_for_event(children[0], "build")
     begun = time.monotonic()
     for pid in ranks_of(children[1].pid).values():
         os.kill(pid, signal.SIGKILL)
@@ -80,7 +80,7 @@ def test_a_rank_that_is_killed_while_it_is_waited_for_ends_the_other_machine(sta
 def test_a_cut_for_good_is_a_lost_rank_and_the_run_is_taken_up_again(start: Start, cable: Cable) -> None:
     recipe = ("--epochs", "200")
     children = [start(node, *recipe) for node in (0, 1)]
-    until(children[0], "checkpoint")
+    wait_for_event(children[0], "checkpoint")
     cable.cut()
     begun = time.monotonic()
     for code, last in ends(children):
@@ -89,7 +89,7 @@ def test_a_cut_for_good_is_a_lost_rank_and_the_run_is_taken_up_again(start: Star
     cable.mend()
     recipe = ("--epochs", "200", "--resume", "must")
     children = [start(node, *recipe) for node in (0, 1)]
-    until(children[0], "checkpoint")
+    wait_for_event(children[0], "checkpoint")
     for child in children:
         child.terminate()
     ended = ends(children)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.harness.children import Child, children, ended, ranks_of, until
+from tests.harness.children import Child, children, ranks_of, wait_for_end, wait_for_event
 from tests.harness.made_images import tree, write_zip
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +69,7 @@ def test_the_same_batches_give_the_same_training_on_one_rank_and_on_several(
     start: Start, tmp_path: Path, ranks: int
 ) -> None:
     for run, devices in (("one", 1), ("several", ranks)):
-        code, last = ended(start(run, "--epochs", "8", "--devices", str(devices)))
+        code, last = wait_for_end(start(run, "--epochs", "8", "--devices", str(devices)))
         assert code == 0, last
     apart = distance(weights(tmp_path, "several"), weights(tmp_path, "one"))
     print(f"{ranks} ranks: weights are {apart:.2%} from those of one")
@@ -86,18 +86,18 @@ def test_a_stop_of_the_group_is_one_checkpoint_and_the_resume_is_exact(
     start: Start, tmp_path: Path, ranks: int
 ) -> None:
     recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3")
-    assert ended(start("whole", *recipe))[0] == 0
+    assert wait_for_end(start("whole", *recipe))[0] == 0
     child = start("cut", *recipe)
-    until(child, "checkpoint")
+    wait_for_event(child, "checkpoint")
     everyone, begun = [child.pid, *ranks_of(child.pid).values()], time.monotonic()
     for pid in everyone:
         os.kill(pid, signal.SIGTERM)
-    code, last = ended(child)
+    code, last = wait_for_end(child)
     took = time.monotonic() - begun
     print(f"{ranks} ranks: 143 after {took:.1f} s")
     assert (code, took < 20) == (143, True), last
     assert re.search(r"step \d+ is stored", last)
-    assert ended(start("cut", *recipe))[0] == 0
+    assert wait_for_end(start("cut", *recipe))[0] == 0
     assert len(report(tmp_path, "cut")["history"]) == 2
     whole, cut = weights(tmp_path, "whole"), weights(tmp_path, "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -108,30 +108,30 @@ def test_a_stop_of_the_group_is_one_checkpoint_and_the_resume_is_exact(
 def test_a_lost_rank_ends_the_others_and_the_run_is_taken_up_again(start: Start, tmp_path: Path, lost: int) -> None:
     recipe = ("--devices", "2", "--epochs", "30", "--lease-seconds", "4")
     child = start("r", *recipe)
-    until(child, "checkpoint")
+    wait_for_event(child, "checkpoint")
     ranks = ranks_of(child.pid)
     begun = time.monotonic()
     os.kill(ranks[lost], signal.SIGKILL)
-    code, last = ended(child)
+    code, last = wait_for_end(child)
     took = time.monotonic() - begun
     print(f"rank {lost} lost: 75 after {took:.1f} s")
     assert (code, took < 60) == (75, True), last
     assert f"Rank {lost} was killed by SIGKILL" in last
     assert not [pid for pid in ranks.values() if Path("/proc", str(pid)).exists()]
-    assert ended(start("r", *recipe))[0] == 0
+    assert wait_for_end(start("r", *recipe))[0] == 0
     assert report(tmp_path, "r")["history"][1]["started_step"] > 0
 
 
 def test_what_one_rank_refuses_is_what_the_job_says(start: Start) -> None:
-    code, last = ended(start("r", "--devices", "3"))
+    code, last = wait_for_end(start("r", "--devices", "3"))
     assert (code, last) == (
         78,
         "Error: --batch-size is 16, for all of 3 devices in 1 slices: make it a multiple of 3, or lower --devices.",
     )
-    code, last = ended(start("r", "--devices", "2", "--accelerator", "cpu", "--sync-batch-norm"))
+    code, last = wait_for_end(start("r", "--devices", "2", "--accelerator", "cpu", "--sync-batch-norm"))
     assert code == 78
     assert "--sync-batch-norm needs GPUs" in last
-    code, last = ended(start("r", "--num-nodes", "2"))
+    code, last = wait_for_end(start("r", "--num-nodes", "2"))
     assert code == 78
     assert "MASTER_ADDR" in last
 
@@ -187,7 +187,7 @@ def both_ranks(child: Child) -> None:
 
 
 def test_a_rank_that_fails_alone_is_the_one_that_is_heard(tmp_path: Path) -> None:
-    assert ended(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
+    assert wait_for_end(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -195,7 +195,10 @@ def test_a_rank_that_is_stopped_alone_stops_the_others(tmp_path: Path, rank: int
     child = tampered(tmp_path)
     both_ranks(child)
     os.kill(ranks_of(child.pid)[rank], signal.SIGTERM)
-    assert ended(child, 20) == (143, "Error: Stopped by a signal while leading; run the same command again to go on.")
+    assert wait_for_end(child, 20) == (
+        143,
+        "Error: Stopped by a signal while leading; run the same command again to go on.",
+    )
 
 
 def test_a_rank_that_hangs_says_where_before_the_grace_is_over(tmp_path: Path) -> None:
@@ -203,7 +206,7 @@ def test_a_rank_that_hangs_says_where_before_the_grace_is_over(tmp_path: Path) -
     both_ranks(child)
     begun = time.monotonic()
     child.send_signal(signal.SIGTERM)
-    code, last = ended(child, 30)
+    code, last = wait_for_end(child, 30)
     assert time.monotonic() - begun < 5
     assert (code, "the grace is over; no new step is stored" in last) == (143, True), last
 
@@ -215,7 +218,7 @@ def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
     for _ in range(2):
         child.send_signal(signal.SIGINT)
         time.sleep(0.3)
-    code, last = ended(child, 5)
+    code, last = wait_for_end(child, 5)
     assert (code, "second signal" in last) == (143, True), last
     assert sorted(processes) == [0, 1]
     gone_by = time.monotonic() + 5
