@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.children import Child, children, ended, ranks_of, until
+from tests.harness.children import Child, children, ranks_of, wait_for_end, wait_for_event
 from tests.harness.made_images import tree, write_zip
 from tests.harness.netns import Cable, connected_namespaces
 
@@ -41,7 +41,7 @@ def start(tmp_path: Path, cable: Cable) -> Iterator[Start]:
             "OMP_NUM_THREADS": "1",
         }
         options = ("--data", str(archive), "--cache-dir", str(tmp_path / f"cache{node}"))
-        return started.start(["parta", *RECIPE, *options, *further], variables, within=cable.command_prefix(node))
+        return started.start(["parta", *RECIPE, *options, *further], variables, prefix=cable.command_prefix(node))
 
     with children(tmp_path) as started:
         yield go
@@ -49,13 +49,13 @@ def start(tmp_path: Path, cable: Cable) -> Iterator[Start]:
 
 def exits(processes: list[Child]) -> list[tuple[int, str]]:
     """The exit code and last line on stderr of each process."""
-    return [ended(child) for child in processes]
+    return [wait_for_end(child) for child in processes]
 
 
 def test_training_survives_a_network_cut_of_30_s(start: Start, cable: Cable, tmp_path: Path) -> None:
     recipe = ("--epochs", "40")
     children = [start(node, *recipe) for node in (1, 0)]
-    until(children[1], "checkpoint")
+    wait_for_event(children[1], "checkpoint")
     cable.cut()
     time.sleep(30)
     cable.reconnect()
@@ -67,7 +67,7 @@ def test_training_survives_a_network_cut_of_30_s(start: Start, cable: Cable, tmp
 
 def test_killed_rank_ends_the_other_machine(start: Start) -> None:
     children = [start(node, "--epochs", "200") for node in (0, 1)]
-    until(children[0], "build")
+    wait_for_event(children[0], "build")
     begun = time.monotonic()
     for pid in ranks_of(children[1].pid).values():
         os.kill(pid, signal.SIGKILL)
@@ -80,7 +80,7 @@ def test_killed_rank_ends_the_other_machine(start: Start) -> None:
 def test_permanent_cut_is_a_lost_rank_and_the_run_resumes(start: Start, cable: Cable) -> None:
     recipe = ("--epochs", "200")
     children = [start(node, *recipe) for node in (0, 1)]
-    until(children[0], "checkpoint")
+    wait_for_event(children[0], "checkpoint")
     cable.cut()
     begun = time.monotonic()
     for code, last in exits(children):
@@ -89,7 +89,7 @@ def test_permanent_cut_is_a_lost_rank_and_the_run_resumes(start: Start, cable: C
     cable.reconnect()
     recipe = ("--epochs", "200", "--resume", "must")
     children = [start(node, *recipe) for node in (0, 1)]
-    until(children[0], "checkpoint")
+    wait_for_event(children[0], "checkpoint")
     for child in children:
         child.terminate()
     stopped = exits(children)

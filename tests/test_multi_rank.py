@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.harness.children import Child, children, ended, ranks_of, until
+from tests.harness.children import Child, children, ranks_of, wait_for_end, wait_for_event
 from tests.harness.made_images import tree, write_zip
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +67,7 @@ def report(folder: Path, run: str) -> Any:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int) -> None:
     for run, devices in (("one", 1), ("several", ranks)):
-        code, last = ended(start(run, "--epochs", "8", "--devices", str(devices)))
+        code, last = wait_for_end(start(run, "--epochs", "8", "--devices", str(devices)))
         assert code == 0, last
     difference = distance(weights(tmp_path, "several"), weights(tmp_path, "one"))
     print(f"{ranks} ranks: weights differ from those of one by {difference:.2%}")
@@ -82,18 +82,18 @@ def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int) 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.soak)])
 def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ranks: int) -> None:
     recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3")
-    assert ended(start("uninterrupted", *recipe))[0] == 0
+    assert wait_for_end(start("uninterrupted", *recipe))[0] == 0
     child = start("resumed", *recipe)
-    until(child, "checkpoint")
+    wait_for_event(child, "checkpoint")
     processes, begun = [child.pid, *ranks_of(child.pid).values()], time.monotonic()
     for pid in processes:
         os.kill(pid, signal.SIGTERM)
-    code, last = ended(child)
+    code, last = wait_for_end(child)
     took = time.monotonic() - begun
     print(f"{ranks} ranks: 143 after {took:.1f} s")
     assert (code, took < 20) == (143, True), last
     assert re.search(r"step \d+ is stored", last)
-    assert ended(start("resumed", *recipe))[0] == 0
+    assert wait_for_end(start("resumed", *recipe))[0] == 0
     assert len(report(tmp_path, "resumed")["history"]) == 2
     uninterrupted, resumed = weights(tmp_path, "uninterrupted"), weights(tmp_path, "resumed")
     assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
@@ -104,30 +104,30 @@ def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ra
 def test_lost_rank_ends_the_others_and_the_run_resumes(start: Start, tmp_path: Path, lost: int) -> None:
     recipe = ("--devices", "2", "--epochs", "30", "--lease-seconds", "4")
     child = start("r", *recipe)
-    until(child, "checkpoint")
+    wait_for_event(child, "checkpoint")
     ranks = ranks_of(child.pid)
     begun = time.monotonic()
     os.kill(ranks[lost], signal.SIGKILL)
-    code, last = ended(child)
+    code, last = wait_for_end(child)
     took = time.monotonic() - begun
     print(f"rank {lost} lost: 75 after {took:.1f} s")
     assert (code, took < 60) == (75, True), last
     assert f"Rank {lost} was killed by SIGKILL" in last
     assert not [pid for pid in ranks.values() if Path("/proc", str(pid)).exists()]
-    assert ended(start("r", *recipe))[0] == 0
+    assert wait_for_end(start("r", *recipe))[0] == 0
     assert report(tmp_path, "r")["history"][1]["started_step"] > 0
 
 
 def test_refused_settings(start: Start) -> None:
-    code, last = ended(start("r", "--devices", "3"))
+    code, last = wait_for_end(start("r", "--devices", "3"))
     assert (code, last) == (
         78,
         "Error: --batch-size is 16, which 3 devices cannot split evenly: use a multiple of 3, or lower --devices.",
     )
-    code, last = ended(start("r", "--devices", "2", "--accelerator", "cpu", "--sync-batch-norm"))
+    code, last = wait_for_end(start("r", "--devices", "2", "--accelerator", "cpu", "--sync-batch-norm"))
     assert code == 78
     assert "--sync-batch-norm needs GPUs" in last
-    code, last = ended(start("r", "--num-nodes", "2"))
+    code, last = wait_for_end(start("r", "--num-nodes", "2"))
     assert code == 78
     assert "MASTER_ADDR" in last
 
@@ -180,7 +180,7 @@ def both_ranks(child: Child) -> None:
 
 
 def test_failing_rank_is_reported_as_the_cause(tmp_path: Path) -> None:
-    assert ended(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
+    assert wait_for_end(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -188,7 +188,10 @@ def test_stop_of_one_rank_stops_the_others(tmp_path: Path, rank: int) -> None:
     child = tampered(tmp_path)
     both_ranks(child)
     os.kill(ranks_of(child.pid)[rank], signal.SIGTERM)
-    assert ended(child, 20) == (143, "Error: Stopped by a signal while waiting; run the same command again to go on.")
+    assert wait_for_end(child, 20) == (
+        143,
+        "Error: Stopped by a signal while waiting; run the same command again to go on.",
+    )
 
 
 def test_hanging_rank_is_reported_within_the_grace_period(tmp_path: Path) -> None:
@@ -196,7 +199,7 @@ def test_hanging_rank_is_reported_within_the_grace_period(tmp_path: Path) -> Non
     both_ranks(child)
     begun = time.monotonic()
     child.send_signal(signal.SIGTERM)
-    code, last = ended(child, 30)
+    code, last = wait_for_end(child, 30)
     assert time.monotonic() - begun < 5
     assert (code, "the grace is over; no new step is stored" in last) == (143, True), last
 
@@ -208,7 +211,7 @@ def test_second_signal_ends_all_ranks_at_once(tmp_path: Path) -> None:
     for _ in range(2):
         child.send_signal(signal.SIGINT)
         time.sleep(0.3)
-    code, last = ended(child, 5)
+    code, last = wait_for_end(child, 5)
     assert (code, "second signal" in last) == (143, True), last
     assert sorted(processes) == [0, 1]
     deadline = time.monotonic() + 5

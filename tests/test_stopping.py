@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.children import Child, children, until
+from tests.harness.children import Child, children, wait_for_event
 from tests.harness.made_images import tree, write_zip
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def test_a_signal_to_the_whole_group_is_as_one_to_the_job(
 ) -> None:
     """wandb's own process gets it too, and dies of it."""
     child = job("--wandb", "offline")
-    until(child, "epoch")
+    wait_for_event(child, "epoch")
     os.killpg(child.pid, number)
     assert "Preempted; step" in last_line(child)
     assert child.returncode == 143
@@ -79,9 +79,9 @@ def test_a_spot_notice_stores_a_checkpoint_before_any_signal(job: Callable[..., 
         AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
         AWS_EC2_METADATA_DISABLED="false",
     )
-    until(child, "epoch")
+    wait_for_event(child, "epoch")
     server.noticed = True  # type: ignore[attr-defined]
-    until(child, "stopping")
+    wait_for_event(child, "stopping")
     assert "Preempted; step" in last_line(child)
     assert child.returncode == 143
     server.shutdown()

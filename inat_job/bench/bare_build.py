@@ -1,15 +1,16 @@
-"""The least that any job must do before its first step: import torch, torchvision and Lightning, and build the network.
+"""A child process: the least that any job must do before its first step, the limit for the time to first step.
 
-It says so when it has; that is its time, for to end takes a process of this size as long as a third of it.
+It imports torch, torchvision and Lightning, builds the network, and prints a line. That line is what is timed, since
+ending a process of this size takes a third as long.
 
-python -m inat_job.bench.bare_build SPEC
+    python -m inat_job.bench.bare_build SPEC
 """
 
 import json
 import sys
 from pathlib import Path
 
-import lightning  # noqa: F401  # to have it imported is all that it is for
+import lightning  # noqa: F401  # only imported, for the time that it takes
 import torch  # noqa: F401
 import torchvision  # noqa: F401
 

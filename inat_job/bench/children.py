@@ -1,4 +1,4 @@
-"""Programs that run beside the bench: asked line by line, or watched from their start to their end."""
+"""Child processes of the bench: those that answer line by line, and those that are timed from start to end."""
 
 import dataclasses
 import re
@@ -19,40 +19,40 @@ from inat_job.settings import Settings
 
 ROOT = Path(inat_job.__file__).parents[1]
 _SAMPLE_S = 0.02
-_TAIL = 5
+_LAST_LINES = 5
 
 
 class ChildError(JobError):
-    """A program that the bench started has failed."""
+    """A child process of the bench has failed."""
 
 
 def python(*arguments: str) -> list[str]:
-    """A command line of this very interpreter."""
+    """A command line of this Python interpreter."""
     return [sys.executable, *arguments]
 
 
 def module(name: str, *arguments: str) -> list[str]:
-    """A command line that runs a module of this room, in whatever folder: paths in its arguments may be relative."""
+    """A command line that runs a module of this folder from any working directory, so that paths may be relative."""
     start = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); "
     return python("-c", start + f"runpy.run_module('inat_job.bench.{name}', None, '__main__', True)", *arguments)
 
 
 def job(settings: Settings, command: str = "") -> list[str]:
-    """The command line that does the job of these settings: every value is named, so nothing around it counts."""
+    """The command line of a job with these settings: every value is given, so that the environment does not matter."""
     return python(str(ROOT / "entrypoint.py"), command or f"part{settings.part}", *_arguments(settings))
 
 
 def _arguments(settings: Settings) -> Iterator[str]:
-    values = flags_of(settings)
-    for key, (each, kind) in options_by_key(settings).items():
+    values = settings_by_key(settings)
+    for key, (option, kind) in options_by_key(settings).items():
         value = values[key]
         if kind is bool:
-            yield each.flag if value else f"--no-{each.name}"
+            yield option.flag if value else f"--no-{option.name}"
         elif value is not None:
-            yield f"{each.flag}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            yield f"{option.flag}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
-def flags_of(settings: Settings) -> dict[str, object]:
+def settings_by_key(settings: Settings) -> dict[str, object]:
     """The value of every setting by "section.field"."""
     sections = settings.sections().items()
     return {
@@ -63,117 +63,117 @@ def flags_of(settings: Settings) -> dict[str, object]:
 
 
 @contextmanager
-def asked(command: Sequence[str]) -> Iterator["AskedProcess"]:
-    """A program that answers each line with a line; it is gone when the block ends."""
+def line_server(command: Sequence[str]) -> Iterator["LineServer"]:
+    """A process that answers each line with a line, for the block; it is killed after the block."""
     process = subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        yield AskedProcess(process)
+        yield LineServer(process)
     finally:
         process.kill()
         process.communicate()
 
 
-class AskedProcess:
-    """The other end of a program that answers line by line."""
+class LineServer:
+    """A running process that answers line by line."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def say(self, line: str = "") -> None:
-        """Ask."""
+    def send(self, line: str = "") -> None:
+        """Send a line. Raises ChildError if the process has ended."""
         assert self._process.stdin
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise self._gone() from None
+            raise self._ended() from None
 
-    def hear(self) -> str:
-        """The next line. Raises ChildError where the program has ended."""
+    def receive(self) -> str:
+        """The next line. Raises ChildError if the process has ended."""
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise self._gone()
+            raise self._ended()
         return line.rstrip("\n")
 
-    def _gone(self) -> ChildError:
+    def _ended(self) -> ChildError:
         code = self._process.wait()
         return ChildError(f"{' '.join(self._process.args)[:200]} ended with code {code}: see above.")  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class FinishedProcess:
-    """A program that is over: its seconds, its most anonymous memory in bytes, its lines with the second of each."""
+    """A process that has ended: its seconds, its peak of anonymous memory in bytes, its lines and when each came."""
 
     seconds: float
     peak_bytes: int
     lines: tuple[tuple[float, str], ...]
 
     def second_of(self, pattern: str) -> float:
-        """When the first line that has the pattern came, in seconds from the start. Raises ChildError without one."""
+        """Seconds from the start until the first line that contains the pattern. Raises ChildError without one."""
         for at, line in self.lines:
             if re.search(pattern, line):
                 return at
-        raise ChildError(f"A program of the bench never said {pattern!r}: see above.")
+        raise ChildError(f"A child process of the bench never printed {pattern!r}: see above.")
 
 
 def run(command: Sequence[str], until: str | None = None) -> FinishedProcess:
-    """Run a program to its end, or kill it as a line has the pattern `until`. Raises ChildError where it fails."""
-    begun = time.perf_counter()
+    """Run a process to its end, or kill it when a line contains the pattern `until`. Raises ChildError if it fails."""
+    started = time.perf_counter()
     lines: list[tuple[float, str]] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
             assert process.stdout
-            peak = _Peak(process.pid)
+            peak = _PeakMemory(process.pid)
             for line in process.stdout:
-                lines.append((time.perf_counter() - begun, line.rstrip("\n")))
+                lines.append((time.perf_counter() - started, line.rstrip("\n")))
                 if until is not None and re.search(until, line):
                     break
             else:
                 until = None
-            ended = until is not None
+            killed = until is not None
         finally:
             if until is not None:
                 process.kill()
         code = process.wait()
-    if code != 0 and not ended:
+    if code != 0 and not killed:
         raise ChildError(f"{' '.join(command)[:200]} ended with code {code}: {_last(lines)}")
-    return FinishedProcess(time.perf_counter() - begun, peak.stop(), tuple(lines))
+    return FinishedProcess(time.perf_counter() - started, peak.stop(), tuple(lines))
 
 
 def _last(lines: Sequence[tuple[float, str]]) -> str:
-    return " | ".join(line for _, line in lines[-_TAIL:])
+    return " | ".join(line for _, line in lines[-_LAST_LINES:])
 
 
-class _Peak:
-    """Looks at a process's anonymous memory now and then.
+class _PeakMemory:
+    """Samples the anonymous memory of a process.
 
-    RssAnon is what the process has itself: without pages of files, which the system takes back as it likes
+    RssAnon leaves out pages of files, which the kernel can take back at any time
     (https://docs.kernel.org/filesystems/proc.html).
     """
 
     def __init__(self, pid: int) -> None:
         self._status = Path(f"/proc/{pid}/status")
         self._over = threading.Event()
-        self._most = 0
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._peak = 0
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
     def stop(self) -> int:
-        """The most that was seen, in bytes."""
+        """The highest sample, in bytes."""
         self._over.set()
         self._thread.join()
-        return self._most
+        return self._peak
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._over.wait(_SAMPLE_S):
-            self._most = max(self._most, anonymous_bytes(self._status))
+            self._peak = max(self._peak, anonymous_bytes(self._status))
 
 
 def anonymous_bytes(status: Path) -> int:
-    """RssAnon in a /proc/<pid>/status, 0 where there is none."""
+    """RssAnon in a /proc/<pid>/status, in bytes; 0 if it is not there."""
     try:
         match = re.search(r"^RssAnon:\s*(\d+) kB", status.read_text(), re.M)
     except OSError:
@@ -181,6 +181,6 @@ def anonymous_bytes(status: Path) -> int:
     return 1024 * int(match[1]) if match else 0
 
 
-def say(stage: str) -> None:
-    """Tell who watches what is being measured."""
+def report_stage(stage: str) -> None:
+    """Log which stage is measured next."""
     events.emit("bench", stage=stage)

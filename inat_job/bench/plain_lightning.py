@@ -1,12 +1,12 @@
-"""The plain way to train the same network, as most people write it: the baseline, in a process of its own.
+"""The baseline, a child process: the same network trained with plain Lightning, as most people would write it.
 
-torchvision's ImageFolder, a DataLoader with as many workers as cores, transforms for one image at a time, a small
+torchvision's ImageFolder, a DataLoader with a worker for each core, transforms on one image at a time, a small
 LightningModule, and Lightning's trainer with its defaults (fp32).
 
     python -m inat_job.bench.plain_lightning SPEC
 
-With `lockstep` in the spec it waits for a line before each epoch but the first, and answers each with its rate;
-without, it trains to the end and says what came of it.
+With `lockstep` in the spec it reads a line before every epoch but the first, and prints the rate of each; without, it
+trains to the end and prints the result.
 """
 
 import json
@@ -34,16 +34,16 @@ from inat_job.settings import Settings, TrainSettings
 from inat_job.signals import never
 from inat_job.storage import StorageOptions
 
-LEFT_OUT = 10
-"""Steps at an epoch's start that the rate leaves out, the start of the workers with them."""
+WARM_UP_STEPS = 10
+"""Steps at an epoch's start that the rate leaves out, and with them the start of the workers."""
 
-SLOW = 0.1
-"""Learning rate of a network that is trained as a whole from pretrained weights, over that of another one."""
+FINE_TUNING_FACTOR = 0.1
+"""Learning rate of a pretrained network of which all layers are trained, over that of any other network."""
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What the baseline is to do; `flags` are the settings of the job, `folder` holds train/, val/ and test/."""
+class BaselineSpec:
+    """What the baseline trains; `flags` are the settings of the job, `folder` holds train/, val/ and test/."""
 
     part: str
     flags: dict[str, Any]
@@ -51,12 +51,12 @@ class Spec:
     epochs: int
     lockstep: bool
 
-    def text(self) -> str:
-        """As the program takes it."""
+    def to_json(self) -> str:
+        """The argument of the program."""
         return json.dumps(asdict(self))
 
 
-class Plain(LightningModule):
+class PlainModule(LightningModule):
     """A network and its loss."""
 
     def __init__(self, architecture: Architecture, lr: float) -> None:
@@ -85,33 +85,33 @@ class Plain(LightningModule):
         self.log(f"{split}_accuracy", (logits.argmax(dim=1) == labels).float().mean())
 
     def configure_optimizers(self) -> Any:
-        learning = [each for each in self.network.parameters() if each.requires_grad]
-        return torch.optim.AdamW(learning, lr=self._lr)
+        trained = [each for each in self.network.parameters() if each.requires_grad]
+        return torch.optim.AdamW(trained, lr=self._lr)
 
 
-class Epochs(Callback):
-    """The rate of each epoch, and its seconds with validation; waits to be asked for it in `lockstep`."""
+class EpochRates(Callback):
+    """The images per second of each epoch, and its seconds with validation; in `lockstep` it waits for a line."""
 
     def __init__(self, batch_size: int, lockstep: bool) -> None:
         self._batch_size, self._lockstep = batch_size, lockstep
         self._begun = self._mark = 0.0
-        self._left_out = 0
+        self._warm_up = 0
         self.rates: list[float] = []
         self.seconds: list[float] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._lockstep and trainer.current_epoch > 0:
             sys.stdin.readline()
-        self._left_out = min(LEFT_OUT, int(trainer.num_training_batches) // 3)
+        self._warm_up = min(WARM_UP_STEPS, int(trainer.num_training_batches) // 3)
         self._begun = self._mark = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx + 1 == self._left_out:
+        if batch_idx + 1 == self._warm_up:
             self._mark = _now()
         if batch_idx + 1 == trainer.num_training_batches:
-            counted = (batch_idx + 1 - self._left_out) * self._batch_size
+            counted = (batch_idx + 1 - self._warm_up) * self._batch_size
             self.rates.append(counted / (_now() - self._mark))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,10 +127,10 @@ def _now() -> float:
 
 
 def main(text: str) -> None:
-    """Train as the spec says."""
+    """Train what the spec describes."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    spec = Spec(**json.loads(text))
+    spec = BaselineSpec(**json.loads(text))
     settings = configure(spec.part, spec.flags, [], None).settings
     torch.manual_seed(settings.train.seed)
     folder = Path(spec.folder)
@@ -139,8 +139,8 @@ def main(text: str) -> None:
     loaders = _loaders(folder, settings, architecture.network.preprocess)
     architecture.network.preprocess = nn.Identity()
     apply_strategy(architecture, trainable_stages(architecture, 0, 1))
-    module = Plain(architecture, _rate(settings))
-    epochs = Epochs(settings.train.batch_size, spec.lockstep)
+    module = PlainModule(architecture, _learning_rate(settings))
+    epochs = EpochRates(settings.train.batch_size, spec.lockstep)
     trainer = _trainer(spec, settings.train, epochs)
     trainer.fit(module, loaders["train"], None if spec.lockstep else loaders["val"])
     if not spec.lockstep:
@@ -148,7 +148,7 @@ def main(text: str) -> None:
         print(json.dumps({"rates": epochs.rates, "seconds": epochs.seconds, "accuracy": accuracy}), flush=True)
 
 
-def _trainer(spec: Spec, train: TrainSettings, epochs: Epochs) -> Trainer:
+def _trainer(spec: BaselineSpec, train: TrainSettings, epochs: EpochRates) -> Trainer:
     return Trainer(
         max_epochs=spec.epochs,
         accelerator=train.accelerator,
@@ -162,7 +162,7 @@ def _trainer(spec: Spec, train: TrainSettings, epochs: Epochs) -> Trainer:
 
 def _architecture(settings: Settings, classes: int) -> Architecture:
     storage = settings.storage
-    needs = BuildInputs(
+    inputs = BuildInputs(
         classes=classes,
         image_size=settings.data.image_size,
         pretrained=True,
@@ -170,26 +170,26 @@ def _architecture(settings: Settings, classes: int) -> Architecture:
         options=StorageOptions(requester_pays=storage.requester_pays, anonymous=storage.anonymous),
         stop=never,
     )
-    return build(settings.model, needs)
+    return build(settings.model, inputs)
 
 
-def _rate(settings: Settings) -> float:
-    """AdamW's usual rate, and a tenth of it where a pretrained network is trained as a whole."""
-    whole = getattr(settings.model, "strategy", "") == "full" and getattr(settings.model, "weights", "") != "none"
-    return 1e-3 * (SLOW if whole else 1.0)
+def _learning_rate(settings: Settings) -> float:
+    """AdamW's usual rate, or a tenth of it if all layers of a pretrained network are trained."""
+    all_layers = getattr(settings.model, "strategy", "") == "full" and getattr(settings.model, "weights", "") != "none"
+    return 1e-3 * (FINE_TUNING_FACTOR if all_layers else 1.0)
 
 
 def _loaders(folder: Path, settings: Settings, preprocess: Any) -> dict[str, "DataLoader[Any]"]:
-    finish = [
+    to_tensor = [
         T.ToTensor(),
         T.Normalize(*((each.flatten() / 255).tolist() for each in (preprocess.mean, preprocess.std))),
     ]
     size = settings.data.image_size
-    plain = T.Compose([T.Resize(round(size / settings.data.eval_crop)), T.CenterCrop(size), *finish])
-    varied = T.Compose([*_varied(settings.train, size), *finish]) if settings.train.augment else plain
+    plain = T.Compose([T.Resize(round(size / settings.data.eval_crop)), T.CenterCrop(size), *to_tensor])
+    augmented = T.Compose([*_augmentation(settings.train, size), *to_tensor]) if settings.train.augment else plain
     return {
         split: DataLoader(
-            ImageFolder(str(folder / split), varied if split == "train" else plain),
+            ImageFolder(str(folder / split), augmented if split == "train" else plain),
             batch_size=settings.train.batch_size,
             shuffle=split == "train",
             drop_last=split == "train",
@@ -200,8 +200,8 @@ def _loaders(folder: Path, settings: Settings, preprocess: Any) -> dict[str, "Da
     }
 
 
-def _varied(train: TrainSettings, size: int) -> list[Any]:
-    """The recipe's augmentation, one image at a time."""
+def _augmentation(train: TrainSettings, size: int) -> list[Any]:
+    """The recipe's augmentation, on one image at a time."""
     return [
         T.RandomResizedCrop(size, scale=(train.crop_scale, 1.0)),
         T.RandomHorizontalFlip(),

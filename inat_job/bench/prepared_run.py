@@ -1,4 +1,4 @@
-"""A run that is ready to train, as the bench takes it apart: everything in it is what the job itself uses."""
+"""A run prepared for the bench: the network, images and uploader that a job would train with, up to its first step."""
 
 import dataclasses
 import shutil
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from inat_job.bench import checkpoint, children, device
-from inat_job.bench.epochs import Between, Laps, Live
-from inat_job.bench.measurement import Measured
+from inat_job.bench import children, training_stages
+from inat_job.bench.measurement import Measurement
+from inat_job.bench.training_stages import EpochTimer, LiveTraining, TrainEpoch
 from inat_job.checkpoints.uploader import Uploader, uploading
 from inat_job.command_options import BenchOptions
 from inat_job.distributed.ranks import SINGLE_RANK
@@ -31,13 +31,13 @@ from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
 from inat_job.training.trainer import fit, make_trainer
 
-_FEW = 4
-"""Optimiser steps that are trained where only the state after them is of interest."""
+_FEW_STEPS = 4
+"""Optimiser steps that are trained when only the state after them is measured."""
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A run before its first step, and what is asked of it; `plan` is what features it is trained on."""
+class PreparedRun:
+    """A run before its first step, and the stages to measure; `plan` is the cached features it trains on, if any."""
 
     request: BenchOptions
     work: RunContext
@@ -46,33 +46,33 @@ class Ready:
     uploader: Uploader
     plan: feature_cache.FeaturePlan | None
 
-    def measure(self, others: Mapping[str, Between]) -> list[Measured]:
-        """Everything that is measured in this process; `others` by turns with the epochs."""
-        wanted, runs, work = self.request.stages, self.request.runs, self.work
-        found: list[Measured] = []
-        if "assembly" in wanted:
-            children.say("assembly")
-            found += device.assembly(work.images, runs)
-        children.say("epoch" if self.request.trains else "device")
+    def measure(self, others: Mapping[str, TrainEpoch]) -> list[Measurement]:
+        """All stages that are measured in this process; `others` are trained alternately with the epochs."""
+        stages, runs, work = self.request.stages, self.request.runs, self.work
+        found: list[Measurement] = []
+        if "assembly" in stages:
+            children.report_stage("assembly")
+            found += training_stages.assembly(work.images, runs)
+        children.report_stage("epoch" if self.request.trains else "device")
         found += self._train(dict(others))
-        if "test" in wanted:
-            children.say("test")
+        if "test" in stages:
+            children.report_stage("test")
             trainer = self._trainer([EvaluationProgress(work.stop, "test")])
-            found += device.evaluation(trainer, self.classifier, work.images, runs)
+            found += training_stages.evaluation(trainer, self.classifier, work.images, runs)
         return found
 
-    def _train(self, others: dict[str, Between]) -> list[Measured]:
-        """Fit as the job does, but for validation, and take apart what is then on the device."""
+    def _train(self, others: dict[str, TrainEpoch]) -> list[Measurement]:
+        """Fit as the job does, but without validation, and measure the stages on the device at its end."""
         work, settings = self.work, self.work.settings
-        images, found = work.images, list[Measured]()
-        laps = Laps(images.slice_size, settings.train.accumulate, others)
-        laps.at_end = lambda live: found.extend(self._taken_apart(live, laps))
+        images, found = work.images, list[Measurement]()
+        timer = EpochTimer(images.slice_size, settings.train.accumulate, others)
+        timer.at_end = lambda live: found.extend(self._measure_stages(live, timer))
         log = MetricsLog(MetricsFile(work.folder, None), lambda values, step: None, images.slice_size)
         checkpoint_callback = CheckpointCallback(work, self.uploader, log, None)
-        trainer = self._trainer([log, checkpoint_callback, laps])
+        trainer = self._trainer([log, checkpoint_callback, timer])
         trainer.limit_val_batches = 0
         if not self.request.trains:
-            trainer.limit_train_batches = min(_FEW * settings.train.accumulate, len(images.train_batches))
+            trainer.limit_train_batches = min(_FEW_STEPS * settings.train.accumulate, len(images.train_batches))
         fit(trainer, self.classifier, images, None)
         return found
 
@@ -81,33 +81,35 @@ class Ready:
         train = dataclasses.replace(self.work.settings.train, epochs=epochs)
         return make_trainer(self.work.execution, train, callbacks)
 
-    def _taken_apart(self, live: Live, laps: Laps) -> list[Measured]:
-        wanted, runs, work = self.request.stages, self.request.runs, self.work
-        found: list[Measured] = []
-        if "copy" in wanted and work.images.pixel_rows.device.type == "cpu":
-            found += device.copy(live, runs)
-        if "augmentation" in wanted:
-            found += device.augmentation(live, runs)
-        if "forward" in wanted:
-            found += device.forward(live, runs)
-        found += laps.measured()
-        if "matrix" in wanted:
-            trained = tuple(laps.epochs or laps.free)
-            found += device.utilisation(live, runs, self._macs(), work.execution.device, trained)
-        if "checkpoint" in wanted:
-            children.say("checkpoint")
-            epoch_s = len(work.images.train_batches) * work.images.slice_size / laps.epochs[-1] if laps.epochs else 0.0
-            found += checkpoint.checkpoint(live, work.checkpoints, self.uploader, runs, epoch_s)
+    def _measure_stages(self, live: LiveTraining, timer: EpochTimer) -> list[Measurement]:
+        stages, runs, work = self.request.stages, self.request.runs, self.work
+        found: list[Measurement] = []
+        if "copy" in stages and work.images.pixel_rows.device.type == "cpu":
+            found += training_stages.copy(live, runs)
+        if "augmentation" in stages:
+            found += training_stages.augmentation(live, runs)
+        if "forward" in stages:
+            found += training_stages.forward(live, runs)
+        found += timer.measurements()
+        if "matrix" in stages:
+            trained = tuple(timer.epoch_rates or timer.step_rates)
+            found += training_stages.utilisation(live, runs, self._macs(), work.execution.device, trained)
+        if "checkpoint" in stages:
+            children.report_stage("checkpoint")
+            epoch_images = len(work.images.train_batches) * work.images.slice_size
+            epoch_s = epoch_images / timer.epoch_rates[-1] if timer.epoch_rates else 0.0
+            found += training_stages.checkpoint(live, work.checkpoints, self.uploader, runs, epoch_s)
         return found
 
     def _macs(self) -> int | None:
-        """Those of a image, where all of the network trains from its pixels."""
-        whole = trainable_stages(self.architecture, 0, self.work.settings.train.epochs) == len(self.architecture.stages)
-        size = self.work.settings.data.image_size
-        return network_size(self.architecture.network, size).macs if whole and self.plan is None else None
+        """Multiply-adds of one image, or None unless the whole network trains from pixels."""
+        n_trainable = trainable_stages(self.architecture, 0, self.work.settings.train.epochs)
+        if n_trainable < len(self.architecture.stages) or self.plan is not None:
+            return None
+        return network_size(self.architecture.network, self.work.settings.data.image_size).macs
 
     def facts(self) -> dict[str, Any]:
-        """What the figures are of."""
+        """What was measured: part, network, images, batch size, arithmetic."""
         settings, images = self.work.settings, self.work.images
         splits = {"train": images.train_rows, "val": images.val_rows, "test": images.test_rows}
         return {
@@ -123,8 +125,8 @@ class Ready:
 
 
 @contextmanager
-def ready(settings: Settings, request: BenchOptions, stop: StopFlag, started: float) -> Iterator[Ready]:
-    """Prepare a run as the job does, in a folder of its own under --output, which is gone after the block."""
+def prepare_run(settings: Settings, request: BenchOptions, stop: StopFlag, started: float) -> Iterator[PreparedRun]:
+    """Prepare a run as the job does, in its own folder under --output, which is deleted after the block."""
     folder = open_run(settings, settings.run_id, stop)
     try:
         with lease_run(folder, settings.run.lease_seconds, stop) as leased:
@@ -137,12 +139,12 @@ def ready(settings: Settings, request: BenchOptions, stop: StopFlag, started: fl
                 plan = feature_cache.decide(work, architecture, classifier)
                 if plan:
                     feature_cache.prepare(work, classifier, plan)
-                yield Ready(request, work, architecture, classifier, uploader, plan)
+                yield PreparedRun(request, work, architecture, classifier, uploader, plan)
     finally:
-        _remove(folder)
+        _delete(folder)
 
 
-def _remove(folder: RunFolder) -> None:
+def _delete(folder: RunFolder) -> None:
     for entry in list(folder.store.list()):
         folder.store.delete(entry.key)
     shutil.rmtree(folder.local, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""ImageDataModule that the bench makes for itself, and data sets that are several times another one."""
+"""Synthetic data sets for the bench, and multiples of a given data set."""
 
 import io
 import zipfile
@@ -19,15 +19,15 @@ from inat_job.storage.cache_locks import cache_errors
 
 CLASSES = 10
 TEST_SHARE = 0.2
-_GROUNDS = 32
+_BACKGROUNDS = 32
 _BATCH = 256
 
 
 def synthetic(folder: Path, count: int, side: int) -> Path:
-    """An archive of `count` images to train on and a fifth as many to test, of ten classes; the same at each call.
+    """A zip of `count` training images and a fifth as many test images of ten classes; the same at each call.
 
-    They are JPEGs of about `side` pixels, of noise that is smooth at several scales and has a colour of its class; so a
-    network can learn a little, and they decode as photos do.
+    They are JPEGs whose longer side has `side` pixels, of noise that is smooth at several scales and has the colour of
+    its class: a network can learn a little, and they decode like photos.
     """
     path = folder / f"synthetic-{count}-{side}.zip"
     if path.exists():
@@ -45,39 +45,42 @@ def synthetic(folder: Path, count: int, side: int) -> Path:
 
 
 def _jpegs(count: int, seed: int, side: int) -> Iterator[bytes]:
-    grounds = _grounds(side)
+    backgrounds = _backgrounds(side)
     with ThreadPoolExecutor(cpu.available_cpus()) as pool:
         for start in range(0, count, _BATCH):
-            yield from pool.map(partial(_jpeg, grounds, seed), range(start, min(start + _BATCH, count)))
+            yield from pool.map(partial(_jpeg, backgrounds, seed), range(start, min(start + _BATCH, count)))
 
 
-def _grounds(side: int) -> torch.Tensor:
-    """float32 (_GROUNDS, 3, 3/4 side, side) in 0..255."""
+def _backgrounds(side: int) -> torch.Tensor:
+    """float32 (_BACKGROUNDS, 3, 3/4 side, side) in 0..255."""
     generator = torch.Generator().manual_seed(0)
     size = (max(8, 3 * side // 4), max(8, side))
-    total = torch.full((_GROUNDS, 3, *size), 128.0)
+    total = torch.full((_BACKGROUNDS, 3, *size), 128.0)
     for cells, strength in ((4, 40.0), (16, 25.0), (64, 12.0)):
-        noise = torch.randn(_GROUNDS, 3, cells, cells, generator=generator)
+        noise = torch.randn(_BACKGROUNDS, 3, cells, cells, generator=generator)
         total += strength * F.interpolate(noise, size, mode="bilinear")
     return total
 
 
-def _jpeg(grounds: torch.Tensor, seed: int, number: int) -> bytes:
+def _jpeg(backgrounds: torch.Tensor, seed: int, number: int) -> bytes:
     generator = torch.Generator().manual_seed(seed + number)
-    ground = grounds[int(torch.randint(_GROUNDS, (), generator=generator))]
-    down, right = (int(torch.randint(extent, (), generator=generator)) for extent in ground.shape[1:])
+    background = backgrounds[int(torch.randint(_BACKGROUNDS, (), generator=generator))]
+    down, right = (int(torch.randint(extent, (), generator=generator)) for extent in background.shape[1:])
     angle = torch.tensor(2 * torch.pi * (number % CLASSES) / CLASSES)
     tint = 30 * torch.stack([angle.cos(), angle.sin(), -angle.cos()])
     shade = 20 * torch.randn(3, generator=generator)
-    pixels = torch.roll(ground, (down, right), (1, 2)) + (tint + shade).view(3, 1, 1)
+    pixels = torch.roll(background, (down, right), (1, 2)) + (tint + shade).view(3, 1, 1)
     buffer = io.BytesIO()
     Image.fromarray(pixels.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
-def repeated(container: archives.Container, where: str, times: int, path: Path) -> Path:
-    """An archive at `path` with every image of a data set `times` times, each time under another name."""
-    images = {each.name: each for each in layout.find_images(container.names(), where)}
+def repeated(container: archives.Container, source: str, times: int, path: Path) -> Path:
+    """A zip at `path` with every image of a data set `times` times, each time under another name.
+
+    `source` names the data set in messages.
+    """
+    images = {each.name: each for each in layout.find_images(container.names(), source)}
     with zipfile.ZipFile(path, "w") as archive:
         for number, (name, read) in enumerate(container.load(list(images))):
             image = images[name]

@@ -1,108 +1,181 @@
-"""Whole processes: the time to the first step, the job against the baseline from end to end, memory as data grows."""
+"""The job and the baseline as whole processes: time to the first step, end to end, epoch by epoch, and as data grows.
+
+The baseline is the plain Lightning program in plain_lightning.py, on the same images as files in folders.
+"""
 
 import dataclasses
 import json
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from inat_job.bench import baseline, children, synthetic
-from inat_job.bench.measurement import Measured
+from inat_job.bench import children, synthetic
+from inat_job.bench.measurement import Measurement
+from inat_job.bench.plain_lightning import BaselineSpec
+from inat_job.bench.training_stages import TrainEpoch
+from inat_job.data import layout
+from inat_job.data.module import ImageDataModule
 from inat_job.ingest import archives
+from inat_job.ingest.decode import Rejected
 from inat_job.settings import Settings
 
 BUILT = "built"
-"""What the program of the bare imports says at its end."""
+"""The line that bare_build.py prints at its end."""
 
 FIRST_STEP = r'"event": "phase".*"phase": "train"'
 
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Those that ImageFolder accepts; it detects the format by the content."""
 
-def first_step(settings: Settings, classes: int, scratch: Path, runs: int) -> list[Measured]:
-    """Seconds from a process's start to its first training step, from a prepared cache, against the bare imports."""
+
+def first_step(settings: Settings, classes: int, scratch: Path, runs: int) -> list[Measurement]:
+    """Seconds from a process's start to its first training step, from a prepared cache.
+
+    The limit is importing the libraries and building the network.
+    """
     spec = {"part": settings.part, "flags": _flags(settings), "classes": classes}
     bare = children.module("bare_build", json.dumps(spec))
-    ours, least = [], []
+    ours, limits = [], []
     for number in range(runs + 1):
         output = str(scratch / f"start-{number}")
-        ended = children.run(children.job(placed(settings, output=output)), until=FIRST_STEP)
-        imports = children.run(bare, until=BUILT).second_of(BUILT)
+        ended = children.run(children.job(_relocated(settings, output=output)), until=FIRST_STEP)
+        limit = children.run(bare, until=BUILT).second_of(BUILT)
         if number:
             ours.append(ended.second_of(FIRST_STEP))
-            least.append(imports)
-    return [Measured("time to first step", "s", tuple(ours), "imports and network", tuple(least))]
+            limits.append(limit)
+    return [Measurement("time to first step", "s", tuple(ours), "imports and network", tuple(limits))]
 
 
-def _flags(settings: Settings) -> dict[str, Any]:
-    flags = children.flags_of(settings.anchored())
-    flags["data.cache_dir"] = str(Path(settings.data.cache_dir).absolute())
-    return {key: value for key, value in flags.items() if value is not None}
+def end_to_end(settings: Settings, unpacked: Path, scratch: Path, runs: int, epochs: int) -> list[Measurement]:
+    """The whole job and the whole baseline, alternately, without a prepared cache.
 
-
-def placed(settings: Settings, output: str, **data: Any) -> Settings:
-    """The same run with another output, and other data or another cache."""
-    run = dataclasses.replace(settings.run, output=output, resume="auto", run_id="r", force=False)
-    return dataclasses.replace(settings, run=run, data=dataclasses.replace(settings.data, **data))
-
-
-def end_to_end(settings: Settings, unpacked: Path, scratch: Path, runs: int, epochs: int) -> list[Measured]:
-    """Both whole, by turns, without a prepared cache; the baseline for `epochs` epochs and the rest extrapolated."""
-    rows = [_both(settings, unpacked, scratch / f"whole-{number}", epochs) for number in range(runs)]
-    ours_s, from_cache_s, plain_s, ours, plain = (tuple(column) for column in zip(*rows, strict=True))
-    of = settings.train.epochs
-    note = "" if epochs == of else f"{epochs} of {of} epochs trained, the seconds of the rest extrapolated"
+    The baseline is trained for `epochs` epochs, and the time of the others is extrapolated.
+    """
+    rows = [_job_and_baseline(settings, unpacked, scratch / f"whole-{number}", epochs) for number in range(runs)]
+    job_s, from_cache_s, baseline_s, ours, theirs = (tuple(column) for column in zip(*rows, strict=True))
+    all_epochs = settings.train.epochs
+    extrapolated = f"{epochs} of {all_epochs} epochs trained, the time of the others extrapolated"
+    note = "" if epochs == all_epochs else extrapolated
+    ratios = tuple(baseline / job for job, baseline in zip(job_s, baseline_s, strict=True))
     return [
-        Measured("whole job", "s", ours_s, note="pull and prepare included"),
-        Measured("whole job from a prepared cache", "s", from_cache_s, note="a second one, features computed anew"),
-        Measured("whole baseline", "s", plain_s, note=note),
-        Measured("whole baseline over whole job", "times", tuple(b / a for a, b in zip(ours_s, plain_s, strict=True))),
-        Measured("test accuracy of the job", "", ours),
-        Measured("test accuracy of the baseline", "", plain, note=note),
+        Measurement("whole job", "s", job_s, note="pull and prepare included"),
+        Measurement("whole job from a prepared cache", "s", from_cache_s, note="a second one, features computed again"),
+        Measurement("whole baseline", "s", baseline_s, note=note),
+        Measurement("whole baseline over whole job", "times", ratios),
+        Measurement("test accuracy of the job", "", ours),
+        Measurement("test accuracy of the baseline", "", theirs, note=note),
     ]
 
 
-def _both(settings: Settings, unpacked: Path, place: Path, epochs: int) -> tuple[float, float, float, float, float]:
-    cache = place / "cache"
+def _job_and_baseline(
+    settings: Settings, unpacked: Path, folder: Path, epochs: int
+) -> tuple[float, float, float, float, float]:
+    """Seconds of the job, of the job from a prepared cache and of the baseline; test accuracies of both."""
+    cache = folder / "cache"
     cache.mkdir(parents=True)
     (cache / "weights").symlink_to((Path(settings.data.cache_dir) / "weights").absolute())
-    ours = children.run(children.job(placed(settings, str(place), cache_dir=str(cache))))
-    report = json.loads((place / "r" / "report.json").read_text())
+    ours = children.run(children.job(_relocated(settings, str(folder), cache_dir=str(cache))))
+    report = json.loads((folder / "r" / "report.json").read_text())
     shutil.rmtree(cache / "features", ignore_errors=True)
-    again = children.run(children.job(placed(settings, str(place / "again"), cache_dir=str(cache))))
-    plain = children.run(baseline.command(baseline.spec(settings, unpacked, epochs, lockstep=False)))
-    told = json.loads(plain.lines[-1][1])
-    more = (settings.train.epochs - epochs) * statistics.median(told["seconds"][1:] or told["seconds"])
-    return ours.seconds, again.seconds, plain.seconds + more, report["test"]["accuracy"], told["accuracy"]
+    again = children.run(children.job(_relocated(settings, str(folder / "again"), cache_dir=str(cache))))
+    baseline = children.run(_command(_spec(settings, unpacked, epochs, lockstep=False)))
+    result = json.loads(baseline.lines[-1][1])
+    rest_s = (settings.train.epochs - epochs) * statistics.median(result["seconds"][1:] or result["seconds"])
+    return ours.seconds, again.seconds, baseline.seconds + rest_s, report["test"]["accuracy"], result["accuracy"]
 
 
-def growth(settings: Settings, container: archives.Container, scratch: Path, factors: Sequence[int]) -> list[Measured]:
-    """The job for an epoch on multiples of the data set: its most anonymous memory, and the time for a image."""
+def growth(
+    settings: Settings, container: archives.Container, scratch: Path, factors: Sequence[int]
+) -> list[Measurement]:
+    """The job for one epoch on multiples of the data set: its peak of anonymous memory, and the time per image."""
     train = dataclasses.replace(settings.train, epochs=1)
     settings = dataclasses.replace(settings, train=train)
     rows = [_grown(settings, container, scratch / f"scale-{factor}", factor) for factor in factors]
     found = []
     for name, unit, column in (
         ("peak anonymous memory", "MB", 0),
-        ("preparing a image", "ms", 1),
-        ("training a image", "ms", 2),
-        ("testing a image", "ms", 3),
+        ("preparing an image", "ms", 1),
+        ("training an image", "ms", 2),
+        ("testing an image", "ms", 3),
     ):
         first = rows[0][column]
         for factor, row in zip(factors, rows, strict=True):
             limit = (f"at {factors[0]}x", (first,)) if factor != factors[0] else ("", ())
-            found.append(Measured(f"{name} at {factor}x", unit, (row[column],), *limit))
+            found.append(Measurement(f"{name} at {factor}x", unit, (row[column],), *limit))
     return found
 
 
-def _grown(settings: Settings, container: archives.Container, place: Path, factor: int) -> tuple[float, ...]:
-    place.mkdir(parents=True)
-    data = synthetic.repeated(container, settings.data.uri, factor, place / "images.zip")
-    where = {"uri": str(data), "cache_dir": str(place / "cache")}
-    ended = children.run(children.job(placed(settings, str(place), **where)))
-    report = json.loads((place / "r" / "report.json").read_text())
+def _grown(settings: Settings, container: archives.Container, folder: Path, factor: int) -> tuple[float, ...]:
+    """Peak memory in MB; milliseconds to prepare, train and test an image."""
+    folder.mkdir(parents=True)
+    data = synthetic.repeated(container, settings.data.uri, factor, folder / "images.zip")
+    changes = {"uri": str(data), "cache_dir": str(folder / "cache")}
+    ended = children.run(children.job(_relocated(settings, str(folder), **changes)))
+    report = json.loads((folder / "r" / "report.json").read_text())
     timing, counts = report["timing"], report["data"]
-    every = counts["n_train"] + counts["n_val"] + counts["n_test"]
+    total = counts["n_train"] + counts["n_val"] + counts["n_test"]
     rate = report["throughput"]["train_images_per_s"] or counts["n_train"] / timing["train_s"]
-    tested = 1e3 * timing["test_s"] / (counts["n_val"] + counts["n_test"])
-    return ended.peak_bytes / 1e6, 1e3 * timing["prepare_s"] / every, 1e3 / rate, tested
+    test_ms = 1e3 * timing["test_s"] / (counts["n_val"] + counts["n_test"])
+    return ended.peak_bytes / 1e6, 1e3 * timing["prepare_s"] / total, 1e3 / rate, test_ms
+
+
+def _relocated(settings: Settings, output: str, **data: Any) -> Settings:
+    """The same run with another output, and other data or another cache."""
+    run = dataclasses.replace(settings.run, output=output, resume="auto", run_id="r", force=False)
+    return dataclasses.replace(settings, run=run, data=dataclasses.replace(settings.data, **data))
+
+
+def unpack(container: archives.Container, images: ImageDataModule, folder: Path) -> Path:
+    """Write the images to `folder` as train/, val/ and test/, split as the job splits them; returns `folder`."""
+    index = images.cache.index
+    splits = {"train": images.train_rows, "val": images.val_rows, "test": images.test_rows}
+    split_of = {index.ids[row]: split for split, rows in splits.items() for row in rows}
+    names = {each.name: each for each in layout.find_images(container.names(), index.source) if each.id in split_of}
+    for number, (name, read) in enumerate(container.load(list(names))):
+        image = names[name]
+        suffix = Path(image.id).suffix.lower()
+        path = folder / split_of[image.id] / image.label / f"{number:07d}{suffix if suffix in _SUFFIXES else '.jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_bytes(read))
+    return folder
+
+
+def _bytes(read: archives.Load) -> bytes:
+    try:
+        return read()
+    except Rejected:  # impossible: it was read when the cache was prepared
+        raise AssertionError("an image of the cache can no longer be read") from None
+
+
+@contextmanager
+def baseline_in_lockstep(settings: Settings, folder: Path, epochs: int) -> Iterator[TrainEpoch]:
+    """A function that trains the baseline for one epoch, and returns its images per second."""
+    with children.line_server(_command(_spec(settings, folder, epochs, lockstep=True))) as child:
+        first = True
+
+        def train_epoch() -> float:
+            nonlocal first
+            if not first:  # it starts the first epoch by itself, while others warm up too
+                child.send()
+            first = False
+            return float(json.loads(child.receive())["rate"])
+
+        yield train_epoch
+
+
+def _spec(settings: Settings, folder: Path, epochs: int, lockstep: bool) -> BaselineSpec:
+    return BaselineSpec(settings.part, _flags(settings), str(folder.absolute()), epochs, lockstep)
+
+
+def _flags(settings: Settings) -> dict[str, Any]:
+    """The settings as another process takes them, in any working directory."""
+    flags = children.settings_by_key(settings.anchored())
+    flags["data.cache_dir"] = str(Path(settings.data.cache_dir).absolute())
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def _command(spec: BaselineSpec) -> list[str]:
+    return children.module("plain_lightning", spec.to_json())

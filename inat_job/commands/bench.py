@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from inat_job import events
-from inat_job.bench import baseline, children, preparing, pull, synthetic, whole_job
-from inat_job.bench.measurement import Measured, bounding, durations, portions, short, table
-from inat_job.bench.prepared_run import Ready, ready
+from inat_job.bench import children, ingest_stages, synthetic, whole_job
+from inat_job.bench.measurement import Measurement, bottleneck, format_number, run_durations, shares_of_total, table
+from inat_job.bench.prepared_run import PreparedRun, prepare_run
 from inat_job.command_options import BenchOptions
 from inat_job.errors import UsageError
 from inat_job.ingest import archives, data_source
@@ -77,46 +77,46 @@ def _source(settings: Settings, stop: StopFlag) -> DataSource:
 
 def _measure(
     settings: Settings, request: BenchOptions, scratch: Path, stop: StopFlag, started: float
-) -> tuple[list[Measured], dict[str, Any]]:
-    found: list[Measured] = []
+) -> tuple[list[Measurement], dict[str, Any]]:
+    found: list[Measurement] = []
     source = _source(settings, stop)
     if "pull" in request.stages and not archives.is_archive(urlsplit(settings.data.uri).path):
         events.warn("--stages pull is left out: it is measured on an archive, and --data is none.")
     elif "pull" in request.stages:
-        children.say("pull")
-        where = pull.PullTarget(settings.data.uri, storage_options(settings.storage))
-        found += pull.pull(where, settings.data.image_size, scratch, request.runs, stop)
+        children.report_stage("pull")
+        where = ingest_stages.PullTarget(settings.data.uri, storage_options(settings.storage))
+        found += ingest_stages.pull(where, settings.data.image_size, scratch, request.runs, stop)
     if "decode" in request.stages:
-        children.say("decode")
+        children.report_stage("decode")
         archive = _archive(settings, source, scratch)
         here = data_source.find(str(archive), scratch, storage_options(settings.storage), stop)
-        found += preparing.decode(here, archive, settings.data.image_size, scratch, request.runs, stop)
-    with ready(settings, request, stop, started) as bench:
+        found += ingest_stages.decode(here, archive, settings.data.image_size, scratch, request.runs, stop)
+    with prepare_run(settings, request, stop, started) as bench:
         found += _in_process(bench, source, scratch)
         facts = bench.facts()
         classes = len(bench.work.images.cache.index.classes)
         unpacked = scratch / "unpacked"
         if request.end_to_end and not unpacked.exists():
-            baseline.unpack(source.open(), bench.work.images, unpacked)
+            whole_job.unpack(source.open(), bench.work.images, unpacked)
     if "start" in request.stages:
-        children.say("start")
+        children.report_stage("start")
         found += whole_job.first_step(settings, classes, scratch, request.runs)
     if request.end_to_end:
-        children.say("end to end")
+        children.report_stage("end to end")
         epochs = request.baseline_epochs or settings.train.epochs
         found += whole_job.end_to_end(settings, unpacked, scratch, request.runs, epochs)
     if request.scale:
-        children.say("scale")
+        children.report_stage("scale")
         found += whole_job.growth(settings, source.open(), scratch, request.scale)
     return found, facts
 
 
-def _in_process(bench: Ready, source: DataSource, scratch: Path) -> list[Measured]:
+def _in_process(bench: PreparedRun, source: DataSource, scratch: Path) -> list[Measurement]:
     if not bench.request.baseline:
         return bench.measure({})
-    children.say("unpack")
-    folder = baseline.unpack(source.open(), bench.work.images, scratch / "unpacked")
-    with baseline.in_lockstep(bench.work.settings, folder, bench.request.runs + 1) as epoch:
+    children.report_stage("unpack")
+    folder = whole_job.unpack(source.open(), bench.work.images, scratch / "unpacked")
+    with whole_job.baseline_in_lockstep(bench.work.settings, folder, bench.request.runs + 1) as epoch:
         return bench.measure({"baseline epoch": epoch})
 
 
@@ -128,8 +128,8 @@ def _archive(settings: Settings, source: DataSource, scratch: Path) -> Path:
     return synthetic.repeated(source.open(), source.uri, 1, scratch / "archive.zip")
 
 
-def _tell(request: BenchOptions, found: list[Measured], facts: dict[str, Any], epochs: int) -> None:
-    bound, shares = bounding(found), portions(durations(found, facts["images"], epochs))
+def _tell(request: BenchOptions, found: list[Measurement], facts: dict[str, Any], epochs: int) -> None:
+    bound, shares = bottleneck(found), shares_of_total(run_durations(found, facts["images"], epochs))
     told = {
         **facts,
         "bound_by": bound.name if bound else None,
@@ -144,5 +144,5 @@ def _tell(request: BenchOptions, found: list[Measured], facts: dict[str, Any], e
     stream.write(table(found) + "\n")
     parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     stream.write(f"Of a run of {epochs} epochs: {parts}.\n" if len(shares) > 1 else "")
-    message = f"Bound by: {bound.name}, {short(bound.median)} {bound.unit}." if bound else "Done."
+    message = f"Bound by: {bound.name}, {format_number(bound.median)} {bound.unit}." if bound else "Done."
     events.emit("done", message=message)

@@ -1,4 +1,4 @@
-"""Programs beside the bench: their command lines, their ends, their memory."""
+"""Child processes of the bench: their command lines, their end, and their memory."""
 
 import json
 import sys
@@ -15,20 +15,20 @@ from tests.harness.made_images import tree, write_zip
 
 
 @pytest.mark.parametrize("part", RECIPES)
-def test_the_jobs_command_line_means_the_same_settings(part: str) -> None:
-    own = {"a": {"model.filters": "1,2,3,4,5"}, "b": {"model.strategy": "last-k", "model.last_k": "3"}}
-    flags = {"train.lr": "0.001", "train.augment": "no", "run.run_id": "x", "train.max_time": "1h", **own[part]}
+def test_command_line_of_a_job_means_the_same_settings(part: str) -> None:
+    per_part = {"a": {"model.filters": "1,2,3,4,5"}, "b": {"model.strategy": "last-k", "model.last_k": "3"}}
+    flags = {"train.lr": "0.001", "train.augment": "no", "run.run_id": "x", "train.max_time": "1h", **per_part[part]}
     settings = configure(part, flags, [], None).settings
     _, _, *words = children.job(settings)
     printed = CliRunner().invoke(entrypoint.cli, [*words, "--print-config"])
     assert printed.exit_code == 0, printed.output
     lines = {line.partition("  #")[0] for line in configure(part, flags, [], None).text().splitlines()}
     assert {line.partition("  #")[0] for line in printed.output.splitlines()} == lines
-    told = json.loads(json.dumps(children.flags_of(settings)))  # as other programs get them
-    assert configure(part, told, [], None).settings == settings
+    flags_read = json.loads(json.dumps(children.settings_by_key(settings)))  # as a child process gets them
+    assert configure(part, flags_read, [], None).settings == settings
 
 
-def test_a_program_is_watched_to_its_end_or_to_a_line() -> None:
+def test_run_ends_with_the_process_or_at_a_line() -> None:
     script = (
         "import time; print('one', flush=True); x = bytearray(50_000_000); time.sleep(0.3); print('two', flush=True)"
     )
@@ -39,24 +39,24 @@ def test_a_program_is_watched_to_its_end_or_to_a_line() -> None:
     assert [line for _, line in children.run([sys.executable, "-c", script], until="one").lines] == ["one"]
 
 
-def test_a_program_that_fails_is_told() -> None:
+def test_failed_process_raises_child_error() -> None:
     with pytest.raises(children.ChildError, match="code 3"):
         children.run([sys.executable, "-c", "raise SystemExit(3)"], until="never")
     with (
         pytest.raises(children.ChildError, match="code 3"),
-        children.asked([sys.executable, "-c", "raise SystemExit(3)"]) as child,
+        children.line_server([sys.executable, "-c", "raise SystemExit(3)"]) as child,
     ):
-        child.hear()
+        child.receive()
 
 
-def test_a_module_runs_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_runs_in_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zip(tmp_path / "x.zip", tree(train=3, test=2))
     monkeypatch.chdir(tmp_path)
-    with children.asked(children.module("bare_decode", "x.zip", "16", "0", "2", "ours")) as child:
-        assert child.hear() == "ready"
-        child.say()
-        assert child.hear() == "8"  # every other one of 15, from the first
+    with children.line_server(children.module("bare_decode", "x.zip", "16", "0", "2", "ours")) as child:
+        assert child.receive() == "ready"
+        child.send()
+        assert child.receive() == "8"  # every other one of 15, from the first
 
 
-def test_a_process_that_is_gone_has_no_memory(tmp_path: Path) -> None:
+def test_ended_process_has_no_memory(tmp_path: Path) -> None:
     assert children.anonymous_bytes(tmp_path / "status") == 0

@@ -1,4 +1,4 @@
-"""ImageDataModule that are made are the same at each call, and a repeated data set has each image as often."""
+"""Synthetic data sets are the same at each call, and a repeated data set has each image the same number of times."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,7 +10,7 @@ from inat_job.ingest.decode import decode
 from tests.harness.made_images import tree, write_zip
 
 
-def test_made_images_are_the_same_again_and_all_differ(tmp_path: Path) -> None:
+def test_synthetic_images_are_reproducible_and_all_differ(tmp_path: Path) -> None:
     first, second = (synthetic.synthetic(tmp_path / name, 100, 40) for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     container = archives.open_archive(first)
@@ -22,7 +22,7 @@ def test_made_images_are_the_same_again_and_all_differ(tmp_path: Path) -> None:
     assert decode(next(iter(contents)), 32)[1] == (40, 30)
 
 
-def test_a_repeated_data_set_has_each_image_as_often(tmp_path: Path) -> None:
+def test_repeated_data_set_has_each_image_equally_often(tmp_path: Path) -> None:
     source = archives.open_archive(write_zip(tmp_path / "x.zip", tree(train=3, test=2)))
     path = synthetic.repeated(source, "x", 3, tmp_path / "y.zip")
     container = archives.open_archive(path)

@@ -75,7 +75,7 @@ def test_a_run_that_was_stopped_and_then_finished(
 ) -> None:
     changes = {"run__output": f"s3://{request.getfixturevalue('s3_bucket')}/runs"} if where == "s3" else {}
     with pytest.raises(Preempted):
-        run(settings(**changes), asked=60)
+        run(settings(**changes), stop_after=60)
     said = look(**changes)
     assert (said["state"], said["test_accuracy"]) == ("preempted", None)
     run(settings(**changes))

@@ -72,7 +72,7 @@ def test_a_finished_run_is_left_alone(settings: Make, capsys: pytest.CaptureFixt
     run(settings())
     before = report_of(settings())
     capsys.readouterr()
-    run(settings(), asked=0)
+    run(settings(), stop_after=0)
     assert "Already finished" in capsys.readouterr().out
     assert report_of(settings()) == before
 
@@ -131,7 +131,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     while not (Path(stopped.run.output) / "r" / "report.json").exists():
         try:
             # The images are prepared already, so each attempt gets a few steps further.
-            run(stopped, asked=2 + attempts)
+            run(stopped, stop_after=2 + attempts)
         except Preempted:
             attempts += 1
         assert attempts < 60
@@ -176,7 +176,7 @@ def test_a_stop_at_any_moment_changes_nothing(settings: Make, tmp_path: Path) ->
     for asked in (2, 5, 6, 7, 8, 9, 12, 15):
         stopped = settings("b", run__run_id=f"stopped-{asked}", **changes)
         with pytest.raises(Preempted):
-            run(stopped, asked=asked)
+            run(stopped, stop_after=asked)
         reached.add(max((json.loads(file.read_text())["step"] for file in _manifests(stopped)), default=0))
         run(stopped)
         assert model_of(stopped) == model_of(whole), asked
@@ -207,7 +207,7 @@ def test_early_stop_is_decided_once_and_kept(settings: Make, monkeypatch: pytest
 def test_where_no_checkpoint_is_intact_a_person_decides(settings: Make, resume: str) -> None:
     made = settings(run__checkpoint_minutes="0", train__epochs="3", run__resume=resume)
     with pytest.raises(Preempted):
-        run(settings(run__checkpoint_minutes="0", train__epochs="3"), asked=90)
+        run(settings(run__checkpoint_minutes="0", train__epochs="3"), stop_after=90)
     folder = Path(made.run.output) / "r" / "checkpoints"
     before = sorted(folder.iterdir())
     for path in folder.glob("*.ckpt"):
@@ -221,7 +221,7 @@ def test_where_no_checkpoint_is_intact_a_person_decides(settings: Make, resume: 
 def test_damaged_checkpoints_do_not_push_out_intact_ones(settings: Make, tmp_path: Path) -> None:
     made = settings(run__checkpoint_minutes="0", train__epochs="3")
     with pytest.raises(Preempted):
-        run(made, asked=90)
+        run(made, stop_after=90)
     folder = Path(made.run.output) / "r" / "checkpoints"
     steps = sorted(int(path.stem) for path in folder.glob("*.ckpt"))
     for step in steps[1:]:
@@ -275,7 +275,7 @@ def test_a_checkpoint_that_is_not_this_runs_is_an_error_that_names_it(
 ) -> None:
     """Though its manifest tells its very hash."""
     with pytest.raises(Preempted):
-        run(settings(run__checkpoint_minutes="0"), asked=90)
+        run(settings(run__checkpoint_minutes="0"), stop_after=90)
     folder = Path(settings().run.output) / "r" / "checkpoints"
     newest = max(folder.glob("*.ckpt"), key=lambda path: int(path.stem))
     content = torch.load(newest, weights_only=True)
@@ -299,7 +299,7 @@ def test_force_deletes_nothing_that_a_link_leads_to(settings: Make, tmp_path: Pa
 
 def test_a_damaged_checkpoint_is_passed_over(settings: Make, tmp_path: Path) -> None:
     with pytest.raises(Preempted):
-        run(settings(run__checkpoint_minutes="0"), asked=90)
+        run(settings(run__checkpoint_minutes="0"), stop_after=90)
     folder = Path(settings().run.output) / "r" / "checkpoints"
     newest = max(folder.glob("*.ckpt"), key=lambda path: int(path.stem))
     newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
@@ -324,7 +324,7 @@ def test_resume_never_and_must(settings: Make) -> None:
 def test_changed_images_under_the_same_run_are_refused(settings: Make, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "y.zip", tree(train=20, test=5))
     with pytest.raises(Preempted):
-        run(settings(data__uri=str(path)), asked=90)
+        run(settings(data__uri=str(path)), stop_after=90)
     write_zip(path, tree(train=21, test=5))
     with pytest.raises(ConflictError, match="is not the one that"):
         run(settings(data__uri=str(path)))

@@ -1,4 +1,4 @@
-"""One attempt at a run, killed or not, and what must hold of every attempt however it ended."""
+"""One attempt at a run, killed or not, and what must hold for every attempt however it ended."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from tests.harness import kills, losses, runner
 from tests.harness.cases import Case
 from tests.harness.kills import Kill
 from tests.harness.losses import Loss
-from tests.harness.runner import Ended, Job
+from tests.harness.runner import EndedJob, Job
 from tests.harness.stores import LocalOutput, Output, Result, latest_step, report_of, result_of
 
 PREEMPTED, TRANSIENT = 143, 75
@@ -20,9 +20,9 @@ _STORED = re.compile(r"step (\d+) is stored")
 
 
 @dataclass(frozen=True)
-class Platform:
-    """Where runs are tried: a scratch folder, the output, the data's URI and the job's environment; `archive` is the
-    data on this machine."""
+class SoakSetup:
+    """Where runs are tried: a scratch folder, the output, the URI of the data and the job's environment; `archive` is
+    the data on this machine."""
 
     folder: Path
     output: Output
@@ -31,7 +31,7 @@ class Platform:
     environment: Mapping[str, str]
     logs: Path | None = None
 
-    def forget(self, run: str) -> None:
+    def delete(self, run: str) -> None:
         """Delete a run and its caches."""
         self.output.delete(run)
         shutil.rmtree(self.folder / run, ignore_errors=True)
@@ -50,7 +50,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of one attempt. `fatal` says that going on makes no sense."""
+    """The outcome of one attempt; `wrong` is what must not have happened."""
 
     code: int
     seconds: float
@@ -64,6 +64,7 @@ class Attempt:
 
     @property
     def finished(self) -> bool:
+        """Whether the run is finished."""
         return self.code == 0
 
     @property
@@ -73,87 +74,89 @@ class Attempt:
 
     @property
     def fatal(self) -> bool:
+        """Whether another attempt makes no sense."""
         return self.hung or self.code not in (0, PREEMPTED, TRANSIENT, -signal.SIGKILL, -signal.SIGTERM)
 
     @property
     def phase(self) -> str:
-        """The phase that it ended in."""
+        """The phase in which it ended."""
         return self.phases[-1] if self.phases else "import"
 
     @property
-    def told(self) -> str:
-        """In a line."""
-        kill = self.kill.told if self.kill else "undisturbed"
+    def description(self) -> str:
+        """One line for the log."""
+        kill = self.kill.description if self.kill else "undisturbed"
         lost = f", lost {self.loss.seconds:.2f} s" if self.interrupted else ""
         wrong = "".join(f"; WRONG: {text}" for text in self.wrong)
         return f"{kill}: code {self.code} in {self.phase} after {self.seconds:.1f} s{lost}{wrong}"
 
 
-def reference(place: Platform, case: Case) -> Reference:
-    """Run a case undisturbed, from and to folders of this machine, so that no store has a part in it.
+def run_reference(setup: SoakSetup, case: Case) -> Reference:
+    """Run a case undisturbed, with data and output in folders of this machine, so that no store is involved.
 
-    Raises RuntimeError when it does not end well.
+    Raises RuntimeError if it fails.
     """
-    folder = place.folder / f"{case.name}-reference"
+    folder = setup.folder / f"{case.name}-reference"
     output = LocalOutput(folder / "runs")
-    command = case.arguments(str(place.archive), output.uri, folder / "cache", "r")
-    ended = runner.run(command, place.environment, folder)
+    command = case.arguments(str(setup.archive), output.uri, folder / "cache", "r")
+    ended = runner.run(command, setup.environment, folder)
     result, report = result_of(output, "r"), report_of(output, "r")
     if ended.code != 0 or result is None or report is None:
         raise RuntimeError(f"The undisturbed run of {case.name} ended with {ended.code}: {ended.last}")
-    begun = next(event.at for event in ended.named("phase") if event.fields["phase"] == "train")
-    known = Reference(result, report["history"][-1]["why"], latest_step(output, "r"), begun, ended.seconds)
+    startup = next(event.at for event in ended.named("phase") if event.fields["phase"] == "train")
+    reference = Reference(result, report["history"][-1]["why"], latest_step(output, "r"), startup, ended.seconds)
     shutil.rmtree(folder)
-    return known
+    return reference
 
 
-def plan(rng: random.Random, known: Reference, stored: int, ranks: int) -> Kill:
-    """A kill for the next attempt, in which `ranks` have to do what comes after the step `stored`."""
-    left = (known.seconds - known.startup) * (1 - min(stored, known.steps) / known.steps)
-    return kills.draw(rng, known.startup, known.startup + left, ranks)
+def plan_kill(rng: random.Random, reference: Reference, stored: int, ranks: int) -> Kill:
+    """A kill for the next attempt, in which `ranks` processes have to do what comes after the step `stored`."""
+    left = (reference.seconds - reference.startup) * (1 - min(stored, reference.steps) / reference.steps)
+    return kills.draw_kill(rng, reference.startup, reference.startup + left, ranks)
 
 
-def attempt(place: Platform, case: Case, run: str, machine: int, kill: Kill | None) -> Attempt:
-    """Start the run's command on a machine, which is a cache folder, and look at what it leaves."""
-    before = latest_step(place.output, run)
-    with Job(_command(place, case, run, machine), place.environment, place.folder / run / "work") as job:
-        ended = kills.carry_out(kill, job) if kill else job.end()
-    if place.logs:
-        ended.log(place.logs / f"{run}.log")
-    after = latest_step(place.output, run)
-    loss = losses.loss_of(ended, before, after)
+def run_attempt(setup: SoakSetup, case: Case, run: str, machine: int, kill: Kill | None) -> Attempt:
+    """Start the run's command, kill it, and judge what is left; a machine is a cache folder."""
+    before = latest_step(setup.output, run)
+    with Job(_command(setup, case, run, machine), setup.environment, setup.folder / run / "work") as job:
+        ended = kills.execute(kill, job) if kill else job.end()
+    if setup.logs:
+        ended.append_to_log(setup.logs / f"{run}.log")
+    after = latest_step(setup.output, run)
+    loss = losses.measure_loss(ended, before, after)
     wrong = [*_wrong_end(ended, kill, after), *_wrong_loss(ended, kill, case, loss)]
     if after < before:
-        wrong.append(f"the pointer went back from step {before} to {after}")
+        wrong.append(f"the pointer moved back from step {before} to {after}")
     signalled = ended.signalled is not None
     return Attempt(ended.code, ended.seconds, kill, ended.phases(), loss, ended.last, ended.hung, signalled, wrong)
 
 
-def _command(place: Platform, case: Case, run: str, machine: int) -> list[str]:
-    return case.arguments(place.data, place.output.uri, place.folder / run / f"cache-{machine}", run)
+def _command(setup: SoakSetup, case: Case, run: str, machine: int) -> list[str]:
+    return case.arguments(setup.data, setup.output.uri, setup.folder / run / f"cache-{machine}", run)
 
 
-def _wrong_end(ended: Ended, kill: Kill | None, stored: int) -> list[str]:
-    """Whether the code is one that such a kill may leave, and the last line true."""
+def _wrong_end(ended: EndedJob, kill: Kill | None, stored: int) -> list[str]:
+    """What is wrong with the exit code and the last line, after such a kill."""
     allowed = {0}
     if kill and kill.rank is not None and ended.signalled is not None:
         allowed |= {TRANSIENT}
     elif kill and ended.signalled is not None:
         allowed |= {PREEMPTED} if kill.number is signal.SIGTERM else set()
         allowed |= set() if kill.gentle else {-int(signal.SIGKILL)}
-        # Python needs a moment until the job can catch a signal at all.
+        # It takes Python a moment until the job can catch a signal at all.
         allowed |= {-int(kill.number)} if not ended.events else set()
     wrong = ["hung"] if ended.hung else []
     if ended.code not in allowed:
         wrong.append(f"ended with {ended.code}: {ended.last}")
-    said = _STORED.search(ended.last) if ended.code == PREEMPTED else None
-    if said and int(said[1]) != stored:
-        wrong.append(f"says that step {said[1]} is stored, and the pointer names {stored}")
+    claimed = _STORED.search(ended.last) if ended.code == PREEMPTED else None
+    if claimed and int(claimed[1]) != stored:
+        wrong.append(f"reports that step {claimed[1]} is stored, and the pointer names {stored}")
     return wrong
 
 
-def _wrong_loss(ended: Ended, kill: Kill | None, case: Case, loss: Loss) -> list[str]:
+def _wrong_loss(ended: EndedJob, kill: Kill | None, case: Case, loss: Loss) -> list[str]:
     if kill is None or ended.signalled is None or ended.code == 0:
         return []
-    most = losses.SLACK_S if ended.code == PREEMPTED else losses.bound(case.minutes, loss.save)
+    is_preempted = ended.code == PREEMPTED
+    most = losses.SLACK_S if is_preempted else losses.largest_loss(case.checkpoint_minutes, loss.save)
     return [f"lost {loss.seconds:.2f} s, more than {most:.2f} s"] if loss.seconds > most else []

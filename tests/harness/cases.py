@@ -1,4 +1,4 @@
-"""The runs that the harness tries: each small enough for seconds, and together with everything that has a state."""
+"""The runs that the harness tries: each takes seconds, and together they cover everything that has state."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,19 +10,20 @@ from tests.harness.made_images import tree, write_zip
 
 @dataclass(frozen=True)
 class Case:
-    """One command of the job, that `ranks` processes work on; `minutes` is its --checkpoint-minutes."""
+    """One command of the job, run by `ranks` processes."""
 
     name: str
     part: str
-    minutes: float
+    checkpoint_minutes: float
     options: Sequence[str]
     ranks: int = 1
 
     def arguments(self, data: str, output: str, cache: Path, run: str) -> list[str]:
         """The whole command line."""
         small = "--image-size 32 --wandb off".split()
-        places = ["--data", data, "--output", output, "--cache-dir", str(cache), "--run-id", run]
-        return [f"part{self.part}", *places, *small, "--checkpoint-minutes", str(self.minutes), *self.options]
+        paths = ["--data", data, "--output", output, "--cache-dir", str(cache), "--run-id", run]
+        minutes = ["--checkpoint-minutes", str(self.checkpoint_minutes)]
+        return [f"part{self.part}", *paths, *small, *minutes, *self.options]
 
 
 def _part_a(name: str, options: str, ranks: int = 1) -> Case:
@@ -31,7 +32,7 @@ def _part_a(name: str, options: str, ranks: int = 1) -> Case:
 
 
 def _part_b(name: str, options: str) -> Case:
-    # CheckpointIndex of 45 to 134 MB go up in parts; one each second would be nothing but uploads.
+    # Checkpoints have 45 to 134 MB; with one each second, the run would do nothing but upload them.
     network = "--backbone resnet18 --weights none --precision fp32 --batch-size 24"
     return Case(name, "b", 0.05, f"{network} {options}".split())
 
@@ -47,11 +48,11 @@ CASES = (
     _part_b("b-full", "--strategy full --epochs 3"),
 )
 MATRIX_CASE = _part_a("matrix", "--precision fp32 --epochs 6 --lease-seconds 20")
-LONE_CASE = _part_a("lone", "--precision fp32 --epochs 4 --lease-seconds 8")
+SINGLE_WRITER_CASE = _part_a("lone", "--precision fp32 --epochs 4 --lease-seconds 8")
 
 
-def chosen(parts: str) -> list[Case]:
-    """The cases of the parts, "a,b", or those with the names given."""
+def select_cases(parts: str) -> list[Case]:
+    """The cases of the parts, such as "a,b", or those with the names given. Raises SystemExit if there is none."""
     wanted = parts.split(",")
     found = [case for case in CASES if case.part in wanted or case.name in wanted]
     if not found:
@@ -59,12 +60,12 @@ def chosen(parts: str) -> list[Case]:
     return found
 
 
-def images(folder: Path) -> Path:
-    """A zip of three classes: 720 images to train on, 180 to validate and 30 to test."""
+def write_images(folder: Path) -> Path:
+    """Write a zip with three classes: 720 training, 180 validation and 30 test images."""
     folder.mkdir(parents=True, exist_ok=True)
     return write_zip(folder / "images.zip", tree(train=300, test=10))
 
 
 def with_digest(uri: str, archive: Path) -> str:
-    """The URI with the digest that the job shall demand."""
+    """The URI, followed by the SHA-256 that the job must find."""
     return f"{uri}#sha256={hashlib.sha256(archive.read_bytes()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Jobs as processes of their own, which a test starts, listens to, and leaves none of behind."""
+"""Jobs as child processes of a test, none of which outlives it."""
 
 import contextlib
 import os
@@ -16,18 +16,18 @@ ENTRYPOINT = str(Path(__file__).parents[2] / "entrypoint.py")
 
 
 class Children:
-    """Those that were started in the folder `cwd`, each in a session of its own."""
+    """The jobs started in the folder `cwd`, each in its own session."""
 
     def __init__(self, cwd: Path) -> None:
         self._cwd = cwd
         self._started: list[Child] = []
 
-    def start(self, arguments: Sequence[str], told: Mapping[str, str] = {}, within: Sequence[str] = ()) -> Child:
-        """Start the entrypoint with these arguments and variables, by a command that `within` begins."""
+    def start(self, arguments: Sequence[str], environment: Mapping[str, str] = {}, prefix: Sequence[str] = ()) -> Child:
+        """Start the entrypoint with these arguments and additional variables; the command line begins with `prefix`."""
         child = subprocess.Popen(
-            [*within, sys.executable, ENTRYPOINT, *arguments],
+            [*prefix, sys.executable, ENTRYPOINT, *arguments],
             cwd=self._cwd,
-            env={**os.environ, **told},
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -36,8 +36,8 @@ class Children:
         self._started.append(child)
         return child
 
-    def end(self) -> None:
-        """Kill what still runs."""
+    def kill_all(self) -> None:
+        """Kill the jobs that still run."""
         for child in self._started:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -46,32 +46,32 @@ class Children:
 
 @contextmanager
 def children(cwd: Path) -> Iterator[Children]:
-    """Children that are ended with the block."""
+    """Child processes that are killed at the end of the block."""
     made = Children(cwd)
     try:
         yield made
     finally:
-        made.end()
+        made.kill_all()
 
 
 def ranks_of(supervisor: int) -> dict[int, int]:
-    """The processes of the ranks that a process has started, by their number."""
+    """The process ids of the ranks that a process has started, by rank."""
     found = {}
     for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
         with contextlib.suppress(OSError):  # it has ended since
-            told = Path("/proc", pid, "environ").read_text()
-            if rank := re.search(r"(?:^|\0)RANK=(\d+)", told):
+            variables = Path("/proc", pid, "environ").read_text()
+            if rank := re.search(r"(?:^|\0)RANK=(\d+)", variables):
                 found[int(rank[1])] = int(pid)
     return found
 
 
-def until(child: Child, word: str) -> None:
-    """Wait until an event, or another word in quotes, is on its stdout."""
+def wait_for_event(child: Child, name: str) -> None:
+    """Wait until an event of this name, or another word in quotes, is on the child's stdout."""
     assert child.stdout is not None
-    assert any(f'"{word}"' in line for line in child.stdout), child.communicate()
+    assert any(f'"{name}"' in line for line in child.stdout), child.communicate()
 
 
-def ended(child: Child, within: float = 300.0) -> tuple[int, str]:
-    """Wait for its end: exit code, and the last line on stderr."""
-    _, errors = child.communicate(timeout=within)
+def wait_for_end(child: Child, timeout_s: float = 300.0) -> tuple[int, str]:
+    """Wait until the child has ended; returns its exit code and the last line on stderr."""
+    _, errors = child.communicate(timeout=timeout_s)
     return child.returncode, (errors.splitlines() or [""])[-1]

@@ -1,11 +1,11 @@
-"""Runs the job through a faulty proxy, one fault in one phase at a time, and says what became of it.
+"""Runs the job through a faulty proxy, one fault in one phase at a time, and judges the outcome.
 
     python -m tests.harness.matrix [--fault 503,flip] [--phase pull,resume] [--jobs 2] [--json FILE]
         [--logs FOLDER]
 
-The S3 server behind the proxy is moto's, or the one that INAT_TEST_S3_ENDPOINT names (with_radosgw.sh sets it). Ends
-with 1 when a run came to another result than an undisturbed one, a checkpoint was lost or a damaged one believed, an
-attempt hung or ended with another code than it may, or a fault never hit.
+The S3 server behind the proxy is moto's, or the one of INAT_TEST_S3_ENDPOINT (with_radosgw.sh sets it). The exit code
+is 1 if the result of a run differs from that of an undisturbed one, a checkpoint was lost or a damaged one loaded, an
+attempt hung or ended with a wrong code, or a fault never hit.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.harness import runner
-from tests.harness.cases import MATRIX_CASE, images, with_digest
-from tests.harness.cells import KILLED, Cell, cells
+from tests.harness.cases import MATRIX_CASE, with_digest, write_images
+from tests.harness.cells import KILLED, Cell, select_cells
 from tests.harness.faults import Fault
 from tests.harness.proxy import Proxy
-from tests.harness.runner import Ended, Job
+from tests.harness.runner import EndedJob, Job
 from tests.harness.stores import (
     LocalOutput,
     Result,
@@ -37,12 +37,12 @@ from tests.harness.stores import (
     result_of,
     s3_endpoint,
 )
-from tests.harness.tables import markdown
+from tests.harness.tables import markdown_table
 
 
 @dataclass(frozen=True)
-class Lab:
-    """What all cells share: the server, the data, and the undisturbed run's result and last step."""
+class MatrixSetup:
+    """What all cells share: the server, the data, and the result and last step of the undisturbed run."""
 
     endpoint: str
     folder: Path
@@ -55,7 +55,7 @@ class Lab:
 
 @dataclass
 class Outcome:
-    """What became of a cell."""
+    """The outcome of a cell."""
 
     cell: Cell
     happened: list[str] = field(default_factory=list)
@@ -66,33 +66,33 @@ class Outcome:
 
 @dataclass
 class _Trial:
-    """A cell under way: each attempt runs the same command on a machine, which is a cache folder."""
+    """A cell in progress: each attempt runs the same command, on a machine that is a cache folder."""
 
-    lab: Lab
+    setup: MatrixSetup
     cell: Cell
     proxy: Proxy
     outcome: Outcome
     machine: int = 0
 
     def start(self) -> Job:
-        folder = self.lab.folder / self.cell.name
-        arguments = _command(self.lab.data, self.lab.output.uri, folder / f"cache-{self.machine}", self.cell.name)
-        environment = runner.environment(AWS_ENDPOINT_URL=self.proxy.url, **credentials())
+        folder = self.setup.folder / self.cell.name
+        arguments = _command(self.setup.data, self.setup.output.uri, folder / f"cache-{self.machine}", self.cell.name)
+        environment = runner.job_environment(AWS_ENDPOINT_URL=self.proxy.url, **credentials())
         return Job(arguments, environment, folder / "work")
 
-    def finish(self, job: Job) -> Ended:
-        """Wait for the end, and note it."""
+    def finish(self, job: Job) -> EndedJob:
+        """Wait for the job's end, and record it."""
         ended = job.end()
         self.outcome.codes.append(ended.code)
         self.outcome.seconds += ended.seconds
-        if self.lab.logs:
-            ended.log(self.lab.logs / f"{self.cell.name}.log")
+        if self.setup.logs:
+            ended.append_to_log(self.setup.logs / f"{self.cell.name}.log")
         if ended.hung:
             self.outcome.wrong.append("hung")
         return ended
 
-    def killed_after(self, epoch: int) -> Ended:
-        """An attempt that is killed after so many epochs; the next one runs elsewhere."""
+    def kill_after(self, epoch: int) -> EndedJob:
+        """An attempt that is killed after this epoch; the next one runs on another machine."""
         with self.start() as job:
             job.wait_for(lambda event: event.name == "epoch" and event.fields["epoch"] == epoch)
             job.kill(signal.SIGKILL)
@@ -103,56 +103,56 @@ class _Trial:
         self.machine += 1
         return ended
 
-    def disturbed(self, fault: Fault) -> Ended:
-        """The attempt that the fault is about."""
+    def disturb(self, fault: Fault) -> EndedJob:
+        """The attempt that meets the fault."""
         self.proxy.faults.arm(fault)
         if self.cell.phase == "killed":
-            return self.killed_after(4)
+            return self.kill_after(4)
         with self.start() as job:
             return self.finish(job)
 
-    def spoiled(self, fault: Fault, step: int) -> Ended:
-        """An attempt whose newest checkpoint was damaged where it lies."""
+    def damage_at_rest(self, fault: Fault, step: int) -> EndedJob:
+        """An attempt whose newest checkpoint is damaged in the store."""
         name = f"checkpoints/{step}.ckpt"
-        data = self.lab.output.read(self.cell.name, name) or b""
-        self.lab.output.write(self.cell.name, name, data[:-1] + bytes([data[-1] ^ 1]))
+        data = self.setup.output.read(self.cell.name, name) or b""
+        self.setup.output.write(self.cell.name, name, data[:-1] + bytes([data[-1] ^ 1]))
         fault.lines.append(name)
         with self.start() as job:
             return self.finish(job)
 
 
-def run_cell(cell: Cell, lab: Lab) -> Outcome:
-    """Try one cell from the first attempt to a finished run."""
+def run_cell(cell: Cell, setup: MatrixSetup) -> Outcome:
+    """Run one cell from the first attempt to the finished run."""
     outcome = Outcome(cell)
-    with Proxy(lab.endpoint) as proxy:
-        trial = _Trial(lab, cell, proxy, outcome)
+    with Proxy(setup.endpoint) as proxy:
+        trial = _Trial(setup, cell, proxy, outcome)
         if cell.phase == "resume":
-            trial.killed_after(3)
-        stored, fault = latest_step(lab.output, cell.name), cell.make(lab.last_step)
+            trial.kill_after(3)
+        stored, fault = latest_step(setup.output, cell.name), cell.fault_for(setup.last_step)
         at_rest = (cell.fault, cell.phase) == ("rot", "resume")
-        ended = trial.spoiled(fault, stored) if at_rest else trial.disturbed(fault)
-        _judge_attempt(outcome, ended, fault, stored, latest_step(lab.output, cell.name))
+        ended = trial.damage_at_rest(fault, stored) if at_rest else trial.disturb(fault)
+        _judge_attempt(outcome, ended, fault, stored, latest_step(setup.output, cell.name))
         proxy.faults.clear()
         proxy.wait_until_open()
         if ended.code != 0 and not ended.hung:
-            _again(trial)
-    _judge_run(outcome, lab, stored)
-    lab.output.delete(cell.name)
+            _run_again(trial)
+    _judge_run(outcome, setup, stored)
+    setup.output.delete(cell.name)
     return outcome
 
 
-def _again(trial: _Trial) -> None:
-    """The same command, the fault being gone."""
+def _run_again(trial: _Trial) -> None:
+    """Run the same command without the fault."""
     with trial.start() as job:
         ended = trial.finish(job)
     epochs = len(ended.named("epoch"))
     if ended.code != 0:
-        trial.outcome.wrong.append(f"the same command ended with {ended.code} then: {ended.last}")
-    if trial.cell.kept and epochs:
-        trial.outcome.wrong.append(f"{epochs} epochs that were done had to be trained again")
+        trial.outcome.wrong.append(f"the same command then ended with {ended.code}: {ended.last}")
+    if trial.cell.training_kept and epochs:
+        trial.outcome.wrong.append(f"{epochs} finished epochs were trained again")
 
 
-def _judge_attempt(outcome: Outcome, ended: Ended, fault: Fault, before: int, after: int) -> None:
+def _judge_attempt(outcome: Outcome, ended: EndedJob, fault: Fault, before: int, after: int) -> None:
     outcome.happened.append(f"{fault.kind} hit {fault.hits} times")
     if not fault.hits:
         outcome.wrong.append("the fault never hit")
@@ -161,25 +161,25 @@ def _judge_attempt(outcome: Outcome, ended: Ended, fault: Fault, before: int, af
     elif ended.code > 0:
         outcome.happened.append(ended.last.removeprefix("Error: "))
     if after < before:
-        outcome.wrong.append(f"the pointer went back from step {before} to {after}")
+        outcome.wrong.append(f"the pointer moved back from step {before} to {after}")
 
 
-def _judge_run(outcome: Outcome, lab: Lab, stored: int) -> None:
-    """Whether the finished run is the undisturbed one, and went on from where it should."""
+def _judge_run(outcome: Outcome, setup: MatrixSetup, stored: int) -> None:
+    """Compare the finished run with the undisturbed one, and check where it was resumed."""
     name = outcome.cell.name
-    result, report = result_of(lab.output, name), report_of(lab.output, name)
+    result, report = result_of(setup.output, name), report_of(setup.output, name)
     if result is None or report is None:
         outcome.wrong.append("there is no result")
         return
-    outcome.wrong += result.differences(lab.result)
-    outcome.wrong += damaged_checkpoints(lab.output, name)
-    went_on = report["history"][-1]["started_step"]
+    outcome.wrong += result.differences(setup.result)
+    outcome.wrong += damaged_checkpoints(setup.output, name)
+    resumed_from = report["history"][-1]["started_step"]
     if outcome.cell.phase == "resume":
-        outcome.happened.append(f"went on from step {went_on} of {stored} stored")
-        if went_on == 0:
-            outcome.wrong.append("began anew though a checkpoint was there")
-        if outcome.cell.fault == "rot" and went_on >= stored:
-            outcome.wrong.append("went on from a damaged checkpoint")
+        outcome.happened.append(f"resumed from step {resumed_from} of {stored} stored")
+        if resumed_from == 0:
+            outcome.wrong.append("started again although there was a checkpoint")
+        if outcome.cell.fault == "rot" and resumed_from >= stored:
+            outcome.wrong.append("resumed from a damaged checkpoint")
 
 
 def _command(data: str, output: str, cache: Path, run: str) -> list[str]:
@@ -187,24 +187,26 @@ def _command(data: str, output: str, cache: Path, run: str) -> list[str]:
 
 
 @contextmanager
-def lab(logs: Path | None = None) -> Iterator[Lab]:
+def matrix_setup(logs: Path | None = None) -> Iterator[MatrixSetup]:
     """The server, the data in it, and the undisturbed run."""
     with tempfile.TemporaryDirectory(prefix="inat-matrix-") as name, s3_endpoint() as endpoint:
         folder, output = Path(name), S3Output(endpoint)
-        archive = images(folder / "data")
+        archive = write_images(folder / "data")
         data = with_digest(output.put("data/images.zip", archive), archive)
-        calm = LocalOutput(folder / "calm")  # no store has a part in it
-        ended = runner.run(_command(str(archive), calm.uri, folder / "cache", "r"), runner.environment(), folder)
-        result, last = result_of(calm, "r"), latest_step(calm, "r")
+        undisturbed = LocalOutput(folder / "undisturbed")  # no store is involved
+        ended = runner.run(
+            _command(str(archive), undisturbed.uri, folder / "cache", "r"), runner.job_environment(), folder
+        )
+        result, last = result_of(undisturbed, "r"), latest_step(undisturbed, "r")
         if ended.code != 0 or result is None:
             raise RuntimeError(f"The undisturbed run ended with {ended.code}: {ended.last}")
-        yield Lab(endpoint, folder, output, data, result, last, logs)
+        yield MatrixSetup(endpoint, folder, output, data, result, last, logs)
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The matrix for people."""
+    """The matrix as a table for people."""
     heads = ("fault", "phase", "what happened", "exit codes", "seconds", "verdict")
-    return markdown(heads, [_row(each) for each in outcomes])
+    return markdown_table(heads, [_row(each) for each in outcomes])
 
 
 def _row(each: Outcome) -> tuple[str, ...]:
@@ -213,13 +215,13 @@ def _row(each: Outcome) -> tuple[str, ...]:
     return each.cell.fault, each.cell.phase, "; ".join(each.happened), codes, f"{each.seconds:.0f}", verdict
 
 
-def _not_here(cell: Cell) -> bool:
-    """A real store refuses bytes that do not have their digest, whoever spoils them."""
+def _is_impossible(cell: Cell) -> bool:
+    """Whether the store makes this cell impossible: a real one refuses bytes that do not match their digest."""
     return cell.fault == "rot" and cell.phase != "resume" and "INAT_TEST_S3_ENDPOINT" in os.environ
 
 
-def _try(cell: Cell, shared: Lab) -> Outcome:
-    outcome = run_cell(cell, shared)
+def _run_and_print(cell: Cell, setup: MatrixSetup) -> Outcome:
+    outcome = run_cell(cell, setup)
     print(table([outcome]).splitlines()[-1], file=sys.stderr, flush=True)
     return outcome
 
@@ -227,16 +229,16 @@ def _try(cell: Cell, shared: Lab) -> Outcome:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fault", default="", help="faults, separated by commas; by default all")
-    parser.add_argument("--phase", default="", help="phases, separated by commas; by default all")
+    parser.add_argument("--fault", default="", help="faults, separated by commas; all by default")
+    parser.add_argument("--phase", default="", help="phases, separated by commas; all by default")
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
     parser.add_argument("--json", type=Path, help="file for the outcomes")
-    parser.add_argument("--logs", type=Path, help="folder for what each attempt said")
+    parser.add_argument("--logs", type=Path, help="folder for the log of each attempt")
     options = parser.parse_args()
     split = [[word for word in text.split(",") if word] for text in (options.fault, options.phase)]
-    wanted = [cell for cell in cells(*split) if not _not_here(cell)]
-    with lab(options.logs) as shared, ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = list(pool.map(lambda cell: _try(cell, shared), wanted))
+    wanted = [cell for cell in select_cells(*split) if not _is_impossible(cell)]
+    with matrix_setup(options.logs) as setup, ThreadPoolExecutor(options.jobs) as pool:
+        outcomes = list(pool.map(lambda cell: _run_and_print(cell, setup), wanted))
     wrong = [each.cell.name for each in outcomes if each.wrong]
     print(table(outcomes))
     print(f"\n{len(outcomes)} cells, {len(wrong)} wrong{': ' + ', '.join(wrong) if wrong else ''}")

@@ -1,6 +1,6 @@
-"""Starts the job as a user does, in a process group of its own, listens to what it says, and kills it on demand.
+"""Starts the job as a user does, in its own process group, reads its events, and kills it on demand.
 
-Everything here goes by the command line, the exit code, the events on stdout and the last line on stderr.
+Only the command line, the exit code, the events on stdout and the last line on stderr are used.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from tests.harness.children import ranks_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HANG_S = 240.0
-"""An attempt that takes longer hangs."""
+"""Seconds after which an attempt counts as hanging."""
 
 _TICK_S = 0.02
 
 
 @dataclass(frozen=True)
 class Event:
-    """What the job said, and how many seconds after its start."""
+    """An event that the job logged, and the seconds from its start."""
 
     at: float
     name: str
@@ -36,14 +36,17 @@ class Event:
 
     @property
     def step(self) -> int:
-        """The step that it is about, 0 where it is about none."""
+        """The step in its fields, 0 without one."""
         return int(self.fields.get("step", 0))
 
 
 @dataclass(frozen=True)
-class Ended:
-    """An attempt from outside. `code` is negative for a signal's death, `errors` all that it wrote to stderr, and
-    `signalled` when the kill came."""
+class EndedJob:
+    """An attempt that has ended, seen from outside.
+
+    `code` is negative if a signal killed it, `errors` all that it wrote to stderr, and `signalled` the seconds from its
+    start until the kill.
+    """
 
     code: int
     seconds: float
@@ -61,8 +64,8 @@ class Ended:
         """The events of this name, in order."""
         return [event for event in self.events if event.name == name]
 
-    def log(self, path: Path) -> None:
-        """Append what it said to a file, for people."""
+    def append_to_log(self, path: Path) -> None:
+        """Append its events and its end to a file, for people."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             for event in self.events:
@@ -77,7 +80,7 @@ class Ended:
 
 @dataclass
 class Job:
-    """A job that runs. Use it as a context manager, so that nothing of it outlives the block."""
+    """A running job. Use it as a context manager, so that no process of it outlives the block."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str]
@@ -98,8 +101,8 @@ class Job:
             stderr=self._stderr,
             start_new_session=True,
         )
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        self._reader = threading.Thread(target=self._read_events, daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> "Job":
         return self
@@ -108,7 +111,7 @@ class Job:
         if self._process.poll() is None:
             self.kill(signal.SIGKILL, group=True)
             self._process.wait()
-        self._listener.join()
+        self._reader.join()
         if self._process.stdout:
             self._process.stdout.close()
         self._stderr.close()
@@ -119,12 +122,12 @@ class Job:
         return time.monotonic() - self._begun
 
     def wait_for(self, condition: Callable[[Event], bool], timeout: float = HANG_S) -> Event | None:
-        """The first event that meets the condition; None when the job ends or the time is up without one."""
+        """The first event that meets the condition, or None if the job ends or the time is up without one."""
         seen, until = 0, time.monotonic() + timeout
         while True:
             over = self._process.poll() is not None or time.monotonic() > until
             if over:
-                self._listener.join(1.0)
+                self._reader.join(1.0)
             for event in self.events[seen:]:
                 seen += 1
                 if condition(event):
@@ -134,14 +137,14 @@ class Job:
             time.sleep(_TICK_S)
 
     def sleep_until(self, age: float) -> bool:
-        """Wait until the job is that old; whether it still runs."""
+        """Wait until `age` seconds from the job's start; returns whether it still runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, age - self.age))
             return False
         return True
 
     def kill(self, number: signal.Signals, group: bool = False, rank: int | None = None) -> bool:
-        """Send a signal to the process, to its group, or to one of its ranks; whether it still ran."""
+        """Send a signal to the process, to its group, or to one of its ranks; returns whether it still ran."""
         if self._process.poll() is not None:
             return False
         pid = self._process.pid if rank is None else ranks_of(self._process.pid).get(rank)
@@ -155,8 +158,8 @@ class Job:
             os.kill(pid, number)
         return True
 
-    def end(self, timeout: float = HANG_S) -> Ended:
-        """Wait for the job's end; one that does not come within `timeout` is a hang, and is killed."""
+    def end(self, timeout: float = HANG_S) -> EndedJob:
+        """Wait for the job's end. A job that has not ended after `timeout` seconds hangs, and is killed."""
         hung = False
         try:
             self._process.wait(timeout)
@@ -165,29 +168,29 @@ class Job:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         seconds = self.age
-        self._listener.join()
-        return Ended(self._process.returncode, seconds, self._errors(), list(self.events), hung, self.signalled)
+        self._reader.join()
+        return EndedJob(self._process.returncode, seconds, self._errors(), list(self.events), hung, self.signalled)
 
     def _errors(self) -> str:
         self._stderr.seek(0)
         return self._stderr.read().decode(errors="replace")
 
-    def _listen(self) -> None:
+    def _read_events(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
             with contextlib.suppress(ValueError, TypeError):
-                said = json.loads(line)
-                name = str(said.pop("event"))
-                self.events.append(Event(self.age, name, said))
+                fields = json.loads(line)
+                name = str(fields.pop("event"))
+                self.events.append(Event(self.age, name, fields))
 
 
-def run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, timeout: float = HANG_S) -> Ended:
-    """An attempt that nobody disturbs."""
+def run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, timeout: float = HANG_S) -> EndedJob:
+    """Run a job undisturbed."""
     with Job(arguments, environment, folder) as job:
         return job.end(timeout)
 
 
-def environment(**more: str) -> dict[str, str]:
-    """The job's environment: this one's, without settings of the job, on one thread, plus `more`."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("INAT_", "WANDB_"))}
-    return {**ours, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+def job_environment(**more: str) -> dict[str, str]:
+    """This process's environment without the job's settings, with one thread for torch, plus `more`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("INAT_", "WANDB_"))}
+    return {**inherited, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}

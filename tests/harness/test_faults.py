@@ -1,4 +1,4 @@
-"""The faulty proxy does what each fault is named after: what boto3 and a bare client see through it, on loopback."""
+"""Each fault of the proxy does what its name says, as seen by boto3 and a plain client on loopback."""
 
 import contextlib
 import http.client
@@ -31,7 +31,7 @@ def proxy(s3_endpoint: Callable[[], str], s3_server: str) -> Iterator[Proxy]:
 
 @pytest.fixture
 def client(proxy: Proxy) -> Any:
-    """A client that tries everything once, so that it tells each fault."""
+    """A client without retries, so that it sees each fault."""
     return _client(proxy, attempts=1)
 
 
@@ -59,7 +59,7 @@ def bucket(s3_bucket: str, client: Any) -> str:
     return s3_bucket
 
 
-def test_without_faults_everything_passes(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_proxy_without_faults_passes_everything(proxy: Proxy, client: Any, bucket: str) -> None:
     assert client.get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
     assert client.head_object(Bucket=bucket, Key=KEY)["ContentLength"] == len(BODY)
     assert [each["Key"] for each in client.list_objects_v2(Bucket=bucket)["Contents"]] == [KEY]
@@ -71,7 +71,7 @@ def test_without_faults_everything_passes(proxy: Proxy, client: Any, bucket: str
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_an_answer_has_the_status_and_the_code_that_s3_gives(kind: str, proxy: Proxy, client: Any, bucket: str) -> None:
+def test_error_responses_have_the_status_and_code_of_s3(kind: str, proxy: Proxy, client: Any, bucket: str) -> None:
     fault = proxy.faults.arm(Fault(kind, "^GET", times=1))
     with pytest.raises(ClientError) as caught:
         client.get_object(Bucket=bucket, Key=KEY)
@@ -82,20 +82,20 @@ def test_an_answer_has_the_status_and_the_code_that_s3_gives(kind: str, proxy: P
     assert fault.hits == 1
 
 
-def test_a_refused_upload_is_not_stored_and_the_connection_goes_on(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_refused_upload_is_not_stored_and_keeps_the_connection(proxy: Proxy, client: Any, bucket: str) -> None:
     proxy.faults.arm(Fault("503", "^PUT", times=1))
     with pytest.raises(ClientError):
         client.put_object(Bucket=bucket, Key=KEY, Body=b"other")
     assert client.get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
 
 
-def test_boto3_gets_over_a_fault_of_a_few_requests(proxy: Proxy, bucket: str) -> None:
+def test_boto3_retries_a_short_fault(proxy: Proxy, bucket: str) -> None:
     fault = proxy.faults.arm(Fault("503", "^GET", times=1))
     assert _client(proxy, attempts=2).get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
     assert fault.lines == [f"GET /{bucket}/{KEY}"]
 
 
-def test_a_reset_is_a_reset(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_reset_closes_the_connection_with_a_reset(proxy: Proxy, client: Any, bucket: str) -> None:
     proxy.faults.arm(Fault("reset", "^GET", times=1))
     parts = urlsplit(proxy.url)
     with socket.create_connection((parts.hostname, parts.port), timeout=5) as link:
@@ -104,7 +104,7 @@ def test_a_reset_is_a_reset(proxy: Proxy, client: Any, bucket: str) -> None:
             link.recv(1)
 
 
-def test_a_download_is_cut_in_its_middle(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_truncate_cuts_a_download(proxy: Proxy, client: Any, bucket: str) -> None:
     proxy.faults.arm(Fault("truncate", "^GET", times=1))
     link = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=5)
     link.request("GET", client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": KEY}))
@@ -119,23 +119,21 @@ def test_a_download_is_cut_in_its_middle(proxy: Proxy, client: Any, bucket: str)
     assert answer.getheader("Content-Length") == str(len(BODY))
 
 
-def test_an_upload_is_cut_in_its_middle_and_not_stored(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_truncate_cuts_an_upload_which_is_not_stored(proxy: Proxy, client: Any, bucket: str) -> None:
     proxy.faults.arm(Fault("truncate", "^PUT", times=1))
     with pytest.raises((ConnectionClosedError, EndpointConnectionError)):
         client.put_object(Bucket=bucket, Key="new", Body=BODY)
-    time.sleep(0.2)  # what the server makes of its half
+    time.sleep(0.2)  # for the server to handle its half
     assert [each["Key"] for each in client.list_objects_v2(Bucket=bucket)["Contents"]] == [KEY]
 
 
-def test_a_byte_is_flipped_in_a_download(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_flip_changes_one_byte_of_a_download(proxy: Proxy, client: Any, bucket: str) -> None:
     proxy.faults.arm(Fault("flip", "^GET", times=1))
     got = client.get_object(Bucket=bucket, Key=KEY)["Body"].read()
     assert [at for at in range(len(BODY)) if got[at] != BODY[at]] == [len(BODY) // 2]
 
 
-def test_a_byte_flipped_in_an_upload_is_refused_by_its_digest_and_rot_is_not(
-    proxy: Proxy, client: Any, bucket: str
-) -> None:
+def test_flip_in_an_upload_is_refused_by_its_digest_and_rot_is_not(proxy: Proxy, client: Any, bucket: str) -> None:
     import base64
     import hashlib
 
@@ -154,32 +152,32 @@ def test_a_byte_flipped_in_an_upload_is_refused_by_its_digest_and_rot_is_not(
     ("kind", "amount", "least"), [("stall", 0.5, 0.5), ("latency", 0.4, 0.4), ("throttle", 5e5, 0.5)]
 )
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_slow_is_slow_and_whole(
+def test_slow_faults_delay_and_change_nothing(
     kind: str, amount: float, least: float, method: str, proxy: Proxy, client: Any, bucket: str
 ) -> None:
     fault = proxy.faults.arm(Fault(kind, f"^{method}", amount=amount))
-    begun = time.monotonic()
+    started = time.monotonic()
     if method == "PUT":
         client.put_object(Bucket=bucket, Key=KEY, Body=BODY)
     else:
         assert client.get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
-    assert least <= time.monotonic() - begun < least + 3
+    assert least <= time.monotonic() - started < least + 3
     assert fault.hits == 1
 
 
-def test_an_outage_refuses_everybody_and_passes(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_outage_refuses_all_connections_for_its_time(proxy: Proxy, client: Any, bucket: str) -> None:
     proxy.faults.arm(Fault("outage", "^GET", times=1, amount=0.6))
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises((ConnectionClosedError, EndpointConnectionError)):
         client.get_object(Bucket=bucket, Key=KEY)
     with pytest.raises(EndpointConnectionError):
         client.head_object(Bucket=bucket, Key=KEY)
     proxy.wait_until_open()
     client.head_object(Bucket=bucket, Key=KEY)
-    assert 0.5 < time.monotonic() - begun < 5
+    assert 0.5 < time.monotonic() - started < 5
 
 
-def test_credentials_expire_for_every_request_after_the_trigger(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_credentials_expire_for_all_requests_after_the_trigger(proxy: Proxy, client: Any, bucket: str) -> None:
     fault = proxy.faults.arm(Fault("expired", trigger="^PUT"))
     client.head_object(Bucket=bucket, Key=KEY)
     with pytest.raises(ClientError, match="ExpiredToken"):
@@ -193,14 +191,14 @@ def test_credentials_expire_for_every_request_after_the_trigger(proxy: Proxy, cl
     client.head_object(Bucket=bucket, Key=KEY)
 
 
-def test_listing_alone_is_denied(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_denied_listing_does_not_affect_reads(proxy: Proxy, client: Any, bucket: str) -> None:
     proxy.faults.arm(Fault("denied", f"^{LIST}"))
     with pytest.raises(ClientError, match="AccessDenied"):
         client.list_objects_v2(Bucket=bucket, Prefix="some/")
     assert client.get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
 
 
-def test_a_fault_lasts_as_long_as_it_is_told_to(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_fault_duration_and_every_other_request(proxy: Proxy, client: Any, bucket: str) -> None:
     timed = proxy.faults.arm(Fault("503", "^HEAD", seconds=0.3))
     with pytest.raises(ClientError):
         client.head_object(Bucket=bucket, Key=KEY)
@@ -214,14 +212,14 @@ def test_a_fault_lasts_as_long_as_it_is_told_to(proxy: Proxy, client: Any, bucke
     assert (timed.hits, alternating.hits) == (1, 1)
 
 
-def test_a_body_of_no_bytes_is_no_hit(proxy: Proxy, client: Any, bucket: str) -> None:
+def test_empty_body_is_no_hit(proxy: Proxy, client: Any, bucket: str) -> None:
     fault = proxy.faults.arm(Fault("truncate", "^(HEAD|DELETE)"))
     client.head_object(Bucket=bucket, Key=KEY)
     client.delete_object(Bucket=bucket, Key=KEY)
     assert fault.hits == 0
 
 
-def test_a_fault_that_does_not_exist_is_refused() -> None:
+def test_unknown_fault_is_refused() -> None:
     with pytest.raises(ValueError, match="flood is no fault"):
         Fault("flood")
     assert "503" in KINDS
