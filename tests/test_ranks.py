@@ -160,8 +160,8 @@ os.write(1, os.environ.get("RANK", "supervisor").encode() + b"\\n")  # at once: 
 try:
     entrypoint.main()
 except SystemExit as end:
-    exit.leave(int(end.code or 0))
-exit.leave(0)
+    exit.exit_now(int(end.code or 0))
+exit.exit_now(0)
 """
 """Two ranks that do no work, one of which may hang or fail."""
 

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,8 @@ def module(name: str, *arguments: str) -> list[str]:
 
 def job(settings: Settings, command: str = "") -> list[str]:
     """The command line that does the job of these settings: every value is named, so nothing around it counts."""
-    return python(str(ROOT / "entrypoint.py"), command or f"part{settings.part}", *_arguments(settings))
+    entrypoint = python(str(ROOT / "entrypoint.py"), command or f"part{settings.part}", "--log-format=json")
+    return [*entrypoint, *_arguments(settings)]
 
 
 def _arguments(settings: Settings) -> Iterator[str]:
@@ -116,14 +118,17 @@ class FinishedProcess:
         for at, line in self.lines:
             if re.search(pattern, line):
                 return at
-        raise ChildError(f"A program of the bench never said {pattern!r}: see above.")
+        raise ChildError(f"A program of the bench never printed {pattern!r}.")
 
 
 def run(command: Sequence[str], until: str | None = None) -> FinishedProcess:
     """Run a program to its end, or kill it as a line has the pattern `until`. Raises ChildError where it fails."""
     begun = time.perf_counter()
     lines: list[tuple[float, str]] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,  # noqa: S603
+    ):
         try:
             assert process.stdout
             peak = _Peak(process.pid)
@@ -138,13 +143,10 @@ def run(command: Sequence[str], until: str | None = None) -> FinishedProcess:
             if until is not None:
                 process.kill()
         code = process.wait()
-    if code != 0 and not ended:
-        raise ChildError(f"{' '.join(command)[:200]} ended with code {code}: {_last(lines)}")
+        if code != 0 and not ended:
+            errors.seek(0)
+            raise ChildError(f"{' '.join(command)[:200]} ended with code {code}: {' | '.join(list(errors)[-_TAIL:])}")
     return FinishedProcess(time.perf_counter() - begun, peak.stop(), tuple(lines))
-
-
-def _last(lines: Sequence[tuple[float, str]]) -> str:
-    return " | ".join(line for _, line in lines[-_TAIL:])
 
 
 class _Peak:

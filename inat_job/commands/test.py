@@ -28,6 +28,7 @@ from inat_job.telemetry import heartbeat
 from inat_job.training import context
 from inat_job.training.context import RunContext
 from inat_job.training.execution import Execution, decide
+from inat_job.training.introduction import introduce
 
 _KEPT = ("precision", "channels_last", "deterministic", "threads")
 
@@ -120,6 +121,7 @@ def _evaluate(
     manifest, path = checkpoints.best() if tested.step is None else checkpoints.at(tested.step)
     context.load_weights(classifier, path)
     folder.write_json(CONFIG, config_of(settings, execution.as_dict(), command="test", classes=classes))
+    introduce(work, architecture, None)
     with context.tracked(settings, folder) as tracker:
         clock.first_step(None)
         measured = _measure(work, classifier, manifest)
@@ -157,8 +159,8 @@ def _measure(work: RunContext, classifier: Any, manifest: Manifest) -> dict[str,
     """Test, and validation where it is the one that the run held out: of other data it would be no validation."""
     same = manifest.split_digest == work.images.split_digest
     return {
-        "val": context.evaluate(work, classifier, work.images.val_rows) if same else None,
-        "test": context.evaluate(work, classifier, work.images.test_rows),
+        "val": context.evaluate(work, classifier, work.images.val_rows, "validation") if same else None,
+        "test": context.evaluate(work, classifier, work.images.test_rows, "test"),
     }
 
 

@@ -109,7 +109,8 @@ def _is_over(rank: Rank, folder: RunFolder, settings: Settings) -> bool:
 def _is_finished(folder: RunFolder, settings: Settings) -> bool:
     finished = check_run(folder, settings)[0] is RunState.FINISHED
     if finished:
-        events.emit("done", message="Already finished; there is nothing to do.", report=f"{folder.uri}/report.json")
+        report = f"{folder.uri}/report.json"
+        events.emit("done", message=f"Already finished; there is nothing to do: see {report}.", report=report)
     return finished
 
 

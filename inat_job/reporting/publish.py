@@ -43,8 +43,9 @@ def publish(
     if tracker.sync_command:  # what the tracker's server lacks is kept with the run
         folder.publish_folder(TRACKED)
     test = done["test"]
-    events.plain(metric_lines.lines({"test_loss": test["loss"], "test_accuracy": test["accuracy"]}))
+    events.write_metrics(metric_lines.lines({"test_loss": test["loss"], "test_accuracy": test["accuracy"]}))
     STATUS.outcome = report.sentence(done)
+    events.emit("result", **report.result(done), run=folder.uri, trained=bool(rows))
     events.emit("done", message=report.sentence(done), report=f"{folder.uri}/{REPORT}")
 
 

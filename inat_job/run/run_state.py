@@ -138,7 +138,7 @@ def _differences(stored: dict[str, Any], settings: Settings) -> list[str]:
     for key, (each, _) in options_by_key(settings).items():
         section, _, field = key.partition(".")
         before, value = old.get(section, {}).get(field), now[section][field]
-        if each.decides and before != value and not (value is None and before == each.was):
+        if each.decides and before != value and (before, value) != (None, False):  # null was an unset switch
             found.append(f"{key} {before} there, {value} here")
     return found
 

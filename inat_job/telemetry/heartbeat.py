@@ -23,7 +23,7 @@ _COUNTS = ("images", "trained_s", "waited_s")
 def beating(every_s: float = EVERY_S, status: Callable[[], JobStatus] = STATUS.snapshot) -> Iterator[None]:
     """Tell a machine how the job gets on, within the block; a person sees it by the bars."""
     over = threading.Event()
-    if not events.terminal():
+    if events.is_json():
         threading.Thread(target=_beat, args=(over, every_s, status), name="heartbeat", daemon=True).start()
     try:
         yield
@@ -38,7 +38,7 @@ def _beat(over: threading.Event, every_s: float, status: Callable[[], JobStatus]
         cpu_use = (cpu_now_s - cpu_s) / ((at_now - at) * cpu.available())
         said = {**paces(before, now), **_device(now.device or "cpu", cpu_use), "cpu_use": round(cpu_use, 3)}
         events.emit("heartbeat", **said, still_s=round(watchdog.still_s(), 1))
-        events.plain(metric_lines.lines(said))
+        events.write_metrics(metric_lines.lines(said))
         before, cpu_s, at = now, cpu_now_s, at_now
 
 

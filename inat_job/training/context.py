@@ -154,12 +154,12 @@ def tracked(settings: Settings, folder: RunFolder) -> Iterator[Tracker]:
         raise
 
 
-def evaluate(work: RunContext, classifier: Classifier, rows: Any) -> dict[str, Any]:
-    """The report's section of a split, given the rows of the cache that it is; each rank does its share."""
-    events.phase("test")
+def evaluate(work: RunContext, classifier: Classifier, rows: Any, split: str) -> dict[str, Any]:
+    """The report's section of the split (validation or test) with these rows of the cache; each rank does its share."""
+    events.phase("validate" if split == "validation" else "test")
     group = work.group
     trainer = make_trainer(
-        work.execution, work.settings.train, [EvaluationProgress(work.stop, "test", group.any_rank_async)], group
+        work.execution, work.settings.train, [EvaluationProgress(work.stop, split, group.any_rank_async)], group
     )
     with work.clock.phase("test_s"), memory_errors(), group.rank_errors():
         parts = predict(trainer, classifier, work.images.batches(rows))

@@ -29,6 +29,7 @@ from inat_job.training import compiling, context, feature_cache
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext
 from inat_job.training.execution import with_compile
+from inat_job.training.introduction import introduce
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
 from inat_job.training.trainer import fit, make_trainer, memory_errors
@@ -68,6 +69,7 @@ def _lead(work: RunContext, held: HeldRun, stored: dict[str, Any]) -> None:
     else:
         work, stored = _start(work, architecture, classifier, stored)
     group.broadcast(stored)
+    introduce(work, architecture, latest[0] if latest else None)
     if work.execution.compile:
         compiling.compile_in_place(architecture.network, work.execution.compile_mode)
     _finish(work, held, stored, latest, architecture, classifier)
@@ -114,8 +116,8 @@ def connect(work: RunContext) -> None:
 def evaluate(work: RunContext, classifier: Classifier) -> dict[str, Any]:
     """The report's sections of the splits."""
     return {
-        "val": context.evaluate(work, classifier, work.images.val_rows),
-        "test": context.evaluate(work, classifier, work.images.test_rows),
+        "val": context.evaluate(work, classifier, work.images.val_rows, "validation"),
+        "test": context.evaluate(work, classifier, work.images.test_rows, "test"),
     }
 
 

@@ -190,4 +190,4 @@ def run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, 
 def environment(**more: str) -> dict[str, str]:
     """The job's environment: this one's, without settings of the job, on one thread, plus `more`."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("INAT_", "WANDB_"))}
-    return {**ours, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+    return {**ours, "INAT_LOG_FORMAT": "json", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}

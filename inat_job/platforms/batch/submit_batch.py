@@ -26,11 +26,6 @@ _CPUS, _MEMORY_GIB = 4, 14  # of a GPU: what Batch finds free on a g5.xlarge and
 _SHARED_MIB = 1024  # of a GPU: NCCL's; there are no workers that hand images over
 _DIGEST_LENGTH = 8
 _FLAT = ("resourceRequirements", "environment", "secrets")  # lists without an order
-_NOT_HERE = {
-    "namespace": "it is Kubernetes' own",
-    "disk": "the compute environment's launch template has it",
-    "spot": "the queue's compute environment says it",
-}
 
 RETRY = (
     {"onStatusReason": "Host EC2*", "action": "RETRY"},  # the instance was taken away
@@ -44,7 +39,7 @@ RETRY = (
 
 def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     """The requests of RegisterJobDefinition and SubmitJob. Raises UsageError for what Batch would refuse or ignore."""
-    refuse_unused(request, _NOT_HERE | ({} if request.nodes > 1 else {"instance_type": "the queue chooses it"}))
+    refuse_unused(request, "batch", {} if request.nodes > 1 else {"instance_type": "the queue chooses it"})
     container = _container(request, _words(request, command))
     attempts = 1 + (ATTEMPTS - 1 if request.retries is None else request.retries)
     if attempts > ATTEMPTS:
