@@ -60,20 +60,25 @@ class Option:
         return "INAT_" + self.name.upper().replace("-", "_")
 
 
+_KNOWN: dict[type, Mapping[str, tuple[Option, Any]]] = {}
+"""What `options_of` has found: to read the types takes a while, and every option is asked for often."""
+
+
 def option(default: Any, help: str, **details: Any) -> Any:
     """A dataclass field that is a setting."""
     return dataclasses.field(default=default, metadata={"option": Option(help=help, **details)})
 
 
-def options_of(section: type) -> dict[str, tuple[Option, Any]]:
+def options_of(section: type) -> Mapping[str, tuple[Option, Any]]:
     """Option and type of each field of a section; an option without a name is named after its field."""
-    hints = typing.get_type_hints(section)
-    found = {}
-    for each in dataclasses.fields(section):
-        declared: Option = each.metadata["option"]
-        name = declared.name or each.name.replace("_", "-")
-        found[each.name] = (dataclasses.replace(declared, name=name), hints[each.name])
-    return found
+    if section not in _KNOWN:
+        hints = typing.get_type_hints(section)
+        declared: dict[str, Option] = {each.name: each.metadata["option"] for each in dataclasses.fields(section)}
+        names = {field: each.name or field.replace("_", "-") for field, each in declared.items()}
+        _KNOWN[section] = {
+            field: (dataclasses.replace(each, name=names[field]), hints[field]) for field, each in declared.items()
+        }
+    return _KNOWN[section]
 
 
 def parse(each: Option, kind: Any, value: Any) -> Any:

@@ -4,21 +4,21 @@ import pytest
 
 from inat_job.command_options import STAGES, BenchOptions
 from inat_job.errors import UsageError
-from inat_job.options import parsed
+from inat_job.options import parse_section
 
 
 def test_all_stages_are_measured_unless_some_are_named() -> None:
-    assert parsed(BenchOptions, {"stages": None}).stages == STAGES
-    assert parsed(BenchOptions, {"stages": "epoch, test"}).stages == ("epoch", "test")
+    assert parse_section(BenchOptions, {"stages": None}).stages == STAGES
+    assert parse_section(BenchOptions, {"stages": "epoch, test"}).stages == ("epoch", "test")
     assert BenchOptions(stages=("epoch",)).trains
     assert BenchOptions(stages=("test",), baseline=True).trains
     assert not BenchOptions(stages=("test",)).trains
 
 
 def test_numbers_are_read() -> None:
-    assert parsed(BenchOptions, {"scale": "1,2, 8", "runs": "3"}) == BenchOptions(scale=(1, 2, 8), runs=3)
+    assert parse_section(BenchOptions, {"scale": "1,2, 8", "runs": "3"}) == BenchOptions(scale=(1, 2, 8), runs=3)
     with pytest.raises(UsageError, match="--scale is '1,x': it must be whole numbers separated by commas"):
-        parsed(BenchOptions, {"scale": "1,x"})
+        parse_section(BenchOptions, {"scale": "1,x"})
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_without_a_dry_run_what_is_missing_is_named(job: Callable[..., Ended], c
     assert job("k8s", *RUN) == (
         2,
         "",
-        "Error: --image, --role must be given to submit this; --dry-run shows the rest without.",
+        "Error: --image, --role must be given to submit this; --dry-run shows the request without.",
     )
     copied = job("k8s", "--image", "<IMAGE>", "--role", ROLE, *RUN)
     assert (copied.code, "--image must be given" in copied.last) == (2, True)
@@ -116,19 +116,19 @@ def test_without_a_dry_run_what_is_missing_is_named(job: Callable[..., Ended], c
     ("words", "says"),
     [
         ([], "The command is missing"),
-        (["part"], "No such command 'part'"),
-        (["parta", "--epoch", "3"], "No such option '--epoch'"),
+        (["part"], "There is no command 'part'; did you mean part"),
+        (["parta", "--epoch", "3"], "There is no option --epoch; did you mean --epochs?"),
         (["parta", "--epochs", "0"], "--epochs is 0"),
-        (["parta", "--set", "train.epoch=1"], "Did you mean train.epochs?"),
+        (["parta", "--set", "train.epoch=1"], "did you mean train.epochs?"),
         (["bench", "--part", "a", "--stages", "epochs"], "--stages is 'epochs'"),
         (["prepare", "--data", "x", "--image-size", "1"], "--image-size is 1"),
         (["parta", "--output", "runs"], "--output is 'runs'"),
         (["parta", "--config", "a.toml"], "--config is 'a.toml'"),
         (["parta", "--print-config"], "--print-config"),
-        (["submit", "k8s", "--", "parta"], "submit is no command for a submitted job"),
-        (["parta", "--resume", "never", "--force"], "--force would begin the run anew"),
-        (["parta", "--resume", "never", "--set", "run.force=true"], "--force would begin the run anew"),
-        (["train"], "train is no command for a submitted job"),
+        (["submit", "k8s", "--", "parta"], "submit cannot be submitted as a job"),
+        (["parta", "--resume", "never", "--force"], "--force would start the run again"),
+        (["parta", "--resume", "never", "--set", "run.force=true"], "--force would start the run again"),
+        (["train"], "train cannot be submitted as a job"),
         (["parta", "--data", "https://u:p@host/x.zip"], "a password or signature for https://host/x.zip,"),
         (
             ["parta", "--data", "https://host/x.zip?X-Amz-Signature=abc"],
@@ -136,7 +136,7 @@ def test_without_a_dry_run_what_is_missing_is_named(job: Callable[..., Ended], c
         ),
         (["test", "--checkpoint=https://u:p@host/r"], "a password or signature for https://host/r,"),
         (["parta", "--wandb-project", "AKIAABCDEFGHIJKLMNOP"], "AWS access key"),
-        (["parta", "--wandb-project", "x-wandbsecret-x"], "what WANDB_API_KEY is here"),
+        (["parta", "--wandb-project", "x-wandbsecret-x"], "the value of WANDB_API_KEY"),
     ],
 )
 def test_a_command_that_the_job_would_refuse_is_refused_here(
@@ -162,8 +162,8 @@ def test_a_command_that_the_job_would_refuse_is_refused_here(
         (["--memory", "2"], "--memory is 2"),
         (["--gpus", "-1"], "--gpus is -1"),
         (["--timeout", "1s"], "--timeout is 1.0"),
-        (["--wandb-secret", "arn:x"], "--wandb-secret is 'arn:x', and is not used here"),
-        (["--execution-role", "arn:x"], "--execution-role is 'arn:x', and is not used here"),
+        (["--wandb-secret", "arn:x"], "--wandb-secret is 'arn:x', and k8s has no use for it"),
+        (["--execution-role", "arn:x"], "--execution-role is 'arn:x', and k8s has no use for it"),
         (["--dry-run", "--wait"], "--dry-run submits nothing"),
     ],
 )
@@ -366,4 +366,4 @@ def test_a_signal_ends_the_waiting_and_not_the_job(cluster: Path, tmp_path: Path
     next(line for line in child.stdout if '"state"' in line)
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=30)
-    assert (child.returncode, "goes on by itself" in err.splitlines()[-1]) == (143, True)
+    assert (child.returncode, "continues by itself" in err.splitlines()[-1]) == (143, True)
