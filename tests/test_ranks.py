@@ -195,7 +195,10 @@ def test_a_rank_that_is_stopped_alone_stops_the_others(tmp_path: Path, rank: int
     child = tampered(tmp_path)
     both_ranks(child)
     os.kill(ranks_of(child.pid)[rank], signal.SIGTERM)
-    assert ended(child, 20) == (143, "Error: Stopped by a signal while leading; run the same command again to continue.")
+    assert ended(child, 20) == (
+        143,
+        "Error: Stopped by a signal while leading; run the same command again to continue.",
+    )
 
 
 def test_a_rank_that_hangs_says_where_before_the_grace_is_over(tmp_path: Path) -> None:

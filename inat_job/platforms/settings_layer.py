@@ -53,7 +53,8 @@ def around(place: Platform, part: str, taken: Collection[str] | None = None) -> 
     options = options_by_key(RECIPES[part]()) if taken is None else options_of_all_parts()
     if taken is None and place.asked.get(_PART, part) != part:
         raise UsageError(
-            f"The hyperparameter part is {place.asked[_PART]!r} and the command is for Part {part.upper()}: leave it out."
+            f"The hyperparameter part is {place.asked[_PART]!r} and the command is for Part {part.upper()}: "
+            "leave it out."
         )
     suggested = place.settings()
     if taken is not None:
