@@ -1,4 +1,4 @@
-"""The command line: every option is a option of the settings, and every error of ours becomes its exit code."""
+"""The command line: every setting is an option, and every error of ours becomes its exit code."""
 
 import time
 
@@ -10,20 +10,24 @@ STOP = signals.StopFlag()
 if __name__ == "__main__":
     STOP.install()  # before all that takes time: the first process of a container ignores a signal without a handler
 
-import io  # noqa: E402
+import functools  # noqa: E402
+import os  # noqa: E402
 from collections.abc import Callable, Collection, Sequence  # noqa: E402
 from typing import Any, cast  # noqa: E402
 
 import click  # noqa: E402
 
 import inat_job  # noqa: E402
-from inat_job.command_options import BenchOptions, PrepareOptions, StatusOptions  # noqa: E402
-from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES, options_by_key, options_of_all_parts, takes  # noqa: E402
+from inat_job import configuration, events  # noqa: E402
+from inat_job.command_line import Commands, Decorator, OneOf, option, section_options, sentence, setting_options  # noqa: E402
+from inat_job.command_options import BenchOptions, LogOptions, PrepareOptions, StatusOptions  # noqa: E402
+from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES  # noqa: E402
+from inat_job.distributed import ranks  # noqa: E402
 from inat_job.errors import Preempted  # noqa: E402
 from inat_job.host import process  # noqa: E402
-from inat_job.options import options_of, parsed  # noqa: E402
+from inat_job.options import options_of, parse_section  # noqa: E402
 from inat_job.platforms import detect, submission  # noqa: E402
-from inat_job.platforms.platform import Platform  # noqa: E402
+from inat_job.platforms.platform import NO_PLATFORM, Platform  # noqa: E402
 from inat_job.platforms.settings_layer import configured, part_of, part_or  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.run import exit  # noqa: E402
@@ -31,136 +35,166 @@ from inat_job.settings import Settings  # noqa: E402
 
 STARTED = process.start_time() or STARTED  # the interpreter's own start counts too
 
-Command = Callable[..., None]
+PROGRAM, COMPLETION = "inat-job", "_INAT_JOB_COMPLETE"
+"""The command that a shell completes, and the variable by which its completion asks: click's own mechanism."""
+
+Function = Callable[..., None]
 
 
-def setting_options(part: str | None, taken: Collection[str] | None = None) -> Callable[[Command], Command]:
-    """Options for the options of a part, or of both, that a command takes, and for all that sets options otherwise."""
-    options = options_of_all_parts() if part is None else options_by_key(RECIPES[part]())
-
-    def decorate(command: Command) -> Command:
-        command = click.option("--print-config", is_flag=True, help="Show each value and its source, and stop.")(
-            command
-        )
-        command = click.option(
-            "--set", "sets", multiple=True, metavar="SECTION.FIELD=VALUE", help="Set any value by its name in the file."
-        )(command)
-        command = click.option("--config", "file", metavar="FILE", help="TOML or JSON file of settings.")(command)
-        for key, (each, kind) in reversed(options.items()):
-            if takes(taken, key):
-                command = _option(key, each, kind)(command)
-        return command
-
-    return decorate
+def part_option(required: bool) -> Decorator:
+    """`--part`, for the commands about a run of either part."""
+    text = "Which part's run is measured." if required else "Which part's run is checked.  [default: a]"
+    return option("--part", required=required, type=OneOf(list(RECIPES)), metavar="a|b", help=text, group="Part")
 
 
-def _option(key: str, each: Any, kind: Any) -> Callable[[Command], Command]:
-    name = key.replace(".", "__")
-    if kind in (bool, bool | None):
-        return click.option(f"{each.flag}/--no-{each.name}", name, default=None, help=f"{each.help}.")
-    metavar = "|".join(each.choices) or each.name.rpartition("-")[2].upper()
-    return click.option(each.flag, name, metavar=metavar, help=f"{each.help}.")
+def logged(function: Function) -> Function:
+    """Have a command log as its options and the environment say, and call it with the platform that it runs on."""
 
+    @functools.wraps(function)
+    def run(**options: Any) -> None:
+        log = configuration.log_options({field: options.pop(field) for field in options_of(LogOptions)})
+        place = detect.detect_platform()
+        on_platform = place.name not in (NO_PLATFORM.name, detect.CONTAINER.name)
+        document = options.get("print_config") or options.get("dry_run")  # which has stdout to itself
+        json = log.log_format == "json" or (log.log_format == "auto" and on_platform)
+        events.configure(not json or bool(document), log.quiet, log.verbose)
+        own = ranks.from_environment()
+        if own is None or (own.rank == 0 and not ranks.message_file()):  # once for all ranks
+            for warning in configuration.unused_variables():
+                events.warn(warning)
+        function(place=place, **options)
 
-def request_options(request: type) -> Callable[[Command], Command]:
-    """Options for what a command is asked for beside settings, given the section that holds it."""
-
-    def decorate(command: Command) -> Command:
-        for field, (each, kind) in reversed(options_of(request).items()):
-            shown: dict[str, Any] = {"metavar": each.name.rpartition("-")[2].upper()}
-            if kind is bool or each.bare:
-                shown = {"is_flag": True} if kind is bool else shown | {"is_flag": False, "flag_value": each.bare}
-            command = click.option(each.flag, field, default=None, help=f"{each.help}.", **shown)(command)
-        return command
-
-    return decorate
+    return section_options(LogOptions, "Log")(run)  # type: ignore[no-any-return]
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that the command line set, by "section.field"."""
+    """The settings that the command line set, by "section.field"."""
     return {name.replace("__", "."): value for name, value in options.items() if value is not None}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(inat_job.__version__, prog_name="inat-job")
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Each command has its own --help. Settings are environment variables too: INAT_BATCH_SIZE=32 is "
+    "--batch-size 32.",
+)
+@click.version_option(inat_job.__version__, prog_name=PROGRAM)
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Train, test and report an image classifier; a job that is stopped goes on where it was."""
-    exit.keep_silent(context.invoked_subcommand == "status")
+    """Train and test an image classifier; the same command resumes a job that was stopped."""
+    exit.leave_no_message(context.invoked_subcommand == "status")
 
 
-@cli.command()
-@setting_options("a")
+@cli.command(epilog="Example: parta --data demo: --image-size 64 --batch-size 32")
+@setting_options("parta", ["a"])
+@logged
 def parta(**options: Any) -> None:
-    """Train a five-block CNN from scratch, test it, report."""
-    _run_part("a", detect.detect_platform(), **options)
+    """Train a five-block CNN from scratch, test it and write a report."""
+    _run_part("a", **options)
 
 
-@cli.command()
-@setting_options("b")
+@cli.command(epilog="Example: partb --data demo: --backbone resnet18 --strategy head")
+@setting_options("partb", ["b"])
+@logged
 def partb(**options: Any) -> None:
-    """Fine-tune a network pretrained on ImageNet, test it, report."""
-    _run_part("b", detect.detect_platform(), **options)
+    """Fine-tune a network pretrained on ImageNet, test it and write a report."""
+    _run_part("b", **options)
 
 
-@cli.command()
-@setting_options(None)
-def train(**options: Any) -> None:
-    """SageMaker's word: run the part that the hyperparameter `part` names, with the others as options."""
-    place = detect.detect_platform()
-    _run_part(part_of(place), place, **options)
-
-
-@cli.command()
-@click.option(
-    "--checkpoint", required=True, envvar="INAT_CHECKPOINT", metavar="URI", help="A run, or a <step>.ckpt of it."
+@cli.command(epilog="Example: test --checkpoint runs/parta-0123456789ab")
+@option(
+    "--checkpoint",
+    required=True,
+    envvar="INAT_CHECKPOINT",
+    metavar="URI",
+    help="A run, whose best checkpoint is taken, or one <step>.ckpt of it.",
+    group="Checkpoint",
 )
-@setting_options("a", TEST_TAKES)
-def test(checkpoint: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any) -> None:
-    """Evaluate a run's checkpoint on the test split, without training."""
+@setting_options("test", ["a"], TEST_TAKES)
+@logged
+def test(
+    place: Platform, checkpoint: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any
+) -> None:
+    """Evaluate a checkpoint on the test split, without training."""
     from inat_job.commands import test as evaluate
 
-    place = detect.detect_platform()
-    configuration = evaluate.settings_of(checkpoint, _given(options), sets, file, STOP, place)
+    made = evaluate.settings_of(checkpoint, _given(options), sets, file, STOP, place)
     if print_config:
-        click.echo(configuration.text())
+        click.echo(made.text())
         return
-    exit.watch(configuration.settings, STOP)
-    evaluate.run(configuration.settings, checkpoint, STOP, STARTED, configuration.given, place)
+    exit.watch(made.settings, STOP)
+    evaluate.run(made.settings, checkpoint, STOP, STARTED, made.given, place)
 
 
-@cli.command()
-@click.argument("run")
-@request_options(StatusOptions)
-@setting_options("a", STATUS_TAKES)
-def status(run: str, watch: bool, **options: Any) -> None:
-    """Tell where RUN stands: a run id under --output, or a URI."""
-    if settings := _settled("a", detect.detect_platform(), taken=STATUS_TAKES, **options):
-        from inat_job.commands import status as job
-
-        job.run(settings, run, parsed(StatusOptions, {"watch": watch}), STOP)
-
-
-@cli.command()
-@request_options(PrepareOptions)
-@setting_options("a", PREPARE_TAKES)
+@cli.command(epilog="Example: prepare --data images.zip --image-size 224")
+@section_options(PrepareOptions, "Old caches")
+@setting_options("prepare", ["a"], PREPARE_TAKES)
+@logged
 def prepare(prune: str | None, **options: Any) -> None:
-    """Pull and decode a data set, and stop: later runs find it ready."""
-    if settings := _settled("a", detect.detect_platform(), taken=PREPARE_TAKES, **options):
+    """Download and decode a data set for later runs, or delete old caches."""
+    if settings := _settled("a", taken=PREPARE_TAKES, **options):
         from inat_job.commands import prepare as job
 
         exit.watch(settings, STOP)
-        job.run(settings, parsed(PrepareOptions, {"prune": prune}), STOP, STARTED)
+        job.run(settings, parse_section(PrepareOptions, {"prune": prune}), STOP, STARTED)
 
 
-@cli.command()
-@click.option("--part", required=True, type=click.Choice(list(RECIPES)), help="Which part's run is measured.")
-@request_options(BenchOptions)
-@setting_options(None)
+@cli.command(epilog="Example: status s3://bucket/runs/parta-0123456789ab --watch")
+@click.argument("run")
+@section_options(StatusOptions, "Watching")
+@setting_options("status", ["a"], STATUS_TAKES)
+@logged
+def status(run: str, watch: bool, **options: Any) -> None:
+    """Show the state of RUN, a run id under --output or a URI: phase, step, checkpoints, attempts, time left."""
+    if settings := _settled("a", taken=STATUS_TAKES, **options):
+        from inat_job.commands import status as job
+
+        job.run(settings, run, parse_section(StatusOptions, {"watch": watch}), STOP)
+
+
+@cli.command(epilog="Example: preflight --part b --data s3://bucket/images.zip --output s3://bucket/runs")
+@part_option(required=False)
+@setting_options("preflight", list(RECIPES), lacking=configuration.PREFLIGHT_LACKS)
+@logged
+def preflight(place: Platform, part: str | None, **options: Any) -> None:
+    """Check within ten seconds that everything parta or partb needs is there, and change nothing."""
+    if settings := _settled(part_or(part, place), place, **options):
+        from inat_job.commands import preflight as job
+
+        job.run(settings, place, STOP, STARTED)
+
+
+@cli.command(
+    epilog="Examples: submit k8s --image IMAGE --role ARN -- parta --output s3://bucket/runs, and with batch or "
+    "sagemaker instead of k8s; --dry-run shows what would be sent."
+)
+@click.argument("target", type=OneOf(submission.TARGETS), metavar="|".join(submission.TARGETS))
+@section_options(submission.SubmitOptions, "Job")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
+@logged
+def submit(target: str, words: tuple[str, ...], place: Platform, **options: Any) -> None:
+    """Submit a command to Kubernetes, AWS Batch or SageMaker."""
+    from inat_job.commands import submit as job
+
+    job.run(target, parse_section(submission.SubmitOptions, options), words, _line, STOP)
+
+
+def _line(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a command line, as this program reads it."""
+    above = click.Context(cli, info_name=PROGRAM, **cli.context_settings)
+    name, command, rest = cli.resolve_command(above, list(words))
+    return str(name), cast(click.Command, command).make_context(name, rest, parent=above).params
+
+
+@cli.command(epilog="Example: bench --part a --data images.zip --stages decode,epoch")
+@part_option(required=True)
+@section_options(BenchOptions, "Measurement")
+@setting_options("bench", list(RECIPES), lacking=configuration.BENCH_LACKS)
+@logged
 def bench(part: str, **options: Any) -> None:
-    """Measure every stage of a run beside its limit, and name the one that bounds."""
-    request = parsed(BenchOptions, {name: options.pop(name) for name in options_of(BenchOptions)})
-    if settings := _settled(part, detect.detect_platform(), **options):
+    """Measure each stage of a run against its limit, and name the slowest."""
+    request = parse_section(BenchOptions, {name: options.pop(name) for name in options_of(BenchOptions)})
+    if settings := _settled(part, **options):
         from inat_job.commands import bench as job
 
         exit.watch(settings, STOP)
@@ -168,33 +202,11 @@ def bench(part: str, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("target", type=click.Choice(submission.TARGETS), metavar="|".join(submission.TARGETS))
-@request_options(submission.SubmitOptions)
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
-def submit(target: str, words: tuple[str, ...], **options: Any) -> None:
-    """Submit a command to a cluster, as in `submit k8s --image IMAGE -- parta --output s3://bucket/runs`."""
-    from inat_job.commands import submit as job
-
-    job.run(target, parsed(submission.SubmitOptions, options), words, _line, STOP)
-
-
-def _line(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """A command line's name and options, as this program takes them."""
-    above = click.Context(cli, info_name="inat-job", **cli.context_settings)
-    name, command, rest = cli.resolve_command(above, list(words))
-    return str(name), cast(click.Command, command).make_context(name, rest, parent=above).params
-
-
-@cli.command()
-@click.option("--part", type=click.Choice(list(RECIPES)), help="Which part's run is asked about; else a.")
-@setting_options(None)
-def preflight(part: str | None, **options: Any) -> None:
-    """Look in seconds whether all is there that parta or partb needs, and change nothing."""
-    place = detect.detect_platform()
-    if settings := _settled(part_or(part, place), place, **options):
-        from inat_job.commands import preflight as job
-
-        job.run(settings, place, STOP, STARTED)
+@setting_options("train", list(RECIPES))
+@logged
+def train(place: Platform, **options: Any) -> None:
+    """On SageMaker, run the part that the hyperparameter `part` names."""
+    _run_part(part_of(place), place, **options)
 
 
 def _settled(
@@ -206,11 +218,11 @@ def _settled(
     taken: Collection[str] | None = None,
     **options: Any,
 ) -> Settings | None:
-    """The settings of a command that takes all or some, or None where they are only shown."""
-    configuration = configured(place, part, _given(options), sets, file, taken)
+    """The settings of a command that takes all or some, or None if they are only printed."""
+    made = configured(place, part, _given(options), sets, file, taken)
     if print_config:
-        click.echo(configuration.text(taken))
-    return None if print_config else configuration.settings
+        click.echo(made.text(taken))
+    return None if print_config else made.settings
 
 
 def _run_part(part: str, place: Platform, **options: Any) -> None:
@@ -224,23 +236,25 @@ def _run_part(part: str, place: Platform, **options: Any) -> None:
 def main() -> None:
     """Run a command; the last line on stderr of a failure is one sentence."""
     STOP.install()
-    exit.calm()
+    exit.silence_libraries()
     try:
-        cli.main(standalone_mode=False)
+        completing = PROGRAM if COMPLETION in os.environ else None
+        cli.main(prog_name=completing, complete_var=COMPLETION, standalone_mode=False)
         exit.succeed()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        exit.fail("There is no command: write one of those above, such as parta.", error.exit_code)
     except click.ClickException as error:
-        shown = io.StringIO()  # it quotes what was typed
-        error.show(shown)
-        exit.refuse(shown.getvalue(), error.format_message(), error.exit_code)
+        exit.fail(sentence(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         exit.fail("Stopped.", Preempted.exit_code)
     except Exception as error:
-        exit.give_up(error, STOP)
+        exit.fail_with(error, STOP)
 
 
 if __name__ == "__main__":
     try:
         main()
     except SystemExit as end:
-        exit.leave(int(end.code or 0))
-    exit.leave(0)
+        exit.exit_now(int(end.code or 0))
+    exit.exit_now(0)

@@ -1,5 +1,6 @@
-"""Options that belong to one command and are not settings of a run: for `status`, `prepare` and `bench`."""
+"""Options that are not settings of a run: those of one command (`status`, `prepare`, `bench`), and what is logged."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -11,29 +12,50 @@ LIST = "list"
 
 
 @dataclass(frozen=True)
-class StatusOptions:
-    """How often is looked."""
+class LogOptions:
+    """How a command reports what it does; this decides nothing about a run and is not stored with it."""
 
-    watch: bool = option(False, "Look again until nobody works on the run any more, and end with its exit code")
+    log_format: str = option(
+        "auto",
+        "Text for people, or JSON with one object a line; auto is JSON on Kubernetes, AWS Batch and SageMaker",
+        choices=("auto", "text", "json"),
+    )
+    quiet: bool = option(False, "Log only warnings, errors and the last line", short="-q")
+    verbose: bool = option(False, "Log details too: checkpoints, compilation, ranks and the like", short="-v")
+
+    def __post_init__(self) -> None:
+        options.check(self)
+        if self.quiet and self.verbose:
+            raise UsageError("--quiet and --verbose contradict each other: leave one out.")
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """How often `status` looks."""
+
+    watch: bool = option(False, "Look again until no job works on the run, and end with the exit code of its last one")
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Whether old caches go, and nothing else is done."""
+    """Whether `prepare` deletes old caches, and does nothing else."""
 
     prune: str | None = option(
-        None, "List what lies in --cache-dir and stop; with an age as 30d, delete what no job used so long", bare=LIST
+        None,
+        "List what is in --cache-dir and stop; with an age such as 30d, delete what no job has used for so long",
+        metavar="[DURATION]",
+        bare=LIST,
     )
 
     def __post_init__(self) -> None:
-        _ = self.unused_s  # which looks whether it is an age
+        _ = self.unused_s  # which checks that it is an age
 
     @property
     def unused_s(self) -> float | None:
-        """Seconds without use after which a cache is deleted; None where nothing is. Raises UsageError."""
+        """Seconds without use after which a cache is deleted; None if nothing is. Raises UsageError."""
         if self.prune in (None, LIST):
             return None
-        age = options.timed(options.options_of(type(self))["prune"][0])
+        age = dataclasses.replace(options.options_of(type(self))["prune"][0], duration=True)
         seconds = float(options.parse(age, float, self.prune))
         if not 0 <= seconds < math.inf:
             raise UsageError(f"{age.flag} is {self.prune}: it must be at least 0, such as 30d.")
@@ -59,22 +81,28 @@ STAGES = (
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How often, which stages, on what images, and beside what."""
+    """What `bench` measures, how often, on which images, and beside what."""
 
-    stages: tuple[str, ...] = option(STAGES, "What is measured, such as decode,epoch; else all", choices=STAGES)
-    runs: int = option(5, "Times that each thing is measured", minimum=1)
-    synthetic: int | None = option(None, "Make so many images to train on, instead of --data", minimum=100)
-    repeat: int = option(1, "Take every image so many times, under other names", minimum=1)
-    baseline: bool = option(False, "Train the plain way too, epoch by epoch in turn with ours")
-    end_to_end: bool = option(False, "Run the whole job and the whole baseline too, in turn")
-    baseline_epochs: int = option(0, "Of these train so many in the baseline, and extrapolate; 0 is all", minimum=0)
-    scale: tuple[int, ...] = option((), "Memory and time at multiples of the data set, as 1,2,4,8", minimum=1)
-    json: str | None = option(None, "Write all figures to this file, and not to the log")
+    stages: tuple[str, ...] = option(
+        STAGES, f"What is measured: any of {', '.join(STAGES)}", choices=STAGES, shown_default="all"
+    )
+    runs: int = option(5, "How often each thing is measured", minimum=1)
+    synthetic: int | None = option(None, "Train on so many generated images, instead of --data", minimum=100)
+    repeat: int = option(1, "Take every image so many times, under different names", minimum=1)
+    baseline: bool = option(False, "Also train with plain Lightning, in turn with this job, epoch by epoch")
+    end_to_end: bool = option(False, "Also run the whole job and the whole baseline, in turn")
+    baseline_epochs: int = option(
+        0, "Epochs that the whole baseline trains, the rest being extrapolated; 0 is all", minimum=0
+    )
+    scale: tuple[int, ...] = option(
+        (), "Memory and time at multiples of the data set, such as 1,2,4,8", minimum=1, shown_default="not measured"
+    )
+    json: str | None = option(None, "Write all figures to this file, and not to the log", metavar="PATH")
 
     def __post_init__(self) -> None:
         options.check(self)
 
     @property
     def trains(self) -> bool:
-        """Whether whole epochs are to be trained, not just a few steps to come to what the other stages need."""
+        """Whether whole epochs are trained, not only the few steps that the other stages need."""
         return self.baseline or bool({"step", "epoch"} & set(self.stages))

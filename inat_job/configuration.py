@@ -1,25 +1,33 @@
-"""From defaults, file, environment and command line to one Settings, remembering where each value came from."""
+"""From defaults, file, environment and command line to one Settings, with the source of each value."""
 
 import dataclasses
-import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inat_job import near_misses
+from inat_job.command_options import LogOptions
 from inat_job.errors import UsageError
-from inat_job.options import Option, options_of, parse
+from inat_job.options import Option, options_of, parse, parse_section
 from inat_job.recipes import RECIPES
 from inat_job.settings import Settings
 
-# Read by the tests and the measuring scripts, or set by Kubernetes for a Service called inat-job.
+# Read by the tests and the measuring scripts, or between processes of one job, or set for a Service called inat-job.
 _OTHER_PREFIXES = ("INAT_BENCH_", "INAT_TEST_", "INAT_JOB_")
-_OTHER_VARIABLES = ("INAT_CONFIG", "INAT_CHECKPOINT")  # options that are no options
+_OTHER_VARIABLES = ("INAT_CONFIG", "INAT_CHECKPOINT")  # options that are not settings
+_OF_A_SERVICE = re.compile(r"INAT_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+"""What Kubernetes sets for a Service whose name begins with inat:
+https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables"""
 
-PREPARE_TAKES = ("data", "storage", "run.grace_seconds")
+PREPARE_TAKES = (
+    *("data.uri", "data.cache_dir", "data.image_size", "data.max_broken"),
+    *("storage.requester_pays", "storage.anonymous", "run.grace_seconds"),
+)
 """The sections and single settings that have an effect on `prepare`."""
 
 TEST_TAKES = (
@@ -29,8 +37,18 @@ TEST_TAKES = (
 )
 """The sections and single settings that have an effect on `test`; the run that it tests fixes the rest."""
 
-STATUS_TAKES = ("storage", "run.output")
+STATUS_TAKES = ("storage.requester_pays", "storage.anonymous", "run.output")
 """The sections and single settings that have an effect on `status`."""
+
+PREFLIGHT_LACKS = ("run.preflight",)
+"""The settings without an effect on `preflight`, which has all others."""
+
+BENCH_LACKS = (
+    *(f"run.{field}" for field in ("run_id", "resume", "preflight", "force", "init_from", "price_per_hour")),
+    *(f"train.{field}" for field in ("max_time", "early_stop", "devices", "num_nodes", "sync_batch_norm")),
+    "tracker",
+)
+"""The sections and single settings without an effect on `bench`, which has all others."""
 
 _RUN = "the run"
 
@@ -45,10 +63,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class PlatformLayers:
-    """What the place says where a command runs.
+    """The settings that a platform brings.
 
-    `suggested` gives way to all but the recipe's defaults; `asked`, and `file` for `--config`, to the environment and
-    the command line.
+    Everything but the recipe's defaults overrides `suggested`; the environment and the command line override `asked`,
+    and `file`, which stands in for `--config`.
     """
 
     suggested: Layer = Layer("platform", {})
@@ -65,11 +83,11 @@ class Configuration:
 
     @property
     def given(self) -> set[str]:
-        """The settings that were set for this command, and not by the run that it takes up."""
+        """The settings that were set for this command, not by the run that it takes them from."""
         return {key for key, source in self.sources.items() if source != _RUN}
 
     def text(self, taken: Collection[str] | None = None) -> str:
-        """A TOML file that `--config` takes, each value followed by its source; of some settings alone, see `takes`."""
+        """A TOML file for `--config`, each value followed by its source; `taken` limits it to some settings."""
         lines = []
         for section, every in self.settings.as_dict().items():
             fields = {field: value for field, value in every.items() if takes(taken, f"{section}.{field}")}
@@ -109,13 +127,13 @@ def configure(
     around: PlatformLayers = PlatformLayers(),
     environment: Mapping[str, str] = os.environ,
 ) -> Configuration:
-    """The settings of a part: command line over environment over hyperparameters over file over a run's own over what
-    the platform suggests over the recipe's defaults.
+    """The settings of a part. Each layer overrides the next: command line, environment, hyperparameters, file, the
+    run's own settings, the platform's suggestions, the recipe's defaults.
 
     `flags` holds the values given on the command line by "section.field", `sets` the texts of `--set`, `run` the
-    settings in the config.json of a run to be taken up, `around` what the place says. Of a command that takes only some
-    settings (see `takes`), one file serves it and the others: the rest, of either part, is passed over. Raises
-    UsageError for an unknown key, a value of the wrong kind or out of range.
+    settings in the config.json of a run that the command takes them from, `around` the platform's. `taken` limits a
+    command to some settings (see `takes`): it ignores the others in a file, of either part, so that one file serves
+    every command. Raises UsageError for an unknown key and for a value of the wrong kind or out of range.
     """
     defaults = RECIPES[part]()
     known = options_by_key(defaults)
@@ -127,7 +145,11 @@ def configure(
         Layer("--set", _set_layer(sets, accepted)),
         Layer("command line", {known_key(key, known, f"Part {part.upper()}"): value for key, value in flags.items()}),
     ]
-    own = {key: value for key, value in _flatten(run or {}) if key in known and known[key][0].decides}
+    own = {
+        key: value
+        for key, value in _flatten(run or {})
+        if value is not None and key in known and known[key][0].decides  # null is the default, or was in older runs
+    }
     taken_of = [_only(layer, taken) for layer in (around.suggested, *layers)]
     return _merge(defaults, known, [taken_of[0], Layer(_RUN, own), *taken_of[1:]])
 
@@ -162,14 +184,18 @@ def _file_layer(file: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
         text = Path(file).read_text(encoding="utf-8")
         tables = json.loads(text) if file.endswith(".json") else tomllib.loads(text)
     except OSError as error:
-        raise UsageError(f"--config {file} cannot be read: {error.strerror}.") from None
+        raise UsageError(f"--config is {file}, which cannot be read ({error.strerror}): check the path.") from None
     except ValueError as error:
-        raise UsageError(f"--config {file} is neither TOML nor (named *.json) JSON: {error}.") from None
+        yaml = file.endswith((".yaml", ".yml"))
+        why = "which is not read: write" if yaml else f"which is not TOML, nor JSON in a *.json file ({error}): write"
+        raise UsageError(f"--config is {file}, {why} it as --print-config does.") from None
     if not isinstance(tables, dict):
-        raise UsageError(f"--config {file} holds no sections: write it as --print-config does.")
+        raise UsageError(f"--config {file} has no sections: write it as --print-config does.")
     for section, fields in tables.items():
         if "." not in section and not isinstance(fields, dict):
-            raise UsageError(f"--config {file}: {section!r} is no section: write its settings as --print-config does.")
+            raise UsageError(
+                f"--config {file}: {section!r} is not a section: write its settings as --print-config does."
+            )
     return {known_key(key, known, f"--config {file}"): value for key, value in _flatten(tables)}
 
 
@@ -193,14 +219,34 @@ def _set_layer(sets: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _environment_layer(environment: Mapping[str, str], known: Mapping[str, tuple[Option, Any]]) -> dict[str, Any]:
     keys = {each.variable: key for key, (each, _) in known.items()}
-    everywhere = {each.variable for each, _ in options_of_all_parts().values()}
-    values = {}
-    for variable in sorted(environment):
-        if variable in keys:
-            values[keys[variable]] = environment[variable]
-        elif _is_ours(variable) and variable not in everywhere:
-            raise UsageError(f"The environment variable {variable} sets nothing.{_nearest(variable, everywhere)}")
-    return values
+    return {keys[variable]: environment[variable] for variable in sorted(keys.keys() & environment.keys())}
+
+
+def log_options(given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> LogOptions:
+    """How a command logs: by the given values, else by the environment. Raises UsageError."""
+    known = options_of(LogOptions)
+    given = {field: value for field, value in given.items() if field in known and value is not None}
+    if given.get("quiet") or given.get("verbose"):
+        given = {"quiet": False, "verbose": False, **given}  # the command line overrides the other one's variable
+    layers = {field: environment[each.variable] for field, (each, _) in known.items() if each.variable in environment}
+    return parse_section(LogOptions, {**layers, **given})
+
+
+def unused_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A sentence for each INAT_* variable that sets nothing, and one for all that Kubernetes sets for a Service."""
+    everywhere = [each for each, _ in (*options_of_all_parts().values(), *options_of(LogOptions).values())]
+    variables = {each.name: each.variable for each in everywhere}
+    unused = [name for name in sorted(environment) if _is_ours(name) and name not in variables.values()]
+    of_services = [name for name in unused if _OF_A_SERVICE.fullmatch(name)]
+    sentences = [
+        f"The environment variable {name} sets nothing{_ending(name.removeprefix('INAT_'), variables)}"
+        for name in unused
+        if name not in of_services
+    ]
+    if of_services:
+        more = f" and {len(of_services) - 1} more set" if len(of_services) > 1 else " sets"
+        sentences.append(f"{of_services[0]}{more} nothing: Kubernetes adds them for a Service.")
+    return sentences
 
 
 def _is_ours(variable: str) -> bool:
@@ -208,16 +254,20 @@ def _is_ours(variable: str) -> bool:
     return variable.startswith("INAT_") and not other
 
 
-def known_key(key: str, known: Mapping[str, Any], where: str) -> str:
-    """`key`, or UsageError with the nearest known one."""
+def known_key(key: str, known: Collection[str], where: str) -> str:
+    """`key`, or UsageError with the known one that it most likely means."""
     if key not in known:
-        raise UsageError(f"{where}: there is no setting {key!r}.{_nearest(key, known)}")
+        names = {_field(each): each for each in known}
+        raise UsageError(f"{where}: there is no setting {key!r}{_ending(_field(key), names)}")
     return key
 
 
-def _nearest(word: str, known: Any) -> str:
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f" Did you mean {matches[0]}?" if matches else ""
+def _field(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", "-")
+
+
+def _ending(word: str, known: Mapping[str, str]) -> str:
+    return near_misses.ending(near_misses.option(word, known))
 
 
 def _toml(value: Any) -> str:

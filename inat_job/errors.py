@@ -1,8 +1,8 @@
-"""The error tree: every failure that the job foresees, each owning its exit code (sysexits.h where one fits)."""
+"""The error tree: the expected failures of the job, each with its exit code (from sysexits.h where one fits)."""
 
 
 class JobError(Exception):
-    """A foreseen failure; its message is one sentence that says what, where and what to do."""
+    """An expected failure; its message is one sentence that says what failed, where, and what to do."""
 
     exit_code = 1
 
@@ -14,7 +14,7 @@ class UsageError(JobError):
 
 
 class BadDataError(JobError):
-    """The data set, weights or a checkpoint is missing or is not what it should be."""
+    """The data set, the weights or a checkpoint is missing or damaged."""
 
     exit_code = 65
 
@@ -26,13 +26,13 @@ class TransientError(JobError):
 
 
 class NoPermissionError(JobError):
-    """No credentials, wrong ones, or none that allow this."""
+    """There are no credentials, or they are wrong or do not allow this."""
 
     exit_code = 77
 
 
 class ConflictError(JobError):
-    """The configuration cannot work here: a foreign run, a missing output bucket, too little memory."""
+    """The configuration cannot work here: another run's folder, a missing output bucket, too little memory."""
 
     exit_code = 78
 
@@ -44,7 +44,7 @@ class Preempted(JobError):
 
 
 class RankError(JobError):
-    """What another rank said as it ended, and its exit code."""
+    """Another rank's last sentence and exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class RankError(JobError):
 
 
 class PreconditionFailed(Exception):
-    """A conditional write lost its race: the object exists already, or is not the one named any more.
+    """A conditional write lost its race: the object exists already, or has changed.
 
-    Policy, not failure: whoever writes conditionally catches it.
+    Not a failure of the job: the caller that writes conditionally catches it.
     """

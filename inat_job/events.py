@@ -1,4 +1,4 @@
-"""What the job says while it works: a line and a progress bar for a person, one JSON object a line for a machine."""
+"""What the job logs: one JSON object a line on stdout for machines, or text and bars on stderr for people."""
 
 import contextlib
 import json
@@ -8,109 +8,127 @@ from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from inat_job import watchdog
+from inat_job.console import Console
 from inat_job.job_status import STATUS
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work advances."""
 
-_BAR_EVERY_S = 0.1
 _LINE_EVERY_S = 10.0
 _IN_EVERY_LINE = ("run_id", "rank", "phase", "step")
-"""Fields of the job's status in each of a machine's lines, where they are known."""
+"""Fields of the job's status in each JSON line, where they are known."""
 
-_quiet = False
+_ALWAYS = ("warning", "done")
+
+_console: Console | None = None
+"""Where text goes; None while the log is JSON."""
+
+_quiet = _warnings_alone = False
 
 
-def terminal() -> bool:
-    """Whether a person is watching."""
-    return sys.stderr.isatty()
+def configure(text: bool, quiet: bool = False, verbose: bool = False) -> None:
+    """Log text for people on stderr, with bars where that is a terminal, or else JSON.
+
+    `quiet` leaves warnings and the last line, `verbose` adds details to the text; JSON always has them.
+    """
+    global _console, _quiet, _warnings_alone
+    _quiet, _warnings_alone = quiet, False
+    _console = Console(sys.stderr, sys.stderr.isatty(), quiet, verbose) if text else None
+
+
+def is_json() -> bool:
+    """Whether the log is for a machine."""
+    return _console is None
 
 
 def only_warnings() -> None:
-    """Say nothing more but warnings: another rank of the run tells what they all do."""
-    global _quiet
-    _quiet = True
+    """Log nothing but warnings from now on: rank 0 logs what all ranks do."""
+    global _warnings_alone
+    _warnings_alone = True
 
 
 def emit(event: str, **fields: object) -> None:
-    """Say that `event` happened, to whoever still listens. Values must be JSON-serialisable.
+    """Log that `event` happened. Values must be JSON-serialisable.
 
-    A machine is told of the run, rank, phase and step too, as far as they are known; a field of the event's own of such
-    a name goes before.
+    A JSON line also has the run, rank, phase and step, as far as they are known; the event's own fields override them.
     """
-    if _quiet and event != "warning":
+    if (_warnings_alone and event != "warning") or (_quiet and event not in _ALWAYS):
         return
-    if terminal():
-        details = "  ".join(f"{name}={_short(value)}" for name, value in fields.items())
-        stream, line = sys.stderr, f"\r\033[K{event}  {details}".rstrip()
-    else:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        known = {name: value for name in _IN_EVERY_LINE if (value := getattr(STATUS, name)) is not None}
-        said = {"time": stamp, "event": event, **known, **fields}
-        stream, line = sys.stdout, json.dumps(said, default=str)
-    _write(stream, line)
+    if _console:
+        _console.event(event, fields)
+        return
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    known = {name: value for name in _IN_EVERY_LINE if (value := getattr(STATUS, name)) is not None}
+    _write(sys.stdout, json.dumps({"time": stamp, "event": event, **known, **fields}, default=str))
 
 
-def plain(lines: Iterable[str]) -> None:
-    """Tell a machine lines that are no JSON, on stderr: whoever reads events on stdout finds nothing else there.
+def write_metrics(lines: Iterable[str]) -> None:
+    """Write lines that are not JSON to stderr, for platforms that read metrics from the log; rank 0 alone does.
 
-    Only the first of several ranks does.
+    stdout holds JSON only.
     """
-    if not terminal() and STATUS.rank == 0:
+    if is_json() and STATUS.rank == 0:
         for line in lines:
             _write(sys.stderr, line)
 
 
-def _write(stream: TextIO, line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # a reader that has gone ends no training
-        stream.write(line + "\n")  # in one write, since several threads may speak at once
-        stream.flush()
+def write_text(text: str) -> None:
+    """Write lines to stderr in either format: an error, a traceback, an answer for a person."""
+    if _console:
+        _console.write(text)
+    else:
+        _write(sys.stderr, text)
+
+
+def close() -> None:
+    """End the bar, if there is one: what follows is the last line."""
+    if _console:
+        _console.close()
 
 
 def warn(message: str, **fields: object) -> None:
-    """Say something that a person should look at, though the job goes on."""
+    """Log what a person should look at, though the job continues."""
     emit("warning", message=message, **fields)
 
 
 def phase(name: str) -> None:
-    """Note that the job enters a phase; a machine that watches is told, a person sees it by the bars."""
+    """Note that the job enters a phase."""
     if STATUS.phase == name:
         return
     STATUS.phase = name
     watchdog.beat()
-    if not terminal():
+    if _console is None:
         emit("phase", phase=name)
+    elif not _warnings_alone:
+        _console.phase(name)
 
 
-def progress(of: str) -> Progress:
-    """A callable (done, total) that draws a bar on a terminal and writes a line now and then elsewhere."""
-    interval = _BAR_EVERY_S if terminal() else _LINE_EVERY_S
+def progress(of: str, transient: bool = False) -> Callable[..., None]:
+    """A callable (done, total) that draws a bar or logs a line now and then; (done, total, note) adds to the bar.
+
+    A `transient` bar leaves nothing on the screen.
+    """
+    bar = _console.progress(of, transient) if _console else None
     last, before = time.monotonic(), -1
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int, note: str = "") -> None:
         nonlocal last, before
-        if done != before:  # for who waits asks again and again, also of work that stands still
+        if done != before:  # callers that wait report again and again, even if nothing advances
             before = done
             watchdog.beat()
-        now = time.monotonic()
-        if now - last < interval and done < total:
+        if bar:
+            if not _warnings_alone:
+                bar(done, total, note)
             return
-        last = now
-        if terminal() and not _quiet:
-            _draw(of, done, total)
-        else:
+        now = time.monotonic()
+        if now - last >= _LINE_EVERY_S or done >= total:
+            last = now
             emit("progress", of=of, done=done, total=total)
 
     return show
 
 
-def _draw(of: str, done: int, total: int) -> None:
-    share = done / total if total else 1.0
-    filled = int(30 * share)
-    print(f"\r\033[K{of:<10} [{'#' * filled}{'.' * (30 - filled)}] {share:4.0%}", end="", file=sys.stderr, flush=True)
-    if done >= total:
-        print(file=sys.stderr)
-
-
-def _short(value: object) -> object:
-    return f"{value:.4g}" if isinstance(value, float) else value
+def _write(stream: TextIO, line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a reader that is gone ends no job
+        stream.write(line + "\n")  # in one write, since several threads may log at once
+        stream.flush()

@@ -1,6 +1,6 @@
-"""Where the job of this process stands: one typed record, which the module that does the work updates.
+"""The status of this process's job: one typed record, updated by the module that does the work.
 
-Read by every log line (`events`), the heartbeat, the lease, and what is said when the job ends.
+Every JSON log line, the heartbeat, the lease and the last sentence of the job read it.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ class JobStatus:
     """What is known so far; a field is None until something is known. Fields are set one by one, from any thread.
 
     `step` is the step that training is at, `stored_step` and `checkpoint` the last checkpoint in the store. `images`,
-    `trained_s` and `waited_s` count up over one attempt: images trained on, seconds in training steps, and the share of
-    them spent waiting for data.
+    `trained_s` and `waited_s` add up over one attempt: images trained on, seconds in training steps, and how many of
+    these were spent waiting for data.
     """
 
     run: str | None = None

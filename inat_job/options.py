@@ -1,4 +1,4 @@
-"""A option is one setting: its flag, help, range and parser, declared where the field is, read by everything else."""
+"""An option is one setting: its flag, help, range and parser, declared at the field and read by everything else."""
 
 import dataclasses
 import math
@@ -7,13 +7,14 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from inat_job import near_misses
 from inat_job.errors import UsageError
 
-# Parameters that sign a URL, at Amazon, Google and Azure, or let one in: another of them is the same object.
+# Query parameters that sign a URL at Amazon, Google or Azure, or authenticate: they do not change which object it is.
 _SIGNATURE = re.compile(
     r"x-(amz|goog)-.*|.*(signature|token|secret|passw|key).*|googleaccessid|expires|policy"
     r"|sig|s[eprtv]|spr|sip|sk(oid|tid|[tesv])",
@@ -27,14 +28,18 @@ Section = TypeVar("Section")
 class Option:
     """What is known of one setting.
 
-    `name` is the flag without dashes; `decides` tells whether its value decides the result, and so the run id. `uri` is
-    for URIs and paths, which can hold secrets; `names` is a pattern of the values that are neither, but names. `was` is
-    what stood where now nothing is set: to a run of that time it is the same. `bare` is what a flag without a value
-    means.
+    `name` is the flag without dashes, `short` its one-letter form. `metavar` and `shown_default` are what `--help`
+    shows where the field's type and default say too little. `decides` says whether the value decides the result, and so
+    the run id. `uri` marks URIs and paths, which can hold secrets; `names` is a pattern of the values that are neither,
+    but names. `bare` is the value of a flag that is given without one. `refused` maps a target of `submit` that has no
+    use for the option to the reason.
     """
 
     help: str
     name: str = ""
+    short: str = ""
+    metavar: str = ""
+    shown_default: str = ""
     choices: tuple[str, ...] = ()
     minimum: float = -math.inf
     maximum: float = math.inf
@@ -42,8 +47,8 @@ class Option:
     duration: bool = False
     uri: bool = False
     names: str = ""
-    was: Any = None
     bare: Any = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def flag(self) -> str:
@@ -55,36 +60,36 @@ class Option:
         return "INAT_" + self.name.upper().replace("-", "_")
 
 
-def option(default: Any, help: str, **facts: Any) -> Any:
+_KNOWN: dict[type, Mapping[str, tuple[Option, Any]]] = {}
+"""What `options_of` has found: to read the types takes a while, and every option is asked for often."""
+
+
+def option(default: Any, help: str, **details: Any) -> Any:
     """A dataclass field that is a setting."""
-    return dataclasses.field(default=default, metadata={"option": Option(help=help, **facts)})
+    return dataclasses.field(default=default, metadata={"option": Option(help=help, **details)})
 
 
-def options_of(section: type) -> dict[str, tuple[Option, Any]]:
-    """Each field of a section: its option, named after the field where it names itself nothing else, and its type."""
-    hints = typing.get_type_hints(section)
-    found = {}
-    for field in dataclasses.fields(section):
-        each: Option = field.metadata["option"]
-        name = each.name or field.name.replace("_", "-")
-        found[field.name] = (dataclasses.replace(each, name=name), hints[field.name])
-    return found
+def options_of(section: type) -> Mapping[str, tuple[Option, Any]]:
+    """Option and type of each field of a section; an option without a name is named after its field."""
+    if section not in _KNOWN:
+        hints = typing.get_type_hints(section)
+        declared: dict[str, Option] = {each.name: each.metadata["option"] for each in dataclasses.fields(section)}
+        names = {field: each.name or field.replace("_", "-") for field, each in declared.items()}
+        _KNOWN[section] = {
+            field: (dataclasses.replace(each, name=names[field]), hints[field]) for field, each in declared.items()
+        }
+    return _KNOWN[section]
 
 
 def parse(each: Option, kind: Any, value: Any) -> Any:
     """`value`, text or already typed (from a file), as the field's type.
 
-    Raises UsageError, which names the flag, the value and what would do.
+    Raises UsageError with the flag, the value and what is allowed.
     """
     try:
         return _parsed(each, kind, value)
     except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{each.flag} is {value!r}: it must be {_wanted(each, kind)}.") from None
-
-
-def timed(each: Option) -> Option:
-    """The same option, whose value is a duration."""
-    return dataclasses.replace(each, duration=True)
 
 
 def _parsed(each: Option, kind: Any, value: Any) -> Any:
@@ -105,8 +110,8 @@ def _parsed(each: Option, kind: Any, value: Any) -> Any:
     return _number(kind, value)
 
 
-def parsed(section: type[Section], given: Mapping[str, Any]) -> Section:
-    """A section of the values that are given, by field, text or typed; the others are its defaults.
+def parse_section(section: type[Section], given: Mapping[str, Any]) -> Section:
+    """A section with the given values (text or typed, by field) and its defaults for the others.
 
     Raises UsageError, as `parse` and the section itself do.
     """
@@ -115,18 +120,19 @@ def parsed(section: type[Section], given: Mapping[str, Any]) -> Section:
 
 
 def check(section: Any) -> None:
-    """Raise UsageError for the first value of a section that is out of its range."""
-    for field, (each, _) in options_of(type(section)).items():
-        value = getattr(section, field)
+    """Raise UsageError for the first value of a section that is out of range."""
+    for name, (each, _) in options_of(type(section)).items():
+        value = getattr(section, name)
         if each.uri and value is not None:
             _check_uri(each, value)
         parts = value if isinstance(value, tuple) else (value,)
         for part in parts if each.choices else ():
             if part not in each.choices:
-                raise UsageError(f"{each.flag} is {part!r}: it must be one of {', '.join(each.choices)}.")
+                ending = near_misses.ending(near_misses.choice(part, each.choices))
+                raise UsageError(f"{each.flag} is {part!r}: it must be one of {', '.join(each.choices)}{ending}")
         for number in parts:
             if isinstance(number, int | float) and not each.minimum <= number <= each.maximum:
-                raise UsageError(f"{each.flag} is {number}: it must be {_range(each)}.")
+                raise UsageError(f"{each.flag} is {number}: it must be {range_of(each)}.")
             if isinstance(number, float) and not math.isfinite(number):
                 raise UsageError(f"{each.flag} is {number}: it must be a finite number.")
 
@@ -135,10 +141,11 @@ def _check_uri(each: Option, value: str) -> None:
     try:
         urlsplit(value)
     except ValueError as error:  # the value itself may hold a password
-        raise UsageError(f"{each.flag} is no URI ({error}): check its brackets.") from None
+        raise UsageError(f"{each.flag} is not a URI ({error}): check its brackets.") from None
 
 
-def _range(each: Option) -> str:
+def range_of(each: Option) -> str:
+    """The numbers that are allowed, empty where any is."""
     low, high = f"at least {each.minimum:g}", f"at most {each.maximum:g}"
     return " and ".join([low] * (each.minimum > -math.inf) + [high] * (each.maximum < math.inf))
 
@@ -160,7 +167,7 @@ def _text(value: Any) -> str:
 
 
 def _number(kind: type, value: Any) -> Any:
-    """Text or a number of this kind: a file's `true` is no 1, and its 4.7 no 4."""
+    """Text or a number of this kind: a file's `true` is not 1, and its 4.7 is not 4."""
     if isinstance(value, bool) or (kind is int and isinstance(value, float)):
         raise ValueError
     return kind(value)
@@ -188,24 +195,22 @@ def public_uri(uri: str) -> str:
 
 
 def unsigned_uri(uri: str) -> str:
-    """`uri` without user, password and signature: the same object by any of its signatures.
+    """`uri` without user, password and signature: the same object, whoever signed its address and when.
 
-    It keeps the rest of the query, which can be secret too, so it may go nowhere but into a hash.
+    It keeps the rest of the query, which can be secret too, so it may only go into a hash.
     """
     return _without_secrets(uri, lambda parameter: not _SIGNATURE.fullmatch(parameter.partition("=")[0]))
 
 
 def identity(each: Option, value: str) -> str:
-    """What a URI, path or name means in any folder and by any signature, for a hash alone."""
+    """A URI, path or name in the form that is the same in any folder and with any signature, for a hash only."""
     if re.fullmatch(each.names, value):
         return value
     return unsigned_uri(value) if "://" in value else absolute(value)
 
 
 def deciding(each: Option, value: Any) -> Any:
-    """The value as the fingerprint takes it."""
-    if value is None:
-        return each.was
+    """The value as it enters the fingerprint."""
     return identity(each, value) if each.uri and value else value
 
 
@@ -218,5 +223,5 @@ def _without_secrets(uri: str, keep: Callable[[str], bool]) -> str:
 
 
 def absolute(path: str) -> str:
-    """A local path that holds in any folder."""
+    """A local path as it is from the root."""
     return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (resolve() would follow links)

@@ -1,4 +1,4 @@
-"""The two parts as complete configurations: what a run does when nothing is set."""
+"""The two parts as complete configurations: the defaults of every setting."""
 
 from collections.abc import Callable
 

@@ -14,12 +14,12 @@ from inat_job.options import Option, option
 from inat_job.options import public_uri as public_uri
 
 DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
-RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. would be other folders
+RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. are other folders
 BLOCKS = 5
 WEIGHTS_NAME = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
 """How torchvision names weights: DEFAULT, or ResNet50_Weights.IMAGENET1K_V2."""
-# Settings of Part B that have an effect with some strategies alone: flag, field, strategies.
-_USERS = (
+# Settings of Part B that only have an effect with some strategies: flag, field, strategies.
+_EFFECTIVE_WITH = (
     ("--last-k", "last_k", ("last-k",)),
     ("--layer-decay", "layer_decay", ("gradual", "full")),  # in which each stage has its own learning rate
     ("--feature-views", "feature_views", ("head", "last-k", "gradual")),  # which begin with a frozen part
@@ -37,45 +37,80 @@ class DataSettings(_Section):
 
     uri: str = option(
         DEFAULT_DATA,
-        "Archive, prefix, folder or demo:, with an optional #sha256=",
+        "Data set: an archive, a folder or prefix of images, or demo: for a generated one; #sha256=... verifies it",
         name="data",
         uri=True,
         names="demo:",
     )
-    cache_dir: str = option("cache", "Folder for downloads and decoded images", decides=False)
-    image_size: int = option(224, "Side of the network's input in pixels", minimum=32, maximum=1024)
-    eval_crop: float = option(0.95, "Share of the short side that the centre crop keeps", minimum=0.1, maximum=1.0)
+    cache_dir: str = option("cache", "Folder for downloads, decoded images and features", metavar="PATH", decides=False)
+    image_size: int = option(224, "Side of the network's square input in pixels", minimum=32, maximum=1024)
+    eval_crop: float = option(
+        0.95, "Share of the short side that the centre crop keeps in evaluation", minimum=0.1, maximum=1.0
+    )
     max_broken: float = option(0.01, "Share of images that may be unreadable", minimum=0.0, maximum=1.0)
 
 
 @dataclass(frozen=True)
 class StorageSettings(_Section):
-    """How object storage is spoken to; credentials and endpoint come from the usual AWS variables."""
+    """How object storage is accessed; credentials and endpoint come from the usual AWS variables."""
 
-    sse_kms_key_id: str | None = option(None, "KMS key that encrypts what is written to S3", decides=False)
+    sse_kms_key_id: str | None = option(
+        None,
+        "KMS key that encrypts objects written to S3",
+        metavar="ID",
+        shown_default="as the bucket says",
+        decides=False,
+    )
     requester_pays: bool = option(False, "Pay for requests to a requester-pays bucket", decides=False)
     anonymous: bool = option(False, "Send unsigned requests, for public buckets", decides=False)
 
 
 @dataclass(frozen=True)
 class RunSettings(_Section):
-    """Where a run lives and how it is taken up again."""
+    """Where a run is stored and how it is resumed."""
 
-    output: str = option("runs", "Local folder or s3:// prefix for run folders", decides=False, uri=True)
-    run_id: str | None = option(None, "Name of the run folder; else made from what decides the result", decides=False)
-    resume: str = option("auto", "Take up an earlier attempt", choices=("auto", "never", "must"), decides=False)
-    preflight: bool = option(False, "Look first whether all is there that the job needs", decides=False)
-    force: bool = option(False, "With --resume never: start an existing run anew", decides=False)
-    init_from: str | None = option(
-        None, "Run (id under --output, or URI) whose best weights to start from", uri=True, names="[^/]+"
+    output: str = option("runs", "Local folder or s3:// prefix that holds the run folders", decides=False, uri=True)
+    run_id: str | None = option(
+        None,
+        "Name of the run folder; the same name resumes the run",
+        metavar="NAME",
+        shown_default="made from the settings that decide the result",
+        decides=False,
     )
-    checkpoint_minutes: float = option(5.0, "Minutes between checkpoints within an epoch", minimum=0.0, decides=False)
-    grace_seconds: float = option(30.0, "Seconds between the stop signal and the kill", minimum=1.0, decides=False)
+    resume: str = option(
+        "auto",
+        "An existing run is resumed (auto), refused (never) or required (must)",
+        choices=("auto", "never", "must"),
+        decides=False,
+    )
+    preflight: bool = option(False, "First check that everything the job needs is there", decides=False)
+    force: bool = option(False, "With --resume never: delete an existing run and start again", decides=False)
+    init_from: str | None = option(
+        None,
+        "Start from the best weights of another run: its id under --output, or its URI",
+        shown_default="new weights",
+        uri=True,
+        names="[^/]+",
+    )
+    checkpoint_minutes: float = option(
+        5.0, "Minutes between checkpoints within an epoch", metavar="MINUTES", minimum=0.0, decides=False
+    )
+    grace_seconds: float = option(
+        30.0, "Seconds between the stop signal and the kill", metavar="SECONDS", minimum=1.0, decides=False
+    )
     lease_seconds: float = option(
-        60.0, "Seconds of silence after which another job may take the run over", minimum=4.0, decides=False
+        60.0,
+        "Seconds of silence after which another job may take the run over",
+        metavar="SECONDS",
+        minimum=4.0,
+        decides=False,
     )
     price_per_hour: float | None = option(
-        None, "What one device costs an hour, in any currency, for the report", minimum=0.0, decides=False
+        None,
+        "Price of one device for an hour, in any currency, for the report",
+        shown_default="not reported",
+        minimum=0.0,
+        decides=False,
     )
 
     def __post_init__(self) -> None:
@@ -88,14 +123,20 @@ class RunSettings(_Section):
 class FiveBlockSettings(_Section):
     """Part A's network."""
 
-    filters: tuple[int, ...] = option((32,), "Filters of the five blocks, or of the first", minimum=1)
-    filter_organisation: str = option("double", "With one number in --filters", choices=("same", "double", "half"))
+    filters: tuple[int, ...] = option(
+        (32,), "Filters of the five blocks, such as 32,64,128,256,512, or of the first", minimum=1
+    )
+    filter_organisation: str = option(
+        "double", "How a single number in --filters changes from block to block", choices=("same", "double", "half")
+    )
     kernel_sizes: tuple[int, ...] = option(
         (3,), "Kernel sizes of the five blocks, or one for all", minimum=1, maximum=31
     )
-    activation: str = option("relu", "Activation", choices=("relu", "gelu", "silu", "mish"))
+    activation: str = option("relu", "Activation function", choices=("relu", "gelu", "silu", "mish"))
     dense: int = option(256, "Neurons of the dense layer", minimum=1)
-    pooling: str = option("gap", "From maps to the dense layer", choices=("flatten", "gap"))
+    pooling: str = option(
+        "gap", "What the dense layer reads: global averages (gap) or all values", choices=("flatten", "gap")
+    )
     batch_norm: bool = option(True, "Batch norm after each convolution")
     dropout: float = option(0.2, "Dropout before the output layer", minimum=0.0, maximum=0.95)
 
@@ -107,7 +148,7 @@ class FiveBlockSettings(_Section):
         if len(self.filters) > 1 and self.filter_organisation != type(self).filter_organisation:
             raise UsageError(
                 f"--filter-organisation is {self.filter_organisation} and --filters has a number for each block: "
-                "give that of the first alone."
+                "give only the first."
             )
 
 
@@ -115,53 +156,83 @@ class FiveBlockSettings(_Section):
 class BackboneSettings(_Section):
     """Part B's network and how much of it is trained."""
 
-    backbone: str = option("resnet50", "A classification model of torchvision's registry")
+    backbone: str = option("resnet50", "A classification model of torchvision's registry", metavar="NAME")
     weights: str = option(
         "DEFAULT",
-        "torchvision's name, a path or URI with an optional #sha256=, or none",
+        "Pretrained weights: torchvision's name for them, a path or URI with an optional #sha256=..., or none",
         uri=True,
         names=f"none|{WEIGHTS_NAME}",
     )
     allow_partial_weights: bool = option(False, "Accept weights that lack some of the network's layers")
-    strategy: str = option("full", "What is trained", choices=("head", "last-k", "gradual", "full"))
-    last_k: int = option(1, "Stages that --strategy last-k trains beside the head", minimum=1)
-    layer_decay: float = option(0.3, "Learning rate of a stage over that of the next", minimum=0.01, maximum=1.0)
+    strategy: str = option(
+        "full",
+        "What is trained: the head, the last stages too, one stage more at a time, or everything",
+        choices=("head", "last-k", "gradual", "full"),
+    )
+    last_k: int = option(1, "Stages that --strategy last-k trains besides the head", minimum=1)
+    layer_decay: float = option(
+        0.3,
+        "Learning rate of a stage over that of the next, with --strategy gradual or full",
+        minimum=0.01,
+        maximum=1.0,
+    )
     feature_views: int = option(
-        2, "Augmented views of a image that a frozen part sees, each once; 0 is a new one in each epoch", minimum=0
+        2,
+        "Augmented views of each image whose features a frozen part computes once; 0 computes a new view every epoch",
+        minimum=0,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, field, users in _USERS:
-            if self.strategy not in users and getattr(self, field) != getattr(type(self), field):
+        for flag, field, strategies in _EFFECTIVE_WITH:
+            if self.strategy not in strategies and getattr(self, field) != getattr(type(self), field):
                 raise UsageError(
-                    f"{flag} does nothing with --strategy {self.strategy}: leave it out, or use {' or '.join(users)}."
+                    f"{flag} does nothing with --strategy {self.strategy}: leave it out, or use "
+                    f"{' or '.join(strategies)}."
                 )
 
 
 @dataclass(frozen=True)
 class TrainSettings(_Section):
-    """The recipe, and the device it runs on."""
+    """The recipe, and the device that it runs on."""
 
     epochs: int = option(30, "Passes over the training images", minimum=1)
-    max_time: float | None = option(None, "End training after this long, then test", duration=True, minimum=1.0)
-    batch_size: int = option(64, "ImageDataModule per optimiser step, over all devices", minimum=2)
-    accumulate: int = option(1, "Slices that a batch is worked through in, to save memory", minimum=1)
+    max_time: float | None = option(
+        None,
+        "Stop training after this long, such as 90m or 1h30m, then test",
+        shown_default="never",
+        duration=True,
+        minimum=1.0,
+    )
+    batch_size: int = option(64, "Images per optimiser step, over all devices", minimum=2)
+    accumulate: int = option(1, "Slices that a batch is processed in, to save memory", minimum=1)
     lr: float = option(2e-3, "Peak learning rate", minimum=1e-8, maximum=10.0)
     weight_decay: float = option(0.05, "AdamW's weight decay", minimum=0.0, maximum=10.0)
-    warmup: float = option(0.1, "Share of the steps in which the rate rises", minimum=0.0, maximum=0.9)
+    warmup: float = option(0.1, "Share of the steps in which the learning rate rises", minimum=0.0, maximum=0.9)
     label_smoothing: float = option(0.1, "Label smoothing", minimum=0.0, maximum=0.9)
     augment: bool = option(True, "Random crop, flip, rotation and colour")
-    crop_scale: float = option(0.35, "Smallest share of a image that a random crop keeps", minimum=0.05, maximum=1.0)
+    crop_scale: float = option(0.35, "Smallest share of an image that a random crop keeps", minimum=0.05, maximum=1.0)
     rotation: float = option(0.0, "Largest random rotation in degrees, either way", minimum=0.0, maximum=180.0)
     colour: float = option(0.3, "Largest change of brightness, contrast and saturation", minimum=0.0, maximum=0.95)
-    early_stop: int | None = option(None, "Epochs without a better validation accuracy that end training", minimum=1)
+    early_stop: int | None = option(
+        None, "Stop after this many epochs without a better validation accuracy", shown_default="never", minimum=1
+    )
     seed: int = option(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
-    accelerator: str = option("auto", "Device", choices=("auto", "cpu", "cuda", "mps"), decides=False)
-    precision: str = option("auto", "Arithmetic of the forward pass", choices=("auto", "bf16", "fp16", "fp32"))
-    devices: int | None = option(None, "Devices on this machine, else all its GPUs", minimum=1, decides=False)
-    num_nodes: int | None = option(None, "Machines, else as the platform says", minimum=1, decides=False)
-    sync_batch_norm: bool = option(False, "Batch norm over all devices' images, and not over each one's")
+    accelerator: str = option(
+        "auto", "Device to run on; auto is a GPU if there is one", choices=("auto", "cpu", "cuda", "mps"), decides=False
+    )
+    precision: str = option(
+        "auto",
+        "Arithmetic of the forward pass; auto is what the device does well",
+        choices=("auto", "bf16", "fp16", "fp32"),
+    )
+    devices: int | None = option(
+        None, "Devices of this machine to train on", shown_default="all GPUs, or one CPU", minimum=1, decides=False
+    )
+    num_nodes: int | None = option(
+        None, "Machines that train together", shown_default="as the platform says, or 1", minimum=1, decides=False
+    )
+    sync_batch_norm: bool = option(False, "Batch norm over the images of all devices, instead of each device's own")
     resident_share: float = option(
         0.5,
         "Share of a GPU's free memory that all images may take, to stay there",
@@ -169,7 +240,7 @@ class TrainSettings(_Section):
         maximum=1.0,
         decides=False,
     )
-    compile: bool | None = option(None, "Compile the network, else where it pays; needs a C compiler", was=False)
+    compile: bool = option(False, "Compile the network with torch.compile; needs a C compiler")
     deterministic: bool = option(False, "Refuse operations whose result varies between runs")
 
     def __post_init__(self) -> None:
@@ -186,13 +257,15 @@ class TrackerSettings(_Section):
 
     mode: str = option(
         "auto",
-        "Track with wandb; auto is online with a key",
+        "Track the run with Weights & Biases; auto is online if there is a key, else offline",
         name="wandb",
         choices=("online", "offline", "off", "auto"),
         decides=False,
     )
-    project: str = option("inat-job", "Tracker project", name="wandb-project", decides=False)
-    entity: str | None = option(None, "Tracker user or team", name="wandb-entity", decides=False)
+    project: str = option("inat-job", "wandb project", name="wandb-project", metavar="NAME", decides=False)
+    entity: str | None = option(
+        None, "wandb user or team", name="wandb-entity", metavar="NAME", shown_default="the key's own", decides=False
+    )
 
 
 @dataclass(frozen=True)
@@ -212,14 +285,14 @@ class Settings:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "part"}
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain values by section and field, without what a URI must not show."""
+        """Plain values by section and field, without the secrets of URIs."""
         plain: dict[str, dict[str, Any]] = {name: {} for name in self.sections()}
         for name, field, each, value in self._values():
             plain[name][field] = public_uri(value) if each.uri and value else value
         return plain
 
     def anchored(self) -> "Settings":
-        """The same with a path that holds in any folder for local data."""
+        """The same settings, with local data named by an absolute path."""
         each = options.options_of(DataSettings)["uri"][0]
         if "://" in self.data.uri or re.fullmatch(each.names, self.data.uri):
             return self
@@ -234,12 +307,12 @@ class Settings:
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def _values(self) -> Iterator[tuple[str, str, Option, Any]]:
-        """Section, field, option and value of everything."""
+        """Section, field, option and value of every setting."""
         for name, section in self.sections().items():
             for field, (each, _) in options.options_of(type(section)).items():
                 yield name, field, each, getattr(section, field)
 
     @property
     def run_id(self) -> str:
-        """The given run id, or one that the same command always gets."""
+        """The given run id, or the one that follows from the settings."""
         return self.run.run_id or f"part{self.part}-{self.fingerprint()[:12]}"

@@ -14,73 +14,75 @@ from inat_job.errors import Preempted
 Stop = Callable[[], bool]
 
 _OWN_END_S = 3.0
-"""Seconds of the grace that are left to a job when it stops waiting for a checkpoint."""
+"""Seconds of the grace that a job keeps for its own end when it stops waiting for a checkpoint."""
 
 _TICK_S = 0.1
 
 _LAST_S = 1.0
-"""Seconds of the grace before its end in which a job that hangs is ended, so that it is not killed without a word."""
+"""Seconds before the end of the grace at which a job that hangs is ended, so that its last sentence is not lost."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_AT_ONCE = b"Error: Stopped by a second signal: what was not stored yet is lost; run the same command again to go on.\n"
+_AT_ONCE = (
+    b"\nStopped at once by a second signal: what was not stored yet is lost; run the same command again to continue.\n"
+)
 
 
 class StopFlag:
-    """A callable that turns true with the first signal, or when a thread raises it for another reason.
+    """A callable that turns true with the first signal, or when a thread sets it for another reason.
 
-    `why` names the reason in the end; `raised_at` is its time.monotonic().
+    `why` is the reason, `raised_at` the time.monotonic() of it.
     """
 
     def __init__(self) -> None:
         self.why = ""
         self.raised_at: float | None = None
-        self._patient = self._handled = False
-        self._woken: int | None = None
+        self._ignores_repeats = self._handled = False
+        self._wakeup: int | None = None
 
     def __call__(self) -> bool:
         return self.raised_at is not None
 
     def install(self) -> None:
-        """Make this flag the process's handler, and what `listen` hears of."""
-        if self._woken is None:
-            self._woken, told = os.pipe()
-            os.set_blocking(told, False)
-            signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        """Make this flag the process's signal handler, also for `wait_for_signal`."""
+        if self._wakeup is None:
+            self._wakeup, written = os.pipe()
+            os.set_blocking(written, False)
+            signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
-    def listen(self, seconds: float) -> None:
-        """Wait so long, in a thread, for a signal: Python's handlers wait until the main thread is out of C code."""
-        if self._woken is None:
+    def wait_for_signal(self, seconds: float) -> None:
+        """Wait so long in a thread: Python's own handlers only run once the main thread is out of C code."""
+        if self._wakeup is None:
             time.sleep(seconds)
-        elif select.select([self._woken], [], [], seconds)[0]:
-            numbers = os.read(self._woken, 64)
-            time.sleep(_TICK_S)  # for the handler, which comes first where it can
+        elif select.select([self._wakeup], [], [], seconds)[0]:
+            numbers = os.read(self._wakeup, 64)
+            time.sleep(_TICK_S)  # for the handler, which is first if it can run
             for number in numbers:
                 if number in SIGNALS:
                     self.set(signal.Signals(number).name)
 
-    def be_patient(self) -> None:
-        """Take no second signal for more than the first: whoever passes them on decides what is ended at once."""
-        self._patient = True
+    def ignore_repeats(self) -> None:
+        """Let a second signal mean no more than the first: the supervisor that passes them on ends what must end."""
+        self._ignores_repeats = True
 
     def set(self, why: str) -> None:
-        """Ask the job to store what it has and to end, because of `why`; the first reason counts."""
+        """Ask the job to store what it has and to end; the first reason counts."""
         if self.raised_at is None:
             self.why, self.raised_at = why, time.monotonic()
 
     def seconds_left(self, grace_s: float) -> float:
-        """Seconds of the grace that are left; all of it as long as the flag is down."""
+        """Seconds of the grace that are left: all of them until the flag is set."""
         return grace_s if self.raised_at is None else self.raised_at + grace_s - time.monotonic()
 
     def seconds_to_store(self, grace_s: float) -> float:
-        """Those that may be waited for a checkpoint; the rest is for the job's own end."""
+        """Seconds to wait for a checkpoint at most; the rest is for the job's own end."""
         return max(0.0, self.seconds_left(grace_s) - min(_OWN_END_S, grace_s / 4))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._handled and not self._patient:
+        if self._handled and not self._ignores_repeats:
             os.write(2, _AT_ONCE)
-            os._exit(Preempted.exit_code)  # asked twice: whoever asks no longer wants to wait for the upload
+            os._exit(Preempted.exit_code)  # asked twice: the upload is not worth the wait
         self._handled = True
         if self.raised_at is None:
             self.raised_at = time.monotonic()
@@ -93,36 +95,36 @@ def never() -> bool:
 
 
 def check(stop: Stop, doing: str) -> None:
-    """Raise Preempted if `stop` is set; `doing` says what was under way, which got on so far."""
-    if stop is not never:  # as of threads that work in the background, whatever becomes of the job
+    """Raise Preempted if `stop` is set. `doing` says what is under way, and counts as progress for the watchdog."""
+    if stop is not never:  # which background threads pass, whose progress is not the job's
         watchdog.beat()
     if stop():
-        raise Preempted(f"Stopped by a signal while {doing}; run the same command again to go on.")
+        raise Preempted(f"Stopped by a signal while {doing}; run the same command again to continue.")
 
 
 def reserve_s(grace_s: float) -> float:
-    """Seconds before the end of the grace in which whoever hangs is ended."""
+    """Seconds before the end of the grace at which a process that hangs is ended."""
     return min(_LAST_S, grace_s / 10)
 
 
-def end_with_the_grace(
-    stop: StopFlag, grace_s: float, at_once: Callable[[], None], last_words: Callable[[], None], reserves: float = 1.0
+def end_within_grace(
+    stop: StopFlag, grace_s: float, on_stop: Callable[[], None], on_end: Callable[[], None], reserves: float = 1.0
 ) -> None:
-    """Watch, in a thread, that the process ends within the grace once `stop` is set: with `last_words`, and 143.
+    """Once `stop` is set, see to it from a thread that the process ends within the grace: with `on_end`, and 143.
 
-    `at_once` is called when it is set, since a signal's handler itself may not write. `reserves` is how many times
-    `reserve_s` are left then: more for a process that another one ends in time.
+    `on_stop` is called when the flag is set, since a signal handler may not write. `reserves` is the multiple of
+    `reserve_s` that is then left of the grace: more for a process that another one ends in time.
 
-    Whatever the job is busy with, a request that nobody answers or a compiler, may keep it from reading the flag.
+    A request without an answer, or a compiler, may keep the job itself from reading the flag.
     """
 
     def watch() -> None:
         while not stop():
-            stop.listen(_TICK_S)
-        at_once()
+            stop.wait_for_signal(_TICK_S)
+        on_stop()
         while stop.seconds_left(grace_s) > reserves * reserve_s(grace_s):
             time.sleep(_TICK_S)
-        last_words()
+        on_end()
         os._exit(Preempted.exit_code)
 
     threading.Thread(target=watch, name="grace", daemon=True).start()

@@ -1,25 +1,25 @@
-"""The job's pulse: whatever gets on with its work beats, and who watches for a job that hangs is told.
+"""The job's pulse: work that advances beats, and a watcher is told, who can so find a job that hangs.
 
-No thread beats for its own sake, so that nothing beats for work that stands still.
+No thread beats by itself, so that nothing beats for work that stands still.
 """
 
 import time
 from collections.abc import Callable
 
 AT_MOST_EVERY_S = 1.0
-"""Seconds between two times that the watcher is told."""
+"""Seconds between two calls of the watcher."""
 
-_last, _told = time.monotonic(), 0.0
-_tell: Callable[[], None] | None = None
+_last, _notified = time.monotonic(), 0.0
+_watcher: Callable[[], None] | None = None
 
 
 def beat() -> None:
-    """The work got on: it was read, computed or stored, or waits for what has a time-out of its own."""
-    global _last, _told
+    """Note progress: something was read, computed or stored, or waits for what has a time-out of its own."""
+    global _last, _notified
     _last = time.monotonic()
-    if _tell is not None and _last - _told >= AT_MOST_EVERY_S:
-        _told = _last
-        _tell()
+    if _watcher is not None and _last - _notified >= AT_MOST_EVERY_S:
+        _notified = _last
+        _watcher()
 
 
 def still_s() -> float:
@@ -27,7 +27,7 @@ def still_s() -> float:
     return time.monotonic() - _last
 
 
-def watched_by(tell: Callable[[], None] | None) -> None:
-    """Call `tell`, which must not raise, at the beats from now on, though not at every one; None ends it."""
-    global _tell, _told
-    _tell, _told = tell, 0.0
+def watched_by(watcher: Callable[[], None] | None) -> None:
+    """Call `watcher`, which must not raise, at beats from now on, at most once a second; None ends it."""
+    global _watcher, _notified
+    _watcher, _notified = watcher, 0.0

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: an S3 server on loopback, or the real one that INAT_TEST_S3_ENDPOINT names."""
+"""Fixtures that several folders share: an S3 server on loopback, or the real one that INAT_TEST_S3_ENDPOINT names."""
 
 import os
 import uuid
@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterator
 import hypothesis
 import pytest
 
+from inat_job import events
 from inat_job.job_status import STATUS
+
+os.environ["INAT_LOG_FORMAT"] = "json"
+"""The tests read events, from this process and from those that it starts."""
 
 # A busy machine is no failure, and nothing is left in the checkout.
 hypothesis.settings.register_profile(
@@ -18,8 +22,9 @@ hypothesis.settings.load_profile("inat")
 
 @pytest.fixture(autouse=True)
 def _fresh_status() -> None:
-    """No test sees where the job of another one stood."""
+    """No test sees the status of another one's job, or logs as that did."""
     STATUS.reset()
+    events.configure(text=False)
 
 
 @pytest.fixture(scope="session")

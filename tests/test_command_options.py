@@ -1,24 +1,24 @@
-"""What may be asked of the bench."""
+"""Options of the commands that are not settings."""
 
 import pytest
 
-from inat_job.command_options import STAGES, BenchOptions
+from inat_job.command_options import LIST, STAGES, BenchOptions, LogOptions, PrepareOptions
 from inat_job.errors import UsageError
-from inat_job.options import parsed
+from inat_job.options import parse_section
 
 
-def test_all_stages_are_measured_unless_some_are_named() -> None:
-    assert parsed(BenchOptions, {"stages": None}).stages == STAGES
-    assert parsed(BenchOptions, {"stages": "epoch, test"}).stages == ("epoch", "test")
+def test_bench_measures_all_stages_by_default() -> None:
+    assert parse_section(BenchOptions, {"stages": None}).stages == STAGES
+    assert parse_section(BenchOptions, {"stages": "epoch, test"}).stages == ("epoch", "test")
     assert BenchOptions(stages=("epoch",)).trains
     assert BenchOptions(stages=("test",), baseline=True).trains
     assert not BenchOptions(stages=("test",)).trains
 
 
-def test_numbers_are_read() -> None:
-    assert parsed(BenchOptions, {"scale": "1,2, 8", "runs": "3"}) == BenchOptions(scale=(1, 2, 8), runs=3)
+def test_bench_numbers_are_parsed() -> None:
+    assert parse_section(BenchOptions, {"scale": "1,2, 8", "runs": "3"}) == BenchOptions(scale=(1, 2, 8), runs=3)
     with pytest.raises(UsageError, match="--scale is '1,x': it must be whole numbers separated by commas"):
-        parsed(BenchOptions, {"scale": "1,x"})
+        parse_section(BenchOptions, {"scale": "1,x"})
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,16 @@ def test_numbers_are_read() -> None:
         ({"stages": ("nothing",)}, "--stages is 'nothing': it must be one of pull"),
     ],
 )
-def test_what_makes_no_sense_is_refused(changes: dict[str, object], words: str) -> None:
+def test_bench_option_out_of_range(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         BenchOptions(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("prune", "seconds"), [(None, None), (LIST, None), ("30d", 30 * 86400), ("0s", 0)])
+def test_prune_age(prune: str | None, seconds: float | None) -> None:
+    assert PrepareOptions(prune).unused_s == seconds
+
+
+def test_quiet_and_verbose_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="--quiet and --verbose contradict each other"):
+        LogOptions(quiet=True, verbose=True)

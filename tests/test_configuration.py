@@ -1,4 +1,4 @@
-"""Settings from every layer, with the right precedence, and clear words for what is wrong."""
+"""Settings from every layer, with the right precedence, and a clear sentence for each error."""
 
 import json
 import tomllib
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.configuration import PREPARE_TAKES, configure, options_by_key
+from inat_job.command_options import LogOptions
+from inat_job.configuration import PREPARE_TAKES, configure, log_options, options_by_key, unused_variables
 from inat_job.errors import UsageError
 from inat_job.options import Option, parse
 from inat_job.recipes import RECIPES
@@ -30,13 +31,13 @@ FLAGS_B = set("--backbone --weights --allow-partial-weights --strategy --last-k 
 
 
 @pytest.mark.parametrize(("part", "own"), [("a", FLAGS_A), ("b", FLAGS_B)])
-def test_the_flags_are_these(part: str, own: set[str]) -> None:
+def test_flags_are_listed(part: str, own: set[str]) -> None:
     flags = [each.flag for each, _ in options_by_key(RECIPES[part]()).values()]
     assert len(flags) == len(set(flags))
     assert set(flags) == FLAGS | own
 
 
-def test_each_layer_gives_way_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "c.toml"
     file.write_text("[train]\nepochs = 2\nseed = 2\nlr = 0.2\nwarmup = 0.2\n")
     monkeypatch.setenv("INAT_SEED", "3")
@@ -53,14 +54,14 @@ def test_each_layer_gives_way_to_the_next(tmp_path: Path, monkeypatch: pytest.Mo
     }
 
 
-def test_a_run_that_is_taken_up_gives_what_decides_and_no_more() -> None:
+def test_run_contributes_deciding_settings_only() -> None:
     stored = configure("a", {"train.epochs": "7", "run.output": "there", "model.filters": "8"}, [], None).settings
     taken = configure("a", {"train.seed": "1"}, [], None, json.loads(json.dumps(stored.as_dict()))).settings
     assert (taken.train.epochs, taken.model.filters, taken.train.seed, taken.run.output) == (7, (8,), 1, "runs")
 
 
 @pytest.mark.parametrize("part", RECIPES)
-def test_the_printed_configuration_can_be_read_back(part: str, tmp_path: Path) -> None:
+def test_printed_config_round_trip(part: str, tmp_path: Path) -> None:
     made = configure(part, {"train.max_time": "1h30m", "train.early_stop": "4", "run.run_id": "x"}, [], None)
     file = tmp_path / "c.toml"
     file.write_text(made.text())
@@ -78,19 +79,19 @@ def test_the_printed_configuration_can_be_read_back(part: str, tmp_path: Path) -
         ("b", {"model.strategy": "last-k", "model.layer_decay": "0.5"}, "or use gradual or full."),
     ],
 )
-def test_what_would_do_nothing_is_refused(part: str, flags: dict[str, str], words: str) -> None:
+def test_setting_without_effect_is_refused(part: str, flags: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError) as caught:
         configure(part, flags, [], None)
     assert words in str(caught.value)
 
 
-def test_what_does_something_is_taken() -> None:
+def test_setting_with_effect_is_accepted() -> None:
     assert configure("a", {"model.filter_organisation": "half"}, [], None).settings.model.filters == (32,)
     for flags in ({"model.last_k": "2", "model.strategy": "last-k"}, {"model.layer_decay": "0.5"}):
         configure("b", flags, [], None)
 
 
-def test_none_unsets_a_number_and_names_anything_else() -> None:
+def test_none_unsets_numbers_and_is_a_name_elsewhere() -> None:
     flags = dict.fromkeys(("train.max_time", "train.early_stop", "run.run_id", "run.init_from"), "none")
     made = configure("a", flags, [], None).settings
     assert (made.train.max_time, made.train.early_stop) == (None, None)
@@ -98,7 +99,7 @@ def test_none_unsets_a_number_and_names_anything_else() -> None:
 
 
 @pytest.mark.parametrize("part", RECIPES)
-def test_nothing_is_set_to_an_empty_text(part: str) -> None:
+def test_empty_value_is_refused(part: str) -> None:
     for key, (each, _) in options_by_key(RECIPES[part]()).items():
         for empty in ("", " "):
             with pytest.raises(UsageError, match=f"{each.flag} is "):
@@ -124,14 +125,14 @@ def test_nothing_is_set_to_an_empty_text(part: str) -> None:
         '{"run": {"run_id": 7}}',
     ],
 )
-def test_a_files_value_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
+def test_config_file_value_of_wrong_type(text: str, tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     file.write_text(text)
     with pytest.raises(UsageError):
         configure("a", {}, [], str(file))
 
 
-def test_a_files_null_unsets_what_may_be_unset(tmp_path: Path) -> None:
+def test_config_file_null_unsets(tmp_path: Path) -> None:
     file = tmp_path / "c.json"
     file.write_text('{"train": {"max_time": null, "augment": false}, "run": {"run_id": null}}')
     made = configure("a", {}, [], str(file)).settings
@@ -157,43 +158,87 @@ def test_a_files_null_unsets_what_may_be_unset(tmp_path: Path) -> None:
         ("model.batch_norm", "maybe", "--batch-norm is 'maybe': it must be true or false."),
     ],
 )
-def test_a_bad_value_is_named_with_what_would_do(key: str, value: str, words: str) -> None:
+def test_bad_value_names_flag_and_range(key: str, value: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         configure("a", {key: value}, [], None)
     assert words in str(caught.value)
 
 
-def test_unknown_keys_are_refused_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_key_is_refused_with_near_miss(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("[train]\nepoch = 2\n")
-    with pytest.raises(UsageError, match=r"train.epoch'. Did you mean train.epochs\?"):
+    with pytest.raises(UsageError, match=r"train.epoch'; did you mean train.epochs\?"):
         configure("a", {}, [], str(file))
-    with pytest.raises(UsageError, match="Did you mean train.seed"):
+    with pytest.raises(UsageError, match="did you mean train.seed"):
         configure("a", {}, ["train.sed=1"], None)
-    monkeypatch.setenv("INAT_EPOCH", "2")
-    with pytest.raises(UsageError, match="INAT_EPOCH sets nothing. Did you mean INAT_EPOCHS"):
-        configure("a", {}, [], None)
 
 
-def test_the_other_parts_variables_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_of_other_part_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INAT_BACKBONE", "resnet18")
     assert configure("a", {}, [], None).settings == RECIPES["a"]()
     assert configure("b", {}, [], None).settings.model.backbone == "resnet18"
 
 
-def test_what_others_put_into_the_environment_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("INAT_JOB_SERVICE_HOST", "INAT_JOB_PORT_80_TCP", "INAT_TEST_X", "INAT_CHECKPOINT"):
-        monkeypatch.setenv(name, "10.0.0.1")
+def test_unused_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a program of ours, of a Service of Kubernetes, and mistyped."""
+    ours = dict.fromkeys(("INAT_JOB_SERVICE_HOST", "INAT_TEST_X", "INAT_CHECKPOINT", "INAT_CONFIG", "INAT_QUIET"), "1")
+    assert unused_variables({**ours, "INAT_BACKBONE": "x", "INAT_EPOCHS": "2", "PATH": "/"}) == []
+    assert unused_variables({"INAT_EPOCH": "2", "INAT_CONFIGURATION": "x", "INAT_GPUS": "2"}) == [
+        "The environment variable INAT_CONFIGURATION sets nothing.",
+        "The environment variable INAT_EPOCH sets nothing; did you mean INAT_EPOCHS?",
+        "The environment variable INAT_GPUS sets nothing; did you mean INAT_DEVICES?",
+    ]
+    service = {"INAT_PORT": "tcp://10.0.0.1:80", "INAT_PORT_80_TCP_ADDR": "10.0.0.1", "INAT_SERVICE_PORT_HTTP": "80"}
+    assert unused_variables(service) == ["INAT_PORT and 2 more set nothing: Kubernetes adds them for a Service."]
+    assert unused_variables({"INAT_DATA_PORT": "1"}) == [
+        "INAT_DATA_PORT sets nothing: Kubernetes adds them for a Service."
+    ]
+    monkeypatch.setenv("INAT_EPOCH", "2")
     assert configure("a", {}, [], None).settings == RECIPES["a"]()
-    monkeypatch.setenv("INAT_CHECKPOINT_MINUTES", "2")
-    assert configure("a", {}, [], None).settings.run.checkpoint_minutes == 2
-    monkeypatch.setenv("INAT_CONFIGURATION", "x")
-    with pytest.raises(UsageError, match="INAT_CONFIGURATION sets nothing"):
-        configure("a", {}, [], None)
+
+
+def test_log_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert log_options({}, {}) == LogOptions()
+    assert log_options({"log_format": "json"}, {"INAT_LOG_FORMAT": "text"}) == LogOptions(log_format="json")
+    assert log_options({"log_format": None, "quiet": None}, {"INAT_VERBOSE": "1"}) == LogOptions(verbose=True)
+    assert log_options({"quiet": True}, {"INAT_VERBOSE": "1"}) == LogOptions(quiet=True)
+    with pytest.raises(UsageError, match="--log-format is 'yaml'"):
+        log_options({}, {"INAT_LOG_FORMAT": "yaml"})
+
+
+def test_log_options_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = configure("a", {}, [], None).settings
+    monkeypatch.setenv("INAT_LOG_FORMAT", "text")
+    monkeypatch.setenv("INAT_VERBOSE", "1")
+    after = configure("a", {}, [], None).settings
+    assert (after, after.fingerprint()) == (before, before.fingerprint())
+    assert "log_format" not in json.dumps(after.as_dict())
+
+
+@pytest.mark.parametrize(
+    ("part", "flags", "run_id"),
+    [
+        ("a", {}, "parta-dc3d3ed94e32"),
+        ("a", {"train.compile": "false"}, "parta-dc3d3ed94e32"),
+        ("a", {"train.compile": "true"}, "parta-b6b9b7359cec"),
+        ("b", {}, "partb-a8cff949f71f"),
+        ("b", {"train.compile": "true"}, "partb-bd93725f85c4"),
+    ],
+)
+def test_run_ids_of_earlier_versions(part: str, flags: dict[str, str], run_id: str) -> None:
+    """Runs begun when --compile could be unset, stored as null, are the same runs now."""
+    assert configure(part, flags, [], None).settings.run_id == run_id
+
+
+def test_null_in_an_earlier_run_is_the_default() -> None:
+    stored = json.loads(json.dumps(configure("a", {"train.epochs": "7"}, [], None).settings.as_dict()))
+    stored["train"]["compile"] = None
+    taken = configure("a", {}, [], None, stored).settings.train
+    assert (taken.compile, taken.epochs) == (False, 7)
 
 
 @pytest.mark.parametrize(("part", "other"), [("a", "strategy"), ("b", "dense")])
-def test_a_command_that_takes_less_passes_over_the_rest(part: str, other: str, tmp_path: Path) -> None:
+def test_command_ignores_settings_without_effect(part: str, other: str, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(f'[model]\n{other} = "head"\n[train]\nlr = "much"\n[data]\nimage_size = 64\n')
     made = configure(part, {}, ["model.strategy=head", "train.seed=3"], str(file), taken=PREPARE_TAKES)
@@ -204,16 +249,23 @@ def test_a_command_that_takes_less_passes_over_the_rest(part: str, other: str, t
 
 
 @pytest.mark.parametrize("text", ["not toml", "[train\n"])
-def test_a_bad_file_is_named(text: str, tmp_path: Path) -> None:
+def test_config_file_unreadable(text: str, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(text)
-    with pytest.raises(UsageError, match="neither TOML"):
+    with pytest.raises(UsageError, match="is not TOML, nor JSON in a"):
         configure("a", {}, [], str(file))
     with pytest.raises(UsageError, match="cannot be read"):
         configure("a", {}, [], str(tmp_path / "none"))
 
 
-def test_the_run_id_depends_on_what_decides_the_result_alone() -> None:
+def test_config_file_in_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("train:\n  lr: 1\n")
+    with pytest.raises(UsageError, match=r"c\.yaml, which is not read: write it as --print-config does"):
+        configure("a", {}, [], str(file))
+
+
+def test_run_id_depends_on_deciding_settings_only() -> None:
     def run_id(**flags: str) -> str:
         return configure("a", {key.replace("__", "."): value for key, value in flags.items()}, [], None).settings.run_id
 
@@ -224,7 +276,7 @@ def test_the_run_id_depends_on_what_decides_the_result_alone() -> None:
     assert run_id(run__run_id="mine") == "mine"
 
 
-def test_secrets_in_a_uri_are_shown_nowhere() -> None:
+def test_data_uri_is_shown_without_secrets() -> None:
     uri = "https://user:pass@host/x.zip?X-Amz-Signature=secret#sha256=" + "0" * 64
     made = configure("a", {"data.uri": uri}, [], None)
     assert public_uri(uri) == "https://host/x.zip#sha256=" + "0" * 64
@@ -235,7 +287,7 @@ def test_secrets_in_a_uri_are_shown_nowhere() -> None:
 
 
 @pytest.mark.parametrize("key", ["model.weights", "run.init_from", "run.output"])
-def test_secrets_in_any_uri_are_shown_nowhere(key: str) -> None:
+def test_any_uri_is_shown_without_secrets(key: str) -> None:
     made = configure("b", {key: "https://user:pass@host/x.pth?sig=secret"}, [], None)
     for text in (made.text(), json.dumps(made.settings.as_dict())):
         assert "https://host/x.pth" in text
@@ -244,7 +296,7 @@ def test_secrets_in_any_uri_are_shown_nowhere(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["data.uri", "model.weights", "run.init_from"])
-def test_a_renewed_signature_is_the_same_run_and_another_object_is_not(key: str) -> None:
+def test_run_id_ignores_signatures(key: str) -> None:
     def run_id(uri: str) -> str:
         return configure("b", {key: uri}, [], None).settings.run_id
 
@@ -255,7 +307,7 @@ def test_a_renewed_signature_is_the_same_run_and_another_object_is_not(key: str)
     assert run_id("https://user:pass@host/get.zip?token=3&id=1") == plain
 
 
-def test_a_path_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_id_ignores_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_id(folder: Path, **flags: str) -> str:
         monkeypatch.chdir(folder)
         return configure("b", {key.replace("__", "."): flag for key, flag in flags.items()}, [], None).settings.run_id
@@ -269,7 +321,7 @@ def test_a_path_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.
     assert run_id(tmp_path, run__init_from="first") == run_id(below, run__init_from="first")
 
 
-def test_local_data_can_be_named_for_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anchored_data_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = configure("a", {"data.uri": "x.zip"}, [], None).settings
     assert (made.as_dict()["data"]["uri"], made.anchored().data.uri) == ("x.zip", str(tmp_path / "x.zip"))

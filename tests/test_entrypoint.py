@@ -1,4 +1,4 @@
-"""The command line as its users meet it: help, exit codes and the last line on stderr."""
+"""The command line as its users meet it: help, near misses, exit codes and the last line on stderr."""
 
 import importlib.util
 import json
@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from entrypoint import cli
+from inat_job import near_misses
 from inat_job.configuration import options_of_all_parts
 from inat_job.errors import TransientError
 from tests.harness.in_process import Ended, in_process
@@ -25,6 +29,8 @@ SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --run
 BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
+LOG = {"--log-format", "--quiet", "--verbose"}
+HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -33,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Ended]]:
-    """Runs a command line in this process, in an empty folder, and puts the signal handlers back."""
+    """Runs a command line in this process, in an empty folder, and restores the signal handlers."""
     monkeypatch.chdir(tmp_path)
     with in_process(monkeypatch, capsys) as run:
         yield run
@@ -50,54 +56,228 @@ def test_help_imports_nothing_heavy() -> None:
         "import entrypoint\n"
         "try: entrypoint.main()\n"
         "except SystemExit: pass\n"
-        "print(sorted({'torch', 'torchvision', 'lightning', 'wandb', 'boto3', 'numpy', 'PIL'} & set(sys.modules)))"
+        f"print(sorted({HEAVY} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "--batch-size" in done.stdout
 
 
-def options(job: Callable[..., Ended], command: str) -> set[str]:
-    return set(re.findall(r"^ +(--[a-z-]+)", job(command, "--help").stdout, re.M))
+def offered(job: Callable[..., Ended], command: str) -> set[str]:
+    return set(re.findall(r"^ +(--[a-z0-9-]+)", job(command, "--help").stdout, re.M))
 
 
-def test_a_command_offers_what_has_an_effect_on_it(job: Callable[..., Ended]) -> None:
-    always = {"--config", "--set", "--print-config"}
-    data = set("--data --cache-dir --image-size --eval-crop --max-broken --sse-kms-key-id --anonymous".split())
-    data |= {"--requester-pays", "--grace-seconds"}
-    assert options(job, "prepare") - {"-h"} == always | data | {"--prune"}
-    store = {"--output", "--sse-kms-key-id", "--anonymous", "--requester-pays"}
-    assert options(job, "status") == always | store | {"--watch"}
+def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> None:
+    always = {"--config", "--set", "--print-config", "--log-format"}
+    data = set("--data --cache-dir --image-size --max-broken --anonymous --requester-pays --grace-seconds".split())
+    assert offered(job, "prepare") == always | data | {"--prune"}
+    assert offered(job, "status") == always | {"--output", "--anonymous", "--requester-pays", "--watch"}
     testing = set(
         "--output --run-id --lease-seconds --price-per-hour --batch-size --accelerator --precision --deterministic "
-        "--resident-share".split()
+        "--resident-share --eval-crop --sse-kms-key-id".split()
     )
     tracker = {"--wandb", "--wandb-project", "--wandb-entity"}
-    assert options(job, "test") == always | data | testing | tracker | {"--checkpoint"}
+    assert offered(job, "test") == always | data | testing | tracker | {"--checkpoint"}
     assert job("test", "--checkpoint", "x", "--epochs", "2").code == 2
     both = {each.flag for each, _ in options_of_all_parts().values()}
-    switches = {f"--no-{flag[2:]}" for flag in both}
-    assert options(job, "bench") - switches == always | both | BENCH
-    assert options(job, "train") - switches == always | both
-    assert options(job, "preflight") - switches == always | both | {"--part"}
+    unused = set(
+        "--run-id --resume --preflight --force --init-from --price-per-hour --max-time --early-stop --devices "
+        "--num-nodes --sync-batch-norm".split()
+    )
+    assert offered(job, "bench") == always | (both - unused - tracker) | BENCH
+    assert offered(job, "train") == always | both
+    assert offered(job, "preflight") == always | both - {"--preflight"} | {"--part"}
 
 
-def test_prepare_takes_the_file_of_either_part(job: Callable[..., Ended], tmp_path: Path) -> None:
+def help_of(job: Callable[..., Ended], *words: str) -> str:
+    """The help of a command without its line breaks."""
+    return " ".join(job(*words, "--help").stdout.split())
+
+
+def test_help_groups_options(job: Callable[..., Ended]) -> None:
+    titles = re.findall(r"^(\w.*):$", job("parta", "--help").stdout, re.M)
+    assert titles == ["Data", "Model", "Training", "Run", "Storage", "Tracking", "Settings", "Log", "Help"]
+    titles = re.findall(r"^(\w.*):$", job("bench", "--help").stdout, re.M)
+    assert titles[:5] == ["Part", "Measurement", "Data", "Model of Part A", "Model of Part B"]
+    assert re.findall(r"^(\w.*):$", job("test", "--help").stdout, re.M)[:3] == ["Checkpoint", "Data", "Evaluation"]
+
+
+@pytest.mark.parametrize("command", [*cli.commands])
+def test_help_shows_type_default_and_range(job: Callable[..., Ended], command: str) -> None:
+    """Every option says something, ends in a full stop, and is cut off nowhere."""
+    shown = job(command, "--help").stdout
+    assert "..." not in shown.replace("COMMAND...", "").replace("#sha256=...", "")
+    for param in cli.commands[command].params:
+        if isinstance(param, click.Option):
+            assert re.search(r"\.(  \[.+\])?$", param.help or ""), param.name
+            assert param.is_flag or re.fullmatch(r"[A-Z\[][A-Z.=\]]*|[a-z0-9|-]+", str(param.metavar)), param.name
+
+
+def test_help_has_the_defaults_of_the_part(job: Callable[..., Ended]) -> None:
+    a, b, both = (help_of(job, command) for command in ("parta", "partb", "bench"))
+    assert "--lr FLOAT Peak learning rate. [default: 0.002; 1e-08 to 10]" in a
+    assert "--lr FLOAT Peak learning rate. [default: 0.003; 1e-08 to 10]" in b
+    assert "[default: 0.002 in Part A, 0.003 in Part B; 1e-08 to 10]" in both
+    assert "--batch-norm / --no-batch-norm Batch norm after each convolution. [default: on]" in a
+    assert "--max-time DURATION" in a
+    assert "[default: never; at least 1 s]" in a
+    assert "--data URI" in a
+
+
+def test_help_has_the_meaning_for_the_command(job: Callable[..., Ended]) -> None:
+    assert "--batch-size INTEGER Images per forward pass. [default: the run's; at least 2]" in help_of(job, "test")
+    assert "--output URI Local folder or s3:// prefix that holds RUN," in help_of(job, "status")
+    assert "--batch-size INTEGER Images per optimiser step, over all devices." in help_of(job, "parta")
+
+
+def test_help_of_submit_names_the_targets(job: Callable[..., Ended]) -> None:
+    shown = help_of(job, "submit")
+    assert "--namespace NAME Namespace of the job. [only k8s; default: kubectl's current one]" in shown
+    assert "--disk INTEGER Scratch space of each machine in GiB. [only k8s and sagemaker; at least 1]" in shown
+
+
+@pytest.mark.parametrize("columns", [60, 80, 110, 200])
+def test_help_follows_the_terminal_width(
+    job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    widest = max(map(len, job("parta", "--help").lines))
+    assert min(columns, 110) - 15 <= widest <= min(columns, 110)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("parta --gpus 1", "There is no option --gpus; did you mean --devices?"),
+        ("parta --learning-rate 0.1", "There is no option --learning-rate; did you mean --lr?"),
+        ("parta --num-epochs 3", "There is no option --num-epochs; did you mean --epochs?"),
+        ("parta --batchsize 32", "There is no option --batchsize; did you mean --batch-size?"),
+        ("parta --weight_decay 0.1", "There is no option --weight_decay; did you mean --weight-decay?"),
+        ("partb --model resnet18", "There is no option --model; did you mean --backbone?"),
+        ("parta --frobnicate", "There is no option --frobnicate: see `parta --help`."),
+        ("parta --backbone resnet18", "--backbone is an option of partb and preflight, not of parta: leave it out."),
+        (
+            "parta --num-workers 4",
+            "There is no option --num-workers, since images are decoded once, and no workers load them: leave it out.",
+        ),
+        (
+            "parta --filters 32 64",
+            "--filters takes its values with commas between them: write --filters 32,64.",
+        ),
+        (
+            "parta --epochs 3 4",
+            "--epochs takes one value, and '4' follows '3': leave it out, or name its option.",
+        ),
+        (
+            "parta --augment false --epochs 3",
+            "--augment takes no value, and 'false' follows it: write --augment or --no-augment alone.",
+        ),
+        (
+            "parta x.zip",
+            "parta takes only options, and 'x.zip' is not one: write --data x.zip for a data set, or see `parta "
+            "--help`.",
+        ),
+        ("part-a", "There is no command 'part-a'; did you mean parta?"),
+        ("evaluate", "There is no command 'evaluate'; did you mean test?"),
+        ("--epochs 3 parta", "--epochs belongs after the command, as in `parta --epochs`."),
+        (
+            "parta --activation Relus",
+            "--activation is 'Relus': it must be one of relu, gelu, silu, mish; did you mean relu?",
+        ),
+        (
+            "parta --accelerator gpu",
+            "--accelerator is 'gpu': it must be one of auto, cpu, cuda, mps; did you mean cuda?",
+        ),
+        ("parta --epochs ten", "--epochs is 'ten': it must be a whole number."),
+        ("parta --epochs 0", "--epochs is 0: it must be at least 1."),
+        ("parta --set train.lrr=1", "--set: there is no setting 'train.lrr'; did you mean train.lr?"),
+        (
+            "parta --config none.toml",
+            "--config is none.toml, which cannot be read (No such file or directory): check the path.",
+        ),
+        ("parta --epochs", "--epochs needs a value after it: see --help."),
+        ("test", "--checkpoint is missing: name a run, such as --checkpoint runs/parta-0123456789ab."),
+        ("status", "RUN is missing: name a run, such as parta-0123456789ab, or its URI."),
+        ("bench --part c", "--part is 'c': it must be one of a, b."),
+        ("submit k8 -- parta", "TARGET is 'k8': it must be one of k8s, batch, sagemaker; did you mean k8s?"),
+        (
+            "submit k8s --output s3://b/r -- parta",
+            "--output is an option of the job's command: write it after --, as in `-- parta --output ...`.",
+        ),
+        ("parta --quiet --verbose", "--quiet and --verbose contradict each other: leave one out."),
+    ],
+)
+def test_near_miss_is_answered_with_what_was_meant(job: Callable[..., Ended], line: str, sentence: str) -> None:
+    ended = job(*line.split())
+    assert (ended.code, ended.last) == (2, f"Error: {sentence}")
+
+
+def test_every_synonym_is_of_an_option() -> None:
+    flags = {flag.lstrip("-") for command in cli.commands.values() for each in command.params for flag in each.opts}
+    assert set(near_misses.SYNONYMS.values()) <= flags
+    assert set(near_misses.COMMANDS.values()) <= set(cli.commands)
+
+
+def test_unused_variable_is_a_warning(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INAT_LEARNING_RATE", "1")
+    for name in ("INAT_PORT", "INAT_SERVICE_HOST", "INAT_PORT_80_TCP_ADDR", "INAT_JOB_PORT", "INAT_BACKBONE"):
+        monkeypatch.setenv(name, "tcp://10.0.0.1:80")
+    ended = job("prepare", "--prune")
+    warnings = [json.loads(line)["message"] for line in ended.lines if '"warning"' in line]
+    assert (ended.code, warnings) == (
+        0,
+        [
+            "The environment variable INAT_LEARNING_RATE sets nothing; did you mean INAT_LR?",
+            "INAT_PORT and 2 more set nothing: Kubernetes adds them for a Service.",
+        ],
+    )
+
+
+def test_printed_config_is_all_of_stdout(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INAT_LEARNING_RATE", "1")
+    ended = job("parta", "--print-config")
+    assert tomllib.loads(ended.stdout)["train"]["lr"] == 0.002
+    assert "INAT_LEARNING_RATE sets nothing" in ended.last
+
+
+def completions(shell_words: str) -> list[str]:
+    words = shell_words.split(" ")
+    environment = {
+        **os.environ,
+        "_INAT_JOB_COMPLETE": "bash_complete",
+        "COMP_WORDS": "\n".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    command = [sys.executable, str(ROOT / "entrypoint.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_shell_completion() -> None:
+    assert completions("inat-job par") == ["plain,parta", "plain,partb"]
+    assert completions("inat-job partb --str") == ["plain,--strategy"]
+    assert completions("inat-job partb --strategy g") == ["plain,gradual"]
+    assert completions("inat-job parta --data im") == ["file,im"]
+    environment = {**os.environ, "_INAT_JOB_COMPLETE": "bash_source"}
+    command = [sys.executable, str(ROOT / "entrypoint.py")]
+    script = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "complete -o nosort -F _inat_job_completion inat-job" in script
+
+
+def test_prepare_accepts_the_config_of_either_part(job: Callable[..., Ended], tmp_path: Path) -> None:
     (tmp_path / "pb.toml").write_text('[model]\nstrategy = "head"\n[data]\nimage_size = 64\n')
     ended = job("prepare", "--config", "pb.toml", "--set", "model.backbone=resnet18", "--print-config")
     assert (ended.code, "image_size = 64  # file" in ended.stdout, "[model]" in ended.stdout) == (0, True, False)
     assert job("parta", "--config", "pb.toml", "--print-config").code == 2
 
 
-def test_the_checkpoint_comes_from_the_environment_too(
-    job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoint_from_environment(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INAT_CHECKPOINT", "from-the-environment")
     ended = job("test")
     assert (ended.code, "from-the-environment" in ended.last) == (65, True)
 
 
-def test_0_done(job: Callable[..., Ended], archive: str) -> None:
+def test_exit_0_done(job: Callable[..., Ended], archive: str) -> None:
     ended = job("parta", "--data", archive, *SMALL)
     assert ended.code == 0
     events = [json.loads(line) for line in ended.stdout.splitlines()]
@@ -105,7 +285,7 @@ def test_0_done(job: Callable[..., Ended], archive: str) -> None:
     assert re.match(r"Test accuracy 0\.\d+ \(\d+ of 15 images", events[-1]["message"])
 
 
-def test_1_a_bug(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_1_bug(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
         raise ZeroDivisionError("oops")
 
@@ -121,8 +301,8 @@ def test_1_a_bug(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> 
     ("arguments", "words"),
     [
         (["parta", "--epochs", "0"], "--epochs is 0: it must be at least 1."),
-        (["parta", "--epoch", "1"], "Did you mean '--epochs'?"),
-        (["partb", "--set", "model.backbon=x"], "Did you mean model.backbone?"),
+        (["parta", "--epoch", "1"], "There is no option --epoch; did you mean --epochs?"),
+        (["partb", "--set", "model.backbon=x"], "did you mean model.backbone?"),
         (["parta", "--devices", "0"], "--devices is 0"),
         (["parta", "--data", "ftp://x/y.zip"], "use s3://"),
         (["test"], "--checkpoint"),
@@ -138,13 +318,13 @@ def test_1_a_bug(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> 
         ),
     ],
 )
-def test_2_usage(job: Callable[..., Ended], arguments: list[str], words: str) -> None:
+def test_exit_2_usage(job: Callable[..., Ended], arguments: list[str], words: str) -> None:
     ended = job(*arguments)
     assert ended.code == 2
     assert words in ended.last
 
 
-def test_65_bad_data(job: Callable[..., Ended], tmp_path: Path) -> None:
+def test_exit_65_bad_data(job: Callable[..., Ended], tmp_path: Path) -> None:
     ended = job("parta", "--data", "none.zip")
     assert (ended.code, "none.zip does not exist: check --data." in ended.last) == (65, True)
     write_zip(tmp_path / "broken.zip", {**tree(), "some/where/train/Ants/00.jpg": encoded(1)[:50]})
@@ -153,12 +333,12 @@ def test_65_bad_data(job: Callable[..., Ended], tmp_path: Path) -> None:
     assert job("test", "--checkpoint", "nowhere").code == 65
 
 
-def test_65_missing_data_in_a_bucket(job: Callable[..., Ended], s3_bucket: str) -> None:
+def test_exit_65_missing_object(job: Callable[..., Ended], s3_bucket: str) -> None:
     ended = job("prepare", "--data", f"s3://{s3_bucket}/none.zip")
     assert (ended.code, f"s3://{s3_bucket}/none.zip" in ended.last) == (65, True)
 
 
-def test_preflight_ends_as_the_job_would(job: Callable[..., Ended], archive: str, tmp_path: Path) -> None:
+def test_preflight_exit_code_is_that_of_the_job(job: Callable[..., Ended], archive: str, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     ended = job("preflight", "--data", archive, *SMALL)
     events = [json.loads(line) for line in ended.stdout.splitlines()]
@@ -171,7 +351,7 @@ def test_preflight_ends_as_the_job_would(job: Callable[..., Ended], archive: str
     assert job("preflight", "--strategy", "head").code == 2
 
 
-def test_75_an_unreachable_store(job: Callable[..., Ended], archive: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_75_unreachable_store(job: Callable[..., Ended], archive: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
@@ -186,7 +366,7 @@ def _impatient(**options: Any) -> Any:
     return StorageOptions(**options, retries=1)
 
 
-def test_75_says_where_the_run_is(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_line_is_one_sentence(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*args: Any) -> None:
         raise TransientError("The store\nis away.")
 
@@ -194,7 +374,7 @@ def test_75_says_where_the_run_is(job: Callable[..., Ended], monkeypatch: pytest
     assert job("parta") == (75, "", "Error: The store is away.")
 
 
-def test_77_no_credentials(job: Callable[..., Ended], archive: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_77_no_credentials(job: Callable[..., Ended], archive: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
@@ -204,21 +384,19 @@ def test_77_no_credentials(job: Callable[..., Ended], archive: str, monkeypatch:
     assert (ended.code, "redentials" in ended.last) == (77, True)
 
 
-def test_78_a_missing_output_bucket(job: Callable[..., Ended], archive: str, s3_bucket: str) -> None:
+def test_exit_78_missing_output_bucket(job: Callable[..., Ended], archive: str, s3_bucket: str) -> None:
     ended = job("parta", "--data", archive, "--output", f"s3://{s3_bucket}-none/out")
     assert (ended.code, f"{s3_bucket}-none" in ended.last) == (78, True)
 
 
-def test_78_a_foreign_run(job: Callable[..., Ended], archive: str) -> None:
+def test_exit_78_other_settings(job: Callable[..., Ended], archive: str) -> None:
     assert job("parta", "--data", archive, *SMALL).code == 0
     ended = job("parta", "--data", archive, *SMALL, "--seed", "1")
     assert (ended.code, "train.seed is 0 in the run, 1 here" in ended.last) == (78, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_143_a_signal_stores_a_checkpoint_and_the_same_command_goes_on(
-    number: signal.Signals, archive: str, tmp_path: Path
-) -> None:
+def test_exit_143_signal_stores_a_checkpoint(number: signal.Signals, archive: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", "--data", archive, *SMALL, "--epochs", "400"]
     child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -226,12 +404,12 @@ def test_143_a_signal_stores_a_checkpoint_and_the_same_command_goes_on(
     child.send_signal(number)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 143
-    assert re.search(r"Preempted; step \d+ is stored in .*/r/checkpoints: run the same", err.splitlines()[-1])
+    assert re.search(r"Error: Stopped: step \d+ is stored in .*/r/checkpoints; run the same", err.splitlines()[-1])
     latest = json.loads((tmp_path / "runs/r/checkpoints/latest.json").read_text())
     assert latest["step"] > 0
 
 
-def test_143_a_signal_before_anything_is_there(tmp_path: Path, archive: str) -> None:
+def test_exit_143_signal_during_startup(tmp_path: Path, archive: str) -> None:
     command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", "--data", archive, *SMALL]
     child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not _catches(child.pid, signal.SIGTERM):
@@ -247,7 +425,7 @@ def _catches(pid: int, number: signal.Signals) -> bool:
     return bool(caught and int(caught[1], 16) >> (number - 1) & 1)
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+def test_second_signal_ends_at_once(tmp_path: Path) -> None:
     script = (
         "import time; from inat_job.signals import StopFlag; StopFlag().install(); print(1, flush=True); time.sleep(60)"
     )
@@ -262,7 +440,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     child.stdout.close()
 
 
-def test_prepare_then_parta_finds_everything_ready(job: Callable[..., Ended], archive: str) -> None:
+def test_parta_uses_the_cache_of_prepare(job: Callable[..., Ended], archive: str) -> None:
     assert job("prepare", "--data", archive, "--image-size", "32").code == 0
     ended = job("parta", "--data", archive, *SMALL)
     assert ended.code == 0
@@ -270,7 +448,7 @@ def test_prepare_then_parta_finds_everything_ready(job: Callable[..., Ended], ar
 
 
 def test_wandb_off_imports_neither_wandb_nor_boto3(archive: str, tmp_path: Path) -> None:
-    """A local run works where both are absent, as `python -S`-like machines have them."""
+    """A local run works where neither is installed."""
     script = (
         "import sys\nfor name in ('wandb', 'boto3', 'botocore'): sys.modules[name] = None\n"
         f"sys.argv = {['entrypoint.py', 'parta', '--data', archive, *SMALL]!r}\n"

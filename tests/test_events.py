@@ -40,16 +40,16 @@ def test_a_field_of_its_own_goes_before(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_metrics_leave_stdout_to_json_and_come_of_the_first_rank_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    events.plain(metric_lines.lines({"val_accuracy": 0.7123, "epoch": 1}))
+    events.write_metrics(metric_lines.lines({"val_accuracy": 0.7123, "epoch": 1}))
     assert capsys.readouterr() == ("", "metric val_accuracy=0.7123\n")
     STATUS.rank = 1
-    events.plain(metric_lines.lines({"val_accuracy": 0.7123}))
+    events.write_metrics(metric_lines.lines({"val_accuracy": 0.7123}))
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_person_gets_no_metric_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "terminal", lambda: True)
-    events.plain(["metric val_accuracy=0.7123"])
+    events.write_metrics(["metric val_accuracy=0.7123"])
     events.emit("epoch", val_accuracy=0.7123)
     assert capsys.readouterr() == ("", "\r\033[Kepoch  val_accuracy=0.7123\n")
 

@@ -153,8 +153,8 @@ os.write(1, os.environ.get("RANK", "supervisor").encode() + b"\\n")  # one write
 try:
     entrypoint.main()
 except SystemExit as end:
-    exit.leave(int(end.code or 0))
-exit.leave(0)
+    exit.exit_now(int(end.code or 0))
+exit.exit_now(0)
 """
 """Two ranks that do no work; they may hang, or rank 1 may fail."""
 
@@ -190,7 +190,7 @@ def test_stop_of_one_rank_stops_the_others(tmp_path: Path, rank: int) -> None:
     os.kill(ranks_of(child.pid)[rank], signal.SIGTERM)
     assert wait_for_end(child, 20) == (
         143,
-        "Error: Stopped by a signal while waiting; run the same command again to go on.",
+        "Error: Stopped by a signal while waiting; run the same command again to continue.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Secrets that a job is given, planted in every form that it takes, are in nothing that it says, writes or stores."""
+"""Secrets of a job, in every form that it gets them, are in nothing that it logs, writes or stores."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ MARK = "pLaNtEd"
 
 KEY, TOKEN, PASSWORD, SIGNATURE = (f"{MARK}{name}{'0' * 24}" for name in ("Key", "Token", "Password", "Signature"))
 TRACKER = f"http://user:{PASSWORD}@127.0.0.1:9"
-"""Where nobody answers."""
+"""An address without a server."""
 
 SECRET = {
     "AWS_SECRET_ACCESS_KEY": KEY,
@@ -35,15 +35,15 @@ SMALL = (*BATCH, "--filters", "4", "--dense", "8", "--epochs", "1")
 
 @dataclass
 class Ended:
-    """What a job said and left, to be searched."""
+    """What a job logged and left, to be searched."""
 
     code: int
-    said: bytes
+    logged: bytes
     left: dict[str, bytes] = field(default_factory=dict)
 
     def leaks(self) -> list[str]:
-        """Where the mark is: in what was said, in a file's name or in its bytes."""
-        every = {"what it says": self.said, **self.left}
+        """Where the mark is: in the log, in a file's name or in its bytes."""
+        every = {"the log": self.logged, **self.left}
         return [name for name, content in every.items() if MARK in name or MARK.encode() in content]
 
 
@@ -52,7 +52,7 @@ Job = Callable[..., Ended]
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """Runs a command with the secrets in its environment; what it said, and all that lies in its folder then."""
+    """Runs a command with the secrets in its environment; returns its log, and all files in its folder."""
 
     def run(*command: str, **environment: str) -> Ended:
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), **SECRET, **environment}
@@ -87,7 +87,7 @@ def _stored(bucket: str) -> dict[str, bytes]:
     return {f"s3:{key}": client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
 
-def test_a_whole_run_keeps_them(job: Job, served: Site, s3_bucket: str) -> None:
+def test_whole_run_leaks_no_secret(job: Job, served: Site, s3_bucket: str) -> None:
     output = (
         "--output",
         f"s3://{s3_bucket}/runs",
@@ -106,7 +106,7 @@ def test_a_whole_run_keeps_them(job: Job, served: Site, s3_bucket: str) -> None:
         AWS_ENDPOINT_URL=endpoint,
         WANDB_BASE_URL="http://127.0.0.1:9",
     )
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.logged
     assert any("Authorization" in each for each in served.headers), "the login was not used"
     assert any(SIGNATURE in path for path, _ in served.requests), "the signature was not used"
     stored = _stored(s3_bucket)
@@ -117,7 +117,7 @@ def test_a_whole_run_keeps_them(job: Job, served: Site, s3_bucket: str) -> None:
     assert any(b"/x.zip" in content for name, content in stored.items() if name.endswith("report.json"))
 
 
-WORDS: dict[str, tuple[int, tuple[str, ...]]] = {
+COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "printed": (0, ("parta", "--data", "{signed}", "--print-config")),
     "missing": (65, ("parta", "--data", "{missing}")),
     "no host": (2, ("parta", "--data", f"https://user:{PASSWORD}@/x.zip")),
@@ -155,12 +155,12 @@ WORDS: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", WORDS)
-def test_a_command_that_fails_keeps_them(job: Job, served: Site, name: str) -> None:
-    code, command = WORDS[name]
-    told = {"signed": _signed(served), "missing": _signed(served, "y.zip")}
-    ended = job(*(word.format(**told) for word in command), INAT_WANDB="off")
-    assert ended.code == code, ended.said
+@pytest.mark.parametrize("name", COMMANDS)
+def test_failing_command_leaks_no_secret(job: Job, served: Site, name: str) -> None:
+    code, command = COMMANDS[name]
+    uris = {"signed": _signed(served), "missing": _signed(served, "y.zip")}
+    ended = job(*(word.format(**uris) for word in command), INAT_WANDB="off")
+    assert ended.code == code, ended.logged
     assert ended.leaks() == []
 
 
@@ -174,11 +174,11 @@ def test_a_command_that_fails_keeps_them(job: Job, served: Site, name: str) -> N
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else str(value),
 )
-def test_a_variable_keeps_them(job: Job, code: int, variables: dict[str, str]) -> None:
+def test_bad_variable_leaks_no_secret(job: Job, code: int, variables: dict[str, str]) -> None:
     ended = job(
         "parta", "--wandb", "off", **{"AWS_ACCESS_KEY_ID": "key", "INAT_OUTPUT": "s3://bucket/runs", **variables}
     )
-    assert ended.code == code, ended.said
+    assert ended.code == code, ended.logged
     assert ended.leaks() == []
 
 
@@ -206,7 +206,7 @@ entrypoint.main()
 """
 
 
-def test_sagemakers_failure_keeps_them(job: Job, tmp_path: Path) -> None:
+def test_failure_file_leaks_no_secret(job: Job, tmp_path: Path) -> None:
     (tmp_path / "ml/output").mkdir(parents=True)
     ended = job("train", f"https://user:{PASSWORD}@host/x.zip", SAGEMAKER_BASE_DIR=str(tmp_path / "ml"))
     assert ended.code == 2
@@ -214,7 +214,7 @@ def test_sagemakers_failure_keeps_them(job: Job, tmp_path: Path) -> None:
     assert ended.leaks() == []
 
 
-def test_a_traceback_keeps_them(tmp_path: Path) -> None:
+def test_traceback_leaks_no_secret(tmp_path: Path) -> None:
     code = BUG.format(key=KEY, token=TOKEN, password=PASSWORD, signed=f"https://user:{MARK}@host/x?sig={MARK}")
     line = [sys.executable, "-c", code.replace(MARK, 'pLaNt" "Ed')]  # or the source's own lines would show it
     environment = {**os.environ, **SECRET, "PYTHONPATH": str(ROOT)}

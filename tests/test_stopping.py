@@ -38,14 +38,12 @@ def last_line(child: Child) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_is_as_one_to_the_job(
-    job: Callable[..., Child], number: signal.Signals, tmp_path: Path
-) -> None:
-    """wandb's own process gets it too, and dies of it."""
+def test_signal_to_the_process_group(job: Callable[..., Child], number: signal.Signals, tmp_path: Path) -> None:
+    """wandb's own process gets it too, and ends."""
     child = job("--wandb", "offline")
     wait_for_event(child, "epoch")
     os.killpg(child.pid, number)
-    assert "Preempted; step" in last_line(child)
+    assert "Stopped: step" in last_line(child)
     assert child.returncode == 143
     [attempt] = (tmp_path / "runs/r/attempts").glob("*.json")
     assert json.loads(attempt.read_text())["why"] == "preempted"
@@ -69,7 +67,7 @@ class _Metadata(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_spot_notice_stores_a_checkpoint_before_any_signal(job: Callable[..., Child]) -> None:
+def test_spot_notice_stores_a_checkpoint(job: Callable[..., Child]) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Metadata)
     server.noticed = False  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -82,13 +80,13 @@ def test_a_spot_notice_stores_a_checkpoint_before_any_signal(job: Callable[..., 
     wait_for_event(child, "epoch")
     server.noticed = True  # type: ignore[attr-defined]
     wait_for_event(child, "stopping")
-    assert "Preempted; step" in last_line(child)
+    assert "Stopped: step" in last_line(child)
     assert child.returncode == 143
     server.shutdown()
     server.server_close()
 
 
-def test_a_server_that_says_nothing_holds_up_no_stop(job: Callable[..., Child]) -> None:
+def test_stop_while_a_server_is_silent(job: Callable[..., Child]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         child = job(
             "--wandb",
@@ -99,7 +97,7 @@ def test_a_server_that_says_nothing_holds_up_no_stop(job: Callable[..., Child]) 
             AWS_ACCESS_KEY_ID="k",
             AWS_SECRET_ACCESS_KEY="s",
         )
-        link, _ = silent.accept()  # it asks whether the run is there
+        link, _ = silent.accept()  # its request for the run's state
         with link:
             begun = time.monotonic()
             child.send_signal(signal.SIGTERM)
@@ -107,7 +105,7 @@ def test_a_server_that_says_nothing_holds_up_no_stop(job: Callable[..., Child]) 
             assert (child.returncode, time.monotonic() - begun < 10) == (143, True)
 
 
-def test_a_failure_is_told_to_sagemaker(job: Callable[..., Child], tmp_path: Path) -> None:
+def test_failure_file_of_sagemaker(job: Callable[..., Child], tmp_path: Path) -> None:
     child = job("--wandb", "off", "--data", "/none.zip", SAGEMAKER_BASE_DIR=str(tmp_path / "ml"))
     (tmp_path / "ml").mkdir(exist_ok=True)
     sentence = last_line(child)
@@ -124,13 +122,13 @@ lock(mutex)
 
 
 @pytest.mark.parametrize("hangs", [IN_PYTHON, IN_C], ids=["Python", "C"])
-def test_what_hangs_is_ended_with_the_grace_and_says_so(hangs: str) -> None:
+def test_hanging_process_ends_within_the_grace(hangs: str) -> None:
     script = f"""
 import ctypes, time
 from inat_job import signals
 stop = signals.StopFlag()
 stop.install()
-signals.end_with_the_grace(stop, 3.0, lambda: print(stop.why), lambda: print("last words", flush=True))
+signals.end_within_grace(stop, 3.0, lambda: print(stop.why), lambda: print("last words", flush=True))
 print("up", flush=True)
 until = time.monotonic() + 60
 {hangs}

@@ -1,4 +1,4 @@
-"""What beats, and that a beat costs next to nothing."""
+"""What counts as a beat, and how often the watcher is called."""
 
 import time
 
@@ -10,13 +10,13 @@ from inat_job.errors import Preempted
 
 @pytest.fixture
 def beats() -> list[float]:
-    told: list[float] = []
-    watchdog.watched_by(lambda: told.append(watchdog._last))  # by the clock that it goes by: this one is read later
-    yield told
+    times: list[float] = []
+    watchdog.watched_by(lambda: times.append(watchdog._last))  # the watchdog's own clock: this one is read later
+    yield times
     watchdog.watched_by(None)
 
 
-def test_the_watcher_is_told_once_a_second(beats: list[float]) -> None:
+def test_watcher_is_called_at_most_once_a_second(beats: list[float]) -> None:
     until = time.monotonic() + 1.2
     while time.monotonic() < until:
         watchdog.beat()
@@ -24,10 +24,10 @@ def test_the_watcher_is_told_once_a_second(beats: list[float]) -> None:
     assert beats[1] - beats[0] >= watchdog.AT_MOST_EVERY_S
     time.sleep(0.05)
     assert 0.05 <= watchdog.still_s() < 1.0
-    assert len(beats) == 2, "nobody beats by itself"
+    assert len(beats) == 2, "no thread beats by itself"
 
 
-def test_a_look_at_the_stop_flag_beats_and_work_in_the_background_does_not(beats: list[float]) -> None:
+def test_stop_check_beats_except_in_the_background(beats: list[float]) -> None:
     signals.check(signals.never, "storing")
     assert not beats
     signals.check(lambda: False, "decoding")

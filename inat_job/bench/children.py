@@ -4,6 +4,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,8 @@ def module(name: str, *arguments: str) -> list[str]:
 
 def job(settings: Settings, command: str = "") -> list[str]:
     """The command line of a job with these settings: every value is given, so that the environment does not matter."""
-    return python(str(ROOT / "entrypoint.py"), command or f"part{settings.part}", *_arguments(settings))
+    entrypoint = python(str(ROOT / "entrypoint.py"), command or f"part{settings.part}", "--log-format=json")
+    return [*entrypoint, *_arguments(settings)]
 
 
 def _arguments(settings: Settings) -> Iterator[str]:
@@ -116,14 +118,17 @@ class FinishedProcess:
         for at, line in self.lines:
             if re.search(pattern, line):
                 return at
-        raise ChildError(f"A child process of the bench never printed {pattern!r}: see above.")
+        raise ChildError(f"A program of the bench never printed {pattern!r}.")
 
 
 def run(command: Sequence[str], until: str | None = None) -> FinishedProcess:
     """Run a process to its end, or kill it when a line contains the pattern `until`. Raises ChildError if it fails."""
     started = time.perf_counter()
     lines: list[tuple[float, str]] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,  # noqa: S603
+    ):
         try:
             assert process.stdout
             peak = _PeakMemory(process.pid)
@@ -138,13 +143,11 @@ def run(command: Sequence[str], until: str | None = None) -> FinishedProcess:
             if until is not None:
                 process.kill()
         code = process.wait()
-    if code != 0 and not killed:
-        raise ChildError(f"{' '.join(command)[:200]} ended with code {code}: {_last(lines)}")
+        if code != 0 and not killed:
+            errors.seek(0)
+            last = " | ".join(line.strip() for line in list(errors)[-_LAST_LINES:])
+            raise ChildError(f"{' '.join(command)[:200]} ended with code {code}: {last}")
     return FinishedProcess(time.perf_counter() - started, peak.stop(), tuple(lines))
-
-
-def _last(lines: Sequence[tuple[float, str]]) -> str:
-    return " | ".join(line for _, line in lines[-_LAST_LINES:])
 
 
 class _PeakMemory:

@@ -1,4 +1,4 @@
-"""`bench`: what each stage of a run reaches beside its limit, which one bounds, and the plain way beside it all."""
+"""`bench`: the rate of each stage of a run beside its limit, the slowest stage, and plain Lightning for comparison."""
 
 import dataclasses
 import json
@@ -24,24 +24,24 @@ from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
 _SYNTHETIC_SIDE = 480
-"""Pixels of the longer side of images that are made, about that of a photo in the usual data sets."""
+"""Pixels of the longer side of generated images, about that of a photo in the usual data sets."""
 
 
 def run(settings: Settings, request: BenchOptions, stop: StopFlag, started: float) -> None:
-    """Measure what the request asks for, and tell it. Raises UsageError for a --json that has no folder."""
+    """Measure what the request asks for, and report it. Raises UsageError for a --json in no folder."""
     if request.json and not Path(request.json).absolute().parent.is_dir():
-        raise UsageError(f"--json is {request.json}, and its folder does not exist: make it, or name another.")
+        raise UsageError(f"--json is {request.json}, and its folder does not exist: create it, or name another.")
     if (settings.train.devices or 1) * (settings.train.num_nodes or 1) > 1:
-        raise UsageError("bench measures one device: leave --devices and --num-nodes out.")
-    epochs, settings = settings.train.epochs, _settled(settings, request)
+        raise UsageError("bench measures one device: unset train.devices and train.num_nodes.")
+    epochs, settings = settings.train.epochs, _alone(settings, request)
     with _scratch(settings) as scratch:
         settings = _with_images(settings, request, scratch, stop)
         found, facts = _measure(settings, request, scratch, stop, started)
-    _tell(request, found, facts, epochs)
+    _report(request, found, facts, epochs)
 
 
-def _settled(settings: Settings, request: BenchOptions) -> Settings:
-    """The run without what would end it early or speak to others, under a name that nobody else has."""
+def _alone(settings: Settings, request: BenchOptions) -> Settings:
+    """The run without what ends it early and without a tracker, under a name of its own."""
     epochs = max(settings.train.epochs, request.runs + 1) if request.trains else settings.train.epochs
     train = dataclasses.replace(settings.train, epochs=epochs, max_time=None, early_stop=None)
     run = dataclasses.replace(settings.run, run_id=f"bench-{secrets.token_hex(4)}", force=False, init_from=None)
@@ -51,7 +51,7 @@ def _settled(settings: Settings, request: BenchOptions) -> Settings:
 
 @contextmanager
 def _scratch(settings: Settings) -> Iterator[Path]:
-    """A folder for what the bench needs, on the disk of the cache."""
+    """A folder for the files of the bench, on the disk of the cache."""
     cache = Path(settings.data.cache_dir)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="bench-") as folder:
@@ -59,7 +59,7 @@ def _scratch(settings: Settings) -> Iterator[Path]:
 
 
 def _with_images(settings: Settings, request: BenchOptions, scratch: Path, stop: StopFlag) -> Settings:
-    """The settings with the images that the request names: made ones, or those of the settings several times."""
+    """The settings with the images of the request: generated ones, or those of the settings several times."""
     data = settings.data
     if request.synthetic:
         folder = Path(data.cache_dir) / "synthetic"
@@ -81,7 +81,7 @@ def _measure(
     found: list[Measurement] = []
     source = _source(settings, stop)
     if "pull" in request.stages and not archives.is_archive(urlsplit(settings.data.uri).path):
-        events.warn("--stages pull is left out: it is measured on an archive, and --data is none.")
+        events.warn("The stage pull is left out: it is measured on an archive, and --data is not one.")
     elif "pull" in request.stages:
         children.report_stage("pull")
         where = ingest_stages.PullTarget(settings.data.uri, storage_options(settings.storage))
@@ -121,28 +121,30 @@ def _in_process(bench: PreparedRun, source: DataSource, scratch: Path) -> list[M
 
 
 def _archive(settings: Settings, source: DataSource, scratch: Path) -> Path:
-    """The data set as a file that other processes can read."""
+    """The data set as an archive that other processes can read."""
     path = Path(settings.data.uri)
     if path.is_file():
         return path
     return synthetic.repeated(source.open(), source.uri, 1, scratch / "archive.zip")
 
 
-def _tell(request: BenchOptions, found: list[Measurement], facts: dict[str, Any], epochs: int) -> None:
+def _report(request: BenchOptions, found: list[Measurement], facts: dict[str, Any], epochs: int) -> None:
+    """All figures to --json or, for a machine, the log; the table to a person, the last line to both."""
     bound, shares = bottleneck(found), shares_of_total(run_durations(found, facts["images"], epochs))
-    told = {
+    figures = {
         **facts,
         "bound_by": bound.name if bound else None,
         "run": {"epochs": epochs, "shares": shares},
         "measured": [each.as_dict() for each in found],
     }
     if request.json:
-        Path(request.json).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    else:
-        events.emit("bench", **told)
-    stream = sys.stdout if sys.stdout.isatty() else sys.stderr  # where a machine reads stdout, it reads JSON lines
-    stream.write(table(found) + "\n")
+        Path(request.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    elif events.is_json():
+        events.emit("bench", **figures)
     parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-    stream.write(f"Of a run of {epochs} epochs: {parts}.\n" if len(shares) > 1 else "")
+    lines = [table(found), *([f"Of a run of {epochs} epochs: {parts}."] if len(shares) > 1 else [])]
+    stream = sys.stderr if events.is_json() else sys.stdout  # stdout holds nothing but JSON for a machine
+    stream.write("\n".join(lines) + "\n")
+    stream.flush()
     message = f"Bound by: {bound.name}, {format_number(bound.median)} {bound.unit}." if bound else "Done."
     events.emit("done", message=message)

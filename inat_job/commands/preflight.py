@@ -1,6 +1,5 @@
-"""`preflight`: looks at all that a job will need, at once and in seconds, and changes nothing."""
+"""`preflight`: checks everything that a job needs, at once and within seconds, and changes nothing."""
 
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
@@ -26,10 +25,10 @@ from inat_job.storage.probe import probe
 from inat_job.storage.run_folder import RunFolder
 
 LIMIT_S = 10.0
-"""Seconds within which all has ended, the process's own start included."""
+"""Seconds after which the command has ended, including the start of the process."""
 
 _OWN_S, _SIDE_S, _LEAST_S = 1.5, 5.0, 2.0
-"""Seconds that start and end of the process take at most; for a look that fails nothing; for any look."""
+"""Seconds for start and end of the process, for a check that cannot fail the job, and for any check at least."""
 
 _RETRIES = 2
 _CLOCK_WARNS_S = 300.0
@@ -37,13 +36,13 @@ _CLOCK_WARNS_S = 300.0
 
 @dataclass(frozen=True)
 class _Job:
-    """What the looks share; `looked` and `standing` are told by one look to others."""
+    """What the checks share; `data_summary` and `state` are results of one check that others wait for."""
 
     settings: Settings
     place: Platform
     options: StorageOptions
-    looked: "Future[Any]" = field(default_factory=Future)
-    standing: "Future[RunState]" = field(default_factory=Future)
+    data_summary: "Future[Any]" = field(default_factory=Future)
+    state: "Future[RunState]" = field(default_factory=Future)
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -59,15 +58,15 @@ class _Job:
         return open_run(self.settings, name, options=self.options)
 
     @property
-    def own(self) -> str:
+    def run_uri(self) -> str:
         """The address of the run's folder."""
         return f"{self.settings.run.output.rstrip('/')}/{self.settings.run_id}"
 
 
 def run(settings: Settings, place: Platform, stop: Stop, started: float | None = None) -> None:
-    """Say a line for each thing that the job will need. Raises the worst of what the job would end with.
+    """Report on each thing that the job needs. Raises the worst of the errors that the job would end with.
 
-    `started` is the time.perf_counter() of the process's start, where that is part of the time.
+    `started` is the time.perf_counter() of the process's start, if that counts too.
     """
     begun = time.perf_counter() if started is None else started
     seconds = max(_LEAST_S, LIMIT_S - _OWN_S - (time.perf_counter() - begun))
@@ -75,7 +74,7 @@ def run(settings: Settings, place: Platform, stop: Stop, started: float | None =
     findings = []
     for finding in run_checks(checks(_Job(settings, place, options), seconds), stop):
         findings.append(finding)
-        _say(finding)
+        _report(finding)
     failed = worst_failure(findings)
     counts = {outcome: sum(each.outcome == outcome for each in findings) for outcome in ("ok", "warn", "fail")}
     events.emit("preflight", **counts, code=failed.code if failed else 0, seconds=round(time.perf_counter() - begun, 1))
@@ -84,8 +83,8 @@ def run(settings: Settings, place: Platform, stop: Stop, started: float | None =
 
 
 def checks(job: _Job, seconds: float) -> Sequence[Check]:
-    """The looks at what a job needs, in the order in which they are told; `seconds` is the longest for any."""
-    settings, aside = job.settings, min(_SIDE_S, seconds)
+    """The checks of what a job needs, in the order of their report; `seconds` is the time limit of each."""
+    settings, side_s = job.settings, min(_SIDE_S, seconds)
     return [
         Check("place", partial(_place, job), seconds),
         Check("identity", partial(_identity, job), seconds),
@@ -96,8 +95,8 @@ def checks(job: _Job, seconds: float) -> Sequence[Check]:
         Check("init-from", partial(_init_from, job), seconds),
         Check("disk", partial(_disk, job, seconds), seconds),
         Check("ranks", partial(resources.check_ranks, settings, job.place), seconds),
-        Check("shm", partial(resources.check_shared_memory, settings.train), aside),
-        Check("memory", partial(resources.check_job_memory, settings), aside),
+        Check("shm", partial(resources.check_shared_memory, settings.train), side_s),
+        Check("memory", partial(resources.check_job_memory, settings), side_s),
         Check("device", partial(resources.check_device, settings.train.accelerator), seconds),
         Check("weights", partial(_weights, job, seconds), seconds),
         Check("tracker", partial(_tracker, settings), seconds),
@@ -115,13 +114,13 @@ def _identity(job: _Job) -> str | CheckWarning:
     if not job.uses_s3:
         return "not needed, nothing is in S3"
     if job.options.anonymous:
-        return "not asked, --anonymous sends no credentials"
+        return "not checked, --anonymous sends no credentials"
     from inat_job.storage.s3 import account  # boto3 is slow to import and may be absent
 
     found = account.identity()
     if found.arn:
         return f"{found.arn}, from {found.method}"
-    return f"credentials from {found.method}; whose is not known: {found.why}"
+    return f"credentials from {found.method}; their owner is unknown: {found.why}"
 
 
 def _clock(job: _Job) -> str | CheckWarning:
@@ -131,7 +130,7 @@ def _clock(job: _Job) -> str | CheckWarning:
 
     skew = account.skew_s()
     if skew is None:
-        return "not compared, the store tells no time"
+        return "not compared, the store does not report its time"
     what = f"this machine's clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the store's"
     if abs(skew) > account.MAX_SKEW_S:
         raise NoPermissionError(f"Every request is refused, since {what}: set this machine's clock.")
@@ -141,60 +140,60 @@ def _clock(job: _Job) -> str | CheckWarning:
 def _data(job: _Job) -> str | CheckWarning:
     data = job.settings.data
     try:
-        looked = summarise(data.uri, Path(data.cache_dir), data.image_size, job.options)
+        summary = summarise(data.uri, Path(data.cache_dir), data.image_size, job.options)
     except BaseException:
-        job.looked.cancel()
+        job.data_summary.cancel()
         raise
-    job.looked.set_result(looked)
-    return looked.text + (f"; {looked.doubt}" if looked.doubt else "")
+    job.data_summary.set_result(summary)
+    return summary.text + (f"; {summary.doubt}" if summary.doubt else "")
 
 
 def _output(job: _Job) -> str | CheckWarning:
-    store = open_store(job.own, job.options, role="output")
+    store = open_store(job.run_uri, job.options, role="output")
     if probe(store):
-        return f"{store.uri} can be written, conditionally too, read and cleared"
+        return f"{store.uri} can be written, conditionally too, read and deleted"
     return CheckWarning(
-        f"{store.uri} takes no conditional writes", "don't start two jobs of one run at the same moment, or use S3"
+        f"{store.uri} takes no conditional writes", "never start two jobs of one run at the same moment, or use S3"
     )
 
 
 def _run(job: _Job) -> str:
     try:
-        folder = job.folder(job.own)
-        standing, _ = decide_run_state(folder, job.settings)
+        folder = job.folder(job.run_uri)
+        state, _ = decide_run_state(folder, job.settings)
     except BaseException:
-        job.standing.cancel()
+        job.state.cancel()
         raise
-    job.standing.set_result(standing)
-    return f"{folder.run_id}, {'begun anew by --force' if job.settings.run.force else standing.value}"
+    job.state.set_result(state)
+    return f"{folder.run_id}, {'started again by --force' if job.settings.run.force else state.value}"
 
 
 def _init_from(job: _Job) -> str:
     name = job.settings.run.init_from
     if not name:
-        return "not asked for"
+        return "not given"
     folder = job.folder(name)
     if read_config(folder) is None:
-        raise BadDataError(f"--init-from names {folder.uri}, which holds no run: check it.")
+        raise BadDataError(f"--init-from names {folder.uri}, which holds no run: check the name.")
     return folder.uri
 
 
 def _disk(job: _Job, seconds: float) -> str | CheckWarning:
-    return resources.check_disk(job.settings, _told(job.looked, seconds))
+    return resources.check_disk(job.settings, _result_of(job.data_summary, seconds))
 
 
 def _weights(job: _Job, seconds: float) -> str | CheckWarning:
-    """A run that is taken up has its own already, unless it ended before its first checkpoint."""
+    """A run that is resumed has its own weights, unless it ended before its first checkpoint."""
     model = job.settings.model
     if job.settings.run.init_from:
-        return "none is needed, --init-from has its own"
+        return "not needed, --init-from brings its own"
     try:
         found = find_weights(model, environment.torch_hub_folder(), job.options)
     except JobError as error:
-        if _told(job.standing, seconds) is not RunState.RESUME:
+        if _result_of(job.state, seconds) is not RunState.RESUME:
             raise
-        return CheckWarning(str(error).rstrip("."), "none is needed if the run has a checkpoint")
-    return found or "none is needed"
+        return CheckWarning(str(error).rstrip("."), "not needed if the run has a checkpoint")
+    return found or "not needed"
 
 
 def _tracker(settings: Settings) -> str | CheckWarning:
@@ -203,20 +202,20 @@ def _tracker(settings: Settings) -> str | CheckWarning:
     return CheckWarning(found.warning, found.fix) if found.warning else found.text
 
 
-def _told(answer: "Future[Any]", seconds: float) -> Any | None:
-    """What another look has found, or None where it failed or is still at it shortly before the end."""
+def _result_of(other: "Future[Any]", seconds: float) -> Any | None:
+    """The result of another check, or None if it failed or is not ready shortly before the end."""
     try:
-        return answer.result(max(0.0, seconds - 0.5))
+        return other.result(max(0.0, seconds - 0.5))
     except (TimeoutError, CancelledError):
         return None
 
 
-def _say(finding: CheckResult) -> None:
-    """A line for a person, or an object for a machine."""
-    if not events.terminal():
-        said = {"check": finding.check, "outcome": finding.outcome, "what": finding.message}
-        more = {"fix": finding.fix} if finding.fix else {}
-        return events.emit("check", **said, **more, **({"code": finding.code} if finding.error else {}))
-    fix = f": {finding.fix}" if finding.fix else ""
-    print(f"{finding.outcome:<4}  {finding.check:<9} {finding.message}{fix}", file=sys.stderr, flush=True)
-    return None
+def _report(finding: CheckResult) -> None:
+    """A line for a person, or an event for a machine."""
+    fix = {"fix": finding.fix} if finding.fix else {}
+    code = {"code": finding.code} if finding.error else {}
+    if events.is_json():
+        events.emit("check", check=finding.check, outcome=finding.outcome, what=finding.message, **fix, **code)
+    else:
+        ending = f": {finding.fix}" if finding.fix else ""
+        events.write_text(f"{finding.outcome:<4}  {finding.check:<9} {finding.message}{ending}")

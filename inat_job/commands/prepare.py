@@ -1,9 +1,6 @@
-"""`prepare`: download, verify and build the decoded cache, and nothing else. `--prune` lists and deletes old caches."""
+"""`prepare`: download, verify and decode a data set, and nothing else. `--prune` lists and deletes old caches."""
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from inat_job import events, signals
 from inat_job.command_options import PrepareOptions
@@ -16,11 +13,11 @@ from inat_job.settings import Settings
 from inat_job.signals import Stop, StopFlag
 from inat_job.telemetry import heartbeat
 
-STATES = IN_USE, KEPT, DELETED, UNUSED = "in use", "kept", "deleted", "unused"
+IN_USE, KEPT, DELETED, UNUSED = "in use", "kept", "deleted", "unused"
 
 
 def run(settings: Settings, request: PrepareOptions, stop: StopFlag, started: float) -> None:
-    """Leave a cache that the other commands find; or with --prune tell what lies there, and delete what is old."""
+    """Build a cache for the other commands; or with --prune list what is there, and delete what is old."""
     if request.prune is not None:
         prune(Path(settings.data.cache_dir), request.unused_s, stop)
         return
@@ -35,29 +32,31 @@ def run(settings: Settings, request: PrepareOptions, stop: StopFlag, started: fl
 
 
 def prune(cache_dir: Path, unused_s: float | None, stop: Stop) -> None:
-    """Tell all of it, and delete what nobody has used for `unused_s`, if that is given.
+    """List everything, and delete what has not been used for `unused_s`, if that is given.
 
-    What a job has in use stays, whatever its age, and so does what runs have yet to store. Raises ConflictError for a
-    folder that cannot be read or written, Preempted.
+    What a job uses is kept, whatever its age, and so is what runs have yet to store. Raises ConflictError for a folder
+    that cannot be read or written, Preempted.
     """
     if unused_s is not None:
         cache.remove_leftovers(cache_dir)
-    told = []
+    states = []
     for each in cache.list_entries(cache_dir):
         signals.check(stop, "looking through --cache-dir")
-        told.append((each, _dealt_with(each, unused_s)))
-    _tell(told)
-    freed, whole = (sum(each.bytes for each, became in told if became in which) for which in ([DELETED], STATES))
-    gone = sum(became == DELETED for _, became in told)
-    message = f"{cache_dir} holds {_size(whole)} in {len(told)} folders"
+        states.append((each, _prune_one(each, unused_s)))
+    for each, state in states:
+        _list(each, state)
+    size, freed = sum(each.bytes for each, _ in states), sum(each.bytes for each, state in states if state == DELETED)
+    message = f"{cache_dir} holds {_size(size)} in {len(states)} folders"
     if unused_s is None:
-        message += "; none is deleted: to delete what is unused for 30 days, say --prune 30d."
+        message += "; nothing is deleted: to delete what is unused for 30 days, use --prune 30d."
     else:
-        message += f", of which {gone} are deleted: that frees {_size(freed)}."
+        deleted = sum(state == DELETED for _, state in states)
+        message += f", of which {deleted} are deleted: that frees {_size(freed)}."
     events.emit("done", message=message, freed_bytes=freed)
 
 
-def _dealt_with(each: CacheEntry, unused_s: float | None) -> str:
+def _prune_one(each: CacheEntry, unused_s: float | None) -> str:
+    """Delete a folder if it is old, and return its state."""
     if each.kind == "run":
         return KEPT
     if each.in_use:
@@ -67,27 +66,16 @@ def _dealt_with(each: CacheEntry, unused_s: float | None) -> str:
     return DELETED if cache.prune(each) else IN_USE
 
 
-def _tell(told: Sequence[tuple[CacheEntry, str]]) -> None:
-    for each, became in told:
-        said = _said(each, became)
-        if sys.stdout.isatty():
-            what = ", ".join(f"{name} {value}" for name, value in each.details.items())
-            ages = f"unused {format_duration(said['unused_s']):>7}  made {format_duration(said['age_s']):>7} ago"
-            print(f"{each.kind:<9} {_size(each.bytes):>9}  {ages}  {became:<8} {what}  {each.folder}")
-        else:
-            events.emit("cache", **said)
-
-
-def _said(each: CacheEntry, became: str) -> dict[str, Any]:
-    return {
-        "kind": each.kind,
-        "folder": str(each.folder),
-        "bytes": each.bytes,
-        "age_s": round(age_s(each.made_at)),
-        "unused_s": round(age_s(each.used_at)),
-        "state": became,
-        **each.details,
-    }
+def _list(each: CacheEntry, state: str) -> None:
+    """A line on stdout for a person, or an event for a machine."""
+    age, unused = round(age_s(each.made_at)), round(age_s(each.used_at))
+    if events.is_json():
+        facts = {"kind": each.kind, "folder": str(each.folder), "bytes": each.bytes, "age_s": age, "unused_s": unused}
+        events.emit("cache", **facts, state=state, **each.details)
+        return
+    what = ", ".join(f"{name} {value}" for name, value in each.details.items())
+    ages = f"unused {format_duration(unused):>7}  made {format_duration(age):>7} ago"
+    print(f"{each.kind:<9} {_size(each.bytes):>9}  {ages}  {state:<8} {what}  {each.folder}")
 
 
 def _size(count: int) -> str:

@@ -1,13 +1,12 @@
-"""`status`: where a run stands, by a look at its folder alone: nothing is written, and torch is not imported."""
+"""`status`: the state of a run, read from its folder only: nothing is written, and torch is not imported."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from inat_job import signals
+from inat_job import events, signals
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.command_options import StatusOptions
 from inat_job.errors import BadDataError, JobError
@@ -22,11 +21,11 @@ from inat_job.storage.attempts import RUNNING
 from inat_job.storage.run_folder import RunFolder
 
 EVERY_S = {False: 2.0, True: 15.0}
-"""Seconds between two looks at a folder here, and one far away."""
+"""Seconds between two looks at a local folder, and at a remote one."""
 
 
 class UnfinishedError(JobError):
-    """Nobody works on the run that was watched; its exit code is that of its last attempt."""
+    """No job works on the watched run; the exit code is that of its last attempt."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -34,30 +33,30 @@ class UnfinishedError(JobError):
 
 
 def run(settings: Settings, name: str, request: StatusOptions, stop: Stop) -> None:
-    """Tell where the run stands; a person gets lines, a machine one JSON object a look.
+    """Print the state of the run: lines for a person, one JSON object a look for a machine.
 
-    With --watch, until nobody works on it any more. Raises then UnfinishedError for a run that isn't finished;
-    BadDataError where there is no run, Preempted, and what the store raises.
+    With --watch, look again until no job works on it, and then raise UnfinishedError if the run is not finished. Raises
+    BadDataError if there is no run, Preempted, and what the store raises.
     """
     folder = open_run(settings, name, stop)
-    shown: list[str] = []
-    for said in _looks(folder, stop):
-        shown = _show(said, shown)
+    printed: list[str] = []
+    for seen in _looks(folder, stop):
+        printed = _print(seen, printed)
         if not request.watch:
             return
-        if said["state"] != RUNNING:
+        if seen["state"] != RUNNING:
             break
         _wait(EVERY_S[folder.remote], stop)
-    if said["state"] != FINISHED:
+    if seen["state"] != FINISHED:
         raise UnfinishedError(
-            f"{folder.uri} is not finished, and its last attempt is over ({said['state']}): run the same command "
-            "again, or look into its log.",
-            progress.exit_code_of(said["state"]),
+            f"{folder.uri} is not finished, and its last attempt is over ({seen['state']}): run the same command "
+            "again, or see its log.",
+            progress.exit_code_of(seen["state"]),
         )
 
 
 def _looks(folder: RunFolder, stop: Stop) -> Iterator[dict[str, Any]]:
-    """What each look tells. A holder that was seen to write is heard of by our clock, and before that by its own."""
+    """The result of each look. A job that was seen to write is timed by our clock, and by its own before that."""
     version, heard_at = "", None
     while True:
         seen, now = _look(folder, stop)
@@ -70,7 +69,7 @@ def _looks(folder: RunFolder, stop: Stop) -> Iterator[dict[str, Any]]:
 
 
 def _look(folder: RunFolder, stop: Stop) -> tuple[RunSnapshot, str]:
-    """What is there now, and the version of the last attempt's object."""
+    """The run's folder as it is now, and the version of the last attempt's object."""
     config, (attempt, version) = read_config(folder), attempts.latest_attempt(folder.store, 1.0)
     stored = CheckpointIndex(folder, stop).discover().stored
     if config is None and attempt is None and not stored:
@@ -81,12 +80,12 @@ def _look(folder: RunFolder, stop: Stop) -> tuple[RunSnapshot, str]:
     return RunSnapshot(folder.uri, config or {}, done, attempt, heard_s, stored), version
 
 
-def _show(said: dict[str, Any], before: list[str]) -> list[str]:
-    """Print it, to a person only what is new; returns that person's lines."""
-    if not sys.stdout.isatty():
-        print(json.dumps(said), flush=True)
+def _print(seen: dict[str, Any], before: list[str]) -> list[str]:
+    """Print the result of a look, for a person only if it is new; returns the lines for a person."""
+    if events.is_json():
+        print(json.dumps(seen), flush=True)
         return []
-    lines = progress.status_lines(said)
+    lines = progress.status_lines(seen)
     if lines != before:
         print("\n".join(lines), flush=True)
     return lines

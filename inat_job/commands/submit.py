@@ -1,4 +1,4 @@
-"""The story of a submission: the command is checked, the request is built, shown or sent, and its end waited for."""
+"""`submit`: check the command, build the request, print or send it, and wait for the end of the job."""
 
 import importlib
 import time
@@ -10,24 +10,24 @@ from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, configure
 from inat_job.distributed import world
 from inat_job.errors import Preempted, TransientError, UsageError
 from inat_job.job_status import STATUS
-from inat_job.options import options_of, parsed
+from inat_job.options import options_of, parse_section
 from inat_job.platforms import submission
 from inat_job.platforms.submission import Command, Handle, JobEnded, State, SubmitOptions, Target
 
 EVERY_S = 5.0
-"""Seconds between two looks at a job that is waited for."""
+"""Seconds between two looks at a job."""
 
-_PATIENCE = 24  # looks in a row that may fail
-_NO_JOBS = ("submit", "train", "status", "compare")  # for people, or SageMaker's own word
+_FAILURES = 24  # looks in a row that may fail
+_NO_JOBS = ("submit", "train", "status", "compare")  # for people, or for SageMaker only
 _REQUESTS: dict[str, type] = {"bench": command_options.BenchOptions}
 _TAKES = {"test": TEST_TAKES, "prepare": PREPARE_TAKES}
 
 Parse = Callable[[Sequence[str]], tuple[str, Mapping[str, Any]]]
-"""From a command line to the command's name and its options' values, the settings' as section__field."""
+"""From a command line to the command's name and the values of its options, by section__field for the settings."""
 
 
 def run(name: str, request: SubmitOptions, words: Sequence[str], parse: Parse, stop: Callable[[], bool]) -> None:
-    """Submit a command to a target. Raises JobError, where the job was waited for with the job's own code."""
+    """Submit a command to a target. Raises JobError; with --wait, with the exit code of the job."""
     target = cast(Target, importlib.import_module(f"inat_job.platforms.{name}.submit_{name}"))
     command = checked(words, parse)
     _check_size(request, command)
@@ -43,27 +43,27 @@ def run(name: str, request: SubmitOptions, words: Sequence[str], parse: Parse, s
 
 
 def checked(words: Sequence[str], parse: Parse) -> Command:
-    """The command, if the job would take it. Raises UsageError, and whatever `parse` raises."""
+    """The command, if the job accepts it. Raises UsageError, and what `parse` raises."""
     if not words:
         raise UsageError("The command is missing: add it after --, as in `-- parta --output s3://bucket/runs`.")
     name, options = parse(words)
     _refuse_what_stays_here(name, options)
     part = name.removeprefix("part") if name.startswith("part") else str(options.get("part") or "a")
     flags = {key.replace("__", "."): value for key, value in options.items() if "__" in key and value is not None}
-    # What is set here is not set there, so this machine's variables have no say.
+    # What this machine's variables set is not set where the job runs.
     configuration = configure(part, flags, options.get("sets", ()), None, taken=_TAKES.get(name), environment={})
     if name in _REQUESTS:
         own = options_of(_REQUESTS[name])
-        parsed(_REQUESTS[name], {key: value for key, value in options.items() if key in own})
+        parse_section(_REQUESTS[name], {key: value for key, value in options.items() if key in own})
     command = Command(tuple(words), configuration)
     submission.refuse_secrets(command)
     if configuration.settings.run.force:
-        raise UsageError("--force would begin the run anew whenever the platform tries again: leave it out.")
+        raise UsageError("--force would start the run again at every attempt of the platform: leave it out.")
     return command
 
 
 def _check_size(request: SubmitOptions, command: Command) -> None:
-    """Raise UsageError for more machines than the command can use, ConflictError for a batch that they can't share."""
+    """Raise UsageError for more machines than the command can use, ConflictError for a batch they cannot split."""
     if command.verb == "test" and request.nodes > 1:
         raise UsageError(f"--nodes is {request.nodes}, and a test uses one machine: leave it out.")
     if command.verb in ("parta", "partb"):
@@ -74,7 +74,7 @@ def _check_size(request: SubmitOptions, command: Command) -> None:
 
 def _refuse_what_stays_here(name: str, options: Mapping[str, Any]) -> None:
     if name in _NO_JOBS:
-        raise UsageError(f"{name} is no command for a submitted job: use parta, partb, test or prepare.")
+        raise UsageError(f"{name} cannot be submitted as a job: use parta, partb, test, prepare, preflight or bench.")
     if options.get("file"):
         raise UsageError(f"--config is {options['file']!r}, which the job does not have: give its settings as options.")
     if options.get("print_config"):
@@ -82,9 +82,9 @@ def _refuse_what_stays_here(name: str, options: Mapping[str, Any]) -> None:
 
 
 def wait(handle: Handle, stop: Callable[[], bool], every_s: float) -> State:
-    """Show what a job says and how it stands until it has ended, and return its last state.
+    """Show log and state of a job until it has ended, and return its last state.
 
-    Raises Preempted when this process is stopped (the job goes on), and what a look raises.
+    Raises Preempted if this process is stopped (the job continues), and what a look raises.
     """
     shown, failures = ("", ""), 0
     while True:
@@ -92,7 +92,7 @@ def wait(handle: Handle, stop: Callable[[], bool], every_s: float) -> State:
             state, failures = handle.look(), 0
         except TransientError as error:
             failures += 1
-            if failures >= _PATIENCE:
+            if failures >= _FAILURES:
                 raise
             events.warn(str(error))
             state = State(shown[0], reason=shown[1])
@@ -113,7 +113,7 @@ def _pause(handle: Handle, stop: Callable[[], bool], seconds: float) -> None:
         if left <= 0:
             return
         time.sleep(min(left, 0.2))
-    raise Preempted(f"{handle.name} is no longer waited for: it goes on by itself.")
+    raise Preempted(f"Stopped waiting for {handle.name}, which continues by itself.")
 
 
 def _end(handle: Handle, state: State) -> None:

@@ -36,6 +36,7 @@ from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes, load_weights
 from inat_job.training.execution import Execution, decide
+from inat_job.training.introduction import introduce
 from inat_job.training.results import evaluate, make_report, tracked
 
 _KEPT = ("precision", "channels_last", "deterministic", "threads")
@@ -131,6 +132,7 @@ def _test(
     manifest, path = checkpoints.best() if tested.step is None else checkpoints.at_step(tested.step)
     load_weights(classifier, path)
     folder.write_json(CONFIG, run_config(settings, execution.as_dict(), command="test", classes=classes))
+    introduce(context, architecture, None)
     with tracked(context) as tracker:
         clock.mark_first_step(None)
         splits = _evaluate(context, classifier, manifest)
@@ -168,8 +170,8 @@ def _evaluate(context: RunContext, classifier: Classifier, manifest: Manifest) -
     """The test split; and validation, where it is the split that the run leased out: else it would be no validation."""
     same = manifest.split_digest == context.images.split_digest
     return {
-        "val": evaluate(context, classifier, context.images.val_rows) if same else None,
-        "test": evaluate(context, classifier, context.images.test_rows),
+        "val": evaluate(context, classifier, context.images.val_rows, "validation") if same else None,
+        "test": evaluate(context, classifier, context.images.test_rows, "test"),
     }
 
 

@@ -11,30 +11,36 @@ from inat_job import events, signals
 from inat_job.data.batches import EvalBatches
 from inat_job.signals import StopFlag
 
-Vote = Callable[[bool], Sequence[bool]]
-"""Whether any rank wants to stop, asked whether this one does."""
+AnyRank = Callable[[bool], Sequence[bool]]
+"""From whether this rank wants to stop to whether any does, in a sequence of one."""
 
 
 class EvaluationProgress(Callback):
-    """Shows how far an evaluation is, by its phase's name, and ends it on the stop flag."""
+    """Reports the progress of an evaluation under its phase's name, and ends it on the stop flag."""
 
-    def __init__(self, stop: StopFlag, phase: str, vote: Vote = lambda stop: (stop,)) -> None:
-        self._stop, self._phase, self._vote = stop, phase, vote
-        self._show = events.progress(phase)
+    def __init__(self, stop: StopFlag, phase: str, any_rank: AnyRank = lambda stop: (stop,)) -> None:
+        self._stop, self._phase, self._any_rank = stop, phase, any_rank
+        self._progress = events.progress(phase, transient=phase == "validate")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._progress(0, sum(map(int, trainer.num_predict_batches)))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._progress(0, sum(map(int, trainer.num_val_batches)))
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        self._look(batch_idx, trainer.num_predict_batches)
+        self._report(batch_idx, trainer.num_predict_batches)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
     ) -> None:
-        self._look(batch_idx, trainer.num_val_batches)
+        self._report(batch_idx, trainer.num_val_batches)
 
-    def _look(self, batch_idx: int, batches: list[Any]) -> None:
-        self._show(batch_idx + 1, int(batches[0]))
-        stop = self._vote(self._stop())[0]
+    def _report(self, batch_idx: int, batches: list[Any]) -> None:
+        self._progress(batch_idx + 1, int(batches[0]))
+        stop = self._any_rank(self._stop())[0]
         signals.check(lambda: stop, f"working on the phase {self._phase}")
 
 

@@ -1,4 +1,4 @@
-"""What a place says of the settings: its own suggestions, and the hyperparameters that SageMaker passes on."""
+"""The settings that a platform brings: its own suggestions, and the hyperparameters of SageMaker."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -19,17 +19,17 @@ from inat_job.platforms.sagemaker import training_job
 from inat_job.recipes import RECIPES
 
 _PART, _CONFIG = "part", "config"
-"""Hyperparameters that are no settings."""
+"""Hyperparameters that are not settings."""
 
 Known = Mapping[str, tuple[Option, Any]]
 
 
 def part_of(place: Platform) -> str:
-    """The part that the hyperparameter `part` names. Raises UsageError where none is named."""
+    """The part that the hyperparameter `part` names. Raises UsageError if there is none."""
     parts = " or ".join(RECIPES)
     if place.name != training_job.NAME:
         raise UsageError(
-            "train is SageMaker's word, and /opt/ml/input/config is not here: use parta or partb, or set "
+            "train is for SageMaker only, and /opt/ml/input/config does not exist: use parta or partb, or set "
             "SAGEMAKER_BASE_DIR."
         )
     if _PART not in place.hyperparameters:
@@ -41,24 +41,24 @@ def part_of(place: Platform) -> str:
 
 
 def part_or(asked: str | None, place: Platform) -> str:
-    """The part that `--part` names, or the one that the place does, or the first."""
+    """The part that `--part` names, or that the platform does, or the first."""
     return asked or (part_of(place) if place.hyperparameters else next(iter(RECIPES)))
 
 
 def around(place: Platform, part: str, taken: Collection[str] | None = None) -> PlatformLayers:
-    """What configure() takes of a place, for a command of this part that takes all settings or some (see there).
+    """What configure() takes from a platform, for a command of this part that takes all settings or some (see there).
 
-    Raises UsageError for a hyperparameter that is none of the options, or that is of another part.
+    Raises UsageError for a hyperparameter that is not an option, or that belongs to the other part.
     """
     options = options_by_key(RECIPES[part]()) if taken is None else options_of_all_parts()
     if taken is None and place.hyperparameters.get(_PART, part) != part:
         raise UsageError(
-            f"The hyperparameter part is {place.hyperparameters[_PART]!r} and the command for Part {part.upper()}: "
+            f"The hyperparameter part is {place.hyperparameters[_PART]!r} and the command is for Part {part.upper()}: "
             "leave it out."
         )
     suggested = place.settings()
     if taken is not None:
-        suggested.pop("run.run_id", None)  # a test is another run than the one that it tests
+        suggested.pop("run.run_id", None)  # a test is not the run that it tests
     asked = {name: value for name, value in place.hyperparameters.items() if name not in (_PART, _CONFIG)}
     keyed = _keyed(asked, options, f"The hyperparameters of Part {part.upper()}")
     file = place.hyperparameters.get(_CONFIG)
@@ -75,7 +75,7 @@ def configured(
     file: str | None,
     taken: Collection[str] | None = None,
 ) -> Configuration:
-    """configure() with what the place says. Raises UsageError, also where its channels leave --data unclear."""
+    """configure() with the platform's settings. Raises UsageError, also if its channels leave --data unclear."""
     made = configure(part, flags, sets, file, taken=taken, around=around(place, part, taken))
     if place.data_problem and "data.uri" not in made.sources:
         raise UsageError(place.data_problem)
@@ -85,7 +85,7 @@ def configured(
 def _keyed(asked: Mapping[str, Any], options: Known, where: str) -> dict[str, Any]:
     """Values by "section.field", given those by the options' names, with dashes or underscores."""
     names = {each.name: (key, each) for key, (each, _) in options.items()}
-    switches = {f"no-{each.name}" for each, kind in options.values() if kind in (bool, bool | None)}
+    switches = {f"no-{each.name}" for each, kind in options.values() if kind is bool}
     values: dict[str, Any] = {}
     for spelled, value in asked.items():
         name = spelled.replace("_", "-")

@@ -1,6 +1,6 @@
-"""What every submission shares: what is asked for, the command that the job shall run, and how its end is told.
+"""What all targets of `submit` share: the options, the command that the job runs, and the state of the job.
 
-A target is a module `submit_<name>` of this room; see Target for what it must have.
+A target is a module `submit_<name>` in the folder of its platform; see Target for what it must have.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from inat_job.options import option, public_uri, unsigned_uri
 from inat_job.telemetry import redact
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
-"""What Kubernetes (whose Indexed Jobs append a number), Batch and SageMaker all take for a job's name."""
+"""What Kubernetes (whose Indexed Jobs append a number), Batch and SageMaker all accept as a job's name."""
 
 _NAME_LENGTH, _DIGEST_LENGTH = 52, 12
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY")
@@ -30,31 +30,83 @@ _KILLED = 137
 TARGETS = ("k8s", "batch", "sagemaker")
 """Where a job can be submitted to."""
 
+_OF_KUBERNETES = "only Kubernetes has namespaces"
+_OF_THE_MACHINE = "--instance-type decides it"
+
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """How a job is submitted; None where the target has its own default, or where nothing is needed."""
+    """How a job is submitted; None is the target's own default, or that nothing is needed.
 
-    image: str | None = option(None, "Image to run, by tag or digest")
-    name: str | None = option(None, "The job's name, and so the run's; else made of what decides the result")
-    role: str | None = option(None, "ARN of the IAM role that the job works as")
-    execution_role: str | None = option(None, "ARN of the role that AWS Batch pulls the image and reads secrets as")
-    wandb_secret: str | None = option(None, "ARN of the secret that holds the wandb key, for AWS Batch")
-    namespace: str | None = option(None, "Namespace in Kubernetes")
-    queue: str | None = option(None, "Queue in AWS Batch; in Kubernetes that of Kueue")
-    region: str | None = option(None, "AWS region; else that of the usual AWS variables")
-    instance_type: str | None = option(None, "Kind of machine, such as g5.xlarge or ml.g5.xlarge")
-    gpus: int = option(1, "GPUs of each machine", minimum=0, maximum=16)
+    `refused` names the targets that have no use for an option, and why.
+    """
+
+    image: str | None = option(None, "Container image to run, by tag or digest", metavar="NAME")
+    name: str | None = option(
+        None,
+        "Name of the job, and of its run",
+        metavar="NAME",
+        shown_default="made from the settings that decide the result",
+    )
+    role: str | None = option(None, "IAM role that the job works with", metavar="ARN")
+    execution_role: str | None = option(
+        None,
+        "Role with which AWS Batch pulls the image and reads secrets",
+        metavar="ARN",
+        refused={"k8s": "the cluster pulls the image", "sagemaker": "the job pulls its image with --role"},
+    )
+    wandb_secret: str | None = option(
+        None,
+        "Secret that holds the wandb key",
+        metavar="ARN",
+        refused={
+            "k8s": "the key comes from the Secret wandb",
+            "sagemaker": "SageMaker has no secrets; `wandb sync` uploads the tracker's files from the run folder",
+        },
+    )
+    namespace: str | None = option(
+        None,
+        "Namespace of the job",
+        metavar="NAME",
+        shown_default="kubectl's current one",
+        refused={"batch": _OF_KUBERNETES, "sagemaker": _OF_KUBERNETES},
+    )
+    queue: str | None = option(
+        None,
+        "Queue in AWS Batch, or of Kueue in Kubernetes",
+        metavar="NAME",
+        refused={"sagemaker": "SageMaker has no queues"},
+    )
+    region: str | None = option(None, "AWS region", metavar="NAME", shown_default="as the AWS variables say")
+    instance_type: str | None = option(
+        None, "Type of machine, such as g5.xlarge or ml.g5.xlarge; in AWS Batch with --nodes only", metavar="NAME"
+    )
+    gpus: int = option(1, "GPUs of each machine", minimum=0, maximum=16, refused={"sagemaker": _OF_THE_MACHINE})
     nodes: int = option(1, "Machines that work on the run", minimum=1, maximum=1024)
-    cpus: int | None = option(None, "Processors of each machine", minimum=1)
-    memory: int | None = option(None, "Memory of each machine in GiB", minimum=1)
-    disk: int | None = option(None, "Scratch space of each machine in GiB", minimum=1)
-    spot: bool = option(False, "Take spare machines, which are cheaper and may be taken away")
-    retries: int | None = option(None, "Times that a job which was taken away or had trouble is run again", minimum=0)
-    timeout: float | None = option(None, "End the job after this long, whatever it does", duration=True, minimum=60.0)
-    tags: tuple[str, ...] = option((), "Labels of the job, as team=vision,project=inat")
-    dry_run: bool = option(False, "Print what would be sent, and stop")
-    wait: bool = option(False, "Wait for the end, show state and log, and end as the job does")
+    cpus: int | None = option(None, "Processors of each machine", minimum=1, refused={"sagemaker": _OF_THE_MACHINE})
+    memory: int | None = option(
+        None, "Memory of each machine in GiB", minimum=1, refused={"sagemaker": _OF_THE_MACHINE}
+    )
+    disk: int | None = option(
+        None,
+        "Scratch space of each machine in GiB",
+        minimum=1,
+        refused={"batch": "the launch template of the compute environment decides it"},
+    )
+    spot: bool = option(
+        False,
+        "Use spare machines, which are cheaper and may be taken away",
+        refused={"batch": "the compute environment of the queue decides it"},
+    )
+    retries: int | None = option(
+        None, "How often a job is run again after a preemption or a passing failure", minimum=0
+    )
+    timeout: float | None = option(
+        None, "End the job after this long, whatever it does, such as 6h", duration=True, minimum=60.0
+    )
+    tags: tuple[str, ...] = option((), "Labels of the job, such as team=vision,project=inat")
+    dry_run: bool = option(False, "Print what would be sent, with placeholders for what is not given, and stop")
+    wait: bool = option(False, "Wait for the end, show state and log, and end with the job's exit code")
 
     def __post_init__(self) -> None:
         options.check(self)
@@ -76,7 +128,7 @@ class SubmitOptions:
 
 @dataclass(frozen=True)
 class Command:
-    """The command line that the job shall run, known to be good: `words`, and the settings that they mean."""
+    """The command line that the job runs, checked: `words`, and the settings that they mean."""
 
     words: tuple[str, ...]
     configuration: Configuration
@@ -88,7 +140,7 @@ class Command:
 
     @property
     def name(self) -> str:
-        """A job's name that the same command always gets, and that is the run's id where the run has one."""
+        """The job's name, the same for the same command: its run's id, where it has a run."""
         digest = hashlib.sha256("\0".join(self.words).encode()).hexdigest()[:_DIGEST_LENGTH]
         made = self.configuration.settings.run_id if self.verb in ("parta", "partb") else f"{self.verb}-{digest}"
         plain = re.sub(r"[^a-z0-9-]", "-", made.lower())[:_NAME_LENGTH].strip("-")
@@ -96,19 +148,19 @@ class Command:
 
     @property
     def stores(self) -> bool:
-        """Whether it leaves a run folder, for which it needs an output that outlives the machine."""
+        """Whether it writes a run folder, and so needs an output that outlives the machine."""
         return self.verb not in ("prepare", "bench", "preflight")
 
     @property
     def output(self) -> str | None:
-        """What --output was set to, None where it was not."""
+        """The value of --output, None if it was not given."""
         given = "run.output" in self.configuration.given
         return self.configuration.settings.run.output if given else None
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a job stands: the platform's word for it, log lines that are new, and once it has ended our exit code."""
+    """The state of a job: the platform's word for it, new log lines, and our exit code once it has ended."""
 
     phase: str
     lines: tuple[str, ...] = ()
@@ -121,30 +173,30 @@ class Handle(Protocol):
 
     @property
     def name(self) -> str:
-        """What the platform calls it, for people."""
+        """Its name on the platform, for people."""
 
     def look(self) -> State:
-        """Where it stands now. Raises JobError, TransientError where a later look may succeed."""
+        """Its state now. Raises JobError, TransientError if a later look may succeed."""
 
 
 class Target(Protocol):
     """What a module `submit_<name>` must have."""
 
     NEEDS: tuple[str, ...]
-    """Fields of the request without which nothing can be submitted."""
+    """The fields of the request that must be set."""
 
     def build(self, request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
-        """All that is sent, complete, from a request that `completed` gave; it asks nobody. Raises UsageError."""
+        """Everything that is sent, from a request by `completed`; it sends no requests itself. Raises UsageError."""
 
     def shown(self, documents: list[dict[str, Any]]) -> str:
-        """The documents as a person or another tool takes them."""
+        """The documents as text, for a person or another tool."""
 
     def submit(self, request: SubmitOptions, documents: list[dict[str, Any]]) -> Handle:
         """Send them. Raises JobError."""
 
 
 class JobEnded(JobError):
-    """A job that was waited for failed; the exit code is its own."""
+    """A job that `submit` waited for has failed, with its exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -152,30 +204,33 @@ class JobEnded(JobError):
 
 
 def completed(request: SubmitOptions, command: Command, needs: Sequence[str]) -> SubmitOptions:
-    """The request with a name, and with placeholders such as <IMAGE> for what it lacks, in a dry run alone.
+    """The request with a name; in a dry run with placeholders such as <IMAGE> for what is missing.
 
-    Raises UsageError with the flags that are missing. A placeholder that was copied counts as missing too.
+    Raises UsageError with the missing flags. A copied placeholder counts as missing.
     """
     known = options.options_of(SubmitOptions)
     missing = [field for field in needs if _lacks(getattr(request, field))]
     if missing and not request.dry_run:
         flags = ", ".join(known[field][0].flag for field in missing)
-        raise UsageError(f"{flags} must be given to submit this; --dry-run shows the rest without.")
+        raise UsageError(f"{flags} must be given to submit this; --dry-run shows the request without.")
     filled: dict[str, Any] = {field: placeholder(known[field][0].name) for field in missing}
     return dataclasses.replace(request, name=request.name or command.name, **filled)
 
 
-def refuse_unused(request: SubmitOptions, why: Mapping[str, str]) -> None:
-    """Raise UsageError for the first field that was set though the target has no use for it, by `why`."""
+def refuse_unused(request: SubmitOptions, target: str, also: Mapping[str, str] = {}) -> None:
+    """Raise UsageError for the first option that was set though the target has no use for it.
+
+    `also` maps further fields without use to the reason.
+    """
     for field, (each, _) in options.options_of(SubmitOptions).items():
-        value = getattr(request, field)
-        if field in why and value not in (None, False):
-            shown = "given" if value is True else repr(value)
-            raise UsageError(f"{each.flag} is {shown}, and is not used here ({why[field]}): leave it out.")
+        value, why = getattr(request, field), each.refused.get(target) or also.get(field)
+        if why and value != getattr(SubmitOptions, field):
+            given = "given" if value is True else repr(value)
+            raise UsageError(f"{each.flag} is {given}, and {target} has no use for it ({why}): leave it out.")
 
 
 def placeholder(name: str) -> str:
-    """What a dry run shows in the place of an option's value."""
+    """What a dry run shows for a missing value."""
     return f"<{name.upper().replace('-', '_')}>"
 
 
@@ -184,38 +239,38 @@ def _lacks(value: str | None) -> bool:
 
 
 def lasting_output(request: SubmitOptions, command: Command) -> str | None:
-    """Where the job must be told to put the run, None where it is told already or leaves none.
+    """The --output to add to the command, None if it has one or writes no run.
 
-    Raises UsageError for an output that would be lost with the machine; a dry run shows a placeholder where none is.
+    Raises UsageError for an output that would be lost with the machine; a dry run shows a placeholder for none.
     """
     if not command.stores or (command.output or "").startswith("s3://"):
         return None
     if command.output is None and request.dry_run:
         return f"s3://{placeholder('bucket')}/runs"
-    shown = "not set" if command.output is None else repr(command.output)
-    raise UsageError(f"--output is {shown}, and the job's disk goes with it: use s3://bucket/prefix in the command.")
+    given = "not set" if command.output is None else repr(command.output)
+    raise UsageError(f"--output is {given}, and the job's disk goes with it: use s3://bucket/prefix in the command.")
 
 
 def refuse_secrets(command: Command, environment: Mapping[str, str] = os.environ) -> None:
-    """Raise UsageError for a command with a password, key or signature in it: whoever may list jobs could read it."""
+    """Raise UsageError for a command with a password, key or signature in it: anyone who lists jobs could read it."""
     secrets = {name: value for name in _SECRETS if len(value := environment.get(name, "")) >= redact.MIN_SECRET_LENGTH}
     for word in command.words:
         uri = re.search(r"[A-Za-z][A-Za-z0-9+.-]*://.*", word)
         if uri and unsigned_uri(uri[0]) != uri[0]:
             raise UsageError(
-                f"The command holds a password or signature for {public_uri(uri[0])}, which all could read: let the "
+                f"The command holds a password or signature for {public_uri(uri[0])}, which anyone could read: let the "
                 "job's role read it."
             )
         if _ACCESS_KEY.search(word):
-            raise UsageError("The command holds an AWS access key, which all could read: let the job have a role.")
-        if told := next((name for name, secret in secrets.items() if secret in word), None):
-            raise UsageError(f"The command holds what {told} is here, which all could read: use a secret.")
+            raise UsageError("The command holds an AWS access key, which anyone could read: give the job a role.")
+        if found := next((name for name, secret in secrets.items() if secret in word), None):
+            raise UsageError(f"The command holds the value of {found}, which anyone could read: use a secret.")
 
 
 def pages(
     call: Callable[..., dict[str, Any]], operation: str, token: str, **parameters: Any
 ) -> Iterator[dict[str, Any]]:
-    """The answers of an operation of AWS that lists, until none says that there is more; `token` is its word for it."""
+    """All pages of an AWS operation that lists; `token` is the field with which it asks for the next one."""
     more: dict[str, str] = {}
     while True:
         page = call(operation, **parameters, **more)
@@ -226,7 +281,7 @@ def pages(
 
 
 def our_code(code: int) -> int:
-    """Our exit code for a container's: 137 is transient (killed, by memory or grace), an unknown one is a bug."""
+    """Our exit code for a container's: 137 (killed, for memory or after its grace) is transient, others are bugs."""
     if code == _KILLED:
         return TransientError.exit_code
     return code if code in _TABLE else JobError.exit_code

@@ -43,8 +43,9 @@ def publish(
     if tracker.sync_command:  # the tracker's server does not have this run, so it is stored with the run
         folder.publish_folder(TRACKER_FOLDER)
     test = content["test"]
-    events.plain(metric_lines.lines({"test_loss": test["loss"], "test_accuracy": test["accuracy"]}))
+    events.write_metrics(metric_lines.lines({"test_loss": test["loss"], "test_accuracy": test["accuracy"]}))
     STATUS.outcome = report.result_sentence(content)
+    events.emit("result", **report.result_fields(content), run=folder.uri, trained=bool(rows))
     events.emit("done", message=report.result_sentence(content), report=f"{folder.uri}/{REPORT}")
 
 

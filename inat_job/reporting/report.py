@@ -76,6 +76,16 @@ def result_sentence(report: Mapping[str, Any]) -> str:
     )
 
 
+def result_fields(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The accuracies for the log, with the images and the recall of each class."""
+    test = report["test"]
+    return {
+        **{name: test[name] for name in ("accuracy", "ci95", "correct", "n")},
+        "val_accuracy": report["val"]["accuracy"] if report["val"] else None,
+        "recall": {name: (each["n"], each["recall"]) for name, each in test["per_class"].items()},
+    }
+
+
 def per_class_rows(report: Mapping[str, Any]) -> Sequence[tuple[str, int, float, float, float]]:
     """Name, n, precision, recall and F1 of each class on the test set."""
     return [

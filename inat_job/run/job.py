@@ -33,7 +33,7 @@ class Job:
         finished = decide_run_state(self.folder, self.settings)[0] is RunState.FINISHED
         if finished:
             report = f"{self.folder.uri}/report.json"
-            events.emit("done", message="Already finished; there is nothing to do.", report=report)
+            events.emit("done", message=f"Already finished; there is nothing to do: see {report}.", report=report)
         return finished
 
     @contextmanager

@@ -24,9 +24,9 @@ _COUNTERS = ("images", "trained_s", "waited_s")
 def emit_heartbeats(
     interval_s: float = INTERVAL_S, status: Callable[[], JobStatus] = STATUS.snapshot
 ) -> Iterator[None]:
-    """Log heartbeats while the block runs, unless the output is a terminal, where bars show the progress."""
+    """Log heartbeats while the block runs, for machines; people see the progress in bars and lines."""
     finished = threading.Event()
-    if not events.terminal():
+    if events.is_json():
         arguments = (finished, interval_s, status)
         threading.Thread(target=_emit_until, args=arguments, name="heartbeat", daemon=True).start()
     try:
@@ -43,7 +43,7 @@ def _emit_until(finished: threading.Event, interval_s: float, status: Callable[[
         fields = {**training_rates(before, now), **_device_use(now.device or "cpu", cpu_use)}
         fields["cpu_use"] = round(cpu_use, 3)
         events.emit("heartbeat", **fields, still_s=round(watchdog.still_s(), 1))
-        events.plain(metric_lines.lines(fields))
+        events.write_metrics(metric_lines.lines(fields))
         before, cpu_s, at = now, cpu_now_s, at_now
 
 

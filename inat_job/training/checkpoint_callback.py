@@ -147,10 +147,10 @@ class CheckpointCallback(Callback):
         assert self._last
         self._stop.set(STOPPED_BY_ANOTHER_RANK)
         if not self._group.is_main:
-            raise Preempted("Preempted; rank 0 stores the checkpoint.")
+            raise Preempted("Stopped: rank 0 stores the checkpoint.")
         self._uploader.flush(self._stop.seconds_to_store(self._settings.run.grace_seconds))
         stored, step, where = {each.step for each in self._checkpoints.stored}, self._last.step, self._checkpoints.uri
         if step in stored:
-            raise Preempted(f"Preempted; step {step} is stored in {where}: run the same command again.")
-        progress = f"only up to step {max(stored)}" if stored else "not at all yet"
-        raise Preempted(f"Preempted; training is stored in {where} {progress}: run the same command again.")
+            raise Preempted(f"Stopped: step {step} is stored in {where}; run the same command again to continue.")
+        at = f"only up to step {max(stored)}" if stored else "not at all yet"
+        raise Preempted(f"Stopped: training is stored in {where} {at}; run the same command again to continue.")

@@ -1,15 +1,17 @@
-"""Training metrics: rows in metrics.jsonl, tracker values, one line per epoch, and images per second.
+"""Training metrics: rows in metrics.jsonl, tracker values, progress and a line per epoch, and images per second.
 
-metrics.jsonl survives a resume: rows of steps that were lost are dropped.
+metrics.jsonl survives a resume: rows of lost steps are dropped.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from inat_job import events
 from inat_job.checkpoints.manifest import Manifest
@@ -28,9 +30,9 @@ class MetricsFile:
 
     def __init__(self, folder: RunFolder, resumed: Manifest | None) -> None:
         self._path = folder.path(NAME)
-        # The checkpoint may be one that never reached the store, and then so may its rows.
-        here = _rows(self._path, resumed)
-        self.rows = max(here, _rows(folder.fetch(NAME), resumed), key=len) if resumed else []
+        # A checkpoint that never reached the store may have rows that never did either.
+        local = _rows(self._path, resumed)
+        self.rows = max(local, _rows(folder.fetch(NAME), resumed), key=len) if resumed else []
         folder.write(NAME, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, step: int, values: dict[str, Any]) -> None:
@@ -49,7 +51,7 @@ def _rows(path: Path | None, resumed: Manifest | None) -> list[dict[str, Any]]:
 
 
 def _is_before(row: dict[str, Any], resumed: Manifest) -> bool:
-    """Whether a row was written before the checkpoint that a run goes on from; its validation may be still to come."""
+    """Whether a row is older than the checkpoint that a run resumes from, whose validation may be still to come."""
     if row["step"] == resumed.step and resumed.validate:
         return "val_loss" not in row
     return bool(row["step"] <= resumed.step)
@@ -58,7 +60,7 @@ def _is_before(row: dict[str, Any], resumed: Manifest) -> bool:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:  # cut short by a kill
+    except ValueError:  # truncated by a kill
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
@@ -67,34 +69,37 @@ LOG_EVERY = 10
 """Optimiser steps between two rows."""
 
 WARM_UP_STEPS = 10
-"""Steps at an attempt's start that the rate leaves out."""
+"""Steps at the start of an attempt that the rate leaves out."""
 
 LogValues = Callable[[dict[str, float], int], None]
 
 
 class MetricsLog(Callback):
-    """MetricsFile, tracker and progress bar of a fit, and what it notes for the heartbeat and the lease.
+    """Metrics of a fit: rows in metrics.jsonl, tracker values, progress, and the job's status.
 
     `rate` is its images per second so far, `first_step_at` the time.perf_counter() of its first step; both may be
     None.
     """
 
     def __init__(
-        self, journal: MetricsFile | None, log: LogValues, batch_size: int, group: ProcessGroup = SINGLE_PROCESS
+        self, file: MetricsFile | None, log: LogValues, batch_size: int, group: ProcessGroup = SINGLE_PROCESS
     ) -> None:
-        self._journal, self._log, self._batch_size, self._group = journal, log, batch_size, group
+        self._file, self._log, self._batch_size, self._group = file, log, batch_size, group
         self._batches = self._timed_batches = 0
         self._timed_s = self._mark = self._trained_s = self._waited_s = 0.0
         self.first_step_at: float | None = None
-        self._epoch = -1
-        self._show = events.progress("train")
+        self._epoch, self._epoch_began = -1, time.monotonic()
+        self._lr: float | None = None
+        self._losses: list[Tensor] = []
+        self._best = max((_score(row) for row in file.rows if "val_loss" in row), default=None) if file else None
+        self._progress = self._validated = events.progress("train")
 
     @property
     def rate(self) -> float | None:
         return self._timed_batches * self._batch_size / self._timed_s if self._timed_s else None
 
     def pause(self) -> None:
-        """Stop the clock of training steps until the next one begins, since others work meanwhile."""
+        """Stop the clock of training steps until the next one begins: something else works meanwhile."""
         self._mark = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,8 +117,13 @@ class MetricsLog(Callback):
         if self.first_step_at is None:
             self.first_step_at = self._mark
         if self._epoch != trainer.current_epoch:
-            self._epoch = trainer.current_epoch
-            self._show = events.progress(f"epoch {self._epoch + 1}/{trainer.max_epochs}")
+            self._begin_epoch(trainer, batch_idx)
+        self._lr = _lr(trainer)
+
+    def _begin_epoch(self, trainer: Trainer, batch_idx: int) -> None:
+        self._epoch, self._epoch_began, self._losses = trainer.current_epoch, time.monotonic(), []
+        self._progress = events.progress(f"epoch {self._epoch + 1}/{trainer.max_epochs}", transient=True)
+        self._progress(batch_idx, int(trainer.num_training_batches))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -129,37 +139,72 @@ class MetricsLog(Callback):
         step = trainer.global_step
         STATUS.step, STATUS.images = step, self._batches * self._batch_size
         STATUS.trained_s, STATUS.waited_s = self._trained_s, self._waited_s
-        self._show(batch_idx + 1, int(trainer.num_training_batches))
+        self._losses.append(pl_module.loss)
+        self._progress(batch_idx + 1, int(trainer.num_training_batches), self._note())
         if step % LOG_EVERY == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             pl_module.check_finite(step)
             loss = self._group.all_reduce_mean(pl_module.loss)
             STATUS.train_loss, STATUS.images_per_s = round(loss, 4), self.rate and round(self.rate, 1)
             self._add(step, {"epoch": trainer.current_epoch, "train_loss": loss, "lr": _lr(trainer)})
 
+    def _note(self) -> str:
+        """What the bar says beside progress and time; the loss is one that was read from the device anyway."""
+        loss = "" if STATUS.train_loss is None else f"loss {STATUS.train_loss:.3f}  "
+        rate = self._batches * self._batch_size / self._trained_s if self._trained_s else 0.0
+        return f"{loss}{rate:,.0f} images/s"
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         events.phase("validate")
+        self._validated = events.progress("validate", transient=True)
+        self._validated(0, sum(map(int, trainer.num_val_batches)))
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
+    ) -> None:
+        self._validated(batch_idx + 1, sum(map(int, trainer.num_val_batches)))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         self.validated(pl_module, trainer.global_step, trainer.current_epoch)
 
     def validated(self, classifier: Classifier, step: int, epoch: int) -> None:
-        """Tell the result of the validation after `step`, the last of `epoch` (from 0)."""
+        """Report the validation after `step`, the last of `epoch` (from 0)."""
         self.pause()
         values = {"val_loss": classifier.val_loss, "val_accuracy": classifier.val_accuracy}
         self._add(step, {"epoch": epoch, **values})
         rounded = {name: round(value, 4) for name, value in values.items()}
         rate = round(self.rate, 1) if self.rate else None
         STATUS.epoch, STATUS.images_per_s, STATUS.val_accuracy = epoch + 1, rate, rounded["val_accuracy"]
-        events.emit("epoch", epoch=epoch + 1, step=step, **rounded, images_per_s=rate)
-        events.plain(metric_lines.lines({"train_loss": STATUS.train_loss, **rounded, "images_per_s": rate}))
+        events.emit("epoch", epoch=epoch + 1, step=step, **rounded, images_per_s=rate, **self._of_epoch(epoch, values))
+        events.write_metrics(metric_lines.lines({"train_loss": STATUS.train_loss, **rounded, "images_per_s": rate}))
+
+    def _of_epoch(self, epoch: int, values: dict[str, float]) -> dict[str, Any]:
+        """What else the log says of an epoch; its loss is the mean over the steps of this attempt."""
+        loss = self._group.all_reduce_mean(torch.stack(self._losses).mean()) if self._losses else None
+        self._losses = []
+        score = _score(values)
+        best = self._best is None or score > self._best
+        self._best = score if best else self._best
+        left = (STATUS.epochs - epoch - 1) * (time.monotonic() - self._epoch_began) if STATUS.epochs else None
+        return {
+            "epochs": STATUS.epochs,
+            "train_loss": loss if loss is None else round(loss, 4),
+            "lr": self._lr,
+            "best": best,
+            "left_s": left if left is None else round(left, 1),
+        }
 
     def _add(self, step: int, values: dict[str, float]) -> None:
-        if self._journal:
-            self._journal.add(step, values)
+        if self._file:
+            self._file.add(step, values)
         self._log(values, step)
 
 
+def _score(values: Mapping[str, float]) -> tuple[float, float]:
+    """The larger, the better: by accuracy, then by loss, as the best checkpoint is chosen."""
+    return values["val_accuracy"], -values["val_loss"]
+
+
 def _lr(trainer: Trainer) -> float:
-    """The largest group's rate: that of the head."""
+    """The largest learning rate of the groups: that of the head."""
     return max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)

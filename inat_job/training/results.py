@@ -22,11 +22,14 @@ from inat_job.training.context import RunContext
 from inat_job.training.trainer import make_trainer, memory_errors
 
 
-def evaluate(context: RunContext, classifier: Classifier, rows: np.ndarray) -> dict[str, Any]:
-    """The report's section for a split, given its rows of the cache. Each rank evaluates its share."""
-    events.phase("test")
+def evaluate(context: RunContext, classifier: Classifier, rows: np.ndarray, split: str) -> dict[str, Any]:
+    """The report's section for a split ("validation" or "test"), given its rows of the cache.
+
+    Each rank evaluates its share.
+    """
+    events.phase("validate" if split == "validation" else "test")
     group = context.group
-    progress = EvaluationProgress(context.stop, "test", group.any_rank_async)
+    progress = EvaluationProgress(context.stop, split, group.any_rank_async)
     trainer = make_trainer(context.execution, context.settings.train, [progress], group)
     with context.clock.phase("test_s"), memory_errors(), group.lost_rank_errors():
         parts = predict(trainer, classifier, context.images.batches(rows))

@@ -24,6 +24,7 @@ from inat_job.training import execution, feature_cache, start
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext, load_weights
 from inat_job.training.feature_cache import FeaturePlan
+from inat_job.training.introduction import introduce
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
 from inat_job.training.results import evaluate, make_report, tracked
@@ -62,6 +63,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
     else:
         start.init_from(context, classifier)
         config = start.decide_once(context, architecture, classifier, config)
+    introduce(context, architecture, resumed.manifest if resumed else None)
     if context.execution.compile:
         execution.compile_in_place(architecture.network)
 
@@ -82,8 +84,8 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         if group.is_main:
             export(architecture, context.folder.path("model/model.json").parent, _model_card(context))
         splits = {
-            "val": evaluate(context, classifier, context.images.val_rows),
-            "test": evaluate(context, classifier, context.images.test_rows),
+            "val": evaluate(context, classifier, context.images.val_rows, "validation"),
+            "test": evaluate(context, classifier, context.images.test_rows, "test"),
         }
         store_checkpoints(context.folder, uploader, context.stop)
         if leased:

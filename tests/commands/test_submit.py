@@ -55,7 +55,7 @@ def test_trouble_is_counted_anew_after_each_answer() -> None:
 
 
 def test_who_stops_waiting_stops_nothing_else() -> None:
-    with pytest.raises(Preempted, match="goes on by itself"):
+    with pytest.raises(Preempted, match="continues by itself"):
         submit.wait(Played(State("Running")), lambda: True, 60.0)
 
 

@@ -24,7 +24,7 @@ ENGINE = shutil.which("podman") or shutil.which("docker")
 # One thread, because on a busy machine the threads of such small networks mostly wait for each other.
 HARDENED = (
     *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--shm-size", "64m"),
-    *("--tmpfs", "/scratch", "-e", "OMP_NUM_THREADS=1"),
+    *("--tmpfs", "/scratch", "-e", "OMP_NUM_THREADS=1", "-e", "INAT_LOG_FORMAT=json"),
 )
 HARDENED_OFFLINE = (*HARDENED, "--network", "none")
 DEMO = ("parta", "--data", "demo:", "--image-size", "64", "--wandb", "offline", "--output", "/output")

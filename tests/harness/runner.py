@@ -193,4 +193,4 @@ def run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, 
 def job_environment(**more: str) -> dict[str, str]:
     """This process's environment without the job's settings, with one thread for torch, plus `more`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("INAT_", "WANDB_"))}
-    return {**inherited, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+    return {**inherited, "INAT_LOG_FORMAT": "json", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}

@@ -95,13 +95,13 @@ def test_switch_off_by_either_name() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"epoch": "2"}, "The hyperparameters of Part A: there is no setting 'epoch'. Did you mean epochs?"),
+        ({"epoch": "2"}, "The hyperparameters of Part A: there is no setting 'epoch'; did you mean epochs?"),
         ({"epochs": "many"}, "--epochs is 'many': it must be a whole number."),
         ({"backbone": "resnet18"}, "there is no setting 'backbone'"),
         ({"no-epochs": "2"}, "there is no setting 'no-epochs'"),
         ({"batch-size": "8", "batch_size": "8"}, "set --batch-size twice"),
         ({"augment": "true", "no_augment": "true"}, "set --augment twice"),
-        ({"part": "b"}, "The hyperparameter part is 'b' and the command for Part A"),
+        ({"part": "b"}, "The hyperparameter part is 'b' and the command is for Part A"),
     ],
 )
 def test_invalid_hyperparameters_are_refused(asked: dict[str, str], words: str) -> None:
@@ -114,7 +114,7 @@ def test_part_by_hyperparameter() -> None:
     assert [part_of(asking(part=part)) for part in RECIPES] == list(RECIPES)
     assert configured(asking(part="b"), "b", {}, [], None).settings.part == "b"
     for place, words in (
-        (NO_PLATFORM, "SageMaker's word"),
+        (NO_PLATFORM, "train is for SageMaker only"),
         (SAGEMAKER, "part is missing: set it to a or b"),
         (asking(part="A"), "part is 'A': it must be a or b"),
         (asking(part=["a"]), r"part is \['a'\]"),

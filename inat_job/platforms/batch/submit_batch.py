@@ -26,11 +26,6 @@ _CPUS, _MEMORY_GIB = 4, 14  # per GPU: what Batch can allocate on a g5.xlarge an
 _SHARED_MIB = 1024  # per GPU, for NCCL; there are no data loader workers that would need more
 _DIGEST_LENGTH = 8
 _FLAT = ("resourceRequirements", "environment", "secrets")  # lists without an order
-_NOT_HERE = {
-    "namespace": "it is Kubernetes' own",
-    "disk": "the compute environment's launch template has it",
-    "spot": "the queue's compute environment says it",
-}
 
 RETRY = (
     {"onStatusReason": "Host EC2*", "action": "RETRY"},  # the instance was terminated
@@ -44,7 +39,7 @@ RETRY = (
 
 def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     """The requests of RegisterJobDefinition and SubmitJob. Raises UsageError for what Batch would refuse or ignore."""
-    refuse_unused(request, _NOT_HERE | ({} if request.nodes > 1 else {"instance_type": "the queue chooses it"}))
+    refuse_unused(request, "batch", {} if request.nodes > 1 else {"instance_type": "the queue chooses it"})
     container = _container(request, _job_command(request, command))
     attempts = 1 + (ATTEMPTS - 1 if request.retries is None else request.retries)
     if attempts > ATTEMPTS:

@@ -20,11 +20,6 @@ Manifest = dict[str, Any]
 
 NEEDS = ("image", "role")
 
-_NOT_HERE = {
-    "execution_role": "the cluster pulls the image",
-    "wandb_secret": "the key comes from the Secret wandb",
-}
-
 _LABEL = r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?"
 _NAMES = (("--namespace", "namespace", r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"), ("--queue", "queue", _LABEL))
 _ROLE = r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+|<ROLE>"
@@ -44,7 +39,7 @@ _SPOT = (
 
 def build(request: SubmitOptions, command: Command) -> list[Manifest]:
     """ServiceAccount and Job and, for several machines, the Service between them. Raises UsageError."""
-    refuse_unused(request, _NOT_HERE)
+    refuse_unused(request, "k8s")
     _check(request)
     account, job = read_manifest("base/service-account.yaml"), read_manifest("base/job.yaml")
     account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] = request.role

@@ -31,22 +31,11 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 _INSTANCE_TYPE, _DISK_GIB = "ml.g5.xlarge", 100
 _RUNTIME_S = 86400
 _PARTS = {"parta": "a", "partb": "b"}
-_MACHINE = "--instance-type says it"
-_NOT_HERE = {
-    "namespace": "it is Kubernetes' own",
-    "queue": "it is of AWS Batch and Kubernetes",
-    "cpus": _MACHINE,
-    "memory": _MACHINE,
-    "execution_role": "the job pulls its image by --role",
-    "wandb_secret": "SageMaker keeps no secrets; the tracker's files lie in the run folder for `wandb sync`",
-}
 
 
 def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     """The request of CreateTrainingJob. Raises UsageError for what SageMaker would refuse or ignore."""
-    refuse_unused(request, _NOT_HERE)
-    if request.gpus != 1:
-        raise UsageError(f"--gpus is {request.gpus}, and is not used here ({_MACHINE}): leave it out.")
+    refuse_unused(request, "sagemaker")
     if command.verb not in _PARTS:
         raise UsageError(f"SageMaker cannot run {command.verb}: use parta or partb.")
     runtime = round(request.timeout or _RUNTIME_S)

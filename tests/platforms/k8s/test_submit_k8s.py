@@ -149,7 +149,7 @@ def test_signal_ends_the_wait_but_not_the_job(cluster: Path, tmp_path: Path) -> 
     next(line for line in child.stdout if '"state"' in line)
     child.send_signal(signal.SIGTERM)
     _, err = child.communicate(timeout=30)
-    assert (child.returncode, "goes on by itself" in err.splitlines()[-1]) == (143, True)
+    assert (child.returncode, "continues by itself" in err.splitlines()[-1]) == (143, True)
 
 
 def test_merge_merges_named_items_and_replaces_other_lists() -> None:

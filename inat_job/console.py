@@ -1,0 +1,190 @@
+"""A person's view of the job: lines on stderr, and one bar at a time below them where stderr is a terminal."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from inat_job.event_text import HEADING, duration, text_of
+
+_BAR_EVERY_S = 0.1
+_LINE_EVERY_S = 30.0
+_TURN_S = 1.0
+"""Seconds to wait for another thread that writes; one that is stuck, on a stopped terminal, must not hold up an end."""
+
+_MOST_COLUMNS = 100
+_CLEAR = "\033[K"
+"""Clears the rest of the line, where the terminal may have echoed a Ctrl-C."""
+
+_LABELS = {"pull": "download"}
+_WIDTH = 12
+_WITH_BARS = ("pull", "prepare", "features")
+"""Phases that have a bar at 0 % until they advance; others have a line."""
+
+_SILENT = ("train", "validate", "test")
+"""Phases whose work reports its progress from the first moment."""
+
+
+class Console:
+    """Writes to `stream`, with bars if `bars`; `quiet` leaves warnings and the last line, `verbose` adds details."""
+
+    def __init__(self, stream: TextIO, bars: bool, quiet: bool = False, verbose: bool = False) -> None:
+        self._stream, self._bars, self._quiet, self._verbose = stream, bars and not quiet, quiet, verbose
+        self._lock = threading.RLock()
+        self._bar: Any = None
+        self._drawn: Progress | None = None
+        self._in_table = False
+
+    def event(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Show an event, if it is for people."""
+        if name == "data":
+            self._wait_for("loading torch")
+        text = text_of(name, fields, self._verbose)
+        if text is None:
+            return
+        if name == "epoch" and not self._in_table:
+            self._in_table, text = True, f"\n{HEADING}\n{text}"
+        if name in ("done", "result"):
+            self.close()
+        self.write(text)
+
+    def write(self, text: str) -> None:
+        """Write lines above the bar."""
+        with contextlib.suppress(OSError, ValueError), self._turn() as ours, self._above_the_bar(ours):
+            self._stream.write(text + "\n")  # a reader that is gone ends no job
+            self._stream.flush()
+
+    def phase(self, name: str) -> None:
+        """Show that a phase begins."""
+        label = _LABELS.get(name, name)
+        if self._quiet or name in _SILENT:
+            self.close()
+        elif not self._bars:
+            self.write(f"{label} ...")
+        elif name in _WITH_BARS:
+            self._wait_for(label, f"{label:<{_WIDTH}}   0% |{{bar}}|")
+        else:
+            self._wait_for(label)
+
+    def progress(self, label: str, transient: bool) -> "Progress":
+        """A bar that appears with the first call; a `transient` one leaves nothing when it is full."""
+        return Progress(self, _LABELS.get(label, label), transient)
+
+    def draw(self, progress: "Progress") -> None:
+        """Bring the bar to where `progress` is, in the place of the one before."""
+        if not self._bars:
+            self._line(progress)
+            return
+        with self._turn() as ours:
+            if not ours:
+                return
+            if self._drawn is not progress:
+                self.close()
+                self._drawn, self._bar = progress, self._new_bar(progress.total, progress.form)
+            self._bar.total, self._bar.bar_format, self._bar.ncols = progress.total, progress.form, self._columns()
+            self._bar.update(progress.done - self._bar.n)
+            if progress.full:
+                self.close()
+
+    def close(self) -> None:
+        """End the bar, which stays on the screen if it is full and not transient."""
+        with self._turn() as ours:
+            if self._drawn:
+                self._drawn.over = True
+            bar, stays = self._bar, bool(self._drawn and self._drawn.stays)
+            self._bar = self._drawn = None
+            if bar is not None and ours:
+                bar.leave = stays
+                bar.close()
+
+    def _wait_for(self, what: str, form: str = "") -> None:
+        """Show what is under way, in the place of the bar, until there is another bar or line of this kind."""
+        if self._bars:
+            with self._turn() as ours:
+                self.close()
+                self._bar = self._new_bar(1, form or f"{what} ...") if ours else None
+
+    def _line(self, progress: "Progress") -> None:
+        now = time.monotonic()
+        if self._quiet or progress.full or now - progress.line_at < _LINE_EVERY_S:
+            return
+        progress.line_at = now
+        note = f", {progress.note}" if progress.note else ""
+        self.write(f"{progress.label}: {progress.done / (progress.total or 1):.0%}{note}, {progress.left} left")
+
+    def _new_bar(self, total: int, form: str) -> Any:
+        from tqdm import tqdm  # 30 ms that only a person's terminal is worth
+
+        tqdm.monitor_interval = 0  # no thread that draws by itself
+        tqdm.set_lock(self._lock)  # its own needs shared memory, which a container may lack
+        shown = {"bar_format": form, "file": self._stream, "ncols": self._columns()}
+        return tqdm(total=total, leave=False, mininterval=_BAR_EVERY_S, miniters=1, **shown)
+
+    def _columns(self) -> int:
+        """The width of a bar, which leaves room for a Ctrl-C's echo."""
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+        except (OSError, ValueError):
+            columns = 80
+        return min(columns, _MOST_COLUMNS) - len("^C^C")
+
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Whether no other thread writes within the block."""
+        ours = self._lock.acquire(timeout=_TURN_S)
+        try:
+            yield ours
+        finally:
+            if ours:
+                self._lock.release()
+
+    @contextmanager
+    def _above_the_bar(self, ours: bool) -> Iterator[None]:
+        if self._bar is None or not ours:
+            yield
+            return
+        with self._bar.external_write_mode(self._stream):
+            self._stream.write(_CLEAR)
+            yield
+
+
+class Progress:
+    """How far a piece of work is; call it with (done, total), and what else the bar should say."""
+
+    def __init__(self, console: Console, label: str, transient: bool) -> None:
+        self._console, self.label, self._transient = console, label, transient
+        self.done, self.total, self.note = 0, 1, ""
+        self.over = False
+        self._begun = self.line_at = time.monotonic()
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        if not self.over:  # a thread may be late
+            self.done, self.total, self.note = min(done, total), total, note
+            self._console.draw(self)
+
+    @property
+    def full(self) -> bool:
+        return self.done >= self.total
+
+    @property
+    def stays(self) -> bool:
+        """Whether the bar is left on the screen as it is."""
+        return self.full and not self._transient
+
+    @property
+    def left(self) -> str:
+        """The time that is left at the pace so far."""
+        passed = time.monotonic() - self._begun
+        return duration(passed * (self.total - self.done) / self.done) if self.done else "an unknown time"
+
+    @property
+    def form(self) -> str:
+        """tqdm's bar_format."""
+        note = f"{self.note}  " if self.note else ""
+        end = f" {note}{self.left} left" if self.done else ""
+        if self.full:
+            end = f" {duration(time.monotonic() - self._begun)}"
+        return f"{self.label:<{_WIDTH}} {{percentage:3.0f}}% |{{bar}}|{end}"

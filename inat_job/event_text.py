@@ -1,0 +1,176 @@
+"""What a person reads of each event: a sentence, a table row for an epoch, a summary at the end.
+
+Pure text: console.py decides where it goes. An event that is not named here is a detail, shown with --verbose only.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Fields = Mapping[str, Any]
+
+UNSEEN = ("phase", "heartbeat", "cache", "check", "bench")
+"""Events for machines alone: a person sees the bars, or what the command prints itself."""
+
+_COLUMNS = (
+    ("epoch", 7),
+    ("train loss", 11),
+    ("val loss", 9),
+    ("val accuracy", 13),
+    ("", 2),
+    ("lr", 9),
+    ("images/s", 9),
+    ("left", 8),
+)
+"""Headings and widths of the table of epochs; the column without a heading marks the best so far."""
+
+HEADING = " ".join(f"{name:>{width}}" for name, width in _COLUMNS)
+_MISSING = "-"
+_CLASSES = 20
+"""Classes that the summary lists at most."""
+
+
+def text_of(event: str, fields: Fields, verbose: bool = False) -> str | None:
+    """The lines about an event, or None where a person is not told of it."""
+    if event in _TEXTS:
+        return _TEXTS[event](fields)
+    if event in UNSEEN or not verbose:
+        return None
+    if event in _DETAILS:
+        return _DETAILS[event](fields)
+    return str(fields["message"]) if set(fields) == {"message"} else f"{event}: {_pairs(fields)}"
+
+
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a clock shows them: 0:05, 12:34, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _warning(fields: Fields) -> str:
+    more = {name: value for name, value in fields.items() if name != "message"}
+    return f"Warning: {fields['message']}" + (f" ({_pairs(more)})" if more else "")
+
+
+def _introduction(fields: Fields) -> str:
+    """What is trained on what, in three lines."""
+    total, trained = fields["parameters"], fields["trainable_parameters"]
+    learns = "all trained" if total == trained else f"{trained:,} trained"
+    how = f", strategy {fields['strategy']}" if fields.get("strategy") else ""
+    splits = ", ".join(f"{count:,} {name}" for name, count in fields["images"].items())
+    ranks = f"{fields['ranks']} ranks" if fields["ranks"] > 1 else "1 device"
+    return (
+        f"\nModel  {fields['model']}, {total:,} parameters, {learns}{how}\n"
+        f"Data   {sum(fields['images'].values()):,} images of {fields['classes']} classes: {splits}\n"
+        f"Run    {fields['device']}, {fields['precision']}, {ranks}, in {fields['run']}"
+    )
+
+
+def _resume(fields: Fields) -> str:
+    if fields["ended"]:
+        return f"Resuming from step {fields['step']}: training is complete."
+    return f"Resuming from step {fields['step']} (epoch {fields['epoch']} of {fields['epochs']})"
+
+
+def _epoch(fields: Fields) -> str:
+    values = (
+        f"{fields['epoch']}/{fields['epochs']}" if fields.get("epochs") else str(fields["epoch"]),
+        _number(fields.get("train_loss"), ".3f"),
+        _number(fields["val_loss"], ".3f"),
+        percent(fields["val_accuracy"]),
+        "*" if fields.get("best") else "",
+        _number(fields.get("lr"), ".2e"),
+        _number(fields.get("images_per_s"), ",.0f"),
+        duration(fields["left_s"]) if fields.get("left_s") is not None else _MISSING,
+    )
+    return " ".join(f"{value:>{width}}" for value, (_, width) in zip(values, _COLUMNS, strict=True)).rstrip()
+
+
+def _result(fields: Fields) -> str:
+    """The accuracies of a finished run but for the test's, which the last line has, and where the report is."""
+    recalls = sorted(fields["recall"].items(), key=lambda each: each[1][1])[:_CLASSES]
+    few = len(recalls) == len(fields["recall"])
+    of_many = f", the {_CLASSES} lowest of {len(fields['recall'])}"
+    shown = fields["recall"].items() if few else recalls
+    width = max(len(name) for name, _ in shown)
+    val = fields["val_accuracy"]
+    return "\n".join(
+        [
+            "",
+            f"Test accuracy by class (recall){'' if few else of_many}:",
+            *(f"  {name:<{width}}  {percent(recall):>7} of {n:,}" for name, (n, recall) in shown),
+            "",
+            *([] if val is None else [f"Validation accuracy {percent(val)}"]),
+            f"Report  {fields['run']}/report.html, and report.json beside it",
+            *([f"Next    test --checkpoint {fields['run']} --data URI"] if fields["trained"] else []),
+            "",
+        ]
+    )
+
+
+def _stopping(fields: Fields) -> str:
+    return f"Stopping ({fields['why']}): storing what is done; a second signal ends at once."
+
+
+def _tracker(fields: Fields) -> str | None:
+    if fields.get("upload"):
+        return f"The run is tracked offline; to upload it: {fields['upload']}"
+    return f"Tracked at {fields['url']}" if fields.get("url") else None
+
+
+def _preflight(fields: Fields) -> str:
+    counts = f"{fields['ok']} ok, {fields['warn']} warnings, {fields['fail']} failed"
+    return f"Preflight: {counts}, in {fields['seconds']} s."
+
+
+def _checkpoint(fields: Fields) -> str:
+    return f"Checkpoint of step {fields['step']}: {fields['bytes'] / 1e6:.1f} MB, stored in {fields['seconds']:.2f} s"
+
+
+def _data(fields: Fields) -> str:
+    return f"Data: {fields['images']:,} images of {fields['classes']} classes, sha256 {fields['digest']}"
+
+
+def _state(fields: Fields) -> str:
+    why = f" ({fields['why']})" if fields.get("why") else ""
+    return f"{fields['job']}: {fields['state']}{why}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return _MISSING if value is None else format(value, form)
+
+
+def _pairs(fields: Fields) -> str:
+    return ", ".join(f"{name} {_short(value)}" for name, value in fields.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
+    "warning": _warning,
+    "introduction": _introduction,
+    "resume": _resume,
+    "epoch": _epoch,
+    "result": _result,
+    "stopping": _stopping,
+    "tracker": _tracker,
+    "preflight": _preflight,
+    "submitted": lambda fields: f"Submitted to {fields['target']}: {fields['job']}",
+    "state": _state,
+    "done": lambda fields: str(fields["message"]),
+}
+"""The events that a person sees without --verbose."""
+
+_DETAILS: Mapping[str, Callable[[Fields], str]] = {
+    "checkpoint": _checkpoint,
+    "data": _data,
+    "run": lambda fields: f"Run {fields['run']} ({fields['standing']})",
+}
+"""Events with a sentence of their own that a person sees with --verbose."""

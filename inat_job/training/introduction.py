@@ -1,0 +1,30 @@
+"""What the log says before training: what is trained on what, and from where a run is resumed."""
+
+from inat_job import events
+from inat_job.checkpoints.manifest import Manifest
+from inat_job.models.strategies import Architecture, parameter_groups
+from inat_job.training.context import RunContext
+
+
+def introduce(context: RunContext, architecture: Architecture, resumed: Manifest | None) -> None:
+    """Log network, data, device and run, and the checkpoint that training continues from."""
+    images, settings = context.images, context.settings
+    groups = parameter_groups(architecture, lr=1.0, weight_decay=0.0)
+    splits = {"train": images.train_rows, "validation": images.val_rows, "test": images.test_rows}
+    events.emit(
+        "introduction",
+        model=architecture.name,
+        parameters=sum(each.numel() for each in architecture.network.parameters()),
+        trainable_parameters=sum(each.numel() for group in groups for each in group["params"]),
+        strategy=getattr(settings.model, "strategy", None),
+        images={name: len(rows) for name, rows in splits.items()},
+        classes=len(images.cache.index.classes),
+        device=context.execution.device,
+        precision=context.execution.precision,
+        ranks=context.group.size,
+        run=context.folder.uri,
+    )
+    if resumed:
+        epochs = settings.train.epochs
+        epoch = min(resumed.epoch + (not resumed.ended), epochs)
+        events.emit("resume", step=resumed.step, epoch=epoch, epochs=epochs, ended=resumed.ended)
