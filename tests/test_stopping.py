@@ -103,7 +103,7 @@ def test_a_server_that_says_nothing_holds_up_no_stop(job: Callable[..., Child]) 
         with link:
             begun = time.monotonic()
             child.send_signal(signal.SIGTERM)
-            assert "s3://bucket/runs/r was asked" in last_line(child)
+            assert "waiting for s3://bucket/runs/r" in last_line(child)
             assert (child.returncode, time.monotonic() - begun < 10) == (143, True)
 
 

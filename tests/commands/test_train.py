@@ -369,7 +369,7 @@ def test_too_little_memory_says_what_to_lower(settings: Make, monkeypatch: Any) 
 
 
 def test_a_batch_larger_than_the_data_is_refused(settings: Make) -> None:
-    with pytest.raises(ConflictError, match="--batch-size is 64 and there are 48"):
+    with pytest.raises(ConflictError, match="--batch-size is 64, but there are only 48"):
         run(settings(train__batch_size="64"))
 
 
