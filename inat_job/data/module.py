@@ -77,7 +77,7 @@ class ImageDataModule(LightningDataModule):
         """Take the first `epochs` epochs from features instead of pixels."""
         self._features, self._feature_epochs = features, epochs
 
-    def _take_view(self, number: int) -> TakeRows:
+    def take_view(self, number: int) -> TakeRows:
         """Takes rows in a view: with its draws if the run augments."""
         seed, count = self._settings.seed, len(self.cache.index.ids)
         table = rng.augmentation(seed, number, count) if self._settings.augment else None
@@ -85,7 +85,7 @@ class ImageDataModule(LightningDataModule):
 
     def _take_train(self, epoch: int) -> TakeRows:
         if self._features is None or epoch >= self._feature_epochs:
-            return self._take_view(epoch)
+            return self.take_view(epoch)
         return partial(self._features.take_train, epoch=epoch)
 
     def _take_val(self) -> TakeRows:
@@ -118,5 +118,5 @@ class ImageDataModule(LightningDataModule):
 
     def unsharded_batches(self, rows: np.ndarray, view: int | None) -> EvalBatches:
         """Batches of any rows, all on this rank and in order, in a training view or, for None, as evaluated."""
-        take = self._take_plain if view is None else partial(self._take_view, view)
+        take = self._take_plain if view is None else partial(self.take_view, view)
         return EvalBatches(take, rows, self._settings.batch_size)

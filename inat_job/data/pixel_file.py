@@ -59,7 +59,7 @@ class PixelFile:
 
     def allocate(self) -> None:
         """Set the file's length and allocate its disk space. Raises OSError."""
-        if hasattr(os, "posix_fallocate"):  # not on macOS, where a full disk shows only during the work
+        if hasattr(os, "posix_fallocate"):  # not on macOS, where a full disk is noticed only during the work
             os.posix_fallocate(self._descriptor, 0, self.nbytes)
         os.truncate(self._descriptor, self.nbytes)
 
@@ -85,7 +85,7 @@ def digest(hashes: Iterable[str]) -> str:
 
 @contextmanager
 def create(path: Path, count: int, side: int) -> Iterator[PixelFile]:
-    """Open the file, its contents kept, with all disk space allocated, so that a small disk shows before the work.
+    """Open the file, its contents kept, with all disk space allocated: a disk that is too small fails now.
 
     Raises OSError.
     """

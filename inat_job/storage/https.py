@@ -97,7 +97,7 @@ class HttpsStore:
             return Entry(key, size, version), answer.status == 206 and size != UNKNOWN_SIZE and version != ""
 
     def _blocks(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
-        """Blocks of the object. Raises RetryableError for a body that broke, PreconditionFailed for another version."""
+        """Blocks of the object. Raises RetryableError for a broken body, PreconditionFailed for another version."""
         ranged = end is not None and entry.version != ""
         headers = {"Range": f"bytes={start}-{end - 1}", **_if_unchanged(entry.version)} if ranged and end else {}
         with closing(self._open(entry.key, headers)) as answer:

@@ -15,7 +15,7 @@ from inat_job.storage.disk import disk_errors, sync_folder
 from inat_job.storage.partial_download import PartialDownload
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 
-_PRIVATE = ".inat-"  # prefix of the store's own temporary and lock files, which are no objects
+_PRIVATE = ".inat-"  # prefix of the store's own temporary and lock files, which are not objects
 
 
 class LocalStore:

@@ -43,8 +43,8 @@ def test_features_give_the_weights_that_the_same_views_give_in_full(
     by_features = settings("b", **HEAD, train__precision="fp32")
     run(by_features)
     monkeypatch.setattr("inat_job.training.feature_cache.decide", lambda *args: None)
-    view = ImageDataModule._take_view
-    monkeypatch.setattr(ImageDataModule, "_take_view", lambda self, number: view(self, number % 2))
+    take_view = ImageDataModule.take_view
+    monkeypatch.setattr(ImageDataModule, "take_view", lambda self, number: take_view(self, number % 2))
     plain = settings("b", **HEAD, train__precision="fp32", run__run_id="plain")
     run(plain)
     assert report_of(plain)["reuse"] is None

@@ -57,7 +57,7 @@ class S3Store:
             for page in pages.paginate(Bucket=self.bucket, Prefix=base + prefix, PaginationConfig=size, **self._payer):
                 for found in page.get("Contents", []):
                     key = str(found["Key"])[len(base) :]
-                    if key and not key.endswith("/"):  # the AWS console's folder markers are no objects of the job
+                    if key and not key.endswith("/"):  # a folder marker of the AWS console is not an object
                         yield Entry(key, int(found["Size"]), version_of(found))
 
     def stat(self, key: str) -> Entry | None:
