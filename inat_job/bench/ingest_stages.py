@@ -144,8 +144,8 @@ def decode(
 
 
 def _without_hash_and_write(values: tuple[float, ...], limit: tuple[str, tuple[float, ...]]) -> list[Measurement]:
-    """Nothing if hashing and writing by themselves took longer than all of it did."""
-    note = "by subtraction: what of it runs in parallel with decoding is subtracted too"
+    """Nothing if hashing and writing by themselves took longer than preparing."""
+    note = "by subtraction: work done in parallel with decoding is subtracted too"
     return [Measurement("prepare less hashing and writing", IMAGES_PER_S, values, *limit, note=note)] if values else []
 
 

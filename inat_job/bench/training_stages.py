@@ -224,7 +224,7 @@ def _matrix_products(live: LiveTraining, runs: int) -> tuple[float, ...]:
 
 
 def assembly(images: ImageDataModule, runs: int) -> list[Measurement]:
-    """Assembling an epoch's training batches without training; the limit is copying as many bytes."""
+    """Assembling an epoch's training batches without training; the limit is a copy of as many bytes."""
     batches = images.train_batches
     sample = next(iter(batches))[0]
     target = torch.empty_like(sample)

@@ -102,7 +102,7 @@ def _(settings: BackboneSettings, torch_folder: Path, options: StorageOptions) -
 def _describe_remote(uri: str, options: StorageOptions) -> str:
     store, entry = stat_weights(uri, options)
     if entry.version and entry.size > 0:
-        store.read_range(entry, 0, 1)  # whoever may stat an object may not be allowed to read it
+        store.read_range(entry, 0, 1)  # permission to stat an object is no permission to read it
     size = f", {megabytes(entry.size)}" if entry.size > 0 else ""
     return f"{public_uri(uri)}{size}, to be downloaded"
 

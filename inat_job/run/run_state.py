@@ -113,7 +113,7 @@ def decide_run_state(folder: RunFolder, settings: Settings) -> tuple[RunState, d
 
 
 def is_finished(folder: RunFolder, settings: Settings) -> bool:
-    """Whether the folder holds this very run, finished; asked by ranks that may neither begin nor refuse it."""
+    """Whether the folder holds this run, finished; for ranks that may neither begin nor refuse it."""
     stored = read_config(folder)
     return stored is not None and stored.get("fingerprint") == settings.fingerprint() and _has_report(folder)
 

@@ -28,6 +28,7 @@ from inat_job.models.flops import MACS_PER_S, network_size
 from inat_job.models.frozen_stem import CannotCutError, stem_digest
 from inat_job.models.strategies import Architecture, epochs_with_initial_stages
 from inat_job.storage.cache_locks import cache_errors, hold_folder, lock
+from inat_job.storage.disk import megabytes
 from inat_job.training.context import RunContext
 from inat_job.training.trainer import make_trainer, memory_errors
 
@@ -155,7 +156,7 @@ def _check_worth(context: RunContext, stem: torch.nn.Module, images: int) -> Non
         raise CannotCutError(f"reading {per_image:,} bytes per image takes longer than computing them")
     needed, free = per_image * images, shutil.disk_usage(_existing(Path(context.settings.data.cache_dir))).free
     if needed > _DISK_SHARE * free:
-        raise CannotCutError(f"they need {needed / 1e6:,.0f} MB, and --cache-dir has {free / 1e6:,.0f} MB free")
+        raise CannotCutError(f"they need {megabytes(needed)}, and --cache-dir has {megabytes(free)} free")
 
 
 def _existing(folder: Path) -> Path:

@@ -46,7 +46,7 @@ def test_plain_download_from_the_web_in_one_stream(tmp_path: Path, downloaded: l
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        store = open_store(f"http://127.0.0.1:{server.server_port}/there")
+        store = open_store(f"http://127.0.0.1:{server.server_port}/data")
         ingest_stages.plain_download(store, Entry("x.zip", len(CONTENT), ""), tmp_path / "x")
         server.shutdown()
     assert downloaded == [CONTENT]

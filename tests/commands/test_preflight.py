@@ -127,8 +127,8 @@ def test_the_run_is_known_and_not_touched(settings: Make, looks: Any, tmp_path: 
         ({"data__uri": "nowhere.zip"}, "data", BadDataError),
         ({"run__init_from": "nobody"}, "init-from", BadDataError),
         ({"train__accelerator": "cuda"}, "device", ConflictError),
-        ({"which": "b", "model__weights": "/nowhere.pth"}, "weights", BadDataError),
-        ({"which": "b", "model__weights": "https://x/y.pth#sha256=1"}, "weights", JobError),
+        ({"part": "b", "model__weights": "/nowhere.pth"}, "weights", BadDataError),
+        ({"part": "b", "model__weights": "https://x/y.pth#sha256=1"}, "weights", JobError),
     ],
 )
 def test_what_is_missing_is_named(
@@ -220,7 +220,7 @@ def test_torchvisions_weights_may_lie_here(
     settings: Make, looks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_proxy: None
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    asked = settings(which="b", model__weights="DEFAULT")
+    asked = settings(part="b", model__weights="DEFAULT")
     assert looks(asked).lines["weights"]["code"] == 75
     file = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
     file.parent.mkdir(parents=True)
@@ -240,7 +240,7 @@ def closed_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_run_that_is_taken_up_may_do_without_them(
     settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = settings(which="b", model__weights="/nowhere.pth", train__epochs="1")
+    asked = settings(part="b", model__weights="/nowhere.pth", train__epochs="1")
     monkeypatch.setattr(preflight, "decide_run_state", lambda folder, settings: (preflight.RunState.RESUME, {}))
     assert looks(asked).outcome("weights") == ["warn"]
 

@@ -1,10 +1,10 @@
-"""What a checkpoint an epoch costs a run of Part B: its share of the training time, and of the memory.
+"""The cost of a checkpoint per epoch for a run of Part B: its share of the training time, and of the memory.
 
     python tests/measure/checkpoint_cost.py [--pairs 1] -- partb --data $INAT_BENCH_DATA/data/photos8.zip ...
 
-Runs the command with checkpoints and without in turn, each in a process of its own and the clock of its own: with
-checkpoints, what training waits for them plus the processor time that storing them takes in the background, which is
-all that they can cost it; then the peak of the memory of both, as a ratio.
+Runs the command alternately with and without checkpoints, each in its own process. The cost in time is what training
+waits for checkpoints plus the processor time of storing them in the background, which is the most they can cost; the
+cost in memory is the ratio of the peaks.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def child(mode: str, arguments: list[str]) -> None:
-    """Run a command line in this process, measured; the last line of stdout is what came of it."""
+    """Run a command line in this process and measure it; the last line of stdout is the result."""
     sys.path.insert(0, str(ROOT))
     import entrypoint
     from inat_job.checkpoints.uploader import Uploader
@@ -31,46 +31,46 @@ def child(mode: str, arguments: list[str]) -> None:
 
     spent = {"blocked_s": 0.0, "background_s": 0.0, "taken": 0}
     if mode == "with":
-        _timed(CheckpointCallback, "_take", time.perf_counter, spent, "blocked_s")
-        _timed(Uploader, "_upload", time.thread_time, spent, "background_s")
+        _time_calls(CheckpointCallback, "_take", time.perf_counter, spent, "blocked_s")
+        _time_calls(Uploader, "_upload", time.thread_time, spent, "background_s")
     else:
         Uploader.save = lambda self, manifest, write, deferred: manifest  # type: ignore[method-assign]
         Uploader.update_manifest = lambda self, manifest: None  # type: ignore[method-assign]
-    begun: dict[str, float] = {}
-    _moments(CheckpointCallback, begun)
+    times: dict[str, float] = {}
+    _record_times(CheckpointCallback, times)
     sys.argv = ["entrypoint.py", *arguments]
-    with contextlib.suppress(SystemExit):  # without checkpoints there is nothing to test in the end
+    with contextlib.suppress(SystemExit):  # without checkpoints there is nothing to test at the end
         entrypoint.main()
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(json.dumps({**spent, "train_s": begun["end"] - begun["start"], "peak_mb": peak_mb}))
+    print(json.dumps({**spent, "train_s": times["end"] - times["start"], "peak_mb": peak_mb}))
 
 
-def _timed(owner: Any, name: str, clock: Any, spent: dict[str, Any], into: str) -> None:
+def _time_calls(owner: Any, name: str, clock: Any, spent: dict[str, Any], into: str) -> None:
     inner = getattr(owner, name)
 
     def measured(*args: Any, **options: Any) -> Any:
-        begun = clock()
+        started = clock()
         try:
             return inner(*args, **options)
         finally:
-            spent[into] += clock() - begun
+            spent[into] += clock() - started
             spent["taken"] += into == "blocked_s"
 
     setattr(owner, name, measured)
 
 
-def _moments(keeper: Any, begun: dict[str, float]) -> None:
-    start, end = keeper.on_train_start, keeper.on_validation_end
+def _record_times(callback: Any, times: dict[str, float]) -> None:
+    start, end = callback.on_train_start, callback.on_validation_end
 
-    def started(self: Any, *args: Any) -> None:
-        begun.setdefault("start", time.perf_counter())
+    def on_train_start(self: Any, *args: Any) -> None:
+        times.setdefault("start", time.perf_counter())
         start(self, *args)
 
-    def validated(self: Any, *args: Any) -> None:
+    def on_validation_end(self: Any, *args: Any) -> None:
         end(self, *args)
-        begun["end"] = time.perf_counter()
+        times["end"] = time.perf_counter()
 
-    keeper.on_train_start, keeper.on_validation_end = started, validated
+    callback.on_train_start, callback.on_validation_end = on_train_start, on_validation_end
 
 
 def measure(mode: str, arguments: list[str], folder: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def main() -> None:
     memory = [row["with"]["peak_mb"] / row["without"]["peak_mb"] for row in rows]
     print(json.dumps({"runs": rows}, indent=2))
     print(f"cost: {statistics.median(costs):.2%} of the training time ({min(costs):.2%} to {max(costs):.2%})")
-    print(f"peak of the memory: {statistics.median(memory):.3f} times ({min(memory):.3f} to {max(memory):.3f})")
+    print(f"peak memory: {statistics.median(memory):.3f} times ({min(memory):.3f} to {max(memory):.3f})")
 
 
 if __name__ == "__main__":
