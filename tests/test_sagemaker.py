@@ -121,7 +121,7 @@ def test_a_channel_is_all_that_an_isolated_job_needs(
     ("hyperparameters", "words"),
     [
         ({**SMALL, "epochs": "many"}, "--epochs is 'many': it must be a whole number."),
-        ({**SMALL, "epoch": "2"}, "there is no setting 'epoch'. Did you mean epochs?"),
+        ({**SMALL, "epoch": "2"}, "there is no setting 'epoch'; did you mean epochs?"),
         ({"epochs": "2"}, "The hyperparameter part is missing: set it to a or b."),
         ({**SMALL, "part": "c"}, "The hyperparameter part is 'c': it must be a or b."),
         ([1], "holds list, no JSON object"),

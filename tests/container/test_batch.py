@@ -63,7 +63,7 @@ def batch(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batc
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "INAT_"))}
     docker = {"DOCKER_HOST": f"unix://{socket}", "MOTO_DOCKER_NETWORK_MODE": "host", "PYTHONPATH": str(ROOT)}
     with moto_server({**clean, **ACCESS, **docker}, "tests.image.moto_batch") as url:
-        reach = {**ACCESS, "AWS_ENDPOINT_URL": url}
+        reach = {**ACCESS, "AWS_ENDPOINT_URL": url, "INAT_LOG_FORMAT": "json"}
         with podman_service(socket, {**reach, "OMP_NUM_THREADS": "1"}):
             made = Batch(image, {**clean, **reach})
             _queue(made)
