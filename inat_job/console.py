@@ -37,11 +37,15 @@ class Console:
         self._bar: Any = None
         self._drawn: Progress | None = None
         self._in_table = False
+        self._bars_stay = True
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """Show an event, if it is for people."""
         if name == "data":
             self._wait_for("loading torch")
+        if name == "bench":
+            self._bars_stay = False  # or every repetition would leave one
+            self._wait_for(f"measuring {fields['stage']}")
         text = text_of(name, fields, self._verbose)
         if text is None:
             return
@@ -95,12 +99,12 @@ class Console:
             if not ours or self._bar is None:  # and without a turn not even forgotten: tqdm would wait to close it
                 return
             if self._drawn:
-                self._drawn.over, self._bar.leave = True, self._drawn.stays
+                self._drawn.over, self._bar.leave = True, self._bars_stay and self._drawn.stays
             self._bar.close()
             self._bar = self._drawn = None
 
     def _wait_for(self, what: str, form: str = "") -> None:
-        """Show what is under way, in the place of the bar, until there is another bar or line of this kind."""
+        """Show what is under way, in the place of the bar, until there is another bar."""
         if self._bars:
             with self._turn() as ours:
                 self.close()
@@ -119,8 +123,8 @@ class Console:
 
         tqdm.monitor_interval = 0  # no thread that draws by itself
         tqdm.set_lock(self._lock)  # its own needs shared memory, which a container may lack
-        shown = {"bar_format": form, "file": self._stream, "ncols": self._columns()}
-        return tqdm(total=total, leave=False, mininterval=_BAR_EVERY_S, miniters=1, **shown)
+        look = {"bar_format": form, "file": self._stream, "ncols": self._columns()}
+        return tqdm(total=total, leave=False, mininterval=_BAR_EVERY_S, miniters=1, **look)
 
     def _columns(self) -> int:
         """The width of a bar, which leaves room for a Ctrl-C's echo."""

@@ -104,7 +104,7 @@ def test_a_person_gets_a_line_for_each_check(
     lines = err.splitlines()
     assert (out, [line.split()[1] for line in lines[: len(NAMES)]]) == ("", NAMES)
     assert "fail  data      nowhere.zip does not exist: check --data" in lines
-    assert re.fullmatch(r"Preflight: 12 ok, 1 warnings, 1 failed, in [0-9.]+ s\.", lines[-1])
+    assert re.fullmatch(r"Preflight: 12 ok, 1 warning, 1 failed, in [0-9.]+ s\.", lines[-1])
 
 
 def test_run_in_a_bucket_passes_and_leaves_nothing(

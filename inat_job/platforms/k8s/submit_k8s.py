@@ -95,7 +95,7 @@ def build(request: SubmitOptions, command: Command) -> list[Manifest]:
     return made
 
 
-def shown(documents: list[Manifest]) -> str:
+def as_text(documents: list[Manifest]) -> str:
     """YAML that `kubectl create -f` takes."""
     return text(documents)
 
