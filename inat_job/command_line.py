@@ -162,8 +162,8 @@ def _option(name: str, each: Option, help: OptionHelp, group: str, off: str = ""
     if help.metavar:
         bare = {"is_flag": False, "flag_value": each.bare} if each.bare else {}
         completes = functools.partial(_completed, each)
-        shown = {"metavar": help.metavar, "help": _text(help), "group": group}
-        return option(each.flag, *short, name, shell_complete=completes, **shown, **bare)
+        texts = {"metavar": help.metavar, "help": _text(help), "group": group}
+        return option(each.flag, *short, name, shell_complete=completes, **texts, **bare)
     return option(each.flag + off, *short, name, is_flag=True, default=None, help=_text(help), group=group)
 
 

@@ -16,8 +16,8 @@ _TURN_S = 1.0
 """Seconds to wait for another thread that writes; one that is stuck, on a stopped terminal, must not hold up an end."""
 
 _MOST_COLUMNS = 100
-_CLEAR = "\033[K"
-"""Clears the rest of the line, where the terminal may have echoed a Ctrl-C."""
+_CLEAR = "\r\033[K"
+"""Clears the line, on which the terminal may have echoed a Ctrl-C."""
 
 _LABELS = {"pull": "download"}
 _WIDTH = 12
@@ -37,11 +37,15 @@ class Console:
         self._bar: Any = None
         self._drawn: Progress | None = None
         self._in_table = False
+        self._bars_stay = True
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """Show an event, if it is for people."""
         if name == "data":
             self._wait_for("loading torch")
+        if name == "bench":
+            self._bars_stay = False  # or every repetition would leave one
+            self._wait_for(f"measuring {fields['stage']}")
         text = text_of(name, fields, self._verbose)
         if text is None:
             return
@@ -54,7 +58,7 @@ class Console:
     def write(self, text: str) -> None:
         """Write lines above the bar."""
         with contextlib.suppress(OSError, ValueError), self._turn() as ours, self._above_the_bar(ours):
-            self._stream.write(text + "\n")  # a reader that is gone ends no job
+            self._stream.write((_CLEAR if self._bars else "") + text + "\n")  # in one write, as of several processes
             self._stream.flush()
 
     def phase(self, name: str) -> None:
@@ -92,16 +96,15 @@ class Console:
     def close(self) -> None:
         """End the bar, which stays on the screen if it is full and not transient."""
         with self._turn() as ours:
+            if not ours or self._bar is None:  # and without a turn not even forgotten: tqdm would wait to close it
+                return
             if self._drawn:
-                self._drawn.over = True
-            bar, stays = self._bar, bool(self._drawn and self._drawn.stays)
+                self._drawn.over, self._bar.leave = True, self._bars_stay and self._drawn.stays
+            self._bar.close()
             self._bar = self._drawn = None
-            if bar is not None and ours:
-                bar.leave = stays
-                bar.close()
 
     def _wait_for(self, what: str, form: str = "") -> None:
-        """Show what is under way, in the place of the bar, until there is another bar or line of this kind."""
+        """Show what is under way, in the place of the bar, until there is another bar."""
         if self._bars:
             with self._turn() as ours:
                 self.close()
@@ -120,8 +123,8 @@ class Console:
 
         tqdm.monitor_interval = 0  # no thread that draws by itself
         tqdm.set_lock(self._lock)  # its own needs shared memory, which a container may lack
-        shown = {"bar_format": form, "file": self._stream, "ncols": self._columns()}
-        return tqdm(total=total, leave=False, mininterval=_BAR_EVERY_S, miniters=1, **shown)
+        look = {"bar_format": form, "file": self._stream, "ncols": self._columns()}
+        return tqdm(total=total, leave=False, mininterval=_BAR_EVERY_S, miniters=1, **look)
 
     def _columns(self) -> int:
         """The width of a bar, which leaves room for a Ctrl-C's echo."""
@@ -147,7 +150,6 @@ class Console:
             yield
             return
         with self._bar.external_write_mode(self._stream):
-            self._stream.write(_CLEAR)
             yield
 
 

@@ -30,7 +30,7 @@ _CLASSES = 20
 
 
 def text_of(event: str, fields: Fields, verbose: bool = False) -> str | None:
-    """The lines about an event, or None where a person is not told of it."""
+    """The lines about an event, or None if it is not for people."""
     if event in _TEXTS:
         return _TEXTS[event](fields)
     if event in UNSEEN or not verbose:
@@ -96,14 +96,14 @@ def _result(fields: Fields) -> str:
     recalls = sorted(fields["recall"].items(), key=lambda each: each[1][1])[:_CLASSES]
     few = len(recalls) == len(fields["recall"])
     of_many = f", the {_CLASSES} lowest of {len(fields['recall'])}"
-    shown = fields["recall"].items() if few else recalls
-    width = max(len(name) for name, _ in shown)
+    listed = fields["recall"].items() if few else recalls
+    width = max(len(name) for name, _ in listed)
     val = fields["val_accuracy"]
     return "\n".join(
         [
             "",
             f"Test accuracy by class (recall){'' if few else of_many}:",
-            *(f"  {name:<{width}}  {percent(recall):>7} of {n:,}" for name, (n, recall) in shown),
+            *(f"  {name:<{width}}  {percent(recall):>7} of {n:,}" for name, (n, recall) in listed),
             "",
             *([] if val is None else [f"Validation accuracy {percent(val)}"]),
             f"Report  {fields['run']}/report.html, and report.json beside it",
@@ -124,7 +124,8 @@ def _tracker(fields: Fields) -> str | None:
 
 
 def _preflight(fields: Fields) -> str:
-    counts = f"{fields['ok']} ok, {fields['warn']} warnings, {fields['fail']} failed"
+    warnings = f"{fields['warn']} warning{'' if fields['warn'] == 1 else 's'}"
+    counts = f"{fields['ok']} ok, {warnings}, {fields['fail']} failed"
     return f"Preflight: {counts}, in {fields['seconds']} s."
 
 

@@ -65,8 +65,8 @@ def of_settings(command: str, parts: Sequence[str]) -> dict[str, OptionHelp]:
         section, _, field = key.partition(".")
         each, kind = next(options[key] for options in known.values() if key in options)
         having = [part for part in parts if key in known[part]]
-        shown = {part: shown_default(each, getattr(defaults[part][section], field)) for part in having}
-        default = _DEFAULTS.get(command, {}).get(key) or _joined(shown, command == "test" and each.decides)
+        values = {part: shown_default(each, getattr(defaults[part][section], field)) for part in having}
+        default = _DEFAULTS.get(command, {}).get(key) or _joined(values, command == "test" and each.decides)
         meaning = _MEANINGS.get(command, {}).get(key, each.help)
         found[key] = OptionHelp(metavar(each, kind), meaning, _facts(default, each))
     return found
@@ -122,12 +122,12 @@ def group_of(key: str, command: str, parts: Sequence[str]) -> str:
     return f"{TITLES[section]} of Part {part.upper()}"
 
 
-def _joined(shown: Mapping[str, str], of_the_run: bool) -> str:
+def _joined(values: Mapping[str, str], of_the_run: bool) -> str:
     if of_the_run:
         return _OF_THE_RUN
-    if len(set(shown.values())) == 1:
-        return next(iter(shown.values()))
-    return ", ".join(f"{value} in Part {part.upper()}" for part, value in shown.items())
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{value} in Part {part.upper()}" for part, value in values.items())
 
 
 def _facts(default: str, each: Option) -> str:

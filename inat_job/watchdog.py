@@ -1,6 +1,6 @@
-"""The job's pulse: work that advances beats, and a watcher is told, who can so find a job that hangs.
+"""The job's pulse: work that advances beats, and a watcher is notified, which can so detect a job that hangs.
 
-No thread beats by itself, so that nothing beats for work that stands still.
+No thread beats by itself, so nothing beats while work makes no progress.
 """
 
 import time

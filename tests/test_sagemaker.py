@@ -119,7 +119,7 @@ def test_isolated_job_with_a_channel(train: Callable[..., Child], ml: Path, isol
     ("hyperparameters", "message"),
     [
         ({**SMALL, "epochs": "many"}, "--epochs is 'many': it must be a whole number."),
-        ({**SMALL, "epoch": "2"}, "there is no setting 'epoch'. Did you mean epochs?"),
+        ({**SMALL, "epoch": "2"}, "there is no setting 'epoch'; did you mean epochs?"),
         ({"epochs": "2"}, "The hyperparameter part is missing: set it to a or b."),
         ({**SMALL, "part": "c"}, "The hyperparameter part is 'c': it must be a or b."),
         ([1], "has a list, not a JSON object"),

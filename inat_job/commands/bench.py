@@ -89,8 +89,8 @@ def _measure(
     if "decode" in request.stages:
         children.report_stage("decode")
         archive = _archive(settings, source, scratch)
-        here = data_source.find(str(archive), scratch, storage_options(settings.storage), stop)
-        found += ingest_stages.decode(here, archive, settings.data.image_size, scratch, request.runs, stop)
+        local = data_source.find(str(archive), scratch, storage_options(settings.storage), stop)
+        found += ingest_stages.decode(local, archive, settings.data.image_size, scratch, request.runs, stop)
     with prepare_run(settings, request, stop, started) as bench:
         found += _in_process(bench, source, scratch)
         facts = bench.facts()
@@ -143,6 +143,7 @@ def _report(request: BenchOptions, found: list[Measurement], facts: dict[str, An
         events.emit("bench", **figures)
     parts = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     lines = [table(found), *([f"Of a run of {epochs} epochs: {parts}."] if len(shares) > 1 else [])]
+    events.close()
     stream = sys.stderr if events.is_json() else sys.stdout  # stdout holds nothing but JSON for a machine
     stream.write("\n".join(lines) + "\n")
     stream.flush()

@@ -34,7 +34,7 @@ def run(name: str, request: SubmitOptions, words: Sequence[str], parse: Parse, s
     request = submission.completed(request, command, target.NEEDS)
     documents = target.build(request, command)
     if request.dry_run:
-        print(target.shown(documents), end="", flush=True)
+        print(target.as_text(documents), end="", flush=True)
         return
     handle = target.submit(request, documents)
     events.emit("submitted", target=name, job=handle.name)
@@ -86,7 +86,7 @@ def wait(handle: Handle, stop: Callable[[], bool], every_s: float) -> State:
 
     Raises Preempted if this process is stopped (the job continues), and what a look raises.
     """
-    shown, failures = ("", ""), 0
+    logged, failures = ("", ""), 0
     while True:
         try:
             state, failures = handle.look(), 0
@@ -95,12 +95,12 @@ def wait(handle: Handle, stop: Callable[[], bool], every_s: float) -> State:
             if failures >= _FAILURES:
                 raise
             events.warn(str(error))
-            state = State(shown[0], reason=shown[1])
+            state = State(logged[0], reason=logged[1])
         for line in state.lines:
             print(line, flush=True)
-        if (state.phase, state.reason) != shown:
+        if (state.phase, state.reason) != logged:
             events.emit("state", job=handle.name, state=state.phase, **({"why": state.reason} if state.reason else {}))
-            shown = (state.phase, state.reason)
+            logged = (state.phase, state.reason)
         if state.code is not None:
             return state
         _pause(handle, stop, every_s)

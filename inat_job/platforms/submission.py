@@ -188,7 +188,7 @@ class Target(Protocol):
     def build(self, request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
         """Everything that is sent, from a request by `completed`; it sends no requests itself. Raises UsageError."""
 
-    def shown(self, documents: list[dict[str, Any]]) -> str:
+    def as_text(self, documents: list[dict[str, Any]]) -> str:
         """The documents as text, for a person or another tool."""
 
     def submit(self, request: SubmitOptions, documents: list[dict[str, Any]]) -> Handle:

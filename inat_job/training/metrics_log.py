@@ -88,7 +88,7 @@ class MetricsLog(Callback):
         self._batches = self._timed_batches = 0
         self._timed_s = self._mark = self._trained_s = self._waited_s = 0.0
         self.first_step_at: float | None = None
-        self._epoch, self._epoch_began = -1, time.monotonic()
+        self._epoch, self._epoch_began = -1, 0.0
         self._lr: float | None = None
         self._losses: list[Tensor] = []
         self._best = max((_score(row) for row in file.rows if "val_loss" in row), default=None) if file else None
@@ -121,7 +121,8 @@ class MetricsLog(Callback):
         self._lr = _lr(trainer)
 
     def _begin_epoch(self, trainer: Trainer, batch_idx: int) -> None:
-        self._epoch, self._epoch_began, self._losses = trainer.current_epoch, time.monotonic(), []
+        self._epoch, self._losses = trainer.current_epoch, []
+        self._epoch_began = 0.0 if batch_idx else time.monotonic()  # the rest of one takes less than an epoch
         self._progress = events.progress(f"epoch {self._epoch + 1}/{trainer.max_epochs}", transient=True)
         self._progress(batch_idx, int(trainer.num_training_batches))
 
@@ -185,13 +186,15 @@ class MetricsLog(Callback):
         score = _score(values)
         best = self._best is None or score > self._best
         self._best = score if best else self._best
-        left = (STATUS.epochs - epoch - 1) * (time.monotonic() - self._epoch_began) if STATUS.epochs else None
+        left = None
+        if STATUS.epochs and self._epoch_began:
+            left = round((STATUS.epochs - epoch - 1) * (time.monotonic() - self._epoch_began), 1)
         return {
             "epochs": STATUS.epochs,
             "train_loss": loss if loss is None else round(loss, 4),
             "lr": self._lr,
             "best": best,
-            "left_s": left if left is None else round(left, 1),
+            "left_s": left,
         }
 
     def _add(self, step: int, values: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""A run whose frozen stem works once a view: the same results, in every way of going on."""
+"""A run whose frozen stem computes each view once: the same results, resumed or not."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def features_of(settings: Settings) -> list[Path]:
     return sorted(Path(settings.data.cache_dir, "features").rglob("*.bin"))
 
 
-def test_the_report_says_what_was_reused_and_another_run_finds_it(settings: Make) -> None:
+def test_features_are_reported_and_reused_by_another_run(settings: Make) -> None:
     first = settings("b", **HEAD)
     run(first)
     report = report_of(first)
@@ -36,7 +36,7 @@ def test_the_report_says_what_was_reused_and_another_run_finds_it(settings: Make
     assert report_of(again)["reuse"]["computed"] == 0
 
 
-def test_features_give_the_weights_that_the_same_views_give_in_full(
+def test_features_train_as_the_same_views_do(
     settings: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -58,7 +58,7 @@ def rows_of(settings: Settings) -> list[float]:
 
 
 @pytest.mark.parametrize("strategy", ["head", "last-k", "gradual"])
-def test_a_resume_is_exact_whatever_it_was_stopped_in(settings: Make, strategy: str) -> None:
+def test_resume_on_features_is_exact(settings: Make, strategy: str) -> None:
     changes: dict[str, Any] = HEAD | {"model__strategy": strategy}
     if strategy == "gradual":
         changes |= {"train__epochs": "20", "train__batch_size": "24", "model__feature_views": "1"}
@@ -77,7 +77,7 @@ def test_a_resume_is_exact_whatever_it_was_stopped_in(settings: Make, strategy: 
     assert report_of(stopped)["test"] == report_of(whole)["test"]
 
 
-def test_no_views_and_no_frozen_part_reuse_nothing(settings: Make) -> None:
+def test_nothing_is_reused_without_views_or_frozen_part(settings: Make) -> None:
     run(settings("b", **HEAD | {"model__feature_views": "0"}))
     assert report_of(settings("b", **HEAD | {"model__feature_views": "0"}))["reuse"] is None
     run(settings(run__run_id="a"))

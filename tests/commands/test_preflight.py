@@ -1,4 +1,4 @@
-"""`preflight` as it is met: what it finds, how it ends, how long it takes, and that it leaves nothing behind."""
+"""`preflight`: what it finds, how it ends, how long it takes, and that it leaves nothing behind."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from inat_job import events
 from inat_job.commands import preflight, train
 from inat_job.errors import BadDataError, ConflictError, JobError, NoPermissionError
 from inat_job.host import nvidia
@@ -43,7 +44,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Found:
-    """What a look ended with, and its lines by the check's name."""
+    """The error of a preflight, and its events by the name of the check."""
 
     def __init__(self, error: JobError | None, out: str) -> None:
         self.error, self.out = error, out
@@ -58,7 +59,7 @@ class Found:
 
 
 @pytest.fixture
-def looks(capsys: pytest.CaptureFixture[str]) -> Any:
+def preflight_of(capsys: pytest.CaptureFixture[str]) -> Any:
     def look(settings: Settings, place: Platform = NO_PLATFORM) -> Found:
         capsys.readouterr()
         error = None
@@ -85,19 +86,32 @@ def in_bucket(s3_bucket: str, archive: Path) -> dict[str, str]:
     return {"data__uri": f"s3://{s3_bucket}/x.zip", "run__output": f"s3://{s3_bucket}/runs"}
 
 
-def test_all_is_well_here_and_nothing_is_left(settings: Make, looks: Any, tmp_path: Path) -> None:
+def test_local_run_passes_and_leaves_nothing(settings: Make, preflight_of: Any, tmp_path: Path) -> None:
     before = tree(tmp_path)
-    found = looks(settings())
+    found = preflight_of(settings())
     assert (found.error, set(found.outcome(*NAMES))) == (None, {"ok"})
     assert tree(tmp_path) == before
     assert found.end["seconds"] < 5
 
 
-def test_all_is_well_in_a_bucket_and_nothing_is_left(
-    settings: Make, looks: Any, in_bucket: dict[str, str], s3_bucket: str, tmp_path: Path
+def test_a_person_gets_a_line_for_each_check(
+    settings: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    events.configure(text=True)
+    with pytest.raises(BadDataError):
+        preflight.run(settings(data__uri="nowhere.zip"), NO_PLATFORM, never)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert (out, [line.split()[1] for line in lines[: len(NAMES)]]) == ("", NAMES)
+    assert "fail  data      nowhere.zip does not exist: check --data" in lines
+    assert re.fullmatch(r"Preflight: 12 ok, 1 warning, 1 failed, in [0-9.]+ s\.", lines[-1])
+
+
+def test_run_in_a_bucket_passes_and_leaves_nothing(
+    settings: Make, preflight_of: Any, in_bucket: dict[str, str], s3_bucket: str, tmp_path: Path
 ) -> None:
     before = tree(tmp_path)
-    found = looks(settings(**in_bucket))
+    found = preflight_of(settings(**in_bucket))
     assert (found.error, set(found.outcome(*NAMES))) == (None, {"ok"})
     assert "from env" in found.lines["identity"]["what"] or "from env" in found.out
     assert "conditionally too" in found.lines["output"]["what"]
@@ -106,17 +120,17 @@ def test_all_is_well_in_a_bucket_and_nothing_is_left(
     assert tree(tmp_path) == before
 
 
-def test_the_run_is_known_and_not_touched(settings: Make, looks: Any, tmp_path: Path) -> None:
+def test_existing_run_is_recognised_and_untouched(settings: Make, preflight_of: Any, tmp_path: Path) -> None:
     run(settings())
     before = tree(tmp_path)
-    assert looks(settings()).lines["run"]["what"] == "r, finished"
+    assert preflight_of(settings()).lines["run"]["what"] == "r, finished"
     (tmp_path / "runs/r/report.json").rename(tmp_path / "report.json")
-    assert looks(settings()).lines["run"]["what"] == "r, resume"
-    found = looks(settings(train__lr="0.1"))
+    assert preflight_of(settings()).lines["run"]["what"] == "r, resume"
+    found = preflight_of(settings(train__lr="0.1"))
     assert (type(found.error), found.lines["run"]["code"]) == (ConflictError, 78)
     assert "other settings" in found.lines["run"]["what"]
     assert found.lines["run"]["fix"].startswith("change --run-id")
-    assert looks(settings(train__lr="0.1", run__resume="never", run__force="true")).error is None
+    assert preflight_of(settings(train__lr="0.1", run__resume="never", run__force="true")).error is None
     (tmp_path / "report.json").rename(tmp_path / "runs/r/report.json")
     assert tree(tmp_path) == before
 
@@ -131,20 +145,22 @@ def test_the_run_is_known_and_not_touched(settings: Make, looks: Any, tmp_path: 
         ({"part": "b", "model__weights": "https://x/y.pth#sha256=1"}, "weights", JobError),
     ],
 )
-def test_what_is_missing_is_named(
-    settings: Make, looks: Any, changes: dict[str, str], check: str, expected: type[JobError]
+def test_missing_thing_is_named(
+    settings: Make, preflight_of: Any, changes: dict[str, str], check: str, expected: type[JobError]
 ) -> None:
-    found = looks(settings(**changes))
+    found = preflight_of(settings(**changes))
     assert isinstance(found.error, expected)
     failed = [name for name, line in found.lines.items() if line["outcome"] == "fail"]
     assert failed == [check]
     assert found.lines[check]["fix"]
 
 
-def test_a_missing_bucket_and_a_missing_object(settings: Make, looks: Any, in_bucket: dict[str, str]) -> None:
-    found = looks(settings(**{**in_bucket, "run__output": in_bucket["run__output"].replace("s3://", "s3://no-")}))
+def test_missing_bucket_and_missing_object(settings: Make, preflight_of: Any, in_bucket: dict[str, str]) -> None:
+    found = preflight_of(
+        settings(**{**in_bucket, "run__output": in_bucket["run__output"].replace("s3://", "s3://no-")})
+    )
     assert (type(found.error), found.lines["output"]["code"]) == (ConflictError, 78)
-    found = looks(settings(**{**in_bucket, "data__uri": in_bucket["data__uri"] + ".zip"}))
+    found = preflight_of(settings(**{**in_bucket, "data__uri": in_bucket["data__uri"] + ".zip"}))
     assert (type(found.error), found.lines["data"]["code"]) == (BadDataError, 65)
     assert found.lines["disk"]["outcome"] == "warn"
 
@@ -153,9 +169,9 @@ def test_a_missing_bucket_and_a_missing_object(settings: Make, looks: Any, in_bu
     ("match", "checks"),
     [("x.zip", {"data"}), ("(PUT|DELETE) .*preflight-", {"output"}), ("GET .*preflight-", {"output"})],
 )
-def test_no_permission_is_found_where_it_lacks(
+def test_missing_permission(
     settings: Make,
-    looks: Any,
+    preflight_of: Any,
     in_bucket: dict[str, str],
     s3_server: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -164,31 +180,31 @@ def test_no_permission_is_found_where_it_lacks(
 ) -> None:
     with proxied(s3_server, Fault("denied", match)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        found = looks(settings(**in_bucket))
+        found = preflight_of(settings(**in_bucket))
     assert isinstance(found.error, NoPermissionError)
     assert {name for name, line in found.lines.items() if line["outcome"] == "fail"} == checks
 
 
-def test_one_bad_answer_is_no_trouble(
-    settings: Make, looks: Any, in_bucket: dict[str, str], s3_server: str, monkeypatch: pytest.MonkeyPatch
+def test_single_bad_answer_is_retried(
+    settings: Make, preflight_of: Any, in_bucket: dict[str, str], s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with proxied(s3_server, Fault("503", r"/runs/|x\.zip", times=2)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        assert looks(settings(**in_bucket)).error is None
+        assert preflight_of(settings(**in_bucket)).error is None
 
 
-def test_too_little_disk_and_memory(settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_and_memory(settings: Make, preflight_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     monkeypatch.setattr(resources.memory, "limit_bytes", lambda: 100_000_000)
-    found = looks(settings())
+    found = preflight_of(settings())
     assert (found.outcome("disk", "memory"), type(found.error)) == (["fail", "fail"], ConflictError)
 
 
 @pytest.mark.parametrize(
     ("size", "devices", "outcome"), [(64 << 20, 1, "ok"), (64 << 20, 2, "warn"), (1 << 30, 2, "ok")]
 )
-def test_shared_memory_is_for_several_devices(
+def test_shared_memory_for_several_devices(
     monkeypatch: pytest.MonkeyPatch, size: int, devices: int, outcome: str
 ) -> None:
     monkeypatch.setattr(resources.memory, "shared_bytes", lambda: size)
@@ -208,24 +224,24 @@ def test_shared_memory_is_for_several_devices(
         (Driver(None, "13.0", False), "cuda", "ok"),
     ],
 )
-def test_the_driver_is_held_against_the_wheel(
-    settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch, found: Driver, accelerator: str, outcome: str
+def test_driver_against_the_cuda_of_torch(
+    settings: Make, preflight_of: Any, monkeypatch: pytest.MonkeyPatch, found: Driver, accelerator: str, outcome: str
 ) -> None:
     monkeypatch.setattr(nvidia, "find_driver", lambda: found)
     monkeypatch.setattr(nvidia, "wheel_cuda", lambda: "13.0")
-    assert looks(settings(train__accelerator=accelerator)).outcome("device") == [outcome]
+    assert preflight_of(settings(train__accelerator=accelerator)).outcome("device") == [outcome]
 
 
-def test_torchvisions_weights_may_lie_here(
-    settings: Make, looks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_proxy: None
+def test_weights_in_the_folder_of_torch(
+    settings: Make, preflight_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_proxy: None
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     asked = settings(part="b", model__weights="DEFAULT")
-    assert looks(asked).lines["weights"]["code"] == 75
+    assert preflight_of(asked).lines["weights"]["code"] == 75
     file = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
     file.parent.mkdir(parents=True)
     file.touch()
-    assert "already downloaded" in looks(asked).lines["weights"]["what"]
+    assert "already downloaded" in preflight_of(asked).lines["weights"]["what"]
 
 
 @pytest.fixture
@@ -237,25 +253,25 @@ def closed_proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_a_run_that_is_taken_up_may_do_without_them(
-    settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_run_needs_no_weights(settings: Make, preflight_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = settings(part="b", model__weights="/nowhere.pth", train__epochs="1")
     monkeypatch.setattr(preflight, "decide_run_state", lambda folder, settings: (preflight.RunState.RESUME, {}))
-    assert looks(asked).outcome("weights") == ["warn"]
+    assert preflight_of(asked).outcome("weights") == ["warn"]
 
 
-def test_no_secret_is_told(settings: Make, looks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_logged(settings: Make, preflight_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with wandb_server() as (recorded, _):
         monkeypatch.setenv("WANDB_BASE_URL", recorded.url)
         monkeypatch.setenv("WANDB_API_KEY", "k3y" * 13)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
-        found = looks(settings(tracker__mode="auto", data__uri="http://user:passw0rd@127.0.0.1:1/x.zip?sig=t0ken"))
+        found = preflight_of(
+            settings(tracker__mode="auto", data__uri="http://user:passw0rd@127.0.0.1:1/x.zip?sig=t0ken")
+        )
     assert found.lines["tracker"]["what"].endswith("as tester")
     assert not re.search("k3y|s3cret|passw0rd|t0ken", f"{found.out} {found.error}")
 
 
-def test_with_the_flag_a_job_that_would_fail_does_not_begin(settings: Make, tmp_path: Path) -> None:
+def test_preflight_option_prevents_a_failing_job(settings: Make, tmp_path: Path) -> None:
     asked = settings(run__preflight="true", run__init_from="nobody")
     with pytest.raises(BadDataError, match="--init-from"):
         train.run(asked, StopAfter(10**9), time.perf_counter())
@@ -265,7 +281,7 @@ def test_with_the_flag_a_job_that_would_fail_does_not_begin(settings: Make, tmp_
     assert (tmp_path / "runs/r/report.json").exists()
 
 
-def test_an_old_driver_ends_a_job_before_anything_is_pulled(
+def test_old_driver_ends_a_job_before_the_download(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nvidia, "find_driver", lambda: Driver("550.54.15", "12.4", has_gpu=True))
@@ -283,7 +299,7 @@ def process(*words: str, **more: Any) -> tuple[int, float, str, str]:
     return done.returncode, time.monotonic() - begun, done.stdout, done.stderr
 
 
-def test_against_a_black_hole_all_ends_in_ten_seconds(tmp_path: Path) -> None:
+def test_silent_servers_take_ten_seconds_at_most(tmp_path: Path) -> None:
     with socket.socket() as hole:  # takes connections, and never says a word
         hole.bind(("127.0.0.1", 0))
         hole.listen(128)
@@ -304,8 +320,8 @@ def test_against_a_black_hole_all_ends_in_ten_seconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user who may write nothing")
-def test_a_folder_that_may_not_be_written_is_no_permission(settings: Make, looks: Any, archive: Path) -> None:
-    looks(settings())  # all that is imported late is imported by root
+def test_unwritable_folder(settings: Make, preflight_of: Any, archive: Path) -> None:
+    preflight_of(settings())  # all that is imported late is imported by root
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(archive, folder / "x.zip")
@@ -313,7 +329,7 @@ def test_a_folder_that_may_not_be_written_is_no_permission(settings: Make, looks
         folder.chmod(0o755)
         os.seteuid(65534)
         try:
-            found = looks(
+            found = preflight_of(
                 settings(data__uri=f"{name}/x.zip", data__cache_dir=f"{name}/cache", run__output=f"{name}/runs")
             )
         finally:

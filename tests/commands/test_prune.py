@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from inat_job import events
 from inat_job.command_options import PrepareOptions
 from inat_job.commands.prepare import prune
 from inat_job.errors import ConflictError, UsageError
@@ -28,7 +29,7 @@ Prune = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture
 def pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Prune:
-    """What is told of each cache, and then what of all."""
+    """The event of each cache, and the last one."""
 
     def one(age: str = "list") -> list[dict[str, Any]]:
         capsys.readouterr()
@@ -45,17 +46,17 @@ def grow_old(folder: Path, days: float) -> None:
 
 
 def prepare(place: Path, archive: Path) -> None:
-    """In a process of its own, whose holds end with it."""
+    """In a process of its own, whose locks end with it."""
     words = ["prepare", "--data", str(archive), "--image-size", "32"]
     subprocess.run([*ENTRY, *words], cwd=place, capture_output=True, check=True)
 
 
-def test_what_is_old_goes_and_the_rest_is_found_ready(archive: Path, pruned: Prune, tmp_path: Path) -> None:
+def test_prune_deletes_old_caches_only(archive: Path, pruned: Prune, tmp_path: Path) -> None:
     prepare(tmp_path, archive)
     prepare(tmp_path, write_zip(tmp_path / "y.zip", tree(train=20, test=6)))
     first, second, done = pruned()
     assert (done["event"], done["freed_bytes"]) == ("done", 0)
-    assert "say --prune 30d" in done["message"]
+    assert "use --prune 30d" in done["message"]
     assert {first["kind"], second["kind"]} == {"images"}
     assert (first["source"].endswith("x.zip"), first["side"], first["images"]) == (True, 40, 75)
     assert first["bytes"] > 75 * 40 * 40 * 3
@@ -72,16 +73,16 @@ def test_what_is_old_goes_and_the_rest_is_found_ready(archive: Path, pruned: Pru
     assert old.exists()
 
 
-def test_using_it_makes_it_young(archive: Path, pruned: Prune, tmp_path: Path) -> None:
+def test_use_renews_a_cache(archive: Path, pruned: Prune, tmp_path: Path) -> None:
     prepare(tmp_path, archive)
     (folder,) = (each.folder for each in cache.list_entries(tmp_path / "cache"))
     grow_old(folder, days=31)
     prepare(tmp_path, archive)
-    (told, _) = pruned("30d")
-    assert (told["state"], told["unused_s"] < 60) == ("unused", True)
+    (lines, _) = pruned("30d")
+    assert (lines["state"], lines["unused_s"] < 60) == ("unused", True)
 
 
-def test_what_a_running_job_reads_stays_and_the_job_goes_on(tmp_path: Path) -> None:
+def test_cache_of_a_running_job_is_kept(tmp_path: Path) -> None:
     words = "parta --data demo: --image-size 32 --filters 4 --epochs 2000 --batch-size 8 --wandb off --run-id r".split()
     job = subprocess.Popen([*ENTRY, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -94,30 +95,30 @@ def test_what_a_running_job_reads_stays_and_the_job_goes_on(tmp_path: Path) -> N
     finally:
         job.kill()
         job.communicate()
-    assert states(tmp_path, "--prune") == ["unused"], "without an age nothing goes"
+    assert states(tmp_path, "--prune") == ["unused"], "without an age nothing is deleted"
     assert states(tmp_path) == ["deleted"]
     assert states(tmp_path) == []
 
 
 def states(place: Path, *words: str) -> list[str]:
-    """What becomes of the prepared images, if nothing else is said with `--prune 0s`."""
+    """The state of the prepared images, by default after `--prune 0s`."""
     command = [*ENTRY, "prepare", *(words or ("--prune", "0s"))]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True)
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    return [each["state"] for each in told if each.get("kind") == "images"]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return [each["state"] for each in lines if each.get("kind") == "images"]
 
 
-def test_what_is_not_stored_yet_is_kept_whatever_its_age(pruned: Prune, tmp_path: Path) -> None:
+def test_spooled_run_is_kept(pruned: Prune, tmp_path: Path) -> None:
     path = tmp_path / "cache" / "spool" / "0123" / "r" / "checkpoints" / "6.ckpt"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"x")
     grow_old(tmp_path / "cache", days=1000)
-    told, _ = pruned("0s")
-    assert (told["kind"], told["name"], told["state"]) == ("run", "r", "kept")
+    lines, _ = pruned("0s")
+    assert (lines["kind"], lines["name"], lines["state"]) == ("run", "r", "kept")
     assert path.exists()
 
 
-def test_a_folder_that_is_not_there_and_one_that_is_no_folder(pruned: Prune, tmp_path: Path) -> None:
+def test_missing_cache_folder(pruned: Prune, tmp_path: Path) -> None:
     (done,) = pruned("0s")
     assert "holds 0.0 MB in 0 folders" in done["message"]
     (tmp_path / "cache").write_text("")
@@ -126,25 +127,23 @@ def test_a_folder_that_is_not_there_and_one_that_is_no_folder(pruned: Prune, tmp
 
 
 @pytest.mark.parametrize("age", ["soon", "-3", "1y", "nan"])
-def test_an_age_that_is_none(age: str) -> None:
+def test_bad_age(age: str) -> None:
     with pytest.raises(UsageError, match="--prune is"):
         _ = PrepareOptions(age).unused_s
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may delete everything")
-def test_a_cache_that_may_not_be_deleted(archive: Path, pruned: Prune, tmp_path: Path) -> None:
+def test_undeletable_cache(archive: Path, pruned: Prune, tmp_path: Path) -> None:
     prepare(tmp_path, archive)
     (tmp_path / "cache" / "prepared").chmod(0o500)
     with pytest.raises(ConflictError, match="cannot be written"):
         pruned("0s")
 
 
-def test_a_person_gets_a_table(
-    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_person_gets_a_table(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(tmp_path, archive)
     capsys.readouterr()
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    events.configure(text=True)
     prune(tmp_path / "cache", None, never)
     out = capsys.readouterr().out
     assert out.startswith("images       0.")

@@ -1,4 +1,4 @@
-"""`status` of real runs: new, living, preempted, killed, finished, here and on S3."""
+"""`status` of real runs: new, running, preempted, killed, finished, local and on S3."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from inat_job import events
 from inat_job.command_options import StatusOptions
 from inat_job.commands import status
 from inat_job.errors import BadDataError, Preempted
@@ -35,7 +36,7 @@ Look = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def look(settings: Make, capsys: pytest.CaptureFixture[str]) -> Look:
-    """What a machine gets of one look at the run `r`, or another."""
+    """The JSON of one look at the run `r`, or another."""
 
     def one(name: str = "r", **changes: Any) -> dict[str, Any]:
         capsys.readouterr()
@@ -48,7 +49,7 @@ def look(settings: Make, capsys: pytest.CaptureFixture[str]) -> Look:
 
 @contextmanager
 def job_until(event: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A job in a process of its own, which has told of an event."""
+    """A job in a process of its own, which has logged an event."""
     child = subprocess.Popen(
         [sys.executable, ROOT / "entrypoint.py", *TRAIN],
         cwd=tmp_path,
@@ -63,44 +64,44 @@ def job_until(event: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     child.communicate()
 
 
-def test_no_run_is_no_run(look: Look, tmp_path: Path) -> None:
+def test_status_of_a_missing_run(look: Look, tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match="holds no run: check its name and --output"):
         look("nobody")
-    assert not (tmp_path / "runs").exists(), "it only looks"
+    assert not (tmp_path / "runs").exists(), "it only reads"
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_a_run_that_was_stopped_and_then_finished(
+def test_status_of_a_preempted_and_a_finished_run(
     look: Look, settings: Make, where: str, request: pytest.FixtureRequest
 ) -> None:
     changes = {"run__output": f"s3://{request.getfixturevalue('s3_bucket')}/runs"} if where == "s3" else {}
     with pytest.raises(Preempted):
         run(settings(**changes), stop_after=60)
-    said = look(**changes)
-    assert (said["state"], said["test_accuracy"]) == ("preempted", None)
+    seen = look(**changes)
+    assert (seen["state"], seen["test_accuracy"]) == ("preempted", None)
     run(settings(**changes))
-    said = look(**changes)
-    assert (said["state"], said["part"], said["epoch"], said["epochs"]) == ("finished", "a", 2, 2)
-    assert (said["left_s"], said["checkpoint"]["step"]) == (0.0, said["step"])
-    assert 0 <= said["best"]["val_accuracy"] <= 1
-    assert [each["why"] for each in said["attempts"]] == ["preempted", "finished"]
-    assert look(said["run"])["run_id"] == "r", "a URI does as well"
+    seen = look(**changes)
+    assert (seen["state"], seen["part"], seen["epoch"], seen["epochs"]) == ("finished", "a", 2, 2)
+    assert (seen["left_s"], seen["checkpoint"]["step"]) == (0.0, seen["step"])
+    assert 0 <= seen["best"]["val_accuracy"] <= 1
+    assert [each["why"] for each in seen["attempts"]] == ["preempted", "finished"]
+    assert look(seen["run"])["run_id"] == "r", "a URI works too"
 
 
-def test_a_living_run_tells_phase_step_and_rate_and_then_how_it_ended(tmp_path: Path) -> None:
+def test_status_of_a_running_job_and_watch(tmp_path: Path) -> None:
     with job_until("epoch", tmp_path) as job:
-        follow(job, tmp_path)
+        check_running_and_watch(job, tmp_path)
 
 
-def follow(job: subprocess.Popen[str], tmp_path: Path) -> None:
-    said: dict[str, Any] = {}
+def check_running_and_watch(job: subprocess.Popen[str], tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
     until = time.monotonic() + 20
-    while not said.get("step") or said["phase"] not in ("train", "validate") or not said["images_per_s"]:
+    while not seen.get("step") or seen["phase"] not in ("train", "validate") or not seen["images_per_s"]:
         assert time.monotonic() < until
-        said = json.loads(subprocess.run([*STATUS, "r"], cwd=tmp_path, capture_output=True, text=True).stdout)
-    assert said["state"] == "running"
-    assert said["heard_s"] < 4
-    assert (said["epochs"], said["epoch"] >= 1, said["left_s"] > 10) == (3000, True, True)
+        seen = json.loads(subprocess.run([*STATUS, "r"], cwd=tmp_path, capture_output=True, text=True).stdout)
+    assert seen["state"] == "running"
+    assert seen["heard_s"] < 4
+    assert (seen["epochs"], seen["epoch"] >= 1, seen["left_s"] > 10) == (3000, True, True)
     watching = subprocess.Popen(
         [*STATUS, "r", "--watch"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -114,17 +115,17 @@ def follow(job: subprocess.Popen[str], tmp_path: Path) -> None:
     assert "is not finished, and its last attempt is over (preempted)" in err
 
 
-def test_a_run_whose_job_was_killed_is_silent(tmp_path: Path) -> None:
+def test_status_of_a_killed_job(tmp_path: Path) -> None:
     with job_until("run", tmp_path) as job:
         job.kill()
         job.wait()
     ended = subprocess.run([*STATUS, "r", "--watch"], cwd=tmp_path, capture_output=True, text=True, timeout=30)
-    said = json.loads(ended.stdout.splitlines()[-1])
-    assert (ended.returncode, said["state"], said["attempts"][-1]["why"]) == (75, "silent", "silent")
+    seen = json.loads(ended.stdout.splitlines()[-1])
+    assert (ended.returncode, seen["state"], seen["attempts"][-1]["why"]) == (75, "silent", "silent")
 
 
-def test_a_beat_that_is_seen_counts_more_than_the_holders_clock(tmp_path: Path, settings: Make) -> None:
-    """As of a machine whose clock is wrong by an hour, and which writes between two looks."""
+def test_seen_heartbeat_overrides_the_holders_clock(tmp_path: Path, settings: Make) -> None:
+    """On a machine whose clock is wrong by an hour, and which writes between two looks."""
     store = open_store(str(tmp_path / "runs" / "r"))
     wrong = attempts.Attempt(1, 60.0, {"host": "elsewhere"}, at=time.time() - 3600)
     store.put(wrong.key, wrong.to_json())
@@ -134,7 +135,7 @@ def test_a_beat_that_is_seen_counts_more_than_the_holders_clock(tmp_path: Path, 
     assert next(looks)["state"] == "running"
 
 
-def test_a_watch_is_stopped_by_a_signal(tmp_path: Path, settings: Make) -> None:
+def test_watch_is_stopped_by_a_signal(tmp_path: Path, settings: Make) -> None:
     store = open_store(str(tmp_path / "runs" / "r"))
     living = attempts.Attempt(1, 60.0, {"host": "elsewhere"}, at=time.time())
     store.put(living.key, living.to_json())
@@ -144,17 +145,17 @@ def test_a_watch_is_stopped_by_a_signal(tmp_path: Path, settings: Make) -> None:
         status.run(settings(), "r", StatusOptions(watch=True), stop)
 
 
-def test_a_person_gets_lines(settings: Make, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_a_person_gets_lines(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run(settings())
     capsys.readouterr()
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    events.configure(text=True)
     status.run(settings(), "r", StatusOptions(watch=True), never)
     out = capsys.readouterr().out
     assert "finished, test accuracy 0." in out
     assert "1: step 0 to " in out
 
 
-def test_it_is_quick_and_imports_no_torch(settings: Make, tmp_path: Path) -> None:
+def test_status_imports_no_torch(settings: Make, tmp_path: Path) -> None:
     run(settings())
     script = (
         "import sys; sys.argv = ['entrypoint.py', 'status', 'r']\n"

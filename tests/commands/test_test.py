@@ -1,4 +1,4 @@
-"""`test`: what it takes from the run, what from the command, and what it refuses."""
+"""`test`: what it takes from the run, what from the command line, and what it refuses."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may spoil."""
+    """A copy of it that a test may change."""
     shutil.copytree(trained, tmp_path / "place")
     return tmp_path / "place"
 
@@ -57,20 +57,20 @@ def change_config(place: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in stored.items() if value is not None}))
 
 
-def test_the_runs_arithmetic_is_kept_but_for_what_is_given(place: Path) -> None:
+def test_precision_is_the_runs_unless_given(place: Path) -> None:
     for changes, precision in (({}, "bf16"), ({"train__precision": "fp32"}, "fp32")):
         report = evaluated(place, **changes)
         assert report["environment"]["execution"]["precision"] == precision
 
 
-def test_the_batch_size_need_not_fit_the_run_nor_the_data(place: Path) -> None:
+def test_batch_size_need_not_fit_run_or_data(place: Path) -> None:
     kept = evaluated(place, train__precision="fp32")["test"]
     assert evaluated(place, train__precision="fp32", train__batch_size="7")["test"]["n"] == kept["n"]
     few = write_zip(place / "few.zip", tree(train=2, test=9))
     assert evaluated(place, data__uri=str(few))["test"]["n"] == 27
 
 
-def test_start_up_ends_before_the_evaluation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_startup_time_excludes_the_evaluation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = test.evaluate
 
     def slow(*args: Any) -> Any:
@@ -95,7 +95,7 @@ def test_other_classes_are_refused(place: Path, known_by: str) -> None:
         evaluated(place, data__uri=str(write_zip(place / "fewer.zip", fewer)))
 
 
-def test_one_file_serves_and_what_the_run_fixes_is_not_changed(
+def test_config_file_cannot_change_what_the_run_fixes(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "pb.toml"
@@ -107,26 +107,33 @@ def test_one_file_serves_and_what_the_run_fixes_is_not_changed(
 
 
 @pytest.mark.parametrize("key", ["model.strategy", "train.lr", "run.resume"])
-def test_a_set_that_would_do_nothing_is_refused(place: Path, key: str) -> None:
+def test_set_without_effect_is_refused(place: Path, key: str) -> None:
     with pytest.raises(UsageError, match=f"--set {key} does nothing here"):
         test.settings_of(str(place / "runs" / "b"), {}, [f"{key}=1"], None)
 
 
-def test_it_is_found_from_another_folder(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_data_is_found_from_another_folder(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = json.loads((place / "runs" / "a" / "config.json").read_text())
     assert Path(stored["settings"]["data"]["uri"]).is_absolute()
     monkeypatch.chdir(tmp_path)
     assert evaluated(place)["test"]["n"] == 15
 
 
+def test_run_of_an_earlier_version_is_tested(place: Path) -> None:
+    """One begun when --compile could be unset, stored as null."""
+    stored = json.loads((place / "runs" / "a" / "config.json").read_text())["settings"]
+    change_config(place, settings={**stored, "train": {**stored["train"], "compile": None}})
+    assert evaluated(place)["settings"]["train"]["compile"] is False
+
+
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"part": "c", "settings": {}, "execution": {}}'])
-def test_a_damaged_config_is_bad_data(place: Path, text: str) -> None:
+def test_damaged_config_is_bad_data(place: Path, text: str) -> None:
     (place / "runs" / "a" / "config.json").write_text(text)
     with pytest.raises(BadDataError, match=r"config\.json is"):
         evaluated(place)
 
 
-def test_its_folder_must_be_free_or_a_tests(place: Path) -> None:
+def test_folder_of_another_run_is_refused(place: Path) -> None:
     (place / "runs" / "test-a" / "checkpoints").mkdir(parents=True)
     (place / "runs" / "test-a" / "checkpoints" / "6.ckpt").touch()
     with pytest.raises(ConflictError, match="so their run is unknown"):

@@ -1,4 +1,4 @@
-"""The main job in one process: a whole run, its run folder, and every way of taking it up again."""
+"""The main job in one process: a whole run, its run folder, and every way of resuming it."""
 
 import json
 import time
@@ -22,7 +22,7 @@ from tests.harness.made_images import tree, write_zip
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
 
-def test_a_run_leaves_a_complete_folder_and_a_valid_report(settings: Make) -> None:
+def test_run_folder_is_complete_and_report_valid(settings: Make) -> None:
     run(settings(run__price_per_hour="3600"))
     folder = Path(settings().run.output) / "r"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -56,7 +56,7 @@ def test_a_run_leaves_a_complete_folder_and_a_valid_report(settings: Make) -> No
     assert any("train_loss" in row for row in rows)
 
 
-def test_local_and_s3_agree_to_the_last_digit(settings: Make, archive: Path, s3_bucket: str) -> None:
+def test_local_and_s3_results_are_equal(settings: Make, archive: Path, s3_bucket: str) -> None:
     open_store(f"s3://{s3_bucket}").put("x.zip", archive)
     local = settings()
     remote = settings(data__uri=f"s3://{s3_bucket}/x.zip", run__output=f"s3://{s3_bucket}/out")
@@ -68,7 +68,7 @@ def test_local_and_s3_agree_to_the_last_digit(settings: Make, archive: Path, s3_
     assert {"report.json", "report.html", "config.json", "metrics.jsonl", "checkpoints/latest.json"} <= keys
 
 
-def test_a_finished_run_is_left_alone(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_is_left_alone(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run(settings())
     before = report_of(settings())
     capsys.readouterr()
@@ -85,7 +85,7 @@ def test_other_settings_under_the_same_id_are_refused(settings: Make) -> None:
         run(settings("b"))
 
 
-def test_with_the_report_deleted_it_only_evaluates(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleted_report_is_made_again_without_training(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run(settings())
     before = report_of(settings())
     (Path(settings().run.output) / "r" / "report.json").unlink()
@@ -97,7 +97,7 @@ def test_with_the_report_deleted_it_only_evaluates(settings: Make, monkeypatch: 
     assert after["history"] == [*before["history"], {"started_step": 12, "ended_step": 12, "why": "finished"}]
 
 
-def test_what_trained_is_counted_whether_or_not_it_trained_just_now(settings: Make) -> None:
+def test_trainable_parameters_do_not_depend_on_resume(settings: Make) -> None:
     made = settings("b", model__strategy="head", train__epochs="1")
     run(made)
     before = report_of(made)["model"]
@@ -120,9 +120,7 @@ def test_what_trained_is_counted_whether_or_not_it_trained_just_now(settings: Ma
         ("b", {"model__strategy": "full"}),
     ],
 )
-def test_a_stopped_run_goes_on_to_the_same_bits(
-    which: str, changes: dict[str, str], settings: Make, tmp_path: Path
-) -> None:
+def test_resume_is_bit_exact(which: str, changes: dict[str, str], settings: Make, tmp_path: Path) -> None:
     changes = changes if which == "a" else changes | SMALLER_B
     whole = settings(which, run__output=str(tmp_path / "whole"), **changes)
     run(whole)
@@ -144,7 +142,64 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert [attempt["why"] for attempt in report_of(stopped)["history"]].count("preempted") > 1
 
 
-def test_a_killed_run_is_taken_up_from_a_new_machine(
+def events_of(capsys: pytest.CaptureFixture[str], name: str) -> list[dict[str, Any]]:
+    """The events of this name since the last look."""
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    return [line for line in lines if line["event"] == name]
+
+
+def test_resume_names_step_and_epoch(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    made = settings(train__epochs="3", run__checkpoint_minutes="0")
+    with pytest.raises(Preempted, match=r"Stopped: step \d+ is stored in .*/r/checkpoints; run the same command again"):
+        run(made, stop_after=90)
+    step = max(json.loads(file.read_text())["step"] for file in _manifests(made))
+    capsys.readouterr()
+    run(made)
+    [event] = events_of(capsys, "resume")
+    assert (event["step"], event["epoch"], event["epochs"], event["ended"]) == (step, step // 6 + 1, 3, "")
+    (Path(made.run.output) / "r" / "report.json").unlink()
+    run(made)
+    [event] = events_of(capsys, "resume")
+    assert (event["step"], event["epoch"], event["ended"]) == (18, 3, "finished")
+
+
+def test_log_of_a_run(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run(settings())
+    lines = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    [introduction] = [line for line in lines if line["event"] == "introduction"]
+    assert introduction["images"] == {"train": 48, "validation": 12, "test": 15}
+    assert (introduction["classes"], introduction["strategy"], introduction["ranks"]) == (3, None, 1)
+    assert introduction["parameters"] == introduction["trainable_parameters"] > 0
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    assert [(line["epoch"], line["epochs"]) for line in epochs] == [(1, 2), (2, 2)]
+    assert all(line["train_loss"] > 0 and line["lr"] > 0 for line in epochs)
+    assert (epochs[0]["best"], epochs[1]["left_s"]) == (True, 0.0)
+    assert [line["phase"] for line in lines if line["event"] == "phase"][-3:] == ["validate", "test", "upload"]
+    result = lines[-2]
+    report = report_of(settings())
+    assert (result["event"], lines[-1]["event"]) == ("result", "done")
+    assert (result["accuracy"], result["ci95"]) == (report["test"]["accuracy"], report["test"]["ci95"])
+    assert result["recall"] == {name: [each["n"], each["recall"]] for name, each in report["test"]["per_class"].items()}
+
+
+def test_run_of_an_earlier_version_resumes(settings: Make, tmp_path: Path) -> None:
+    """One begun when --compile could be unset: its config.json has null, and its fingerprint is the same."""
+    made = settings(run__checkpoint_minutes="0")
+    with pytest.raises(Preempted):
+        run(made, stop_after=60)
+    path = Path(made.run.output) / "r" / "config.json"
+    stored = json.loads(path.read_text())
+    stored["settings"]["train"]["compile"] = None
+    path.write_text(json.dumps(stored))
+    run(made)
+    whole = settings(run__output=str(tmp_path / "whole"))
+    run(whole)
+    assert model_of(made) == model_of(whole)
+    with pytest.raises(ConflictError, match=r"other settings \(train.seed 0 there, 1 here\)"):
+        run(settings(train__seed="1"))
+
+
+def test_killed_run_resumes_on_a_new_machine(
     settings: Make, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = settings(run__output=f"s3://{s3_bucket}", run__checkpoint_minutes="0")
@@ -167,7 +222,7 @@ def test_a_killed_run_is_taken_up_from_a_new_machine(
     assert rows[0] == rows[1]
 
 
-def test_a_stop_at_any_moment_changes_nothing(settings: Make, tmp_path: Path) -> None:
+def test_stop_at_any_moment_changes_nothing(settings: Make, tmp_path: Path) -> None:
     """Among them: in mid-epoch, at an epoch's last step, in validation, and right after it."""
     changes = {"model__strategy": "gradual", **SMALLER_B}
     whole = settings("b", run__output=str(tmp_path / "whole"), **changes)
@@ -192,7 +247,7 @@ def _killed(*args: Any) -> None:
     raise RuntimeError("killed")
 
 
-def test_early_stop_is_decided_once_and_kept(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stop_is_decided_once(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = settings(train__early_stop="2", train__epochs="30", train__lr="1e-6")
     run(stopped)
     before = report_of(stopped)
@@ -204,7 +259,7 @@ def test_early_stop_is_decided_once_and_kept(settings: Make, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("resume", ["auto", "must"])
-def test_where_no_checkpoint_is_intact_a_person_decides(settings: Make, resume: str) -> None:
+def test_no_intact_checkpoint_is_an_error(settings: Make, resume: str) -> None:
     made = settings(run__checkpoint_minutes="0", train__epochs="3", run__resume=resume)
     with pytest.raises(Preempted):
         run(settings(run__checkpoint_minutes="0", train__epochs="3"), stop_after=90)
@@ -218,7 +273,7 @@ def test_where_no_checkpoint_is_intact_a_person_decides(settings: Make, resume: 
     run(settings(train__epochs="3", run__resume="never", run__force="true"))
 
 
-def test_damaged_checkpoints_do_not_push_out_intact_ones(settings: Make, tmp_path: Path) -> None:
+def test_damaged_checkpoints_do_not_displace_intact_ones(settings: Make, tmp_path: Path) -> None:
     made = settings(run__checkpoint_minutes="0", train__epochs="3")
     with pytest.raises(Preempted):
         run(made, stop_after=90)
@@ -235,7 +290,7 @@ def test_damaged_checkpoints_do_not_push_out_intact_ones(settings: Make, tmp_pat
     assert model_of(made) == model_of(whole)
 
 
-def test_what_a_machine_that_took_the_run_over_could_not_store_is_found_there(
+def test_spooled_checkpoints_are_stored_by_the_next_attempt(
     settings: Make, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from inat_job.storage.s3.s3_store import S3Store
@@ -270,10 +325,10 @@ def test_what_a_machine_that_took_the_run_over_could_not_store_is_found_there(
         (lambda state: state.pop("state_dict"), BadDataError),
     ],
 )
-def test_a_checkpoint_that_is_not_this_runs_is_an_error_that_names_it(
+def test_checkpoint_of_another_network_is_named(
     settings: Make, change: Callable[[Any], Any], error: type[Exception]
 ) -> None:
-    """Though its manifest tells its very hash."""
+    """Although its manifest has the right hash."""
     with pytest.raises(Preempted):
         run(settings(run__checkpoint_minutes="0"), stop_after=90)
     folder = Path(settings().run.output) / "r" / "checkpoints"
@@ -287,7 +342,7 @@ def test_a_checkpoint_that_is_not_this_runs_is_an_error_that_names_it(
         run(settings(run__checkpoint_minutes="0"))
 
 
-def test_force_deletes_nothing_that_a_link_leads_to(settings: Make, tmp_path: Path) -> None:
+def test_force_follows_no_link(settings: Make, tmp_path: Path) -> None:
     run(settings())
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
@@ -297,7 +352,7 @@ def test_force_deletes_nothing_that_a_link_leads_to(settings: Make, tmp_path: Pa
     assert not (Path(settings().run.output) / "r" / "link").exists()
 
 
-def test_a_damaged_checkpoint_is_passed_over(settings: Make, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_skipped(settings: Make, tmp_path: Path) -> None:
     with pytest.raises(Preempted):
         run(settings(run__checkpoint_minutes="0"), stop_after=90)
     folder = Path(settings().run.output) / "r" / "checkpoints"
@@ -321,7 +376,7 @@ def test_resume_never_and_must(settings: Make) -> None:
     assert report_of(settings())["checkpoint"]["step"] == 6
 
 
-def test_changed_images_under_the_same_run_are_refused(settings: Make, tmp_path: Path) -> None:
+def test_changed_data_is_refused(settings: Make, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "y.zip", tree(train=20, test=5))
     with pytest.raises(Preempted):
         run(settings(data__uri=str(path)), stop_after=90)
@@ -337,7 +392,7 @@ def test_max_time_ends_training_and_tests(settings: Make) -> None:
     assert report["test"]["n"] == 15
 
 
-def test_a_run_is_extended_by_init_from(settings: Make) -> None:
+def test_init_from_starts_from_the_best_weights(settings: Make) -> None:
     run(settings())
     longer = settings(run__run_id="longer", run__init_from="r", train__lr="1e-8", train__epochs="1")
     run(longer)
@@ -354,12 +409,12 @@ def _best(settings: Settings) -> Path:
     return Path(report_of(settings)["checkpoint"]["uri"])
 
 
-def test_a_loss_that_is_not_finite_is_an_error_that_says_what_to_lower(settings: Make) -> None:
+def test_infinite_loss_names_lr(settings: Make) -> None:
     with pytest.raises(ConflictError, match=r"not finite at step \d+: lower --lr, which is 10"):
         run(settings(train__lr="10", train__epochs="60", train__precision="fp16", train__weight_decay="10"))
 
 
-def test_too_little_memory_says_what_to_lower(settings: Make, monkeypatch: Any) -> None:
+def test_out_of_memory_names_batch_size(settings: Make, monkeypatch: Any) -> None:
     def hungry(*args: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
@@ -368,12 +423,12 @@ def test_too_little_memory_says_what_to_lower(settings: Make, monkeypatch: Any) 
         run(settings())
 
 
-def test_a_batch_larger_than_the_data_is_refused(settings: Make) -> None:
+def test_batch_larger_than_the_data_is_refused(settings: Make) -> None:
     with pytest.raises(ConflictError, match="--batch-size is 64, but there are only 48"):
         run(settings(train__batch_size="64"))
 
 
-def test_a_store_that_fails_does_not_end_training_but_the_job(
+def test_failing_store_fails_the_job_after_training(
     settings: Make, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from inat_job.storage.s3.s3_store import S3Store
@@ -397,7 +452,7 @@ def test_a_store_that_fails_does_not_end_training_but_the_job(
     assert {"checkpoints/6.ckpt", "checkpoints/6.json", "checkpoints/12.ckpt", "checkpoints/12.json"} <= keys
 
 
-def test_test_evaluates_a_run_without_training(settings: Make, tmp_path: Path) -> None:
+def test_test_evaluates_without_training(settings: Make, tmp_path: Path) -> None:
     run(settings())
     uri = f"{settings().run.output}/r"
     flags = {"run.output": settings().run.output, "data.cache_dir": str(tmp_path / "cache"), "tracker.mode": "off"}
@@ -413,7 +468,7 @@ def test_test_evaluates_a_run_without_training(settings: Make, tmp_path: Path) -
             assert report["checkpoint"]["step"] == 6
 
 
-def test_test_says_what_is_wrong_with_a_checkpoint(settings: Make, tmp_path: Path) -> None:
+def test_test_names_a_wrong_checkpoint(settings: Make, tmp_path: Path) -> None:
     run(settings())
     uri = f"{settings().run.output}/r"
     flags = {"run.output": settings().run.output, "data.cache_dir": str(tmp_path / "cache"), "tracker.mode": "off"}

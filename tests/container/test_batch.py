@@ -63,7 +63,7 @@ def batch(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batc
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "INAT_"))}
     docker = {"DOCKER_HOST": f"unix://{socket}", "MOTO_DOCKER_NETWORK_MODE": "host", "PYTHONPATH": str(ROOT)}
     with moto_server({**clean, **ACCESS, **docker}, "tests.container.moto_batch") as url:
-        variables = {**ACCESS, "AWS_ENDPOINT_URL": url}
+        variables = {**ACCESS, "AWS_ENDPOINT_URL": url, "INAT_LOG_FORMAT": "json"}
         with podman_service(socket, {**variables, "OMP_NUM_THREADS": "1"}):
             batch = Batch(image, {**clean, **variables})
             _create_queue(batch)

@@ -5,15 +5,10 @@ import time
 
 import pytest
 
-from inat_job import events, watchdog
+from inat_job import watchdog
 from inat_job.job_status import STATUS, JobStatus
 from inat_job.telemetry import heartbeat
 from inat_job.telemetry.heartbeat import training_rates
-
-
-@pytest.fixture(autouse=True)
-def not_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "terminal", lambda: False)
 
 
 def test_training_rates_between_two_snapshots() -> None:

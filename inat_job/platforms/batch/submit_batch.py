@@ -107,7 +107,7 @@ def _definition(request: SubmitOptions, container: dict[str, Any]) -> dict[str, 
     return {"type": "multinode", "nodeProperties": nodes}
 
 
-def shown(documents: list[dict[str, Any]]) -> str:
+def as_text(documents: list[dict[str, Any]]) -> str:
     """Both requests as JSON by operation; `aws batch --cli-input-json` takes each."""
     return json.dumps(dict(zip(("RegisterJobDefinition", "SubmitJob"), documents, strict=True)), indent=2) + "\n"
 

@@ -59,7 +59,7 @@ def build(request: SubmitOptions, command: Command) -> list[Manifest]:
     return manifests
 
 
-def shown(documents: list[Manifest]) -> str:
+def as_text(documents: list[Manifest]) -> str:
     """YAML that `kubectl create -f` takes."""
     return _to_yaml(documents)
 

@@ -97,7 +97,7 @@ def _as_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def shown(documents: list[dict[str, Any]]) -> str:
+def as_text(documents: list[dict[str, Any]]) -> str:
     """The request as JSON, which `aws sagemaker create-training-job --cli-input-json` takes."""
     return json.dumps(documents[0], indent=2) + "\n"
 

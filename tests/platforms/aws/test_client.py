@@ -161,6 +161,6 @@ def test_local_secrets_are_not_sent(target: Any, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, f"planted-{name}")
     command = checked(("parta", "--output", "s3://b/runs"), _line)
     request = completed(SubmitOptions(dry_run=True, region="eu-west-1"), command, target.NEEDS)
-    assert "planted" not in target.shown(target.build(request, command))
+    assert "planted" not in target.as_text(target.build(request, command))
     with pytest.raises(UsageError, match="AWS_SECRET_ACCESS_KEY"):
         checked(("parta", "--output", "s3://b/planted-AWS_SECRET_ACCESS_KEY"), _line)
