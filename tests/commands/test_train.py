@@ -195,7 +195,7 @@ def test_run_of_an_earlier_version_resumes(settings: Make, tmp_path: Path) -> No
     whole = settings(run__output=str(tmp_path / "whole"))
     run(whole)
     assert model_of(made) == model_of(whole)
-    with pytest.raises(ConflictError, match=r"other settings \(train.seed 0 there, 1 here\)"):
+    with pytest.raises(ConflictError, match=r"other settings \(train.seed is 0 in the run, 1 here\)"):
         run(settings(train__seed="1"))
 
 

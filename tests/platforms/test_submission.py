@@ -27,7 +27,7 @@ def test_missing_options_are_named(submit: Callable[..., Ended], cluster: Path) 
     assert submit("k8s", *RUN) == (
         2,
         "",
-        "Error: --image, --role must be given to submit this; --dry-run shows the rest without.",
+        "Error: --image, --role must be given to submit this; --dry-run shows the request without.",
     )
     copied = submit("k8s", "--image", "<IMAGE>", "--role", ROLE, *RUN)
     assert (copied.code, "--image must be given" in copied.last) == (2, True)
@@ -40,19 +40,19 @@ def test_missing_options_are_named(submit: Callable[..., Ended], cluster: Path) 
     ("words", "message"),
     [
         ([], "The command is missing"),
-        (["part"], "No such command 'part'"),
-        (["parta", "--epoch", "3"], "No such option '--epoch'"),
+        (["part"], "There is no command 'part'; did you mean part"),
+        (["parta", "--epoch", "3"], "There is no option --epoch; did you mean --epochs?"),
         (["parta", "--epochs", "0"], "--epochs is 0"),
-        (["parta", "--set", "train.epoch=1"], "Did you mean train.epochs?"),
+        (["parta", "--set", "train.epoch=1"], "did you mean train.epochs?"),
         (["bench", "--part", "a", "--stages", "epochs"], "--stages is 'epochs'"),
         (["prepare", "--data", "x", "--image-size", "1"], "--image-size is 1"),
         (["parta", "--output", "runs"], "--output is 'runs'"),
         (["parta", "--config", "a.toml"], "--config is 'a.toml'"),
         (["parta", "--print-config"], "--print-config"),
-        (["submit", "k8s", "--", "parta"], "submit is no command for a submitted job"),
-        (["parta", "--resume", "never", "--force"], "--force would begin the run anew"),
-        (["parta", "--resume", "never", "--set", "run.force=true"], "--force would begin the run anew"),
-        (["train"], "train is no command for a submitted job"),
+        (["submit", "k8s", "--", "parta"], "submit cannot be submitted as a job"),
+        (["parta", "--resume", "never", "--force"], "--force would start the run again"),
+        (["parta", "--resume", "never", "--set", "run.force=true"], "--force would start the run again"),
+        (["train"], "train cannot be submitted as a job"),
         (["parta", "--data", "https://u:p@host/x.zip"], "a password or signature for https://host/x.zip,"),
         (
             ["parta", "--data", "https://host/x.zip?X-Amz-Signature=abc"],
@@ -60,7 +60,7 @@ def test_missing_options_are_named(submit: Callable[..., Ended], cluster: Path) 
         ),
         (["test", "--checkpoint=https://u:p@host/r"], "a password or signature for https://host/r,"),
         (["parta", "--wandb-project", "AKIAABCDEFGHIJKLMNOP"], "AWS access key"),
-        (["parta", "--wandb-project", "x-wandbsecret-x"], "what WANDB_API_KEY is here"),
+        (["parta", "--wandb-project", "x-wandbsecret-x"], "the value of WANDB_API_KEY"),
     ],
 )
 def test_invalid_commands_are_refused(
@@ -103,8 +103,8 @@ def test_machines_that_do_not_fit_the_command_are_refused(
         (["--memory", "2"], "--memory is 2"),
         (["--gpus", "-1"], "--gpus is -1"),
         (["--timeout", "1s"], "--timeout is 1.0"),
-        (["--wandb-secret", "arn:x"], "--wandb-secret is 'arn:x', and is not used here"),
-        (["--execution-role", "arn:x"], "--execution-role is 'arn:x', and is not used here"),
+        (["--wandb-secret", "arn:x"], "--wandb-secret is 'arn:x', and k8s has no use for it"),
+        (["--execution-role", "arn:x"], "--execution-role is 'arn:x', and k8s has no use for it"),
         (["--dry-run", "--wait"], "--dry-run submits nothing"),
     ],
 )

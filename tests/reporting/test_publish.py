@@ -53,6 +53,7 @@ def folder(tmp_path: Path, s3_bucket: str) -> RunFolder:
 
 
 REPORT_WITH_LOSS: dict[str, Any] = REPORT | {
+    "val": None,
     "test": {**REPORT["test"], "loss": 1.0},
     "data": {**REPORT["data"], "classes": ["A & B", "C"]},
 }
