@@ -195,7 +195,7 @@ def public_uri(uri: str) -> str:
 
 
 def unsigned_uri(uri: str) -> str:
-    """`uri` without user, password and signature: the same object, whoever signed its address and when.
+    """`uri` without user, password and signature: the same object, no matter who signed its address and when.
 
     It keeps the rest of the query, which can be secret too, so it may only go into a hash.
     """

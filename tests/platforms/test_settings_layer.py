@@ -18,7 +18,7 @@ from inat_job.platforms.settings_layer import around, configured, part_of
 from inat_job.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
-KNOBS = {part: options_by_key(recipe()) for part, recipe in RECIPES.items()}
+OPTIONS = {part: options_by_key(recipe()) for part, recipe in RECIPES.items()}
 SAGEMAKER = Platform(
     "SageMaker", run_id="job", grace_s=120.0, data=Path("/in/training"), output=Path("/ml/checkpoints")
 )
@@ -77,8 +77,8 @@ def test_hyperparameters_override_a_file_but_not_the_environment(
 
 @given(st.sampled_from(list(RECIPES)), st.data())
 def test_every_option_is_a_hyperparameter_in_either_spelling(part: str, data: st.DataObject) -> None:
-    key = data.draw(st.sampled_from(sorted(KNOBS[part])))
-    each, _ = KNOBS[part][key]
+    key = data.draw(st.sampled_from(sorted(OPTIONS[part])))
+    each, _ = OPTIONS[part][key]
     name = "".join(data.draw(st.sampled_from("-_")) if letter == "-" else letter for letter in each.name)
     said = around(dataclasses.replace(NO_PLATFORM, hyperparameters={name: "text"}), part)
     assert dict(said.asked.values) == {key: "text"}
