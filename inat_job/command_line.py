@@ -196,5 +196,7 @@ def sentence(error: click.ClickException) -> str:
     if isinstance(error, click.MissingParameter) and error.param:
         return f"{_label(error.param)} is missing: {_MISSING.get(str(error.param.name), 'see --help')}."
     if isinstance(error, click.BadOptionUsage):
+        if "does not take a value" in error.message:  # click's own words; it has no class for that
+            return f"{error.option_name} takes no value: write it alone."
         return f"{error.option_name} needs a value after it: see --help."
     return error.format_message()

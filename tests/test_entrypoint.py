@@ -196,6 +196,7 @@ def test_help_follows_the_terminal_width(
             "--config is none.toml, which cannot be read (No such file or directory): check the path.",
         ),
         ("parta --epochs", "--epochs needs a value after it: see --help."),
+        ("parta --compile=true", "--compile takes no value: write it alone."),
         ("test", "--checkpoint is missing: name a run, such as --checkpoint runs/parta-0123456789ab."),
         ("status", "RUN is missing: name a run, such as parta-0123456789ab, or its URI."),
         ("bench --part c", "--part is 'c': it must be one of a, b."),

@@ -29,7 +29,7 @@ from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
-from inat_job.training.trainer import fit, make_trainer
+from inat_job.training.trainer import fit_errors, make_trainer
 
 _FEW_STEPS = 4
 """Optimiser steps that are trained when only the state after them is measured."""
@@ -73,7 +73,8 @@ class PreparedRun:
         trainer.limit_val_batches = 0
         if not self.request.trains:
             trainer.limit_train_batches = min(_FEW_STEPS * settings.train.accumulate, len(images.train_batches))
-        fit(trainer, self.classifier, images, None)
+        with fit_errors(trainer, None):
+            trainer.fit(self.classifier, datamodule=images)
         return found
 
     def _trainer(self, callbacks: list[Any]) -> Any:

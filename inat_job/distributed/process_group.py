@@ -67,7 +67,7 @@ class ProcessGroup:
             if isinstance(error, JobError):
                 self.cause.record(error)
             elif error is None:
-                self._finish()
+                self._finish_or_record()
         finally:
             if self._scratch:
                 self._scratch.cleanup()
@@ -194,6 +194,13 @@ class ProcessGroup:
 
     def _lost_rank_errors(self) -> AbstractContextManager[None]:
         return lost_rank_errors(self._stop, self.cause.read_in_time)
+
+    def _finish_or_record(self) -> None:
+        try:
+            self._finish()
+        except JobError as error:
+            self.cause.record(error)
+            raise
 
     def _finish(self) -> None:
         """Wait until rank 0 has finished the run. Rank 0, whose process hosts the store, lets the others read that."""

@@ -34,7 +34,7 @@ def join(rank: Rank, stop: StopFlag, is_finished: Callable[[], bool] = lambda: F
         signals.check(stop, "looking for rank 0")
         if store := _connect(rank, hosts):
             return _group(rank, store, stop)
-        if is_finished():
+        if rank.rank and is_finished():  # rank 0 is not waited for: it has asked before it took the run
             return None
         if time.monotonic() - began > RENDEZVOUS_TIMEOUT_S:
             raise TransientError(f"Rank 0 was not found at {rank.master_address} port {rank.master_port}: try again.")

@@ -75,6 +75,7 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
     accelerator = _accelerator(settings.accelerator)
     if not stored:
         return _decide_new(settings, accelerator, None, rank)
+    compile_mode = stored.get("compile_mode")  # which earlier versions chose
     known = {field.name for field in dataclasses.fields(Execution)}  # another version may have stored others
     stored = {name: value for name, value in stored.items() if name in known}
     same = stored.get("accelerator") == accelerator
@@ -85,8 +86,11 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
     )
     if first.accelerator != fresh.accelerator:
         kept = fresh
-    kept = dataclasses.replace(kept, compile=kept.compile and _has_compiler())
+    has_compiler = kept.compile and (fresh.compile if settings.compile else _has_compiler())
+    kept = dataclasses.replace(kept, compile=has_compiler)
     changed = {name: (old, getattr(kept, name)) for name, old in stored.items() if getattr(kept, name) != old}
+    if kept.compile and compile_mode not in (None, "default"):
+        changed["compile_mode"] = (compile_mode, "default")
     if changed:
         events.warn("This resume is not bit-equal to an uninterrupted run", changed=changed)
     return kept

@@ -14,6 +14,7 @@ from inat_job.checkpoints.uploader import NullUploader, Uploader, uploading
 from inat_job.data.cache_index import Cache
 from inat_job.distributed import rendezvous
 from inat_job.evaluation.predictions import EvaluationProgress
+from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
 from inat_job.reporting.publish import publish, store_checkpoints
@@ -29,7 +30,7 @@ from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
 from inat_job.training.results import evaluate, make_report, tracked
 from inat_job.training.start import Checkpoint
-from inat_job.training.trainer import fit, make_trainer, memory_errors
+from inat_job.training.trainer import fit_errors, make_trainer, memory_errors
 
 
 def run(job: Job, leased: LeasedRun | None, cache: Cache | None) -> None:
@@ -129,15 +130,19 @@ def _train(
     log: MetricsLog,
     resumed: Checkpoint | None,
 ) -> None:
-    """Train what is left, after the validation that the last attempt may still owe."""
+    """Train what is left: the training loop, after the validation that the last attempt may still owe."""
     callback = CheckpointCallback(context, uploader, log, resumed.manifest if resumed else None)
+    STATUS.epochs = context.settings.train.epochs
     if resumed and resumed.manifest.validate:
-        _validate(context, classifier, resumed)
-        log.validated(classifier, resumed.manifest.step, resumed.manifest.epoch - 1)
-        callback.add_validation(classifier)
+        with context.group.lost_rank_errors():
+            _validate(context, classifier, resumed)
+            log.validated(classifier, resumed.manifest.step, resumed.manifest.epoch - 1)
+            callback.add_validation(classifier)
     if not callback.ended:
         trainer = make_trainer(context.execution, context.settings.train, [log, callback], context.group)
-        fit(trainer, classifier, context.images, resumed.path if resumed else None, context.group)
+        path = resumed.path if resumed else None
+        with fit_errors(trainer, path, context.group):
+            trainer.fit(classifier, datamodule=context.images, ckpt_path=path, weights_only=True)
     uploader.wait_until_written()
 
 
@@ -147,7 +152,7 @@ def _validate(context: RunContext, classifier: Classifier, checkpoint: Checkpoin
     context.images.train_batches.go_to(checkpoint.manifest.epoch - 1, len(context.images.train_batches))
     progress = EvaluationProgress(context.stop, "validate", context.group.any_rank_async)
     trainer = make_trainer(context.execution, context.settings.train, [progress], context.group)
-    with memory_errors(), context.group.lost_rank_errors():
+    with memory_errors():
         trainer.validate(classifier, datamodule=context.images, verbose=False)
         context.group.drop_pending()
 

@@ -11,10 +11,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from inat_job.checkpoints.training_state import InMemoryCheckpointIO
-from inat_job.data.module import ImageDataModule
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from inat_job.errors import ConflictError, JobError
-from inat_job.models.classifier import Classifier
 from inat_job.settings import TrainSettings
 from inat_job.training.execution import Execution
 
@@ -49,21 +47,15 @@ def make_trainer(
     return trainer
 
 
-def fit(
-    trainer: Trainer,
-    classifier: Classifier,
-    images: ImageDataModule,
-    resume_from: Path | None,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> None:
-    """Train to the end, from the checkpoint `resume_from` if there is one. This is where the training loop runs.
+@contextmanager
+def fit_errors(trainer: Trainer, resume_from: Path | None, group: ProcessGroup = SINGLE_PROCESS) -> Iterator[None]:
+    """What `trainer.fit` raises in the block, as our errors.
 
-    Raises Preempted, TransientError for a lost rank, ConflictError for too little memory, a loss that is not finite or
-    a checkpoint of another network, BadDataError for a file that is no checkpoint.
+    Preempted, TransientError for a lost rank, ConflictError for too little memory, a loss that is not finite or a
+    checkpoint of another network, BadDataError for a file that is no checkpoint.
     """
-    path = str(resume_from) if resume_from else None
     with memory_errors(), _restore_errors(trainer, resume_from), group.lost_rank_errors():
-        trainer.fit(classifier, datamodule=images, ckpt_path=path, weights_only=True)
+        yield
 
 
 def _devices(execution: Execution, group: ProcessGroup) -> int | list[int]:

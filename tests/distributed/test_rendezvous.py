@@ -12,7 +12,7 @@ import pytest
 from inat_job.distributed import ranks
 from inat_job.distributed.ranks import Rank
 from inat_job.distributed.rendezvous import join
-from inat_job.errors import ConflictError
+from inat_job.errors import ConflictError, Preempted
 from inat_job.signals import StopFlag
 
 JOIN_LATE = """
@@ -55,3 +55,15 @@ def test_taken_port_is_named() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConflictError, match=f"Port {port}.*is taken.*MASTER_PORT"):
             join(Rank(0, 2, 0, 1, "127.0.0.1", port), StopFlag())
+
+
+def test_rank_0_does_not_ask_whether_the_run_is_finished() -> None:
+    """It holds the lease by then, and a run that it has just started may not count as another one's."""
+    stop = StopFlag()
+
+    def asked() -> bool:
+        raise AssertionError("rank 0 asked")
+
+    threading.Timer(0.5, stop.set, ["SIGTERM"]).start()
+    with pytest.raises(Preempted, match="looking for rank 0"):
+        join(Rank(0, 2, 0, 1, "no-such-host.invalid", 29500), stop, asked)

@@ -111,6 +111,16 @@ def test_execution_stored_by_an_older_version_is_kept() -> None:
     assert execution.decide(TrainSettings(accelerator="cpu"), stored) == first
 
 
+def test_resume_of_a_run_compiled_in_another_mode_warns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/cc")
+    settings = TrainSettings(accelerator="cpu", precision="fp32", compile=True)
+    stored = execution.decide(settings, None).as_dict() | {"compile_mode": "reduce-overhead"}
+    assert execution.decide(settings, stored).compile
+    assert "not bit-equal" in capsys.readouterr().out
+
+
 def test_compiler_failure_leaves_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("the compiler is broken")
