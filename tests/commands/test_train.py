@@ -89,7 +89,7 @@ def test_deleted_report_is_made_again_without_training(settings: Make, monkeypat
     run(settings())
     before = report_of(settings())
     (Path(settings().run.output) / "r" / "report.json").unlink()
-    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "fit_errors", lambda *args: pytest.fail("trained again"))
     run(settings())
     after = report_of(settings())
     for section in ("test", "val", "checkpoint", "throughput"):
@@ -253,7 +253,7 @@ def test_early_stop_is_decided_once(settings: Make, monkeypatch: pytest.MonkeyPa
     before = report_of(stopped)
     assert before["history"][-1]["why"] == "early stop"
     (Path(stopped.run.output) / "r" / "report.json").unlink()
-    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "fit_errors", lambda *args: pytest.fail("trained again"))
     run(stopped)
     assert report_of(stopped)["history"][:-1] == before["history"]
 
@@ -311,7 +311,7 @@ def test_spooled_checkpoints_are_stored_by_the_next_attempt(
         patch.setattr(S3Store, "put", failing)
         with pytest.raises(TransientError, match="The whole run is in"):
             run(settings(**elsewhere))
-    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "fit_errors", lambda *args: pytest.fail("trained again"))
     run(settings(**elsewhere))
     assert report_of(settings(**elsewhere))["status"] == "done"
 
@@ -445,7 +445,7 @@ def test_failing_store_fails_the_job_after_training(
         patch.setattr(S3Store, "put", failing)
         with pytest.raises(TransientError, match=r"The whole run is in .*spool/\w+/r:"):
             run(remote)
-    monkeypatch.setattr(train, "fit", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "fit_errors", lambda *args: pytest.fail("trained again"))
     run(remote)
     assert report_of(remote)["status"] == "done"
     keys = {entry.key for entry in open_store(f"s3://{s3_bucket}/r").list("checkpoints/")}
