@@ -23,10 +23,10 @@ from inat_job.telemetry import liveness
 from inat_job.telemetry.redact import redact
 
 _working = threading.Event()
-"""Set where a job begins: a command that only shows something has done no work by that."""
+"""Set when a job starts. Commands that only print something never set it, so they leave no result message."""
 
 _leaves_no_message = False
-"""Whether the platform must not take this process's last sentence for its job's."""
+"""Whether to skip the platform's termination message, as `status` does."""
 
 
 def silence_libraries() -> None:
