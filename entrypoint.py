@@ -82,7 +82,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Train and test an image classifier; the same command resumes a job that was stopped."""
-    exit.leave_no_message(context.invoked_subcommand == "status")
+    exit.skip_termination_message(context.invoked_subcommand == "status")
 
 
 @cli.command(epilog="Example: parta --data demo: --image-size 64 --batch-size 32")

@@ -33,11 +33,11 @@ Decorator = Callable[[Any], Any]
 
 
 class GroupedOption(click.Option):
-    """An option with the title of the group that `--help` lists it in."""
+    """An option with the title of the group that `--help` lists it in; `needs_value` is whether a word must follow."""
 
     def __init__(self, *declarations: Any, group: str, **attributes: Any) -> None:
         super().__init__(*declarations, **attributes)
-        self.group = group
+        self.group, self.needs_value = group, not self.is_flag and "flag_value" not in attributes
 
 
 class OneOf(click.Choice[str]):
@@ -68,6 +68,7 @@ class JobCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words = list(args)
+        self._refuse_option_as_value(ctx, words)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -79,6 +80,16 @@ class JobCommand(click.Command):
             if type(error) is not click.UsageError or "unexpected extra" not in error.message:
                 raise
             raise click.UsageError(self._extra_words(words), ctx) from None
+
+    def _refuse_option_as_value(self, ctx: click.Context, words: Sequence[str]) -> None:
+        """Raise UsageError where an option of this command is in the place of another one's value."""
+        flags, position = {**_flags(self), **dict.fromkeys(ctx.help_option_names)}, 0
+        while position < len(words) - 1 and words[position] != "--":
+            if getattr(flags.get(words[position]), "needs_value", False):
+                position += 1
+                if (value := words[position].partition("=")[0]) in flags:
+                    raise click.UsageError(near_misses.option_as_value(words[position - 1], value), ctx)
+            position += 1
 
     def _extra_words(self, words: Sequence[str]) -> str:
         flags, flag, values = _flags(self), "", list[str]()

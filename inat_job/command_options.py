@@ -42,7 +42,7 @@ class PrepareOptions:
 
     prune: str | None = option(
         None,
-        "List what is in --cache-dir and stop; with an age such as 30d, delete what no job has used for so long",
+        "List what is in --cache-dir and stop; with an age such as 30d, delete what no job has used for that long",
         metavar="[DURATION]",
         bare=LIST,
     )
@@ -56,6 +56,11 @@ class PrepareOptions:
         if self.prune in (None, LIST):
             return None
         age = dataclasses.replace(options.options_of(type(self))["prune"][0], duration=True)
+        if str(self.prune).isdecimal():  # elsewhere that is seconds, which would delete what is meant to stay
+            raise UsageError(
+                f"{age.flag} is {self.prune}, which has no unit: write {self.prune}d for days, or {self.prune}s for "
+                "seconds."
+            )
         seconds = float(options.parse(age, float, self.prune))
         if not 0 <= seconds < math.inf:
             raise UsageError(f"{age.flag} is {self.prune}: it must be at least 0, such as 30d.")

@@ -148,7 +148,9 @@ def configure(
     own = {
         key: value
         for key, value in _flatten(run or {})
-        if value is not None and key in known and known[key][0].decides  # null is the default, or was in older runs
+        if value is not None
+        and key in known
+        and known[key][0].in_fingerprint  # null is the default, or was in older runs
     }
     taken_of = [_only(layer, taken) for layer in (around.suggested, *layers)]
     return _merge(defaults, known, [taken_of[0], Layer(_RUN, own), *taken_of[1:]])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from inat_job.event_text import HEADING, duration, text_of
+from inat_job.event_text import HEADING, PHASES, duration, text_of
 
 _BAR_EVERY_S = 0.1
 _LINE_EVERY_S = 30.0
@@ -20,11 +20,11 @@ _CLEAR = "\r\033[K"
 """Clears the line, on which the terminal may have echoed a Ctrl-C."""
 
 _LABELS = {"pull": "download"}
-_WIDTH = 12
+_WIDTH = len("final-validation")
 _WITH_BARS = ("pull", "prepare", "features")
 """Phases that have a bar at 0 % until they advance; others have a line."""
 
-_SILENT = ("train", "validate", "test")
+_SILENT = ("train", "validate", "final-validation", "test")
 """Phases whose work reports its progress from the first moment."""
 
 
@@ -42,10 +42,10 @@ class Console:
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """Show an event, if it is for people."""
         if name == "data":
-            self._wait_for("loading torch")
+            self._wait_for("Loading torch")
         if name == "bench":
             self._bars_stay = False  # or every repetition would leave one
-            self._wait_for(f"measuring {fields['stage']}")
+            self._wait_for(f"Measuring {fields['stage']}")
         text = text_of(name, fields, self._verbose)
         if text is None:
             return
@@ -63,15 +63,15 @@ class Console:
 
     def phase(self, name: str) -> None:
         """Show that a phase begins."""
-        label = _LABELS.get(name, name)
         if self._quiet or name in _SILENT:
             self.close()
-        elif not self._bars:
-            self.write(f"{label} ...")
-        elif name in _WITH_BARS:
+        elif self._bars and name in _WITH_BARS:
+            label = _LABELS.get(name, name)
             self._wait_for(label, f"{label:<{_WIDTH}}   0% |{{bar}}|")
+        elif self._bars:
+            self._wait_for(PHASES[name])
         else:
-            self._wait_for(label)
+            self.write(f"{PHASES[name]} ...")
 
     def progress(self, label: str, transient: bool) -> "Progress":
         """A bar that appears with the first call; a `transient` one leaves nothing when it is full."""

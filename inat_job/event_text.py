@@ -11,6 +11,17 @@ Fields = Mapping[str, Any]
 UNSEEN = ("phase", "heartbeat", "cache", "check", "bench")
 """Events for machines alone: a person sees the bars, or what the command prints itself."""
 
+PHASES = {
+    "preflight": "Checking what the job needs",
+    "start": "Starting",
+    "pull": "Downloading the data",
+    "prepare": "Decoding the images",
+    "build": "Building the network",
+    "features": "Computing the features of the frozen stem",
+    "upload": "Storing the results",
+}
+"""What a person reads of each phase that does not report its progress from the first moment."""
+
 _COLUMNS = (
     ("epoch", 7),
     ("train loss", 11),
@@ -107,7 +118,7 @@ def _result(fields: Fields) -> str:
             "",
             *([] if val is None else [f"Validation accuracy {percent(val)}"]),
             f"Report  {fields['run']}/report.html, and report.json beside it",
-            *([f"Next    test --checkpoint {fields['run']} --data URI"] if fields["trained"] else []),
+            *([f"Next    {fields['next']}"] if fields["next"] else []),
             "",
         ]
     )

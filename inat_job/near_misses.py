@@ -99,6 +99,7 @@ _CHOICES = {
     **dict.fromkeys(("kubernetes", "eks", "gke", "aks"), "k8s"),
     **dict.fromkeys(("aws-batch", "aws"), "batch"),
     **dict.fromkeys(("human", "plain"), "text"),
+    **dict.fromkeys(("yaml", "jsonl", "ndjson", "logfmt", "structured", "machine"), "json"),
 }
 """Other words for values that have to be one of a few."""
 
@@ -135,14 +136,27 @@ def no_option(flag: str, command: str, flags: Collection[str], elsewhere: Mappin
         return f"There is no option {flag}; did you mean {found}?"
     if reason := WITHOUT.get(_plain(flag)):
         return f"There is no option {flag}, since {reason}: leave it out."
+    if sentence := _other_commands_option(flag, command, elsewhere):
+        return sentence
+    if found := option(flag, known):
+        return f"There is no option {flag}; did you mean {found}?"
+    meant = option(flag, {each.lstrip("-"): each for theirs in elsewhere.values() for each in theirs})
+    if meant and (sentence := _other_commands_option(meant, command, elsewhere)):
+        return f"There is no option {flag}, and {sentence}"
+    return f"There is no option {flag}: see `{command} --help`."
+
+
+def _other_commands_option(flag: str, command: str, elsewhere: Mapping[str, Collection[str]]) -> str | None:
+    """The sentence about an option that only other commands have, None if none has it."""
     others = [name for name, theirs in elsewhere.items() if name != command and flag in theirs]
     if others and command == "submit":
         return f"{flag} is an option of the job's command: write it after --, as in `-- parta {flag} ...`."
-    if others:
-        return f"{flag} is an option of {' and '.join(others[:2])}, not of {command}: leave it out."
-    if found := option(flag, known):
-        return f"There is no option {flag}; did you mean {found}?"
-    return f"There is no option {flag}: see `{command} --help`."
+    return f"{flag} is an option of {' and '.join(others[:2])}, not of {command}: leave it out." if others else None
+
+
+def option_as_value(flag: str, value: str) -> str:
+    """The sentence about an option that is in the place of another one's value."""
+    return f"{flag} needs a value, and got the option {value}."
 
 
 def one_value_too_many(flag: str, values: Sequence[str], takes: str, off: str = "") -> str:
@@ -159,7 +173,7 @@ def one_value_too_many(flag: str, values: Sequence[str], takes: str, off: str = 
 
 
 def no_argument(word: str, command: str) -> str:
-    """The sentence about a word that no option comes before, for a command that takes options only."""
+    """The sentence about a word that belongs to no option, for a command that takes options only."""
     example = f"write --data {word} for a data set, or " if "/" in word or "." in word else ""
     return f"{command} takes only options, and {word!r} is not one: {example}see `{command} --help`."
 

@@ -66,7 +66,7 @@ def of_settings(command: str, parts: Sequence[str]) -> dict[str, OptionHelp]:
         each, kind = next(options[key] for options in known.values() if key in options)
         having = [part for part in parts if key in known[part]]
         values = {part: shown_default(each, getattr(defaults[part][section], field)) for part in having}
-        default = _DEFAULTS.get(command, {}).get(key) or _joined(values, command == "test" and each.decides)
+        default = _DEFAULTS.get(command, {}).get(key) or _joined(values, command == "test" and each.in_fingerprint)
         meaning = _MEANINGS.get(command, {}).get(key, each.help)
         found[key] = OptionHelp(metavar(each, kind), meaning, _facts(default, each))
     return found

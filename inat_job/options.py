@@ -29,10 +29,10 @@ class Option:
     """What is known of one setting.
 
     `name` is the flag without dashes, `short` its one-letter form. `metavar` and `shown_default` are what `--help`
-    shows where the field's type and default say too little. `decides` says whether the value decides the result, and so
-    the run id. `uri` marks URIs and paths, which can hold secrets; `names` is a pattern of the values that are neither,
-    but names. `bare` is the value of a flag that is given without one. `refused` maps a target of `submit` that has no
-    use for the option to the reason.
+    shows where the field's type and default say too little. `in_fingerprint` says whether the value decides the result,
+    and so the run id. `uri` marks URIs and paths, which can hold secrets; `names` is a pattern of the values that are
+    neither, but names. `bare` is the value of a flag that is given without one. `refused` maps a target of `submit`
+    that has no use for the option to the reason.
     """
 
     help: str
@@ -43,7 +43,7 @@ class Option:
     choices: tuple[str, ...] = ()
     minimum: float = -math.inf
     maximum: float = math.inf
-    decides: bool = True
+    in_fingerprint: bool = True
     duration: bool = False
     uri: bool = False
     names: str = ""
@@ -209,7 +209,7 @@ def identity(each: Option, value: str) -> str:
     return unsigned_uri(value) if "://" in value else absolute(value)
 
 
-def deciding(each: Option, value: Any) -> Any:
+def fingerprint_value(each: Option, value: Any) -> Any:
     """The value as it enters the fingerprint."""
     return identity(each, value) if each.uri and value else value
 

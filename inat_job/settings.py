@@ -42,7 +42,9 @@ class DataSettings(_Section):
         uri=True,
         names="demo:",
     )
-    cache_dir: str = option("cache", "Folder for downloads, decoded images and features", metavar="PATH", decides=False)
+    cache_dir: str = option(
+        "cache", "Folder for downloads, decoded images and features", metavar="PATH", in_fingerprint=False
+    )
     image_size: int = option(224, "Side of the network's square input in pixels", minimum=32, maximum=1024)
     eval_crop: float = option(
         0.95, "Share of the short side that the centre crop keeps in evaluation", minimum=0.1, maximum=1.0
@@ -59,32 +61,34 @@ class StorageSettings(_Section):
         "KMS key that encrypts objects written to S3",
         metavar="ID",
         shown_default="as the bucket says",
-        decides=False,
+        in_fingerprint=False,
     )
-    requester_pays: bool = option(False, "Pay for requests to a requester-pays bucket", decides=False)
-    anonymous: bool = option(False, "Send unsigned requests, for public buckets", decides=False)
+    requester_pays: bool = option(False, "Pay for requests to a requester-pays bucket", in_fingerprint=False)
+    anonymous: bool = option(False, "Send unsigned requests, for public buckets", in_fingerprint=False)
 
 
 @dataclass(frozen=True)
 class RunSettings(_Section):
     """Where a run is stored and how it is resumed."""
 
-    output: str = option("runs", "Local folder or s3:// prefix that holds the run folders", decides=False, uri=True)
+    output: str = option(
+        "runs", "Local folder or s3:// prefix that holds the run folders", in_fingerprint=False, uri=True
+    )
     run_id: str | None = option(
         None,
         "Name of the run folder; the same name resumes the run",
         metavar="NAME",
         shown_default="made from the settings that decide the result",
-        decides=False,
+        in_fingerprint=False,
     )
     resume: str = option(
         "auto",
         "An existing run is resumed (auto), refused (never) or required (must)",
         choices=("auto", "never", "must"),
-        decides=False,
+        in_fingerprint=False,
     )
-    preflight: bool = option(False, "First check that everything the job needs is there", decides=False)
-    force: bool = option(False, "With --resume never: delete an existing run and start again", decides=False)
+    preflight: bool = option(False, "First check that everything the job needs is there", in_fingerprint=False)
+    force: bool = option(False, "With --resume never: delete an existing run and start again", in_fingerprint=False)
     init_from: str | None = option(
         None,
         "Start from the best weights of another run: its id under --output, or its URI",
@@ -93,24 +97,24 @@ class RunSettings(_Section):
         names="[^/]+",
     )
     checkpoint_minutes: float = option(
-        5.0, "Minutes between checkpoints within an epoch", metavar="MINUTES", minimum=0.0, decides=False
+        5.0, "Minutes between checkpoints within an epoch", metavar="MINUTES", minimum=0.0, in_fingerprint=False
     )
     grace_seconds: float = option(
-        30.0, "Seconds between the stop signal and the kill", metavar="SECONDS", minimum=1.0, decides=False
+        30.0, "Seconds between the stop signal and the kill", metavar="SECONDS", minimum=1.0, in_fingerprint=False
     )
     lease_seconds: float = option(
         60.0,
         "Seconds of silence after which another job may take the run over",
         metavar="SECONDS",
         minimum=4.0,
-        decides=False,
+        in_fingerprint=False,
     )
     price_per_hour: float | None = option(
         None,
         "Price of one device for an hour, in any currency, for the report",
         shown_default="not reported",
         minimum=0.0,
-        decides=False,
+        in_fingerprint=False,
     )
 
     def __post_init__(self) -> None:
@@ -199,7 +203,7 @@ class TrainSettings(_Section):
     epochs: int = option(30, "Passes over the training images", minimum=1)
     max_time: float | None = option(
         None,
-        "Stop training after this long, such as 90m or 1h30m, then test",
+        "Stop training after this long, such as 90m or 1h30m, then test; a number alone is in seconds",
         shown_default="never",
         duration=True,
         minimum=1.0,
@@ -219,7 +223,10 @@ class TrainSettings(_Section):
     )
     seed: int = option(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
     accelerator: str = option(
-        "auto", "Device to run on; auto is a GPU if there is one", choices=("auto", "cpu", "cuda", "mps"), decides=False
+        "auto",
+        "Device to run on; auto is a GPU if there is one",
+        choices=("auto", "cpu", "cuda", "mps"),
+        in_fingerprint=False,
     )
     precision: str = option(
         "auto",
@@ -227,10 +234,18 @@ class TrainSettings(_Section):
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     devices: int | None = option(
-        None, "Devices of this machine to train on", shown_default="all GPUs, or one CPU", minimum=1, decides=False
+        None,
+        "Devices of this machine to train on",
+        shown_default="all GPUs, or one CPU",
+        minimum=1,
+        in_fingerprint=False,
     )
     num_nodes: int | None = option(
-        None, "Machines that train together", shown_default="as the platform says, or 1", minimum=1, decides=False
+        None,
+        "Machines that train together",
+        shown_default="as the platform says, or 1",
+        minimum=1,
+        in_fingerprint=False,
     )
     sync_batch_norm: bool = option(False, "Batch norm over the images of all devices, instead of each device's own")
     resident_share: float = option(
@@ -238,7 +253,7 @@ class TrainSettings(_Section):
         "Share of a GPU's free memory that all images may take, to stay there",
         minimum=0.0,
         maximum=1.0,
-        decides=False,
+        in_fingerprint=False,
     )
     compile: bool = option(False, "Compile the network with torch.compile; needs a C compiler")
     deterministic: bool = option(False, "Refuse operations whose result varies between runs")
@@ -260,11 +275,16 @@ class TrackerSettings(_Section):
         "Track the run with Weights & Biases; auto is online if there is a key, else offline",
         name="wandb",
         choices=("online", "offline", "off", "auto"),
-        decides=False,
+        in_fingerprint=False,
     )
-    project: str = option("inat-job", "wandb project", name="wandb-project", metavar="NAME", decides=False)
+    project: str = option("inat-job", "wandb project", name="wandb-project", metavar="NAME", in_fingerprint=False)
     entity: str | None = option(
-        None, "wandb user or team", name="wandb-entity", metavar="NAME", shown_default="the key's own", decides=False
+        None,
+        "wandb user or team",
+        name="wandb-entity",
+        metavar="NAME",
+        shown_default="the key's own",
+        in_fingerprint=False,
     )
 
 
@@ -302,8 +322,8 @@ class Settings:
         """SHA-256 over what decides the result: data, model, recipe and seed."""
         deciding: dict[str, Any] = {"part": self.part}
         for name, field, each, value in self._values():
-            if each.decides:
-                deciding[f"{name}.{field}"] = options.deciding(each, value)
+            if each.in_fingerprint:
+                deciding[f"{name}.{field}"] = options.fingerprint_value(each, value)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def _values(self) -> Iterator[tuple[str, str, Option, Any]]:

@@ -13,13 +13,13 @@ from inat_job.errors import Preempted
 
 Stop = Callable[[], bool]
 
-_OWN_END_S = 3.0
-"""Seconds of the grace that a job keeps for its own end when it stops waiting for a checkpoint."""
+_EXIT_S = 3.0
+"""Seconds of the grace period that are kept for the exit, once the wait for a checkpoint is over."""
 
 _TICK_S = 0.1
 
 _LAST_S = 1.0
-"""Seconds before the end of the grace at which a job that hangs is ended, so that its last sentence is not lost."""
+"""Seconds before the end of the grace period at which a hung process ends itself, so that it can still say why."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _AT_ONCE = (
@@ -52,7 +52,7 @@ class StopFlag:
             signal.signal(number, self._handle)
 
     def wait_for_signal(self, seconds: float) -> None:
-        """Wait so long in a thread: Python's own handlers only run once the main thread is out of C code."""
+        """In a thread, wait up to `seconds` for a signal; it counts even while the main thread hangs in C code."""
         if self._wakeup is None:
             time.sleep(seconds)
         elif select.select([self._wakeup], [], [], seconds)[0]:
@@ -63,21 +63,21 @@ class StopFlag:
                     self.set(signal.Signals(number).name)
 
     def ignore_repeats(self) -> None:
-        """Let a second signal mean no more than the first: the supervisor that passes them on ends what must end."""
+        """Ignore a second signal, in a rank: the launcher decides when the rank is killed."""
         self._ignores_repeats = True
 
     def set(self, why: str) -> None:
-        """Ask the job to store what it has and to end; the first reason counts."""
+        """Ask the job to store its state and end; the first reason counts."""
         if self.raised_at is None:
             self.why, self.raised_at = why, time.monotonic()
 
     def seconds_left(self, grace_s: float) -> float:
-        """Seconds of the grace that are left: all of them until the flag is set."""
+        """Seconds left of the grace period: all of it until the flag is set."""
         return grace_s if self.raised_at is None else self.raised_at + grace_s - time.monotonic()
 
     def seconds_to_store(self, grace_s: float) -> float:
-        """Seconds to wait for a checkpoint at most; the rest is for the job's own end."""
-        return max(0.0, self.seconds_left(grace_s) - min(_OWN_END_S, grace_s / 4))
+        """The longest wait for a checkpoint in seconds; the rest of the grace period is for the exit."""
+        return max(0.0, self.seconds_left(grace_s) - min(_EXIT_S, grace_s / 4))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._handled and not self._ignores_repeats:
@@ -99,30 +99,29 @@ def check(stop: Stop, doing: str) -> None:
     if stop is not never:  # which background threads pass, whose progress is not the job's
         watchdog.beat()
     if stop():
-        raise Preempted(f"Stopped by a signal while {doing}; run the same command again to continue.")
+        raise Preempted(f"Stopped while {doing}; run the same command again to continue.")
 
 
 def reserve_s(grace_s: float) -> float:
-    """Seconds before the end of the grace at which a process that hangs is ended."""
+    """Seconds before the end of the grace period at which a hung process ends itself."""
     return min(_LAST_S, grace_s / 10)
 
 
 def end_within_grace(
-    stop: StopFlag, grace_s: float, on_stop: Callable[[], None], on_end: Callable[[], None], reserves: float = 1.0
+    stop: StopFlag, grace_s: float, on_stop: Callable[[], None], on_end: Callable[[], None], margin_s: float
 ) -> None:
-    """Once `stop` is set, see to it from a thread that the process ends within the grace: with `on_end`, and 143.
+    """Start a thread that ends this process with 143, `margin_s` before the grace period is over, once `stop` is set.
 
-    `on_stop` is called when the flag is set, since a signal handler may not write. `reserves` is the multiple of
-    `reserve_s` that is then left of the grace: more for a process that another one ends in time.
-
-    A request without an answer, or a compiler, may keep the job itself from reading the flag.
+    The thread calls `on_stop` as soon as the flag is set, since a signal handler may not write, and `on_end` just
+    before it ends the process. It is needed where a request without an answer, or a compiler, keeps the main thread
+    from reading the flag.
     """
 
     def watch() -> None:
         while not stop():
             stop.wait_for_signal(_TICK_S)
         on_stop()
-        while stop.seconds_left(grace_s) > reserves * reserve_s(grace_s):
+        while stop.seconds_left(grace_s) > margin_s:
             time.sleep(_TICK_S)
         on_end()
         os._exit(Preempted.exit_code)

@@ -196,6 +196,18 @@ def test_help_follows_the_terminal_width(
             "--config is none.toml, which cannot be read (No such file or directory): check the path.",
         ),
         ("parta --epochs", "--epochs needs a value after it: see --help."),
+        ("parta --lr --print-config", "--lr needs a value, and got the option --print-config."),
+        ("parta --epochs 3 --data --lr=0.1", "--data needs a value, and got the option --lr."),
+        ("parta --run-id -h", "--run-id needs a value, and got the option -h."),
+        ("submit k8s --name --wait -- parta", "--name needs a value, and got the option --wait."),
+        ("parta --lr -1", "--lr is -1.0: it must be at least 1e-08 and at most 10."),
+        (
+            "partb --filter 3",
+            "There is no option --filter, and --filters is an option of parta and preflight, not of partb: leave it "
+            "out.",
+        ),
+        ("parta --log-format yaml", "--log-format is 'yaml': it must be one of auto, text, json; did you mean json?"),
+        ("prepare --prune 30", "--prune is 30, which has no unit: write 30d for days, or 30s for seconds."),
         ("parta --compile=true", "--compile takes no value: write it alone."),
         ("test", "--checkpoint is missing: name a run, such as --checkpoint runs/parta-0123456789ab."),
         ("status", "RUN is missing: name a run, such as parta-0123456789ab, or its URI."),
@@ -211,6 +223,15 @@ def test_help_follows_the_terminal_width(
 def test_near_miss_is_answered_with_what_was_meant(job: Callable[..., Ended], line: str, sentence: str) -> None:
     ended = job(*line.split())
     assert (ended.code, ended.last) == (2, f"Error: {sentence}")
+
+
+def test_value_that_begins_with_a_dash(job: Callable[..., Ended]) -> None:
+    """Only the command's own options are refused as values."""
+    shown = job("parta", "--wandb-project", "-1", "--run-id", "--lrr", "--output=--lr", "--print-config")
+    assert (shown.code, tomllib.loads(shown.stdout)["tracker"]["project"]) == (0, "-1")
+    assert tomllib.loads(shown.stdout)["run"]["run_id"] == "--lrr"
+    assert tomllib.loads(shown.stdout)["run"]["output"] == "--lr"
+    assert job("prepare", "--prune", "--quiet").code == 0
 
 
 def test_every_synonym_is_of_an_option() -> None:
@@ -417,7 +438,7 @@ def test_exit_143_signal_during_startup(tmp_path: Path, archive: str) -> None:
         time.sleep(0.01)
     child.send_signal(signal.SIGTERM)  # while torch is being imported
     _, err = child.communicate(timeout=60)
-    assert (child.returncode, err.splitlines()[-1].startswith("Error: Stopped by a signal")) == (143, True)
+    assert (child.returncode, err.splitlines()[-1].startswith("Error: Stopped while")) == (143, True)
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:

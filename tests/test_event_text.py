@@ -36,7 +36,7 @@ RESULT = {
     "val_accuracy": 0.5,
     "recall": {"Ants": (2, 1.0), "Bees": (2, 0.5)},
     "run": "runs/r",
-    "trained": True,
+    "next": "python entrypoint.py test --checkpoint runs/r",
 }
 
 
@@ -72,9 +72,9 @@ def test_result_summary() -> None:
         "\n"
         "Validation accuracy 50.0 %\n"
         "Report  runs/r/report.html, and report.json beside it\n"
-        "Next    test --checkpoint runs/r --data URI\n"
+        "Next    python entrypoint.py test --checkpoint runs/r\n"
     )
-    tested = str(text_of("result", {**RESULT, "trained": False, "val_accuracy": None}))
+    tested = str(text_of("result", {**RESULT, "next": None, "val_accuracy": None}))
     assert "Next" not in tested
     assert "Validation" not in tested
 

@@ -149,7 +149,7 @@ def wait_for_the_stop_flag(job):
     signals.check(job.stop, "waiting")
 
 train._train = wait_for_the_stop_flag
-os.write(1, os.environ.get("RANK", "supervisor").encode() + b"\\n")  # one write: processes share the pipe
+os.write(1, os.environ.get("RANK", "launcher").encode() + b"\\n")  # one write: processes share the pipe
 try:
     entrypoint.main()
 except SystemExit as end:
@@ -190,7 +190,7 @@ def test_stop_of_one_rank_stops_the_others(tmp_path: Path, rank: int) -> None:
     os.kill(ranks_of(child.pid)[rank], signal.SIGTERM)
     assert wait_for_end(child, 20) == (
         143,
-        "Error: Stopped by a signal while waiting; run the same command again to continue.",
+        "Error: Stopped while waiting; run the same command again to continue.",
     )
 
 

@@ -128,7 +128,7 @@ import ctypes, time
 from inat_job import signals
 stop = signals.StopFlag()
 stop.install()
-signals.end_within_grace(stop, 3.0, lambda: print(stop.why), lambda: print("last words", flush=True))
+signals.end_within_grace(stop, 3.0, lambda: print(stop.why), lambda: print("last words", flush=True), 1.0)
 print("up", flush=True)
 until = time.monotonic() + 60
 {hangs}

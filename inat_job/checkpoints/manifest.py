@@ -42,6 +42,11 @@ class Manifest:
     size: int = 0
 
     @property
+    def awaits_validation(self) -> bool:
+        """Whether the validation of its epoch is still to come: `validate` on disk."""
+        return self.validate
+
+    @property
     def name(self) -> str:
         """Key of the checkpoint in the run folder."""
         return f"{FOLDER}/{self.step}.ckpt"

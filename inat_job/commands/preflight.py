@@ -39,7 +39,7 @@ class _Job:
     """What the checks share; `data_summary` and `state` are results of one check that others wait for."""
 
     settings: Settings
-    place: Platform
+    platform: Platform
     options: StorageOptions
     data_summary: "Future[Any]" = field(default_factory=Future)
     state: "Future[RunState]" = field(default_factory=Future)
@@ -63,7 +63,7 @@ class _Job:
         return f"{self.settings.run.output.rstrip('/')}/{self.settings.run_id}"
 
 
-def run(settings: Settings, place: Platform, stop: Stop, started: float | None = None) -> None:
+def run(settings: Settings, platform: Platform, stop: Stop, started: float | None = None) -> None:
     """Report on each thing that the job needs. Raises the worst of the errors that the job would end with.
 
     `started` is the time.perf_counter() of the process's start, if that counts too.
@@ -72,7 +72,7 @@ def run(settings: Settings, place: Platform, stop: Stop, started: float | None =
     seconds = max(_LEAST_S, LIMIT_S - _OWN_S - (time.perf_counter() - begun))
     options = replace(storage_options(settings.storage), retries=_RETRIES)
     findings = []
-    for finding in run_checks(checks(_Job(settings, place, options), seconds), stop):
+    for finding in run_checks(checks(_Job(settings, platform, options), seconds), stop):
         findings.append(finding)
         _report(finding)
     failed = worst_failure(findings)
@@ -86,7 +86,7 @@ def checks(job: _Job, seconds: float) -> Sequence[Check]:
     """The checks of what a job needs, in the order of their report; `seconds` is the time limit of each."""
     settings, side_s = job.settings, min(_SIDE_S, seconds)
     return [
-        Check("place", partial(_place, job), seconds),
+        Check("platform", partial(_platform, job), seconds),
         Check("identity", partial(_identity, job), seconds),
         Check("clock", partial(_clock, job), seconds),
         Check("data", partial(_data, job), seconds),
@@ -94,7 +94,7 @@ def checks(job: _Job, seconds: float) -> Sequence[Check]:
         Check("run", partial(_run, job), seconds),
         Check("init-from", partial(_init_from, job), seconds),
         Check("disk", partial(_disk, job, seconds), seconds),
-        Check("ranks", partial(resources.check_ranks, settings, job.place), seconds),
+        Check("ranks", partial(resources.check_ranks, settings, job.platform), seconds),
         Check("shm", partial(resources.check_shared_memory, settings.train), side_s),
         Check("memory", partial(resources.check_job_memory, settings), side_s),
         Check("device", partial(resources.check_device, settings.train.accelerator), seconds),
@@ -103,10 +103,10 @@ def checks(job: _Job, seconds: float) -> Sequence[Check]:
     ]
 
 
-def _place(job: _Job) -> str:
-    outputs.check_folders(job.place)  # writes where the platform collects
+def _platform(job: _Job) -> str:
+    outputs.check_folders(job.platform)  # by writing to them
     return ", ".join(
-        f"{value}" if name == "name" else f"{name} {value}" for name, value in job.place.log_fields().items()
+        f"{value}" if name == "name" else f"{name} {value}" for name, value in job.platform.log_fields().items()
     )
 
 

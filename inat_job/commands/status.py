@@ -1,8 +1,11 @@
 """`status`: the state of a run, read from its folder only: nothing is written, and torch is not imported."""
 
 import json
+import math
+import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -81,14 +84,24 @@ def _look(folder: RunFolder, stop: Stop) -> tuple[RunSnapshot, str]:
 
 
 def _print(seen: dict[str, Any], before: list[str]) -> list[str]:
-    """Print the result of a look, for a person only if it is new; returns the lines for a person."""
+    """Print the result of a look, for a person only if it is new; returns the lines for a person.
+
+    On a terminal they replace those of the look before.
+    """
     if events.is_json():
         print(json.dumps(seen), flush=True)
         return []
     lines = progress.status_lines(seen)
     if lines != before:
-        print("\n".join(lines), flush=True)
+        print((_up(before) if sys.stdout.isatty() else "") + "\n".join(lines), flush=True)
     return lines
+
+
+def _up(lines: Sequence[str]) -> str:
+    """What moves a terminal's cursor to the first of the last lines, and clears the screen from there."""
+    columns = shutil.get_terminal_size().columns
+    rows = sum(max(1, math.ceil(len(line) / columns)) for line in lines)
+    return f"\033[{rows}F\033[J" if rows else ""
 
 
 def _wait(seconds: float, stop: Stop) -> None:

@@ -89,7 +89,7 @@ def wait(handle: Handle, stop: Callable[[], bool], every_s: float) -> State:
     logged, failures = ("", ""), 0
     while True:
         try:
-            state, failures = handle.look(), 0
+            state, failures = handle.read_state(), 0
         except TransientError as error:
             failures += 1
             if failures >= _FAILURES:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.checkpoints.manifest import Manifest
 from inat_job.configuration import TEST_TAKES, Configuration, configure, options_of_all_parts, takes
 from inat_job.data.cache_index import Cache
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.host import environment
 from inat_job.job_status import STATUS
-from inat_job.models.classifier import Classifier
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.platforms.settings_layer import around
 from inat_job.reporting.publish import publish
@@ -37,7 +35,7 @@ from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes, load_weights
 from inat_job.training.execution import Execution, decide
 from inat_job.training.introduction import introduce
-from inat_job.training.results import evaluate, make_report, tracked
+from inat_job.training.results import evaluate_splits, make_report, tracked
 
 _KEPT = ("precision", "channels_last", "deterministic", "threads")
 
@@ -135,7 +133,8 @@ def _test(
     introduce(context, architecture, None)
     with tracked(context) as tracker:
         clock.mark_first_step(None)
-        splits = _evaluate(context, classifier, manifest)
+        held_out = manifest.split_digest == context.images.split_digest  # or else the run may have trained on them
+        splits = evaluate_splits(context, classifier, validation=held_out)
         history = attempts.history(tested.folder.store)
         report = make_report(context, architecture, manifest, tracker, splits, history)
         publish(folder, leased.lease, tracker, report)
@@ -152,7 +151,7 @@ def _claim(folder: RunFolder) -> None:
 
 def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[str]) -> Execution:
     """The run's own arithmetic where this is the same kind of device, but for what was given."""
-    fresh = decide(settings.train, None)
+    fresh = decide(dataclasses.replace(settings.train, compile=False), None)  # a test compiles nothing
     if stored.get("accelerator") != fresh.accelerator:
         return fresh
     kept = {name: stored[name] for name in _KEPT if name in stored and f"train.{name}" not in given}
@@ -164,15 +163,6 @@ def _images(cache: Cache, settings: Settings) -> ImageDataModule:
     least = ImageDataModule(cache, dataclasses.replace(settings.train, batch_size=2, accumulate=1))
     batch_size = min(settings.train.batch_size, len(least.train_rows))
     return ImageDataModule(cache, dataclasses.replace(settings.train, batch_size=batch_size, accumulate=1))
-
-
-def _evaluate(context: RunContext, classifier: Classifier, manifest: Manifest) -> dict[str, Any]:
-    """The test split; and validation, where it is the split that the run leased out: else it would be no validation."""
-    same = manifest.split_digest == context.images.split_digest
-    return {
-        "val": evaluate(context, classifier, context.images.val_rows, "validation") if same else None,
-        "test": evaluate(context, classifier, context.images.test_rows, "test"),
-    }
 
 
 def _config(folder: RunFolder) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The supervisor process: starts a machine's ranks, forwards signals to them, and ends with the exit code of the run.
+"""The launcher process: starts a machine's ranks, forwards signals to them, and ends with the exit code of the run.
 
-The supervisor is not a rank itself, so the end of one rank never interrupts the upload of another.
+The launcher is not a rank itself, so the end of one rank never interrupts the upload of another.
 docs/decisions/0013.
 """
 
@@ -27,7 +27,7 @@ _FINISH_GRACE_S = 15.0
 """Seconds that the other ranks get once rank 0 has finished the run."""
 
 _RESERVES = 1.5
-"""Multiple of signals.reserve_s: after a hanging rank has reported itself, before the supervisor itself is killed."""
+"""Multiple of signals.reserve_s: a hung rank ends itself at 2, this process ends at 1."""
 
 _POLL_S = 0.05
 
@@ -36,7 +36,7 @@ Process = subprocess.Popen[bytes]
 
 @dataclass(frozen=True)
 class RankExit:
-    """How a rank ended: its exit code, negative for a signal's number, and whether the supervisor had signalled it."""
+    """How a rank ended: its exit code, negative for a signal's number, and whether the launcher had signalled it."""
 
     rank: int
     code: int
@@ -78,7 +78,7 @@ def _report_to_rank_0(rank: Rank, error: RankError, stop: StopFlag) -> None:
 def job_exit(exits: Sequence[RankExit]) -> tuple[int, int]:
     """The rank that decided how the job ended, and the job's exit code, given the ranks' exits in order.
 
-    If rank 0 succeeds, the run has succeeded. Otherwise the first rank that failed without a signal from the supervisor
+    If rank 0 succeeds, the run has succeeded. Otherwise the first rank that failed without a signal from the launcher
     is the cause. If there is none, the run was stopped, and rank 0 knows most about that.
     """
     leader = next((end for end in exits if end.rank == 0), None)

@@ -22,7 +22,7 @@ from inat_job.platforms.platform import read_int
 DEFAULT_PORT = 29500
 """torchrun's default port of the rendezvous store of several machines, where MASTER_PORT is not set."""
 
-_SUPERVISOR, _MESSAGE_FILE = "INAT_JOB_SUPERVISOR", "INAT_JOB_RANK_MESSAGE"
+_LAUNCHER, _MESSAGE_FILE = "INAT_JOB_LAUNCHER", "INAT_JOB_RANK_MESSAGE"
 _LISTEN_FD = "INAT_JOB_MASTER_LISTEN_FD"
 _PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal that this process receives when its parent dies."""
@@ -151,9 +151,9 @@ def start_process(
 ) -> subprocess.Popen[bytes]:
     """Start the current command again as a rank, which writes its termination message to `message_path`.
 
-    The process gets its own session: Ctrl-C in a terminal reaches only the supervisor, which forwards it once.
+    The process gets its own session: Ctrl-C in a terminal reaches only the launcher, which forwards it once.
     """
-    variables = {**environment, **rank.variables(), _SUPERVISOR: str(os.getpid()), _MESSAGE_FILE: str(message_path)}
+    variables = {**environment, **rank.variables(), _LAUNCHER: str(os.getpid()), _MESSAGE_FILE: str(message_path)}
     interface = network.interface_to(rank.master_address) if multi_node else network.LOOPBACK
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
         variables.setdefault(name, interface)
@@ -165,21 +165,21 @@ def start_process(
     )
 
 
-def end_with_supervisor(environment: Mapping[str, str] = os.environ) -> bool:
-    """In a rank that the job itself started, have the kernel kill this process when its supervisor dies.
+def end_with_launcher(environment: Mapping[str, str] = os.environ) -> bool:
+    """In a rank that the job itself started, have the kernel kill this process when its launcher dies.
 
     Returns whether this process is such a rank.
     """
-    supervisor = read_int(environment, _SUPERVISOR)
-    if supervisor is None:
+    launcher = read_int(environment, _LAUNCHER)
+    if launcher is None:
         return False
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != supervisor:  # it died before the call
+        if os.getppid() != launcher:  # it died before the call
             os._exit(1)
     return True
 
 
 def message_file(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Where a rank writes its termination message for its supervisor; None in any other process."""
+    """Where a rank writes its termination message for its launcher; None in any other process."""
     return Path(environment[_MESSAGE_FILE]) if environment.get(_MESSAGE_FILE) else None

@@ -20,7 +20,7 @@ class EvaluationProgress(Callback):
 
     def __init__(self, stop: StopFlag, phase: str, any_rank: AnyRank = lambda stop: (stop,)) -> None:
         self._stop, self._phase, self._any_rank = stop, phase, any_rank
-        self._progress = events.progress(phase, transient=phase == "validate")
+        self._progress = events.progress(phase, transient=phase == "validate")  # as after each epoch
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._progress(0, sum(map(int, trainer.num_predict_batches)))

@@ -2,8 +2,9 @@
 
 import os
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _START_TIME_FIELD = 21
@@ -37,6 +38,11 @@ def start_time(proc: Path = Path("/proc")) -> float | None:
     except (OSError, AttributeError, ValueError, IndexError):  # not Linux
         return None
     return time.perf_counter() - age if 0 <= age < _LONGEST_START_S else None
+
+
+def command_prefix(words: Sequence[str] = sys.orig_argv, arguments: Sequence[str] = sys.argv[1:]) -> list[str]:
+    """The words that started this program, without its arguments: ["python", "entrypoint.py"]."""
+    return list(words[: len(words) - len(arguments)])
 
 
 def has_ended(holder: Mapping[str, str], proc: Path = Path("/proc")) -> bool:

@@ -92,8 +92,8 @@ def parameter_groups(architecture: Architecture, *, lr: float, weight_decay: flo
     for distance, prefixes in enumerate(from_head[: most + 1]):
         for name, each in architecture.network.named_parameters():
             if has_prefix(name, prefixes):
-                kind = (lr * decay**distance, weight_decay if each.ndim > 1 else 0.0)
-                groups.setdefault(kind, []).append(each)
+                rates = (lr * decay**distance, weight_decay if each.ndim > 1 else 0.0)
+                groups.setdefault(rates, []).append(each)
     return [{"params": each, "lr": rate, "weight_decay": decayed} for (rate, decayed), each in groups.items()]
 
 

@@ -23,8 +23,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 _NAME_LENGTH, _DIGEST_LENGTH = 52, 12
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY")
 _ACCESS_KEY = re.compile(r"(?<![A-Z0-9])(AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])")
-_KINDS: list[type[JobError]] = [JobError, *JobError.__subclasses__()]
-_TABLE = {0} | {each.exit_code for each in _KINDS}
+_EXIT_CODES = {0, JobError.exit_code, *(each.exit_code for each in JobError.__subclasses__())}
 _KILLED = 137
 
 TARGETS = ("k8s", "batch", "sagemaker")
@@ -102,7 +101,10 @@ class SubmitOptions:
         None, "How often a job is run again after a preemption or a passing failure", minimum=0
     )
     timeout: float | None = option(
-        None, "End the job after this long, whatever it does, such as 6h", duration=True, minimum=60.0
+        None,
+        "End the job after this long, such as 6h, whatever it is doing; a number alone is in seconds",
+        duration=True,
+        minimum=60.0,
     )
     tags: tuple[str, ...] = option((), "Labels of the job, such as team=vision,project=inat")
     dry_run: bool = option(False, "Print what would be sent, with placeholders for what is not given, and stop")
@@ -147,7 +149,7 @@ class Command:
         return plain or f"{self.verb}-{digest}"
 
     @property
-    def stores(self) -> bool:
+    def writes_run(self) -> bool:
         """Whether it writes a run folder, and so needs an output that outlives the machine."""
         return self.verb not in ("prepare", "bench", "preflight")
 
@@ -175,7 +177,7 @@ class Handle(Protocol):
     def name(self) -> str:
         """Its name on the platform, for people."""
 
-    def look(self) -> State:
+    def read_state(self) -> State:
         """Its state now. Raises JobError, TransientError if a later look may succeed."""
 
 
@@ -212,7 +214,7 @@ def completed(request: SubmitOptions, command: Command, needs: Sequence[str]) ->
     missing = [field for field in needs if _lacks(getattr(request, field))]
     if missing and not request.dry_run:
         flags = ", ".join(known[field][0].flag for field in missing)
-        raise UsageError(f"{flags} must be given to submit this; --dry-run shows the request without.")
+        raise UsageError(f"{flags} must be given to submit this; --dry-run shows the request with placeholders.")
     filled: dict[str, Any] = {field: placeholder(known[field][0].name) for field in missing}
     return dataclasses.replace(request, name=request.name or command.name, **filled)
 
@@ -243,12 +245,14 @@ def lasting_output(request: SubmitOptions, command: Command) -> str | None:
 
     Raises UsageError for an output that would be lost with the machine; a dry run shows a placeholder for none.
     """
-    if not command.stores or (command.output or "").startswith("s3://"):
+    if not command.writes_run or (command.output or "").startswith("s3://"):
         return None
     if command.output is None and request.dry_run:
         return f"s3://{placeholder('bucket')}/runs"
     given = "not set" if command.output is None else repr(command.output)
-    raise UsageError(f"--output is {given}, and the job's disk goes with it: use s3://bucket/prefix in the command.")
+    raise UsageError(
+        f"--output is {given}, and what is on the job's machine is lost with it: use s3://bucket/prefix in the command."
+    )
 
 
 def refuse_secrets(command: Command, environment: Mapping[str, str] = os.environ) -> None:
@@ -284,4 +288,4 @@ def our_code(code: int) -> int:
     """Our exit code for a container's: 137 (killed, for memory or after its grace) is transient, others are bugs."""
     if code == _KILLED:
         return TransientError.exit_code
-    return code if code in _TABLE else JobError.exit_code
+    return code if code in _EXIT_CODES else JobError.exit_code

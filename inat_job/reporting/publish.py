@@ -26,9 +26,16 @@ Row = Mapping[str, Any]
 
 
 def publish(
-    folder: RunFolder, lease: Lease, tracker: Tracker, content: Mapping[str, Any], rows: Sequence[Row] = ()
+    folder: RunFolder,
+    lease: Lease,
+    tracker: Tracker,
+    content: Mapping[str, Any],
+    rows: Sequence[Row] = (),
+    next_command: str | None = None,
 ) -> None:
     """Finish a run whose checkpoints are stored. The report is stored last, and makes the run finished.
+
+    `next_command` is what the log suggests to do with it.
 
     Raises what the store raises, naming the local copy, and LeaseError if another job holds the run by now.
     """
@@ -45,7 +52,7 @@ def publish(
     test = content["test"]
     events.write_metrics(metric_lines.lines({"test_loss": test["loss"], "test_accuracy": test["accuracy"]}))
     STATUS.outcome = report.result_sentence(content)
-    events.emit("result", **report.result_fields(content), run=folder.uri, trained=bool(rows))
+    events.emit("result", **report.result_fields(content), run=folder.uri, next=next_command)
     events.emit("done", message=report.result_sentence(content), report=f"{folder.uri}/{REPORT}")
 
 

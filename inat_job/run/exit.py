@@ -25,7 +25,7 @@ from inat_job.telemetry.redact import redact
 _working = threading.Event()
 """Set when a job starts. Commands that only print something never set it, so they leave no result message."""
 
-_leaves_no_message = False
+_skips_message = False
 """Whether to skip the platform's termination message, as `status` does."""
 
 
@@ -43,8 +43,8 @@ def watch(settings: Settings, stop: StopFlag) -> None:
     own = ranks.from_environment()
     if own is None or own.local_rank == 0:  # a rank that waits for another is not alive on its behalf
         liveness.start()
-    supervised = ranks.end_with_supervisor()
-    if supervised:
+    launched = ranks.end_with_launcher()
+    if launched:
         stop.ignore_repeats()
     else:
         spot.watch(stop.set)
@@ -53,14 +53,14 @@ def watch(settings: Settings, stop: StopFlag) -> None:
         settings.run.grace_seconds,
         partial(report_stopping, stop),
         partial(_out_of_grace, stop),
-        reserves=2.0 if supervised else 1.0,  # the supervisor ends ranks in between, and needs their last sentences
+        signals.reserve_s(settings.run.grace_seconds) * (2 if launched else 1),  # the launcher reads ranks' messages
     )
 
 
-def leave_no_message(yes: bool) -> None:
-    """Leave no sentence for the platform: `status` may run in a job's container, and is not that job."""
-    global _leaves_no_message
-    _leaves_no_message = yes
+def skip_termination_message(skip: bool) -> None:
+    """Leave no sentence for the platform if `skip`: `status` may run in a job's container, and is not that job."""
+    global _skips_message
+    _skips_message = skip
 
 
 def report_stopping(stop: StopFlag) -> None:
@@ -127,7 +127,7 @@ def _show(error: BaseException) -> None:
 
 
 def _leave_message(code: int, sentence: str) -> None:
-    if not _leaves_no_message:
+    if not _skips_message:
         termination_message.write(code, sentence, STATUS.stored_step, STATUS.checkpoint)
 
 

@@ -34,5 +34,5 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
     for each in index.rejected:
         events.warn(f"{each['id']} is left out: {each['reason']}")
     if both := index.in_both_splits():
-        events.warn(f"{len(both)} test images are also in train, so the accuracy flatters", first=both[0])
+        events.warn(f"{len(both)} test images are also in train, so the test accuracy is too high", first=both[0])
     return cache

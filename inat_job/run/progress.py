@@ -65,7 +65,7 @@ def status_fields(snapshot: RunSnapshot, state: str) -> dict[str, Any]:
         "state": state,
         "host": attempt.holder.get("host") if attempt and state == RUNNING else None,
         "heard_s": round(snapshot.heard_s, 1) if attempt and _has_heartbeat(attempt, state) else None,
-        "phase": phase if isinstance(phase, str) else None,
+        "phase": FINISHED if state == FINISHED else phase if isinstance(phase, str) else None,
         "epoch": max(_int_or_zero(beat.get("epoch")), newest.epoch if newest else 0),
         "epochs": epochs,
         "step": step,
@@ -129,9 +129,10 @@ def _state_line(fields: Mapping[str, Any]) -> str:
 
 def _work_line(fields: Mapping[str, Any]) -> str:
     if not fields["epochs"]:  # a test, or a run of which nothing else is known
-        return fields["phase"] or ""
+        return fields["phase"] if fields["phase"] and fields["state"] != FINISHED else ""
     trained = [f"epoch {fields['epoch']} of {fields['epochs']} done", f"step {fields['step']}"]
-    return ", ".join([*filter(None, [fields["phase"]]), *trained])
+    phase = [fields["phase"]] if fields["phase"] and fields["state"] != FINISHED else []
+    return ", ".join([*phase, *trained])
 
 
 def _checkpoint_line(fields: Mapping[str, Any]) -> str:
@@ -199,7 +200,7 @@ def _has_heartbeat(attempt: Attempt, state: str) -> bool:
 
 def _is_epoch_end(manifest: Manifest) -> bool:
     """Whether it was taken at an epoch's end, before its validation or after."""
-    return manifest.validate or manifest.val_accuracy is not None
+    return manifest.awaits_validation or manifest.val_accuracy is not None
 
 
 def _train_setting(config: Mapping[str, Any], field: str) -> Any:

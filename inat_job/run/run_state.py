@@ -197,6 +197,8 @@ def _differences(stored: dict[str, Any], settings: Settings) -> list[str]:
     for key, (option, _) in options_by_key(settings).items():
         section, _, field = key.partition(".")
         before, value = old.get(section, {}).get(field), new[section][field]
-        if option.decides and before != value and (before, value) != (None, False):  # null: a switch that was not set
+        if (
+            option.in_fingerprint and before != value and (before, value) != (None, False)
+        ):  # null: a switch that was not set
             found.append(f"{key} is {before} in the run, {value} here")
     return found

@@ -31,11 +31,11 @@ def write(
     """Write the exit code, the reason and the last stored checkpoint, with secrets removed.
 
     Kubernetes shows the termination log of every container that ended, so it is written on success too, in the same
-    form; the failure file is written on failure only. A rank writes to the file of its supervisor instead. Never
+    form; the failure file is written on failure only. A rank writes to the file of its launcher instead. Never
     raises: the exit code matters more than the message.
     """
     reason = redact(" ".join(_as_utf8(reason).split())) or f"Ended with code {code}."
-    if rank_file := ranks.message_file(environment):  # the supervisor reports for all ranks
+    if rank_file := ranks.message_file(environment):  # the launcher reports for all ranks
         with contextlib.suppress(Exception):
             _overwrite(rank_file, _json_line(code, reason, step, checkpoint), create=True)
         return

@@ -90,7 +90,9 @@ class Lease:
             )
 
     def check(self) -> None:
-        """Ask the store, and raise LeaseError if a higher number exists; to be called before any pointer is moved.
+        """Ask the store, and raise LeaseError if a higher number exists.
+
+        Called before the file of a checkpoint, its manifest, and the report are stored.
 
         Without conditional writes another job may have the same number; then the last writer holds the lease.
         """

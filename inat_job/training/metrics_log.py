@@ -52,7 +52,7 @@ def _rows(path: Path | None, resumed: Manifest | None) -> list[dict[str, Any]]:
 
 def _is_before(row: dict[str, Any], resumed: Manifest) -> bool:
     """Whether a row is older than the checkpoint that a run resumes from, whose validation may be still to come."""
-    if row["step"] == resumed.step and resumed.validate:
+    if row["step"] == resumed.step and resumed.awaits_validation:
         return "val_loss" not in row
     return bool(row["step"] <= resumed.step)
 

@@ -1,5 +1,6 @@
 """What a run results in: the metrics of a split, the tracker's run, and the report."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,24 +13,32 @@ from inat_job.data.module import ImageDataModule
 from inat_job.errors import JobError, Preempted
 from inat_job.evaluation.metrics import split_metrics
 from inat_job.evaluation.predictions import EvaluationProgress, predict
-from inat_job.host import environment
+from inat_job.host import environment, process
 from inat_job.models.classifier import Classifier
 from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
+from inat_job.platforms import detect
 from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
+from inat_job.settings import public_uri
 from inat_job.training.context import RunContext
 from inat_job.training.trainer import make_trainer, memory_errors
 
 
-def evaluate(context: RunContext, classifier: Classifier, rows: np.ndarray, split: str) -> dict[str, Any]:
-    """The report's section for a split ("validation" or "test"), given its rows of the cache.
+def evaluate_splits(context: RunContext, classifier: Classifier, validation: bool = True) -> dict[str, Any]:
+    """The report's sections `val`, which is None without `validation`, and `test`."""
+    images = context.images
+    return {
+        "val": _evaluate(context, classifier, images.val_rows, "final-validation") if validation else None,
+        "test": _evaluate(context, classifier, images.test_rows, "test"),
+    }
 
-    Each rank evaluates its share.
-    """
-    events.phase("validate" if split == "validation" else "test")
+
+def _evaluate(context: RunContext, classifier: Classifier, rows: np.ndarray, phase: str) -> dict[str, Any]:
+    """The report's section for a split, given its rows of the cache. Each rank evaluates its share."""
+    events.phase(phase)
     group = context.group
-    progress = EvaluationProgress(context.stop, split, group.any_rank_async)
+    progress = EvaluationProgress(context.stop, phase, group.any_rank_async)
     trainer = make_trainer(context.execution, context.settings.train, [progress], group)
     with context.clock.phase("test_s"), memory_errors(), group.lost_rank_errors():
         parts = predict(trainer, classifier, context.images.batches(rows))
@@ -103,6 +112,18 @@ def make_report(
         tracker={"mode": tracker.mode, "run_id": tracker.run_id, "url": tracker.url},
         environment=report.environment(context.execution.device, context.execution.as_dict()),
     )
+
+
+def suggestion(context: RunContext) -> str:
+    """What a person can paste to go on: the command that tests the run again.
+
+    `--data` is needed where its address has secrets, which config.json does not hold. In a container, the program is
+    the container's own, as in `docker run ... inat-job test`.
+    """
+    program = [] if detect.detect_platform().name == detect.CONTAINER.name else process.command_prefix()
+    uri = context.settings.data.uri
+    data = ["--data", "URI"] if public_uri(uri) != uri else []
+    return shlex.join([*program, "test", "--checkpoint", context.folder.uri, *data])
 
 
 def _data_section(images: ImageDataModule) -> Mapping[str, Any]:

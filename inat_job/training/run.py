@@ -28,7 +28,7 @@ from inat_job.training.feature_cache import FeaturePlan
 from inat_job.training.introduction import introduce
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
-from inat_job.training.results import evaluate, make_report, tracked
+from inat_job.training.results import evaluate_splits, make_report, suggestion, tracked
 from inat_job.training.start import Checkpoint
 from inat_job.training.trainer import fit_errors, make_trainer, memory_errors
 
@@ -79,20 +79,15 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         context.clock.mark_first_step(log.first_step_at)
 
         # Results, with the weights of the best epoch.
-        best = start.shared_checkpoint(group, context.checkpoints.best)
-        assert best
-        load_weights(classifier, best.path)
+        best = start.load_best(context, classifier, context.checkpoints.best)
         if group.is_main:
             export(architecture, context.folder.path("model/model.json").parent, _model_card(context))
-        splits = {
-            "val": evaluate(context, classifier, context.images.val_rows, "validation"),
-            "test": evaluate(context, classifier, context.images.test_rows, "test"),
-        }
+        splits = evaluate_splits(context, classifier)
         store_checkpoints(context.folder, uploader, context.stop)
         if leased:
             history = leased.lease.history(context.checkpoints.newest().ended)
-            report = make_report(context, architecture, best.manifest, tracker, splits, history, reuse)
-            publish(context.folder, leased.lease, tracker, report, metrics.rows if metrics else ())
+            report = make_report(context, architecture, best, tracker, splits, history, reuse)
+            publish(context.folder, leased.lease, tracker, report, metrics.rows if metrics else (), suggestion(context))
 
 
 @contextmanager
@@ -115,7 +110,7 @@ def _features(
     """Prepare the cached features that epochs still to come train on; returns the report's section."""
     if plan is None:
         return None
-    epochs_done = resumed.manifest.epoch - resumed.manifest.validate if resumed else 0
+    epochs_done = resumed.manifest.epoch - resumed.manifest.awaits_validation if resumed else 0
     if epochs_done >= plan["epochs"] or (resumed and resumed.manifest.ended):
         return plan
     if resumed:
@@ -133,7 +128,7 @@ def _train(
     """Train what is left: the training loop, after the validation that the last attempt may still owe."""
     callback = CheckpointCallback(context, uploader, log, resumed.manifest if resumed else None)
     STATUS.epochs = context.settings.train.epochs
-    if resumed and resumed.manifest.validate:
+    if resumed and resumed.manifest.awaits_validation:
         with context.group.lost_rank_errors():
             _validate(context, classifier, resumed)
             log.validated(classifier, resumed.manifest.step, resumed.manifest.epoch - 1)

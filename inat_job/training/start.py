@@ -68,9 +68,15 @@ def check_same_data(context: RunContext, resumed: Manifest) -> None:
 def init_from(context: RunContext, classifier: Classifier) -> None:
     """With `--init-from`, start from the best weights of another run (a run id under `--output`, or a URI)."""
     if context.settings.run.init_from:
-        best = shared_checkpoint(context.group, partial(_best_of, context, context.settings.run.init_from))
-        assert best
-        load_weights(classifier, best.path)
+        load_best(context, classifier, partial(_best_of, context, context.settings.run.init_from))
+
+
+def load_best(context: RunContext, classifier: Classifier, find: Callable[[], tuple[Manifest, Path]]) -> Manifest:
+    """Load the weights of the checkpoint that rank 0 finds, and return its manifest."""
+    best = shared_checkpoint(context.group, find)
+    assert best
+    load_weights(classifier, best.path)
+    return best.manifest
 
 
 def _best_of(context: RunContext, name: str) -> tuple[Manifest, Path]:
@@ -78,7 +84,10 @@ def _best_of(context: RunContext, name: str) -> tuple[Manifest, Path]:
     check_classes(folder, read_config(folder) or {}, index.classes)
     best, path = CheckpointIndex(folder, context.stop).discover().best()
     if best.data_digest == index.digest and best.split_digest != context.images.split_digest:
-        events.warn(f"{folder.uri} was trained on this run's validation images, which flatters: use its --seed.")
+        events.warn(
+            f"{folder.uri} was trained on images that this run validates with, so its validation accuracy is too high: "
+            "use the --seed of that run."
+        )
     return best, path
 
 

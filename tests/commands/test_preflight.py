@@ -35,7 +35,7 @@ from tests.harness.wandb_stub import wandb_server
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore")  # what libraries remark on in a whole run
-NAMES = "place identity clock data output run init-from disk ranks shm memory device weights tracker".split()
+NAMES = "platform identity clock data output run init-from disk ranks shm memory device weights tracker".split()
 
 
 @pytest.fixture(autouse=True)

@@ -126,7 +126,7 @@ def test_missing_cache_folder(pruned: Prune, tmp_path: Path) -> None:
     assert "0 folders" in done["message"]
 
 
-@pytest.mark.parametrize("age", ["soon", "-3", "1y", "nan"])
+@pytest.mark.parametrize("age", ["soon", "-3", "1y", "nan", "30", "0"])
 def test_bad_age(age: str) -> None:
     with pytest.raises(UsageError, match="--prune is"):
         _ = PrepareOptions(age).unused_s

@@ -18,7 +18,7 @@ class ScriptedJob:
     def __init__(self, *looks: State | JobError) -> None:
         self._looks: Iterator[State | JobError] = iter(looks)
 
-    def look(self) -> State:
+    def read_state(self) -> State:
         found = next(self._looks)
         if isinstance(found, JobError):
             raise found

@@ -37,7 +37,7 @@ def test_barrier_ends_on_the_stop_flag() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (Preempted("Stopped by a signal while fetching."), 143, "Stopped by a signal while waiting"),
+        (Preempted("Stopped while fetching."), 143, "Stopped while waiting"),
         (ConflictError("Out of memory at these settings."), 78, "Out of memory at these settings."),
         (TransientError("The disk failed."), 75, "The disk failed."),
     ],

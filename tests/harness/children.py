@@ -54,10 +54,10 @@ def children(cwd: Path) -> Iterator[Children]:
         made.kill_all()
 
 
-def ranks_of(supervisor: int) -> dict[int, int]:
+def ranks_of(launcher: int) -> dict[int, int]:
     """The process ids of the ranks that a process has started, by rank."""
     found = {}
-    for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         with contextlib.suppress(OSError):  # it has ended since
             variables = Path("/proc", pid, "environ").read_text()
             if rank := re.search(r"(?:^|\0)RANK=(\d+)", variables):

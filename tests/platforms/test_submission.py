@@ -27,7 +27,7 @@ def test_missing_options_are_named(submit: Callable[..., Ended], cluster: Path) 
     assert submit("k8s", *RUN) == (
         2,
         "",
-        "Error: --image, --role must be given to submit this; --dry-run shows the request without.",
+        "Error: --image, --role must be given to submit this; --dry-run shows the request with placeholders.",
     )
     copied = submit("k8s", "--image", "<IMAGE>", "--role", ROLE, *RUN)
     assert (copied.code, "--image must be given" in copied.last) == (2, True)

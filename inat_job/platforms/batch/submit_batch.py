@@ -182,7 +182,7 @@ class BatchJob:
     def name(self) -> str:
         return f"AWS Batch job {self._id}"
 
-    def look(self) -> State:
+    def read_state(self) -> State:
         """The job's state, with the new lines of its main node's log. Raises JobError."""
         job = self._describe(self._id)
         main = job

@@ -30,7 +30,7 @@ class KubernetesJob:
         self._kubectl = kubectl
         self._pod, self._since = "", ""
 
-    def look(self) -> State:
+    def read_state(self) -> State:
         """The Job's state now. Raises JobError as kubectl does."""
         try:
             job = self._kubectl.get("job", self.name)

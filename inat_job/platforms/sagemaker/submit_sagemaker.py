@@ -160,7 +160,7 @@ class TrainingJob:
     def name(self) -> str:
         return f"training job {self._name}"
 
-    def look(self) -> State:
+    def read_state(self) -> State:
         """The job's state, with the new lines of its first host's log. Raises JobError."""
         job = self._sagemaker("describe_training_job", TrainingJobName=self._name)
         lines = self._log.new(self._log.newest(f"{self._name}/algo-1-"))

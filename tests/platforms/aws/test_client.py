@@ -142,7 +142,7 @@ def test_submit_policy_covers_each_call(logs: Any, monkeypatch: pytest.MonkeyPat
         options = SubmitOptions(image="i:1", role=ROLE, queue=queue)
         request = completed(options, command, target.NEEDS)
         with contextlib.suppress(JobError):  # because moto has no queue
-            target.submit(request, target.build(request, command)).look()
+            target.submit(request, target.build(request, command)).read_state()
     log = client.LogTail(recorded("logs", None), "/group")
     log.newest("job/")
     log.new("job/1")

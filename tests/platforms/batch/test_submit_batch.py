@@ -227,18 +227,18 @@ def test_submit_reuses_definition_and_running_job(queue: Any) -> None:
 def test_submit_again_after_the_end(queue: Any) -> None:
     documents = list(built())
     first = submit_batch.submit(SubmitOptions(**OPTIONS), documents)
-    while first.look().code is None:
+    while first.read_state().code is None:
         pass
     assert submit_batch.submit(SubmitOptions(**OPTIONS), documents).name != first.name
 
 
 def test_look_until_the_end(queue: Any) -> None:
     job = submit_batch.submit(SubmitOptions(**OPTIONS), list(built()))
-    states = [job.look() for _ in range(10)]
+    states = [job.read_state() for _ in range(10)]
     assert states[-1].phase == "SUCCEEDED"
     assert states[-1].code == 0
     with pytest.raises(ConflictError, match="has no job"):
-        submit_batch.BatchJob("gone", job._batch, job._log).look()
+        submit_batch.BatchJob("gone", job._batch, job._log).read_state()
 
 
 def test_multi_node_job_ends_as_its_main_node() -> None:
@@ -252,7 +252,7 @@ def test_multi_node_job_ends_as_its_main_node() -> None:
             return ["line"]
 
     job = submit_batch.BatchJob("j", lambda _, jobs: {"jobs": [described[each] for each in jobs]}, LogTail())
-    state = job.look()
+    state = job.read_state()
     assert (state.phase, state.code, state.lines, streams) == ("FAILED", 75, ("line",), ["main"])
 
 
@@ -263,13 +263,13 @@ def test_status_reason_of_a_waiting_job() -> None:
 
     why = "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT"
     job = submit_batch.BatchJob("j", lambda _, jobs: {"jobs": [{"status": "RUNNABLE", "statusReason": why}]}, LogTail())
-    state = job.look()
+    state = job.read_state()
     assert (state.phase, state.code, state.reason) == (f"RUNNABLE ({why})", None, "")
 
 
 def test_submit_multi_node_job(queue: Any) -> None:
     job = submit_batch.submit(SubmitOptions(**OPTIONS), list(built(nodes=2)))
-    states = [job.look() for _ in range(10)]
+    states = [job.read_state() for _ in range(10)]
     assert (states[-1].phase, states[-1].code) == ("SUCCEEDED", 0)
 
 

@@ -179,7 +179,7 @@ def test_submit_again_creates_another_attempt(account: Any) -> None:
     base = document["TrainingJobName"]
     for _ in range(2):
         job = submit_sagemaker.submit(SubmitOptions(**OPTIONS), [document])
-        assert job.look().code == 0  # moto completes jobs at once
+        assert job.read_state().code == 0  # moto completes jobs at once
     names = {each["TrainingJobName"] for each in account.list_training_jobs()["TrainingJobSummaries"]}
     assert names == {base, f"{base}-attempt-2"}
     again = account.describe_training_job(TrainingJobName=f"{base}-attempt-2")
