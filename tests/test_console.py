@@ -1,8 +1,10 @@
 """What a person sees of a job: on a real terminal, and in a pipe."""
 
 import io
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -45,12 +47,12 @@ def test_run_on_a_terminal(data: str, tmp_path: Path, columns: int) -> None:
     with Terminal(["parta", "--data", data, *SMALL, "--epochs", "3"], tmp_path, columns) as terminal:
         assert terminal.end() == 0
         raw, screen = terminal.raw, terminal.screen
-    for label in ("download", "prepare", "epoch 1/3", "validate", "validation", "test"):
+    for label in ("download", "prepare", "epoch 1/3", "validate", "final-validation", "test"):
         assert re.search(label + BAR.format(percent=0), raw), label  # from the start of each phase
     assert "{" not in raw
     assert max(len(line) for line in screen if "/r" not in line) <= columns
     left = [line.split()[0] for line in screen if "%|" in line.replace(" ", "")]
-    assert left == ["prepare", "validation", "test"]  # a local file is not downloaded; no two phases share a name
+    assert left == ["prepare", "final-validation", "test"]  # a local file is not downloaded; no two phases share a name
     start = next(number for number, line in enumerate(screen) if line.startswith("Model"))
     assert re.fullmatch(r"Model  five_block, [\d,]+ parameters, all trained", screen[start])
     assert screen[start + 1] == "Data   75 images of 3 classes: 48 train, 12 validation, 15 test"
@@ -62,7 +64,11 @@ def test_run_on_a_terminal(data: str, tmp_path: Path, columns: int) -> None:
     end = "\n".join(screen[heading + 4 :])
     assert re.search(r"Test accuracy by class \(recall\):\n  Ants +\d+\.\d % of 5\n", end)
     run = tmp_path / "runs/r"
-    assert f"Report  {run}/report.html, and report.json beside it\nNext    test --checkpoint {run} --data URI" in end
+    command = re.search(rf"Report  {run}/report.html, and report.json beside it\nNext    (.*)\n", end)
+    assert command
+    assert command[1] == f"{sys.executable} {ENTRYPOINT} test --checkpoint {run}"
+    pasted = subprocess.run(shlex.split(command[1]), cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads(pasted.stdout.splitlines()[-1])["event"] == "done"
     assert re.fullmatch(r"Test accuracy 0\.\d{4} \(\d+ of 15 images, 95 % interval .*\)\.", screen[-2])
 
 
@@ -122,7 +128,11 @@ def test_run_in_a_pipe_writes_plain_lines(data: str, piped: Pipe) -> None:
     assert not re.search(r"[\r\x1b{]|\|", done.stderr)
     lines = done.stderr.splitlines()
     assert [line for line in lines if line.endswith(" ...")] == [
-        f"{phase} ..." for phase in ("start", "download", "prepare", "build", "upload")
+        f"{what} ..."
+        for what in (
+            *("Starting", "Downloading the data", "Decoding the images", "Building the network"),
+            "Storing the results",
+        )
     ]
     assert [line.split()[0] for line in lines if re.match(r" +\d/\d ", line)] == ["1/2", "2/2"]
     assert lines[-1].startswith("Test accuracy 0.")

@@ -17,7 +17,6 @@ from inat_job.host import environment, process
 from inat_job.models.classifier import Classifier
 from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
-from inat_job.platforms import detect
 from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
 from inat_job.settings import public_uri
@@ -117,13 +116,11 @@ def make_report(
 def suggestion(context: RunContext) -> str:
     """What a person can paste to go on: the command that tests the run again.
 
-    `--data` is needed where its address has secrets, which config.json does not hold. In a container, the program is
-    the container's own, as in `docker run ... inat-job test`.
+    `--data` is needed where its address has secrets, which config.json does not hold.
     """
-    program = [] if detect.detect_platform().name == detect.CONTAINER.name else process.command_prefix()
     uri = context.settings.data.uri
     data = ["--data", "URI"] if public_uri(uri) != uri else []
-    return shlex.join([*program, "test", "--checkpoint", context.folder.uri, *data])
+    return shlex.join([*process.command_prefix(), "test", "--checkpoint", context.folder.uri, *data])
 
 
 def _data_section(images: ImageDataModule) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from inat_job.errors import BadDataError, Preempted
 from inat_job.signals import StopFlag, never
 from inat_job.storage import attempts, open_store
 from tests.harness.job_runs import Make, run
+from tests.harness.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
 STATUS = [sys.executable, str(ROOT / "entrypoint.py"), "status"]
@@ -82,7 +84,7 @@ def test_status_of_a_preempted_and_a_finished_run(
     run(settings(**changes))
     seen = look(**changes)
     assert (seen["state"], seen["part"], seen["epoch"], seen["epochs"]) == ("finished", "a", 2, 2)
-    assert (seen["left_s"], seen["checkpoint"]["step"]) == (0.0, seen["step"])
+    assert (seen["left_s"], seen["checkpoint"]["step"], seen["phase"]) == (0.0, seen["step"], "finished")
     assert 0 <= seen["best"]["val_accuracy"] <= 1
     assert [each["why"] for each in seen["attempts"]] == ["preempted", "finished"]
     assert look(seen["run"])["run_id"] == "r", "a URI works too"
@@ -152,7 +154,21 @@ def test_a_person_gets_lines(settings: Make, capsys: pytest.CaptureFixture[str])
     status.run(settings(), "r", StatusOptions(watch=True), never)
     out = capsys.readouterr().out
     assert "finished, test accuracy 0." in out
+    assert "  work        epoch 2 of 2 done, step 12\n" in out
     assert "1: step 0 to " in out
+
+
+def test_each_look_replaces_the_one_before_on_a_terminal(settings: Make, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "runs" / "r"))
+    attempt = attempts.Attempt(1, 60.0, {"host": "elsewhere"}, at=time.time())
+    store.put(attempt.key, attempt.to_json())
+    with Terminal(["status", "r", "--watch"], tmp_path) as terminal:
+        terminal.until("last heartbeat")
+        store.put(attempt.key, replace(attempt, beat=1, why="preempted").to_json())
+        assert terminal.end() == 143
+    before, *_, rows, after = re.split(r"\x1b\[(\d+)F\x1b\[J", terminal.raw)
+    assert sum(len(line) // 80 + 1 for line in before.replace("\r", "").splitlines()) == int(rows)
+    assert "preempted" in after
 
 
 def test_status_imports_no_torch(settings: Make, tmp_path: Path) -> None:

@@ -71,13 +71,13 @@ def test_batch_size_need_not_fit_run_or_data(place: Path) -> None:
 
 
 def test_startup_time_excludes_the_evaluation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = test.evaluate
+    original = test.evaluate_splits
 
-    def slow(*args: Any) -> Any:
-        time.sleep(0.5)
-        return original(*args)
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(1.0)
+        return original(*args, **options)
 
-    monkeypatch.setattr(test, "evaluate", slow)
+    monkeypatch.setattr(test, "evaluate_splits", slow)
     timing = evaluated(place)["timing"]
     assert timing["startup_s"] <= timing["total_s"] - 1
 
@@ -124,6 +124,16 @@ def test_run_of_an_earlier_version_is_tested(place: Path) -> None:
     stored = json.loads((place / "runs" / "a" / "config.json").read_text())["settings"]
     change_config(place, settings={**stored, "train": {**stored["train"], "compile": None}})
     assert evaluated(place)["settings"]["train"]["compile"] is False
+
+
+def test_compiled_run_is_tested_without_a_compiler(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = json.loads((place / "runs" / "a" / "config.json").read_text())["settings"]
+    change_config(place, settings={**stored, "train": {**stored["train"], "compile": True}})
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert evaluated(place)["environment"]["execution"]["compile"] is False
+    assert "compiler" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"part": "c", "settings": {}, "execution": {}}'])

@@ -174,7 +174,9 @@ def test_log_of_a_run(settings: Make, capsys: pytest.CaptureFixture[str]) -> Non
     assert [(line["epoch"], line["epochs"]) for line in epochs] == [(1, 2), (2, 2)]
     assert all(line["train_loss"] > 0 and line["lr"] > 0 for line in epochs)
     assert (epochs[0]["best"], epochs[1]["left_s"]) == (True, 0.0)
-    assert [line["phase"] for line in lines if line["event"] == "phase"][-3:] == ["validate", "test", "upload"]
+    assert [line["phase"] for line in lines if line["event"] == "phase"][-4:] == [
+        *("validate", "final-validation", "test", "upload")
+    ]
     result = lines[-2]
     report = report_of(settings())
     assert (result["event"], lines[-1]["event"]) == ("result", "done")

@@ -23,6 +23,16 @@ def test_draws_do_not_depend_on_earlier_draws() -> None:
     assert (first[1].shape, first[1].dtype) == ((50, len(rng.COLUMNS)), np.float32)
 
 
+def test_draws_of_a_view_have_not_changed() -> None:
+    """The key of cached features holds VIEW_FORMAT and the seed, and not the draws."""
+    columns = "area ratio left top flip angle brightness contrast saturation"
+    draws = "0.76662 0.19806 0.81099 0.35804 0.33429 0.45411 0.06199 0.37448 0.84990"
+    found = " ".join(f"{draw:.5f}" for draw in rng.augmentation(seed=5, view=3, rows=2)[1])
+    assert (" ".join(rng.COLUMNS), found) == (columns, draws), (
+        "the draws changed: raise VIEW_FORMAT in data/augment.py, or features of other views are reused"
+    )
+
+
 def test_draws_have_not_changed() -> None:
     """A run that began with an earlier version must resume with the same draws."""
     assert rng.order(0, 0, 8).tolist() == [3, 6, 4, 0, 7, 5, 2, 1]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inat_job.host.process import has_ended, identity, start_time
+from inat_job.host.process import command_prefix, has_ended, identity, start_time
 
 if not Path("/proc/self/ns/pid").exists():
     pytest.skip("needs Linux's /proc", allow_module_level=True)
@@ -64,3 +64,9 @@ def test_start_time_is_before_the_first_statement() -> None:
 
 def test_start_time_without_proc(tmp_path: Path) -> None:
     assert start_time(tmp_path) is None
+
+
+def test_command_prefix_is_what_was_typed_before_the_arguments() -> None:
+    typed = ["python", "-u", "entrypoint.py", "parta", "--epochs", "3"]
+    assert command_prefix(typed, ["parta", "--epochs", "3"]) == ["python", "-u", "entrypoint.py"]
+    assert command_prefix(typed[:3], []) == typed[:3]
