@@ -243,7 +243,7 @@ def main() -> None:
         exit.succeed()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
-        exit.fail("There is no command: write one of those above, such as parta.", error.exit_code)
+        exit.fail("The command is missing: use one of those above, such as parta.", error.exit_code)
     except click.ClickException as error:
         exit.fail(sentence(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):

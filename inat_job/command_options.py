@@ -17,7 +17,7 @@ class LogOptions:
 
     log_format: str = option(
         "auto",
-        "Text for people, or JSON with one object a line; auto is JSON on Kubernetes, AWS Batch and SageMaker",
+        "Text for people, or JSON with one object per line; auto is JSON on Kubernetes, AWS Batch and SageMaker",
         choices=("auto", "text", "json"),
     )
     quiet: bool = option(False, "Log only warnings, errors and the last line", short="-q")
@@ -33,7 +33,7 @@ class LogOptions:
 class StatusOptions:
     """How often `status` looks."""
 
-    watch: bool = option(False, "Look again until no job works on the run, and end with the exit code of its last one")
+    watch: bool = option(False, "Repeat until no job works on the run, and exit with the code of its last attempt")
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ class BenchOptions:
     stages: tuple[str, ...] = option(
         STAGES, f"What is measured: any of {', '.join(STAGES)}", choices=STAGES, shown_default="all"
     )
-    runs: int = option(5, "How often each thing is measured", minimum=1)
-    synthetic: int | None = option(None, "Train on so many generated images, instead of --data", minimum=100)
-    repeat: int = option(1, "Take every image so many times, under different names", minimum=1)
-    baseline: bool = option(False, "Also train with plain Lightning, in turn with this job, epoch by epoch")
-    end_to_end: bool = option(False, "Also run the whole job and the whole baseline, in turn")
+    runs: int = option(5, "How many times each stage is measured", minimum=1)
+    synthetic: int | None = option(None, "Train on this many generated images instead of --data", minimum=100)
+    repeat: int = option(1, "Use every image this many times, under different names", minimum=1)
+    baseline: bool = option(False, "Also train with plain Lightning, alternating with this job epoch by epoch")
+    end_to_end: bool = option(False, "Also run the whole job and the whole baseline, alternately")
     baseline_epochs: int = option(
-        0, "Epochs that the whole baseline trains, the rest being extrapolated; 0 is all", minimum=0
+        0, "Epochs that the whole baseline trains; the rest is extrapolated; 0 trains all", minimum=0
     )
     scale: tuple[int, ...] = option(
         (), "Memory and time at multiples of the data set, such as 1,2,4,8", minimum=1, shown_default="not measured"

@@ -66,7 +66,7 @@ class PlatformLayers:
     """The settings that a platform brings.
 
     Everything but the recipe's defaults overrides `suggested`; the environment and the command line override `asked`,
-    and `file`, which stands in for `--config`.
+    and `file` is read if there is no `--config`.
     """
 
     suggested: Layer = Layer("platform", {})

@@ -69,7 +69,7 @@ def _warning(fields: Fields) -> str:
 
 
 def _introduction(fields: Fields) -> str:
-    """What is trained on what, in three lines."""
+    """Model, data and device, in three lines."""
     total, trained = fields["parameters"], fields["trainable_parameters"]
     learns = "all trained" if total == trained else f"{trained:,} trained"
     how = f", strategy {fields['strategy']}" if fields.get("strategy") else ""

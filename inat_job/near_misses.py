@@ -135,7 +135,7 @@ def no_option(flag: str, command: str, flags: Collection[str], elsewhere: Mappin
     if found := _synonym(flag, known):
         return f"There is no option {flag}; did you mean {found}?"
     if reason := WITHOUT.get(_plain(flag)):
-        return f"There is no option {flag}, since {reason}: leave it out."
+        return f"There is no option {flag}, because {reason}: leave it out."
     if sentence := _other_commands_option(flag, command, elsewhere):
         return sentence
     if found := option(flag, known):

@@ -230,7 +230,7 @@ class TrainSettings(_Section):
     )
     precision: str = option(
         "auto",
-        "Arithmetic of the forward pass; auto is what the device does well",
+        "Arithmetic of the forward pass; auto is the lowest that the device handles well",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     devices: int | None = option(
@@ -250,7 +250,7 @@ class TrainSettings(_Section):
     sync_batch_norm: bool = option(False, "Batch norm over the images of all devices, instead of each device's own")
     resident_share: float = option(
         0.5,
-        "Share of a GPU's free memory that all images may take, to stay there",
+        "Keep all images in the GPU's memory if they take up no more than this share of what is free",
         minimum=0.0,
         maximum=1.0,
         in_fingerprint=False,

@@ -134,7 +134,7 @@ class CheckpointIndex:
             path = self._intact_file(manifest)
             if path:
                 return manifest, path
-            events.warn(f"{self.folder.uri}/{manifest.name} is missing or damaged and is passed over")
+            events.warn(f"{self.folder.uri}/{manifest.name} is missing or damaged and is skipped")
             # Otherwise retention would count it and delete an intact one instead. Its file is not deleted: perhaps
             # only this machine cannot read it.
             self.remove(manifest.step)

@@ -47,7 +47,7 @@ class CheckpointStore:
         with disk_errors(path, missing=f"{path} is gone: check that nothing removes it while the job runs."):
             _sync(path)
             if sha256_of(path) != manifest.sha256:
-                raise DamagedError(f"{path} is not what was written: check the disk.")
+                raise DamagedError(f"{path} has changed since it was written: check the disk.")
         if self._folder.remote:
             self._put_new(manifest.name, path, progress)
 

@@ -73,7 +73,9 @@ def write(state: State, path: Path) -> tuple[str, int]:
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise ConflictError(f"{path} cannot be written ({error.strerror}): free some disk, or move it.") from error
+        raise ConflictError(
+            f"{path} cannot be written ({error.strerror}): free some disk space, or choose another folder."
+        ) from error
     return out.digest.hexdigest(), out.size
 
 

@@ -52,7 +52,7 @@ def run(settings: Settings, name: str, request: StatusOptions, stop: Stop) -> No
         _wait(EVERY_S[folder.remote], stop)
     if seen["state"] != FINISHED:
         raise UnfinishedError(
-            f"{folder.uri} is not finished, and its last attempt is over ({seen['state']}): run the same command "
+            f"{folder.uri} is not finished, and its last attempt has ended ({seen['state']}): run the same command "
             "again, or see its log.",
             progress.exit_code_of(seen["state"]),
         )

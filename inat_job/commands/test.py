@@ -98,7 +98,7 @@ def run(
     """
     if platform.num_nodes > 1:
         raise ConflictError(
-            f"{platform.name} gives this test {platform.num_nodes} machines, and it uses one: submit one."
+            f"{platform.name} gives this test {platform.num_nodes} machines, and a test uses one: submit it with one."
         )
     outputs.check_folders(platform)
     name, step = locate(checkpoint)

@@ -251,5 +251,5 @@ def _check_disk(unfinished: Path, size: int) -> None:
     if needed > free:
         raise ConflictError(
             f"--cache-dir {unfinished.parents[1]} has {megabytes(free)} free, "
-            f"and the decoded images need {megabytes(needed)}: free some, or choose another folder."
+            f"and the decoded images need {megabytes(needed)}: free some space, or choose another folder."
         )

@@ -76,7 +76,7 @@ def check_unfolding(path: Path, size: int, unfolded: int, packed: int = 0) -> No
     """
     if unfolded > MAX_UNFOLDING * size + ALWAYS_ALLOWED_BYTES or packed > size:
         raise BadDataError(
-            f"{path} has {size} bytes and claims to unfold to {unfolded} or more: this is a zip bomb, not a data set."
+            f"{path} has {size} bytes and would unpack to {unfolded} or more: this is a zip bomb, not a data set."
         )
 
 

@@ -85,7 +85,7 @@ class BoundedReader(io.BufferedIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= self._most:
-            raise tarfile.ReadError(f"a header claims to have more than {self._most} bytes")
+            raise tarfile.ReadError(f"a header says that it has more than {self._most} bytes")
         check_unfolding(self._path, self._size, self.tell() + size)
         self.last = self._file.read(size)
         return self.last

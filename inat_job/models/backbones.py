@@ -111,7 +111,7 @@ def _head(name: str, backbone: nn.Module, num_classes: int) -> str:
         (each, module) for each, module in backbone.named_modules() if isinstance(module, nn.Linear)
     ]
     if not dense or dense[-1][1].out_features != num_classes:
-        raise UsageError(f"--backbone is {name}, whose last layer is no dense layer: choose another, such as resnet50.")
+        raise UsageError(f"--backbone is {name}, whose last layer is not dense: choose another, such as resnet50.")
     return dense[-1][0]
 
 

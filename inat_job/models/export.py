@@ -35,7 +35,9 @@ def export(architecture: Architecture, folder: Path, description: Mapping[str, A
         full["weights"] = {"file": WEIGHTS, "sha256": sha256_of(folder / WEIGHTS)}
         (folder / DESCRIPTION).write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        raise ConflictError(f"{folder} cannot be written ({error}): free some disk, or choose another.") from error
+        raise ConflictError(
+            f"{folder} cannot be written ({error}): free some disk space, or choose another folder."
+        ) from error
 
 
 def load_exported(folder: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -57,7 +57,9 @@ def stat_weights(uri: str, options: StorageOptions) -> tuple[Store, Entry]:
 def require_file(path: Path) -> None:
     """Raise BadDataError unless `path` is a file."""
     if not path.is_file():
-        raise BadDataError(f"--weights is {path}, which is no file: give a file, or a name of torchvision's weights.")
+        raise BadDataError(
+            f"--weights is {path}, which is not a file: give a file, or a name of torchvision's weights."
+        )
 
 
 def verified_digest(path: Path, expected: str) -> str:

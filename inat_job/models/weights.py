@@ -89,7 +89,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except pickle.UnpicklingError:
         raise BadDataError(
-            f"{path} holds more than tensors, and its code is not run here: save only its state dict."
+            f"{path} holds more than tensors, and code in it is never run: save only its state dict."
         ) from None
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise BadDataError(f"{path} cannot be read as weights ({_first_line(error)}): download it again.") from None
@@ -97,7 +97,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     if not isinstance(state, Mapping) or not state or not all(isinstance(each, Tensor) for each in state.values()):
-        raise BadDataError(f"{path} is no state dict, which maps names to tensors: save only its state dict.")
+        raise BadDataError(f"{path} is not a state dict, which maps names to tensors: save only the state dict.")
     return dict(state)
 
 

@@ -47,7 +47,7 @@ class SubmitOptions:
         metavar="NAME",
         shown_default="made from the settings that decide the result",
     )
-    role: str | None = option(None, "IAM role that the job works with", metavar="ARN")
+    role: str | None = option(None, "IAM role of the job", metavar="ARN")
     execution_role: str | None = option(
         None,
         "Role with which AWS Batch pulls the image and reads secrets",
@@ -98,7 +98,7 @@ class SubmitOptions:
         refused={"batch": "the compute environment of the queue decides it"},
     )
     retries: int | None = option(
-        None, "How often a job is run again after a preemption or a passing failure", minimum=0
+        None, "How many times a job is run again after a preemption or a temporary failure", minimum=0
     )
     timeout: float | None = option(
         None,
@@ -107,7 +107,7 @@ class SubmitOptions:
         minimum=60.0,
     )
     tags: tuple[str, ...] = option((), "Labels of the job, such as team=vision,project=inat")
-    dry_run: bool = option(False, "Print what would be sent, with placeholders for what is not given, and stop")
+    dry_run: bool = option(False, "Print the request, with placeholders for missing options, and stop")
     wait: bool = option(False, "Wait for the end, show state and log, and end with the job's exit code")
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How a process ends that is stopped or fails: with one sentence on stderr, which is also left for the platform."""
+"""The end of a process that is stopped or fails: one sentence on stderr, which is also written for the platform."""
 
 import contextlib
 import errno

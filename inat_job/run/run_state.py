@@ -81,7 +81,7 @@ def read_config(folder: RunFolder) -> dict[str, Any] | None:
         or not isinstance(stored.get("execution"), dict)
         or stored.get("part") not in RECIPES
     ):
-        raise BadDataError(f"{folder.uri}/{CONFIG} is not what a run writes: delete the run, or name another.")
+        raise BadDataError(f"{folder.uri}/{CONFIG} is not the config.json of a run: delete the run, or name another.")
     return dict(stored)
 
 

@@ -113,7 +113,7 @@ def checked_key(key: str, uri: str) -> str:
     """`key` itself if it stays under the root. Raises BadDataError otherwise."""
     segments = key.split("/")
     if not key or key.startswith("/") or "\0" in key or any(segment in ("", ".", "..") for segment in segments):
-        raise BadDataError(f"The key {key!r} does not stay under {uri}: give a relative path without '..' or '//'.")
+        raise BadDataError(f"The key {key!r} leaves {uri}: give a relative path without '..' or '//'.")
     return key
 
 

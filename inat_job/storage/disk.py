@@ -52,7 +52,7 @@ def no_space(path: Path, needed: int | None = None) -> ConflictError:
     more = f", {megabytes(needed)} more needed" if needed is not None else ""
     return ConflictError(
         f"No space left in {path.parent} ({megabytes(_free_bytes(path.parent))} free{more}): "
-        "free some, or choose a folder on a larger disk."
+        "free some space, or choose a folder on a larger disk."
     )
 
 

@@ -191,7 +191,9 @@ def _create(store: Store, attempt: Attempt) -> bool:
     """
     if probe.create(store, attempt.key, attempt.to_json()):
         return True
-    events.warn(f"{store.uri} takes no conditional writes: two jobs that start at once are told apart less reliably.")
+    events.warn(
+        f"{store.uri} takes no conditional writes: if two jobs start at the same moment, both may write to the run."
+    )
     time.sleep(SETTLE_S)
     return False
 

@@ -1,6 +1,6 @@
-"""A file whose age shows whether the job still makes progress: the work itself touches it.
+"""The liveness file: the work itself touches it, so its age shows whether the job still makes progress.
 
-The file of a job that hangs grows old, and HEALTHCHECK or livenessProbe may then end the job.
+HEALTHCHECK or livenessProbe may end a job whose file is too old.
 
 The file is touched on all progress in every phase (bytes downloaded, images decoded, batches trained or evaluated), on
 every check of the stop flag between two pieces of work, and during waits that have a time-out of their own (a store's

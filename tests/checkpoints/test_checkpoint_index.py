@@ -47,7 +47,7 @@ def test_latest_is_the_newest_intact_checkpoint(run: RunFolder, capsys: pytest.C
     found = index.latest()
     assert found
     assert (found[0].step, found[1].read_bytes()) == (9, b"9")
-    assert "12.ckpt is missing or damaged and is passed over" in capsys.readouterr().out
+    assert "12.ckpt is missing or damaged and is skipped" in capsys.readouterr().out
     assert [each.step for each in index.stored] == [6, 9]
 
 
