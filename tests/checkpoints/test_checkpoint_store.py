@@ -52,7 +52,7 @@ def test_checkpoint_does_not_exist_before_its_manifest(
 def test_put_file_refuses_a_file_that_is_not_what_was_written(folder: RunFolder, store: CheckpointStore) -> None:
     made = written(folder, 6)
     folder.write(made.name, b"damaged")
-    with pytest.raises(DamagedError, match="is not what was written"):
+    with pytest.raises(DamagedError, match="has changed since it was written"):
         store.put_file(made, no_progress)
     assert stored_keys(folder) == []
 

@@ -114,7 +114,7 @@ def check_running_and_watch(job: subprocess.Popen[str], tmp_path: Path) -> None:
     assert json.loads(out.splitlines()[-1])["state"] == "preempted"
     assert watching.returncode == 143
     assert err.startswith("Error: ")
-    assert "is not finished, and its last attempt is over (preempted)" in err
+    assert "is not finished, and its last attempt has ended (preempted)" in err
 
 
 def test_status_of_a_killed_job(tmp_path: Path) -> None:

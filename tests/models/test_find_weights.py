@@ -79,7 +79,7 @@ def test_weights_file_is_verified_only_if_a_hash_is_given(tmp_path: Path) -> Non
     assert find(str(path)) == find(f"{path}#sha256={digest}") == f"{path}, 2 MB"
     with pytest.raises(BadDataError, match="has the sha256"):
         find(f"{path}#sha256={'0' * 64}")
-    with pytest.raises(BadDataError, match="which is no file"):
+    with pytest.raises(BadDataError, match="which is not a file"):
         find(f"{tmp_path}/none.pth")
 
 
