@@ -169,11 +169,9 @@ class State:
 
 
 class Handle(Protocol):
-    """A job that was submitted."""
+    """A job that was submitted; `name` is its name on the platform, for people."""
 
-    @property
-    def name(self) -> str:
-        """Its name on the platform, for people."""
+    name: str
 
     def look(self) -> State:
         """Its state now. Raises JobError, TransientError if a later look may succeed."""
@@ -209,7 +207,7 @@ def completed(request: SubmitOptions, command: Command, needs: Sequence[str]) ->
     Raises UsageError with the missing flags. A copied placeholder counts as missing.
     """
     known = options.options_of(SubmitOptions)
-    missing = [field for field in needs if _lacks(getattr(request, field))]
+    missing = [field for field in needs if (getattr(request, field) or "<").startswith("<")]
     if missing and not request.dry_run:
         flags = ", ".join(known[field][0].flag for field in missing)
         raise UsageError(f"{flags} must be given to submit this; --dry-run shows the request without.")
@@ -232,10 +230,6 @@ def refuse_unused(request: SubmitOptions, target: str, also: Mapping[str, str] =
 def placeholder(name: str) -> str:
     """What a dry run shows for a missing value."""
     return f"<{name.upper().replace('-', '_')}>"
-
-
-def _lacks(value: str | None) -> bool:
-    return value is None or value.startswith("<")
 
 
 def lasting_output(request: SubmitOptions, command: Command) -> str | None:

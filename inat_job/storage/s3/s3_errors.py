@@ -6,7 +6,7 @@ Exceptions are identified by name, so that this module needs no boto3.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed, UsageError
 from inat_job.storage.retry import RetryableError
@@ -60,8 +60,8 @@ class Meaning(Enum):
 
 
 _CODES: dict[Meaning, str] = {
-    Meaning.NO_PERMISSION: "AccessDenied AccessDeniedException AllAccessDisabled AccountProblem InvalidPayer NotSignedUp "
-    "Forbidden Unauthorized UnauthorizedAccess KMS.AccessDeniedException 401 403",
+    Meaning.NO_PERMISSION: "AccessDenied AccessDeniedException AllAccessDisabled AccountProblem InvalidPayer "
+    "NotSignedUp Forbidden Unauthorized UnauthorizedAccess KMS.AccessDeniedException 401 403",
     # A HEAD has no body, so that an expired token or a header malformed for this region is a bare 400.
     Meaning.NO_CREDENTIALS: "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken ExpiredTokenException InvalidToken "
     "TokenRefreshRequired InvalidSecurity MissingSecurityHeader CredentialsNotSupported InvalidClientTokenId 400",
@@ -77,8 +77,8 @@ _CODES: dict[Meaning, str] = {
     "KMS.InvalidKeyUsageException KMS.InvalidStateException",
     Meaning.REFUSED: "InvalidRequest InvalidArgument MethodNotAllowed NotImplemented BadRequest MalformedXML 405 501",
     # failures of the server or the network
-    Meaning.TRANSIENT: "SlowDown ServiceUnavailable InternalError InternalFailure ServerError RequestTimeout Throttling "
-    "ThrottlingException ThrottledException RequestThrottled RequestLimitExceeded TooManyRequests "
+    Meaning.TRANSIENT: "SlowDown ServiceUnavailable InternalError InternalFailure ServerError RequestTimeout "
+    "Throttling ThrottlingException ThrottledException RequestThrottled RequestLimitExceeded TooManyRequests "
     "TooManyRequestsException BandwidthLimitExceeded Busy KMS.ThrottlingException 408 429 500 502 503 504",
     # conflicts and damage that another attempt may not meet
     Meaning.UNFINISHED: "ConditionalRequestConflict OperationAborted BadDigest IncompleteBody NoSuchUpload InvalidPart "
@@ -107,8 +107,9 @@ def translate(error: Exception, where: S3Location) -> Exception:
         meaning = Meaning.NO_OUTPUT_BUCKET
     kind, message = meaning.value
     headers = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    facts = {"uri": where.uri, "bucket": where.bucket, "host": where.host, "code": code}
-    return kind(message.format(**facts, region=headers.get("x-amz-bucket-region", "the bucket's region")))
+    region = headers.get("x-amz-bucket-region") or "the bucket's region"
+    facts = {"uri": where.uri, "bucket": where.bucket, "host": where.host}
+    return cast(Exception, kind(message.format(**facts, code=code, region=region)))
 
 
 def classify(error: Exception) -> tuple[Meaning, str]:
