@@ -193,14 +193,6 @@ class Target(Protocol):
         """Send them. Raises JobError."""
 
 
-class JobEnded(JobError):
-    """A job that `submit` waited for has failed, with its exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.exit_code = code
-
-
 def completed(request: SubmitOptions, command: Command, needs: Sequence[str]) -> SubmitOptions:
     """The request with a name; in a dry run with placeholders such as <IMAGE> for what is missing.
 

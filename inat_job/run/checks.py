@@ -96,11 +96,7 @@ def run_check(check: Check) -> CheckResult:
 def worst_failure(results: Iterable[CheckResult]) -> CheckResult | None:
     """The failure that decides the exit code, the first of its kind; None if all checks passed."""
     failed = [result for result in results if result.error]
-    return min(failed, key=_severity, default=None)
-
-
-def _severity(result: CheckResult) -> int:
-    return WORST_FIRST.index(result.code) if result.code in WORST_FIRST else 0
+    return min(failed, key=lambda each: WORST_FIRST.index(each.code) if each.code in WORST_FIRST else 0, default=None)
 
 
 def _timed_out(check: Check) -> CheckResult:
