@@ -12,10 +12,10 @@ import json
 import re
 import shlex
 import shutil
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from inat_job import events
 from inat_job.errors import UsageError
+from inat_job.storage.threads import start_daemon
 from inat_job.telemetry.redact import redact
 
 Mode = Literal["auto", "online", "offline", "off"]
@@ -228,21 +229,10 @@ def _teardown() -> None:
 
 def _within(seconds: float, action: Callable[[], object]) -> None:
     """Run `action` for at most `seconds`. Raises what it raises, or TimeoutError, leaving it to its thread."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="tracker", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if thread.is_alive():
+    future = start_daemon(action, "tracker")
+    if not futures.wait([future], seconds).done:
         raise TimeoutError(f"no answer within {seconds:g} s")
+    future.result()
 
 
 def _one_line(error: Exception) -> str:
