@@ -71,15 +71,12 @@ class Store(Protocol):
 
     def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
         """Every object whose key starts with `prefix`, sorted by key; the first `most` of them."""
-        ...
 
     def stat(self, key: str) -> Entry | None:
         """The object's entry, or None only if the object is known to be missing."""
-        ...
 
     def read(self, key: str) -> bytes:
         """A small object in full. Raises BadDataError if it is missing."""
-        ...
 
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         """The bytes from `start` up to `end` of an object of a known version; None if the server supports no ranges.
@@ -87,25 +84,21 @@ class Store(Protocol):
         The range must fit into memory. Raises BadDataError if the object is missing, PreconditionFailed if it has
         another version by now.
         """
-        ...
 
     def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
         """Download the object to `path`, continuing an interrupted download.
 
         Raises BadDataError if the object is missing or has another sha256, Preempted if `stop` turns true.
         """
-        ...
 
     def put(self, key: str, source: Path | bytes, **conditions: Unpack[Conditions]) -> Entry:
         """Store the object atomically, and verify it.
 
         Raises PreconditionFailed if it exists already (`if_none_match`) or is not at version `if_match`.
         """
-        ...
 
     def delete(self, key: str) -> None:
         """Delete the object; a missing object is no error."""
-        ...
 
 
 def checked_key(key: str, uri: str) -> str:

@@ -95,11 +95,12 @@ class S3Store:
         condition = (
             {"IfNoneMatch": "*"} if if_none_match else {"IfMatch": f'"{if_match}"'} if if_match is not None else {}
         )
+        key_id = self._options.sse_kms_key_id
         upload = Upload(
             client=self._client,
             target={"Bucket": self.bucket, "Key": self._full(key), **self._payer},
             condition=condition,
-            encryption=self._encryption(),
+            encryption={"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_id} if key_id else {},
             options=self._options,
             translated=lambda: self._translated(self._full(key), writing=True),
             progress=progress,
@@ -168,10 +169,6 @@ class S3Store:
                 raise RetryableError(broken) from error
         if left > 0:
             raise RetryableError(broken)
-
-    def _encryption(self) -> dict[str, str]:
-        key_id = self._options.sse_kms_key_id
-        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_id} if key_id else {}
 
     def _full(self, key: str) -> str:
         safe = checked_key(key, self.uri)
