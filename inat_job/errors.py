@@ -43,12 +43,16 @@ class Preempted(JobError):
     exit_code = 143
 
 
-class RankError(JobError):
-    """Another rank's last sentence and exit code."""
+class EndedError(JobError):
+    """Another process has ended with an exit code other than 0, and this one ends with the same."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.exit_code = code
+
+
+class RankError(EndedError):
+    """Another rank's last sentence and exit code."""
 
 
 class PreconditionFailed(Exception):

@@ -124,10 +124,6 @@ def _result(fields: Fields) -> str:
     )
 
 
-def _stopping(fields: Fields) -> str:
-    return f"Stopping ({fields['why']}): storing what is done; a second signal ends at once."
-
-
 def _tracker(fields: Fields) -> str | None:
     if fields.get("upload"):
         return f"The run is tracked offline; to upload it: {fields['upload']}"
@@ -140,14 +136,6 @@ def _preflight(fields: Fields) -> str:
     return f"Preflight: {counts}, in {fields['seconds']} s."
 
 
-def _checkpoint(fields: Fields) -> str:
-    return f"Checkpoint of step {fields['step']}: {fields['bytes'] / 1e6:.1f} MB, stored in {fields['seconds']:.2f} s"
-
-
-def _data(fields: Fields) -> str:
-    return f"Data: {fields['images']:,} images of {fields['classes']} classes, sha256 {fields['digest']}"
-
-
 def _state(fields: Fields) -> str:
     why = f" ({fields['why']})" if fields.get("why") else ""
     return f"{fields['job']}: {fields['state']}{why}"
@@ -158,11 +146,8 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _pairs(fields: Fields) -> str:
-    return ", ".join(f"{name} {_short(value)}" for name, value in fields.items())
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in fields.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 _TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
@@ -171,7 +156,7 @@ _TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
     "resume": _resume,
     "epoch": _epoch,
     "result": _result,
-    "stopping": _stopping,
+    "stopping": lambda fields: f"Stopping ({fields['why']}): storing what is done; a second signal ends at once.",
     "tracker": _tracker,
     "preflight": _preflight,
     "submitted": lambda fields: f"Submitted to {fields['target']}: {fields['job']}",
@@ -181,8 +166,12 @@ _TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
 """The events that a person sees without --verbose."""
 
 _DETAILS: Mapping[str, Callable[[Fields], str]] = {
-    "checkpoint": _checkpoint,
-    "data": _data,
+    "checkpoint": lambda fields: (
+        f"Checkpoint of step {fields['step']}: {fields['bytes'] / 1e6:.1f} MB, stored in {fields['seconds']:.2f} s"
+    ),
+    "data": lambda fields: (
+        f"Data: {fields['images']:,} images of {fields['classes']} classes, sha256 {fields['digest']}"
+    ),
     "run": lambda fields: f"Run {fields['run']} ({fields['standing']})",
 }
 """Events with a sentence of their own that a person sees with --verbose."""

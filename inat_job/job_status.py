@@ -42,10 +42,6 @@ class JobStatus:
         """A copy that no longer changes."""
         return dataclasses.replace(self)
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self.__init__()  # type: ignore[misc]  # a dataclass's own defaults
-
 
 STATUS = JobStatus()
 """The record of this process."""

@@ -102,6 +102,14 @@ def check(stop: Stop, doing: str) -> None:
         raise Preempted(f"Stopped while {doing}; run the same command again to continue.")
 
 
+def pause(seconds: float, stop: Stop, doing: str) -> None:
+    """Wait so long. Raises Preempted, as `check` does."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        check(stop, doing)
+        time.sleep(min(left, _TICK_S))
+
+
 def reserve_s(grace_s: float) -> float:
     """Seconds before the end of the grace period at which a hung process ends itself."""
     return min(_LAST_S, grace_s / 10)

@@ -38,9 +38,9 @@ def module(name: str, *arguments: str) -> list[str]:
     return python("-c", start + f"runpy.run_module('inat_job.bench.{name}', None, '__main__', True)", *arguments)
 
 
-def job(settings: Settings, command: str = "") -> list[str]:
+def job(settings: Settings) -> list[str]:
     """The command line of a job with these settings: every value is given, so that the environment does not matter."""
-    entrypoint = python(str(ROOT / "entrypoint.py"), command or f"part{settings.part}", "--log-format=json")
+    entrypoint = python(str(ROOT / "entrypoint.py"), f"part{settings.part}", "--log-format=json")
     return [*entrypoint, *_arguments(settings)]
 
 
@@ -83,11 +83,11 @@ class LineServer:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def send(self, line: str = "") -> None:
-        """Send a line. Raises ChildError if the process has ended."""
+    def send(self) -> None:
+        """Send an empty line. Raises ChildError if the process has ended."""
         assert self._process.stdin
         try:
-            self._process.stdin.write(line + "\n")
+            self._process.stdin.write("\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._ended() from None

@@ -11,9 +11,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, cast
 
 import numpy as np
 
@@ -36,18 +35,10 @@ RANGE = 2**23
 _BLOCK = 2**20
 
 
-@dataclass(frozen=True)
-class PullTarget:
-    """An archive, as `--data` names it, and the options of its store."""
-
-    uri: str
-    options: StorageOptions
-
-
-def pull(target: PullTarget, image_size: int, scratch: Path, runs: int, stop: Stop) -> list[Measurement]:
-    """Downloading the archive, and everything up to a prepared cache; the limit is a plain download."""
-    parent, key = split_uri(target.uri.partition("#")[0])
-    store = open_store(parent, target.options)
+def pull(uri: str, options: StorageOptions, image_size: int, scratch: Path, runs: int, stop: Stop) -> list[Measurement]:
+    """Downloading the archive at `uri`, and everything up to a prepared cache; the limit is a plain download."""
+    parent, key = split_uri(uri.partition("#")[0])
+    store = open_store(parent, options)
     entry = store.stat(key)
     if entry is None or entry.size == UNKNOWN_SIZE:
         return []
@@ -58,7 +49,7 @@ def pull(target: PullTarget, image_size: int, scratch: Path, runs: int, stop: St
 
     def download_and_prepare() -> None:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            source = find(target.uri, Path(folder), target.options, stop)
+            source = find(uri, Path(folder), options, stop)
             build_cache.prepare(source, Path(folder), image_size, 1.0, stop)
 
     works = {
@@ -75,14 +66,6 @@ def pull(target: PullTarget, image_size: int, scratch: Path, runs: int, stop: St
     ]
 
 
-@runtime_checkable
-class WebAddressed(Protocol):
-    """A store whose objects have web addresses."""
-
-    def address(self, key: str) -> str:
-        """The URL at which anyone can read the object."""
-
-
 def plain_download(store: Store, entry: Entry, path: Path) -> None:
     """Download an object to `path` and delete it; a local object is only read. Raises OSError."""
     if isinstance(store, LocalStore):
@@ -90,8 +73,7 @@ def plain_download(store: Store, entry: Entry, path: Path) -> None:
             while file.read(_BLOCK):
                 pass
         return
-    assert isinstance(store, WebAddressed)
-    address = store.address(entry.key)
+    address = cast(Any, store).address(entry.key)  # which every store has but a local one
     with path.open("wb") as file:
         if entry.version:
             _download_ranges(address, entry.size, file.fileno())

@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,6 @@ class BaselineSpec:
     folder: str
     epochs: int
     lockstep: bool
-
-    def to_json(self) -> str:
-        """The argument of the program."""
-        return json.dumps(asdict(self))
 
 
 class PlainModule(LightningModule):

@@ -81,7 +81,7 @@ def _job_and_baseline(
     report = json.loads((folder / "r" / "report.json").read_text())
     shutil.rmtree(cache / "features", ignore_errors=True)
     again = children.run(children.job(_relocated(settings, str(folder / "again"), cache_dir=str(cache))))
-    baseline = children.run(_command(_spec(settings, unpacked, epochs, lockstep=False)))
+    baseline = children.run(_baseline(settings, unpacked, epochs, lockstep=False))
     result = json.loads(baseline.lines[-1][1])
     rest_s = (settings.train.epochs - epochs) * statistics.median(result["seconds"][1:] or result["seconds"])
     return ours.seconds, again.seconds, baseline.seconds + rest_s, report["test"]["accuracy"], result["accuracy"]
@@ -153,7 +153,7 @@ def _bytes(read: archives.Load) -> bytes:
 @contextmanager
 def baseline_in_lockstep(settings: Settings, folder: Path, epochs: int) -> Iterator[TrainEpoch]:
     """A function that trains the baseline for one epoch, and returns its images per second."""
-    with children.line_server(_command(_spec(settings, folder, epochs, lockstep=True))) as child:
+    with children.line_server(_baseline(settings, folder, epochs, lockstep=True)) as child:
         first = True
 
         def train_epoch() -> float:
@@ -166,10 +166,6 @@ def baseline_in_lockstep(settings: Settings, folder: Path, epochs: int) -> Itera
         yield train_epoch
 
 
-def _spec(settings: Settings, folder: Path, epochs: int, lockstep: bool) -> BaselineSpec:
-    return BaselineSpec(settings.part, _flags(settings), str(folder.absolute()), epochs, lockstep)
-
-
 def _flags(settings: Settings) -> dict[str, Any]:
     """The settings as another process takes them, in any working directory."""
     flags = children.settings_by_key(settings.anchored())
@@ -177,5 +173,7 @@ def _flags(settings: Settings) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
-def _command(spec: BaselineSpec) -> list[str]:
-    return children.module("plain_lightning", spec.to_json())
+def _baseline(settings: Settings, folder: Path, epochs: int, lockstep: bool) -> list[str]:
+    """The command line of the baseline."""
+    spec = BaselineSpec(settings.part, _flags(settings), str(folder.absolute()), epochs, lockstep)
+    return children.module("plain_lightning", json.dumps(dataclasses.asdict(spec)))

@@ -84,8 +84,8 @@ def _measure(
         events.warn("The stage pull is left out: it is measured on an archive, and --data is not one.")
     elif "pull" in request.stages:
         children.report_stage("pull")
-        where = ingest_stages.PullTarget(settings.data.uri, storage_options(settings.storage))
-        found += ingest_stages.pull(where, settings.data.image_size, scratch, request.runs, stop)
+        data, options = settings.data, storage_options(settings.storage)
+        found += ingest_stages.pull(data.uri, options, data.image_size, scratch, request.runs, stop)
     if "decode" in request.stages:
         children.report_stage("decode")
         archive = _archive(settings, source, scratch)

@@ -12,7 +12,7 @@ from typing import Any
 from inat_job import events, signals
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.command_options import StatusOptions
-from inat_job.errors import BadDataError, JobError
+from inat_job.errors import BadDataError, EndedError
 from inat_job.host import process
 from inat_job.run import progress
 from inat_job.run.progress import FINISHED, RunSnapshot
@@ -27,18 +27,10 @@ EVERY_S = {False: 2.0, True: 15.0}
 """Seconds between two looks at a local folder, and at a remote one."""
 
 
-class UnfinishedError(JobError):
-    """No job works on the watched run; the exit code is that of its last attempt."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 def run(settings: Settings, name: str, request: StatusOptions, stop: Stop) -> None:
     """Print the state of the run: lines for a person, one JSON object a look for a machine.
 
-    With --watch, look again until no job works on it, and then raise UnfinishedError if the run is not finished. Raises
+    With --watch, look again until no job works on it, and then raise EndedError if the run is not finished. Raises
     BadDataError if there is no run, Preempted, and what the store raises.
     """
     folder = open_run(settings, name, stop)
@@ -49,9 +41,9 @@ def run(settings: Settings, name: str, request: StatusOptions, stop: Stop) -> No
             return
         if seen["state"] != RUNNING:
             break
-        _wait(EVERY_S[folder.remote], stop)
+        signals.pause(EVERY_S[folder.remote], stop, "watching a run")
     if seen["state"] != FINISHED:
-        raise UnfinishedError(
+        raise EndedError(
             f"{folder.uri} is not finished, and its last attempt has ended ({seen['state']}): run the same command "
             "again, or see its log.",
             progress.exit_code_of(seen["state"]),
@@ -102,10 +94,3 @@ def _up(lines: Sequence[str]) -> str:
     columns = shutil.get_terminal_size().columns
     rows = sum(max(1, math.ceil(len(line) / columns)) for line in lines)
     return f"\033[{rows}F\033[J" if rows else ""
-
-
-def _wait(seconds: float, stop: Stop) -> None:
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        signals.check(stop, "watching a run")
-        time.sleep(min(left, 0.1))

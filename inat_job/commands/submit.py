@@ -8,11 +8,11 @@ from typing import Any, cast
 from inat_job import command_options, events
 from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, configure
 from inat_job.distributed import world
-from inat_job.errors import Preempted, TransientError, UsageError
+from inat_job.errors import EndedError, Preempted, TransientError, UsageError
 from inat_job.job_status import STATUS
 from inat_job.options import options_of, parse_section
 from inat_job.platforms import submission
-from inat_job.platforms.submission import Command, Handle, JobEnded, State, SubmitOptions, Target
+from inat_job.platforms.submission import Command, Handle, State, SubmitOptions, Target
 
 EVERY_S = 5.0
 """Seconds between two looks at a job."""
@@ -119,5 +119,5 @@ def _pause(handle: Handle, stop: Callable[[], bool], seconds: float) -> None:
 def _end(handle: Handle, state: State) -> None:
     if state.code:
         why = f": {state.reason}" if state.reason else ""
-        raise JobEnded(f"{handle.name} ended as {state.phase} with code {state.code}{why}", state.code)
+        raise EndedError(f"{handle.name} ended as {state.phase} with code {state.code}{why}", state.code)
     STATUS.outcome = f"{handle.name} is done."

@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from inat_job.storage.cache_locks import FolderHold, hold_folder
 from inat_job.storage.disk import read_json_object, sha256_of, write_atomic
 from inat_job.storage.local import LocalStore
 from inat_job.storage.partial_download import PartialDownload
+from inat_job.storage.threads import start_daemon
 
 _JOIN_S = 2.0
 _TICK_S = 0.1
@@ -156,25 +158,20 @@ def run_in_background(incoming: PartialDownload, fetch: Callable[[Stop], object]
     Raises what `fetch` raises, and Preempted. If the block itself fails, `fetch` is stopped, and waited for only
     briefly, because a silent server may block it.
     """
-    halted, errors = threading.Event(), list[BaseException]()
+    halted = threading.Event()
 
     def work() -> None:
         try:
             fetch(lambda: stop() or halted.is_set())
-        except BaseException as error:  # of any kind: the calling thread raises it
-            errors.append(error)
         finally:
             incoming.fail()
 
-    thread = threading.Thread(target=work, name="pull", daemon=True)
-    thread.start()
+    future = start_daemon(work, "pull")
     try:
         yield
-        while thread.is_alive():
-            thread.join(_TICK_S)
+        while not futures.wait([future], _TICK_S).done:
             signals.check(stop, "downloading the data set")
-        if errors:
-            raise errors[0]
+        future.result()
     finally:
         halted.set()
-        thread.join(_JOIN_S)
+        futures.wait([future], _JOIN_S)

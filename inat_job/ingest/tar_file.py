@@ -12,16 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from inat_job.ingest import container
-from inat_job.ingest.container import (
-    LINK,
-    Load,
-    archive_errors,
-    check_count,
-    check_size,
-    check_unfolding,
-    plain_name,
-    refuse,
-)
+from inat_job.ingest.container import LINK, Load, check_count, check_size, check_unfolding, plain_name
 from inat_job.ingest.decode import Rejected
 
 MAX_HEADER_BYTES = 2**20
@@ -52,10 +43,10 @@ class TarArchive:
         wanted: dict[int, list[str]] = defaultdict(list)
         for name in names:
             if name in self._rejected:
-                yield name, partial(refuse, Rejected(self._rejected[name]))
+                yield name, partial(container.refuse, Rejected(self._rejected[name]))
             else:
                 wanted[self._numbers[name]].append(name)
-        with archive_errors(self._path):
+        with container.archive_errors(self._path):
             for number, member, archive in _members(self._path, container.MAX_FILE_BYTES):
                 if number in wanted:
                     load = _read_member(archive, member)
@@ -129,7 +120,7 @@ def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Load:
     try:
         check_size(member.size)
     except Rejected as reason:
-        return partial(refuse, reason)
+        return partial(container.refuse, reason)
     file = archive.extractfile(member)
     assert file is not None
     data = file.read()

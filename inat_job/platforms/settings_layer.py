@@ -3,15 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from inat_job.configuration import (
-    Configuration,
-    Layer,
-    PlatformLayers,
-    configure,
-    known_key,
-    options_by_key,
-    options_of_all_parts,
-)
+from inat_job import configuration
+from inat_job.configuration import Configuration, Layer, PlatformLayers, options_by_key, options_of_all_parts
 from inat_job.errors import UsageError
 from inat_job.options import Option, parse
 from inat_job.platforms.platform import Platform
@@ -76,7 +69,7 @@ def configured(
     taken: Collection[str] | None = None,
 ) -> Configuration:
     """configure() with the platform's settings. Raises UsageError, also if its channels leave --data unclear."""
-    made = configure(part, flags, sets, file, taken=taken, around=around(place, part, taken))
+    made = configuration.configure(part, flags, sets, file, taken=taken, around=around(place, part, taken))
     if place.data_problem and "data.uri" not in made.sources:
         raise UsageError(place.data_problem)
     return made
@@ -90,7 +83,7 @@ def _keyed(asked: Mapping[str, Any], options: Known, where: str) -> dict[str, An
     for spelled, value in asked.items():
         name = spelled.replace("_", "-")
         off = name in switches
-        key, each = names[known_key(name.removeprefix("no-") if off else name, names, where)]
+        key, each = names[configuration.known_key(name.removeprefix("no-") if off else name, names, where)]
         if key in values:
             raise UsageError(f"{where} set {each.flag} twice, the second time as {spelled!r}: leave one out.")
         values[key] = not parse(each, bool, value) if off else value

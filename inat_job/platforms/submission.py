@@ -171,11 +171,9 @@ class State:
 
 
 class Handle(Protocol):
-    """A job that was submitted."""
+    """A job that was submitted; `name` is its name on the platform, for people."""
 
-    @property
-    def name(self) -> str:
-        """Its name on the platform, for people."""
+    name: str
 
     def read_state(self) -> State:
         """Its state now. Raises JobError, TransientError if a later look may succeed."""
@@ -197,21 +195,13 @@ class Target(Protocol):
         """Send them. Raises JobError."""
 
 
-class JobEnded(JobError):
-    """A job that `submit` waited for has failed, with its exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.exit_code = code
-
-
 def completed(request: SubmitOptions, command: Command, needs: Sequence[str]) -> SubmitOptions:
     """The request with a name; in a dry run with placeholders such as <IMAGE> for what is missing.
 
     Raises UsageError with the missing flags. A copied placeholder counts as missing.
     """
     known = options.options_of(SubmitOptions)
-    missing = [field for field in needs if _lacks(getattr(request, field))]
+    missing = [field for field in needs if (getattr(request, field) or "<").startswith("<")]
     if missing and not request.dry_run:
         flags = ", ".join(known[field][0].flag for field in missing)
         raise UsageError(f"{flags} must be given to submit this; --dry-run shows the request with placeholders.")
@@ -234,10 +224,6 @@ def refuse_unused(request: SubmitOptions, target: str, also: Mapping[str, str] =
 def placeholder(name: str) -> str:
     """What a dry run shows for a missing value."""
     return f"<{name.upper().replace('-', '_')}>"
-
-
-def _lacks(value: str | None) -> bool:
-    return value is None or value.startswith("<")
 
 
 def lasting_output(request: SubmitOptions, command: Command) -> str | None:

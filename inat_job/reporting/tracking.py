@@ -12,18 +12,19 @@ import json
 import re
 import shlex
 import shutil
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from inat_job import events
 from inat_job.errors import UsageError
+from inat_job.storage.threads import start_daemon
 from inat_job.telemetry.redact import redact
 
 Mode = Literal["auto", "online", "offline", "off"]
@@ -39,30 +40,6 @@ _TEARDOWN_TIMEOUT_S = 3.0
 _CHECK_TIMEOUT_S = 4.0
 
 _FORBIDDEN_IN_ID = re.compile(r"[^A-Za-z0-9._-]")
-
-
-class Tracker(Protocol):
-    """Where metrics are logged. No method raises for an error of the tracker."""
-
-    mode: str
-    """"online", "offline" or "off": the actual mode, after any fallback."""
-    run_id: str | None
-    url: str | None
-
-    sync_command: str | None
-    """The command that uploads a run which is only in the run folder; None if the server has it all."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log the metrics of a step; steps may repeat."""
-
-    def summary(self, values: Mapping[str, object]) -> None:
-        """Log the final values of the run by name."""
-
-    def preempting(self) -> None:
-        """Mark the run as preempted, to be resumed; `finish` follows with a code other than 0."""
-
-    def finish(self, exit_code: int) -> None:
-        """End the run in bounded time; it counts as failed unless `exit_code` is 0."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +68,7 @@ def open_tracker(
     config: Mapping[str, object],
     has_key: bool,
     init_timeout_s: float = 5,
-) -> Tracker:
+) -> "Tracker":
     """Start or resume the run `run_id`, whose files are in `folder`/wandb.
 
     "auto" is online with a key, and offline without. Raises UsageError if another mode is asked for and wandb is not
@@ -99,14 +76,14 @@ def open_tracker(
     """
     wanted = ("online" if has_key else "offline") if mode == "auto" else mode
     if wanted == "off" or not is_installed(mode):
-        return _WandbRun(None, "off")
+        return Tracker(None, "off")
     if wanted == "online" and not has_key:
         events.warn("The tracker stays offline because there is no API key: set WANDB_API_KEY, or run wandb login.")
         wanted = "offline"
     wandb_id = _FORBIDDEN_IN_ID.sub("-", run_id)
     arguments = _InitArguments(wandb_id, project, entity, folder.resolve(), config, init_timeout_s)
     online = _start("online", arguments) if wanted == "online" else None
-    return online or _start("offline", arguments) or _WandbRun(None, "off")
+    return online or _start("offline", arguments) or Tracker(None, "off")
 
 
 def is_installed(mode: Mode) -> bool:
@@ -122,11 +99,11 @@ def is_installed(mode: Mode) -> bool:
     return False
 
 
-def _start(mode: Literal["online", "offline"], arguments: _InitArguments) -> Tracker | None:
+def _start(mode: Literal["online", "offline"], arguments: _InitArguments) -> "Tracker | None":
     """A running tracker, or None and a warning if it cannot start in this mode."""
     before = arguments.wandb_folders()
     try:
-        tracker = _WandbRun(_init(mode, arguments), mode)
+        tracker = Tracker(_init(mode, arguments), mode)
     except Exception as error:  # no error of the tracker may end the job
         _teardown()
         for leftover in arguments.wandb_folders() - before:
@@ -188,8 +165,12 @@ def _settings(timeout_s: float) -> Any:
     )
 
 
-class _WandbRun:
-    """A run of wandb, or none. Errors of wandb are caught, and the first one is logged."""
+class Tracker:
+    """Where metrics are logged: a run of wandb, or none. Errors of wandb are caught, and the first one is logged.
+
+    `mode` is "online", "offline" or "off", after any fallback. `sync_command` uploads a run that is only in the run
+    folder; it is None if the server has it all.
+    """
 
     def __init__(self, run: Any, mode: str) -> None:
         self._run, self.mode = run, mode
@@ -201,15 +182,19 @@ class _WandbRun:
         self._failed = False
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the metrics of a step; steps may repeat."""
         self._try(lambda run: run.log({**metrics, STEP: step}))
 
     def summary(self, values: Mapping[str, object]) -> None:
+        """Log the final values of the run by name."""
         self._try(lambda run: run.summary.update(dict(values)))
 
     def preempting(self) -> None:
+        """Mark the run as preempted, to be resumed; `finish` follows with a code other than 0."""
         self._try(lambda run: run.mark_preempting())
 
     def finish(self, exit_code: int) -> None:
+        """End the run in bounded time; it counts as failed unless `exit_code` is 0."""
         if self._run is None:
             return
         self._try(lambda run: _within(FINISH_TIMEOUT_S + 2, lambda: run.finish(exit_code=exit_code)))
@@ -244,21 +229,10 @@ def _teardown() -> None:
 
 def _within(seconds: float, action: Callable[[], object]) -> None:
     """Run `action` for at most `seconds`. Raises what it raises, or TimeoutError, leaving it to its thread."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="tracker", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if thread.is_alive():
+    future = start_daemon(action, "tracker")
+    if not futures.wait([future], seconds).done:
         raise TimeoutError(f"no answer within {seconds:g} s")
+    future.result()
 
 
 def _one_line(error: Exception) -> str:
@@ -288,10 +262,12 @@ def check_tracker(mode: Mode, server: str, has_key: bool, key: str | None) -> Tr
     if wanted == "offline":
         return TrackerCheck("offline, in the run folder" + (", because there is no API key" if mode == "auto" else ""))
     if not has_key:
-        return TrackerCheck(
-            "", "there is no API key, so the run will be tracked offline", "set WANDB_API_KEY, or run wandb login"
-        )
+        return _offline("there is no API key", "set WANDB_API_KEY, or run wandb login")
     return _ask_server(server, key)
+
+
+def _offline(why: str, fix: str) -> TrackerCheck:
+    return TrackerCheck("", f"{why}, so the run will be tracked offline", fix)
 
 
 def _ask_server(server: str, key: str | None) -> TrackerCheck:
@@ -307,16 +283,10 @@ def _ask_server(server: str, key: str | None) -> TrackerCheck:
         error.close()
         viewer, refused = None, f"{host} answered HTTP {error.code}"
     except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-        return TrackerCheck(
-            "",
-            f"{host} cannot be reached ({type(error).__name__}), so the run will be tracked offline",
-            "check the network",
-        )
+        return _offline(f"{host} cannot be reached ({type(error).__name__})", "check the network")
     else:
         refused = f"{host} does not know the key"
     if key and not viewer:
-        return TrackerCheck(
-            "", f"{refused}, so the run will be tracked offline", "check WANDB_API_KEY and WANDB_BASE_URL"
-        )
+        return _offline(refused, "check WANDB_API_KEY and WANDB_BASE_URL")
     account = f", as {viewer.get('entity') or viewer.get('username')}" if isinstance(viewer, dict) else ""
     return TrackerCheck(f"online at {host}{account}")

@@ -1,12 +1,13 @@
 """Imports the libraries that take seconds in a thread, while the job downloads its images."""
 
 import gc
-import threading
 from collections.abc import Callable
+from concurrent import futures
 from typing import Generic, TypeVar
 
 from inat_job import signals
 from inat_job.signals import Stop
+from inat_job.storage.threads import start_daemon
 
 Module = TypeVar("Module")
 
@@ -19,30 +20,22 @@ class BackgroundImport(Generic[Module]):
     """
 
     def __init__(self, imports: Callable[[], Module]) -> None:
-        self._imports = imports
-        self._modules: list[Module] = []
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="imports", daemon=True)
-        self._thread.start()
+        self._future = start_daemon(lambda: _without_collector(imports), "imports")
 
     def wait(self, stop: Stop) -> Module:
         """What `imports` returned. Raises what it raised, and Preempted."""
-        while self._thread.is_alive():
+        while not futures.wait([self._future], 0.1).done:
             if stop():  # only then: an import shows no progress that the watchdog could count
                 signals.check(stop, "importing its libraries")
-            self._thread.join(0.1)
-        if self._error:
-            raise self._error
-        return self._modules[0]
+        return self._future.result()
 
-    def _run(self) -> None:
-        collector_was_on = gc.isenabled()
-        gc.disable()  # modules are never garbage, and scanning them again and again takes a sixth of the time
-        try:
-            self._modules.append(self._imports())
-        except BaseException as error:
-            self._error = error
-        finally:
-            gc.freeze()
-            if collector_was_on:
-                gc.enable()
+
+def _without_collector(imports: Callable[[], Module]) -> Module:
+    collector_was_on = gc.isenabled()
+    gc.disable()  # modules are never garbage, and scanning them again and again takes a sixth of the time
+    try:
+        return imports()
+    finally:
+        gc.freeze()
+        if collector_was_on:
+            gc.enable()

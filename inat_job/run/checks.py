@@ -1,13 +1,15 @@
 """Several checks at once, each with its own time-out: what each reports, and which failure decides the exit code."""
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent import futures
+from dataclasses import dataclass
+from functools import partial
 
 from inat_job import signals
 from inat_job.errors import JobError, TransientError
 from inat_job.signals import Stop
+from inat_job.storage.threads import start_daemon
 
 WORST_FIRST = (1, 2, 78, 77, 65, 75)
 """Exit codes, worst first: what a person must fix comes before what may pass by itself, or a platform would retry in
@@ -52,17 +54,6 @@ class CheckResult:
         return self.error.exit_code if isinstance(self.error, JobError) else 1
 
 
-@dataclass
-class _RunningCheck:
-    check: Check
-    done: threading.Event = field(default_factory=threading.Event)
-    result: CheckResult | None = None
-
-    def run(self) -> None:
-        self.result = run_check(self.check)
-        self.done.set()
-
-
 def run_checks(checks: Sequence[Check], stop: Stop) -> Iterator[CheckResult]:
     """Run all checks in parallel, and yield their results in the order of `checks`.
 
@@ -70,13 +61,11 @@ def run_checks(checks: Sequence[Check], stop: Stop) -> Iterator[CheckResult]:
     `stop`.
     """
     started = time.monotonic()
-    running = [_RunningCheck(check) for check in checks]
-    for each in running:
-        threading.Thread(target=each.run, name=f"check {each.check.name}", daemon=True).start()
-    for each in running:
-        while not each.done.wait(_TICK_S) and time.monotonic() - started < each.check.timeout_s:
+    running = [start_daemon(partial(run_check, check), f"check {check.name}") for check in checks]
+    for check, future in zip(checks, running, strict=True):
+        while not futures.wait([future], _TICK_S).done and time.monotonic() - started < check.timeout_s:
             signals.check(stop, "checking what the job needs")
-        yield each.result or _timed_out(each.check)
+        yield future.result() if future.done() else _timed_out(check)
 
 
 def run_check(check: Check) -> CheckResult:
@@ -96,11 +85,7 @@ def run_check(check: Check) -> CheckResult:
 def worst_failure(results: Iterable[CheckResult]) -> CheckResult | None:
     """The failure that decides the exit code, the first of its kind; None if all checks passed."""
     failed = [result for result in results if result.error]
-    return min(failed, key=_severity, default=None)
-
-
-def _severity(result: CheckResult) -> int:
-    return WORST_FIRST.index(result.code) if result.code in WORST_FIRST else 0
+    return min(failed, key=lambda each: WORST_FIRST.index(each.code) if each.code in WORST_FIRST else 0, default=None)
 
 
 def _timed_out(check: Check) -> CheckResult:

@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from inat_job import events
@@ -56,7 +55,7 @@ def collect_results(platform: Platform, folder: RunFolder) -> None:
 
 def _copy(folder: RunFolder, name: str, target_folder: Path) -> None:
     """Copy one object, or everything below a `name` that ends in a slash; the prefix model/ is dropped."""
-    for key in _stored_keys(folder, name):
+    for key in [entry.key for entry in folder.store.list(name) if name.endswith("/") or entry.key == name]:
         path = folder.fetch(key)
         if path is None:
             raise BadDataError(
@@ -69,7 +68,3 @@ def _copy(folder: RunFolder, name: str, target_folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, draft)
             draft.replace(target)
-
-
-def _stored_keys(folder: RunFolder, name: str) -> Iterator[str]:
-    yield from (entry.key for entry in list(folder.store.list(name)) if name.endswith("/") or entry.key == name)

@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict, Unpack
 
 from inat_job.errors import BadDataError
 from inat_job.events import Progress
-from inat_job.signals import Stop, never
+from inat_job.signals import Stop
 from inat_job.storage.partial_download import PartialDownload
 
 Role = Literal["data", "output"]
@@ -43,6 +43,23 @@ class Entry:
     version: str
 
 
+class Transfer(TypedDict, total=False):
+    """How an object is downloaded; `incoming` lets other threads read it meanwhile."""
+
+    sha256: str | None
+    progress: Progress | None
+    stop: Stop
+    incoming: PartialDownload | None
+
+
+class Conditions(TypedDict, total=False):
+    """When an object is stored: if it does not exist, or is at version `if_match`; `progress` is of the upload."""
+
+    if_none_match: bool
+    if_match: str | None
+    progress: Progress | None
+
+
 class Store(Protocol):
     """Objects under one root.
 
@@ -54,15 +71,12 @@ class Store(Protocol):
 
     def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
         """Every object whose key starts with `prefix`, sorted by key; the first `most` of them."""
-        ...
 
     def stat(self, key: str) -> Entry | None:
         """The object's entry, or None only if the object is known to be missing."""
-        ...
 
     def read(self, key: str) -> bytes:
         """A small object in full. Raises BadDataError if it is missing."""
-        ...
 
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         """The bytes from `start` up to `end` of an object of a known version; None if the server supports no ranges.
@@ -70,43 +84,21 @@ class Store(Protocol):
         The range must fit into memory. Raises BadDataError if the object is missing, PreconditionFailed if it has
         another version by now.
         """
-        ...
 
-    def get(
-        self,
-        key: str,
-        path: Path,
-        *,
-        sha256: str | None = None,
-        progress: Progress | None = None,
-        stop: Stop = never,
-        incoming: PartialDownload | None = None,
-    ) -> Entry:
+    def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
         """Download the object to `path`, continuing an interrupted download.
 
-        `incoming` lets other threads read it meanwhile. Raises BadDataError if the object is missing or has another
-        sha256, Preempted if `stop` turns true.
+        Raises BadDataError if the object is missing or has another sha256, Preempted if `stop` turns true.
         """
-        ...
 
-    def put(
-        self,
-        key: str,
-        source: Path | bytes,
-        *,
-        if_none_match: bool = False,
-        if_match: str | None = None,
-        progress: Progress | None = None,
-    ) -> Entry:
+    def put(self, key: str, source: Path | bytes, **conditions: Unpack[Conditions]) -> Entry:
         """Store the object atomically, and verify it.
 
         Raises PreconditionFailed if it exists already (`if_none_match`) or is not at version `if_match`.
         """
-        ...
 
     def delete(self, key: str) -> None:
         """Delete the object; a missing object is no error."""
-        ...
 
 
 def checked_key(key: str, uri: str) -> str:

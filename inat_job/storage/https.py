@@ -10,13 +10,19 @@ from collections.abc import Iterator
 from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Unpack
 from urllib.parse import quote, unquote, urlsplit
 
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed
-from inat_job.events import Progress
-from inat_job.signals import Stop, never
-from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions, checked_key, without_secrets
-from inat_job.storage.partial_download import PartialDownload
+from inat_job.storage.base import (
+    UNKNOWN_SIZE,
+    Conditions,
+    Entry,
+    StorageOptions,
+    Transfer,
+    checked_key,
+    without_secrets,
+)
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 from inat_job.storage.retry import RetryableError, with_retries
 
@@ -56,28 +62,11 @@ class HttpsStore:
             return None
         return with_retries(lambda: b"".join(self._blocks(entry, start, end)), self._options.retries)
 
-    def get(
-        self,
-        key: str,
-        path: Path,
-        *,
-        sha256: str | None = None,
-        progress: Progress | None = None,
-        stop: Stop = never,
-        incoming: PartialDownload | None = None,
-    ) -> Entry:
+    def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
         source = RangeSource(self._name(key), lambda: self._probe(key), self._blocks)
-        return download(source, path, self._options, sha256=sha256, progress=progress, stop=stop, incoming=incoming)
+        return download(source, path, self._options, **transfer)
 
-    def put(
-        self,
-        key: str,
-        source: Path | bytes,
-        *,
-        if_none_match: bool = False,
-        if_match: str | None = None,
-        progress: Progress | None = None,
-    ) -> Entry:
+    def put(self, key: str, source: Path | bytes, **conditions: Unpack[Conditions]) -> Entry:
         raise ConflictError(f"{self.uri} is read only: write to a folder or to s3://.")
 
     def delete(self, key: str) -> None:

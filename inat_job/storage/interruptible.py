@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 from inat_job import signals
-from inat_job.events import Progress
 from inat_job.signals import Stop, never
-from inat_job.storage.base import Entry, Store
-from inat_job.storage.partial_download import PartialDownload
+from inat_job.storage.base import Conditions, Entry, Store, Transfer
 from inat_job.storage.threads import run_in_thread
 
 R = TypeVar("R")
@@ -37,32 +35,13 @@ class InterruptibleStore:
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         return self._run(lambda: self._store.read_range(entry, start, end))
 
-    def get(
-        self,
-        key: str,
-        path: Path,
-        *,
-        sha256: str | None = None,
-        progress: Progress | None = None,
-        stop: Stop = never,
-        incoming: PartialDownload | None = None,
-    ) -> Entry:
-        return self._store.get(
-            key, path, sha256=sha256, progress=progress, stop=lambda: stop() or self._stop(), incoming=incoming
-        )
+    def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
+        asked = transfer.get("stop", never)
+        transfer["stop"] = lambda: asked() or self._stop()
+        return self._store.get(key, path, **transfer)
 
-    def put(
-        self,
-        key: str,
-        source: Path | bytes,
-        *,
-        if_none_match: bool = False,
-        if_match: str | None = None,
-        progress: Progress | None = None,
-    ) -> Entry:
-        return self._run(
-            lambda: self._store.put(key, source, if_none_match=if_none_match, if_match=if_match, progress=progress)
-        )
+    def put(self, key: str, source: Path | bytes, **conditions: Unpack[Conditions]) -> Entry:
+        return self._run(lambda: self._store.put(key, source, **conditions))
 
     def delete(self, key: str) -> None:
         self._run(lambda: self._store.delete(key))

@@ -15,17 +15,8 @@ from typing import Any
 from inat_job import events, signals
 from inat_job.errors import JobError, TransientError
 from inat_job.signals import Stop
-from inat_job.storage import probe
-from inat_job.storage.attempts import (
-    Attempt,
-    Holder,
-    IsGone,
-    latest_attempt,
-    list_attempts,
-    may_follow,
-    next_attempt,
-    parse_attempt,
-)
+from inat_job.storage import attempts, probe
+from inat_job.storage.attempts import Attempt, Holder, IsGone, latest_attempt, list_attempts
 from inat_job.storage.base import Store
 
 RENEWALS = 4
@@ -162,8 +153,8 @@ def acquire(
     begun = seen_at = time.monotonic()
     while True:
         now = time.monotonic()
-        if may_follow(attempt, now - seen_at, is_gone):
-            ours = next_attempt(attempt, seconds, holder, secrets.token_hex(8))
+        if attempts.may_follow(attempt, now - seen_at, is_gone):
+            ours = attempts.next_attempt(attempt, seconds, holder, secrets.token_hex(8))
             ours = replace(ours, standing=dict(read_progress()), at=time.time())
             conditional = _create(store, ours)
             if _is_ours(store, ours):
@@ -199,7 +190,7 @@ def _create(store: Store, attempt: Attempt) -> bool:
 
 
 def _is_ours(store: Store, attempt: Attempt) -> bool:
-    return parse_attempt(attempt.number, store.read(attempt.key), attempt.lease_s).nonce == attempt.nonce
+    return attempts.parse_attempt(attempt.number, store.read(attempt.key), attempt.lease_s).nonce == attempt.nonce
 
 
 def _held_message(store: Store, attempt: Attempt) -> str:

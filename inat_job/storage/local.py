@@ -6,13 +6,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Unpack
 
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.events import Progress
-from inat_job.signals import Stop, never
-from inat_job.storage.base import Entry, StorageOptions, checked_key
+from inat_job.storage.base import Entry, StorageOptions, Transfer, checked_key
 from inat_job.storage.disk import disk_errors, sync_folder
-from inat_job.storage.partial_download import PartialDownload
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 
 _PRIVATE = ".inat-"  # prefix of the store's own temporary and lock files, which are not objects
@@ -64,18 +63,9 @@ class LocalStore:
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         return b"".join(self._blocks(entry, start, end))
 
-    def get(
-        self,
-        key: str,
-        path: Path,
-        *,
-        sha256: str | None = None,
-        progress: Progress | None = None,
-        stop: Stop = never,
-        incoming: PartialDownload | None = None,
-    ) -> Entry:
+    def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
         source = RangeSource(str(self._path(key)), lambda: (self._present(key), True), self._blocks)
-        return download(source, path, self._options, sha256=sha256, progress=progress, stop=stop, incoming=incoming)
+        return download(source, path, self._options, **transfer)
 
     def put(
         self,

@@ -70,21 +70,20 @@ def download(
     raise TransientError(f"{source.name} changed {_VERSIONS} times during its download: try again once it is stable.")
 
 
+@dataclass
 class _Download:
-    def __init__(
-        self,
-        source: RangeSource,
-        entry: Entry,
-        path: Path,
-        options: StorageOptions,
-        progress: Progress | None,
-        stop: Stop,
-        incoming: PartialDownload,
-    ) -> None:
-        self.source, self.entry, self.path, self.options, self.stop = source, entry, path, options, stop
-        self.progress, self.incoming = progress, incoming
-        self.part = path.with_name(path.name + ".part")
-        self.received = 0
+    source: RangeSource
+    entry: Entry
+    path: Path
+    options: StorageOptions
+    progress: Progress | None
+    stop: Stop
+    incoming: PartialDownload
+    received: int = 0
+
+    @property
+    def part(self) -> Path:
+        return self.path.with_name(self.path.name + ".part")
 
     def in_ranges(self) -> int:
         """Download the chunks that the journal misses, on several threads."""

@@ -1,18 +1,16 @@
 """The retry policy of every store: how many attempts in a row may fail, and the exponential backoff between them."""
 
 import random
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from inat_job.errors import TransientError
-from inat_job.signals import Stop, check, never
+from inat_job.signals import Stop, never, pause
 
 T = TypeVar("T")
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 20.0
-_TICK_S = 0.1
 
 
 class RetryableError(TransientError):
@@ -36,13 +34,8 @@ class Retries:
         self._failed = 1 if progressed else self._failed + 1
         if self._failed > self._retries:
             raise error
-        self._sleep(backoff_s(self._failed) if error.wait_s is None else min(error.wait_s, 3 * LONGEST_WAIT_S))
-
-    def _sleep(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            check(self._stop, "waiting for the storage")
-            time.sleep(min(left, _TICK_S))
+        wait_s = backoff_s(self._failed) if error.wait_s is None else min(error.wait_s, 3 * LONGEST_WAIT_S)
+        pause(wait_s, self._stop, "waiting for the storage")
 
 
 def backoff_s(failed: int) -> float:

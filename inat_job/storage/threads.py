@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 from inat_job.signals import Stop
@@ -12,6 +13,20 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _TICK_S = 0.1
+
+
+def start_daemon(work: Callable[[], R], name: str) -> "Future[R]":
+    """Run `work` in a daemon thread of this name; the future has its result, or what it raised, of any kind."""
+    future: Future[R] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def map_in_threads(

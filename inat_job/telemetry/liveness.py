@@ -25,11 +25,6 @@ STALE_MINUTES = 15
 """A job whose file is older than this many minutes is considered to hang."""
 
 
-def probe(path: str) -> tuple[str, ...]:
-    """A command that fails if the job hangs. `find` alone would succeed whether or not it finds anything."""
-    return ("sh", "-c", f"find {path} -mmin -{STALE_MINUTES} | grep -q .")
-
-
 def start(environment: Mapping[str, str] = os.environ) -> None:
     """Touch the file now and on all progress from now on. A file that cannot be written does not end the job."""
     if not environment.get(VARIABLE):

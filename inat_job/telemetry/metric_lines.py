@@ -26,16 +26,8 @@ DEFINITIONS: tuple[tuple[str, str], ...] = tuple((name, rf"metric {name}=([0-9.]
 """Name and regex of each metric; the first group is the number."""
 
 
-def line(name: str, value: float) -> str:
-    """The line for one metric. Raises ValueError for a name that is not in NAMES, or a value that is no number >= 0."""
-    if name not in NAMES or not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}={value} is no metric that a platform reads")
-    number = f"{value:.{_DECIMALS}f}".rstrip("0").rstrip(".")
-    return f"metric {name}={number}"
-
-
 def lines(values: Mapping[str, object]) -> Iterator[str]:
-    """The lines for those of `values` that a platform reads; all others are skipped."""
+    """The lines for those of `values` that a platform reads: numbers of at least 0. All others are skipped."""
     for name, value in values.items():
         if name in NAMES and isinstance(value, int | float) and math.isfinite(value) and value >= 0:
-            yield line(name, value)
+            yield f"metric {name}=" + f"{value:.{_DECIMALS}f}".rstrip("0").rstrip(".")

@@ -11,6 +11,7 @@ from inat_job import events
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError, UsageError
 from inat_job.host import environment
 from inat_job.storage.s3 import s3_errors
+from inat_job.storage.s3.s3_errors import Meaning
 
 Call = Callable[..., dict[str, Any]]
 """Calls an operation by its Python name, with its parameters. Raises JobError."""
@@ -19,31 +20,31 @@ _NOT_FOUND = "ResourceNotFoundException"
 _MESSAGE_LENGTH = 300  # characters of AWS's own message that are shown
 _CONFIG = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "total_max_attempts": 5})
 
-_ERRORS: dict[s3_errors.Meaning, tuple[type[JobError], str]] = {
-    s3_errors.no_permission: (
+_ERRORS: dict[Meaning, tuple[type[JobError], str]] = {
+    Meaning.NO_PERMISSION: (
         NoPermissionError,
         "No permission for {call} ({code}): allow it for the credentials that submit.{detail}",
     ),
-    s3_errors.no_credentials: (
+    Meaning.NO_CREDENTIALS: (
         NoPermissionError,
         "No usable AWS credentials for {call} ({code}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY.",
     ),
-    s3_errors.clock_off: (NoPermissionError, "AWS refused {call} ({code}): set this machine's clock."),
-    s3_errors.no_region: (ConflictError, "No region is set for {call}: use --region."),
-    s3_errors.bad_certificate: (ConflictError, "The certificate for {call} is not trusted: set AWS_CA_BUNDLE."),
-    s3_errors.bad_setting: (UsageError, "The AWS configuration is invalid ({code}): check AWS_* and ~/.aws/config."),
-    s3_errors.transient: (TransientError, "AWS did not serve {call} ({code}) after all retries: try again later."),
-    s3_errors.unfinished: (TransientError, "AWS could not finish {call} ({code}) after all retries: try again later."),
+    Meaning.CLOCK_OFF: (NoPermissionError, "AWS refused {call} ({code}): set this machine's clock."),
+    Meaning.NO_REGION: (ConflictError, "No region is set for {call}: use --region."),
+    Meaning.BAD_CERTIFICATE: (ConflictError, "The certificate for {call} is not trusted: set AWS_CA_BUNDLE."),
+    Meaning.BAD_SETTING: (UsageError, "The AWS configuration is invalid ({code}): check AWS_* and ~/.aws/config."),
+    Meaning.TRANSIENT: (TransientError, "AWS did not serve {call} ({code}) after all retries: try again later."),
+    Meaning.UNFINISHED: (TransientError, "AWS could not finish {call} ({code}) after all retries: try again later."),
 }
 _REFUSED = (ConflictError, "AWS refused {call} ({code}): check the request and the quotas.{detail}")
 _ERRORS_BY_CODE: dict[str, tuple[type[JobError], str]] = {
     "ValidationException": (UsageError, "AWS refused {call} ({code}): check the request.{detail}"),
     **dict.fromkeys(
         ("UnrecognizedClientException", "InvalidSignatureException", "MissingAuthenticationTokenException"),
-        _ERRORS[s3_errors.no_credentials],
+        _ERRORS[Meaning.NO_CREDENTIALS],
     ),
-    "OptInRequired": _ERRORS[s3_errors.no_permission],
+    "OptInRequired": _ERRORS[Meaning.NO_PERMISSION],
 }
 """Codes of these services only; those that all AWS services share are in s3_errors.py."""
 

@@ -177,10 +177,7 @@ class BatchJob:
 
     def __init__(self, job_id: str, batch: Any, log: Any) -> None:
         self._id, self._batch, self._log = job_id, batch, log
-
-    @property
-    def name(self) -> str:
-        return f"AWS Batch job {self._id}"
+        self.name = f"AWS Batch job {job_id}"
 
     def read_state(self) -> State:
         """The job's state, with the new lines of its main node's log. Raises JobError."""

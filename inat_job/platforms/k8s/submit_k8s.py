@@ -61,7 +61,7 @@ def build(request: SubmitOptions, command: Command) -> list[Manifest]:
 
 def as_text(documents: list[Manifest]) -> str:
     """YAML that `kubectl create -f` takes."""
-    return _to_yaml(documents)
+    return str(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120))
 
 
 def submit(request: SubmitOptions, documents: list[Manifest]) -> KubernetesJob:
@@ -69,8 +69,8 @@ def submit(request: SubmitOptions, documents: list[Manifest]) -> KubernetesJob:
     kubectl = Kubectl(request.namespace)
     *others, job = documents
     try:
-        kubectl.run("apply", "-f", "-", stdin=_to_yaml(others))
-        kubectl.run("create", "-f", "-", stdin=_to_yaml([job]))
+        kubectl.run("apply", "-f", "-", stdin=as_text(others))
+        kubectl.run("create", "-f", "-", stdin=as_text([job]))
     except AlreadyExistsError:
         raise ConflictError(
             f"The Job {request.name} already exists: `kubectl delete job {request.name}` and submit it again to resume "
@@ -107,10 +107,6 @@ def merge(manifest: Any, patch: Any) -> Any:
 
 def _has_names(items: Any) -> bool:
     return isinstance(items, list) and all(isinstance(each, Mapping) and "name" in each for each in items)
-
-
-def _to_yaml(manifests: list[Manifest]) -> str:
-    return str(yaml.safe_dump_all(manifests, sort_keys=False, allow_unicode=True, width=120))
 
 
 def _check(request: SubmitOptions) -> None:

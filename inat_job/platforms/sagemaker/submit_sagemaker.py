@@ -155,10 +155,7 @@ class TrainingJob:
 
     def __init__(self, name: str, sagemaker: Any, log: Any) -> None:
         self._name, self._sagemaker, self._log = name, sagemaker, log
-
-    @property
-    def name(self) -> str:
-        return f"training job {self._name}"
+        self.name = f"training job {name}"
 
     def read_state(self) -> State:
         """The job's state, with the new lines of its first host's log. Raises JobError."""

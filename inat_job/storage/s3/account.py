@@ -53,7 +53,7 @@ def identity() -> Identity:
         return Identity(method, str(client.get_caller_identity()["Arn"]))
     except ClientError as error:
         code = s3_errors.answer_code(error)
-        if amazon and session.region_name and s3_errors.CODES.get(code) is s3_errors.no_credentials:
+        if amazon and session.region_name and s3_errors.CODES.get(code) is s3_errors.Meaning.NO_CREDENTIALS:
             raise NoPermissionError(f"Amazon refuses the credentials from {method} ({code}): {_FIX}.") from error
         return Identity(method, None, f"STS answered {code}")
     except (BotoCoreError, ResponseParserError) as error:  # the latter for an answer that is not from STS

@@ -3,9 +3,10 @@
 Exceptions are identified by name, so that this module needs no boto3.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, cast
 
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed, UsageError
 from inat_job.storage.retry import RetryableError
@@ -19,126 +20,80 @@ class S3Location:
     key: str
     host: str
     output: bool
-    region: str = ""
 
     @property
     def uri(self) -> str:
         return f"s3://{self.bucket}/{self.key}".rstrip("/")
 
 
-Meaning = Callable[[S3Location, str], Exception]
-"""Makes the job's exception from a location and an error code."""
+class Meaning(Enum):
+    """What an error means to the job: the class of the job's exception, and its message."""
 
-
-def no_permission(where: S3Location, code: str) -> Exception:
-    return NoPermissionError(f"No permission for {where.uri} ({code}): check the credentials and the bucket policy.")
-
-
-def no_credentials(where: S3Location, code: str) -> Exception:
-    return NoPermissionError(
-        f"No usable AWS credentials for {where.uri} ({code}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-        "or give the job a role."
+    NO_PERMISSION = (
+        NoPermissionError,
+        "No permission for {uri} ({code}): check the credentials and the bucket policy.",
     )
-
-
-def clock_off(where: S3Location, code: str) -> Exception:
-    return NoPermissionError(f"{where.host} refused {where.uri} ({code}): correct this machine's clock.")
-
-
-def no_bucket(where: S3Location, code: str) -> Exception:
-    if where.output:
-        return ConflictError(f"Output bucket {where.bucket} does not exist: create it or change --output.")
-    return BadDataError(f"Bucket {where.bucket} of {where.uri} does not exist: check the address.")
-
-
-def no_object(where: S3Location, code: str) -> Exception:
-    return BadDataError(f"{where.uri} does not exist: check the address.")
-
-
-def archived(where: S3Location, code: str) -> Exception:
-    return BadDataError(f"{where.uri} is archived ({code}): restore it from Glacier, or give another address.")
-
-
-def wrong_region(where: S3Location, code: str) -> Exception:
-    named = f" to {where.region}" if where.region else " to the bucket's region"
-    return ConflictError(f"Bucket {where.bucket} is in another region ({code}): set AWS_REGION{named}.")
-
-
-def no_region(where: S3Location, code: str) -> Exception:
-    return ConflictError(f"No region is known for {where.uri} ({code}): set AWS_REGION.")
-
-
-def bad_name(where: S3Location, code: str) -> Exception:
-    return UsageError(f"{where.uri} is not a valid S3 address ({code}): use s3://bucket/key.")
-
-
-def bad_setting(where: S3Location, code: str) -> Exception:
-    return UsageError(f"The AWS configuration can't be used for {where.uri} ({code}): check AWS_* and ~/.aws/config.")
-
-
-def bad_certificate(where: S3Location, code: str) -> Exception:
-    return ConflictError(f"The certificate of {where.host} is not trusted ({code}): set AWS_CA_BUNDLE, or check it.")
-
-
-def no_room(where: S3Location, code: str) -> Exception:
-    return ConflictError(f"{where.host} has no space left for {where.uri} ({code}): free some, or raise the quota.")
-
-
-def bad_kms_key(where: S3Location, code: str) -> Exception:
-    return ConflictError(f"The KMS key can't be used for {where.uri} ({code}): check its id, region and state.")
-
-
-def refused(where: S3Location, code: str) -> Exception:
-    return ConflictError(f"{where.host} refused the request for {where.uri} ({code}): check the storage options.")
-
-
-def transient(where: S3Location, code: str) -> Exception:
-    return RetryableError(f"{where.host} did not serve {where.uri} ({code}) despite retries: try again later.")
-
-
-def unfinished(where: S3Location, code: str) -> Exception:
-    return RetryableError(f"{where.host} could not finish {where.uri} ({code}) despite retries: try again later.")
-
-
-def precondition(where: S3Location, code: str) -> Exception:
-    return PreconditionFailed(f"{where.uri} does not meet the condition ({code}).")
+    NO_CREDENTIALS = (
+        NoPermissionError,
+        "No usable AWS credentials for {uri} ({code}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the "
+        "job a role.",
+    )
+    CLOCK_OFF = (NoPermissionError, "{host} refused {uri} ({code}): correct this machine's clock.")
+    NO_BUCKET = (BadDataError, "Bucket {bucket} of {uri} does not exist: check the address.")
+    NO_OUTPUT_BUCKET = (ConflictError, "Output bucket {bucket} does not exist: create it or change --output.")
+    NO_OBJECT = (BadDataError, "{uri} does not exist: check the address.")
+    ARCHIVED = (BadDataError, "{uri} is archived ({code}): restore it from Glacier, or give another address.")
+    WRONG_REGION = (ConflictError, "Bucket {bucket} is in another region ({code}): set AWS_REGION to {region}.")
+    NO_REGION = (ConflictError, "No region is known for {uri} ({code}): set AWS_REGION.")
+    BAD_NAME = (UsageError, "{uri} is not a valid S3 address ({code}): use s3://bucket/key.")
+    BAD_SETTING = (UsageError, "The AWS configuration can't be used for {uri} ({code}): check AWS_* and ~/.aws/config.")
+    BAD_CERTIFICATE = (
+        ConflictError,
+        "The certificate of {host} is not trusted ({code}): set AWS_CA_BUNDLE, or check it.",
+    )
+    NO_ROOM = (ConflictError, "{host} has no space left for {uri} ({code}): free some, or raise the quota.")
+    BAD_KMS_KEY = (ConflictError, "The KMS key can't be used for {uri} ({code}): check its id, region and state.")
+    REFUSED = (ConflictError, "{host} refused the request for {uri} ({code}): check the storage options.")
+    TRANSIENT = (RetryableError, "{host} did not serve {uri} ({code}) despite retries: try again later.")
+    UNFINISHED = (RetryableError, "{host} could not finish {uri} ({code}) despite retries: try again later.")
+    PRECONDITION = (PreconditionFailed, "{uri} does not meet the condition ({code}).")
 
 
 _CODES: dict[Meaning, str] = {
-    no_permission: "AccessDenied AccessDeniedException AllAccessDisabled AccountProblem InvalidPayer NotSignedUp "
-    "Forbidden Unauthorized UnauthorizedAccess KMS.AccessDeniedException 401 403",
+    Meaning.NO_PERMISSION: "AccessDenied AccessDeniedException AllAccessDisabled AccountProblem InvalidPayer "
+    "NotSignedUp Forbidden Unauthorized UnauthorizedAccess KMS.AccessDeniedException 401 403",
     # A HEAD has no body, so that an expired token or a header malformed for this region is a bare 400.
-    no_credentials: "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken ExpiredTokenException InvalidToken "
+    Meaning.NO_CREDENTIALS: "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken ExpiredTokenException InvalidToken "
     "TokenRefreshRequired InvalidSecurity MissingSecurityHeader CredentialsNotSupported InvalidClientTokenId 400",
-    clock_off: "RequestTimeTooSkewed RequestExpired",
-    no_bucket: "NoSuchBucket",
-    no_object: "NoSuchKey NoSuchVersion NotFound 404 410",
-    archived: "InvalidObjectState",
-    wrong_region: "PermanentRedirect TemporaryRedirect Redirect AuthorizationHeaderMalformed "
+    Meaning.CLOCK_OFF: "RequestTimeTooSkewed RequestExpired",
+    Meaning.NO_BUCKET: "NoSuchBucket",
+    Meaning.NO_OBJECT: "NoSuchKey NoSuchVersion NotFound 404 410",
+    Meaning.ARCHIVED: "InvalidObjectState",
+    Meaning.WRONG_REGION: "PermanentRedirect TemporaryRedirect Redirect AuthorizationHeaderMalformed "
     "IllegalLocationConstraintException 301 302 307 308",
-    bad_name: "InvalidBucketName KeyTooLongError InvalidURI",
-    no_room: "QuotaExceeded EntityTooLarge InsufficientCapacity XMinioStorageFull TooManyBuckets 507",
-    bad_kms_key: "KMS.DisabledException KMS.NotFoundException KMS.KMSInvalidStateException "
+    Meaning.BAD_NAME: "InvalidBucketName KeyTooLongError InvalidURI",
+    Meaning.NO_ROOM: "QuotaExceeded EntityTooLarge InsufficientCapacity XMinioStorageFull TooManyBuckets 507",
+    Meaning.BAD_KMS_KEY: "KMS.DisabledException KMS.NotFoundException KMS.KMSInvalidStateException "
     "KMS.InvalidKeyUsageException KMS.InvalidStateException",
-    refused: "InvalidRequest InvalidArgument MethodNotAllowed NotImplemented BadRequest MalformedXML 405 501",
+    Meaning.REFUSED: "InvalidRequest InvalidArgument MethodNotAllowed NotImplemented BadRequest MalformedXML 405 501",
     # failures of the server or the network
-    transient: "SlowDown ServiceUnavailable InternalError InternalFailure ServerError RequestTimeout Throttling "
-    "ThrottlingException ThrottledException RequestThrottled RequestLimitExceeded TooManyRequests "
+    Meaning.TRANSIENT: "SlowDown ServiceUnavailable InternalError InternalFailure ServerError RequestTimeout "
+    "Throttling ThrottlingException ThrottledException RequestThrottled RequestLimitExceeded TooManyRequests "
     "TooManyRequestsException BandwidthLimitExceeded Busy KMS.ThrottlingException 408 429 500 502 503 504",
     # conflicts and damage that another attempt may not meet
-    unfinished: "ConditionalRequestConflict OperationAborted BadDigest IncompleteBody NoSuchUpload InvalidPart "
+    Meaning.UNFINISHED: "ConditionalRequestConflict OperationAborted BadDigest IncompleteBody NoSuchUpload InvalidPart "
     "XAmzContentSHA256Mismatch 409",
-    precondition: "PreconditionFailed InvalidRange 412 416",
+    Meaning.PRECONDITION: "PreconditionFailed InvalidRange 412 416",
 }
 
 _EXCEPTIONS: dict[Meaning, str] = {
-    no_credentials: "NoCredentialsError PartialCredentialsError CredentialRetrievalError NoAuthTokenError "
+    Meaning.NO_CREDENTIALS: "NoCredentialsError PartialCredentialsError CredentialRetrievalError NoAuthTokenError "
     "TokenRetrievalError SSOError LoginError RefreshWithMFAUnsupportedError MetadataRetrievalError "
     "UnknownCredentialError",
-    bad_name: "ParamValidationError InvalidDNSNameError UnsupportedS3ArnError InvalidHostLabelError",
-    no_region: "NoRegionError",
-    transient: "ConnectionError HTTPClientError IncompleteReadError ChecksumError FlexibleChecksumError",
-    bad_setting: "BotoCoreError",
+    Meaning.BAD_NAME: "ParamValidationError InvalidDNSNameError UnsupportedS3ArnError InvalidHostLabelError",
+    Meaning.NO_REGION: "NoRegionError",
+    Meaning.TRANSIENT: "ConnectionError HTTPClientError IncompleteReadError ChecksumError FlexibleChecksumError",
+    Meaning.BAD_SETTING: "BotoCoreError",
 }
 
 CODES: Mapping[str, Meaning] = {code: meaning for meaning, codes in _CODES.items() for code in codes.split()}
@@ -148,8 +103,13 @@ EXCEPTIONS: Mapping[str, Meaning] = {name: meaning for meaning, names in _EXCEPT
 def translate(error: Exception, where: S3Location) -> Exception:
     """The job's exception for botocore's, without botocore's text, which may quote a signed URL."""
     meaning, code = classify(error)
+    if meaning is Meaning.NO_BUCKET and where.output:
+        meaning = Meaning.NO_OUTPUT_BUCKET
+    kind, message = meaning.value
     headers = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return meaning(replace(where, region=str(headers.get("x-amz-bucket-region", ""))), code)
+    region = headers.get("x-amz-bucket-region") or "the bucket's region"
+    facts = {"uri": where.uri, "bucket": where.bucket, "host": where.host}
+    return cast(Exception, kind(message.format(**facts, code=code, region=region)))
 
 
 def classify(error: Exception) -> tuple[Meaning, str]:
@@ -160,10 +120,10 @@ def classify(error: Exception) -> tuple[Meaning, str]:
         code = answer_code(error)
         return CODES.get(code) or _by_status(status), code or f"HTTP {status}"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return bad_certificate, name
+        return Meaning.BAD_CERTIFICATE, name
     kinds = (kind.__name__ for kind in type(error).__mro__)
     # by default a ValueError, for a malformed AWS_ENDPOINT_URL
-    return next((EXCEPTIONS[kind] for kind in kinds if kind in EXCEPTIONS), bad_setting), name
+    return next((EXCEPTIONS[kind] for kind in kinds if kind in EXCEPTIONS), Meaning.BAD_SETTING), name
 
 
 def answer_code(error: Exception) -> str:
@@ -179,5 +139,5 @@ def _answer(error: Exception) -> dict[str, Any]:
 
 def _by_status(status: int) -> Meaning:
     if status == 400:  # with a body and thus a code, unlike the answer to a HEAD
-        return refused
-    return CODES.get(str(status)) or (transient if status >= 500 or status == 0 else refused)
+        return Meaning.REFUSED
+    return CODES.get(str(status)) or (Meaning.TRANSIENT if status >= 500 or status == 0 else Meaning.REFUSED)

@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 import boto3
@@ -17,9 +17,7 @@ from botocore.loaders import create_loader
 
 from inat_job.errors import BadDataError
 from inat_job.events import Progress
-from inat_job.signals import Stop, never
-from inat_job.storage.base import Entry, Role, StorageOptions, checked_key
-from inat_job.storage.partial_download import PartialDownload
+from inat_job.storage.base import Entry, Role, StorageOptions, Transfer, checked_key
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 from inat_job.storage.retry import RetryableError, with_retries
 from inat_job.storage.s3 import s3_errors
@@ -81,18 +79,9 @@ class S3Store:
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         return self._retry(lambda: b"".join(self._range(entry, start, end)))
 
-    def get(
-        self,
-        key: str,
-        path: Path,
-        *,
-        sha256: str | None = None,
-        progress: Progress | None = None,
-        stop: Stop = never,
-        incoming: PartialDownload | None = None,
-    ) -> Entry:
+    def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
         source = RangeSource(self._location(self._full(key)).uri, lambda: (self._present(key), True), self._range)
-        return download(source, path, self._options, sha256=sha256, progress=progress, stop=stop, incoming=incoming)
+        return download(source, path, self._options, **transfer)
 
     def put(
         self,
@@ -106,11 +95,12 @@ class S3Store:
         condition = (
             {"IfNoneMatch": "*"} if if_none_match else {"IfMatch": f'"{if_match}"'} if if_match is not None else {}
         )
+        key_id = self._options.sse_kms_key_id
         upload = Upload(
             client=self._client,
             target={"Bucket": self.bucket, "Key": self._full(key), **self._payer},
             condition=condition,
-            encryption=self._encryption(),
+            encryption={"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_id} if key_id else {},
             options=self._options,
             translated=lambda: self._translated(self._full(key), writing=True),
             progress=progress,
@@ -179,10 +169,6 @@ class S3Store:
                 raise RetryableError(broken) from error
         if left > 0:
             raise RetryableError(broken)
-
-    def _encryption(self) -> dict[str, str]:
-        key_id = self._options.sse_kms_key_id
-        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_id} if key_id else {}
 
     def _full(self, key: str) -> str:
         safe = checked_key(key, self.uri)

@@ -58,7 +58,8 @@ def test_spot_maximum_wait() -> None:
 def test_metric_definitions_read_one_metric_each() -> None:
     definitions = {each["Name"]: each["Regex"] for each in built()["AlgorithmSpecification"]["MetricDefinitions"]}
     for name, regex in definitions.items():
-        found = {other for other in metric_lines.NAMES if re.search(regex, metric_lines.line(other, 0.25))}
+        lines = zip(metric_lines.NAMES, metric_lines.lines(dict.fromkeys(metric_lines.NAMES, 0.25)), strict=True)
+        found = {other for other, line in lines if re.search(regex, line)}
         assert found == {name}
 
 

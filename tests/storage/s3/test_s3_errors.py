@@ -38,12 +38,12 @@ EXPECTED = {
 
 def test_error_table_is_complete() -> None:
     """Each meaning is expected here, each code has one meaning, and each code gets a message."""
-    assert {meaning.__name__ for meaning in CODES.values()} == set(EXPECTED)
+    assert {meaning.name.lower() for meaning in CODES.values()} == set(EXPECTED)
     codes = list(itertools.chain(*(listed.split() for listed in s3_errors._CODES.values())))
     assert sorted(codes) == sorted(set(codes))
     for name, (kind, listed) in EXPECTED.items():
-        assert all(CODES[code].__name__ == name for code in listed.split())
-        for code in (code for code, meaning in CODES.items() if meaning.__name__ == name):
+        assert all(CODES[code].name.lower() == name for code in listed.split())
+        for code in (code for code, meaning in CODES.items() if meaning.name.lower() == name):
             ours = translate(_answer(code), WHERE)
             assert isinstance(ours, kind), code
             assert "AKIASECRET" not in str(ours)
