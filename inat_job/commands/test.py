@@ -12,6 +12,7 @@ from inat_job.data.cache_index import Cache
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.host import environment
+from inat_job.host.device_faults import device_errors
 from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
 from inat_job.platforms.platform import NO_PLATFORM, Platform
@@ -35,7 +36,7 @@ from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes, load_weights
-from inat_job.training.execution import Execution, decide
+from inat_job.training.execution import Execution, decide, keep_precision
 from inat_job.training.introduction import introduce
 from inat_job.training.results import evaluate, make_report, tracked
 
@@ -109,7 +110,11 @@ def run(
     folder = open_run(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
     STATUS.run, STATUS.run_id = folder.uri, folder.run_id
     _claim(folder)
-    with heartbeat.emit_heartbeats(), lease_run(folder, settings.run.lease_seconds, stop) as leased:
+    with (
+        heartbeat.emit_heartbeats(),
+        lease_run(folder, settings.run.lease_seconds, stop) as leased,
+        device_errors(training=False),
+    ):
         _claim(folder)
         _test(settings, leased, TestedRun(tested, config, step), stop, Clock(started), given)
     outputs.collect_results(platform, folder)
@@ -133,7 +138,7 @@ def _test(
     load_weights(classifier, path)
     folder.write_json(CONFIG, run_config(settings, execution.as_dict(), command="test", classes=classes))
     introduce(context, architecture, None)
-    with tracked(context) as tracker:
+    with tracked(context) as tracker, device_errors(training=False):
         clock.mark_first_step(None)
         splits = _evaluate(context, classifier, manifest)
         history = attempts.history(tested.folder.store)
@@ -156,6 +161,8 @@ def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[
     if stored.get("accelerator") != fresh.accelerator:
         return fresh
     kept = {name: stored[name] for name in _KEPT if name in stored and f"train.{name}" not in given}
+    if "precision" in kept:
+        kept["precision"] = keep_precision(kept["precision"], settings.train, fresh.accelerator)
     return dataclasses.replace(fresh, **kept)
 
 

@@ -1,6 +1,7 @@
-"""The identity of this process, by which another job sees whether the holder of a lease on this machine still runs."""
+"""This process: its core dumps, and its identity, by which another job sees whether a lease's holder still runs."""
 
 import os
+import resource
 import socket
 import time
 from collections.abc import Mapping
@@ -37,6 +38,11 @@ def start_time(proc: Path = Path("/proc")) -> float | None:
     except (OSError, AttributeError, ValueError, IndexError):  # not Linux
         return None
     return time.perf_counter() - age if 0 <= age < _LONGEST_START_S else None
+
+
+def disable_core_dumps() -> None:
+    """Write no core, here and in children: one of a process on a GPU takes gigabytes of a container's disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def has_ended(holder: Mapping[str, str], proc: Path = Path("/proc")) -> bool:
