@@ -31,13 +31,12 @@ class NondeterministicLayer(Callback):
         operation, refused, _ = str(exception).partition(_REFUSED)
         if not refused or not isinstance(exception, RuntimeError):
             return
-        network = pl_module.architecture.network if isinstance(pl_module, Classifier) else pl_module
+        network: nn.Module = pl_module.network if isinstance(pl_module, Classifier) else pl_module
         layer = _layer_in_forward(network, exception.__traceback__)
         if layer is None and self._batch is not None:
             layer = _layer_in_backward(network, partial(_loss, trainer, pl_module, self._batch))
-        where = (
-            f"the layer {layer} ({type(network.get_submodule(layer)).__name__})" if layer else "the loss or the view"
-        )
+        kind = type(network.get_submodule(layer)).__name__ if layer else ""
+        where = f"the layer {layer} ({kind})" if layer else "the loss or the view"
         raise ConflictError(
             f"--deterministic cannot be kept: {operation.splitlines()[-1]} in {where} has no deterministic form on "
             "this device. Leave --deterministic out, or choose another network."

@@ -56,6 +56,8 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
 
     # Model, and the state to resume from.
     resumed = start.shared_checkpoint(group, lambda: context.checkpoints.discover(spooled=True).latest())
+    if stored := context.checkpoints.stored:
+        STATUS.stored_step, STATUS.checkpoint = stored[-1].step, f"{context.folder.uri}/{stored[-1].name}"
     architecture, classifier = context.build_network(pretrained=not resumed and not settings.run.init_from)
     if group.is_main:
         resources.check_training(architecture, context.folder.path(CONFIG).parent)
