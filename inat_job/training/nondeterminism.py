@@ -36,9 +36,9 @@ class NondeterministicLayer(Callback):
         if layer is None and self._batch is not None:
             layer = _layer_in_backward(network, partial(_loss, trainer, pl_module, self._batch))
         kind = type(network.get_submodule(layer)).__name__ if layer else ""
-        where = f"the layer {layer} ({kind})" if layer else "the loss or the view"
+        where = f"in the layer {layer} ({kind})" if layer else "outside the network's layers"
         raise ConflictError(
-            f"--deterministic cannot be kept: {operation.splitlines()[-1]} in {where} has no deterministic form on "
+            f"--deterministic cannot be kept: {operation.splitlines()[-1]} {where} has no deterministic form on "
             "this device. Leave --deterministic out, or choose another network."
         ) from exception
 
@@ -70,8 +70,8 @@ def _layer_in_backward(network: nn.Module, loss: Any) -> str | None:
 
     def leave(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         inside.pop()
-        if isinstance(output, Tensor) and output.grad_fn:
-            output.grad_fn.register_prehook(partial(reach, name))  # of operations that save nothing
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(partial(reach, name))  # for operations that save nothing
 
     def reach(name: str, *_: Any) -> None:
         reached.append(name)
