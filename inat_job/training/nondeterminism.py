@@ -64,14 +64,16 @@ def _layer_in_forward(network: nn.Module, traceback: TracebackType | None) -> st
 def _layer_in_backward(network: nn.Module, loss: Any) -> str | None:
     """The layer whose backward pass fails when that of `loss` is repeated."""
     inside, reached = [""], [""]
+    nodes: set[Any] = set()
 
     def enter(name: str, *_: Any) -> None:
         inside.append(name)
 
     def leave(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         inside.pop()
-        if isinstance(output, Tensor) and output.requires_grad:
-            output.register_hook(partial(reach, name))  # for operations that save nothing
+        if isinstance(output, Tensor) and output.grad_fn and output.grad_fn not in nodes:
+            nodes.add(output.grad_fn)  # of the innermost layer that returns it
+            output.register_hook(partial(reach, name))  # type: ignore[no-untyped-call]  # for what saves no tensor
 
     def reach(name: str, *_: Any) -> None:
         reached.append(name)
