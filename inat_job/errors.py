@@ -25,6 +25,10 @@ class TransientError(JobError):
     exit_code = 75
 
 
+class DeviceError(TransientError):
+    """A GPU or its driver failed: nothing may use it any more in this process, and another machine may do better."""
+
+
 class NoPermissionError(JobError):
     """There are no credentials, or they are wrong or do not allow this."""
 

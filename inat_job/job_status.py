@@ -21,6 +21,10 @@ class JobStatus:
     rank: int = 0
     phase: str | None = None
     device: str | None = None
+    gpu: str | None = None
+    """Number, name and UUID of this process's GPU, to name it when it can no longer be asked."""
+    resident: bool = False
+    """Whether the images are in the GPU's memory."""
     step: int | None = None
     steps_per_epoch: int | None = None
     epoch: int | None = None

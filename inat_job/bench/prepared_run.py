@@ -14,6 +14,7 @@ from inat_job.checkpoints.uploader import Uploader, uploading
 from inat_job.command_options import BenchOptions
 from inat_job.distributed.ranks import SINGLE_RANK
 from inat_job.evaluation.predictions import EvaluationProgress
+from inat_job.host.device_faults import device_errors
 from inat_job.models.classifier import Classifier
 from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, trainable_stages
@@ -130,13 +131,13 @@ def prepare_run(settings: Settings, request: BenchOptions, stop: StopFlag, start
     """Prepare a run as the job does, in its own folder under --output, which is deleted after the block."""
     folder = open_run(settings, settings.run_id, stop)
     try:
-        with lease_run(folder, settings.run.lease_seconds, stop) as leased:
+        with lease_run(folder, settings.run.lease_seconds, stop) as leased, device_errors():
             job = Job(settings, folder, SINGLE_RANK, Clock(started), stop)
             work = RunContext.create(job, prepare_images(settings, job.clock, stop))
             architecture, classifier = work.build_network(pretrained=True)
             work.move_images_to_gpu()
             grace = settings.run.grace_seconds
-            with uploading(work.checkpoints, leased.lease, [METRICS], stop, grace, None) as uploader:
+            with uploading(work.checkpoints, leased.lease, [METRICS], stop, grace, None) as uploader, device_errors():
                 plan = feature_cache.decide(work, architecture, classifier)
                 if plan:
                     feature_cache.prepare(work, classifier, plan)

@@ -17,6 +17,7 @@ from inat_job.checkpoints.manifest import Manifest, best_of, steps_to_keep
 from inat_job.checkpoints.training_state import Write
 from inat_job.errors import JobError
 from inat_job.events import Progress
+from inat_job.host.device_faults import is_device_lost
 from inat_job.job_status import STATUS
 from inat_job.signals import StopFlag
 from inat_job.storage import retry
@@ -69,11 +70,16 @@ def uploading(
     grace_s: float,
     resumed: Manifest | None,
 ) -> Iterator["Uploader"]:
-    """An uploader for the block. However the block ends, what was taken is stored first, as far as the grace allows."""
+    """An uploader for the block. However the block ends, what was taken is stored first, as far as the grace allows.
+
+    After the loss of the device, that is what is on disk by then.
+    """
     uploader = Uploader(checkpoints, lease, companions, grace_s, protected=resumed.step if resumed else None)
     try:
         yield uploader
-    except BaseException:
+    except BaseException as error:
+        if is_device_lost(error):
+            uploader.drop_unwritten(error)
         if not uploader.failed:
             uploader.flush(stop.seconds_to_store(grace_s))
         raise
@@ -96,6 +102,7 @@ class Uploader:
         self._queue = {each.step: PendingCheckpoint(each, time.monotonic()) for each in checkpoints.waiting}
         self._active: PendingCheckpoint | None = None
         self._fatal: BaseException | None = None
+        self._lost_device: BaseException | None = None
         self._last_error: JobError | None = None
         self._flushing = self._closing = False
         self._store.delete_orphans()
@@ -126,8 +133,8 @@ class Uploader:
 
     def raise_if_failed(self) -> None:
         """Raise what ended the upload thread, if anything did: a lost lease, a full disk, or a bug."""
-        if self._fatal is not None:
-            raise self._fatal
+        if error := self._fatal or self._lost_device:
+            raise error
         self._lease.raise_if_lost()
 
     @property
@@ -142,6 +149,15 @@ class Uploader:
                 lambda: self._fatal is not None or not any(pending.write for pending in self._queue.values())
             )
         self.raise_if_failed()
+
+    def drop_unwritten(self, error: BaseException) -> None:
+        """Give up the checkpoints whose state is on a device that is lost by this error; files go on being stored."""
+        with self._changed:
+            self._lost_device = error
+            for step in [step for step, pending in self._queue.items() if pending.write]:
+                del self._queue[step]
+                self._checkpoints.discard_waiting(step)
+            self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
         """Store the queue within `seconds`; returns whether all of it is stored."""
@@ -201,7 +217,10 @@ class Uploader:
                 failures += 1
                 self._note_error(pending, error, first=failures == 1)
             except BaseException as error:
-                self._fail(error)
+                if is_device_lost(error):
+                    self.drop_unwritten(error)
+                else:
+                    self._fail(error)
             with self._changed:
                 self._active = None
                 self._changed.notify_all()

@@ -97,7 +97,7 @@ def checks(job: _Job, seconds: float) -> Sequence[Check]:
         Check("ranks", partial(resources.check_ranks, settings, job.platform), seconds),
         Check("shm", partial(resources.check_shared_memory, settings.train), side_s),
         Check("memory", partial(resources.check_job_memory, settings), side_s),
-        Check("device", partial(resources.check_device, settings.train.accelerator), seconds),
+        Check("device", partial(resources.check_device, settings.train, side_s), seconds),
         Check("weights", partial(_weights, job, seconds), seconds),
         Check("tracker", partial(_tracker, settings), seconds),
     ]

@@ -11,6 +11,7 @@ from inat_job.data.cache_index import Cache
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.host import environment
+from inat_job.host.device_faults import device_errors
 from inat_job.job_status import STATUS
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.platforms.settings_layer import around
@@ -33,7 +34,7 @@ from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes, load_weights
-from inat_job.training.execution import Execution, decide
+from inat_job.training.execution import Execution, decide, keep_precision
 from inat_job.training.introduction import introduce
 from inat_job.training.results import evaluate_splits, make_report, tracked
 
@@ -107,7 +108,11 @@ def run(
     folder = open_run(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
     STATUS.run, STATUS.run_id = folder.uri, folder.run_id
     _claim(folder)
-    with heartbeat.emit_heartbeats(), lease_run(folder, settings.run.lease_seconds, stop) as leased:
+    with (
+        heartbeat.emit_heartbeats(),
+        lease_run(folder, settings.run.lease_seconds, stop) as leased,
+        device_errors(training=False),
+    ):
         _claim(folder)
         _test(settings, leased, TestedRun(tested, config, step), stop, Clock(started), given)
     outputs.collect_results(platform, folder)
@@ -131,7 +136,7 @@ def _test(
     load_weights(classifier, path)
     folder.write_json(CONFIG, run_config(settings, execution.as_dict(), command="test", classes=classes))
     introduce(context, architecture, None)
-    with tracked(context) as tracker:
+    with tracked(context) as tracker, device_errors(training=False):
         clock.mark_first_step(None)
         held_out = manifest.split_digest == context.images.split_digest  # or else the run may have trained on them
         splits = evaluate_splits(context, classifier, validation=held_out)
@@ -155,6 +160,8 @@ def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[
     if stored.get("accelerator") != fresh.accelerator:
         return fresh
     kept = {name: stored[name] for name in _KEPT if name in stored and f"train.{name}" not in given}
+    if "precision" in kept:
+        kept["precision"] = keep_precision(kept["precision"], settings.train, fresh.accelerator)
     return dataclasses.replace(fresh, **kept)
 
 

@@ -65,7 +65,7 @@ def _train(job: Job) -> None:
             return
         leased_run = job.take_up(leased) if leased else None
         resources.check_memory()
-        resources.check_device(job.settings.train.accelerator)  # torch would only say so after the download
+        resources.check_device(job.settings.train)  # torch would only say so after the download
         story = BackgroundImport(_training_story)
         cache = prepare_images(job.settings, job.clock, job.stop) if job.rank.local_rank == 0 else None
         story.wait(job.stop).run(job, leased_run, cache)

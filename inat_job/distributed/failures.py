@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
 from inat_job.errors import JobError, Preempted, RankError, TransientError
+from inat_job.host import device_faults
 from inat_job.signals import Stop
 
 _NETWORK_ERRORS = ("gloo", "NCCL", "Application timeout caused pair closure")
@@ -50,13 +51,16 @@ class FailureCause:
 def lost_rank_errors(stop: Stop, cause: Callable[[], JobError | None] = lambda: None) -> Iterator[None]:
     """Translate the errors of torch.distributed and the network.
 
-    Raises Preempted where this rank was stopped anyway, else the recorded `cause`, else TransientError.
+    Raises Preempted where this rank was stopped anyway, else the recorded `cause`, else TransientError. A fault of this
+    rank's own device passes unchanged.
     """
     try:
         yield
     except JobError:
         raise
     except (dist.DistError, RuntimeError) as error:
+        if device_faults.fault_of(error):
+            raise
         if not isinstance(error, dist.DistError) and not any(text in str(error) for text in _NETWORK_ERRORS):
             raise
         if stop():

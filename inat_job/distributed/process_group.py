@@ -87,8 +87,6 @@ class ProcessGroup:
         if self.size == 1 or dist.is_initialized():
             return
         assert self._store
-        if cuda:
-            torch.cuda.set_device(self.rank.local_rank)
         self.barrier()
         with self.lost_rank_errors():
             dist.init_process_group(

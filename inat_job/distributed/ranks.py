@@ -108,6 +108,19 @@ def _check(rank: Rank) -> None:
         )
 
 
+def gpu_index(rank: Rank, visible: int) -> int:
+    """The number of a rank's GPU among the `visible` ones. A single one is its own, whatever its local rank.
+
+    Raises ConflictError.
+    """
+    if visible != 1 and rank.local_rank >= visible:
+        raise ConflictError(
+            f"LOCAL_RANK is {rank.local_rank}, but this process sees {visible} GPUs: start fewer ranks, or set "
+            "CUDA_VISIBLE_DEVICES to one GPU for each rank, or to all for all."
+        )
+    return 0 if visible == 1 else rank.local_rank
+
+
 def on_node(
     num_nodes: int,
     node_rank: int,

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,19 @@ from inat_job.host.system_files import read_text
 _MINIMUM_DRIVERS = {11: 450, 12: 525, 13: 580}
 """Minimum driver by major version of CUDA: it runs all minor versions of it."""
 
+_OLDEST_CAPABILITY = {11: 35, 12: 50, 13: 75}
+"""Oldest compute capability that a major version of CUDA compiles for, times ten:
+https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/"""
+
 _USE_CPU = "use --accelerator cpu to run without the GPU"
 _GIVE_GPU = "start it with --gpus all (in Kubernetes with an nvidia.com/gpu limit)"
 
 _GPU_DEVICE = re.compile(r"nvidia\d+")
 _PRINT_GPU_COUNT = "import torch; print(torch.cuda.device_count())"
+_PRINT_ARCHITECTURES = "import torch; print(*torch.cuda.get_arch_list())"
+_CAPABILITY_ATTRIBUTES = (75, 76)
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h."""
+
 _IMPORT_TIMEOUT_S = 120.0
 
 
@@ -45,6 +53,14 @@ class Driver:
     def text(self) -> str:
         """The driver's name in messages."""
         return f"NVIDIA driver {self.version}" if self.version else f"NVIDIA driver (for CUDA up to {self.cuda})"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that this process sees, with its compute capability (major, minor)."""
+
+    name: str
+    capability: tuple[int, int]
 
 
 def library_cuda() -> str | None:
@@ -104,6 +120,71 @@ def driver_problem(cuda: str | None, driver: Driver) -> str:
     return ""
 
 
+def visible_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that CUDA shows this process, in its order; none where the driver does not answer."""
+    try:
+        cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
+            return ()
+        return tuple(_gpu(cuda, number) for number in range(count.value))
+    except (OSError, AttributeError):
+        return ()
+
+
+def _gpu(cuda: ctypes.CDLL, number: int) -> Gpu:
+    device, name, value = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int()
+    if cuda.cuDeviceGet(ctypes.byref(device), number) or cuda.cuDeviceGetName(name, len(name), device):
+        raise OSError(number)
+    capability = []
+    for attribute in _CAPABILITY_ATTRIBUTES:
+        if cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            raise OSError(number)
+        capability.append(value.value)
+    return Gpu(name.value.decode(errors="replace"), (capability[0], capability[1]))
+
+
+def oldest_architecture(cuda: str | None) -> tuple[str, ...]:
+    """The least that a torch built for `cuda` may have code for, as torch.cuda.get_arch_list() names it."""
+    major = (cuda or "").partition(".")[0]
+    oldest = _OLDEST_CAPABILITY.get(int(major)) if major.isdecimal() else None
+    return (f"compute_{oldest}",) if oldest else ()
+
+
+def wheel_architectures(seconds: float) -> tuple[str, ...]:
+    """What the installed torch has code for, which another process imports; empty if that takes too long."""
+    return tuple(_python_output(_PRINT_ARCHITECTURES, seconds).split())
+
+
+def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for `architecture` runs on a GPU, by NVIDIA's rules of binary and PTX compatibility.
+
+    Binaries (sm_86) run on the same major version from their minor version on, PTX (compute_75) on anything newer, code
+    for one architecture alone (sm_90a) only there:
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#binary-compatibility
+    """
+    found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
+    if not found:
+        return False
+    built = int(found[2]), int(found[3])
+    if found[4] == "a":
+        return built == capability
+    if found[1] == "sm" or found[4]:
+        return built[0] == capability[0] and built[1] <= capability[1]
+    return built <= capability
+
+
+def architecture_problem(gpus: Sequence[Gpu], architectures: Sequence[str]) -> str:
+    """Why a torch with code for `architectures` cannot use these GPUs, with the fix; empty if it can, or if unknown."""
+    for gpu in gpus if architectures else ():
+        if not any(runs_on(each, gpu.capability) for each in architectures):
+            return (
+                f"The {gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}, and this torch has "
+                f"code for {', '.join(architectures)}: use another GPU, hide it with CUDA_VISIBLE_DEVICES, or "
+                f"{_USE_CPU}."
+            )
+    return ""
+
+
 def unused_driver(driver: Driver) -> str:
     """The warning for a job without a GPU on a machine that has a GPU driver; empty for any other."""
     if driver.has_gpu or not driver.version:
@@ -149,6 +230,16 @@ def gpu_count(devices: Path = Path("/dev")) -> int:
 
 
 def _torch_gpu_count() -> int:
-    command = [sys.executable, "-c", _PRINT_GPU_COUNT]
-    done = subprocess.run(command, capture_output=True, timeout=_IMPORT_TIMEOUT_S, check=False)  # noqa: S603
-    return int(done.stdout) if done.stdout.strip().isdigit() else 0
+    count = _python_output(_PRINT_GPU_COUNT, _IMPORT_TIMEOUT_S)
+    return int(count) if count.isdigit() else 0
+
+
+def _python_output(program: str, seconds: float) -> str:
+    """What a program prints; empty if it fails or takes longer."""
+    try:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout.strip()

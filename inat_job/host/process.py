@@ -1,6 +1,7 @@
-"""The identity of this process, by which another job sees whether the holder of a lease on this machine still runs."""
+"""This process: its core dumps, and its identity, by which another job sees whether a lease's holder still runs."""
 
 import os
+import resource
 import socket
 import sys
 import time
@@ -43,6 +44,11 @@ def start_time(proc: Path = Path("/proc")) -> float | None:
 def command_prefix(words: Sequence[str] = sys.orig_argv, arguments: Sequence[str] = sys.argv[1:]) -> list[str]:
     """The words that started this program, without its arguments: ["python", "entrypoint.py"]."""
     return list(words[: len(words) - len(arguments)])
+
+
+def disable_core_dumps() -> None:
+    """Write no core, here and in children: one of a process on a GPU takes gigabytes of a container's disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def has_ended(holder: Mapping[str, str], proc: Path = Path("/proc")) -> bool:

@@ -13,7 +13,9 @@ from typing import NoReturn
 
 from inat_job import events, signals
 from inat_job.distributed import ranks
-from inat_job.errors import ConflictError, JobError, Preempted
+from inat_job.errors import ConflictError, DeviceError, JobError, Preempted
+from inat_job.host import process
+from inat_job.host.device_faults import is_device_lost
 from inat_job.job_status import STATUS
 from inat_job.platforms.aws import spot
 from inat_job.run import termination_message
@@ -39,6 +41,7 @@ def silence_libraries() -> None:
 def watch(settings: Settings, stop: StopFlag) -> None:
     """Watch for what stops the job, end it when its grace is over even if it hangs, and touch the liveness file."""
     _working.set()
+    process.disable_core_dumps()
     threading.excepthook = _show_thread_error
     own = ranks.from_environment()
     if own is None or own.local_rank == 0:  # a rank that waits for another is not alive on its behalf
@@ -100,12 +103,14 @@ def fail_with(error: Exception, stop: StopFlag) -> NoReturn:
     if isinstance(error, JobError):
         if stop():
             report_stopping(stop)
-        fail(str(error), error.exit_code)
+        last = f" {_stored()}" if isinstance(error, DeviceError) else ""
+        fail(f"{error}{last}", error.exit_code)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or "a temporary file"
         fail(f"No space left for {where}: free some, and run the same command again.", ConflictError.exit_code)
     _show(error)
-    fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.", 1)
+    last = f" {_stored()}" if is_device_lost(error) else ""
+    fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.{last}", 1)
 
 
 def exit_now(code: int) -> NoReturn:
@@ -114,6 +119,12 @@ def exit_now(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):  # its reader is gone
             stream.flush()
     os._exit(code)
+
+
+def _stored() -> str:
+    """Where the run can be continued from, after the loss of a device."""
+    step, run = STATUS.stored_step, STATUS.run or "the run"
+    return f"The last checkpoint in {run} is of step {step}." if step else f"No new checkpoint is in {run}."
 
 
 def _show_thread_error(raised: threading.ExceptHookArgs) -> None:

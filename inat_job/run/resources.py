@@ -83,15 +83,23 @@ def check_job_memory(settings: Settings) -> str:
     return f"{allowed}, more than {megabytes(LEAST_MEMORY + batch)} needed"
 
 
-def check_device(accelerator: str) -> str | CheckWarning:
-    """The NVIDIA driver, compared with the CUDA version that torch was built for. Raises ConflictError."""
+def check_device(train: TrainSettings, seconds: float = 0.0) -> str | CheckWarning:
+    """The NVIDIA driver and the GPUs, compared with what torch was built for. Raises ConflictError.
+
+    With `seconds` for it, torch itself is asked which GPUs it has code for; else its CUDA version tells the oldest.
+    """
+    accelerator = train.accelerator
     if accelerator in ("cpu", "mps"):
         return f"{accelerator}, as --accelerator says"
     driver, cuda = nvidia.find_driver(), nvidia.wheel_cuda()
     if problem := nvidia.driver_problem(cuda, driver):
         raise ConflictError(problem)
     if driver.has_gpu:
-        return f"{driver.text}, torch built for CUDA {cuda}"
+        gpus = nvidia.visible_gpus()[: train.devices]
+        built = nvidia.wheel_architectures(seconds) if gpus and seconds else ()
+        if problem := nvidia.architecture_problem(gpus, built or nvidia.oldest_architecture(cuda)):
+            raise ConflictError(problem)
+        return ", ".join([*(gpu.name for gpu in gpus), driver.text, f"torch built for CUDA {cuda}"])
     message, _, fix = nvidia.unused_driver(driver).rpartition(": ")
     if accelerator == "cuda" and driver.cuda is None:  # with the library but no device, torch decides
         message = message or "--accelerator is cuda, and there is no NVIDIA GPU"

@@ -15,7 +15,8 @@ from inat_job.data.cache_index import Cache
 from inat_job.data.module import ImageDataModule
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from inat_job.errors import ConflictError
-from inat_job.host import environment
+from inat_job.host import device_faults, environment
+from inat_job.job_status import STATUS
 from inat_job.models.build import BuildInputs, build
 from inat_job.models.classifier import Classifier
 from inat_job.models.strategies import Architecture
@@ -26,7 +27,6 @@ from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training.execution import Execution, decide
-from inat_job.training.trainer import memory_errors
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RunContext:
         """
         environment.set_cublas_workspace()
         train = job.settings.train
-        with memory_errors():
+        with device_faults.device_errors():
             own = decide(train, dict(execution or {}), group.rank) if group.is_main else None
             common = group.broadcast(own.as_dict() if own else None)
             decided = own or decide(train, common, group.rank)
@@ -82,14 +82,19 @@ class RunContext:
         return architecture, Classifier(architecture, settings.train, settings.data, self.images.steps_per_epoch)
 
     def move_images_to_gpu(self) -> None:
-        """Copy all images to the GPU once, if they fit there beside the network."""
+        """Copy all images to the GPU once, if they fit there beside the network; else batches come from the host."""
         if self.execution.accelerator != "cuda":
             return
         pixels, free = self.images.pixel_rows, torch.cuda.mem_get_info()[0]
-        fits = pixels.nbytes <= self.settings.train.resident_share * free
-        events.emit("pixels", bytes=pixels.nbytes, free_bytes=free, resident=fits)
-        if fits:
-            pixels.reside(torch.device("cuda", torch.cuda.current_device()))
+        if pixels.nbytes <= self.settings.train.resident_share * free:
+            try:
+                pixels.reside(torch.device("cuda", torch.cuda.current_device()))
+                STATUS.resident = True
+            except (MemoryError, RuntimeError) as error:
+                if device_faults.fault_of(error) is not device_faults.Fault.MEMORY:
+                    raise
+                events.warn("The images stay on the host: they no longer fit into the free memory of the GPU.")
+        events.emit("pixels", bytes=pixels.nbytes, free_bytes=free, resident=STATUS.resident)
 
 
 def load_weights(classifier: Classifier, path: Path) -> None:

@@ -14,9 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from inat_job import events
-from inat_job.distributed.ranks import SINGLE_RANK, Rank
+from inat_job.distributed.ranks import SINGLE_RANK, Rank, gpu_index
 from inat_job.errors import ConflictError
 from inat_job.host import cpu, memory, nvidia
+from inat_job.host.device_faults import Fault, fault_of
+from inat_job.job_status import STATUS
 from inat_job.settings import TrainSettings
 
 _LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -25,6 +27,9 @@ _RECOMPILE_LIMIT = 64
 """Sets of trainable stages that a step may be compiled for; torch's own limit is eight."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_OF_DEVICE = (Fault.MEMORY, Fault.BROKEN, Fault.CONFLICT)
+"""Faults that a convolution in any precision would meet."""
 
 _TOLERANCE = 0.02
 """Relative error by norm. bf16 keeps eight bits, so that sums are off by a few thousandths; more is a fault."""
@@ -70,19 +75,27 @@ class Execution:
 def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = SINGLE_RANK) -> Execution:
     """The decisions of the run's first start as far as they hold here; new ones and a warning where they do not.
 
-    Raises ConflictError when the accelerator that is asked for is missing.
+    Makes the rank's GPU the current one. Raises ConflictError where the accelerator or precision asked for is missing.
     """
     accelerator = _accelerator(settings.accelerator)
+    if accelerator == "cuda":
+        _take_gpu(rank)
     if not stored:
         return _decide_new(settings, accelerator, None, rank)
     compile_mode = stored.get("compile_mode")  # which earlier versions chose
     known = {field.name for field in dataclasses.fields(Execution)}  # another version may have stored others
     stored = {name: value for name, value in stored.items() if name in known}
     same = stored.get("accelerator") == accelerator
-    fresh = _decide_new(settings, accelerator, stored.get("precision") if same else None, rank)
+    precision = keep_precision(stored["precision"], settings, accelerator, rank) if same else None
+    fresh = _decide_new(settings, accelerator, precision, rank)
     first = dataclasses.replace(fresh, **stored)
     kept = dataclasses.replace(
-        first, device=fresh.device, torch=fresh.torch, accelerator=accelerator, ranks=rank.world_size
+        first,
+        device=fresh.device,
+        torch=fresh.torch,
+        accelerator=accelerator,
+        precision=fresh.precision,
+        ranks=rank.world_size,
     )
     if first.accelerator != fresh.accelerator:
         kept = fresh
@@ -108,10 +121,43 @@ def compile_in_place(network: nn.Module) -> None:
     network.compile()  # in place: torch.compile() would rename the weights
 
 
+def keep_precision(wanted: str, settings: TrainSettings, accelerator: str, rank: Rank = SINGLE_RANK) -> str:
+    """A run's precision if this device has it, else the best that it has, with a warning.
+
+    Raises ConflictError for one that --precision asks for, and on all ranks but rank 0, which decides.
+    """
+    asked = settings.precision != "auto"
+    fault = _precision_fault(accelerator, wanted, asked)
+    if fault is None:
+        return wanted
+    device = _device_name(accelerator)
+    if asked:
+        raise ConflictError(f"--precision is {wanted}, but on {device} it {fault}: use another precision, or device.")
+    if rank.rank:
+        raise ConflictError(
+            f"Rank 0 computes in {wanted}, but on {device} of rank {rank.rank} it {fault}: give all ranks the same "
+            "device, or set --precision."
+        )
+    best = choose_precision(accelerator)
+    events.warn(f"The run was computed in {wanted}, but on {device} it {fault}: it goes on in {best}.")
+    return best
+
+
+def _precision_fault(accelerator: str, precision: str, asked: bool) -> str | None:
+    """Why a precision is not used; None if it may be. A CPU or mps may emulate what was asked for."""
+    if precision == "fp32":
+        return None
+    if (accelerator, precision) == ("cpu", "fp16"):
+        return "does not exist"  # Lightning silently takes bf16
+    if precision not in _hardware_precisions(accelerator) and not (asked and accelerator != "cuda"):
+        return "is only emulated, slower than fp32"
+    return convolution_fault(accelerator, _DTYPES[precision])
+
+
 def choose_precision(accelerator: str) -> str:
     """bf16 where the hardware multiplies it, since emulation is slower than fp32; else fp16 on a GPU; else fp32.
 
-    Raises torch.OutOfMemoryError.
+    Raises what is a fault of the whole device.
     """
     for precision in _hardware_precisions(accelerator):
         fault = convolution_fault(accelerator, _DTYPES[precision])
@@ -124,15 +170,15 @@ def choose_precision(accelerator: str) -> str:
 def convolution_fault(accelerator: str, dtype: torch.dtype) -> str | None:
     """What is wrong with a small convolution and its gradient, compared with fp32 on the CPU; None if nothing is.
 
-    Raises torch.OutOfMemoryError.
+    Raises what is a fault of the whole device.
     """
     images = torch.linspace(-1, 1, 8 * 16 * 16 * 16).sin().reshape(8, 16, 16, 16)
     weight = torch.linspace(-50, 50, 16 * 16 * 9).sin().reshape(16, 16, 3, 3)
     try:
         found = _convolve(images.to(accelerator, dtype), weight.to(accelerator, dtype))
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if fault_of(error) in _OF_DEVICE:
+            raise
         return f"fails ({str(error).splitlines()[0][:200]})"
     right = _convolve(images, weight)
     errors = [((ours - true).norm() / true.norm()).item() for ours, true in zip(found, right, strict=True)]
@@ -141,8 +187,8 @@ def convolution_fault(accelerator: str, dtype: torch.dtype) -> str | None:
 
 def _decide_new(settings: TrainSettings, accelerator: str, precision: str | None, rank: Rank) -> Execution:
     """The decisions of a first start; `precision` is kept where it is known already."""
-    if settings.precision != "auto":
-        precision = settings.precision
+    if settings.precision != "auto" and precision is None:
+        precision = keep_precision(settings.precision, settings, accelerator, rank)
     return Execution(
         accelerator=accelerator,
         device=_device_name(accelerator),
@@ -167,6 +213,17 @@ def _accelerator(wanted: str) -> str:
         names = ", ".join(name for name, present in available.items() if present)
         raise ConflictError(f"--accelerator is {wanted}, which this machine does not have: it has {names}.")
     return wanted
+
+
+def _take_gpu(rank: Rank) -> None:
+    """Make the rank's GPU the current device, and note its name. Raises ConflictError if torch has no code for it."""
+    index = gpu_index(rank, torch.cuda.device_count())
+    torch.cuda.set_device(index)
+    gpu = torch.cuda.get_device_properties(index)
+    STATUS.gpu = f"GPU {index} ({gpu.name}, GPU-{gpu.uuid})"
+    found = nvidia.Gpu(gpu.name, (gpu.major, gpu.minor))
+    if problem := nvidia.architecture_problem([found], torch.cuda.get_arch_list()):
+        raise ConflictError(problem)
 
 
 def _has_compiler() -> bool:

@@ -30,7 +30,7 @@ from inat_job.models.strategies import Architecture, epochs_with_initial_stages
 from inat_job.storage.cache_locks import cache_errors, hold_folder, lock
 from inat_job.storage.disk import megabytes
 from inat_job.training.context import RunContext
-from inat_job.training.trainer import make_trainer, memory_errors
+from inat_job.training.trainer import make_trainer
 
 READ_BYTES_PER_S = 1e9
 """How fast a batch of features is read, from a cloud machine's disk or its page cache."""
@@ -90,7 +90,7 @@ def prepare(context: RunContext, classifier: Classifier, plan: FeaturePlan) -> d
     parts: list[tuple[FeatureFile, int | None]] = [(part, view) for view, part in features.views.items()]
     began, computed = time.perf_counter(), 0
     waiting = "waiting for another job that computes the features"
-    with memory_errors(), lock(folder.with_suffix(".lock"), cache_dir, context.stop, waiting):
+    with lock(folder.with_suffix(".lock"), cache_dir, context.stop, waiting):
         for part, view in [*parts, (features.val, None)]:
             if not part.load():
                 _compute(trainer, classifier, part, images.unsharded_batches(part.rows, view), cache_dir)

@@ -28,3 +28,5 @@ def introduce(context: RunContext, architecture: Architecture, resumed: Manifest
         epochs = settings.train.epochs
         epoch = min(resumed.epoch + (not resumed.ended), epochs)
         events.emit("resume", step=resumed.step, epoch=epoch, epochs=epochs, ended=resumed.ended)
+        if context.execution.accelerator == "cuda" and not (context.execution.deterministic or resumed.ended):
+            events.warn("This resume is not bit-equal to an uninterrupted run: on a GPU that takes --deterministic.")

@@ -21,7 +21,7 @@ from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
 from inat_job.settings import public_uri
 from inat_job.training.context import RunContext
-from inat_job.training.trainer import make_trainer, memory_errors
+from inat_job.training.trainer import make_trainer
 
 
 def evaluate_splits(context: RunContext, classifier: Classifier, validation: bool = True) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def _evaluate(context: RunContext, classifier: Classifier, rows: np.ndarray, pha
     group = context.group
     progress = EvaluationProgress(context.stop, phase, group.any_rank_async)
     trainer = make_trainer(context.execution, context.settings.train, [progress], group)
-    with context.clock.phase("test_s"), memory_errors(), group.lost_rank_errors():
+    with context.clock.phase("test_s"), group.lost_rank_errors():
         parts = predict(trainer, classifier, context.images.batches(rows))
         group.drop_pending()
         logits, labels = (group.all_gather_rows(part, len(rows)) for part in parts)

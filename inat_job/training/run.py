@@ -14,6 +14,7 @@ from inat_job.checkpoints.uploader import NullUploader, Uploader, uploading
 from inat_job.data.cache_index import Cache
 from inat_job.distributed import rendezvous
 from inat_job.evaluation.predictions import EvaluationProgress
+from inat_job.host.device_faults import device_errors
 from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
@@ -30,7 +31,7 @@ from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
 from inat_job.training.results import evaluate_splits, make_report, suggestion, tracked
 from inat_job.training.start import Checkpoint
-from inat_job.training.trainer import fit_errors, make_trainer, memory_errors
+from inat_job.training.trainer import fit_errors, make_trainer
 
 
 def run(job: Job, leased: LeasedRun | None, cache: Cache | None) -> None:
@@ -42,7 +43,7 @@ def run(job: Job, leased: LeasedRun | None, cache: Cache | None) -> None:
     group = rendezvous.join(job.rank, job.stop, job.is_finished)
     if group is None:
         return
-    with group:
+    with group, device_errors():
         config = group.broadcast(leased.config if leased else None)
         context = RunContext.create(job, start.shared_cache(group, cache), config["execution"], group)
         start.init_collectives(context)
@@ -55,6 +56,8 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
 
     # Model, and the state to resume from.
     resumed = start.shared_checkpoint(group, lambda: context.checkpoints.discover(spooled=True).latest())
+    if stored := context.checkpoints.stored:
+        STATUS.stored_step, STATUS.checkpoint = stored[-1].step, f"{context.folder.uri}/{stored[-1].name}"
     architecture, classifier = context.build_network(pretrained=not resumed and not settings.run.init_from)
     if group.is_main:
         resources.check_training(architecture, context.folder.path(CONFIG).parent)
@@ -70,7 +73,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
 
     context.clock.add_earlier(resumed.manifest.train_s if resumed else 0.0)
     metrics = MetricsFile(context.folder, resumed.manifest if resumed else None) if group.is_main else None
-    with tracked(context) as tracker, _checkpoint_uploads(context, leased, resumed) as uploader:
+    with tracked(context) as tracker, _checkpoint_uploads(context, leased, resumed) as uploader, device_errors():
         # Training.
         reuse = _features(context, classifier, config.get("reuse"), resumed)
         log = MetricsLog(metrics, tracker.log, context.images.slice_size, group)
@@ -147,9 +150,8 @@ def _validate(context: RunContext, classifier: Classifier, checkpoint: Checkpoin
     context.images.train_batches.go_to(checkpoint.manifest.epoch - 1, len(context.images.train_batches))
     progress = EvaluationProgress(context.stop, "validate", context.group.any_rank_async)
     trainer = make_trainer(context.execution, context.settings.train, [progress], context.group)
-    with memory_errors():
-        trainer.validate(classifier, datamodule=context.images, verbose=False)
-        context.group.drop_pending()
+    trainer.validate(classifier, datamodule=context.images, verbose=False)
+    context.group.drop_pending()
 
 
 def _model_card(context: RunContext) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from inat_job.checkpoints.training_state import InMemoryCheckpointIO
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from inat_job.errors import ConflictError, JobError
+from inat_job.host import device_faults
 from inat_job.settings import TrainSettings
 from inat_job.training.execution import Execution
+from inat_job.training.nondeterminism import NondeterministicLayer
 
 
 def make_trainer(
@@ -24,15 +26,15 @@ def make_trainer(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = Trainer(
         accelerator=execution.accelerator,
-        devices=_devices(execution, group),
-        num_nodes=group.size // group.rank.local_world_size,
+        devices=[torch.cuda.current_device()] if execution.accelerator == "cuda" else 1,
+        num_nodes=group.size,
         strategy=_ddp() if group.size > 1 else "auto",
         sync_batchnorm=group.size > 1 and train.sync_batch_norm,
         precision=execution.lightning_precision,  # type: ignore[arg-type]
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
-        callbacks=list(callbacks),
-        plugins=[InMemoryCheckpointIO(), LightningEnvironment()],
+        callbacks=[*callbacks, _LostDevice(), *([NondeterministicLayer()] if execution.deterministic else [])],
+        plugins=[InMemoryCheckpointIO(), _RankEnvironment(group)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -51,18 +53,35 @@ def make_trainer(
 def fit_errors(trainer: Trainer, resume_from: Path | None, group: ProcessGroup = SINGLE_PROCESS) -> Iterator[None]:
     """What `trainer.fit` raises in the block, as our errors.
 
-    Preempted, TransientError for a lost rank, ConflictError for too little memory, a loss that is not finite or a
-    checkpoint of another network, BadDataError for a file that is no checkpoint.
+    Preempted, TransientError for a lost rank, ConflictError for a loss that is not finite or a checkpoint of another
+    network, BadDataError for a file that is no checkpoint, and what `device_errors` raises.
     """
-    with memory_errors(), _restore_errors(trainer, resume_from), group.lost_rank_errors():
+    with device_faults.device_errors(), _restore_errors(trainer, resume_from), group.lost_rank_errors():
         yield
 
 
-def _devices(execution: Execution, group: ProcessGroup) -> int | list[int]:
-    """All devices of the machine's ranks; for work of a single rank, its own."""
-    if group.size > 1 or execution.accelerator != "cuda":
-        return group.rank.local_world_size
-    return [torch.cuda.current_device()]
+class _RankEnvironment(LightningEnvironment):
+    """Tells Lightning that each rank is a machine with one device, its own: whether or not it sees those of others."""
+
+    creates_processes_externally = True
+
+    def __init__(self, group: ProcessGroup) -> None:
+        super().__init__()
+        self._rank = group.rank.rank
+
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return self._rank
+
+
+class _LostDevice(Callback):
+    """After the loss of a device, keeps Lightning from moving the network off it."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if device_faults.is_device_lost(exception):
+            raise exception
 
 
 def _ddp() -> DDPStrategy:
@@ -81,10 +100,10 @@ def _restore_errors(trainer: Trainer, path: Path | None) -> Iterator[None]:
     trainer.callbacks.append(started)  # type: ignore[attr-defined]  # a list, though its type does not say so
     try:
         yield
-    except (JobError, MemoryError, torch.OutOfMemoryError):
+    except JobError:
         raise
     except Exception as error:
-        if path is None or started.yes:
+        if path is None or started.yes or device_faults.fault_of(error):
             raise
         detail = str(error).splitlines()[-1].strip()[:200] if str(error) else type(error).__name__
         raise ConflictError(
@@ -97,20 +116,3 @@ class _TrainingStarted(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.yes = True
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turn every way to run out of memory into one sentence that says what to lower."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _out_of_memory() from error
-    except RuntimeError as error:
-        if "allocate memory" in str(error):
-            raise _out_of_memory() from error
-        raise
-
-
-def _out_of_memory() -> ConflictError:
-    return ConflictError("Out of memory at these settings: lower --batch-size or --image-size, or raise --accumulate.")

@@ -21,7 +21,7 @@ from inat_job import events
 from inat_job.commands import preflight, train
 from inat_job.errors import BadDataError, ConflictError, JobError, NoPermissionError
 from inat_job.host import nvidia
-from inat_job.host.nvidia import Driver
+from inat_job.host.nvidia import Driver, Gpu
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.recipes import RECIPES
 from inat_job.run import resources
@@ -336,3 +336,39 @@ def test_unwritable_folder(settings: Make, preflight_of: Any, archive: Path) -> 
             os.seteuid(0)
     assert isinstance(found.error, NoPermissionError)
     assert [found.lines[name].get("code") for name in ("data", "output", "disk")] == [None, 77, 77]
+
+
+@pytest.mark.parametrize(("devices", "outcome"), [(None, "fail"), ("1", "ok")])
+@pytest.mark.parametrize("torch_answers", [True, False])
+def test_gpu_without_code_in_torch(
+    settings: Make,
+    preflight_of: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    devices: str | None,
+    outcome: str,
+    torch_answers: bool,
+) -> None:
+    with_gpus(monkeypatch, Gpu("NVIDIA A10G", (8, 6)), Gpu("Tesla V100-SXM2-16GB", (7, 0)))
+    monkeypatch.setattr(nvidia, "wheel_architectures", lambda seconds: ("sm_75", "sm_86") if torch_answers else ())
+    monkeypatch.setattr(nvidia, "gpu_count", lambda: 2)
+    found = preflight_of(settings(train__accelerator="cuda", train__devices=devices))
+    assert found.outcome("device") == [outcome]
+    if outcome == "fail":
+        assert "Tesla V100-SXM2-16GB has compute capability 7.0, and this torch" in str(found.error)
+        assert ("sm_86" in str(found.error)) is torch_answers
+
+
+def test_gpu_without_code_in_torch_ends_a_job_before_the_download(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, Gpu("Tesla P100-PCIE-16GB", (6, 0)))
+    monkeypatch.setattr(nvidia, "wheel_architectures", lambda seconds: pytest.fail("torch was imported for it"))
+    with pytest.raises(ConflictError, match=r"P100-PCIE-16GB has compute capability 6\.0"):
+        run(settings())
+    assert not (tmp_path / "cache").exists()
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, *gpus: Gpu) -> None:
+    monkeypatch.setattr(nvidia, "find_driver", lambda: Driver("580.65", "13.0", has_gpu=True))
+    monkeypatch.setattr(nvidia, "wheel_cuda", lambda: "13.0")
+    monkeypatch.setattr(nvidia, "visible_gpus", lambda: gpus)

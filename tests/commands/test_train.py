@@ -413,7 +413,7 @@ def _best(settings: Settings) -> Path:
 
 def test_infinite_loss_names_lr(settings: Make) -> None:
     with pytest.raises(ConflictError, match=r"not finite at step \d+: lower --lr, which is 10"):
-        run(settings(train__lr="10", train__epochs="60", train__precision="fp16", train__weight_decay="10"))
+        run(settings(train__lr="10", train__epochs="60", train__precision="bf16", train__weight_decay="10"))
 
 
 def test_out_of_memory_names_batch_size(settings: Make, monkeypatch: Any) -> None:

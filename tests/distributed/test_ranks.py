@@ -67,3 +67,14 @@ def test_several_machines_use_a_known_port() -> None:
         assert {(rank.master_port, rank.master_listen_fd) for rank in several} == {(ranks.DEFAULT_PORT, None)}
     assert ranks.on_node(2, 1, 1, "host", {"MASTER_PORT": "7"}) == [Rank(1, 2, 0, 1, "host", 7)]
     assert ranks.on_node(2, 0, 1, "host", {})[0].master_port == ranks.DEFAULT_PORT
+
+
+@given(st.integers(0, 15), st.integers(0, 16))
+def test_gpu_of_a_rank(local_rank: int, visible: int) -> None:
+    """Its own where it sees one alone, whatever its number; else that of its number."""
+    rank = Rank(local_rank, 16, local_rank, 16)
+    if visible != 1 and local_rank >= visible:
+        with pytest.raises(ConflictError, match=rf"LOCAL_RANK is {local_rank}, but this process sees {visible} GPUs"):
+            ranks.gpu_index(rank, visible)
+        return
+    assert ranks.gpu_index(rank, visible) == (0 if visible == 1 else local_rank)

@@ -1,6 +1,7 @@
 """nvidia.py: reading the driver, and comparing it with the CUDA version of torch."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,3 +119,92 @@ def test_gpu_count_of_several_devices_is_torchs(tmp_path: Path, monkeypatch: pyt
     for name in ("nvidia0", "nvidia1"):
         (tmp_path / name).touch()
     assert nvidia.gpu_count(tmp_path) == 7
+
+
+GPUS = {"V100": (7, 0), "T4": (7, 5), "A10G": (8, 6), "H100": (9, 0)}
+BUILT = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+CAPABILITIES = st.tuples(st.integers(3, 13), st.integers(0, 9))
+
+
+@given(CAPABILITIES, CAPABILITIES)
+def test_code_runs_by_the_rules_of_binaries_and_ptx(built: tuple[int, int], capability: tuple[int, int]) -> None:
+    name = f"{built[0]}{built[1]}"
+    binary, ptx = (nvidia.runs_on(f"{kind}_{name}", capability) for kind in ("sm", "compute"))
+    assert binary == (built[0] == capability[0] and built[1] <= capability[1])
+    assert ptx == (built <= capability)
+    assert not binary or ptx
+    assert nvidia.runs_on(f"sm_{name}a", capability) == (built == capability)
+    assert nvidia.runs_on(f"sm_{name}f", capability) == binary
+
+
+@given(st.text(max_size=20), CAPABILITIES)
+def test_unknown_architecture_runs_nowhere(text: str, capability: tuple[int, int]) -> None:
+    assert not nvidia.runs_on(f"x{text}", capability)
+
+
+@given(CAPABILITIES, st.lists(CAPABILITIES.map(lambda built: f"sm_{built[0]}{built[1]}"), max_size=5))
+def test_more_code_never_refuses_a_gpu(capability: tuple[int, int], architectures: list[str]) -> None:
+    gpus = [nvidia.Gpu("X", capability)]
+    few, more = (nvidia.architecture_problem(gpus, [*architectures, *more]) for more in ([], ["compute_30"]))
+    assert more == ""
+    assert (few == "") == (not architectures or any(nvidia.runs_on(each, capability) for each in architectures))
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_gpu_older_than_the_wheel_is_named(name: str) -> None:
+    gpu = nvidia.Gpu(name, GPUS[name])
+    for architectures in (BUILT, nvidia.oldest_architecture("13.0")):
+        problem = nvidia.architecture_problem([nvidia.Gpu("H100", (9, 0)), gpu], architectures)
+        assert (problem != "") == (name == "V100")
+        assert not problem or problem.startswith("The V100 has compute capability 7.0, and this torch has code for")
+    assert nvidia.architecture_problem([gpu], ()) == ""
+
+
+def test_oldest_architecture_by_cuda_version() -> None:
+    assert [nvidia.oldest_architecture(each) for each in ("13.0", "12.8", "99.1", "", None)] == [
+        ("compute_75",),
+        ("compute_50",),
+        (),
+        (),
+        (),
+    ]
+
+
+def test_wheel_architectures_are_torchs() -> None:
+    assert nvidia.wheel_architectures(60.0) == tuple(torch.cuda.get_arch_list())
+    assert nvidia.wheel_architectures(0.01) == ()
+
+
+class FakeCuda:
+    """libcuda with two GPUs, as ctypes calls it; `broken` names a call that fails."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken = broken
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: 999 if name == self.broken else self._answer(name, args)
+
+    def _answer(self, name: str, args: Any) -> int:
+        if name == "cuDeviceGetCount":
+            args[0]._obj.value = 2
+        elif name == "cuDeviceGet":
+            args[0]._obj.value = args[1]
+        elif name == "cuDeviceGetName":
+            args[0].value = b"Tesla V100" if args[2].value else b"NVIDIA A10G"
+        elif name == "cuDeviceGetAttribute":
+            args[0]._obj.value = {75: (8, 7), 76: (6, 0)}[args[1]][args[2].value]
+        return 0
+
+
+def test_visible_gpus_are_libcudas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda name: FakeCuda())
+    assert nvidia.visible_gpus() == (nvidia.Gpu("NVIDIA A10G", (8, 6)), nvidia.Gpu("Tesla V100", (7, 0)))
+    for call in ("cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute"):
+        monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda name, call=call: FakeCuda(call))
+        assert nvidia.visible_gpus() == ()
+
+
+def test_no_libcuda_shows_no_gpus() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert nvidia.visible_gpus() == ()

@@ -70,3 +70,27 @@ def test_command_prefix_is_what_was_typed_before_the_arguments() -> None:
     typed = ["python", "-u", "entrypoint.py", "parta", "--epochs", "3"]
     assert command_prefix(typed, ["parta", "--epochs", "3"]) == ["python", "-u", "entrypoint.py"]
     assert command_prefix(typed[:3], []) == typed[:3]
+
+
+def test_aborting_children_of_a_job_write_no_core(tmp_path: Path) -> None:
+    child = "import os, resource, sys; print(resource.getrlimit(resource.RLIMIT_CORE)[0], flush=True); os.abort()"
+    parent = (
+        "import os, resource, subprocess, sys\n"
+        "from inat_job.host.process import disable_core_dumps\n"
+        "hard = resource.getrlimit(resource.RLIMIT_CORE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))\n"
+        "if sys.argv[1] == 'off': disable_core_dumps()\n"
+        f"pid = subprocess.Popen([sys.executable, '-c', {child!r}], cwd=sys.argv[2]).pid\n"
+        "status = os.waitpid(pid, 0)[1]\n"
+        "print(os.WTERMSIG(status), os.WCOREDUMP(status), resource.getrlimit(resource.RLIMIT_CORE)[1] == hard)\n"
+    )
+    found = {}
+    for mode in ("on", "off"):
+        command = [sys.executable, "-c", parent, mode, str(tmp_path)]
+        root = Path(__file__).parents[2]
+        found[mode] = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    assert found["off"] == ["0", "6", "False", "True"]
+    if found["on"][0] == "0":
+        pytest.skip("this machine's hard limit forbids cores")
+    assert found["on"][1] == "6"
+    assert [path.name for path in tmp_path.iterdir()] == [] or found["on"][2] == "True"

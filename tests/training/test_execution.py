@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch import nn
 
 from inat_job.configuration import configure
-from inat_job.distributed.ranks import SINGLE_RANK
+from inat_job.distributed.ranks import SINGLE_RANK, Rank
 from inat_job.errors import ConflictError
 from inat_job.host import nvidia
 from inat_job.host.nvidia import Driver
+from inat_job.job_status import STATUS
 from inat_job.run.job import Job
 from inat_job.settings import TrainSettings
 from inat_job.signals import never
@@ -169,3 +171,135 @@ def test_fp32_matmul_and_convolution_precision_is_explicit() -> None:
         assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "tf32"
         assert torch.backends.cudnn.benchmark is decided.cudnn_benchmark is not deterministic
         assert torch.get_num_threads() == decided.threads
+
+
+class FakeGpu:
+    """What torch.cuda says of a machine with `visible` GPUs of one kind, and what is asked of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, bf16: bool, visible: int = 1, major: int = 8) -> None:
+        self.chosen: list[int] = []
+        gpu = SimpleNamespace(name="Tesla T4", major=major, minor=5, uuid="1b2c")
+        fakes = {
+            "is_available": lambda: True,
+            "device_count": lambda: visible,
+            "set_device": self.chosen.append,
+            "get_device_properties": lambda index: gpu,
+            "get_device_name": lambda: gpu.name,
+            "get_arch_list": lambda: ["sm_75", "sm_80"],
+            "is_bf16_supported": lambda including_emulation: bf16 or including_emulation,
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        self.faults: dict[torch.dtype, str] = {}
+        monkeypatch.setattr(execution, "convolution_fault", lambda accelerator, dtype: self.faults.get(dtype))
+
+
+@pytest.mark.parametrize(
+    ("stored", "bf16", "faults", "kept"),
+    [
+        ("bf16", True, (), "bf16"),
+        ("bf16", False, (), "fp16"),
+        ("bf16", False, (torch.float16,), "fp32"),
+        ("bf16", True, (torch.bfloat16,), "fp16"),
+        ("fp16", False, (), "fp16"),
+        ("fp16", True, (torch.float16,), "bf16"),
+        ("fp16", False, (torch.float16,), "fp32"),
+        ("fp32", True, (torch.float16, torch.bfloat16), "fp32"),
+    ],
+)
+def test_precision_of_a_resume_on_another_gpu(
+    stored: str,
+    bf16: bool,
+    faults: tuple[torch.dtype, ...],
+    kept: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake = FakeGpu(monkeypatch, bf16=True)
+    first = execution.decide(TrainSettings(precision=stored), None).as_dict()
+    fake = FakeGpu(monkeypatch, bf16)
+    fake.faults = dict.fromkeys(faults, "fails (x)")
+    decided = execution.decide(TrainSettings(), first)
+    assert decided == execution.decide(TrainSettings(), decided.as_dict())  # and stays with it
+    assert decided.precision == kept
+    out = capsys.readouterr().out
+    assert ("This resume is not bit-equal" in out) == (kept != stored)
+    assert (f"The run was computed in {stored}, but on Tesla T4 it" in out) == (kept != stored)
+
+
+def test_precision_of_a_resume_on_another_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpu = TrainSettings(accelerator="cpu")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    stored = execution.decide(cpu, None).as_dict()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert (stored["precision"], execution.decide(cpu, stored).precision) == ("bf16", "fp32")
+    assert "not bit-equal" in capsys.readouterr().out
+    asked = TrainSettings(accelerator="cpu", precision="bf16")
+    assert execution.decide(asked, None).precision == "bf16"  # slow, and as asked
+    assert execution.decide(asked, stored).precision == "bf16"
+    assert "not bit-equal" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_precision_that_is_asked_for_and_missing_is_a_conflict(resumed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch, bf16=True)
+    asked = TrainSettings(precision="bf16")
+    stored = execution.decide(asked, None).as_dict() if resumed else None
+    fake = FakeGpu(monkeypatch, bf16=False)
+    with pytest.raises(ConflictError, match=r"--precision is bf16, but on Tesla T4 it is only emulated"):
+        execution.decide(asked, stored)
+    fake.faults = {torch.float16: "is wrong by 9.0%"}
+    with pytest.raises(ConflictError, match=r"--precision is fp16, but on Tesla T4 it is wrong by 9\.0%"):
+        execution.decide(TrainSettings(precision="fp16"), None)
+
+
+def test_fp16_on_a_cpu_is_a_conflict() -> None:
+    with pytest.raises(ConflictError, match="--precision is fp16, but on cpu .* it does not exist"):
+        execution.decide(TrainSettings(accelerator="cpu", precision="fp16"), None)
+
+
+def test_ranks_with_different_gpus_are_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch, bf16=True)
+    stored = execution.decide(TrainSettings(), None).as_dict()
+    FakeGpu(monkeypatch, bf16=False, visible=2)
+    with pytest.raises(ConflictError, match="Rank 0 computes in bf16, but on Tesla T4 of rank 1 it is only emulated"):
+        execution.decide(TrainSettings(), stored, Rank(1, 2, 1, 2))
+
+
+@pytest.mark.parametrize(("visible", "chosen"), [(1, 0), (4, 3), (8, 3)])
+def test_rank_takes_its_gpu_before_anything_uses_one(
+    visible: int, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeGpu(monkeypatch, bf16=True, visible=visible)
+    before: list[int] = []
+    monkeypatch.setattr(execution, "convolution_fault", lambda accelerator, dtype: before.extend(fake.chosen))
+    execution.decide(TrainSettings(), None, Rank(3, 4, 3, 4))
+    assert before == fake.chosen == [chosen]
+    assert STATUS.gpu == f"GPU {chosen} (Tesla T4, GPU-1b2c)"
+
+
+def test_more_ranks_than_gpus_are_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch, bf16=True, visible=2)
+    with pytest.raises(ConflictError, match="LOCAL_RANK is 3, but this process sees 2 GPUs: start fewer ranks"):
+        execution.decide(TrainSettings(), None, Rank(3, 4, 3, 4))
+
+
+def test_gpu_that_torch_has_no_code_for_is_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch, bf16=False, major=7)
+    execution.decide(TrainSettings(), None)
+    FakeGpu(monkeypatch, bf16=False, major=6)
+    with pytest.raises(ConflictError, match=r"Tesla T4 has compute capability 6\.5, and this torch has code for sm_75"):
+        execution.decide(TrainSettings(), None)
+
+
+@pytest.mark.parametrize("text", ["CUDA error: unspecified launch failure", "CUDA out of memory"])
+def test_fault_of_the_whole_device_is_none_of_a_precision(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(execution.F, "conv2d", broken)
+    with pytest.raises(RuntimeError, match=text):
+        execution.convolution_fault("cpu", torch.bfloat16)
