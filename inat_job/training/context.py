@@ -10,8 +10,9 @@ import torch
 from inat_job import events, signals
 from inat_job.checkpoints import training_state
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.data.batches import Shard
+from inat_job.data.batches import DeviceRows, Shard
 from inat_job.data.cache_index import Cache
+from inat_job.data.features import Features
 from inat_job.data.module import ImageDataModule
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from inat_job.errors import ConflictError
@@ -58,7 +59,7 @@ class RunContext:
             decided = own or decide(train, common, group.rank)
         decided.apply()
         shard = Shard(group.rank.rank, group.size)
-        images = ImageDataModule(cache, train, pinned=decided.accelerator == "cuda", shard=shard)
+        images = ImageDataModule(cache, train, job.settings.data, shard)
         checkpoints = CheckpointIndex(job.folder, job.stop)
         return cls(job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group)
 
@@ -83,13 +84,16 @@ class RunContext:
 
     def move_images_to_gpu(self) -> None:
         """Copy all images to the GPU once, if they fit there beside the network."""
+        self.place("pixels", self.images.pixel_rows)
+
+    def place(self, event: str, rows: DeviceRows | Features) -> None:
+        """Let a GPU's batches come from its own memory, if all rows fit there, or else through pinned memory."""
         if self.execution.accelerator != "cuda":
             return
-        pixels, free = self.images.pixel_rows, torch.cuda.mem_get_info()[0]
-        fits = pixels.nbytes <= self.settings.train.resident_share * free
-        events.emit("pixels", bytes=pixels.nbytes, free_bytes=free, resident=fits)
-        if fits:
-            pixels.reside(torch.device("cuda", torch.cuda.current_device()))
+        free = torch.cuda.mem_get_info()[0]
+        fits = rows.nbytes <= self.settings.train.resident_share * free
+        events.emit(event, bytes=rows.nbytes, free_bytes=free, resident=fits)
+        rows.place(torch.device("cuda", torch.cuda.current_device()), fits)
 
 
 def load_weights(classifier: Classifier, path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inat_job import events
+from inat_job.data import augment
 from inat_job.distributed.ranks import SINGLE_RANK, Rank
 from inat_job.errors import ConflictError
 from inat_job.host import cpu, memory, nvidia
@@ -45,6 +46,7 @@ class Execution:
     tf32: bool = True
     cudnn_benchmark: bool = True
     ranks: int = 1
+    view_format: int = 1
 
     @property
     def lightning_precision(self) -> str:
@@ -77,12 +79,18 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
         return _decide_new(settings, accelerator, None, rank)
     compile_mode = stored.get("compile_mode")  # which earlier versions chose
     known = {field.name for field in dataclasses.fields(Execution)}  # another version may have stored others
-    stored = {name: value for name, value in stored.items() if name in known}
+    # Before view formats were stored, all views were cut in the first.
+    stored = {"view_format": 1} | {name: value for name, value in stored.items() if name in known}
     same = stored.get("accelerator") == accelerator
     fresh = _decide_new(settings, accelerator, stored.get("precision") if same else None, rank)
     first = dataclasses.replace(fresh, **stored)
     kept = dataclasses.replace(
-        first, device=fresh.device, torch=fresh.torch, accelerator=accelerator, ranks=rank.world_size
+        first,
+        device=fresh.device,
+        torch=fresh.torch,
+        accelerator=accelerator,
+        ranks=rank.world_size,
+        view_format=fresh.view_format,
     )
     if first.accelerator != fresh.accelerator:
         kept = fresh
@@ -154,6 +162,7 @@ def _decide_new(settings: TrainSettings, accelerator: str, precision: str | None
         ranks=rank.world_size,
         torch=torch.__version__,
         cudnn_benchmark=not settings.deterministic,
+        view_format=augment.VIEW_FORMAT,
     )
 
 

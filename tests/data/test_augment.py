@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms import v2
 
-from inat_job.data.augment import RATIO, Augmentation, _random_box, centre_view, random_view
+from inat_job.data.augment import RATIO, Augmentation, _random_box, centre_maps, colour_factors, cut_views, random_maps
 from inat_job.data.rng import COLUMNS
 
 IDENTITY = Augmentation(crop_scale=1.0, rotation=0.0, colour=0.0)
@@ -25,6 +25,15 @@ def draws(**columns: float) -> Tensor:
     """Draws that change nothing except in the given columns: the middle of each range, and no flip."""
     values = dict.fromkeys(COLUMNS, 0.5) | {"flip": 0.9, "area": 1.0} | columns
     return torch.tensor([[values[name] for name in COLUMNS]])
+
+
+def centre_view(pixels: Tensor, sizes: Tensor, size: int, crop: float) -> Tensor:
+    return cut_views(pixels, centre_maps(sizes, crop), None, size)
+
+
+def random_view(pixels: Tensor, sizes: Tensor, draws: Tensor, size: int, augmentation: Augmentation) -> Tensor:
+    maps, colour = random_maps(sizes, draws, augmentation), colour_factors(draws, augmentation)
+    return cut_views(pixels, maps, colour, size)
 
 
 def disc(width: int, height: int) -> Image.Image:
