@@ -24,7 +24,8 @@ from inat_job.settings import DataSettings, TrainSettings
 class Classifier(LightningModule):
     """A network with its recipe.
 
-    `loss` is the last batch's, on the device; `val_loss` and `val_accuracy` are the last validation's.
+    `loss` is the last batch's, and `finite` says whether all so far were finite, both on the device; `val_loss` and
+    `val_accuracy` are the last validation's.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Classifier(LightningModule):
         self._train, self._data = train, data
         self._total_steps = train.epochs * steps_per_epoch
         self.loss = torch.tensor(float("nan"))
-        self._finite = torch.tensor(True)
+        self.finite = torch.tensor(True)
         self.val_loss = self.val_accuracy = float("nan")
         self._val_sums = torch.zeros(3)
         self._stages_set_for_epoch = -1
@@ -69,12 +70,12 @@ class Classifier(LightningModule):
         loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self._train.label_smoothing)
         # Kept on the device: reading it at each step would make the CPU wait for the device.
         self.loss = loss.detach()
-        self._finite = self._finite & torch.isfinite(self.loss)
+        self.finite = self.finite & torch.isfinite(self.loss)
         return loss
 
-    def check_finite(self, step: int) -> None:
-        """Raise ConflictError if any training loss so far was not finite."""
-        if not self._finite:
+    def check_finite(self, step: int, finite: bool) -> None:
+        """Raise ConflictError if any training loss up to a step was not finite."""
+        if not finite:
             raise self._not_finite("training", step)
 
     def _not_finite(self, which: str, step: int) -> ConflictError:

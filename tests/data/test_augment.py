@@ -157,3 +157,19 @@ def test_images_of_a_batch_are_independent() -> None:
     for row in range(3):
         alone = random_view(pixels[row : row + 1], sizes[row : row + 1], table[row : row + 1], 16, augmentation)
         assert torch.allclose(together[row : row + 1], alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_changes_no_pixel(training: bool, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    sizes, table = torch.tensor([[300.0, 200.0]]).expand(4, 2), torch.rand(4, len(COLUMNS), generator=generator)
+
+    def view() -> Tensor:
+        augmentation = Augmentation(0.3, 20.0, 0.3)
+        return random_view(pixels, sizes, table, 48, augmentation) if training else centre_view(pixels, sizes, 48, 0.9)
+
+    plain = view()
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(view(), plain)

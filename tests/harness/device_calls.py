@@ -19,7 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique_consecutive", "_unique2"}
 """Operators whose result the host reads."""
 
-_NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_pin_memory"}
+_NO_KERNEL = {
+    "device",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "lift_fresh",
+    "_pin_memory",
+}
 _COPIES = {"_to_copy", "copy_", "_copy_from", "_copy_from_and_resize"}
 
 
@@ -76,7 +85,7 @@ def fake_cuda() -> Iterator[None]:
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(Tensor, "pin_memory", lambda self: self),  # fake tensors cannot be pinned
-        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
-        mock.patch("torch.cuda.is_bf16_supported", lambda: True),
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch("torch.cuda.is_bf16_supported", return_value=True),
     ):
         yield
