@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from inat_job.data.augment import cut_views
 from inat_job.data.batches import Batch
@@ -121,7 +122,7 @@ def test_step_on_resident_features_neither_copies_nor_waits(tmp_path: Path) -> N
 def test_training_reads_no_scalar_in_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a whole run of Lightning with our callbacks, on a CPU, where reading a scalar is the same operator."""
     calls, waits = DeviceCalls(), list[list[str]]()
-    start, end = MetricsLog.on_train_batch_start, CheckpointCallback.on_train_batch_end
+    start, end, flush = MetricsLog.on_train_batch_start, CheckpointCallback.on_train_batch_end, MetricsLog.flush
 
     def on_start(self: MetricsLog, *args: Any) -> None:
         calls.__enter__()
@@ -133,6 +134,11 @@ def test_training_reads_no_scalar_in_a_step(tmp_path: Path, monkeypatch: pytest.
         waits.append(list(calls.waits))
         calls.waits.clear()
 
+    def on_flush(self: MetricsLog) -> None:
+        with _disable_current_modes():  # what it reads has arrived
+            flush(self)
+
+    monkeypatch.setattr(MetricsLog, "flush", on_flush)
     monkeypatch.setattr(MetricsLog, "on_train_batch_start", on_start)
     monkeypatch.setattr(CheckpointCallback, "on_train_batch_end", on_end)
     archive = write_zip(tmp_path / "x.zip", tree(train=20, test=5))
