@@ -86,7 +86,7 @@ class PreparedRun:
     def _measure_stages(self, live: LiveTraining, timer: EpochTimer) -> list[Measurement]:
         stages, runs, work = self.request.stages, self.request.runs, self.work
         found: list[Measurement] = []
-        if "copy" in stages and work.images.pixel_rows.device.type == "cpu":
+        if "copy" in stages and not work.images.pixel_rows.resident:
             found += training_stages.copy(live, runs)
         if "augmentation" in stages:
             found += training_stages.augmentation(live, runs)

@@ -167,9 +167,10 @@ def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[
 
 def _images(cache: Cache, settings: Settings) -> ImageDataModule:
     """The splits; batches are no larger than the training split, which a test does not need to be filled."""
-    least = ImageDataModule(cache, dataclasses.replace(settings.train, batch_size=2, accumulate=1))
+    least = ImageDataModule(cache, dataclasses.replace(settings.train, batch_size=2, accumulate=1), settings.data)
     batch_size = min(settings.train.batch_size, len(least.train_rows))
-    return ImageDataModule(cache, dataclasses.replace(settings.train, batch_size=batch_size, accumulate=1))
+    train = dataclasses.replace(settings.train, batch_size=batch_size, accumulate=1)
+    return ImageDataModule(cache, train, settings.data)
 
 
 def _config(folder: RunFolder) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Augmentation and evaluation views: cuts the network's input out of cached squares, batched, on the batch's device.
+"""Augmentation and evaluation views: the network's input, cut out of cached squares.
+
+What a view looks like is decided on the CPU, for all images at once: an affine map for the sampling and three colour
+factors. The device only samples and recolours a batch by them.
 
 Sampling undoes the squash to a square: boxes are chosen as fractions of the original width and height, and fractions
 are the same before and after the squash.
@@ -14,11 +17,11 @@ from torch.nn import functional as F
 from inat_job.data.rng import COLUMNS
 
 RATIO = (3 / 4, 4 / 3)
-VIEW_FORMAT = 1
-"""The version of the code that cuts views: cached features of another version are not reused. A test that compares the
-views of a fixed image fails when this must be raised."""
+VIEW_FORMAT = 2
+"""The version of the code that cuts views: cached features of another version are not reused, and a resume of a run
+that began with another warns. A test that compares the views of a fixed image fails when this must be raised."""
 
-_GREY = (0.299, 0.587, 0.114)
+_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 
 
 @dataclass(frozen=True)
@@ -34,32 +37,59 @@ class Augmentation:
     colour: float
 
 
-def centre_view(pixels: Tensor, sizes: Tensor, size: int, crop: float) -> Tensor:
-    """The evaluation view: the centre square with `crop` of the short side, in the original aspect.
+def centre_maps(sizes: Tensor, crop: float) -> Tensor:
+    """Maps of the evaluation views: the centre squares with `crop` of the short side, in the original aspect.
 
-    `pixels` is uint8 (B, 3, S, S), `sizes` float (B, 2) with the original widths and heights; returns float32
-    (B, 3, size, size) in 0..255.
+    `sizes` is (N, 2) with the original widths and heights. A map, of float32 (N, 2, 3), is affine and leads from the
+    view's coordinates to the square's, both x, y in -1..1. All maps are computed in float64 and rounded once.
     """
+    sizes = sizes.double()
     share = crop * sizes.amin(dim=1, keepdim=True) / sizes
-    return _sample(pixels, _affine(share, torch.zeros_like(share)), size)
+    return torch.cat([share.diag_embed(), torch.zeros_like(share).unsqueeze(2)], dim=2).float()
 
 
-def random_view(pixels: Tensor, sizes: Tensor, draws: Tensor, size: int, augmentation: Augmentation) -> Tensor:
-    """The training view: a random resized crop, flipped, rotated and recoloured by `draws`.
+def random_maps(sizes: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
+    """Maps of the training views, float32 (N, 2, 3): random resized crops, flipped and rotated by `draws`.
 
-    `draws` is (B, len(COLUMNS)) in [0, 1); the other shapes and the range are those of `centre_view`. The crop is that
-    of Szegedy et al., Going deeper with convolutions, 2014, as torchvision's RandomResizedCrop draws it. A box that
-    does not fit is shrunk, in its own aspect, until it does, instead of drawn again: in an elongated image it may thus
-    have less than the smallest area, but it is never distorted.
+    `draws` is (N, len(COLUMNS)) in [0, 1), the rest is as in `centre_maps`. The crop is that of Szegedy et al., Going
+    deeper with convolutions, 2014, as torchvision's RandomResizedCrop draws it. A box that does not fit is shrunk, in
+    its own aspect, until it does, instead of drawn again: in an elongated image it may thus have less than the smallest
+    area, but it is never distorted.
     """
-    column = dict(zip(COLUMNS, draws.unbind(1), strict=True))
-    share, centre = _random_box(column, sizes, augmentation.crop_scale)
-    theta = _affine(share, centre) @ _rotation(column, augmentation.rotation)
-    return _recolour(_sample(pixels, theta, size), column, augmentation.colour)
+    column = _columns(draws)
+    share, centre = _random_box(column, sizes.double(), augmentation.crop_scale)
+    turn = _rotation(column, augmentation.rotation)
+    return torch.cat([share.unsqueeze(2) * turn, centre.unsqueeze(2)], dim=2).float()
+
+
+def colour_factors(draws: Tensor, augmentation: Augmentation) -> Tensor | None:
+    """Factors of brightness, contrast and saturation, float32 (N, 3); None if colours do not change."""
+    if augmentation.colour == 0:
+        return None
+    column = _columns(draws)
+    drawn = torch.stack([column[name] for name in ("brightness", "contrast", "saturation")], dim=1)
+    return (1 + augmentation.colour * (2 * drawn - 1)).float()
+
+
+def cut_views(pixels: Tensor, maps: Tensor, colour: Tensor | None, size: int) -> Tensor:
+    """The views of a batch: float32 (B, 3, size, size) in 0..255, channels last in memory.
+
+    `pixels` is uint8 (B, 3, S, S). They are always cut in float32: autocast would round coordinates to whole pixels.
+    """
+    with torch.autocast(pixels.device.type, enabled=False):
+        grid = _grid(maps, size)
+        view = F.grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        if colour is not None:
+            view = _recolour(view, colour)
+        return view.contiguous(memory_format=torch.channels_last)
+
+
+def _columns(draws: Tensor) -> dict[str, Tensor]:
+    return dict(zip(COLUMNS, draws.double().unbind(1), strict=True))
 
 
 def _random_box(column: dict[str, Tensor], sizes: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-    """Shares (B, 2) of width and height, and centres (B, 2) in -1..1; the aspect in original pixels is within RATIO."""
+    """Shares (N, 2) of width and height, and centres (N, 2) in -1..1; the aspect in original pixels is within RATIO."""
     area = (smallest + (1 - smallest) * column["area"]) * sizes.prod(dim=1)
     low, high = (math.log(ratio) for ratio in RATIO)
     ratio = torch.exp(low + (high - low) * column["ratio"])
@@ -70,42 +100,36 @@ def _random_box(column: dict[str, Tensor], sizes: Tensor, smallest: float) -> tu
     return share, (1 - share) * (2 * position - 1)
 
 
-def _affine(share: Tensor, centre: Tensor) -> Tensor:
-    """Affine maps (B, 3, 3) from the view's coordinates to the image's, both in -1..1."""
-    theta = torch.zeros(len(share), 3, 3, device=share.device)
-    theta[:, 0, 0], theta[:, 1, 1] = share.unbind(1)
-    theta[:, :2, 2] = centre
-    theta[:, 2, 2] = 1.0
-    return theta
-
-
 def _rotation(column: dict[str, Tensor], degrees: float) -> Tensor:
-    """Flip and rotation (B, 3, 3) of the view about its centre."""
+    """Flip and rotation (N, 2, 2) of the view about its centre."""
     angle = (2 * column["angle"] - 1) * math.radians(degrees)
     sign = torch.where(column["flip"] < 0.5, -1.0, 1.0)
-    turn = torch.zeros(len(angle), 3, 3, device=angle.device)
-    turn[:, 0, 0], turn[:, 0, 1] = sign * angle.cos(), -angle.sin()
-    turn[:, 1, 0], turn[:, 1, 1] = sign * angle.sin(), angle.cos()
-    turn[:, 2, 2] = 1.0
-    return turn
+    rows = [sign * angle.cos(), -angle.sin(), sign * angle.sin(), angle.cos()]
+    return torch.stack(rows, dim=1).view(-1, 2, 2)
 
 
-def _sample(pixels: Tensor, theta: Tensor, size: int) -> Tensor:
-    grid = F.affine_grid(theta[:, :2], [len(pixels), 3, size, size], align_corners=False)
-    return F.grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+def _grid(maps: Tensor, size: int) -> Tensor:
+    """Where the view's pixels are sampled, float32 (B, size, size, 2).
+
+    Sums of products and not F.affine_grid, whose matrix product is rounded to 10 bits in TF32.
+    """
+    edge = 1 - 1 / size
+    centres = torch.linspace(-edge, edge, size, device=maps.device)
+    rows = torch.addcmul(maps[:, :, 2:], maps[:, :, 1:2], centres)
+    grid = torch.addcmul(rows.unsqueeze(3), maps[:, :, :1, None], centres)
+    return grid.permute(0, 2, 3, 1)
 
 
-def _recolour(view: Tensor, column: dict[str, Tensor], most: float) -> Tensor:
-    """Brightness, contrast and saturation, each scaled by a factor in 1 - most .. 1 + most."""
-    if most == 0:
-        return view
+def _recolour(view: Tensor, colour: Tensor) -> Tensor:
+    """Brightness, contrast and saturation, each scaled by its factor; `view` is overwritten."""
+    brightness, contrast, saturation = colour.view(-1, 3, 1, 1, 1).unbind(1)
+    view = view.mul_(brightness).clamp_(0, 255)
+    mean = _grey(view.mean(dim=(2, 3), keepdim=True))
+    view = torch.lerp(mean, view, contrast).clamp_(0, 255)
+    return torch.lerp(_grey(view), view, saturation).clamp_(0, 255)
 
-    def factor(name: str) -> Tensor:
-        return (1 + most * (2 * column[name] - 1)).view(-1, 1, 1, 1)
 
-    weights = torch.tensor(_GREY, device=view.device).view(1, 3, 1, 1)
-    view = (view * factor("brightness")).clamp(0, 255)
-    mean = (view * weights).sum(dim=1, keepdim=True).mean(dim=(2, 3), keepdim=True)
-    view = torch.lerp(mean.expand_as(view), view, factor("contrast").expand_as(view)).clamp(0, 255)
-    grey = (view * weights).sum(dim=1, keepdim=True)
-    return torch.lerp(grey.expand_as(view), view, factor("saturation").expand_as(view)).clamp(0, 255)
+def _grey(view: Tensor) -> Tensor:
+    """Luma (B, 1, H, W) of (B, 3, H, W); numbers and not a tensor of weights, which would be copied to the device."""
+    red, green, blue = view.chunk(3, dim=1)
+    return torch.add(red * _RED, green, alpha=_GREEN).add_(blue, alpha=_BLUE)

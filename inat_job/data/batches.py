@@ -14,8 +14,8 @@ from torch import Tensor
 from inat_job.data import rng
 from inat_job.data.cache_index import PIXELS, Cache
 
-TakeRows = Callable[[np.ndarray], Any]
-"""From row numbers of the cache, int64 (B,), to their batch."""
+TakeBatch = Callable[[slice], Any]
+"""From a range of the images in an order to their batch."""
 
 IGNORED = -1
 """The label of rows that pad a rank's last batch; metrics and losses leave them out."""
@@ -28,59 +28,91 @@ _COPY_BYTES = 2**26
 
 
 class Batch(NamedTuple):
-    """Cached squares with their labels; `draws` is None without augmentation."""
+    """Cached squares with their labels, and how their views are cut, see augment.py."""
 
     pixels: Tensor
     """uint8 (B, 3, S, S), channels last in memory."""
     labels: Tensor
     """int64 (B,)."""
-    sizes: Tensor
-    """float32 (B, 2): original width and height."""
-    draws: Tensor | None
-    """float32 (B, len(rng.COLUMNS)), uniform in [0, 1)."""
+    maps: Tensor
+    """float32 (B, 2, 3): affine, from the view's coordinates to the square's."""
+    colour: Tensor | None
+    """float32 (B, 3): factors of brightness, contrast and saturation; None leaves the colours as they are."""
 
 
-class PixelRows:
-    """The images of a cache by row number: memory-mapped, or on a device once `reside` has copied them there.
+class DeviceRows:
+    """The rows of a large tensor for batches on a device.
 
-    `pinned` puts batches in pinned memory, which a GPU copies while it computes.
+    They are resident there, or else in host memory, from where a GPU takes them through pinned memory. Nothing here
+    makes a thread wait for a GPU once `place` is done.
     """
 
-    def __init__(self, cache: Cache, pinned: bool = False) -> None:
-        shape = (len(cache.index.ids), cache.index.side, cache.index.side, 3)
-        path = str(cache.folder / PIXELS)
-        self._pixels = torch.from_file(path, shared=False, size=int(np.prod(shape)), dtype=torch.uint8).view(shape)
-        self._labels = torch.tensor(cache.index.labels)
-        self._sizes = torch.tensor(cache.index.sizes, dtype=torch.float32)
-        self._pinned = pinned
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+        self.device = values.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pixels."""
-        return self._pixels.nbytes
+        """Bytes of all rows."""
+        return self._values.nbytes
 
     @property
-    def device(self) -> torch.device:
-        """The device of the batches."""
-        return self._pixels.device
+    def resident(self) -> bool:
+        """Whether the rows are on the device of the batches."""
+        return self._values.device == self.device
 
-    def reside(self, device: torch.device) -> None:
-        """Copy everything to a device, from which all later batches come."""
-        resident = torch.empty(self._pixels.shape, dtype=torch.uint8, device=device)
-        step = max(1, _COPY_BYTES // self._pixels[0].nbytes)
-        for start in range(0, len(resident), step):
-            resident[start : start + step].copy_(self._pixels[start : start + step])
-        self._pixels, self._pinned = resident, False
-        self._labels, self._sizes = self._labels.to(device), self._sizes.to(device)
+    def place(self, device: torch.device, resident: bool) -> None:
+        """Let batches be used on `device`; a resident copy of all rows is made there once."""
+        self.device = device
+        if resident:
+            copy = torch.empty(self._values.shape, dtype=self._values.dtype, device=device)
+            step = max(1, _COPY_BYTES // self._values[0].nbytes)
+            for start in range(0, len(copy), step):
+                copy[start : start + step].copy_(self._values[start : start + step])
+            self._values = copy
 
-    def take(self, rows: np.ndarray, table: np.ndarray | None) -> Batch:
-        """The batch of these rows; `table` has the draws of every row of the cache, or is None."""
-        picked = torch.from_numpy(rows).to(self.device)
-        draws = None if table is None else torch.from_numpy(table[rows]).to(self.device)
-        squares = self._pixels.index_select(0, picked)
-        if self._pinned:
-            squares = squares.pin_memory()
-        return Batch(squares.permute(0, 3, 1, 2), self._labels[picked], self._sizes[picked], draws)
+    def upload(self, values: Tensor) -> Tensor:
+        """A small host tensor on the device."""
+        return values.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else values
+
+    def in_order(self, positions: Tensor) -> Callable[[slice], Tensor]:
+        """Takes ranges of the rows in an order, int64 (n,); those of host memory are left for the trainer to copy.
+
+        The pinned memory of a batch is reused: torch does so once the copies from it are done.
+        """
+        order = self.upload(positions) if self.resident else positions
+
+        def take(at: slice) -> Tensor:
+            if self.resident:
+                return self._values.index_select(0, order[at])
+            shape = (len(order[at]), *self._values.shape[1:])
+            pinned = torch.empty(shape, dtype=self._values.dtype, pin_memory=True)
+            return torch.index_select(self._values, 0, order[at], out=pinned)
+
+        return take
+
+
+class PixelRows(DeviceRows):
+    """The images of a cache by row number, memory-mapped or resident, with their labels."""
+
+    def __init__(self, cache: Cache) -> None:
+        shape = (len(cache.index.ids), cache.index.side, cache.index.side, 3)
+        path = str(cache.folder / PIXELS)
+        super().__init__(torch.from_file(path, shared=False, size=int(np.prod(shape)), dtype=torch.uint8).view(shape))
+        self._labels = torch.tensor(cache.index.labels)
+
+    def batches(self, rows: np.ndarray, maps: Tensor, colour: Tensor | None) -> TakeBatch:
+        """Takes the batches of `rows` in this order; `maps` and `colour` are those of every row of the cache."""
+        order = torch.from_numpy(rows)
+        squares, labels = self.in_order(order), self.upload(self._labels[order])
+        maps = self.upload(maps[order])
+        colour = None if colour is None else self.upload(colour[order])
+
+        def take(at: slice) -> Batch:
+            recolour = None if colour is None else colour[at]
+            return Batch(squares(at).permute(0, 3, 1, 2), labels[at], maps[at], recolour)
+
+        return take
 
 
 @dataclass(frozen=True)
@@ -103,7 +135,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        take_for_epoch: Callable[[int], TakeRows],
+        take_for_epoch: Callable[[int, np.ndarray], TakeBatch],
         rows: np.ndarray,
         batch_size: int,
         length: int,
@@ -124,8 +156,8 @@ class TrainBatches:
         shuffled = self._rows[rng.order(self._seed, self._epoch, len(self._rows))]
         size = self._batch_size // self._shard.size
         starts = (at * self._batch_size + self._shard.rank * size for at in range(self._position, len(self)))
-        row_groups = (shuffled[start : start + size] for start in starts)
-        for batch in _prefetched(self._take_for_epoch(self._epoch), row_groups):
+        ranges = (slice(start, start + size) for start in starts)
+        for batch in _prefetched(self._take_for_epoch(self._epoch, shuffled), ranges):
             # Advanced first: a state saved while this batch is in use refers to the step after it.
             self._position += 1
             yield batch
@@ -140,14 +172,14 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """The given rows once, in order, including the last partial batch; `take` is called when an iteration begins.
+    """The given rows once, in order, including the last partial batch; `take` gets them when an iteration begins.
 
     Of several ranks each gets every `size`-th row, and as many rows as the others: missing ones are padded with the
     first row, whose label is then IGNORED.
     """
 
     def __init__(
-        self, take: Callable[[], TakeRows], rows: np.ndarray, batch_size: int, shard: Shard = UNSHARDED
+        self, take: Callable[[np.ndarray], TakeBatch], rows: np.ndarray, batch_size: int, shard: Shard = UNSHARDED
     ) -> None:
         ours = rows[shard.rank :: shard.size]
         self._padding = math.ceil(len(rows) / shard.size) - len(ours)
@@ -159,8 +191,8 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[Any]:
         starts = range(0, len(self._rows), self._batch_size)
-        row_groups = (self._rows[start : start + self._batch_size] for start in starts)
-        for number, batch in enumerate(_prefetched(self._take(), row_groups), 1):
+        ranges = (slice(start, start + self._batch_size) for start in starts)
+        for number, batch in enumerate(_prefetched(self._take(self._rows), ranges), 1):
             yield _mask_padding(batch, self._padding) if number == len(self) and self._padding else batch
 
 
@@ -170,13 +202,13 @@ def _mask_padding(batch: Any, padding: int) -> Any:
     return batch._replace(labels=labels)
 
 
-def _prefetched(take: TakeRows, row_groups: Iterator[np.ndarray]) -> Iterator[Any]:
-    """The batch of each group of rows in order; another thread prepares the next ones."""
+def _prefetched(take: TakeBatch, ranges: Iterator[slice]) -> Iterator[Any]:
+    """The batch of each range in order; another thread prepares the next ones."""
     waiting: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(1, "batches") as pool:
         try:
-            for rows in row_groups:
-                waiting.append(pool.submit(take, rows))
+            for at in ranges:
+                waiting.append(pool.submit(take, at))
                 if len(waiting) > _PREFETCHED:
                     yield waiting.popleft().result()
             while waiting:

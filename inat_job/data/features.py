@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inat_job.data.batches import DeviceRows, TakeBatch
 from inat_job.storage.cache_locks import FolderHold
 from inat_job.storage.disk import read_json_object, sha256_of, write_atomic
 
@@ -34,7 +35,8 @@ class FeatureFile:
     def __init__(self, folder: Path, name: str, rows: np.ndarray) -> None:
         self._path, self._note = folder / f"{name}.bin", folder / f"{name}.json"
         self.rows = rows
-        self._features: Tensor | None = None
+        self.features: DeviceRows | None = None
+        """(n, ...), once they are loaded."""
 
     def load(self) -> bool:
         """Load the features; returns whether they exist and are intact."""
@@ -43,26 +45,27 @@ class FeatureFile:
             shape, dtype = tuple(note["shape"]), getattr(torch, note["dtype"])
             if shape[0] != len(self.rows) or sha256_of(self._path) != note["sha256"]:
                 return False
-            self._features = torch.from_file(str(self._path), shared=False, size=int(np.prod(shape)), dtype=dtype)
+            features = torch.from_file(str(self._path), shared=False, size=int(np.prod(shape)), dtype=dtype)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
             return False
-        self._features = self._features.view(shape)
+        self.features = DeviceRows(features.view(shape))
         return True
 
     @property
     def nbytes(self) -> int:
         """Bytes of the loaded features."""
-        return 0 if self._features is None else self._features.nbytes
+        return 0 if self.features is None else self.features.nbytes
 
     def writer(self) -> "FeatureWriter":
         """A writer that replaces the file."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         return FeatureWriter(self._path, self._note)
 
-    def take(self, positions: Tensor, labels: Tensor) -> FeatureBatch:
-        """The batch of the rows at `positions`, int64 (B,), within `rows`."""
-        assert self._features is not None
-        return FeatureBatch(self._features.index_select(0, positions), labels)
+    def batches(self, positions: Tensor, labels: Tensor) -> TakeBatch:
+        """Takes the batches of the rows at `positions`, int64 (n,), within `rows`, in this order, with their labels."""
+        assert self.features is not None
+        features, labels = self.features.in_order(positions), self.features.upload(labels)
+        return lambda at: FeatureBatch(features(at), labels[at])
 
 
 class FeatureWriter:
@@ -115,17 +118,31 @@ class Features:
             "val": _positions(val, len(labels)),
         }
 
-    def take_train(self, rows: np.ndarray, epoch: int) -> FeatureBatch:
-        """The batch of training rows of the cache, in the view of an epoch."""
-        return self._take(self.views[epoch % len(self.views)], "train", rows)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all features."""
+        return sum(file.nbytes for file in self._files())
 
-    def take_val(self, rows: np.ndarray) -> FeatureBatch:
-        """The batch of validation rows of the cache."""
-        return self._take(self.val, "val", rows)
+    def place(self, device: torch.device, resident: bool) -> None:
+        """Let batches be used on a device, see DeviceRows."""
+        for file in self._files():
+            assert file.features is not None
+            file.features.place(device, resident)
 
-    def _take(self, file: FeatureFile, split: str, rows: np.ndarray) -> FeatureBatch:
+    def train_batches(self, epoch: int, rows: np.ndarray) -> TakeBatch:
+        """Takes the batches of training rows of the cache, in the view of an epoch."""
+        return self._batches(self.views[epoch % len(self.views)], "train", rows)
+
+    def val_batches(self, rows: np.ndarray) -> TakeBatch:
+        """Takes the batches of validation rows of the cache."""
+        return self._batches(self.val, "val", rows)
+
+    def _batches(self, file: FeatureFile, split: str, rows: np.ndarray) -> TakeBatch:
         picked = torch.from_numpy(rows)
-        return file.take(self._positions[split][picked], self._labels[picked])
+        return file.batches(self._positions[split][picked], self._labels[picked])
+
+    def _files(self) -> list[FeatureFile]:
+        return [*self.views.values(), self.val]
 
 
 def _positions(rows: np.ndarray, count: int) -> Tensor:

@@ -3,29 +3,34 @@
 from functools import cached_property, partial
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 
 from inat_job.data import layout, rng, splits
-from inat_job.data.batches import UNSHARDED, EvalBatches, PixelRows, Shard, TakeRows, TrainBatches
+from inat_job.data.augment import Augmentation, centre_maps, colour_factors, random_maps
+from inat_job.data.batches import UNSHARDED, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
 from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
 from inat_job.errors import BadDataError, ConflictError
-from inat_job.settings import TrainSettings
+from inat_job.settings import DataSettings, TrainSettings
 
 
 class ImageDataModule(LightningDataModule):
     """Train, validation and test batches of a cache, or of features computed from it.
 
-    `pinned` is for a GPU, `shard` is the rank's share of each batch. Raises BadDataError if no image is left for
-    validation, ConflictError for a batch larger than the training set.
+    `shard` is the rank's share of each batch. Raises BadDataError if no image is left for validation, ConflictError for
+    a batch larger than the training set.
     """
 
-    def __init__(self, cache: Cache, train: TrainSettings, pinned: bool = False, shard: Shard = UNSHARDED) -> None:
+    def __init__(self, cache: Cache, train: TrainSettings, data: DataSettings, shard: Shard = UNSHARDED) -> None:
         super().__init__()
-        self.cache, self._pinned, self._shard = cache, pinned, shard
+        self.cache, self._shard = cache, shard
         self._features: Features | None = None
         self._feature_epochs = 0
         self._settings = train
+        self.augmentation = Augmentation(train.crop_scale, train.rotation, train.colour)
+        self._sizes = torch.tensor(cache.index.sizes)
+        self._centre_maps = centre_maps(self._sizes, data.eval_crop)
         rows = cache.index.rows(layout.TRAIN)
         hashes = [cache.index.hashes[row] for row in rows]
         labels = [cache.index.labels[row] for row in rows]
@@ -63,39 +68,42 @@ class ImageDataModule(LightningDataModule):
     @cached_property
     def pixel_rows(self) -> PixelRows:
         """The images by row."""
-        return PixelRows(self.cache, self._pinned)
+        return PixelRows(self.cache)
 
     @cached_property
     def train_batches(self) -> TrainBatches:
         """The training batches, each a slice of the global batch if gradients are accumulated."""
         length = self.steps_per_epoch * self._settings.accumulate
         return TrainBatches(
-            self._take_train, self.train_rows, self.slice_size, length, self._settings.seed, self._shard
+            self._train_batches, self.train_rows, self.slice_size, length, self._settings.seed, self._shard
         )
 
     def use_features(self, features: Features, epochs: int) -> None:
         """Take the first `epochs` epochs from features instead of pixels."""
         self._features, self._feature_epochs = features, epochs
 
-    def take_view(self, number: int) -> TakeRows:
-        """Takes rows in a view: with its draws if the run augments."""
-        seed, count = self._settings.seed, len(self.cache.index.ids)
-        table = rng.augmentation(seed, number, count) if self._settings.augment else None
-        return partial(self.pixel_rows.take, table=table)
+    def view_batches(self, view: int, rows: np.ndarray) -> TakeBatch:
+        """Takes the batches of `rows` in a view, augmented by its draws if the run augments."""
+        if not self._settings.augment:
+            return self._plain_batches(rows)
+        # Of all rows of the cache, so that an image's view depends on no other image.
+        draws = torch.from_numpy(rng.augmentation(self._settings.seed, view, len(self.cache.index.ids)))
+        maps = random_maps(self._sizes, draws, self.augmentation)
+        return self.pixel_rows.batches(rows, maps, colour_factors(draws, self.augmentation))
 
-    def _take_train(self, epoch: int) -> TakeRows:
+    def _train_batches(self, epoch: int, rows: np.ndarray) -> TakeBatch:
         if self._features is None or epoch >= self._feature_epochs:
-            return self.take_view(epoch)
-        return partial(self._features.take_train, epoch=epoch)
+            return self.view_batches(epoch, rows)
+        return self._features.train_batches(epoch, rows)
 
-    def _take_val(self) -> TakeRows:
+    def _val_batches(self, rows: np.ndarray) -> TakeBatch:
         epoch = self.train_batches.position()["epoch"]
         if self._features is None or epoch >= self._feature_epochs:
-            return self._take_plain()
-        return self._features.take_val
+            return self._plain_batches(rows)
+        return self._features.val_batches(rows)
 
-    def _take_plain(self) -> TakeRows:
-        return partial(self.pixel_rows.take, table=None)
+    def _plain_batches(self, rows: np.ndarray) -> TakeBatch:
+        return self.pixel_rows.batches(rows, self._centre_maps, None)
 
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch, for checkpoints. Lightning also supports a state of the loader itself, but
@@ -110,13 +118,13 @@ class ImageDataModule(LightningDataModule):
         return self.train_batches
 
     def val_dataloader(self) -> EvalBatches:
-        return EvalBatches(self._take_val, self.val_rows, self._settings.batch_size, self._shard)
+        return EvalBatches(self._val_batches, self.val_rows, self._settings.batch_size, self._shard)
 
     def batches(self, rows: np.ndarray) -> EvalBatches:
         """This rank's share of the evaluation batches of any rows, each row once."""
-        return EvalBatches(self._take_plain, rows, self._settings.batch_size, self._shard)
+        return EvalBatches(self._plain_batches, rows, self._settings.batch_size, self._shard)
 
     def unsharded_batches(self, rows: np.ndarray, view: int | None) -> EvalBatches:
         """Batches of any rows, all on this rank and in order, in a training view or, for None, as evaluated."""
-        take = self._take_plain if view is None else partial(self.take_view, view)
+        take = self._plain_batches if view is None else partial(self.view_batches, view)
         return EvalBatches(take, rows, self._settings.batch_size)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from inat_job.data.augment import Augmentation, centre_view, random_view
+from inat_job.data.augment import cut_views
 from inat_job.data.batches import IGNORED, Batch
 from inat_job.data.features import FeatureBatch
 from inat_job.errors import ConflictError
@@ -24,7 +24,8 @@ from inat_job.settings import DataSettings, TrainSettings
 class Classifier(LightningModule):
     """A network with its recipe.
 
-    `loss` is the last batch's, on the device; `val_loss` and `val_accuracy` are the last validation's.
+    `loss` is the last batch's, and `finite` says whether all so far were finite, both on the device; `val_loss` and
+    `val_accuracy` are the last validation's.
     """
 
     def __init__(
@@ -35,16 +36,15 @@ class Classifier(LightningModule):
         self._architecture = architecture
         self._train, self._data = train, data
         self._total_steps = train.epochs * steps_per_epoch
-        self.augmentation = Augmentation(train.crop_scale, train.rotation, train.colour)
         self.loss = torch.tensor(float("nan"))
-        self._finite = torch.tensor(True)
+        self.finite = torch.tensor(True)
         self.val_loss = self.val_accuracy = float("nan")
         self._val_sums = torch.zeros(3)
         self._stages_set_for_epoch = -1
         self._stem_and_tail: tuple[torch.device, StemAndTail] | None = None
 
     def forward(self, batch: Batch | FeatureBatch) -> Tensor:
-        """Logits (B, classes) of a batch of images, augmented if it has draws, or of a batch of cached features."""
+        """Logits (B, classes) of a batch of images, whose views are cut here, or of a batch of cached features."""
         if isinstance(batch, FeatureBatch):
             logits: Tensor = self.stem_and_tail().tail(batch.features)
         else:
@@ -54,16 +54,8 @@ class Classifier(LightningModule):
         return logits
 
     def view(self, batch: Batch) -> Tensor:
-        """The augmented view of a batch with draws, or else the evaluation's centre crop.
-
-        float32 (B, 3, image size, image size) in 0..255, channels last in memory.
-        """
-        size = self._data.image_size
-        if batch.draws is None:
-            view = centre_view(batch.pixels, batch.sizes, size, self._data.eval_crop)
-        else:
-            view = random_view(batch.pixels, batch.sizes, batch.draws, size, self.augmentation)
-        return view.contiguous(memory_format=torch.channels_last)
+        """The views of a batch: float32 (B, 3, image size, image size) in 0..255, channels last in memory."""
+        return cut_views(batch.pixels, batch.maps, batch.colour, self._data.image_size)
 
     def stem_and_tail(self) -> StemAndTail:
         """The network, cut after the stages that are frozen as training begins. Raises CannotCutError."""
@@ -78,12 +70,12 @@ class Classifier(LightningModule):
         loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self._train.label_smoothing)
         # Kept on the device: reading it at each step would make the CPU wait for the device.
         self.loss = loss.detach()
-        self._finite = self._finite.to(loss.device) & torch.isfinite(self.loss)
+        self.finite = self.finite & torch.isfinite(self.loss)
         return loss
 
-    def check_finite(self, step: int) -> None:
-        """Raise ConflictError if any training loss so far was not finite."""
-        if not self._finite:
+    def check_finite(self, step: int, finite: bool) -> None:
+        """Raise ConflictError if any training loss up to a step was not finite."""
+        if not finite:
             raise self._not_finite("training", step)
 
     def _not_finite(self, which: str, step: int) -> ConflictError:

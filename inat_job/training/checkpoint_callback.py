@@ -115,7 +115,8 @@ class CheckpointCallback(Callback):
     def _take(self, trainer: Trainer, validate: bool = False) -> None:
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
-        module.check_finite(trainer.global_step)
+        self._log.flush()
+        module.check_finite(trainer.global_step, bool(module.finite))
         manifest = Manifest(
             step=trainer.global_step,
             epoch=trainer.current_epoch + validate,

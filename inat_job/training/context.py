@@ -10,8 +10,9 @@ import torch
 from inat_job import events, signals
 from inat_job.checkpoints import training_state
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.data.batches import Shard
+from inat_job.data.batches import DeviceRows, Shard
 from inat_job.data.cache_index import Cache
+from inat_job.data.features import Features
 from inat_job.data.module import ImageDataModule
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from inat_job.errors import ConflictError
@@ -58,7 +59,7 @@ class RunContext:
             decided = own or decide(train, common, group.rank)
         decided.apply()
         shard = Shard(group.rank.rank, group.size)
-        images = ImageDataModule(cache, train, pinned=decided.accelerator == "cuda", shard=shard)
+        images = ImageDataModule(cache, train, job.settings.data, shard)
         checkpoints = CheckpointIndex(job.folder, job.stop)
         return cls(job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group)
 
@@ -83,18 +84,24 @@ class RunContext:
 
     def move_images_to_gpu(self) -> None:
         """Copy all images to the GPU once, if they fit there beside the network; else batches come from the host."""
+        self.place("pixels", self.images.pixel_rows)
+
+    def place(self, event: str, rows: DeviceRows | Features) -> None:
+        """Let a GPU's batches come from its own memory, if all rows fit there, or else through pinned memory."""
         if self.execution.accelerator != "cuda":
             return
-        pixels, free = self.images.pixel_rows, torch.cuda.mem_get_info()[0]
-        if pixels.nbytes <= self.settings.train.resident_share * free:
-            try:
-                pixels.reside(torch.device("cuda", torch.cuda.current_device()))
-                STATUS.resident = True
-            except (MemoryError, RuntimeError) as error:
-                if device_faults.fault_of(error) is not device_faults.Fault.MEMORY:
-                    raise
-                events.warn("The images stay on the host: they no longer fit into the free memory of the GPU.")
-        events.emit("pixels", bytes=pixels.nbytes, free_bytes=free, resident=STATUS.resident)
+        device, free = torch.device("cuda", torch.cuda.current_device()), torch.cuda.mem_get_info()[0]
+        fits = rows.nbytes <= self.settings.train.resident_share * free
+        try:
+            rows.place(device, fits)
+        except (MemoryError, RuntimeError) as error:
+            if not fits or device_faults.fault_of(error) is not device_faults.Fault.MEMORY:
+                raise
+            events.warn(f"The {event} stay on the host: they no longer fit into the free memory of the GPU.")
+            fits = False
+            rows.place(device, fits)
+        STATUS.resident = STATUS.resident or fits
+        events.emit(event, bytes=rows.nbytes, free_bytes=free, resident=fits)
 
 
 def load_weights(classifier: Classifier, path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inat_job import events
+from inat_job.data import augment
 from inat_job.distributed.ranks import SINGLE_RANK, Rank, gpu_index
 from inat_job.errors import ConflictError
 from inat_job.host import cpu, memory, nvidia
@@ -50,6 +51,7 @@ class Execution:
     tf32: bool = True
     cudnn_benchmark: bool = True
     ranks: int = 1
+    view_format: int = 1
 
     @property
     def lightning_precision(self) -> str:
@@ -84,7 +86,8 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
         return _decide_new(settings, accelerator, None, rank)
     compile_mode = stored.get("compile_mode")  # which earlier versions chose
     known = {field.name for field in dataclasses.fields(Execution)}  # another version may have stored others
-    stored = {name: value for name, value in stored.items() if name in known}
+    # Before view formats were stored, all views were cut in the first.
+    stored = {"view_format": 1} | {name: value for name, value in stored.items() if name in known}
     same = stored.get("accelerator") == accelerator
     precision = keep_precision(stored["precision"], settings, accelerator, rank) if same else None
     fresh = _decide_new(settings, accelerator, precision, rank)
@@ -96,6 +99,7 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
         accelerator=accelerator,
         precision=fresh.precision,
         ranks=rank.world_size,
+        view_format=fresh.view_format,
     )
     if first.accelerator != fresh.accelerator:
         kept = fresh
@@ -200,6 +204,7 @@ def _decide_new(settings: TrainSettings, accelerator: str, precision: str | None
         ranks=rank.world_size,
         torch=torch.__version__,
         cudnn_benchmark=not settings.deterministic,
+        view_format=augment.VIEW_FORMAT,
     )
 
 

@@ -96,9 +96,10 @@ def prepare(context: RunContext, classifier: Classifier, plan: FeaturePlan) -> d
                 _compute(trainer, classifier, part, images.unsharded_batches(part.rows, view), cache_dir)
                 computed += len(part.rows)
         features.held = hold_folder(folder)
+        context.place("features", features)
     images.use_features(features, plan.epochs)
-    size = sum(part.nbytes for part, _ in parts) + features.val.nbytes
-    section = {**plan.as_dict(), "computed": computed, "bytes": size, "seconds": round(time.perf_counter() - began, 3)}
+    seconds = round(time.perf_counter() - began, 3)
+    section = {**plan.as_dict(), "computed": computed, "bytes": features.nbytes, "seconds": seconds}
     events.emit("reuse", **section)
     return section
 
@@ -114,7 +115,7 @@ def cache_key(context: RunContext, classifier: Classifier) -> str:
         "image_size": data.image_size,
         "eval_crop": data.eval_crop,
         "augment": train.augment,
-        "augmentation": dataclasses.asdict(classifier.augmentation),
+        "augmentation": dataclasses.asdict(context.images.augmentation),
         "seed": train.seed,
     }
     decides: Mapping[str, Any] = {

@@ -74,6 +74,29 @@ WARM_UP_STEPS = 10
 LogValues = Callable[[dict[str, float], int], None]
 
 
+class _DeviceLoss:
+    """A step's loss on its way from the device, so that training need not wait until it can be read."""
+
+    def __init__(self, module: Classifier, step: int, row: dict[str, Any]) -> None:
+        self.module, self.step, self.row = module, step, row
+        values = torch.stack([module.loss, module.finite.float()])
+        self._values = values.to("cpu", non_blocking=True)
+        self._copied: Any = torch.cuda.Event() if values.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._copied:
+            self._copied.record()
+
+    def is_there(self) -> bool:
+        """Whether reading needs no waiting."""
+        return self._copied is None or bool(self._copied.query())
+
+    def read(self) -> tuple[Tensor, bool]:
+        """The loss, on the CPU, and whether it and all before it are finite."""
+        if self._copied:
+            self._copied.synchronize()
+        loss, finite = self._values.unbind()
+        return loss, bool(finite.numpy())
+
+
 class MetricsLog(Callback):
     """Metrics of a fit: rows in metrics.jsonl, tracker values, progress, and the job's status.
 
@@ -91,6 +114,7 @@ class MetricsLog(Callback):
         self._epoch, self._epoch_began = -1, 0.0
         self._lr: float | None = None
         self._losses: list[Tensor] = []
+        self._unread: _DeviceLoss | None = None
         self._best = max((_score(row) for row in file.rows if "val_loss" in row), default=None) if file else None
         self._progress = self._validated = events.progress("train")
 
@@ -101,6 +125,20 @@ class MetricsLog(Callback):
     def pause(self) -> None:
         """Stop the clock of training steps until the next one begins: something else works meanwhile."""
         self._mark = 0.0
+
+    def flush(self) -> None:
+        """Write the row whose loss was not read yet. Raises ConflictError if a loss was not finite.
+
+        A collective call: all ranks make it at the same step.
+        """
+        if self._unread is None:
+            return
+        unread, self._unread = self._unread, None
+        loss, finite = unread.read()
+        unread.module.check_finite(unread.step, finite)
+        mean = self._group.all_reduce_mean(loss)
+        STATUS.train_loss, STATUS.images_per_s = round(mean, 4), self.rate and round(self.rate, 1)
+        self._add(unread.step, {**unread.row, "train_loss": mean})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
@@ -143,10 +181,11 @@ class MetricsLog(Callback):
         self._losses.append(pl_module.loss)
         self._progress(batch_idx + 1, int(trainer.num_training_batches), self._note())
         if step % LOG_EVERY == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            pl_module.check_finite(step)
-            loss = self._group.all_reduce_mean(pl_module.loss)
-            STATUS.train_loss, STATUS.images_per_s = round(loss, 4), self.rate and round(self.rate, 1)
-            self._add(step, {"epoch": trainer.current_epoch, "train_loss": loss, "lr": _lr(trainer)})
+            self.flush()
+            self._unread = _DeviceLoss(pl_module, step, {"epoch": trainer.current_epoch, "lr": _lr(trainer)})
+        # Ranks read together, so among several it waits for the next row.
+        if self._unread and self._group.size == 1 and self._unread.is_there():
+            self.flush()
 
     def _note(self) -> str:
         """What the bar says beside progress and time; the loss is one that was read from the device anyway."""
@@ -155,6 +194,7 @@ class MetricsLog(Callback):
         return f"{loss}{rate:,.0f} images/s"
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.flush()
         events.phase("validate")
         self._validated = events.progress("validate", transient=True)
         self._validated(0, sum(map(int, trainer.num_val_batches)))

@@ -43,8 +43,8 @@ def test_features_train_as_the_same_views_do(
     by_features = settings("b", **HEAD, train__precision="fp32")
     run(by_features)
     monkeypatch.setattr("inat_job.training.feature_cache.decide", lambda *args: None)
-    take_view = ImageDataModule.take_view
-    monkeypatch.setattr(ImageDataModule, "take_view", lambda self, number: take_view(self, number % 2))
+    view_batches = ImageDataModule.view_batches
+    monkeypatch.setattr(ImageDataModule, "view_batches", lambda self, view, rows: view_batches(self, view % 2, rows))
     plain = settings("b", **HEAD, train__precision="fp32", run__run_id="plain")
     run(plain)
     assert report_of(plain)["reuse"] is None

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms import v2
 
-from inat_job.data.augment import RATIO, Augmentation, _random_box, centre_view, random_view
+from inat_job.data.augment import RATIO, Augmentation, _random_box, centre_maps, colour_factors, cut_views, random_maps
 from inat_job.data.rng import COLUMNS
 
 IDENTITY = Augmentation(crop_scale=1.0, rotation=0.0, colour=0.0)
@@ -25,6 +25,15 @@ def draws(**columns: float) -> Tensor:
     """Draws that change nothing except in the given columns: the middle of each range, and no flip."""
     values = dict.fromkeys(COLUMNS, 0.5) | {"flip": 0.9, "area": 1.0} | columns
     return torch.tensor([[values[name] for name in COLUMNS]])
+
+
+def centre_view(pixels: Tensor, sizes: Tensor, size: int, crop: float) -> Tensor:
+    return cut_views(pixels, centre_maps(sizes, crop), None, size)
+
+
+def random_view(pixels: Tensor, sizes: Tensor, draws: Tensor, size: int, augmentation: Augmentation) -> Tensor:
+    maps, colour = random_maps(sizes, draws, augmentation), colour_factors(draws, augmentation)
+    return cut_views(pixels, maps, colour, size)
 
 
 def disc(width: int, height: int) -> Image.Image:
@@ -148,3 +157,19 @@ def test_images_of_a_batch_are_independent() -> None:
     for row in range(3):
         alone = random_view(pixels[row : row + 1], sizes[row : row + 1], table[row : row + 1], 16, augmentation)
         assert torch.allclose(together[row : row + 1], alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_changes_no_pixel(training: bool, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    sizes, table = torch.tensor([[300.0, 200.0]]).expand(4, 2), torch.rand(4, len(COLUMNS), generator=generator)
+
+    def view() -> Tensor:
+        augmentation = Augmentation(0.3, 20.0, 0.3)
+        return random_view(pixels, sizes, table, 48, augmentation) if training else centre_view(pixels, sizes, 48, 0.9)
+
+    plain = view()
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(view(), plain)

@@ -1,20 +1,21 @@
 """A batch is a pure function of seed, epoch and step."""
 
 import threading
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from inat_job.data import rng
-from inat_job.data.batches import IGNORED, UNSHARDED, Batch, EvalBatches, PixelRows, Shard, TakeRows, TrainBatches
+from inat_job.data.batches import IGNORED, UNSHARDED, Batch, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
 from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
 
 ROWS, SIDE = 23, 4
+MAPS = torch.arange(float(ROWS))[:, None, None].expand(ROWS, 2, 3).contiguous()
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +40,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def train_batches(cache: Cache, seed: int = 0, augment: bool = True, shard: Shard = UNSHARDED) -> TrainBatches:
-    rows = PixelRows(cache)
+    pixels = PixelRows(cache)
 
-    def take_for_epoch(epoch: int) -> TakeRows:
-        return partial(rows.take, table=rng.augmentation(seed, epoch, ROWS) if augment else None)
+    def take_for_epoch(epoch: int, rows: np.ndarray) -> TakeBatch:
+        return pixels.batches(rows, MAPS, colours(seed, epoch) if augment else None)
 
     return TrainBatches(take_for_epoch, np.arange(2, ROWS), 4, 5, seed, shard)
 
 
-def eval_batches(cache: Cache) -> EvalBatches:
-    return EvalBatches(lambda: partial(PixelRows(cache).take, table=None), np.arange(ROWS), 5)
+def colours(seed: int, epoch: int) -> Tensor:
+    return torch.from_numpy(rng.augmentation(seed, epoch, ROWS))[:, :3].contiguous()
+
+
+def plain_batches(cache: Cache) -> Callable[[np.ndarray], TakeBatch]:
+    return lambda rows: PixelRows(cache).batches(rows, MAPS, None)
 
 
 def rows_of(batch: Batch) -> list[int]:
-    return [int(width) - 1 for width in batch.sizes[:, 0]]
+    """By their maps, each of which is filled with the number of its row."""
+    return [int(row) for row in batch.maps[:, 1, 2]]
 
 
 def same(one: Batch, two: Batch) -> bool:
@@ -66,7 +72,7 @@ def test_batch_holds_its_rows(cache: Cache) -> None:
         assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
         assert (batch.pixels.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
         assert batch.labels.tolist() == [row % 2 for row in rows]
-        assert batch.sizes[:, 1].tolist() == [2 * row + 1 for row in rows]
+        assert torch.equal(batch.maps, MAPS[rows])
 
 
 def test_epoch_has_each_image_at_most_once(cache: Cache) -> None:
@@ -105,29 +111,32 @@ def test_epochs_and_seeds_differ_in_order(cache: Cache) -> None:
 
 
 def test_draws_depend_on_image_and_view_only(cache: Cache) -> None:
-    table = rng.augmentation(0, 0, ROWS)
+    table = colours(0, 0)
     for batch in train_batches(cache):
-        assert batch.draws is not None
-        assert np.array_equal(batch.draws.numpy(), table[rows_of(batch)])
+        assert batch.colour is not None
+        assert torch.equal(batch.colour, table[rows_of(batch)])
 
 
-def test_no_draws_without_augmentation(cache: Cache) -> None:
-    assert all(batch.draws is None for batch in train_batches(cache, augment=False))
+def test_no_colour_factors_without_augmentation(cache: Cache) -> None:
+    assert all(batch.colour is None for batch in train_batches(cache, augment=False))
 
 
 def test_eval_batches_have_every_row_once_in_order(cache: Cache) -> None:
-    batches = list(eval_batches(cache))
+    evaluated = EvalBatches(plain_batches(cache), np.arange(ROWS), 5)
+    batches = list(evaluated)
     assert [row for batch in batches for row in rows_of(batch)] == list(range(ROWS))
-    assert len(batches) == len(eval_batches(cache)) == 5
-    assert all(batch.draws is None for batch in batches)
+    assert len(batches) == len(evaluated) == 5
+    assert all(batch.colour is None for batch in batches)
 
 
 def test_resident_pixels_give_the_same_batches(cache: Cache) -> None:
     mapped, resident = PixelRows(cache), PixelRows(cache)
-    resident.reside(torch.device("cpu"))
-    table, rows = rng.augmentation(0, 0, ROWS), np.array([7, 3, 22])
+    resident.place(torch.device("cpu"), resident=True)
+    rows, at = np.array([9, 7, 3, 22]), slice(1, 4)
     assert resident.nbytes == ROWS * SIDE * SIDE * 3
-    assert same(mapped.take(rows, table), resident.take(rows, table))
+    one, other = (pixels.batches(rows, MAPS, colours(0, 0))(at) for pixels in (mapped, resident))
+    assert same(one, other)
+    assert rows_of(one) == [7, 3, 22]
 
 
 def test_abandoned_epoch_leaves_no_thread_and_errors_are_raised(cache: Cache) -> None:
@@ -138,11 +147,11 @@ def test_abandoned_epoch_leaves_no_thread_and_errors_are_raised(cache: Cache) ->
     batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("batches")]
 
-    def fails(rows: np.ndarray) -> Batch:
+    def fails(at: slice) -> Batch:
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(TrainBatches(lambda epoch: fails, np.arange(8), 4, 2, 0))
+        list(TrainBatches(lambda epoch, rows: fails, np.arange(8), 4, 2, 0))
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -156,8 +165,8 @@ def test_shards_together_are_the_batch(cache: Cache, size: int) -> None:
 @given(count=st.integers(1, ROWS), size=st.integers(1, 8), batch_size=st.integers(1, 9))
 @settings(max_examples=60)
 def test_every_image_is_evaluated_once_by_one_rank(cache: Cache, count: int, size: int, batch_size: int) -> None:
-    take = partial(PixelRows(cache).take, table=None)
-    ranks = [EvalBatches(lambda: take, np.arange(count), batch_size, Shard(rank, size)) for rank in range(size)]
+    take = plain_batches(cache)
+    ranks = [EvalBatches(take, np.arange(count), batch_size, Shard(rank, size)) for rank in range(size)]
     seen = [list(rank) for rank in ranks]
     assert len({tuple(len(batch.labels) for batch in batches) for batches in seen}) == 1, (
         "every rank takes the same steps"

@@ -24,7 +24,8 @@ def written(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[FeatureFile
 def test_features_round_trip(written: tuple[FeatureFile, torch.Tensor]) -> None:
     file, values = written
     assert file.load()
-    batch = file.take(torch.tensor([2, 0]), torch.tensor([1, 0]))
+    batch = file.batches(torch.tensor([1, 2, 0]), torch.tensor([7, 1, 0]))(slice(1, 3))
+    assert batch.labels.tolist() == [1, 0]
     assert torch.equal(batch.features, values[[2, 0]])
     assert batch.features.dtype == values.dtype
     assert file.nbytes == values.nbytes
@@ -70,7 +71,8 @@ def test_rows_take_their_features_and_labels(tmp_path: Path) -> None:
             writer.add(100.0 * number + torch.from_numpy(file.rows.astype(np.float32))[:, None])
         assert file.load()
     for epoch in range(4):
-        batch = features.take_train(np.array([9, 5]), epoch)
+        batch = features.train_batches(epoch, np.array([9, 5]))(slice(2))
         assert batch.features[:, 0].tolist() == [100 * (epoch % 2) + 9, 100 * (epoch % 2) + 5]
         assert batch.labels.tolist() == [0, 2]
-    assert features.take_val(np.array([1])).features.tolist() == [[201.0]]
+    assert features.val_batches(np.array([1]))(slice(1)).features.tolist() == [[201.0]]
+    assert features.nbytes == sum(file.nbytes for file in (*features.views.values(), features.val)) == 4 * 8

@@ -5,7 +5,7 @@ import pytest
 from inat_job.data.cache_index import Cache, CacheIndex
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError
-from inat_job.settings import TrainSettings
+from inat_job.settings import DataSettings, TrainSettings
 
 
 def images(tmp_path, hashes: tuple[str, ...], batch_size: int = 2) -> ImageDataModule:
@@ -24,7 +24,7 @@ def images(tmp_path, hashes: tuple[str, ...], batch_size: int = 2) -> ImageDataM
         rejected=(),
         pixels_sha256="",
     )
-    return ImageDataModule(Cache(tmp_path, index), TrainSettings(batch_size=batch_size))
+    return ImageDataModule(Cache(tmp_path, index), TrainSettings(batch_size=batch_size), DataSettings())
 
 
 def test_each_class_has_a_validation_image(tmp_path) -> None:

@@ -5,10 +5,20 @@ import torch
 from torch import Tensor
 
 from inat_job.data import augment, rng
-from inat_job.data.augment import Augmentation, centre_view, random_view
+from inat_job.data.augment import Augmentation, centre_maps, colour_factors, cut_views, random_maps
 
 VIEWS = {
     1: {
+        "random": (
+            "141.4 150.4 57.0 67.6 97.7 148.4 104.2 128.5 77.4 93.6 49.7 107.7 "
+            "76.5 129.3 107.9 77.2 21.7 143.0 38.1 129.9 82.9 75.8 66.6 67.0"
+        ),
+        "centre": (
+            "201.5 163.7 77.1 102.7 177.9 82.1 151.3 105.4 114.6 97.9 85.2 28.2 "
+            "142.7 134.6 107.3 117.4 220.2 68.0 190.1 87.4 159.4 49.7 167.9 28.6"
+        ),
+    },
+    2: {
         "random": (
             "141.4 150.4 57.0 67.6 97.7 148.4 104.2 128.5 77.4 93.6 49.7 107.7 "
             "76.5 129.3 107.9 77.2 21.7 143.0 38.1 129.9 82.9 75.8 66.6 67.0"
@@ -33,8 +43,10 @@ def fixed_images() -> tuple[Tensor, Tensor]:
 def views() -> dict[str, Tensor]:
     pixels, sizes = fixed_images()
     draws = torch.from_numpy(rng.augmentation(seed=5, view=3, rows=2))
-    random = random_view(pixels, sizes, draws, 16, Augmentation(crop_scale=0.35, rotation=20.0, colour=0.3))
-    return {"random": random, "centre": centre_view(pixels, sizes, 16, 0.875)}
+    augmentation = Augmentation(crop_scale=0.35, rotation=20.0, colour=0.3)
+    random = random_maps(sizes, draws, augmentation), colour_factors(draws, augmentation)
+    centre = centre_maps(sizes, 0.875), None
+    return {"random": cut_views(pixels, *random, 16), "centre": cut_views(pixels, *centre, 16)}
 
 
 @pytest.mark.parametrize("name", ["random", "centre"])

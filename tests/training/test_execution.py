@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from inat_job.configuration import configure
+from inat_job.data import augment
 from inat_job.distributed.ranks import SINGLE_RANK, Rank
 from inat_job.errors import ConflictError
 from inat_job.host import nvidia
@@ -121,6 +122,20 @@ def test_resume_of_a_run_compiled_in_another_mode_warns(
     stored = execution.decide(settings, None).as_dict() | {"compile_mode": "reduce-overhead"}
     assert execution.decide(settings, stored).compile
     assert "not bit-equal" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("begun_with", [1, None])
+def test_resume_of_a_run_with_other_views_warns(begun_with: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = TrainSettings(accelerator="cpu", precision="fp32")
+    stored = execution.decide(settings, None).as_dict()
+    assert execution.decide(settings, stored).view_format == augment.VIEW_FORMAT
+    assert "not bit-equal" not in capsys.readouterr().out
+    del stored["view_format"]  # as before it was stored
+    stored |= {} if begun_with is None else {"view_format": begun_with}
+    assert execution.decide(settings, stored).view_format == augment.VIEW_FORMAT
+    warning = capsys.readouterr().out
+    assert "not bit-equal" in warning
+    assert f'"view_format": [1, {augment.VIEW_FORMAT}]' in warning
 
 
 def test_compiler_failure_leaves_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

@@ -1,0 +1,52 @@
+"""The report's logits are those of the exported model on the same images, also where the run used mixed precision."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from inat_job.data.augment import centre_maps, cut_views
+from inat_job.data.module import ImageDataModule
+from inat_job.evaluation.metrics import split_metrics
+from inat_job.models.export import load_exported
+from inat_job.training import results
+from tests.harness.job_runs import run, settings_in
+from tests.harness.made_images import tree, write_zip
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
+
+
+def test_exported_model_has_the_logits_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[Tensor] = []
+    modules: list[ImageDataModule] = []
+    batches = ImageDataModule.batches
+
+    def keep_logits(logits: Tensor, *rest: Any) -> Any:
+        reported.append(logits)
+        return split_metrics(logits, *rest)
+
+    def keep_images(self: ImageDataModule, rows: Any) -> Any:
+        modules.append(self)
+        return batches(self, rows)
+
+    monkeypatch.setattr(results, "split_metrics", keep_logits)
+    monkeypatch.setattr(ImageDataModule, "batches", keep_images)
+    archive = write_zip(tmp_path / "x.zip", tree(train=20, test=8))
+    settings = settings_in(tmp_path, archive, train__precision="bf16", train__batch_size="4")
+    run(settings)
+
+    images, test = modules[-1], modules[-1].test_rows
+    index = images.cache.index
+    pixels = torch.from_numpy(images.cache.pixels[test]).permute(0, 3, 1, 2)
+    network, description = load_exported(Path(settings.run.output, settings.run_id, "model"))
+    size, crop = description["preprocessing"]["image_size"], description["preprocessing"]["eval_crop"]
+    views = cut_views(pixels, centre_maps(torch.tensor(index.sizes)[test], crop), None, size)
+    with torch.inference_mode():
+        exact = network(views)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network.to(memory_format=torch.channels_last)(views).float()
+    spread = exact.std(dim=0).mean()
+    assert (reported[-1] - rounded).abs().max() < 0.02 * spread, "the network is given the same views"
+    assert (reported[-1] - exact).abs().max() < 0.5 * spread, "and only its own rounding remains"
