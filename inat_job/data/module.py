@@ -16,13 +16,14 @@ from inat_job.settings import TrainSettings
 class ImageDataModule(LightningDataModule):
     """Train, validation and test batches of a cache, or of features computed from it.
 
-    `pinned` is for a GPU, `shard` is the rank's share of each batch. Raises BadDataError if no image is left for
-    validation, ConflictError for a batch larger than the training set.
+    With `on_gpu` batches are pinned, and those of an evaluation all have one shape, since a GPU prepares the kernels of
+    each shape anew; a CPU would compute the padding for nothing. `shard` is the rank's share of each batch. Raises
+    BadDataError if no image is left for validation, ConflictError for a batch larger than the training set.
     """
 
-    def __init__(self, cache: Cache, train: TrainSettings, pinned: bool = False, shard: Shard = UNSHARDED) -> None:
+    def __init__(self, cache: Cache, train: TrainSettings, on_gpu: bool = False, shard: Shard = UNSHARDED) -> None:
         super().__init__()
-        self.cache, self._pinned, self._shard = cache, pinned, shard
+        self.cache, self._on_gpu, self._shard = cache, on_gpu, shard
         self._features: Features | None = None
         self._feature_epochs = 0
         self._settings = train
@@ -63,7 +64,7 @@ class ImageDataModule(LightningDataModule):
     @cached_property
     def pixel_rows(self) -> PixelRows:
         """The images by row."""
-        return PixelRows(self.cache, self._pinned)
+        return PixelRows(self.cache, pinned=self._on_gpu)
 
     @cached_property
     def train_batches(self) -> TrainBatches:
@@ -110,13 +111,13 @@ class ImageDataModule(LightningDataModule):
         return self.train_batches
 
     def val_dataloader(self) -> EvalBatches:
-        return EvalBatches(self._take_val, self.val_rows, self._settings.batch_size, self._shard)
+        return EvalBatches(self._take_val, self.val_rows, self._settings.batch_size, self._shard, self._on_gpu)
 
     def batches(self, rows: np.ndarray) -> EvalBatches:
         """This rank's share of the evaluation batches of any rows, each row once."""
-        return EvalBatches(self._take_plain, rows, self._settings.batch_size, self._shard)
+        return EvalBatches(self._take_plain, rows, self._settings.batch_size, self._shard, self._on_gpu)
 
     def unsharded_batches(self, rows: np.ndarray, view: int | None) -> EvalBatches:
         """Batches of any rows, all on this rank and in order, in a training view or, for None, as evaluated."""
         take = self._take_plain if view is None else partial(self.take_view, view)
-        return EvalBatches(take, rows, self._settings.batch_size)
+        return EvalBatches(take, rows, self._settings.batch_size, full=self._on_gpu)

@@ -58,7 +58,7 @@ class RunContext:
             decided = own or decide(train, common, group.rank)
         decided.apply()
         shard = Shard(group.rank.rank, group.size)
-        images = ImageDataModule(cache, train, pinned=decided.accelerator == "cuda", shard=shard)
+        images = ImageDataModule(cache, train, on_gpu=decided.accelerator == "cuda", shard=shard)
         checkpoints = CheckpointIndex(job.folder, job.stop)
         return cls(job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group)
 
