@@ -5,7 +5,6 @@ Decided once, when a run first starts, and stored with the run, so that a resume
 
 import dataclasses
 import platform
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from inat_job import events
 from inat_job.distributed.ranks import SINGLE_RANK, Rank
 from inat_job.errors import ConflictError
-from inat_job.host import cpu, memory, nvidia
+from inat_job.host import cpu, environment, memory, nvidia
 from inat_job.settings import TrainSettings
 
 _LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -44,6 +43,7 @@ class Execution:
     torch: str
     tf32: bool = True
     cudnn_benchmark: bool = True
+    compile_mode: str = "default"
     ranks: int = 1
 
     @property
@@ -56,14 +56,17 @@ class Execution:
         return dataclasses.asdict(self)
 
     def apply(self) -> None:
-        """Set torch's global switches, and how the C library keeps freed memory."""
+        """Set torch's global switches, and how the C library keeps freed memory.
+
+        The other two decisions need a network or a trainer: `compile_in_place` and execution_callback.py.
+        """
         if self.accelerator == "cpu":
             events.emit("allocator", keeps_freed=memory.keep_freed_memory())
         torch.set_num_threads(self.threads)
         # Not torch.backends.fp32_precision: once it is set, the older switches of Lightning and torch.compile raise.
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = self.tf32
-        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        torch.backends.cudnn.benchmark = False  # until training begins: execution_callback.py
         torch.use_deterministic_algorithms(self.deterministic)
 
 
@@ -75,7 +78,6 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
     accelerator = _accelerator(settings.accelerator)
     if not stored:
         return _decide_new(settings, accelerator, None, rank)
-    compile_mode = stored.get("compile_mode")  # which earlier versions chose
     known = {field.name for field in dataclasses.fields(Execution)}  # another version may have stored others
     stored = {name: value for name, value in stored.items() if name in known}
     same = stored.get("accelerator") == accelerator
@@ -86,26 +88,25 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
     )
     if first.accelerator != fresh.accelerator:
         kept = fresh
-    has_compiler = kept.compile and (fresh.compile if settings.compile else _has_compiler())
+    has_compiler = kept.compile and (fresh.compile if settings.compile else _has_compiler(accelerator))
     kept = dataclasses.replace(kept, compile=has_compiler)
     changed = {name: (old, getattr(kept, name)) for name, old in stored.items() if getattr(kept, name) != old}
-    if kept.compile and compile_mode not in (None, "default"):
-        changed["compile_mode"] = (compile_mode, "default")
     if changed:
         events.warn("This resume is not bit-equal to an uninterrupted run", changed=changed)
     return kept
 
 
-def compile_in_place(network: nn.Module) -> None:
+def compile_in_place(network: nn.Module, mode: str = "default") -> None:
     """Compile `network` at its first training step; what the compiler cannot handle runs uncompiled, and torch logs it.
 
-    Only training steps are compiled: evaluation is a small part of a run, and would be compiled for each batch size.
+    `mode` is torch.compile's: "default" fuses operations, "reduce-overhead" also replays them as CUDA graphs. Only
+    training steps are compiled: evaluation is a small part of a run, and would be compiled for each batch size.
     """
     import torch._dynamo  # takes a second
 
     torch._dynamo.config.suppress_errors = True
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
-    network.compile()  # in place: torch.compile() would rename the weights
+    network.compile(mode=mode)  # in place: torch.compile() would rename the weights
 
 
 def choose_precision(accelerator: str) -> str:
@@ -148,7 +149,7 @@ def _decide_new(settings: TrainSettings, accelerator: str, precision: str | None
         device=_device_name(accelerator),
         precision=precision or choose_precision(accelerator),
         channels_last=True,
-        compile=bool(settings.compile) and _has_compiler(),
+        compile=bool(settings.compile) and _has_compiler(accelerator),
         deterministic=settings.deterministic,
         threads=cpu.thread_count(torch.get_num_threads(), processes=rank.local_world_size),
         ranks=rank.world_size,
@@ -169,12 +170,12 @@ def _accelerator(wanted: str) -> str:
     return wanted
 
 
-def _has_compiler() -> bool:
-    """Whether torch.compile finds the C compiler that it calls; a warning where it does not."""
-    if any(map(shutil.which, ("cc", "gcc", "clang"))):
-        return True
-    events.warn("The network is not compiled: --compile needs a C compiler, and there is none on PATH.")
-    return False
+def _has_compiler(accelerator: str) -> bool:
+    """Whether everything is here that torch.compile needs at run time; a warning where it is not."""
+    missing = environment.missing_for_compilation(accelerator == "cuda")
+    if missing:
+        events.warn(f"The network is not compiled: --compile also needs {' and '.join(missing)}.")
+    return not missing
 
 
 def _device_name(accelerator: str) -> str:

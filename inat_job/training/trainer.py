@@ -15,6 +15,7 @@ from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from inat_job.errors import ConflictError, JobError
 from inat_job.settings import TrainSettings
 from inat_job.training.execution import Execution
+from inat_job.training.execution_callback import ExecutionCallback
 
 
 def make_trainer(
@@ -31,7 +32,7 @@ def make_trainer(
         precision=execution.lightning_precision,  # type: ignore[arg-type]
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, ExecutionCallback(execution)],
         plugins=[InMemoryCheckpointIO(), LightningEnvironment()],
         logger=False,
         enable_checkpointing=False,
