@@ -103,8 +103,10 @@ def compile_in_place(network: nn.Module, mode: str = "default") -> None:
     training steps are compiled: evaluation is a small part of a run, and would be compiled for each batch size.
     """
     import torch._dynamo  # takes a second
+    import torch._functorch.config
 
     torch._dynamo.config.suppress_errors = True
+    torch._functorch.config.force_non_lazy_backward_lowering = True  # or its errors end the first backward pass
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     network.compile(mode=mode)  # in place: torch.compile() would rename the weights
 

@@ -118,6 +118,19 @@ def test_log_says_that_the_step_was_not_compiled(
     assert "The network is not compiled" in line["message"]
 
 
+def test_uncompiled_backward_pass_is_an_uncompiled_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch._inductor.graph import GraphLowering
+
+    right = GraphLowering.compile_to_module
+    monkeypatch.setattr(GraphLowering, "compile_to_module", lambda self: fails() if self.is_backward else right(self))
+    with torch._inductor.config.patch(force_disable_caches=True):
+        fit_compiled()
+    [line] = [each for each in logged(capsys) if each["event"] in ("compiled", "warning")]
+    assert "The network is not compiled" in line["message"]
+
+
 class Divided(nn.Module):
     """What the compiler handles in two parts; `fails` breaks it in the second."""
 
