@@ -62,4 +62,5 @@ def _report_compilation(total: int, ok: int, mode: str) -> None:
         events.emit("compiled", mode=mode, graphs=ok)
         return
     what = f"compiled only in part ({ok} of {total} functions)" if ok else "not compiled"
-    events.warn(f"The network is {what}, and training goes on without: torch's warnings above say why.")
+    why = "torch's warnings above say why" if total else "this torch did not try to"
+    events.warn(f"The network is {what}, and training goes on without: {why}.")
