@@ -15,6 +15,9 @@ FROM ${BASE_IMAGE} AS dependencies
 # headers that it needs at run time. By default both are left out, which saves 1.2 GB: docs/decisions/0011-the-image.md.
 ARG COMPILE=
 
+# `--build-arg LOCK=requirements-cuda12.lock` builds an image for NVIDIA drivers from 525 to 579: docs/container.md.
+ARG LOCK=requirements.lock
+
 # Package versions are not pinned, because they differ between Debian and Ubuntu.
 # hadolint ignore=DL3008
 RUN set -- \
@@ -31,10 +34,10 @@ RUN set -- \
 # here, because the root may be read-only later, and compiling torch at each start takes longer than reading its
 # bytecode. Unused files are removed: what only linkers and compilers read, two CUDA libraries that no other one
 # references (as tests/container/test_contents.py checks), and pip, since nothing is installed later.
-COPY requirements.lock /app/requirements.lock
+COPY requirements.lock requirements-cuda12.lock /app/
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes \
-        -r /app/requirements.lock \
+        -r "/app/$LOCK" \
     && find /opt/venv \( -name '*.a' -o -name 'libcusolverMg.so*' -o -name 'libnvrtc.alt.so*' \) -delete \
     && if [ -z "$COMPILE" ]; then \
         /opt/venv/bin/python -m pip uninstall -y triton && rm -r /opt/venv/lib/python3*/site-packages/torch/include; \

@@ -74,6 +74,8 @@ sbom: venv
 # Needs uv (pip install uv). Locks the requirements and all their dependencies, for Python 3.11 and newer.
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.txt -o requirements.lock
+	cp requirements.lock requirements-cuda12.lock  # uv keeps its pins where it can
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --override requirements-cuda12.txt requirements.txt -o requirements-cuda12.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock tests/requirements.txt -o tests/requirements.lock
 	echo cyclonedx-bom==7.5.0 | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o sbom.lock
 

@@ -129,21 +129,34 @@ def test_modules_stay_small_and_say_what_they_own() -> None:
         assert not text or ast.get_docstring(ast.parse(text)), path
 
 
-def test_the_tests_lock_holds_the_images_lock() -> None:
-    def pins(path: Path) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        name = ""
-        for line in path.read_text().splitlines():
-            if match := re.match(r"(\S+==\S+)", line):
-                name = match[1]
-                found[name] = set()
-            elif match := re.search(r"--hash=(\S+)", line):
-                found[name].add(match[1])
-        return found
+def pins(path: Path) -> dict[str, set[str]]:
+    """The hashes of each pinned release in a lock."""
+    found: dict[str, set[str]] = {}
+    name = ""
+    for line in path.read_text().splitlines():
+        if match := re.match(r"(\S+==\S+)", line):
+            name = match[1]
+            found[name] = set()
+        elif match := re.search(r"--hash=(\S+)", line):
+            found[name].add(match[1])
+    return found
 
+
+def test_the_tests_lock_holds_the_images_lock() -> None:
     image, tests = pins(ROOT / "requirements.lock"), pins(ROOT / "tests" / "requirements.lock")
     assert all(tests.get(name) == hashes for name, hashes in image.items())
     assert all(hashes for hashes in tests.values())
+
+
+def test_the_lock_for_cuda_12_differs_in_torch_alone() -> None:
+    image, cuda12 = pins(ROOT / "requirements.lock"), pins(ROOT / "requirements-cuda12.lock")
+    theirs = {name: hashes for name, hashes in cuda12.items() if not re.match("torch|triton|cuda-|nvidia-", name)}
+    assert theirs
+    assert all(image.get(name) == hashes for name, hashes in theirs.items())
+    asked = re.findall(r"^torch\S*==\S+", (ROOT / "requirements-cuda12.txt").read_text(), re.MULTILINE)
+    assert len(asked) == 2
+    assert all(cuda12[name] for name in asked)
+    assert [name for name in cuda12 if name.startswith("nvidia-cuda-runtime")] == ["nvidia-cuda-runtime-cu12==12.8.90"]
 
 
 def test_the_locks_pin_what_the_requirements_ask_for_and_name_no_place() -> None:

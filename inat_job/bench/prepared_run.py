@@ -28,6 +28,7 @@ from inat_job.storage.run_folder import RunFolder
 from inat_job.training import feature_cache
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext
+from inat_job.training.execution import compile_in_place
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
 from inat_job.training.trainer import fit_errors, make_trainer
@@ -136,6 +137,8 @@ def prepare_run(settings: Settings, request: BenchOptions, stop: StopFlag, start
             work = RunContext.create(job, prepare_images(settings, job.clock, stop))
             architecture, classifier = work.build_network(pretrained=True)
             work.move_images_to_gpu()
+            if work.execution.compile:
+                compile_in_place(architecture.network, work.execution.compile_mode)
             grace = settings.run.grace_seconds
             with uploading(work.checkpoints, leased.lease, [METRICS], stop, grace, None) as uploader, device_errors():
                 plan = feature_cache.decide(work, architecture, classifier)

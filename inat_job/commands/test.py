@@ -125,7 +125,7 @@ def _test(
     environment.set_cublas_workspace()
     execution = _execution(settings, tested.config["execution"], given)
     execution.apply()
-    images = _images(prepare_images(settings, clock, stop), settings)
+    images = _images(prepare_images(settings, clock, stop), settings, on_gpu=execution.accelerator == "cuda")
     classes = images.cache.index.classes
     check_classes(tested.folder, tested.config, classes)
     context = RunContext(settings, folder, images, execution, checkpoints, clock, stop)
@@ -165,12 +165,12 @@ def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[
     return dataclasses.replace(fresh, **kept)
 
 
-def _images(cache: Cache, settings: Settings) -> ImageDataModule:
+def _images(cache: Cache, settings: Settings, on_gpu: bool) -> ImageDataModule:
     """The splits; batches are no larger than the training split, which a test does not need to be filled."""
     least = ImageDataModule(cache, dataclasses.replace(settings.train, batch_size=2, accumulate=1), settings.data)
     batch_size = min(settings.train.batch_size, len(least.train_rows))
     train = dataclasses.replace(settings.train, batch_size=batch_size, accumulate=1)
-    return ImageDataModule(cache, train, settings.data)
+    return ImageDataModule(cache, train, settings.data, on_gpu=on_gpu)
 
 
 def _config(folder: RunFolder) -> dict[str, Any]:

@@ -18,7 +18,7 @@ TakeBatch = Callable[[slice], Any]
 """From a range of the images in an order to their batch."""
 
 IGNORED = -1
-"""The label of rows that pad a rank's last batch; metrics and losses leave them out."""
+"""The label of rows that pad a last batch; metrics, losses and features leave them out."""
 
 _PREFETCHED = 2
 """Batches that are prepared while another one is used."""
@@ -174,17 +174,24 @@ class TrainBatches:
 class EvalBatches:
     """The given rows once, in order, including the last partial batch; `take` gets them when an iteration begins.
 
-    Of several ranks each gets every `size`-th row, and as many rows as the others: missing ones are padded with the
-    first row, whose label is then IGNORED.
+    Of several ranks each gets every `size`-th row, and as many rows as the others; if `full`, the last batch is as
+    large as the others. Missing rows are padded with the first row, whose label is then IGNORED.
     """
 
     def __init__(
-        self, take: Callable[[np.ndarray], TakeBatch], rows: np.ndarray, batch_size: int, shard: Shard = UNSHARDED
+        self,
+        take: Callable[[np.ndarray], TakeBatch],
+        rows: np.ndarray,
+        batch_size: int,
+        shard: Shard = UNSHARDED,
+        full: bool = False,
     ) -> None:
-        ours = rows[shard.rank :: shard.size]
-        self._padding = math.ceil(len(rows) / shard.size) - len(ours)
-        self._take, self._rows = take, np.concatenate([ours, rows[: self._padding]])
         self._batch_size = max(1, batch_size // shard.size)
+        ours, length = rows[shard.rank :: shard.size], math.ceil(len(rows) / shard.size)
+        if full:
+            length = math.ceil(length / self._batch_size) * self._batch_size
+        self._padding = length - len(ours)
+        self._take, self._rows = take, np.concatenate([ours, np.repeat(rows[:1], self._padding)])
 
     def __len__(self) -> int:
         return math.ceil(len(self._rows) / self._batch_size)

@@ -18,13 +18,21 @@ from inat_job.settings import DataSettings, TrainSettings
 class ImageDataModule(LightningDataModule):
     """Train, validation and test batches of a cache, or of features computed from it.
 
-    `shard` is the rank's share of each batch. Raises BadDataError if no image is left for validation, ConflictError for
-    a batch larger than the training set.
+    `shard` is the rank's share of each batch. With `on_gpu`, all batches of an evaluation have one shape, since a GPU
+    prepares the kernels of each shape again; a CPU would compute the padding for nothing. Raises BadDataError if no
+    image is left for validation, ConflictError for a batch larger than the training set.
     """
 
-    def __init__(self, cache: Cache, train: TrainSettings, data: DataSettings, shard: Shard = UNSHARDED) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        train: TrainSettings,
+        data: DataSettings,
+        shard: Shard = UNSHARDED,
+        on_gpu: bool = False,
+    ) -> None:
         super().__init__()
-        self.cache, self._shard = cache, shard
+        self.cache, self._shard, self._on_gpu = cache, shard, on_gpu
         self._features: Features | None = None
         self._feature_epochs = 0
         self._settings = train
@@ -118,13 +126,13 @@ class ImageDataModule(LightningDataModule):
         return self.train_batches
 
     def val_dataloader(self) -> EvalBatches:
-        return EvalBatches(self._val_batches, self.val_rows, self._settings.batch_size, self._shard)
+        return EvalBatches(self._val_batches, self.val_rows, self._settings.batch_size, self._shard, self._on_gpu)
 
     def batches(self, rows: np.ndarray) -> EvalBatches:
         """This rank's share of the evaluation batches of any rows, each row once."""
-        return EvalBatches(self._plain_batches, rows, self._settings.batch_size, self._shard)
+        return EvalBatches(self._plain_batches, rows, self._settings.batch_size, self._shard, self._on_gpu)
 
     def unsharded_batches(self, rows: np.ndarray, view: int | None) -> EvalBatches:
         """Batches of any rows, all on this rank and in order, in a training view or, for None, as evaluated."""
         take = self._plain_batches if view is None else partial(self.view_batches, view)
-        return EvalBatches(take, rows, self._settings.batch_size)
+        return EvalBatches(take, rows, self._settings.batch_size, full=self._on_gpu)

@@ -174,9 +174,12 @@ class ProcessGroup:
         return float(total) / self.size
 
     def all_gather_rows(self, rows: Tensor, count: int) -> Tensor:
-        """(count, ...) of which rank r holds the rows r, r + size, r + 2 size, ...: (rows, ...), equally many each."""
+        """(count, ...) of which rank r holds the rows r, r + size, r + 2 size, ...: (rows, ...), equally many each.
+
+        Rows beyond `count` are padding.
+        """
         if self.size == 1:
-            return rows
+            return rows[:count]
         parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.contiguous(), group=self._cpu_group)
         return torch.stack(parts, dim=1).flatten(0, 1)[:count]

@@ -45,7 +45,7 @@ class EvaluationProgress(Callback):
 
 
 def predict(trainer: Trainer, classifier: LightningModule, batches: EvalBatches) -> tuple[Tensor, Tensor]:
-    """Logits float32 (n, classes) and labels int64 (n,), on the CPU, in the order of the batches."""
+    """Logits float32 (n, classes) and labels int64 (n,), on the CPU, in the order of the batches, padding included."""
     outputs: Any = trainer.predict(classifier, dataloaders=batches)
     logits, labels = zip(*outputs, strict=True)
     return torch.cat(logits), torch.cat(labels)

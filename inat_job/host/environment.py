@@ -1,8 +1,12 @@
 """Environment variables and files of a user's machine: what the job reads from them and sets for its libraries."""
 
 import configparser
+import importlib.util
 import netrc
 import os
+import shlex
+import shutil
+import sysconfig
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -34,6 +38,18 @@ def set_region(environment: MutableMapping[str, str] = os.environ) -> None:
 def set_cublas_workspace(environment: MutableMapping[str, str] = os.environ) -> None:
     """Give cuBLAS the fixed workspace that --deterministic requires; it is read when CUDA starts."""
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def missing_for_compilation(on_gpu: bool, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """What torch.compile lacks here at run time: it compiles C++ for a CPU, Triton's kernels and their C for a GPU."""
+    language, variable, names = ("C", "CC", ("gcc", "clang")) if on_gpu else ("C++", "CXX", ("g++",))
+    given = shlex.split(environment.get(variable, ""))
+    needed = {
+        f"a {language} compiler on PATH": any(map(shutil.which, given[:1] or names)),
+        "Python's headers": Path(sysconfig.get_path("include"), "Python.h").exists(),
+        "the package triton": not on_gpu or importlib.util.find_spec("triton") is not None,
+    }
+    return [each for each, is_here in needed.items() if not is_here]
 
 
 def torch_hub_folder(environment: Mapping[str, str] = os.environ) -> Path:

@@ -1,4 +1,4 @@
-"""The NVIDIA driver, compared with the CUDA version that torch was built for, and the number of GPUs.
+"""The NVIDIA driver, compared with the CUDA version that torch was built for, and the GPUs: how many, how busy.
 
 torch is not imported. Minimum driver of each CUDA version:
 https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
@@ -73,6 +73,29 @@ def library_cuda() -> str | None:
     return f"{number.value // 1000}.{number.value % 1000 // 10}" if status == 0 and number.value else None
 
 
+class _Utilization(ctypes.Structure):
+    """nvmlUtilization_t: percentages of the last sample period, which is a sixth of a second to one second long."""
+
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
+def gpu_use(uuid: str, load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> float:
+    """The share of the last moments, 0..1, in which a kernel ran on a GPU, such as "GPU-5e1c7a2b-...".
+
+    NVML counts every process. Raises OSError if it is missing or does not know, as for a slice of a GPU (MIG).
+    https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceQueries.html
+    """
+    nvml, handle, use = load("libnvidia-ml.so.1"), ctypes.c_void_p(), _Utilization()
+    for name, arguments in (
+        ("nvmlInit_v2", ()),  # again each time: NVML only counts it
+        ("nvmlDeviceGetHandleByUUID", (uuid.encode(), ctypes.byref(handle))),
+        ("nvmlDeviceGetUtilizationRates", (handle, ctypes.byref(use))),
+    ):
+        if status := getattr(nvml, name)(*arguments):
+            raise OSError(f"{name} returned {status}")
+    return float(use.gpu) / 100
+
+
 def find_driver(
     environment: Mapping[str, str] = os.environ,
     root: Path = Path("/"),
@@ -108,9 +131,11 @@ def driver_problem(cuda: str | None, driver: Driver) -> str:
         return f"This torch is built without CUDA, but the job was given a GPU: install a CUDA build, or {_USE_CPU}."
     if _is_too_old(cuda, driver):
         minimum = minimum_driver(cuda)
+        image = "" if _is_too_old("12", driver) else "use an image built for CUDA 12 (docs/container.md), "
+        needed = f"driver {minimum} or newer" if minimum else "a newer one"
         return (
-            f"The {driver.text} is too old for this torch, which is built for CUDA {cuda} and needs "
-            f"{f'driver {minimum} or newer' if minimum else 'a newer one'}: update the machine's driver, or {_USE_CPU}."
+            f"The {driver.text} is too old for this torch, which is built for CUDA {cuda} and needs {needed}: "
+            f"{image}update the machine's driver, or {_USE_CPU}."
         )
     if driver.cuda is None:
         return (

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from inat_job import events, watchdog
-from inat_job.host import cpu
+from inat_job.host import cpu, nvidia
 from inat_job.job_status import STATUS, JobStatus
 from inat_job.telemetry import metric_lines
 
@@ -71,6 +71,7 @@ def _device_use(name: str, cpu_use: float) -> dict[str, Any]:
     try:
         free, total = torch.cuda.mem_get_info(device)
         memory = {"device_memory": round(1 - free / total, 3)}
-        return {"device_use": torch.cuda.utilization(device) / 100, **memory}
-    except Exception as error:  # the package that asks the driver is missing, or the driver refuses
+        uuid = torch.cuda.get_device_properties(device).uuid  # of what CUDA_VISIBLE_DEVICES made this device
+        return {"device_use": nvidia.gpu_use(f"GPU-{uuid}"), **memory}
+    except Exception as error:  # the driver's library is missing, or it refuses
         return {"device_use": None, **memory, "unknown": f"how busy {name} is: {' '.join(str(error).split())[:200]}"}

@@ -59,7 +59,7 @@ class RunContext:
             decided = own or decide(train, common, group.rank)
         decided.apply()
         shard = Shard(group.rank.rank, group.size)
-        images = ImageDataModule(cache, train, job.settings.data, shard)
+        images = ImageDataModule(cache, train, job.settings.data, shard, on_gpu=decided.accelerator == "cuda")
         checkpoints = CheckpointIndex(job.folder, job.stop)
         return cls(job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group)
 

@@ -5,7 +5,6 @@ Decided once, when a run first starts, and stored with the run, so that a resume
 
 import dataclasses
 import platform
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from inat_job import events
 from inat_job.data import augment
 from inat_job.distributed.ranks import SINGLE_RANK, Rank, gpu_index
 from inat_job.errors import ConflictError
-from inat_job.host import cpu, memory, nvidia
+from inat_job.host import cpu, environment, memory, nvidia
 from inat_job.host.device_faults import Fault, fault_of
 from inat_job.job_status import STATUS
 from inat_job.settings import TrainSettings
@@ -50,6 +49,7 @@ class Execution:
     torch: str
     tf32: bool = True
     cudnn_benchmark: bool = True
+    compile_mode: str = "default"
     ranks: int = 1
     view_format: int = 1
 
@@ -63,14 +63,17 @@ class Execution:
         return dataclasses.asdict(self)
 
     def apply(self) -> None:
-        """Set torch's global switches, and how the C library keeps freed memory."""
+        """Set torch's global switches, and how the C library keeps freed memory.
+
+        The other two decisions need a network or a trainer: `compile_in_place` and execution_callback.py.
+        """
         if self.accelerator == "cpu":
             events.emit("allocator", keeps_freed=memory.keep_freed_memory())
         torch.set_num_threads(self.threads)
         # Not torch.backends.fp32_precision: once it is set, the older switches of Lightning and torch.compile raise.
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = self.tf32
-        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        torch.backends.cudnn.benchmark = False  # until training begins: execution_callback.py
         torch.use_deterministic_algorithms(self.deterministic)
 
 
@@ -84,7 +87,6 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
         _take_gpu(rank)
     if not stored:
         return _decide_new(settings, accelerator, None, rank)
-    compile_mode = stored.get("compile_mode")  # which earlier versions chose
     known = {field.name for field in dataclasses.fields(Execution)}  # another version may have stored others
     # Before view formats were stored, all views were cut in the first.
     stored = {"view_format": 1} | {name: value for name, value in stored.items() if name in known}
@@ -103,26 +105,27 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
     )
     if first.accelerator != fresh.accelerator:
         kept = fresh
-    has_compiler = kept.compile and (fresh.compile if settings.compile else _has_compiler())
+    has_compiler = kept.compile and (fresh.compile if settings.compile else _has_compiler(accelerator))
     kept = dataclasses.replace(kept, compile=has_compiler)
     changed = {name: (old, getattr(kept, name)) for name, old in stored.items() if getattr(kept, name) != old}
-    if kept.compile and compile_mode not in (None, "default"):
-        changed["compile_mode"] = (compile_mode, "default")
     if changed:
         events.warn("This resume is not bit-equal to an uninterrupted run", changed=changed)
     return kept
 
 
-def compile_in_place(network: nn.Module) -> None:
+def compile_in_place(network: nn.Module, mode: str = "default") -> None:
     """Compile `network` at its first training step; what the compiler cannot handle runs uncompiled, and torch logs it.
 
-    Only training steps are compiled: evaluation is a small part of a run, and would be compiled for each batch size.
+    `mode` is torch.compile's: "default" fuses operations, "reduce-overhead" also replays them as CUDA graphs. Only
+    training steps are compiled: evaluation is a small part of a run, and would be compiled for each batch size.
     """
     import torch._dynamo  # takes a second
+    import torch._functorch.config
 
     torch._dynamo.config.suppress_errors = True
+    torch._functorch.config.force_non_lazy_backward_lowering = True  # or its errors end the first backward pass
     torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
-    network.compile()  # in place: torch.compile() would rename the weights
+    network.compile(mode=mode)  # in place: torch.compile() would rename the weights
 
 
 def keep_precision(wanted: str, settings: TrainSettings, accelerator: str, rank: Rank = SINGLE_RANK) -> str:
@@ -198,7 +201,7 @@ def _decide_new(settings: TrainSettings, accelerator: str, precision: str | None
         device=_device_name(accelerator),
         precision=precision or choose_precision(accelerator),
         channels_last=True,
-        compile=bool(settings.compile) and _has_compiler(),
+        compile=bool(settings.compile) and _has_compiler(accelerator),
         deterministic=settings.deterministic,
         threads=cpu.thread_count(torch.get_num_threads(), processes=rank.local_world_size),
         ranks=rank.world_size,
@@ -231,12 +234,12 @@ def _take_gpu(rank: Rank) -> None:
         raise ConflictError(problem)
 
 
-def _has_compiler() -> bool:
-    """Whether torch.compile finds the C compiler that it calls; a warning where it does not."""
-    if any(map(shutil.which, ("cc", "gcc", "clang"))):
-        return True
-    events.warn("The network is not compiled: --compile needs a C compiler, and there is none on PATH.")
-    return False
+def _has_compiler(accelerator: str) -> bool:
+    """Whether everything is here that torch.compile needs at run time; a warning where it is not."""
+    missing = environment.missing_for_compilation(accelerator == "cuda")
+    if missing:
+        events.warn(f"The network is not compiled: --compile also needs {' and '.join(missing)}.")
+    return not missing
 
 
 def _device_name(accelerator: str) -> str:

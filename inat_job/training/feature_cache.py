@@ -20,7 +20,7 @@ from lightning import LightningModule, Trainer
 
 from inat_job import events
 from inat_job.data import augment
-from inat_job.data.batches import Batch, EvalBatches
+from inat_job.data.batches import IGNORED, Batch, EvalBatches
 from inat_job.data.features import FeatureFile, Features, FeatureWriter
 from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.models.classifier import Classifier
@@ -138,7 +138,8 @@ class StemPass(LightningModule):
         self._writer = writer
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        self._writer.add(self.classifier.stem_and_tail().stem(self.classifier.view(batch)))
+        features = self.classifier.stem_and_tail().stem(self.classifier.view(batch))
+        self._writer.add(features[batch.labels != IGNORED])
 
 
 def _compute(

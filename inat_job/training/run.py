@@ -69,7 +69,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         config = start.decide_once(context, architecture, classifier, config)
     introduce(context, architecture, resumed.manifest if resumed else None)
     if context.execution.compile:
-        execution.compile_in_place(architecture.network)
+        execution.compile_in_place(architecture.network, context.execution.compile_mode)
 
     context.clock.add_earlier(resumed.manifest.train_s if resumed else 0.0)
     metrics = MetricsFile(context.folder, resumed.manifest if resumed else None) if group.is_main else None

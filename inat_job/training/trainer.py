@@ -16,7 +16,6 @@ from inat_job.errors import ConflictError, JobError
 from inat_job.host import device_faults
 from inat_job.settings import TrainSettings
 from inat_job.training.execution import Execution
-from inat_job.training.nondeterminism import NondeterministicLayer
 
 
 def make_trainer(
@@ -24,6 +23,7 @@ def make_trainer(
 ) -> Trainer:
     """A trainer that computes as `execution` says, on all ranks of a group whose collectives are initialised."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    nondeterminism = [NondeterministicLayer()] if execution.deterministic else []
     trainer = Trainer(
         accelerator=execution.accelerator,
         devices=[torch.cuda.current_device()] if execution.accelerator == "cuda" else 1,
@@ -33,7 +33,7 @@ def make_trainer(
         precision=execution.lightning_precision,  # type: ignore[arg-type]
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate,
-        callbacks=[*callbacks, _LostDevice(), *([NondeterministicLayer()] if execution.deterministic else [])],
+        callbacks=[*callbacks, ExecutionCallback(execution), _LostDevice(), *nondeterminism],
         plugins=[InMemoryCheckpointIO(), _RankEnvironment(group)],
         logger=False,
         enable_checkpointing=False,

@@ -12,7 +12,9 @@ import torch
 
 from inat_job.checkpoints import training_state as state
 from inat_job.commands import test as evaluate
+from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, Preempted, TransientError, UsageError
+from inat_job.models.classifier import Classifier
 from inat_job.settings import Settings
 from inat_job.storage import open_store
 from inat_job.training import run as train
@@ -247,6 +249,40 @@ def _manifests(settings: Settings) -> list[Path]:
 
 def _killed(*args: Any) -> None:
     raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize(
+    ("which", "changes"), [("a", {}), ("b", {**SMALLER_B, "model__strategy": "head", "train__epochs": "4"})]
+)
+def test_padding_of_evaluation_changes_no_result(
+    which: str, changes: dict[str, str], settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the 12 validation and 15 test images, and of the 48 of a view of features, all in batches of 9."""
+    changes = {**changes, "train__batch_size": "9", "train__precision": "fp32"}
+    as_on_cpu = settings(which, **changes)
+    run(as_on_cpu)
+    monkeypatch.setattr(
+        ImageDataModule, "_on_gpu", property(lambda self: True, lambda self, value: None), raising=False
+    )
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    shapes = []
+    forward = Classifier.forward
+    monkeypatch.setattr(Classifier, "forward", lambda self, batch: shapes.append(len(batch[0])) or forward(self, batch))
+    as_on_gpu = settings(which, **changes, run__run_id="gpu", data__cache_dir=as_on_cpu.data.cache_dir + "2")
+    run(as_on_gpu)
+    assert set(shapes) == {9}
+    reports = [report_of(each) for each in (as_on_cpu, as_on_gpu)]
+    for split in ("val", "test"):
+        plain, padded = (report[split] for report in reports)
+        assert (padded["n"], padded["confusion"]) == (plain["n"], plain["confusion"])
+        assert padded["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert [bool(report["reuse"]) for report in reports] == [which == "b"] * 2
+    assert val_losses(as_on_gpu) == pytest.approx(val_losses(as_on_cpu), rel=1e-4)
+
+
+def val_losses(settings: Settings) -> list[float]:
+    lines = Path(settings.run.output, settings.run_id, "metrics.jsonl").read_text().splitlines()
+    return [row["val_loss"] for row in map(json.loads, lines) if "val_loss" in row]
 
 
 def test_early_stop_is_decided_once(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:

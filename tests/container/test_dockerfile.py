@@ -58,6 +58,8 @@ def test_dependencies_are_installed_by_hash_before_the_code() -> None:
     command = INSTRUCTIONS[install][1]
     assert "--require-hashes" in command
     assert "--no-cache-dir" in command
+    assert '-r "/app/$LOCK"' in command
+    assert "LOCK=requirements.lock" in _all("ARG")
 
 
 def test_caches_are_below_scratch() -> None:

@@ -162,15 +162,19 @@ def test_shards_together_are_the_batch(cache: Cache, size: int) -> None:
         assert same(batch, joined)
 
 
-@given(count=st.integers(1, ROWS), size=st.integers(1, 8), batch_size=st.integers(1, 9))
-@settings(max_examples=60)
-def test_every_image_is_evaluated_once_by_one_rank(cache: Cache, count: int, size: int, batch_size: int) -> None:
+@given(count=st.integers(1, ROWS), size=st.integers(1, 8), batch_size=st.integers(1, 40), full=st.booleans())
+@settings(max_examples=100)
+def test_every_image_is_evaluated_once_by_one_rank(
+    cache: Cache, count: int, size: int, batch_size: int, full: bool
+) -> None:
     take = plain_batches(cache)
-    ranks = [EvalBatches(take, np.arange(count), batch_size, Shard(rank, size)) for rank in range(size)]
+    ranks = [EvalBatches(take, np.arange(count), batch_size, Shard(rank, size), full) for rank in range(size)]
     seen = [list(rank) for rank in ranks]
-    assert len({tuple(len(batch.labels) for batch in batches) for batches in seen}) == 1, (
-        "every rank takes the same steps"
-    )
+    assert {len(batches) for batches in seen} == {len(rank) for rank in ranks}
+    shapes = {tuple(len(batch.labels) for batch in batches) for batches in seen}
+    assert len(shapes) == 1, "every rank takes the same steps"
+    if full:
+        assert set(*shapes) == {max(1, batch_size // size)}
     counted = [
         row
         for batches in seen

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from inat_job.host import environment as host_environment
 from inat_job.host.environment import has_wandb_key, region, set_region
 
 
@@ -51,3 +52,32 @@ def test_region_is_set_for_boto3(environment: dict[str, str], expected: str | No
     assert region(environment) == expected
     set_region(environment)
     assert environment.get("AWS_DEFAULT_REGION") == expected
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "variables", "programs", "headers", "packages", "missing"),
+    [
+        (False, {}, {"g++"}, True, set(), []),
+        (False, {}, {"gcc"}, True, {"triton"}, ["a C++ compiler on PATH"]),
+        (False, {"CXX": "ccache clang++"}, {"ccache"}, True, set(), []),
+        (True, {}, {"gcc"}, True, {"triton"}, []),
+        (True, {"CC": "icc"}, {"gcc"}, True, {"triton"}, ["a C compiler on PATH"]),
+        (True, {}, set(), False, set(), ["a C compiler on PATH", "Python's headers", "the package triton"]),
+    ],
+)
+def test_missing_for_compilation(
+    on_gpu: bool,
+    variables: dict[str, str],
+    programs: set[str],
+    headers: bool,
+    packages: set[str],
+    missing: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if headers:
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: name if name in programs else None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in packages else None)
+    assert host_environment.missing_for_compilation(on_gpu, variables) == missing

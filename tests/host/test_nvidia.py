@@ -1,5 +1,8 @@
 """nvidia.py: reading the driver, and comparing it with the CUDA version of torch."""
 
+import ctypes
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,11 @@ def test_wheel_cuda_is_torchs() -> None:
 @pytest.mark.parametrize(
     ("cuda", "driver", "words"),
     [
-        ("13.0", Driver("550.54.15", "12.4", True), ("550.54.15", "CUDA 13.0", "driver 580 or newer", "update")),
+        (
+            "13.0",
+            Driver("550.54.15", "12.4", True),
+            ("550.54.15", "CUDA 13.0", "driver 580 or newer", "built for CUDA 12", "update"),
+        ),
         ("13.0", Driver("550.54.15", None, True), ("550.54.15", "driver 580 or newer")),
         ("12.8", Driver("470.1", "11.4", True), ("470.1", "driver 525 or newer")),
         ("14.0", Driver("580.1", "13.0", True), ("580.1", "CUDA 14.0", "a newer one")),
@@ -208,3 +215,38 @@ def test_no_libcuda_shows_no_gpus() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert nvidia.visible_gpus() == ()
+
+
+NVML = """
+#include <string.h>
+typedef struct { unsigned gpu, memory; } nvmlUtilization_t;
+static int initialised, device;
+int nvmlInit_v2(void) { initialised = 1; return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
+    if (!initialised) return 1;
+    if (strcmp(uuid, "GPU-b") && strcmp(uuid, "GPU-mig")) return 6;
+    *handle = strcmp(uuid, "GPU-b") ? 0 : &device;
+    return 0;
+}
+int nvmlDeviceGetUtilizationRates(void *handle, nvmlUtilization_t *use) {
+    if (handle != &device) return 3;
+    use->gpu = 87;
+    use->memory = 12;
+    return 0;
+}
+"""
+"""What is called of NVML, with its codes: 1 uninitialised, 3 not supported, 6 not found."""
+
+
+def test_gpu_use_is_asked_of_nvml(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler, for a library that answers as NVML does")
+    library = tmp_path / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-o", library, "-"], input=NVML, text=True, check=True)
+    load = {library.name: ctypes.CDLL(str(library))}.__getitem__
+    assert nvidia.gpu_use("GPU-b", load) == 0.87
+    with pytest.raises(OSError, match="nvmlDeviceGetHandleByUUID returned 6"):
+        nvidia.gpu_use("GPU-a", load)
+    with pytest.raises(OSError, match="nvmlDeviceGetUtilizationRates returned 3"):
+        nvidia.gpu_use("GPU-mig", load)

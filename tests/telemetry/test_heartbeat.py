@@ -1,11 +1,16 @@
 """heartbeat.py: training rates between snapshots, and the log lines of the thread."""
 
+import ctypes
 import json
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from inat_job import watchdog
+from inat_job.host import nvidia
+from inat_job.host.nvidia import gpu_use
 from inat_job.job_status import STATUS, JobStatus
 from inat_job.telemetry import heartbeat
 from inat_job.telemetry.heartbeat import training_rates
@@ -57,16 +62,19 @@ def test_unknown_device_use_is_null(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mps:0" in line["unknown"]
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_gpu_use_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
+    uuid = "5e1c7a2b-0000-0000-0000-000000000001"
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (25, 100))
-    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 87)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid))
+    monkeypatch.setattr(nvidia, "gpu_use", {f"GPU-{uuid}": 0.87}.__getitem__)
     assert heartbeat._device_use("cuda:0", 0.1) == {"device_use": 0.87, "device_memory": 0.75}
-    monkeypatch.undo()
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (25, 100))
-    fields = heartbeat._device_use("cuda:0", 0.1)  # torch's own, which has no driver or package to ask here
-    if not torch.cuda.is_available():
-        assert (fields["device_use"], fields["device_memory"]) == (None, 0.75)
-        assert "how busy cuda:0 is: " in fields["unknown"]
+    monkeypatch.setattr(nvidia, "gpu_use", partial(gpu_use, load=missing))
+    fields = heartbeat._device_use("cuda:0", 0.1)
+    assert (fields["device_use"], fields["device_memory"]) == (None, 0.75)
+    assert fields["unknown"] == "how busy cuda:0 is: libnvidia-ml.so.1: cannot open shared object file"
+
+
+def missing(name: str) -> ctypes.CDLL:
+    raise OSError(f"{name}: cannot open shared object file")
