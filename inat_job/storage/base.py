@@ -17,6 +17,13 @@ Role = Literal["data", "output"]
 UNKNOWN_SIZE = -1
 
 
+class DamagedFileError(BadDataError):
+    """A file to store is no longer what was written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is not what was written: check the disk.")
+
+
 @dataclass(frozen=True)
 class StorageOptions:
     """How stores are reached. `threads` is per transfer; `retries` counts beyond the first attempt of each request.
@@ -96,11 +103,14 @@ class Store(Protocol):
         *,
         if_none_match: bool = False,
         if_match: str | None = None,
+        sha256: str | None = None,
         progress: Progress | None = None,
     ) -> Entry:
         """Store the object atomically, and verify it.
 
-        Raises PreconditionFailed if it exists already (`if_none_match`) or is not at version `if_match`.
+        A file is hashed while it is sent if its `sha256` is given. Raises DamagedFileError, before anything is stored,
+        if it has another one; PreconditionFailed if the object exists already (`if_none_match`) or is not at version
+        `if_match`.
         """
         ...
 

@@ -76,6 +76,7 @@ class HttpsStore:
         *,
         if_none_match: bool = False,
         if_match: str | None = None,
+        sha256: str | None = None,
         progress: Progress | None = None,
     ) -> Entry:
         raise ConflictError(f"{self.uri} is read only: write to a folder or to s3://.")

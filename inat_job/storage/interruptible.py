@@ -58,10 +58,13 @@ class InterruptibleStore:
         *,
         if_none_match: bool = False,
         if_match: str | None = None,
+        sha256: str | None = None,
         progress: Progress | None = None,
     ) -> Entry:
         return self._run(
-            lambda: self._store.put(key, source, if_none_match=if_none_match, if_match=if_match, progress=progress)
+            lambda: self._store.put(
+                key, source, if_none_match=if_none_match, if_match=if_match, sha256=sha256, progress=progress
+            )
         )
 
     def delete(self, key: str) -> None:
