@@ -30,7 +30,8 @@ class StateBuffer:
         Tensors on the CPU are in host memory when this returns. Those on a GPU are copied there, in order with the
         work that is queued, and from there to host memory on a stream of its own, for which only the write waits.
         """
-        unique = {id(each): each for each in tree_leaves(state) if isinstance(each, torch.Tensor)}.values()
+        leaves = tree_leaves(state)
+        unique = {id(each): each for each in leaves if isinstance(each, torch.Tensor) and each.numel()}.values()
         on_gpu = [each for each in unique if _is_on_gpu(each)]
         on_cpu = [each for each in unique if not _is_on_gpu(each)]
         tensors, gpu_bytes = [*on_gpu, *on_cpu], _bytes_of(on_gpu)
@@ -38,7 +39,7 @@ class StateBuffer:
         copies = _views(self._host, tensors)
         arrived = _send(_staged(on_gpu), self._host[:gpu_bytes]) if on_gpu else _nothing_to_wait_for
         _copy(copies[len(on_gpu) :], on_cpu)
-        # Whatever else is in the state is copied as it is, a state dict with its `_metadata` too.
+        # Whatever else is in the state is copied as it is: a state dict keeps its `_metadata`.
         copied = deepcopy(state, {id(each): copy for each, copy in zip(tensors, copies, strict=True)})
         return partial(_write_when_arrived, copied, arrived)
 
@@ -96,8 +97,7 @@ def _bytes_of(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def _room(tensor: torch.Tensor) -> int:
-    """Bytes for a copy: at least one, since torch.save refuses two dtypes at one address."""
-    return -(-max(tensor.nbytes, 1) // _ALIGNMENT) * _ALIGNMENT
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _views(memory: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
