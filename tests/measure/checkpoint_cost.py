@@ -10,9 +10,9 @@ upload them, which is the most that they cost beside that on a CPU; the cost in 
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -77,14 +77,9 @@ def child(mode: str, tree: Path, rate: float | None, arguments: list[str]) -> No
     else:
         Uploader.save = lambda self, manifest, *given, **named: manifest
         Uploader.update_manifest = lambda self, manifest: None
-    times: dict[str, float] = {}
-    _record_times(CheckpointCallback, times)
+    _end_with_training(CheckpointCallback, spent)
     sys.argv = ["entrypoint.py", *arguments]
-    with contextlib.suppress(SystemExit):  # without checkpoints there is nothing to test at the end
-        entrypoint.main()
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    seconds = {"blocked_s": sum(spent["blocked"]), "background_s": times["background"]}
-    print(json.dumps({**spent, **seconds, "train_s": times["end"] - times["start"], "peak_mb": peak_mb}))
+    entrypoint.main()
 
 
 def _time_calls(owner: Any, name: str, spent: list[float]) -> None:
@@ -100,17 +95,23 @@ def _time_calls(owner: Any, name: str, spent: list[float]) -> None:
     setattr(owner, name, measured)
 
 
-def _record_times(callback: Any, times: dict[str, float]) -> None:
+def _end_with_training(callback: Any, spent: dict[str, Any]) -> None:
+    """Print what was measured and end the process once the last epoch is validated."""
     start, end = callback.on_train_start, callback.on_validation_end
 
     def on_train_start(self: Any, *args: Any) -> None:
-        times.setdefault("start", time.perf_counter())
+        spent["train_s"] = -time.perf_counter()
         start(self, *args)
 
     def on_validation_end(self: Any, *args: Any) -> None:
         end(self, *args)
-        times["end"] = time.perf_counter()
-        times["background"] = sum(map(_thread_time, threading.enumerate()))
+        if self.ended:
+            spent["train_s"] += time.perf_counter()
+            spent["blocked_s"] = sum(spent["blocked"])
+            spent["background_s"] = sum(map(_thread_time, threading.enumerate()))
+            spent["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+            print(json.dumps(spent), flush=True)
+            os._exit(0)
 
     callback.on_train_start, callback.on_validation_end = on_train_start, on_validation_end
 
