@@ -5,8 +5,8 @@
 
 Runs the command alternately with and without checkpoints, each in its own process; `--tree` is another checkout to run
 it from. The run is in a local folder, or with `--mb-per-s` in a remote store of that bandwidth. The cost in time is
-what training waits for checkpoints, which is all of it on a GPU, and the processor time of the threads that write and
-upload them, which is the most that they cost beside that on a CPU; the cost in memory is the ratio of the peaks.
+what training waits for checkpoints, which is all of it on a GPU, and the share of the processor's time that the threads take
+that write and upload them; the cost in memory is the ratio of the peaks.
 """
 
 import argparse
@@ -70,10 +70,10 @@ def child(mode: str, tree: Path, rate: float | None, arguments: list[str]) -> No
     if rate:
         opened = run_folder.open_store
         run_folder.open_store = lambda *given, **named: LimitedStore(opened(*given, **named), rate)
-    spent: dict[str, Any] = {"blocked": []}
+    spent: dict[str, Any] = {"blocked": [], "blocked_cpu_s": 0.0}
     if mode == "with":
-        _time_calls(CheckpointCallback, "_take", spent["blocked"])
-        _time_calls(CheckpointCallback, "add_validation", spent["blocked"])
+        _time_calls(CheckpointCallback, "_take", spent)
+        _time_calls(CheckpointCallback, "add_validation", spent)
     else:
         Uploader.save = lambda self, manifest, *given, **named: manifest
         Uploader.update_manifest = lambda self, manifest: None
@@ -82,15 +82,16 @@ def child(mode: str, tree: Path, rate: float | None, arguments: list[str]) -> No
     entrypoint.main()
 
 
-def _time_calls(owner: Any, name: str, spent: list[float]) -> None:
+def _time_calls(owner: Any, name: str, spent: dict[str, Any]) -> None:
     inner = getattr(owner, name)
 
     def measured(*args: Any, **options: Any) -> Any:
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.thread_time()
         try:
             return inner(*args, **options)
         finally:
-            spent.append(round(time.perf_counter() - started, 4))
+            spent["blocked"].append(round(time.perf_counter() - started, 4))
+            spent["blocked_cpu_s"] += time.thread_time() - cpu
 
     setattr(owner, name, measured)
 
@@ -100,13 +101,14 @@ def _end_with_training(callback: Any, spent: dict[str, Any]) -> None:
     start, end = callback.on_train_start, callback.on_validation_end
 
     def on_train_start(self: Any, *args: Any) -> None:
-        spent["train_s"] = -time.perf_counter()
+        spent["train_s"], spent["train_cpu_s"] = -time.perf_counter(), -time.process_time()
         start(self, *args)
 
     def on_validation_end(self: Any, *args: Any) -> None:
         end(self, *args)
         if self.ended:
             spent["train_s"] += time.perf_counter()
+            spent["train_cpu_s"] += time.process_time()
             spent["blocked_s"] = sum(spent["blocked"])
             spent["background_s"] = sum(map(_thread_time, threading.enumerate()))
             spent["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -147,14 +149,15 @@ def main() -> None:
             rows.append({mode: measure(mode, given, Path(folder)) for mode in ("with", "without")})
     print(json.dumps({"runs": rows}, indent=2))
     _show("training waits", [row["with"]["blocked_s"] / row["with"]["train_s"] for row in rows])
-    _show("background", [row["with"]["background_s"] / row["with"]["train_s"] for row in rows])
+    _show("training waits, processor time", [row["with"]["blocked_cpu_s"] / row["with"]["train_cpu_s"] for row in rows])
+    _show("background, processor time", [row["with"]["background_s"] / row["with"]["train_cpu_s"] for row in rows])
     memory = [row["with"]["peak_mb"] / row["without"]["peak_mb"] for row in rows]
     print(f"peak memory: {statistics.median(memory):.3f} times ({min(memory):.3f} to {max(memory):.3f})")
 
 
 def _show(what: str, shares: list[float]) -> None:
     median = statistics.median(shares)
-    print(f"{what}: {median:.2%} of the training time ({min(shares):.2%} to {max(shares):.2%})")
+    print(f"{what}: {median:.2%} of training ({min(shares):.2%} to {max(shares):.2%})")
 
 
 if __name__ == "__main__":
