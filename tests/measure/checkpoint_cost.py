@@ -5,8 +5,8 @@
 
 Runs the command alternately with and without checkpoints, each in its own process; `--tree` is another checkout to run
 it from. The run is in a local folder, or with `--mb-per-s` in a remote store of that bandwidth. The cost in time is
-what training waits for checkpoints, which is all of it on a GPU, and the share of the processor's time that the threads take
-that write and upload them; the cost in memory is the ratio of the peaks.
+what training waits for checkpoints, which is all of it on a GPU, and the share of the processor's time that goes into
+writing and uploading them in the background; the cost in memory is the ratio of the peaks.
 """
 
 import argparse
