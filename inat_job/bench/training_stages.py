@@ -26,6 +26,7 @@ from inat_job.bench.measurement import (
 from inat_job.checkpoints import training_state
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.manifest import Manifest
+from inat_job.checkpoints.state_buffer import StateBuffer
 from inat_job.checkpoints.uploader import Uploader
 from inat_job.data.batches import Batch
 from inat_job.data.module import ImageDataModule
@@ -285,9 +286,9 @@ def checkpoint(
     One warms up, `runs` are measured. `epoch_s` are the seconds of an epoch, 0 if unknown.
     """
     plain_path = checkpoints.folder.path("plain")
-    stored, plain = [], []
+    stored, plain, buffer = [], [], StateBuffer()
     for number in range(runs + 1):
-        each = _store(live, checkpoints, uploader, live.trainer.global_step + number + 1)
+        each = _store(live, checkpoints, uploader, buffer, live.trainer.global_step + number + 1)
         seconds = time_once(partial(_write_plain, plain_path, each.size))
         if number:
             stored.append(each)
@@ -302,10 +303,11 @@ def checkpoint(
     return found
 
 
-def _store(live: LiveTraining, checkpoints: CheckpointIndex, uploader: Uploader, step: int) -> StoredCheckpoint:
+def _store(
+    live: LiveTraining, checkpoints: CheckpointIndex, uploader: Uploader, buffer: StateBuffer, step: int
+) -> StoredCheckpoint:
     started, this_thread, all_threads = time.perf_counter(), time.thread_time(), time.process_time()
-    write = partial(training_state.write, training_state.collect(live.trainer))
-    uploader.save(_manifest(step), write, deferred=training_state.can_write_later(live.trainer))
+    uploader.save(_manifest(step), partial(buffer.copy, training_state.collect(live.trainer)))
     waited = time.perf_counter() - started
     if not uploader.flush(_STORE_TIMEOUT_S):
         raise TransientError(f"A checkpoint was not stored within {_STORE_TIMEOUT_S:g} s: check --output.")

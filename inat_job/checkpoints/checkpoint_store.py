@@ -6,6 +6,7 @@ The order makes it safe: the file, then its manifest, then the pointer `latest.j
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from inat_job import events
@@ -14,12 +15,9 @@ from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.manifest import FOLDER, POINTER, Manifest, steps_to_keep
 from inat_job.errors import JobError, PreconditionFailed
 from inat_job.events import Progress
-from inat_job.storage.disk import disk_errors, sha256_of
+from inat_job.storage import DamagedFileError
+from inat_job.storage.disk import disk_errors
 from inat_job.storage.lease import Lease
-
-
-class DamagedError(Exception):
-    """A checkpoint's file on this machine is no longer what was written."""
 
 
 class CheckpointStore:
@@ -39,17 +37,18 @@ class CheckpointStore:
         self._pointer_step: int | None = None  # unknown: the checkpoint an earlier attempt pointed to may be damaged
 
     def put_file(self, manifest: Manifest, progress: Progress) -> None:
-        """Make the file durable on this machine, verify it, and store it.
+        """Make the file durable on this machine, and store it; the store hashes it while it sends it.
 
-        Raises DamagedError, LeaseError and what the store raises.
+        Where this machine is the store, the hash made while writing stands: a read now would come from memory, not
+        from the disk. Raises DamagedFileError, LeaseError and what the store raises.
         """
         path = self._folder.path(manifest.name)
         with disk_errors(path, missing=f"{path} is gone: check that nothing removes it while the job runs."):
-            _sync(path)
-            if sha256_of(path) != manifest.sha256:
-                raise DamagedError(f"{path} has changed since it was written: check the disk.")
+            size = _sync(path)
+        if size != manifest.size:
+            raise DamagedFileError(path)
         if self._folder.remote:
-            self._put_new(manifest.name, path, progress)
+            self._put_new(manifest, path, progress)
 
     def write_local_manifest(self, manifest: Manifest) -> None:
         """Write the manifest beside its local file, so that the next attempt on this machine finds both if the store
@@ -106,14 +105,15 @@ class CheckpointStore:
             self._store.delete(f"{FOLDER}/{step}.{suffix}")
         self.delete_local(step)
 
-    def _put_new(self, name: str, path: Path, progress: Progress) -> None:
+    def _put_new(self, manifest: Manifest, path: Path, progress: Progress) -> None:
         """Store a file that no other job may be storing; one that a killed attempt left at this step is replaced."""
+        put = partial(self._store.put, manifest.name, path, sha256=manifest.sha256, progress=progress)
         self._lease.check()
         try:
-            self._store.put(name, path, if_none_match=self._lease.conditional, progress=progress)
+            put(if_none_match=self._lease.conditional)
         except PreconditionFailed:
             self._lease.check()
-            self._store.put(name, path, progress=progress)
+            put()
 
     def _move_pointer(self, manifest: Manifest) -> None:
         fields = {"step": manifest.step, "manifest": manifest.manifest_name, "sha256": manifest.sha256}
@@ -132,6 +132,8 @@ class CheckpointStore:
             self._pointer = self._store.put(POINTER, text)
 
 
-def _sync(path: Path) -> None:
+def _sync(path: Path) -> int:
+    """Make a file durable; returns its size in bytes. Raises OSError."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size

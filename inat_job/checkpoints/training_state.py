@@ -9,7 +9,6 @@ from typing import IO, Any
 import torch
 from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from torch.utils._pytree import tree_map
 
 from inat_job.errors import BadDataError, ConflictError
 
@@ -38,21 +37,12 @@ class InMemoryCheckpointIO(TorchCheckpointIO):
 
 
 def collect(trainer: Trainer) -> State:
-    """Everything that decides the rest of the run.
-
-    On a GPU the tensors are copies there, since training goes on while they are written; on a CPU they are the live
-    ones, to be written before the next step.
-    """
+    """Everything that decides the rest of the run, with the live tensors, which the next step overwrites."""
     io = trainer.strategy.checkpoint_io
     assert isinstance(io, InMemoryCheckpointIO)
     trainer.save_checkpoint("unused")
     state, io.state = io.state, {}
-    return tree_map(_copy_of_cuda, state) if can_write_later(trainer) else state
-
-
-def can_write_later(trainer: Trainer) -> bool:
-    """Whether a collected state is a copy, which another thread may write while training goes on."""
-    return trainer.strategy.root_device.type == "cuda"
+    return state
 
 
 def write(state: State, path: Path) -> tuple[str, int]:
@@ -112,7 +102,3 @@ class _HashingFile:
 
     def flush(self) -> None:
         self._file.flush()
-
-
-def _copy_of_cuda(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) and value.is_cuda else value

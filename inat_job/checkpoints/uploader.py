@@ -1,4 +1,6 @@
-"""Uploads checkpoints in the background: one thread, which retries for as long as it takes; training never waits.
+"""Writes and uploads checkpoints in the background; training never waits for the store.
+
+One thread writes each to this machine's disk. Another uploads them, and retries for as long as it takes.
 
 The best checkpoint is uploaded first, since a resume from a newer one still needs it; then the newest. Retention
 bounds the queue: a checkpoint that newer ones have superseded is dropped before it is uploaded.
@@ -6,13 +8,13 @@ bounds the queue: a checkpoint that newer ones have superseded is dropped before
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from inat_job import events, signals, watchdog
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.checkpoints.checkpoint_store import CheckpointStore, DamagedError
+from inat_job.checkpoints.checkpoint_store import CheckpointStore
 from inat_job.checkpoints.manifest import Manifest, best_of, steps_to_keep
 from inat_job.checkpoints.training_state import Write
 from inat_job.errors import JobError
@@ -20,7 +22,7 @@ from inat_job.events import Progress
 from inat_job.host.device_faults import is_device_lost
 from inat_job.job_status import STATUS
 from inat_job.signals import StopFlag
-from inat_job.storage import retry
+from inat_job.storage import DamagedFileError, retry
 from inat_job.storage.lease import Lease, LeaseError
 
 _GRACE_SHARE = 0.7
@@ -33,14 +35,20 @@ _TICK_S = 0.2
 class PendingCheckpoint:
     """A checkpoint in the upload queue.
 
-    `write` writes its file, if that was deferred. `file_stored` is whether the file is in the store, so that only the
-    manifest is left to upload.
+    `write` writes its file, and is None afterwards. `written` is the newest of its manifests on this machine's disk.
+    `file_stored` is whether the file is in the store, so that only the manifest is left to upload.
     """
 
     manifest: Manifest
     taken_at: float
     write: Write | None = None
+    written: Manifest | None = None
     file_stored: bool = False
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether its file and its newest manifest are written."""
+        return self.write is None and self.written == self.manifest
 
 
 def next_to_upload(waiting: Collection[int], known: Sequence[Manifest]) -> int:
@@ -79,7 +87,7 @@ def uploading(
         yield uploader
     except BaseException as error:
         if is_device_lost(error):
-            uploader.drop_unwritten(error)
+            uploader.stop_writing(error)
         if not uploader.failed:
             uploader.flush(stop.seconds_to_store(grace_s))
         raise
@@ -99,26 +107,26 @@ class Uploader:
         self._checkpoints, self._lease, self._grace_s = checkpoints, lease, grace_s
         self._store = CheckpointStore(checkpoints, lease, companions, protected)
         self._changed = threading.Condition()
-        self._queue = {each.step: PendingCheckpoint(each, time.monotonic()) for each in checkpoints.waiting}
+        self._queue = {
+            each.step: PendingCheckpoint(each, time.monotonic(), written=each) for each in checkpoints.waiting
+        }
         self._active: PendingCheckpoint | None = None
         self._fatal: BaseException | None = None
-        self._lost_device: BaseException | None = None
+        self._write_error: BaseException | None = None
         self._last_error: JobError | None = None
         self._flushing = self._closing = False
         self._store.delete_orphans()
-        threading.Thread(target=self._work, name="uploader", daemon=True).start()
+        threading.Thread(target=self._write_all, name="checkpoint writer", daemon=True).start()
+        threading.Thread(target=self._upload_all, name="uploader", daemon=True).start()
 
-    def save(self, manifest: Manifest, write: Write, deferred: bool) -> Manifest:
-        """Queue a checkpoint, whose file `write` writes: now, or later by the upload thread if `deferred`.
+    def save(self, manifest: Manifest, copy: Callable[[], Write]) -> None:
+        """Queue a checkpoint: `copy` copies its state now, and returns what writes its file in another thread.
 
-        Returns its manifest, complete if the file is written. Raises ConflictError.
+        Waits first until the file of the checkpoint before is written, since there is memory for one copy. Raises what
+        that write or the upload thread failed with.
         """
-        self.raise_if_failed()
-        pending = PendingCheckpoint(manifest, time.monotonic(), write)
-        if not deferred or self._active is not None:  # a busy thread would keep the state in memory
-            self._write_file(pending)
-        self._enqueue(pending)
-        return pending.manifest
+        self.wait_until_written()
+        self._enqueue(PendingCheckpoint(manifest, time.monotonic(), copy()))
 
     def update_manifest(self, manifest: Manifest) -> None:
         """Queue a new manifest of a checkpoint saved before."""
@@ -132,14 +140,14 @@ class Uploader:
         self._enqueue(pending)
 
     def raise_if_failed(self) -> None:
-        """Raise what ended the upload thread, if anything did: a lost lease, a full disk, or a bug."""
-        if error := self._fatal or self._lost_device:
+        """Raise what ended one of the threads, if anything did: a lost lease, a full disk, or a bug."""
+        if error := self._fatal or self._write_error:
             raise error
         self._lease.raise_if_lost()
 
     @property
     def failed(self) -> bool:
-        """Whether waiting is useless: `finish` has failed, or the thread has ended."""
+        """Whether waiting is useless: `finish` has failed, or the upload thread has ended."""
         return self._fatal is not None or (self._closing and self._last_error is not None)
 
     def wait_until_written(self) -> None:
@@ -150,13 +158,14 @@ class Uploader:
             )
         self.raise_if_failed()
 
-    def drop_unwritten(self, error: BaseException) -> None:
-        """Give up the checkpoints whose state is on a device that is lost by this error; files go on being stored."""
+    def stop_writing(self, error: BaseException) -> None:
+        """Give up the checkpoint that `error` keeps from being written; what is on this machine's disk is still stored."""
         with self._changed:
-            self._lost_device = error
-            for step in [step for step, pending in self._queue.items() if pending.write]:
-                del self._queue[step]
-                self._checkpoints.discard_waiting(step)
+            self._write_error = error
+            for pending in list(self._queue.values()):
+                pending.written = pending.manifest
+                if pending.write:
+                    self._drop(pending)
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
@@ -186,21 +195,46 @@ class Uploader:
 
     def _enqueue(self, pending: PendingCheckpoint) -> None:
         with self._changed:
-            self._store.write_local_manifest(pending.manifest)
             self._queue[pending.manifest.step] = pending
             self._checkpoints.mark_waiting(pending.manifest)
-            self._drop_superseded()
             self._changed.notify_all()
 
-    def _drop_superseded(self) -> None:
-        for step in superseded(self._queue, self._checkpoints.known):
-            if self._queue[step] is not self._active:
-                pending = self._queue.pop(step)
-                self._checkpoints.discard_waiting(step)
-                if not pending.file_stored:
-                    self._store.delete_local(step)
+    def _write_all(self) -> None:
+        while self._write_error is None:
+            with self._changed:
+                self._changed.wait_for(self._unwritten)
+                pending = self._unwritten()
+            assert pending
+            try:
+                self._write(pending)
+            except BaseException as error:  # of any kind: training raises it
+                self.stop_writing(error)
 
-    def _work(self) -> None:
+    def _unwritten(self) -> PendingCheckpoint | None:
+        return next((each for each in self._queue.values() if not each.on_disk), None)
+
+    def _write(self, pending: PendingCheckpoint) -> None:
+        """Write the file unless it exists, and then its newest manifest; drop what that supersedes."""
+        if pending.write:
+            sha256, size = pending.write(self._checkpoints.folder.path(pending.manifest.name))
+            with self._changed:
+                pending.manifest, pending.write = replace(pending.manifest, sha256=sha256, size=size), None
+                self._checkpoints.mark_waiting(pending.manifest)
+                self._changed.notify_all()
+        manifest = pending.manifest
+        self._store.write_local_manifest(manifest)
+        with self._changed:
+            pending.written = manifest
+            dropped = [self._queue[step] for step in superseded(self._queue, self._checkpoints.known)]
+            dropped = [each for each in dropped if each is not self._active]
+            for each in dropped:
+                self._drop(each)
+            self._changed.notify_all()
+        for each in dropped:
+            if not each.file_stored:
+                self._store.delete_local(each.manifest.step)
+
+    def _upload_all(self) -> None:
         failures = 0
         while self._fatal is None:
             pending = self._wait_for_next(retry.backoff_s(failures) if failures else 0.0)
@@ -209,18 +243,15 @@ class Uploader:
                 failures = 0
             except _OvertakenError:
                 continue
-            except DamagedError as error:
+            except DamagedFileError as error:
                 self._give_up(pending, error)
+            except LeaseError as error:  # not the store's trouble, so no retry helps
+                self._fail(error)
             except JobError as error:
-                if isinstance(error, LeaseError) or pending.write:  # not the store's trouble, so no retry helps
-                    self._fail(error)
                 failures += 1
                 self._note_error(pending, error, first=failures == 1)
             except BaseException as error:
-                if is_device_lost(error):
-                    self.drop_unwritten(error)
-                else:
-                    self._fail(error)
+                self._fail(error)
             with self._changed:
                 self._active = None
                 self._changed.notify_all()
@@ -229,24 +260,27 @@ class Uploader:
         """The next checkpoint to upload, after a pause that the end of the job cuts short."""
         started = time.monotonic()
         with self._changed:
-            while not self._queue or time.monotonic() - started < self._pause_s(pause_s):
-                self._changed.wait(_TICK_S if self._queue else None)
-            self._active = self._next()
-            return self._active
+            while (
+                not (found := self._next()) or not found.on_disk or time.monotonic() - started < self._pause_s(pause_s)
+            ):
+                self._changed.wait(_TICK_S if found else None)
+            self._active = found
+            return found
 
-    def _next(self) -> PendingCheckpoint:
-        return self._queue[next_to_upload(self._queue, self._checkpoints.known)]
+    def _next(self) -> PendingCheckpoint | None:
+        """The checkpoint to upload first of those whose file is written."""
+        written = [step for step, each in self._queue.items() if not each.write]
+        return self._queue[next_to_upload(written, self._checkpoints.known)] if written else None
 
     def _pause_s(self, wanted_s: float) -> float:
         return min(wanted_s, _TICK_S) if self._flushing or self._closing else wanted_s
 
     def _upload(self, pending: PendingCheckpoint) -> None:
-        if pending.write:
-            self._write_file(pending)
         if not pending.file_stored:
             self._store.put_file(pending.manifest, self._interrupt_for_better(pending))
             pending.file_stored = True
-        manifest = pending.manifest
+        manifest = pending.written  # a newer one is on this machine's disk before it is in the store
+        assert manifest
         self._store.put_manifest(manifest)
         self._mark_stored(pending, manifest)
         try:
@@ -273,16 +307,6 @@ class Uploader:
             pending.taken_at = time.monotonic()
             self._changed.notify_all()
 
-    def _write_file(self, pending: PendingCheckpoint) -> None:
-        assert pending.write
-        sha256, size = pending.write(self._checkpoints.folder.path(pending.manifest.name))
-        with self._changed:
-            pending.manifest, pending.write = replace(pending.manifest, sha256=sha256, size=size), None
-            if self._queue.get(pending.manifest.step) is pending:  # the write was deferred
-                self._checkpoints.mark_waiting(pending.manifest)
-                self._store.write_local_manifest(pending.manifest)
-            self._changed.notify_all()
-
     def _interrupt_for_better(self, pending: PendingCheckpoint) -> Progress:
         """A progress callback that ends the upload when a flush needs another checkpoint first."""
 
@@ -303,9 +327,12 @@ class Uploader:
     def _give_up(self, pending: PendingCheckpoint, error: Exception) -> None:
         events.warn(f"Checkpoint {pending.manifest.step} is given up: {error}")
         with self._changed:
-            self._queue.pop(pending.manifest.step, None)
-            self._checkpoints.discard_waiting(pending.manifest.step)
+            self._drop(pending)
             self._changed.notify_all()
+
+    def _drop(self, pending: PendingCheckpoint) -> None:
+        self._queue.pop(pending.manifest.step, None)
+        self._checkpoints.discard_waiting(pending.manifest.step)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
@@ -316,9 +343,8 @@ class Uploader:
 class NullUploader:
     """The uploader of every rank but rank 0: it does nothing, since rank 0 stores the same checkpoints."""
 
-    def save(self, manifest: Manifest, write: Write, deferred: bool) -> Manifest:
-        """Returns the manifest as it is."""
-        return manifest
+    def save(self, manifest: Manifest, copy: Callable[[], Write]) -> None:
+        """Does nothing."""
 
     def update_manifest(self, manifest: Manifest) -> None:
         """Does nothing."""

@@ -1,6 +1,6 @@
 """Object stores behind one small interface: a local folder, an S3 prefix, or a web server (read only)."""
 
-from inat_job.storage.base import Entry, Role, StorageOptions, Store
+from inat_job.storage.base import DamagedFileError, Entry, Role, StorageOptions, Store
 from inat_job.storage.open_store import open_store, split_uri
 
-__all__ = ["Entry", "Role", "StorageOptions", "Store", "open_store", "split_uri"]
+__all__ = ["DamagedFileError", "Entry", "Role", "StorageOptions", "Store", "open_store", "split_uri"]

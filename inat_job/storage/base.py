@@ -17,6 +17,13 @@ Role = Literal["data", "output"]
 UNKNOWN_SIZE = -1
 
 
+class DamagedFileError(BadDataError):
+    """A file to store is no longer what was written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is not what was written: check the disk.")
+
+
 @dataclass(frozen=True)
 class StorageOptions:
     """How stores are reached. `threads` is per transfer; `retries` counts beyond the first attempt of each request.
@@ -53,10 +60,14 @@ class Transfer(TypedDict, total=False):
 
 
 class Conditions(TypedDict, total=False):
-    """When an object is stored: if it does not exist, or is at version `if_match`; `progress` is of the upload."""
+    """When an object is stored: if it does not exist, is at version `if_match`, or its file has this `sha256`.
+
+    `progress` is of the upload.
+    """
 
     if_none_match: bool
     if_match: str | None
+    sha256: str | None
     progress: Progress | None
 
 
@@ -94,7 +105,9 @@ class Store(Protocol):
     def put(self, key: str, source: Path | bytes, **conditions: Unpack[Conditions]) -> Entry:
         """Store the object atomically, and verify it.
 
-        Raises PreconditionFailed if it exists already (`if_none_match`) or is not at version `if_match`.
+        A file is hashed while it is sent if its `sha256` is given. Raises DamagedFileError, before anything is stored,
+        if it has another one; PreconditionFailed if the object exists already (`if_none_match`) or is not at version
+        `if_match`.
         """
 
     def delete(self, key: str) -> None:

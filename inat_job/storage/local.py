@@ -1,6 +1,7 @@
 """A local folder as a store, for development, tests and mounted volumes; as strict as the remote stores."""
 
 import fcntl
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Unpack
 
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.events import Progress
-from inat_job.storage.base import Entry, StorageOptions, Transfer, checked_key
+from inat_job.storage.base import DamagedFileError, Entry, StorageOptions, Transfer, checked_key
 from inat_job.storage.disk import disk_errors, sync_folder
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 
@@ -74,6 +75,7 @@ class LocalStore:
         *,
         if_none_match: bool = False,
         if_match: str | None = None,
+        sha256: str | None = None,
         progress: Progress | None = None,
     ) -> Entry:
         path = self._path(key)
@@ -81,7 +83,7 @@ class LocalStore:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                size = _write(draft, source, progress)
+                size = _write(draft, source, sha256, progress)
                 entry = self._publish(key, draft, if_none_match, if_match)
             finally:
                 draft.unlink(missing_ok=True)
@@ -151,15 +153,19 @@ def _raise_unless_missing(error: OSError) -> None:
         raise error
 
 
-def _write(draft: Path, source: Path | bytes, progress: Progress | None) -> int:
-    """Write `source` to the new file `draft`, durably; returns the number of bytes."""
-    done = 0
+def _write(draft: Path, source: Path | bytes, sha256: str | None, progress: Progress | None) -> int:
+    """Write `source` to the new file `draft`, durably; returns the number of bytes. Raises DamagedFileError."""
+    done, digest = 0, hashlib.sha256()
     with draft.open("xb") as out:
         for block, total in _source_blocks(source):
             out.write(block)
+            if sha256:
+                digest.update(block)
             done += len(block)
             if progress is not None:
                 progress(done, max(done, total))
+        if isinstance(source, Path) and sha256 and digest.hexdigest() != sha256:
+            raise DamagedFileError(source)
         out.flush()
         os.fsync(out.fileno())
     return done

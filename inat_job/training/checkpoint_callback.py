@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from inat_job.checkpoints import training_state
 from inat_job.checkpoints.manifest import Manifest, epochs_since_best
+from inat_job.checkpoints.state_buffer import StateBuffer
 from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.data.rng import step_seed
 from inat_job.distributed.process_group import STOPPED_BY_ANOTHER_RANK
@@ -34,7 +35,7 @@ class CheckpointCallback(Callback):
     ) -> None:
         self._settings, self._images, self._group = context.settings, context.images, context.group
         self._checkpoints, self._stop = context.checkpoints, context.stop
-        self._uploader, self._log = uploader, log
+        self._uploader, self._log, self._buffer = uploader, log, StateBuffer()
         self._last = resumed
         self._accuracies = list(resumed.accuracies) if resumed else []
         self._earlier_s = resumed.train_s if resumed else 0.0
@@ -130,11 +131,8 @@ class CheckpointCallback(Callback):
             train_s=self._train_s(),
             images_per_s=self._log.rate,
         )
-        self._last = self._uploader.save(
-            manifest,
-            partial(training_state.write, training_state.collect(trainer)),
-            deferred=training_state.can_write_later(trainer),
-        )
+        self._uploader.save(manifest, partial(self._buffer.copy, training_state.collect(trainer)))
+        self._last = manifest
         self._group.drop_pending()  # or a checkpoint that was due would be taken twice
         self._last_taken = time.monotonic()
         self._log.pause()
@@ -150,6 +148,7 @@ class CheckpointCallback(Callback):
         if not self._group.is_main:
             raise Preempted("Stopped: rank 0 stores the checkpoint.")
         self._uploader.flush(self._stop.seconds_to_store(self._settings.run.grace_seconds))
+        self._uploader.raise_if_failed()
         stored, step, where = {each.step for each in self._checkpoints.stored}, self._last.step, self._checkpoints.uri
         if step in stored:
             raise Preempted(f"Stopped: step {step} is stored in {where}; run the same command again to continue.")

@@ -16,6 +16,8 @@ from inat_job.errors import ConflictError, JobError
 from inat_job.host import device_faults
 from inat_job.settings import TrainSettings
 from inat_job.training.execution import Execution
+from inat_job.training.execution_callback import ExecutionCallback
+from inat_job.training.nondeterminism import NondeterministicLayer
 
 
 def make_trainer(

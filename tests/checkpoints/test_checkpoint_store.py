@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.checkpoints.checkpoint_store import CheckpointStore, DamagedError
+from inat_job.checkpoints.checkpoint_store import CheckpointStore
 from inat_job.checkpoints.manifest import Manifest
+from inat_job.storage import DamagedFileError, disk
 from inat_job.storage.lease import Lease, LeaseError
 from inat_job.storage.run_folder import RunFolder
+from inat_job.storage.s3 import multipart_upload
 from tests.checkpoints.unreliable_store import manifest, store_of, stored_keys, stored_steps
 
 
@@ -49,12 +53,38 @@ def test_checkpoint_does_not_exist_before_its_manifest(
     assert folder.store.read("metrics.jsonl") == b'{"step": 1}\n'
 
 
-def test_put_file_refuses_a_file_that_is_not_what_was_written(folder: RunFolder, store: CheckpointStore) -> None:
+@pytest.mark.parametrize("content", [b"7", b"short"])
+def test_put_file_refuses_a_file_that_is_not_what_was_written(
+    folder: RunFolder, store: CheckpointStore, content: bytes
+) -> None:
     made = written(folder, 6)
-    folder.write(made.name, b"damaged")
-    with pytest.raises(DamagedError, match="has changed since it was written"):
+    folder.write(made.name, content)
+    with pytest.raises(DamagedFileError, match="is not what was written"):
         store.put_file(made, no_progress)
     assert stored_keys(folder) == []
+
+
+def test_put_file_reads_a_file_once(folder: RunFolder, store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is hashed while it is sent."""
+    read: list[int] = []
+    pread = os.pread
+
+    def noting(descriptor: int, count: int, start: int) -> bytes:
+        read.append(start)
+        return pread(descriptor, count, start)
+
+    def unwanted(path: Path) -> None:
+        raise AssertionError(f"{path} is read again")
+
+    monkeypatch.setattr(multipart_upload, "SINGLE_REQUEST_LIMIT", 100)
+    monkeypatch.setattr(os, "pread", noting)
+    monkeypatch.setattr(disk, "read_blocks", unwanted)
+    content = bytes(2 * multipart_upload.PART_SIZE + 5)
+    made = manifest(6, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    folder.path(made.name).write_bytes(content)
+    store.put_file(made, no_progress)
+    assert read == [0, multipart_upload.PART_SIZE, 2 * multipart_upload.PART_SIZE]
+    assert stored_keys(folder) == [made.name]
 
 
 def test_pointer_moved_by_another_job_needs_the_lease(

@@ -55,7 +55,7 @@ def test_thread_that_meets_the_loss_first_reports_it_and_goes_on(
     uploader.save(manifest(1), writes(b"state 1"), deferred=False)
     wait_until(lambda: stored_steps(folder) == {1} and uploader._active is None)
     uploader.save(manifest(2), lost, deferred=True)
-    wait_until(lambda: uploader._lost_device is LOST)
+    wait_until(lambda: uploader._write_error is LOST)
     with pytest.raises(torch.AcceleratorError):
         uploader.raise_if_failed()
     with pytest.raises(torch.AcceleratorError):

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
-from inat_job.checkpoints.manifest import best_of, steps_to_keep
+from inat_job.checkpoints.manifest import best_of, parse, steps_to_keep
+from inat_job.checkpoints.training_state import Write
 from inat_job.checkpoints.uploader import Uploader, next_to_upload, superseded, uploading
 from inat_job.errors import ConflictError, JobError, NoPermissionError, Preempted, TransientError
 from inat_job.signals import StopFlag
@@ -20,13 +22,13 @@ from inat_job.storage.run_folder import RunFolder
 from tests.checkpoints.unreliable_store import (
     GRACE_S,
     SCORES,
+    copies,
     manifest,
     manifests_of,
     store_of,
     stored_keys,
     stored_steps,
     wait_until,
-    writes,
 )
 
 
@@ -40,11 +42,10 @@ def test_next_to_upload_is_the_best_or_else_the_newest(scores: list[float | None
     assert not superseded(waiting, known) & steps_to_keep(known)
 
 
-@pytest.mark.parametrize("deferred", [False, True])
 def test_save_stores_file_then_manifest_then_pointer(
-    folder: RunFolder, uploader: Uploader, checkpoints: CheckpointIndex, deferred: bool
+    folder: RunFolder, uploader: Uploader, checkpoints: CheckpointIndex
 ) -> None:
-    uploader.save(manifest(6), writes(b"state"), deferred)
+    uploader.save(manifest(6), copies(b"state"))
     uploader.update_manifest(manifest(6, 0.5))
     uploader.wait_until_written()
     assert checkpoints.best()[1].read_bytes() == b"state"
@@ -64,9 +65,9 @@ def test_queue_stays_bounded_while_the_store_is_away(
 ) -> None:
     store_of(folder).error = TransientError("away")
     for step in range(1, 40):
-        uploader.save(manifest(step), writes(b"state %d" % step), deferred=False)
+        uploader.save(manifest(step), copies(b"state %d" % step))
         uploader.update_manifest(manifest(step, 0.9 if step == 5 else 0.1))
-    assert len(list(folder.local.glob("checkpoints/*.ckpt"))) <= 4
+    wait_until(lambda: len(list(folder.local.glob("checkpoints/*.ckpt"))) <= 4)
     wait_until(lambda: uploader._last_error is not None)
     assert capsys.readouterr().out.count("is not stored yet: away") == 1
     store_of(folder).error = None
@@ -78,7 +79,7 @@ def test_queue_stays_bounded_while_the_store_is_away(
 @pytest.mark.parametrize("kind", [TransientError, NoPermissionError])
 def test_store_outage_fails_only_finish(folder: RunFolder, uploader: Uploader, kind: type[JobError]) -> None:
     store_of(folder).error = kind("away")
-    uploader.save(manifest(6), writes(b"x"), deferred=False)
+    uploader.save(manifest(6), copies(b"x"))
     uploader.raise_if_failed()
     with pytest.raises(kind, match="away"):
         uploader.finish(StopFlag())
@@ -89,7 +90,7 @@ def test_next_attempt_on_the_same_machine_uploads_what_was_left(
     folder: RunFolder, uploader: Uploader, lease: Lease
 ) -> None:
     store_of(folder).error = TransientError("away")
-    uploader.save(manifest(6), writes(b"x"), deferred=False)
+    uploader.save(manifest(6), copies(b"x"))
     with pytest.raises(TransientError):
         uploader.finish(StopFlag())
     uploader._fail(RuntimeError("the process is gone"))
@@ -106,9 +107,9 @@ def test_next_attempt_on_the_same_machine_uploads_what_was_left(
 
 def test_flush_uploads_the_newest_before_an_older_one(folder: RunFolder, uploader: Uploader) -> None:
     store_of(folder).gate.clear()
-    uploader.save(manifest(1), writes(b"old"), deferred=False)
+    uploader.save(manifest(1), copies(b"old"))
     wait_until(lambda: uploader._active is not None)
-    uploader.save(manifest(2), writes(b"new"), deferred=False)
+    uploader.save(manifest(2), copies(b"new"))
     threading.Timer(0.3, store_of(folder).gate.set).start()
     assert uploader.flush(20)
     stored = [key for key in store_of(folder).calls if key.endswith(".ckpt")]
@@ -119,11 +120,11 @@ def test_flush_uploads_the_newest_before_an_older_one(folder: RunFolder, uploade
 def test_best_checkpoint_is_uploaded_before_newer_ones(folder: RunFolder, uploader: Uploader) -> None:
     """Otherwise a kill in between would lose the best checkpoint, and a resume would end with another."""
     store_of(folder).gate.clear()
-    uploader.save(manifest(1), writes(b"first"), deferred=False)
+    uploader.save(manifest(1), copies(b"first"))
     wait_until(lambda: uploader._active is not None)
-    uploader.save(manifest(2), writes(b"best"), deferred=False)
+    uploader.save(manifest(2), copies(b"best"))
     uploader.update_manifest(manifest(2, 0.9))
-    uploader.save(manifest(3), writes(b"newest"), deferred=False)
+    uploader.save(manifest(3), copies(b"newest"))
     store_of(folder).gate.set()
     assert uploader.flush(20)
     stored = [key for key in store_of(folder).calls if key.endswith((".ckpt", "2.json"))]
@@ -131,7 +132,7 @@ def test_best_checkpoint_is_uploaded_before_newer_ones(folder: RunFolder, upload
 
 
 def test_pointer_does_not_move_back_to_an_older_checkpoint(folder: RunFolder, uploader: Uploader, lease: Lease) -> None:
-    uploader.save(manifest(9), writes(b"new"), deferred=False)
+    uploader.save(manifest(9), copies(b"new"))
     uploader.finish(StopFlag())
     late = manifest(6, sha256=hashlib.sha256(b"old").hexdigest(), size=3)
     folder.write(late.name, b"old")
@@ -146,7 +147,7 @@ def test_pointer_does_not_move_back_to_an_older_checkpoint(folder: RunFolder, up
 
 def test_flush_ends_when_its_time_is_up(folder: RunFolder, uploader: Uploader) -> None:
     store_of(folder).gate.clear()
-    uploader.save(manifest(1), writes(b"x"), deferred=False)
+    uploader.save(manifest(1), copies(b"x"))
     started = time.monotonic()
     assert not uploader.flush(0.3)
     assert time.monotonic() - started < 5
@@ -158,7 +159,7 @@ def test_stop_signal_during_finish_raises_preempted(
 ) -> None:
     uploader = Uploader(checkpoints, lease, [], grace_s=0.5, protected=None)
     store_of(folder).gate.clear()
-    uploader.save(manifest(1), writes(b"x"), deferred=False)
+    uploader.save(manifest(1), copies(b"x"))
     stop = StopFlag()
     threading.Timer(0.2, lambda: stop.set("a test")).start()
     with pytest.raises(Preempted):
@@ -173,7 +174,7 @@ def test_incomplete_checkpoints_of_a_killed_attempt_are_replaced_or_deleted(
         folder.store.put(f"checkpoints/{step}.ckpt", b"torn")
     folder.store.put("checkpoints/mine.ckpt", b"a person's")
     uploader = Uploader(checkpoints, lease, [], GRACE_S, protected=None)
-    uploader.save(manifest(6), writes(b"whole"), deferred=False)
+    uploader.save(manifest(6), copies(b"whole"))
     uploader.finish(StopFlag())
     assert folder.store.read("checkpoints/6.ckpt") == b"whole"
     again = CheckpointIndex(folder).discover()
@@ -188,7 +189,7 @@ def test_retention_keeps_the_checkpoint_resumed_from(
 ) -> None:
     uploader = Uploader(checkpoints, lease, [], GRACE_S, protected=3)
     for step in (3, 4, 5, 6):
-        uploader.save(manifest(step), writes(b"x"), deferred=False)
+        uploader.save(manifest(step), copies(b"x"))
         uploader.flush(20)
     uploader.finish(StopFlag())
     assert stored_steps(folder) == {3, 5, 6}
@@ -196,11 +197,11 @@ def test_retention_keeps_the_checkpoint_resumed_from(
 
 def test_lost_lease_ends_uploads_and_stores_nothing(folder: RunFolder, uploader: Uploader, lease: Lease) -> None:
     folder.store.put("attempts/2.json", b"{}")
-    uploader.save(manifest(6), writes(b"x"), deferred=False)
+    uploader.save(manifest(6), copies(b"x"))
     with pytest.raises(LeaseError, match="taken over"):
         uploader.finish(StopFlag())
     with pytest.raises(LeaseError):
-        uploader.save(manifest(7), writes(b"x"), deferred=False)
+        uploader.save(manifest(7), copies(b"x"))
     assert stored_keys(folder) == []
 
 
@@ -208,7 +209,8 @@ def test_damaged_local_file_is_given_up(
     folder: RunFolder, uploader: Uploader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store_of(folder).error = TransientError("away")
-    uploader.save(manifest(6), writes(b"x"), deferred=False)
+    uploader.save(manifest(6), copies(b"x"))
+    uploader.wait_until_written()
     (folder.local / "checkpoints/6.ckpt").write_bytes(b"y")
     store_of(folder).error = None
     uploader.finish(StopFlag())
@@ -221,7 +223,7 @@ def test_uploading_stores_the_queue_when_its_block_raises(
 ) -> None:
     def work() -> None:
         with uploading(checkpoints, lease, [], StopFlag(), GRACE_S, None) as uploader:
-            uploader.save(manifest(6), writes(b"x"), deferred=False)
+            uploader.save(manifest(6), copies(b"x"))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -229,13 +231,106 @@ def test_uploading_stores_the_queue_when_its_block_raises(
     assert "checkpoints/6.json" in stored_keys(folder)
 
 
-def test_full_disk_in_the_upload_thread_is_raised_in_training(uploader: Uploader) -> None:
-    def full(path: Path) -> tuple[str, int]:
-        raise ConflictError("No space left")
+def full(path: Path) -> tuple[str, int]:
+    raise ConflictError("No space left")
 
-    uploader.save(manifest(6), full, deferred=True)
+
+def test_full_disk_is_raised_in_training(uploader: Uploader) -> None:
+    uploader.save(manifest(6), lambda: full)
     with pytest.raises(ConflictError, match="No space left"):
         uploader.wait_until_written()
+
+
+def test_full_disk_loses_no_earlier_checkpoint(folder: RunFolder, checkpoints: CheckpointIndex, lease: Lease) -> None:
+    def work() -> None:
+        with uploading(checkpoints, lease, [], StopFlag(), GRACE_S, None) as uploader:
+            uploader.save(manifest(6), copies(b"x"))
+            uploader.save(manifest(7), lambda: full)
+            threading.Timer(0.3, store_of(folder).gate.set).start()
+            uploader.wait_until_written()
+
+    store_of(folder).gate.clear()
+    with pytest.raises(ConflictError, match="No space left"):
+        work()
+    assert [each.step for each in CheckpointIndex(folder).discover().stored] == [6]
+    assert [each.step for each in checkpoints.known] == [6]
+
+
+def test_slow_store_never_makes_training_write(folder: RunFolder, uploader: Uploader) -> None:
+    store_of(folder).gate.clear()
+    writers: list[str] = []
+
+    def write(path: Path) -> tuple[str, int]:
+        writers.append(threading.current_thread().name)
+        return copies(b"x")()(path)
+
+    for step in (1, 2, 3):
+        uploader.save(manifest(step), lambda: write)
+    uploader.wait_until_written()
+    assert uploader._active
+    assert writers == ["checkpoint writer"] * 3
+    assert store_of(folder).calls == []
+    store_of(folder).gate.set()
+
+
+def test_state_is_copied_only_once_the_one_before_is_written(uploader: Uploader) -> None:
+    """There is memory for one copy."""
+    order: list[str] = []
+
+    def copy(step: int) -> Write:
+        def write(path: Path) -> tuple[str, int]:
+            time.sleep(0.1)
+            order.append(f"{step} written")
+            return copies(b"x")()(path)
+
+        order.append(f"{step} copied")
+        return write
+
+    for step in (1, 2, 3):
+        uploader.save(manifest(step), partial(copy, step))
+    uploader.wait_until_written()
+    assert order == ["1 copied", "1 written", "2 copied", "2 written", "3 copied", "3 written"]
+
+
+def test_result_of_a_validation_does_not_wait_for_the_file(
+    folder: RunFolder, uploader: Uploader, checkpoints: CheckpointIndex
+) -> None:
+    written = threading.Event()
+
+    def write(path: Path) -> tuple[str, int]:
+        written.wait(20)
+        return copies(b"state")()(path)
+
+    uploader.save(manifest(6), lambda: write)
+    uploader.update_manifest(manifest(6, 0.5))
+    written.set()
+    uploader.finish(StopFlag())
+    (stored,) = CheckpointIndex(folder).discover().stored
+    assert (stored.val_accuracy, stored.sha256) == (0.5, hashlib.sha256(b"state").hexdigest())
+    assert checkpoints.best()[1].read_bytes() == b"state"
+
+
+def test_manifest_is_on_this_machine_before_it_is_in_the_store(
+    folder: RunFolder, uploader: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the next attempt here would take an older manifest for the newer one."""
+    older: list[bool] = []
+    put = store_of(folder).put
+
+    def noting(key: str, source: Any, **options: Any) -> Any:
+        if key == "checkpoints/6.json":
+            here = parse((folder.local / key).read_bytes())
+            older.append((here.val_accuracy or 0) < (parse(source).val_accuracy or 0))
+        return put(key, source, **options)
+
+    monkeypatch.setattr(store_of(folder), "put", noting)
+    uploader.save(manifest(6), copies(b"x"))
+    for accuracy in (0.1, 0.2, 0.3):
+        uploader.update_manifest(manifest(6, accuracy))
+        time.sleep(0.05)
+    uploader.finish(StopFlag())
+    assert older
+    assert not any(older)
 
 
 def test_missing_delete_permission_is_only_a_warning(
@@ -250,7 +345,7 @@ def test_missing_delete_permission_is_only_a_warning(
     monkeypatch.setattr(store_of(folder), "delete", forbidden)
     with uploading(checkpoints, lease, [], StopFlag(), GRACE_S, None) as made:
         for step in (6, 7, 8, 9):
-            made.save(manifest(step), writes(b"x"), deferred=False)
+            made.save(manifest(step), copies(b"x"))
         made.finish(StopFlag())
     assert folder.store.read("checkpoints/6.ckpt") in (b"torn", b"x")
     assert "could not be deleted" in capsys.readouterr().out
@@ -261,7 +356,7 @@ def test_bug_in_the_upload_thread_is_raised_in_training(uploader: Uploader, monk
         raise ZeroDivisionError
 
     monkeypatch.setattr(uploader._store, "put_file", broken)
-    uploader.save(manifest(6), writes(b"x"), deferred=False)
+    uploader.save(manifest(6), copies(b"x"))
     wait_until(lambda: uploader._fatal is not None)
     with pytest.raises(ZeroDivisionError):
         uploader.raise_if_failed()
@@ -271,8 +366,9 @@ def test_next_attempt_finds_all_waiting_checkpoints(folder: RunFolder, uploader:
     """Also the best one, although it was never its turn to be uploaded."""
     store_of(folder).error = TransientError("away")
     for step in (1, 2, 3, 4):
-        uploader.save(manifest(step), writes(b"%d" % step), deferred=False)
+        uploader.save(manifest(step), copies(b"%d" % step))
         uploader.update_manifest(manifest(step, 0.9 if step == 1 else 0.1))
+    wait_until(lambda: uploader._unwritten() is None)
     uploader._fail(RuntimeError("the process is gone"))
     again = CheckpointIndex(folder).discover(spooled=True)
     assert [each.step for each in again.known] == [1, 3, 4]

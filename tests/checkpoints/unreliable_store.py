@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from inat_job.checkpoints.manifest import Manifest
+from inat_job.checkpoints.training_state import Write
 from inat_job.errors import JobError
 from inat_job.storage import Store
 from inat_job.storage.run_folder import RunFolder
@@ -63,12 +64,14 @@ def manifests_of(scores: list[float | None]) -> list[Manifest]:
     return [manifest(step, score, sha256="0" * 64, size=7) for step, score in enumerate(scores)]
 
 
-def writes(data: bytes) -> Callable[[Path], tuple[str, int]]:
+def copies(data: bytes) -> Callable[[], Write]:
+    """A state to save, whose file is `data`."""
+
     def write(path: Path) -> tuple[str, int]:
         path.write_bytes(data)
         return hashlib.sha256(data).hexdigest(), len(data)
 
-    return write
+    return lambda: write
 
 
 def stored_keys(folder: RunFolder) -> list[str]:

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from inat_job.errors import BadDataError, PreconditionFailed, Preempted
-from inat_job.storage import Entry, StorageOptions, Store, open_store, partial_download, ranged_download
+from inat_job.storage import (
+    DamagedFileError,
+    Entry,
+    StorageOptions,
+    Store,
+    open_store,
+    partial_download,
+    ranged_download,
+)
 from inat_job.storage.partial_download import ChunkPlan
 from inat_job.storage.s3 import multipart_upload, s3_store
 
@@ -298,3 +306,20 @@ def test_put_large_file_in_parts(store: Store, tmp_path: Path, monkeypatch: pyte
     store.get("big", tmp_path / "back", sha256=hashlib.sha256(data).hexdigest())
     with pytest.raises(PreconditionFailed):
         store.put("big", source, if_none_match=True)
+
+
+@pytest.mark.parametrize("size", [100, 12 * 2**20])
+def test_put_refuses_a_file_of_another_sha256(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(multipart_upload, "SINGLE_REQUEST_LIMIT", 5 * 2**20)
+    monkeypatch.setattr(multipart_upload, "PART_SIZE", 5 * 2**20)
+    data = os.urandom(size)
+    sha256 = hashlib.sha256(data).hexdigest()
+    source = tmp_path / "source"
+    source.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(DamagedFileError, match="source is not what was written"):
+        store.put("key", source, sha256=sha256)
+    assert list(store.list()) == []
+    source.write_bytes(data)
+    assert store.put("key", source, sha256=sha256) == store.stat("key")

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ from typing import Any
 
 from inat_job.errors import PreconditionFailed, TransientError
 from inat_job.events import Progress
-from inat_job.signals import Stop
-from inat_job.storage.base import StorageOptions
+from inat_job.signals import Stop, never
+from inat_job.storage.base import DamagedFileError, StorageOptions
 from inat_job.storage.disk import disk_errors, read_blocks, sha256_of_blocks
 from inat_job.storage.partial_download import MIB, ChunkPlan
 from inat_job.storage.retry import RetryableError, with_retries
@@ -29,13 +30,17 @@ PART_SIZE = 16 * MIB
 _MOST_PARTS = 10_000
 _SINGLE = -1
 _ABORT_JOIN_S = 60.0
+_TICK_S = 0.1
 _TOKEN = "inat-put"  # noqa: S105 (the name of a metadata field)
 _LOST_RACES = frozenset({"PreconditionFailed", "412", "NoSuchUpload"})
 
 
 @dataclass(frozen=True)
 class Upload:
-    """`target` names bucket and key, `condition` holds IfMatch or IfNoneMatch, `translated` translates errors."""
+    """`target` names bucket and key, `condition` holds IfMatch or IfNoneMatch, `translated` translates errors.
+
+    `sha256` is that of the file to send, if known.
+    """
 
     client: Any
     target: dict[str, str]
@@ -44,13 +49,14 @@ class Upload:
     options: StorageOptions
     translated: Callable[[], AbstractContextManager[None]]
     progress: Progress | None
+    sha256: str | None = None
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     sums: dict[int, bytes] = field(default_factory=dict)  # MD5 of each part, or of the whole object under -1
 
     def run(self, source: Path | bytes) -> tuple[int, str]:
         """Store `source`; returns its size and the new version.
 
-        Raises RetryableError for a failure that another attempt may cure, PreconditionFailed.
+        Raises RetryableError for a failure that another attempt may cure, PreconditionFailed, DamagedFileError.
         """
         size = len(source) if isinstance(source, bytes) else _size_of(source)
         with self.translated():
@@ -63,7 +69,8 @@ class Upload:
         return size, version
 
     def _in_one_request(self, source: Path | bytes) -> str:
-        body = source if isinstance(source, bytes) else _slice(source, (0, SINGLE_REQUEST_LIMIT))
+        whole = _Slices(source, ChunkPlan(SINGLE_REQUEST_LIMIT, SINGLE_REQUEST_LIMIT), self.sha256)
+        body = whole.read(0, never)
         self.sums[_SINGLE] = _md5(body)
         answer = self.client.put_object(
             **self.target,
@@ -88,8 +95,10 @@ class Upload:
         return version_of(done)
 
     def _parts(self, source: Path | bytes, plan: ChunkPlan, upload: dict[str, str]) -> list[dict[str, Any]]:
+        slices = _Slices(source, plan, self.sha256)
+
         def send(index: int, halt: Stop) -> str:
-            body = _slice(source, plan.span(index))
+            body = slices.read(index, halt)
             self.sums[index] = _md5(body)
             part = {**upload, "PartNumber": index + 1, "Body": body, "ContentMD5": _base64(self.sums[index])}
             try:
@@ -159,7 +168,9 @@ class Upload:
             return True
         with closing(self.client.get_object(**self.target)["Body"]) as body:
             stored = sha256_of_blocks(iter(lambda: body.read(MIB), b""))
-        return stored == sha256_of_blocks([source] if isinstance(source, bytes) else read_blocks(source))
+        return stored == (
+            self.sha256 or sha256_of_blocks([source] if isinstance(source, bytes) else read_blocks(source))
+        )
 
     def _expected_tag(self) -> str:
         """S3's ETag: the MD5 of an object sent in one request, or the MD5 of the parts' MD5s and their number."""
@@ -187,6 +198,35 @@ class Upload:
     def _show(self, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(done, total)
+
+
+class _Slices:
+    """The slices of `source`, which threads read in their order and at most once.
+
+    So they are hashed on the way, if the `sha256` of the whole is known.
+    """
+
+    def __init__(self, source: Path | bytes, plan: ChunkPlan, sha256: str | None) -> None:
+        self._source, self._plan, self._sha256 = source, plan, sha256
+        self._digest, self._next, self._turn = hashlib.sha256(), 0, threading.Condition()
+
+    def read(self, index: int, halt: Stop) -> bytes:
+        """One slice, once all slices before it are read. The last one raises DamagedFileError if the hash is wrong."""
+        with self._turn:
+            while self._next != index and not halt():
+                self._turn.wait(_TICK_S)
+            body = _slice(self._source, self._plan.span(index))
+            if self._sha256:
+                self._digest.update(body)
+            self._next = index + 1
+            self._turn.notify_all()
+            if self._next == self._plan.count:
+                self._check()
+        return body
+
+    def _check(self) -> None:
+        if isinstance(self._source, Path) and self._sha256 and self._digest.hexdigest() != self._sha256:
+            raise DamagedFileError(self._source)
 
 
 def plan_parts(size: int) -> ChunkPlan:

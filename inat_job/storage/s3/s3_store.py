@@ -90,6 +90,7 @@ class S3Store:
         *,
         if_none_match: bool = False,
         if_match: str | None = None,
+        sha256: str | None = None,
         progress: Progress | None = None,
     ) -> Entry:
         condition = (
@@ -104,6 +105,7 @@ class S3Store:
             options=self._options,
             translated=lambda: self._translated(self._full(key), writing=True),
             progress=progress,
+            sha256=sha256,
         )
         size, version = self._retry(lambda: upload.run(source))
         return Entry(key, size, version)
