@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from inat_job.bench import synthetic
 from tests.gpu.figures import Figures
 from tests.harness.job_runs import Make, settings_in
 from tests.harness.made_images import tree, write_zip
@@ -64,6 +65,12 @@ def figures() -> Figures:
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up images of three classes: 240 for training and validation, 15 for the test."""
     return write_zip(tmp_path_factory.mktemp("data") / "x.zip", tree(train=80, test=5))
+
+
+@pytest.fixture(scope="session")
+def large_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """5,200 made-up images for training and validation, small to decode."""
+    return synthetic.synthetic(tmp_path_factory.mktemp("large"), 5200, 32)
 
 
 @pytest.fixture

@@ -80,6 +80,12 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     return [name for name in one if not torch.equal(one[name], other[name].to(one[name].device))]
 
 
+def weight_distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The distance of all tensors together, relative to the norm of `other`."""
+    squared = sum(float((one[name].double() - each.double()).norm() ** 2) for name, each in other.items())
+    return float((squared / sum(float(each.double().norm() ** 2) for each in other.values())) ** 0.5)
+
+
 class StepLosses(Callback):
     """The loss of every step, kept on the device until it is asked for."""
 
