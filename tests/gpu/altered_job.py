@@ -7,7 +7,6 @@ the C compiler, `no-nvml` hides the package that asks the driver, with a heartbe
 `memory` raise what torch raises for a card.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
