@@ -56,9 +56,8 @@ def train_one_epoch(model: Any, loader: Any, optimiser: Any, criterion: Any, dev
     model.train()
     count, began = 0, now(device)
     for number, (images, labels) in enumerate(loader):
-        images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = criterion(model(images), labels)
+            loss = criterion(model(images.contiguous(memory_format=torch.channels_last)), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
