@@ -107,7 +107,13 @@ def stalls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @on_both_slowly
 def test_cost_of_checkpoints_is_recorded(
-    device: str, settings: Make, tmp_path: Path, figures: Figures, stalls: list[float], monkeypatch: pytest.MonkeyPatch
+    device: str,
+    settings: Make,
+    large_archive: Path,
+    tmp_path: Path,
+    figures: Figures,
+    stalls: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """ResNet-50, whose state has 283 MB: with a fast store, with one of 50 MB/s, and without checkpoints."""
     is_card = device == "cuda"
@@ -119,6 +125,9 @@ def test_cost_of_checkpoints_is_recorded(
         "train__epochs": "6" if is_card else "3",
         "data__image_size": "224" if is_card else "32",
     }
+    if is_card:  # epochs of some seconds
+        common |= {"data__uri": str(large_archive), "data__cache_dir": str(large_archive.parent / "cache")}
+        common |= {"train__batch_size": "64"}
     found: dict[str, list[float]] = {}
     waited: dict[str, list[float]] = {}
     put, save = LocalStore.put, Uploader.save

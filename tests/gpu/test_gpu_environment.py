@@ -15,6 +15,8 @@ from tests.gpu.watched_runs import GPU, StepLosses, on_both, report_of, run
 from tests.harness.children import children, wait_for_end
 from tests.harness.job_runs import SMALLER_B, Make
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @pytest.mark.gpu
 def test_torch_has_kernels_for_this_card() -> None:
@@ -26,7 +28,7 @@ def test_torch_has_kernels_for_this_card() -> None:
 
 @pytest.mark.gpu
 def test_precision_is_what_the_card_does_well(figures: Figures) -> None:
-    faults = {name: execution.convolution_fault("cuda", dtype) for name, dtype in execution._DTYPES.items()}
+    faults = {name: execution.convolution_fault("cuda", dtype) for name, dtype in DTYPES.items()}
     figures.record("precision", chosen=execution.choose_precision("cuda"), faults=faults)
     assert faults["fp16"] is None
     assert execution.choose_precision("cuda") == ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16")
