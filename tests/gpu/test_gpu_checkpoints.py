@@ -1,5 +1,6 @@
 """Checkpoints taken while training goes on: they hold the state of their step, and cost training little."""
 
+import io
 import statistics
 import time
 from pathlib import Path
@@ -10,7 +11,6 @@ import torch
 from lightning import Callback
 from torch import Tensor
 
-from inat_job.checkpoints import training_state
 from inat_job.checkpoints.uploader import Uploader
 from inat_job.settings import Settings
 from inat_job.storage.local import LocalStore
@@ -42,16 +42,17 @@ def test_checkpoint_holds_the_state_of_its_step(
 ) -> None:
     """However many steps are trained while it is written. Every file that was written is compared."""
     written: dict[int, dict[str, Tensor]] = {}
-    write = training_state.write
+    save = torch.save
 
-    def write_and_read(state: Any, path: Path) -> tuple[str, int]:
-        result = write(state, path)
-        found = training_state.read(path)
+    def save_and_read(state: Any, file: Any, *rest: Any, **named: Any) -> None:
+        buffer = io.BytesIO()
+        save(state, buffer, *rest, **named)
+        file.write(buffer.getvalue())
+        found = torch.load(io.BytesIO(buffer.getvalue()), map_location="cpu", weights_only=True)
         kept = {name: found[name] for name in ("state_dict", "optimizer_states")}
         written[int(found["global_step"])] = tensors_of(kept)
-        return result
 
-    monkeypatch.setattr(training_state, "write", write_and_read)
+    monkeypatch.setattr(torch, "save", save_and_read)
     network = {"model__filters": "32,64,128,256,512"} if device == "cuda" else {}
     kept = KeepStates()
     run(settings(train__epochs="4", train__accelerator=device, run__checkpoint_minutes=minutes, **network), kept)
