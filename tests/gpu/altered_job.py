@@ -2,9 +2,9 @@
 
     python tests/gpu/altered_job.py CHANGE parta --data demo: ...
 
-`assert` has the card fail in the third step, `memory` has it run out of memory there, `no-compiler` hides Triton and
-the C compiler, `no-nvml` hides the package that asks the driver, with a heartbeat each 0.2 s. On a CPU, `assert` and
-`memory` raise what torch raises for a card.
+`illegal-access` has the card fail in the third step, `memory` has it run out of memory there, `no-compiler` hides Triton and
+the C compiler, `no-nvml` hides the package that asks the driver, with a heartbeat each 0.2 s. On a CPU, `illegal-access`
+and `memory` raise what torch raises for a card.
 """
 
 import subprocess
@@ -27,13 +27,15 @@ def run_altered(change: str, arguments: Sequence[str], cwd: Path) -> Ended:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
-def break_device(module: Any) -> None:
-    """A device-side assert, after which the process cannot use the card."""
+def lose_device(module: Any) -> None:
+    """An illegal access, after which the process cannot use the card."""
     import torch
 
     if module.device.type != "cuda":
-        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
-    torch.zeros(3, device="cuda")[torch.tensor([2**20], device="cuda")].sum().item()
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    from tests.gpu.illegal_access import lose_card
+
+    lose_card()
 
 
 def exhaust_memory(module: Any) -> None:
@@ -76,7 +78,7 @@ def _hide_nvml() -> None:
 
 
 CHANGES: dict[str, Callable[[], None]] = {
-    "assert": partial(_fail_in_step, break_device),
+    "illegal-access": partial(_fail_in_step, lose_device),
     "memory": partial(_fail_in_step, exhaust_memory),
     "no-compiler": _hide_compiler,
     "no-nvml": _hide_nvml,

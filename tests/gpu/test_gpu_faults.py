@@ -34,8 +34,8 @@ def last_line(ended: "subprocess.CompletedProcess[str]") -> str:
 
 @on_both_slowly
 def test_failed_card_is_tried_again_elsewhere(device: str, tmp_path: Path, figures: Figures) -> None:
-    ended = run_altered("assert", [*SMALL, "--accelerator", device], tmp_path)
-    figures.record("faults", **{f"device-side assert, {device}": [ended.returncode, last_line(ended)]})
+    ended = run_altered("illegal-access", [*SMALL, "--accelerator", device], tmp_path)
+    figures.record("faults", **{f"illegal access, {device}": [ended.returncode, last_line(ended)]})
     assert ended.returncode == 75, ended.stderr
     assert last_line(ended).startswith("Error: ")
 
