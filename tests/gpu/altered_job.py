@@ -2,9 +2,9 @@
 
     python tests/gpu/altered_job.py CHANGE parta --data demo: ...
 
-`illegal-access` has the card fail in the third step, `memory` has it run out of memory there, `no-compiler` hides Triton and
-the C compiler, `no-nvml` hides the package that asks the driver, with a heartbeat each 0.2 s. On a CPU, `illegal-access`
-and `memory` raise what torch raises for a card.
+`illegal-access` has the card fail in the third step, `memory` has it run out of memory there, `no-compiler` hides
+Triton and the C compiler, `no-nvml` hides the package that asks the driver, with a heartbeat each 0.2 s. On a CPU, the
+first two raise what torch raises for a card.
 """
 
 import subprocess
