@@ -3,6 +3,7 @@
 # make soak   kills runs and resumes them             make faults    injects storage faults in every phase
 # make fuzz   damages 10,000 files of all kinds       make image     builds the image, with version and revision
 # make sbom   lists the packages in .venv             make docs      writes docs/options.md
+# make gpu    checks a machine with an NVIDIA GPU, and writes gpu.json (docs/gpu.md)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -15,7 +16,7 @@ ROUNDS ?= 100
 SEED   ?= 0
 PARTS  ?= a,b
 
-.PHONY: venv demo test test-all soak faults fuzz lint docs lock image sbom clean
+.PHONY: venv demo test test-all gpu gpu-wheels soak faults fuzz lint docs lock image sbom clean
 
 venv: $(STAMP)
 
@@ -28,7 +29,7 @@ demo: venv
 	$(BIN)/python entrypoint.py parta --data demo: --image-size 64 --epochs 30 --batch-size 32 --wandb offline
 
 test: venv
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not soak"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not soak and not gpu"
 
 # What tests/container/conftest.py and tests/storage/with_radosgw.sh need is at their top; without it they are skipped.
 test-all: venv
@@ -36,7 +37,23 @@ test-all: venv
 	tests/storage/with_radosgw.sh $(BIN)/python -m pytest tests/storage
 	$(MAKE) soak ROUNDS=12
 	$(BIN)/python -m tests.harness.matrix --fault 503,reset,flip
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not gpu"
+
+# Without GPU_PYTHON it uses .venv; with it, the torch that is installed there: nothing is downloaded.
+GPU_PYTHON ?= $(BIN)/python
+GPU_JSON   ?= gpu.json
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),venv)
+	INAT_TEST_GPU_JSON=$(GPU_JSON) $(GPU_PYTHON) -m pytest -q -p no:cacheprovider -m "gpu and not soak" tests/gpu
+
+# What a machine without a network may lack beside torch and torchvision, for its version of Python.
+GPU_WHEELS  := lightning lightning-utilities torchmetrics packaging click tqdm pyyaml safetensors pillow matplotlib \
+  contourpy cycler fonttools kiwisolver pyparsing python-dateutil six pytest iniconfig pluggy pygments hypothesis \
+  sortedcontainers
+GPU_PYTHON_VERSION ?= 3.12
+gpu-wheels: venv
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) \
+	  $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64 _2_5_x86_64 1_x86_64) -d gpu-wheels \
+	  $(foreach name,$(GPU_WHEELS),$(shell sed -n 's/^\($(name)==[^ ;]*\).*/\1/p' tests/requirements.lock | head -1))
 
 soak: venv
 	$(BIN)/python -m tests.harness.soak --rounds $(ROUNDS) --seed $(SEED) --parts $(PARTS)
@@ -80,4 +97,4 @@ lock:
 	echo cyclonedx-bom==7.5.0 | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o sbom.lock
 
 clean:
-	rm -rf $(VENV) .sbom sbom.cdx.json runs cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .sbom sbom.cdx.json gpu.json gpu-wheels runs cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -159,7 +159,7 @@ class Uploader:
         self.raise_if_failed()
 
     def stop_writing(self, error: BaseException) -> None:
-        """Give up the checkpoint that `error` keeps from being written; what is on this machine's disk is still stored."""
+        """Give up the checkpoint that `error` keeps from being written; files on this disk are still stored."""
         with self._changed:
             self._write_error = error
             for pending in list(self._queue.values()):
