@@ -24,7 +24,7 @@ MOST_WORDS = 1500
 FOREIGN = set(
     "--gpus --user --read-only --cap-drop --security-opt --shm-size --tmpfs --build-arg --policy-name "
     "--policy-document --cluster --role-name --role-only --attach-policy-arn --approve --repository-name "
-    "--from-literal --assume-role-policy-document --policy-arn --password-stdin --require-hashes".split()
+    "--from-literal --assume-role-policy-document --policy-arn --password-stdin --require-hashes --mb-per-s".split()
 )
 FOREIGN_FILES = {"torch/version.py"}
 
