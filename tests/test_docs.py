@@ -25,7 +25,7 @@ FOREIGN = set(
     "--gpus --user --read-only --cap-drop --security-opt --shm-size --tmpfs --build-arg --policy-name "
     "--policy-document --cluster --role-name --role-only --attach-policy-arn --approve --repository-name "
     "--from-literal --assume-role-policy-document --policy-arn --password-stdin --require-hashes "
-    "--no-index --no-deps --target".split()
+    "--mb-per-s --no-index --no-deps --target".split()
 )
 FOREIGN_FILES = {"torch/version.py"}
 
