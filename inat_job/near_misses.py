@@ -64,7 +64,7 @@ SYNONYMS = {word: name for name, words in _WORDS.items() for word in words.split
 
 WITHOUT = {
     **dict.fromkeys(
-        ("workers", "num-workers", "j", "dataloader-num-workers"), "images are decoded once, and no workers load them"
+        ("workers", "num-workers", "j", "dataloader-num-workers"), "images are decoded once, without workers"
     ),
     **dict.fromkeys(("optimizer", "optimiser", "opt", "optim"), "AdamW is the only optimiser"),
     **dict.fromkeys(("num-classes", "classes", "num-labels"), "the folders of the data set are the classes"),

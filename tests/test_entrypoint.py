@@ -158,7 +158,7 @@ def test_help_follows_the_terminal_width(
         ("parta --backbone resnet18", "--backbone is an option of partb and preflight, not of parta: leave it out."),
         (
             "parta --num-workers 4",
-            "There is no option --num-workers, since images are decoded once, and no workers load them: leave it out.",
+            "There is no option --num-workers, because images are decoded once, without workers: leave it out.",
         ),
         (
             "parta --filters 32 64",
