@@ -160,7 +160,7 @@ class FiveBlockSettings(_Section):
 class BackboneSettings(_Section):
     """Part B's network and how much of it is trained."""
 
-    backbone: str = option("resnet50", "A classification model of torchvision's registry", metavar="NAME")
+    backbone: str = option("resnet50", "A classification model of torchvision, but SqueezeNet", metavar="NAME")
     weights: str = option(
         "DEFAULT",
         "Pretrained weights: torchvision's name for them, a path or URI with an optional #sha256=..., or none",
@@ -182,7 +182,7 @@ class BackboneSettings(_Section):
     )
     feature_views: int = option(
         2,
-        "Augmented views of each image whose features a frozen part computes once; 0 computes a new view every epoch",
+        "Augmented views of each image whose features the frozen stem computes once; 0 computes a new view every epoch",
         minimum=0,
     )
 

@@ -179,7 +179,10 @@ class DamagedCheckpoint:
         if self.suffix == "ckpt":
             context.load_weights(self._classifier, run.path("checkpoints/6.ckpt"))
             assert all(torch.is_tensor(each) for each in self._classifier.state_dict().values())
-        for found in (CheckpointIndex(run).discover().latest(), CheckpointIndex(run).discover().latest()):
+        for found in (
+            CheckpointIndex(run).discover().load_newest_intact(),
+            CheckpointIndex(run).discover().load_newest_intact(),
+        ):
             assert found is None or found[1].read_bytes() == self._state
 
 

@@ -96,7 +96,7 @@ class CheckpointIndex:
             self._stored.pop(step, None)
             self._waiting.pop(step, None)
 
-    def latest(self) -> tuple[Manifest, Path] | None:
+    def load_newest_intact(self) -> tuple[Manifest, Path] | None:
         """The newest intact checkpoint and its local path, or None if none was ever taken.
 
         Raises BadDataError if there are checkpoints and none is intact: whether to start again is a person's decision.

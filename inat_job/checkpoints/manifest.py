@@ -22,8 +22,8 @@ _SHA256_DIGITS = 64
 class Manifest:
     """The manifest of one checkpoint.
 
-    `epoch` counts finished epochs. `accuracies` are the validation accuracies of all epochs so far, 0..1, this one's
-    included. `validate` is whether the epoch's validation is still to be done. `ended` is why training ended with this
+    `epoch` counts finished epochs. `accuracies` are the validation accuracies, 0..1, of all epochs validated so
+    far. `validate` is whether the epoch's validation is still to be done. `ended` is why training ended with this
     checkpoint, and empty while it goes on. `train_s` are the seconds of training until it.
     """
 

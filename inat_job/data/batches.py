@@ -15,7 +15,7 @@ from inat_job.data import rng
 from inat_job.data.cache_index import PIXELS, Cache
 
 TakeBatch = Callable[[slice], Any]
-"""From a range of the images in an order to their batch."""
+"""Maps a slice of an order of images to their batch."""
 
 IGNORED = -1
 """The label of rows that pad a last batch; metrics, losses and features leave them out."""
@@ -76,9 +76,10 @@ class DeviceRows:
         return values.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else values
 
     def in_order(self, positions: Tensor) -> Callable[[slice], Tensor]:
-        """Takes ranges of the rows in an order, int64 (n,); those of host memory are left for the trainer to copy.
+        """A function from a slice of `positions`, int64 (n,), to those rows.
 
-        The pinned memory of a batch is reused: torch does so once the copies from it are done.
+        Rows in host memory come back pinned, and the trainer copies them to the device. torch uses the pinned memory
+        again once that copy is done.
         """
         order = self.upload(positions) if self.resident else positions
 

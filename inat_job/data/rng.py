@@ -1,6 +1,6 @@
-"""All random draws for batches, made on the CPU as pure functions of seed, epoch and view.
+"""Everything random in training, as pure functions: order and augmentation, and torch's seed of each step.
 
-Each stream is a Philox generator keyed by (seed, purpose, number), so that no draw depends on the draws before it
+Each stream of draws is a Philox generator keyed by (seed, purpose, number), so that none depends on the draws before it
 (J. Salmon et al., Parallel random numbers: as easy as 1, 2, 3, 2011).
 """
 

@@ -142,7 +142,7 @@ class ProcessGroup:
             _receive(copy, size)
             return copy
 
-    def any_rank_async(self, *flags: bool) -> tuple[bool, ...]:
+    def any_rank_delayed(self, *flags: bool) -> tuple[bool, ...]:
         """Whether any rank raised each flag at the previous call, so that no device waits for another rank's answer.
 
         With a single rank, the flags of this call.
@@ -153,14 +153,14 @@ class ProcessGroup:
         return _result(previous) if previous else (False,) * len(flags)
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether any rank raises each flag now. All ranks wait; a pending `any_rank_async` is dropped."""
+        """Whether any rank raises each flag now. All ranks wait; a pending `any_rank_delayed` is dropped."""
         if self.size == 1:
             return flags
         self.drop_pending()
         return _result(self._reduce_any(flags))
 
     def drop_pending(self) -> None:
-        """Wait for the pending `any_rank_async` and forget its result."""
+        """Wait for the pending `any_rank_delayed` and forget its result."""
         if self._pending:
             _result(self._pending)
             self._pending = None

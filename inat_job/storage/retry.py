@@ -1,4 +1,7 @@
-"""The retry policy of every store: how many attempts in a row may fail, and the exponential backoff between them."""
+"""The retry policy of every store: exponential backoff between failed attempts.
+
+How many may fail in a row is `StorageOptions.retries`, in storage/base.py.
+"""
 
 import random
 from collections.abc import Callable

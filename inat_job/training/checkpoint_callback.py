@@ -54,7 +54,7 @@ class CheckpointCallback(Callback):
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
             return  # no optimiser step is complete here; the epoch's last step is saved as validation starts
         self._uploader.raise_if_failed()
-        stop, overtime, due = self._group.any_rank_async(self._stop(), self._is_overtime(), self._is_due())
+        stop, overtime, due = self._group.any_rank_delayed(self._stop(), self._is_overtime(), self._is_due())
         if stop:
             self._take(trainer)
             self._preempt()
@@ -68,7 +68,7 @@ class CheckpointCallback(Callback):
         self._preempt_if_stopped()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if self._group.any_rank_async(self._stop(), False, False)[0]:
+        if self._group.any_rank_delayed(self._stop(), False, False)[0]:
             self._preempt()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

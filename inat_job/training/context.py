@@ -1,4 +1,4 @@
-"""What every stage of a run works with: one frozen record, made once the images are ready, on every rank."""
+"""What every step of a run receives: one immutable record, made once the images are ready, on every rank."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -65,7 +65,8 @@ class Execution:
     def apply(self) -> None:
         """Set torch's global switches, and how the C library keeps freed memory.
 
-        The other two decisions need a network or a trainer: `compile_in_place` and execution_callback.py.
+        The rest is applied elsewhere: the memory format in context.py, the precision in trainer.py, compilation by
+        `compile_in_place`, cuDNN's search in execution_callback.py.
         """
         if self.accelerator == "cpu":
             events.emit("allocator", keeps_freed=memory.keep_freed_memory())

@@ -74,7 +74,7 @@ WARM_UP_STEPS = 10
 LogValues = Callable[[dict[str, float], int], None]
 
 
-class _DeviceLoss:
+class _PendingLoss:
     """A step's loss on its way from the device, so that training need not wait until it can be read."""
 
     def __init__(self, module: Classifier, step: int, row: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ class MetricsLog(Callback):
         self._epoch, self._epoch_began = -1, 0.0
         self._lr: float | None = None
         self._losses: list[Tensor] = []
-        self._unread: _DeviceLoss | None = None
+        self._unread: _PendingLoss | None = None
         self._best = max((_score(row) for row in file.rows if "val_loss" in row), default=None) if file else None
         self._progress = self._validated = events.progress("train")
 
@@ -182,7 +182,7 @@ class MetricsLog(Callback):
         self._progress(batch_idx + 1, int(trainer.num_training_batches), self._note())
         if step % LOG_EVERY == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self.flush()
-            self._unread = _DeviceLoss(pl_module, step, {"epoch": trainer.current_epoch, "lr": _lr(trainer)})
+            self._unread = _PendingLoss(pl_module, step, {"epoch": trainer.current_epoch, "lr": _lr(trainer)})
         # Ranks read together, so among several it waits for the next row.
         if self._unread and self._group.size == 1 and self._unread.is_there():
             self.flush()

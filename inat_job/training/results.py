@@ -37,7 +37,7 @@ def _evaluate(context: RunContext, classifier: Classifier, rows: np.ndarray, pha
     """The report's section for a split, given its rows of the cache. Each rank evaluates its share."""
     events.phase(phase)
     group = context.group
-    progress = EvaluationProgress(context.stop, phase, group.any_rank_async)
+    progress = EvaluationProgress(context.stop, phase, group.any_rank_delayed)
     trainer = make_trainer(context.execution, context.settings.train, [progress], group)
     with context.clock.phase("test_s"), group.lost_rank_errors():
         parts = predict(trainer, classifier, context.images.batches(rows))
@@ -85,7 +85,8 @@ def make_report(
 ) -> dict[str, Any]:
     """The content of report.json.
 
-    `splits` has the sections of `evaluate`, `history` the attempts at the run, `reuse` the features that it trained on.
+    `splits` has the sections of `evaluate_splits`, `history` the attempts at the run, `reuse` the features that it
+    trained on.
     """
     settings, newest = context.settings, context.checkpoints.newest()
     epochs = settings.train.epochs

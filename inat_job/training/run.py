@@ -55,9 +55,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
     settings, group = context.settings, context.group
 
     # Model, and the state to resume from.
-    resumed = start.shared_checkpoint(group, lambda: context.checkpoints.discover(spooled=True).latest())
-    if stored := context.checkpoints.stored:
-        STATUS.stored_step, STATUS.checkpoint = stored[-1].step, f"{context.folder.uri}/{stored[-1].name}"
+    resumed = start.find_checkpoint(context)
     architecture, classifier = context.build_network(pretrained=not resumed and not settings.run.init_from)
     if group.is_main:
         resources.check_training(architecture, context.folder.path(CONFIG).parent)
@@ -148,7 +146,7 @@ def _validate(context: RunContext, classifier: Classifier, checkpoint: Checkpoin
     events.phase("validate")
     load_weights(classifier, checkpoint.path)
     context.images.train_batches.go_to(checkpoint.manifest.epoch - 1, len(context.images.train_batches))
-    progress = EvaluationProgress(context.stop, "validate", context.group.any_rank_async)
+    progress = EvaluationProgress(context.stop, "validate", context.group.any_rank_delayed)
     trainer = make_trainer(context.execution, context.settings.train, [progress], context.group)
     trainer.validate(classifier, datamodule=context.images, verbose=False)
     context.group.drop_pending()

@@ -1,6 +1,6 @@
 """How a run starts or resumes: what rank 0 finds or decides, brought to every rank.
 
-Each function here is a collective call: all ranks make it at the same point of training/run.py.
+All ranks call each function here at the same point of training/run.py.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from inat_job.checkpoints.manifest import Manifest
 from inat_job.data.cache_index import Cache, load_trusted
 from inat_job.distributed.process_group import ProcessGroup
 from inat_job.errors import BadDataError, ConflictError
+from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
 from inat_job.models.strategies import Architecture
 from inat_job.run.run_state import CONFIG, open_run, read_config
@@ -53,6 +54,15 @@ def shared_checkpoint(group: ProcessGroup, find: Callable[[], tuple[Manifest, Pa
     found, path = (find() if group.is_main else None) or (None, None)
     text = group.broadcast(manifest.to_json(found) if found else None)
     return None if text is None else Checkpoint(manifest.parse(text), group.broadcast_file(path))
+
+
+def find_checkpoint(context: RunContext) -> Checkpoint | None:
+    """The newest intact checkpoint, to resume from; the job's status names the newest stored one."""
+    checkpoints = context.checkpoints
+    resumed = shared_checkpoint(context.group, lambda: checkpoints.discover(spooled=True).load_newest_intact())
+    if stored := checkpoints.stored:
+        STATUS.stored_step, STATUS.checkpoint = stored[-1].step, f"{context.folder.uri}/{stored[-1].name}"
+    return resumed
 
 
 def check_same_data(context: RunContext, resumed: Manifest) -> None:

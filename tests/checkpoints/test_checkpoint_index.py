@@ -44,7 +44,7 @@ def test_latest_is_the_newest_intact_checkpoint(run: RunFolder, capsys: pytest.C
         store(run, step)
     damage(run, 12)
     index = index_of(run)
-    found = index.latest()
+    found = index.load_newest_intact()
     assert found
     assert (found[0].step, found[1].read_bytes()) == (9, b"9")
     assert "12.ckpt is missing or damaged and is skipped" in capsys.readouterr().out
@@ -52,14 +52,14 @@ def test_latest_is_the_newest_intact_checkpoint(run: RunFolder, capsys: pytest.C
 
 
 def test_latest_of_a_run_without_checkpoints_is_none(run: RunFolder) -> None:
-    assert index_of(run).latest() is None
+    assert index_of(run).load_newest_intact() is None
 
 
 def test_latest_refuses_to_start_again_if_all_checkpoints_are_damaged(run: RunFolder) -> None:
     store(run, 6)
     damage(run, 6)
     with pytest.raises(BadDataError, match="holds 1 checkpoints and none is intact.*--resume never --force"):
-        index_of(run).latest()
+        index_of(run).load_newest_intact()
 
 
 def test_best_falls_back_to_the_newest_intact_checkpoint(run: RunFolder) -> None:

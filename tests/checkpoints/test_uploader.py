@@ -95,9 +95,9 @@ def test_next_attempt_on_the_same_machine_uploads_what_was_left(
         uploader.finish(StopFlag())
     uploader._fail(RuntimeError("the process is gone"))
     store_of(folder).error = None
-    assert CheckpointIndex(folder).discover().latest() is None
+    assert CheckpointIndex(folder).discover().load_newest_intact() is None
     again = CheckpointIndex(folder).discover(spooled=True)
-    latest = again.latest()
+    latest = again.load_newest_intact()
     assert latest
     assert latest[0].step == 6
     with uploading(again, lease, ["metrics.jsonl"], StopFlag(), GRACE_S, latest[0]) as second:

@@ -22,7 +22,7 @@ Ended = subprocess.CompletedProcess[str]
 
 
 def run_altered(change: str, arguments: Sequence[str], cwd: Path) -> Ended:
-    """Run a job with a change to its end."""
+    """Run a job to its end, with a change applied."""
     command = [sys.executable, __file__, change, *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
