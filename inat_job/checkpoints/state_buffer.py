@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ class StateBuffer:
         self._reserve(_bytes_of(tensors), pinned=bool(on_gpu))
         copies = _views(self._host, tensors)
         arrived = _send(_staged(on_gpu), self._host[:gpu_bytes]) if on_gpu else _nothing_to_wait_for
-        _copy_on_cpu(copies[len(on_gpu) :], on_cpu)
+        _copy_to_host(copies[len(on_gpu) :], on_cpu)
         # Whatever else is in the state is copied as it is: a state dict keeps its `_metadata`.
         copied = deepcopy(state, {id(each): copy for each, copy in zip(tensors, copies, strict=True)})
         return partial(_write_when_arrived, copied, arrived)
@@ -62,14 +62,21 @@ def _is_on_gpu(tensor: torch.Tensor) -> bool:
 def _staged(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """One tensor of bytes on the GPU with copies of all `tensors`: the next optimiser step overwrites these."""
     memory = torch.empty(_bytes_of(tensors), dtype=torch.uint8, device=tensors[0].device)
-    torch._foreach_copy_(_views(memory, tensors), list(tensors))
+    pairs = sorted(zip(_views(memory, tensors), tensors, strict=True), key=_dtype_of_copy)
+    for _, group in groupby(pairs, key=_dtype_of_copy):  # of mixed dtypes, each tensor would be a launch of its own
+        copies, originals = zip(*group, strict=True)
+        torch._foreach_copy_(list(copies), list(originals))
     return memory
 
 
-def _copy_on_cpu(copies: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
-    """Copy with one thread: torch's start and meet once for each tensor, which costs more than the copies."""
+def _dtype_of_copy(pair: tuple[torch.Tensor, torch.Tensor]) -> str:
+    return str(pair[0].dtype)
+
+
+def _copy_to_host(copies: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
+    """Copy with one thread, since torch's start and meet for each tensor, which costs more; torch copies from mps."""
     for copy, tensor in zip(copies, tensors, strict=True):
-        if copy.stride() == tensor.stride():  # without gaps, since a clone has none
+        if tensor.device.type == "cpu" and copy.stride() == tensor.stride():  # without gaps, since a clone has none
             ctypes.memmove(copy.data_ptr(), tensor.data_ptr(), tensor.nbytes)
         else:
             copy.copy_(tensor)

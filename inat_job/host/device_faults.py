@@ -23,18 +23,24 @@ class Fault(Enum):
 
 
 _MEMORY = re.compile(
-    r"out of memory|allocate memory|not enough memory|STATUS_(?:\w+_)?ALLOC(?:ATION)?_FAILED|STATUS_NOT_INITIALIZED"
-    r"|(?:GET|FIND) was unable to find an engine|Unable to find a valid cuDNN algorithm",
+    r"out of memory|allocate memory|not enough memory|STATUS_(?:\w+_)?ALLOC(?:ATION)?_FAILED|STATUS_NOT_INITIALIZED",
     re.IGNORECASE,
 )
-"""cuBLAS and cuDNN are not initialised, and cuDNN finds no engine, where their workspace does not fit."""
+"""cuBLAS and cuDNN are not initialised where their workspace does not fit."""
 
-_DEVICE = re.compile(r"CUDA (?:driver )?error|cuDNN error|CU[A-Z]+_STATUS_|Cuda failure|unhandled cuda error", re.I)
+NO_ENGINE = re.compile(r"(?:GET|FIND) was unable to find an engine|Unable to find a valid cuDNN algorithm")
+"""cuDNN finds no engine where its workspace does not fit, and where none has the precision or is deterministic."""
+
+_DEVICE = re.compile(
+    r"CUDA (?:driver )?error|cuDNN error|CU[A-Z]+_STATUS_|Cuda failure|unhandled cuda error|Triton Error \[CUDA\]", re.I
+)
 """What marks an error as one of the device, beside torch.AcceleratorError; NCCL says "Cuda failure"."""
 
 _MISUSED = re.compile(
-    r"device-side assert|CUDA error: (?:invalid (?:argument|configuration|resource handle|device function)|.*captur"
-    r"|too many resources)|STATUS_(?:INVALID_VALUE|BAD_PARAM|NOT_SUPPORTED)",
+    r"device-side assert"
+    r"|(?:CUDA error|Triton Error \[CUDA\]): (?:.*captur|too many resources"
+    r"|invalid (?:argument|configuration|resource handle|device function))"
+    r"|STATUS_(?:INVALID_VALUE|BAD_PARAM|NOT_SUPPORTED)",
 )
 
 _CONFLICTS = (
@@ -77,7 +83,7 @@ def fault_of(error: BaseException) -> Fault | None:
         return Fault.MEMORY
     if not isinstance(error, RuntimeError):
         return None
-    if _MEMORY.search(text):
+    if _MEMORY.search(text) or NO_ENGINE.search(text):
         return Fault.MEMORY
     if _conflict(text):
         return Fault.CONFLICT
@@ -127,6 +133,8 @@ def _memory_advice(error: BaseException, training: bool) -> str:
     lower = ["--resident-share (0 leaves the images on the host)"] if resident else []
     lower += ["--batch-size", *(["--image-size"] if training else [])]
     advice = " or ".join([", ".join(lower[:-1]), lower[-1]] if lower[1:] else lower)
+    if NO_ENGINE.search(str(error)):
+        advice += " (or change --precision, or leave --deterministic out)"
     place = f" on {STATUS.gpu}" if STATUS.gpu and not on_host else ""
     return f"Out of memory{place} at these settings: lower {advice}{', or raise --accumulate' if training else ''}."
 

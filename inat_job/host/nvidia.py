@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inat_job import events
-from inat_job.errors import ConflictError
+from inat_job.errors import ConflictError, DeviceError
 from inat_job.host.system_files import read_text
 
 _MINIMUM_DRIVERS = {11: 450, 12: 525, 13: 580}
@@ -220,12 +220,14 @@ def unused_driver(driver: Driver) -> str:
 def require_gpu(cuda: str | None, driver: Driver) -> None:
     """Report that torch, built for `cuda`, finds no CUDA device.
 
-    Raises ConflictError if the job was given a GPU, which would be idle for hours; warns if there may be one.
+    Raises ConflictError if the job was given one that the driver does not fit, DeviceError if one that should work;
+    warns if there may be one.
     """
     if driver.has_gpu:
-        raise ConflictError(
-            driver_problem(cuda, driver)
-            or f"torch, built for CUDA {cuda}, cannot use the GPU that this job was given ({driver.text}): check the "
+        if problem := driver_problem(cuda, driver):
+            raise ConflictError(problem)
+        raise DeviceError(
+            f"torch, built for CUDA {cuda}, cannot use the GPU that this job was given ({driver.text}): check the "
             f"output of nvidia-smi, or {_USE_CPU}."
         )
     if warning := unused_driver(driver):

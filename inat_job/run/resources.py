@@ -122,14 +122,15 @@ def check_memory(additional: int = 0) -> None:
 def check_training(architecture: "Architecture", folder: Path) -> None:
     """Raise ConflictError if memory, or the disk of the run's `folder`, cannot hold what training this network takes.
 
-    Memory: the weights, and for each trained parameter a gradient and AdamW's two moments. Disk: the same without
-    gradients, once for each checkpoint that retention keeps.
+    A state is the weights, and AdamW's two moments of each trained parameter. Memory holds it, a copy of it and the
+    gradients; the disk holds one for each checkpoint that retention keeps.
     """
     weights = sum(tensor.nbytes for tensor in architecture.network.state_dict().values())
     trained = architecture.trained_bytes()
-    check_memory(weights + 3 * trained)
+    state = weights + 2 * trained
+    check_memory(2 * state + trained)
     present = sum(path.stat().st_size for path in (folder / "checkpoints").glob("*.ckpt"))
-    needed, free = _MOST_CHECKPOINTS * (weights + 2 * trained) - present, shutil.disk_usage(folder).free
+    needed, free = _MOST_CHECKPOINTS * state - present, shutil.disk_usage(folder).free
     if free < needed:
         raise ConflictError(
             f"{folder} has {megabytes(free)} free, and the checkpoints need {megabytes(needed)}: free some, or choose "

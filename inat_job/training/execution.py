@@ -17,7 +17,7 @@ from inat_job.data import augment
 from inat_job.distributed.ranks import SINGLE_RANK, Rank, gpu_index
 from inat_job.errors import ConflictError
 from inat_job.host import cpu, environment, memory, nvidia
-from inat_job.host.device_faults import Fault, fault_of
+from inat_job.host.device_faults import NO_ENGINE, Fault, fault_of
 from inat_job.job_status import STATUS
 from inat_job.settings import TrainSettings
 
@@ -185,7 +185,7 @@ def convolution_fault(accelerator: str, dtype: torch.dtype) -> str | None:
     try:
         found = _convolve(images.to(accelerator, dtype), weight.to(accelerator, dtype))
     except RuntimeError as error:
-        if fault_of(error) in _OF_DEVICE:
+        if fault_of(error) in _OF_DEVICE and not NO_ENGINE.search(str(error)):
             raise
         return f"fails ({str(error).splitlines()[0][:200]})"
     right = _convolve(images, weight)

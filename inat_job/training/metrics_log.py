@@ -80,7 +80,7 @@ class _PendingLoss:
     def __init__(self, module: Classifier, step: int, row: dict[str, Any]) -> None:
         self.module, self.step, self.row = module, step, row
         values = torch.stack([module.loss, module.finite.float()])
-        self._values = values.to("cpu", non_blocking=True)
+        self._values = values.to("cpu", non_blocking=values.is_cuda)  # elsewhere no event says that it has arrived
         self._copied: Any = torch.cuda.Event() if values.is_cuda else None  # type: ignore[no-untyped-call]
         if self._copied:
             self._copied.record()

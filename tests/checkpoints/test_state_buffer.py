@@ -113,6 +113,13 @@ def test_copy_is_like_a_clone(tensor: torch.Tensor, tmp_path: Path) -> None:
     assert (found.dtype, found.stride()) == (tensor.dtype, tensor.clone().stride())
 
 
+def test_only_host_memory_is_copied_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address of another device's tensor, such as mps', is none in host memory: torch itself must copy it."""
+    monkeypatch.delattr(state_buffer.ctypes, "memmove")
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        state_buffer._copy_to_host([torch.empty(3)], [torch.empty(3, device="meta")])
+
+
 def test_tensors_that_appear_twice_are_copied_once(tmp_path: Path) -> None:
     tied, buffer = torch.rand(100), StateBuffer()
     buffer.copy({"state_dict": {"input": tied, "output": tied}})(tmp_path / "1.ckpt")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inat_job.checkpoints.uploader import Uploader
 from inat_job.settings import Settings
-from inat_job.storage.local import LocalStore
+from inat_job.storage import run_folder
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from tests.gpu.figures import Figures
 from tests.gpu.watched_runs import folder_of, on_both, on_both_slowly, run, tensors_of
@@ -21,6 +21,21 @@ from tests.harness.job_runs import Make
 
 STORE_MB_PER_S = 50
 STEPS_PER_EPOCH = 24
+
+
+class SlowStore:
+    """A remote store of STORE_MB_PER_S; it keeps its objects in a local one, and their sizes in `sent`."""
+
+    def __init__(self, kept: Any, sent: list[int]) -> None:
+        self._kept, self._sent = kept, sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kept, name)
+
+    def put(self, key: str, source: Path | bytes, **conditions: Any) -> Any:
+        self._sent.append(source.stat().st_size if isinstance(source, Path) else len(source))
+        time.sleep(self._sent[-1] / (STORE_MB_PER_S * 1e6))
+        return self._kept.put(key, source, **conditions)
 
 
 class KeepStates(Callback):
@@ -131,12 +146,11 @@ def test_cost_of_checkpoints_is_recorded(
         common |= {"train__batch_size": "64"}
     found: dict[str, list[float]] = {}
     waited: dict[str, list[float]] = {}
-    put, save = LocalStore.put, Uploader.save
+    save, opened = Uploader.save, run_folder.open_store
+    sent: list[int] = []
 
-    def slow_put(self: Any, key: str, source: Any, *rest: Any, **named: Any) -> Any:
-        size = source.stat().st_size if isinstance(source, Path) else len(source)
-        time.sleep(size / (STORE_MB_PER_S * 1e6))
-        return put(self, key, source, *rest, **named)
+    def open_slow(*given: Any, **named: Any) -> Any:
+        return SlowStore(opened(*given, **named), sent)
 
     def save_first_and_last(self: Any, manifest: Any, *rest: Any, **named: Any) -> Any:
         last = manifest.epoch == int(common["train__epochs"])
@@ -144,11 +158,13 @@ def test_cost_of_checkpoints_is_recorded(
 
     for name in ("fast store", "slow store", "none"):
         stalls.clear()
-        monkeypatch.setattr(LocalStore, "put", slow_put if name == "slow store" else put)
+        monkeypatch.setattr(run_folder, "open_store", open_slow if name == "slow store" else opened)
         monkeypatch.setattr(Uploader, "save", save_first_and_last if name == "none" else save)
         found[name] = epoch_seconds(settings(run__output=str(tmp_path / name.replace(" ", "-")), **common))
         waited[name] = stalls[1:-1]
+    monkeypatch.setattr(run_folder, "open_store", opened)
     size = max(path.stat().st_size for path in folder_of(settings(run__output=str(tmp_path / "none"))).rglob("*.ckpt"))
+    assert max(sent) == size
     medians = {name: statistics.median(values) for name, values in found.items()}
     figures.record(f"checkpoints, {device}", bytes=size, epoch_s=found, stall_s=waited)
     for name in ("fast store", "slow store"):

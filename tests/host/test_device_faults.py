@@ -89,6 +89,7 @@ BROKEN = [
     cuda("an illegal memory access was encountered"),
     cuda("misaligned address"),
     cuda("hardware stack error"),
+    plain("Triton Error [CUDA]: an illegal memory access was encountered"),
     cuda("an illegal instruction was encountered"),
     cuda("uncorrectable NVLink error detected during the execution"),
     cuda("unknown error"),
@@ -103,6 +104,7 @@ BROKEN = [
     nccl("ncclUnhandledCudaError", "unhandled cuda error", ""),
 ]
 MISUSED = [
+    plain("Triton Error [CUDA]: invalid argument"),
     cuda("device-side assert triggered"),
     cuda("invalid argument"),
     cuda("invalid configuration argument"),
@@ -141,8 +143,9 @@ def test_lack_of_memory_says_what_to_lower(error: Exception) -> None:
     assert ours.exit_code == 78
     on_host = "allocate" in str(error) and "CUDA" not in str(error)
     place = "" if on_host else f" on {GPU}"
+    engine = " (or change --precision, or leave --deterministic out)" if "nable to find" in str(error) else ""
     assert str(ours) == (
-        f"Out of memory{place} at these settings: lower --batch-size or --image-size, or raise --accumulate."
+        f"Out of memory{place} at these settings: lower --batch-size or --image-size{engine}, or raise --accumulate."
     )
     assert not is_device_lost(error)
 

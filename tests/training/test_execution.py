@@ -314,6 +314,14 @@ def test_gpu_that_torch_has_no_code_for_is_a_conflict(monkeypatch: pytest.Monkey
         execution.decide(TrainSettings(), None)
 
 
+def test_precision_without_an_engine_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    monkeypatch.setattr(execution.F, "conv2d", none)
+    assert "unable to find an engine" in (execution.convolution_fault("cpu", torch.bfloat16) or "")
+
+
 @pytest.mark.parametrize("text", ["CUDA error: unspecified launch failure", "CUDA out of memory"])
 def test_fault_of_the_whole_device_is_none_of_a_precision(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from inat_job.data.features import FeatureBatch
 from inat_job.settings import TrainSettings
 from inat_job.training import execution
 from inat_job.training.trainer import make_trainer
@@ -116,6 +117,20 @@ def test_log_says_that_the_step_was_not_compiled(
     fit_compiled()
     [line] = [each for each in logged(capsys) if each["event"] in ("compiled", "warning")]
     assert "The network is not compiled" in line["message"]
+
+
+def test_cached_features_are_not_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    class OnFeatures(Compiled):
+        def training_step(self, batch: FeatureBatch, index: int) -> Tensor:
+            return self.network.forward(batch.features).sum()
+
+    module = OnFeatures()
+    torch.compiler.reset()
+    execution.compile_in_place(module.network)
+    batches = [FeatureBatch(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))] * 2
+    trainer(compile=True).fit(module, DataLoader(batches, batch_size=None))
+    [line] = [each for each in logged(capsys) if each["event"] in ("compiled", "warning")]
+    assert "all steps trained on cached features" in line["message"]
 
 
 def test_uncompiled_backward_pass_is_an_uncompiled_step(
