@@ -17,7 +17,7 @@ from inat_job.storage.retry import RetryableError
 @dataclass(frozen=True)
 class S3Location:
     """Where an error happened: bucket, key or prefix, server, whether the job writes its output there, and whether its
-    requests are signed, which a wrong clock invalidates.
+    requests are signed, which a wrong clock invalidates, and whether the request has a condition.
     """
 
     bucket: str
@@ -25,6 +25,7 @@ class S3Location:
     host: str
     output: bool
     signed: bool = True
+    conditional: bool = True
 
     @property
     def uri(self) -> str:
@@ -132,6 +133,8 @@ def translate(error: Exception, where: S3Location, unknown: Meaning = Meaning.BA
     headers = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
     if meaning is Meaning.NO_BUCKET and where.output:
         meaning = Meaning.NO_OUTPUT_BUCKET
+    if meaning is Meaning.PRECONDITION and not where.conditional:
+        meaning = Meaning.REFUSED
     refused = meaning in (Meaning.NO_PERMISSION, Meaning.NO_CREDENTIALS)
     if refused and where.signed and abs(clock_skew_s(headers) or 0) > MAX_SKEW_S:
         meaning = Meaning.CLOCK_OFF

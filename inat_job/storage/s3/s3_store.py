@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -109,7 +110,7 @@ class S3Store:
             condition=condition,
             encryption={"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_id} if key_id else {},
             options=self._options,
-            translated=lambda: self._translated(self._full(key), writing=True),
+            translated=lambda: self._translated(self._full(key), writing=True, conditional=bool(condition)),
             progress=progress,
             sha256=sha256,
         )
@@ -164,7 +165,7 @@ class S3Store:
     def _body(self, key: str, arguments: dict[str, str]) -> Iterator[bytes]:
         """The blocks of an object or of a range of it. Raises RetryableError for a broken body."""
         full = self._full(key)
-        with self._translated(full):
+        with self._translated(full, conditional=bool(arguments)):
             answer = self._client.get_object(Bucket=self.bucket, Key=full, **arguments, **self._payer)
             left = size_of(answer)
         broken = f"{self._host} broke off {self._location(full).uri} despite retries: try again later."
@@ -187,13 +188,13 @@ class S3Store:
         return s3_errors.S3Location(self.bucket, full, self._host, self._output or writing, signed)
 
     @contextmanager
-    def _translated(self, full: str, *, writing: bool = False) -> Iterator[None]:
+    def _translated(self, full: str, *, writing: bool = False, conditional: bool = False) -> Iterator[None]:
         try:
             yield
         except (JobError, PreconditionFailed, MemoryError):
             raise
         except Exception as error:  # botocore parses an answer without checks, and raises what that gives
-            where = self._location(full, writing)
+            where = replace(self._location(full, writing), conditional=conditional)
             raise s3_errors.translate(error, where, s3_errors.Meaning.BAD_ANSWER) from error
 
 
