@@ -34,7 +34,7 @@ from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes, load_weights
-from inat_job.training.execution import Execution, decide, keep_precision
+from inat_job.training.execution import Execution, decide, keep_precision, known_decisions
 from inat_job.training.introduction import introduce
 from inat_job.training.results import evaluate_splits, make_report, tracked
 
@@ -156,6 +156,7 @@ def _claim(folder: RunFolder) -> None:
 
 def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[str]) -> Execution:
     """The run's own arithmetic where this is the same kind of device, but for what was given."""
+    stored = known_decisions(stored)
     fresh = decide(dataclasses.replace(settings.train, compile=False), None)  # a test compiles nothing
     if stored.get("accelerator") != fresh.accelerator:
         return fresh

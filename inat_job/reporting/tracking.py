@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from inat_job import events
 from inat_job.errors import UsageError
+from inat_job.storage.disk import parse_json
 from inat_job.storage.threads import start_daemon
 from inat_job.telemetry.redact import redact
 
@@ -278,7 +279,7 @@ def _ask_server(server: str, key: str | None) -> TrackerCheck:
     try:
         request = urllib.request.Request(f"{server}/graphql", _VIEWER, headers)  # noqa: S310
         with closing(urllib.request.urlopen(request, timeout=_CHECK_TIMEOUT_S)) as answer:  # noqa: S310
-            viewer = (json.loads(answer.read(2**20)).get("data") or {}).get("viewer")
+            viewer = (parse_json(answer.read(2**20)).get("data") or {}).get("viewer")
     except urllib.error.HTTPError as error:
         error.close()
         viewer, refused = None, f"{host} answered HTTP {error.code}"

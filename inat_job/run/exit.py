@@ -14,6 +14,7 @@ from typing import NoReturn
 from inat_job import events, signals
 from inat_job.distributed import ranks
 from inat_job.errors import ConflictError, DeviceError, JobError, Preempted
+from inat_job.event_text import printable
 from inat_job.host import process
 from inat_job.host.device_faults import is_device_lost
 from inat_job.job_status import STATUS
@@ -78,7 +79,7 @@ def report_end(message: str, code: int) -> None:
 
     For a person, a stop is not an error.
     """
-    sentence = redact(" ".join(message.split()))
+    sentence = printable(redact(" ".join(message.split())))
     if not ranks.message_file():
         stopped = code == Preempted.exit_code and not events.is_json()
         events.close()

@@ -1,12 +1,12 @@
 """The state of a Kubernetes Job by its conditions, its pods and their logs; all but the queries are pure functions."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
 from inat_job.platforms.k8s.kubectl import Kubectl, NotFoundError
 from inat_job.platforms.submission import State, our_code
+from inat_job.storage.disk import parse_json
 
 FIRST_LINES = 20
 """Log lines shown of a pod that already runs when it is first seen."""
@@ -140,6 +140,6 @@ def _has_started(pod: Resource) -> bool:
 def _termination_reason(terminated: Resource) -> str:
     """The reason that the job wrote to its termination log."""
     try:
-        return str(json.loads(terminated.get("message", ""))["reason"])
+        return str(parse_json(terminated.get("message", ""))["reason"])
     except (ValueError, TypeError, KeyError):
         return ""
