@@ -20,9 +20,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from inat_job import events
+from inat_job.address import host_of
 from inat_job.errors import UsageError
 from inat_job.storage.disk import parse_json
 from inat_job.storage.threads import start_daemon
@@ -272,7 +272,7 @@ def _offline(why: str, fix: str) -> TrackerCheck:
 
 
 def _ask_server(server: str, key: str | None) -> TrackerCheck:
-    host = urlsplit(server).netloc.rpartition("@")[2]
+    host = host_of(server)
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = "Basic " + base64.b64encode(f"api:{key}".encode()).decode()

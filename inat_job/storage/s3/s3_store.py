@@ -16,6 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import create_loader
 
+from inat_job.address import host_of
 from inat_job.errors import BadDataError, JobError, PreconditionFailed
 from inat_job.events import Progress
 from inat_job.storage.base import Entry, Role, StorageOptions, Transfer, checked_key
@@ -48,7 +49,7 @@ class S3Store:
             self._client = _client(options, _TIMEOUTS_S[role])
         except (BotoCoreError, ValueError, OSError) as error:  # an OSError is of a program or file with credentials
             raise s3_errors.translate(error, self._location(root)) from error
-        self._host = urlsplit(str(self._client.meta.endpoint_url)).netloc.rpartition("@")[2]
+        self._host = host_of(str(self._client.meta.endpoint_url))
         self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
 
     def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
