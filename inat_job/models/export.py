@@ -32,6 +32,8 @@ def export(architecture: Architecture, folder: Path, description: Mapping[str, A
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS)
+        (folder / DESCRIPTION).touch()
+        (folder / WEIGHTS).chmod((folder / DESCRIPTION).stat().st_mode)  # as the process's umask has it; it was 0600
         full["weights"] = {"file": WEIGHTS, "sha256": sha256_of(folder / WEIGHTS)}
         (folder / DESCRIPTION).write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:

@@ -215,15 +215,20 @@ def _finite(pages: Iterable[dict[str, Any]], host: str, uri: str) -> Iterator[li
 
 
 def _client(options: StorageOptions, timeouts_s: tuple[int, int]) -> Any:
-    """A client; for a custom endpoint with path-style addresses and no optional checksums, as other servers need."""
+    """A client; for a custom endpoint with path-style addresses and no optional checksums, as other servers need.
+
+    The user's AWS configuration may say otherwise for addresses: Alibaba's OSS refuses path-style ones.
+    """
     core = botocore.session.Session()
     core.register_component("data_loader", _service_models())
     session = boto3.session.Session(botocore_session=core)
     client = session.client("s3", config=_config(options, timeouts_s))
     if is_amazon(client):
         return client
+    own = core.get_scoped_config().get("s3")
+    style = own.get("addressing_style") if isinstance(own, dict) else None
     compatible = Config(
-        s3={"addressing_style": "path"},
+        s3={"addressing_style": style or "path"},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )

@@ -177,3 +177,16 @@ def test_key_with_line_break_is_no_permission_at_once(name: str, value: str, mon
     monkeypatch.setattr(retry, "pause", lambda *_: pytest.fail("it waits"), raising=False)
     with pytest.raises(NoPermissionError, match="line break"):
         _store("http://127.0.0.1:9", monkeypatch).stat("key")
+
+
+@pytest.mark.parametrize(("configured", "style"), [("", "path"), ("s3 =\n  addressing_style = virtual\n", "virtual")])
+def test_addressing_style_of_the_user_wins(
+    configured: str, style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(f"[default]\n{configured}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    store = _store("https://oss-cn-hangzhou.aliyuncs.com", monkeypatch)
+    assert isinstance(store, s3_store.S3Store)
+    assert store._client.meta.config.s3["addressing_style"] == style
+    host = "bucket.oss-cn-hangzhou.aliyuncs.com" if style == "virtual" else "oss-cn-hangzhou.aliyuncs.com/bucket"
+    assert f"https://{host}/run/key?" in store.address("key")
