@@ -197,7 +197,7 @@ def _weights(job: _Job, seconds: float) -> str | CheckWarning:
 
 
 def _tracker(settings: Settings) -> str | CheckWarning:
-    mode: Any = settings.tracker.mode
+    mode: Any = environment.wandb_mode(settings.tracker.mode)
     found = check_tracker(mode, environment.wandb_server(), environment.has_wandb_key(), environment.wandb_key())
     return CheckWarning(found.warning, found.fix) if found.warning else found.text
 

@@ -16,6 +16,7 @@ from inat_job.job_status import STATUS
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.platforms.settings_layer import around
 from inat_job.reporting.publish import publish
+from inat_job.reporting.tracking import require_key
 from inat_job.run import outputs
 from inat_job.run.prepare_images import prepare_images
 from inat_job.run.run_state import (
@@ -102,6 +103,7 @@ def run(
             f"{platform.name} gives this test {platform.num_nodes} machines, and a test uses one: submit it with one."
         )
     outputs.check_folders(platform)
+    require_key(settings.tracker.mode, environment.has_wandb_key())
     name, step = locate(checkpoint)
     tested = open_run(settings, name, stop)
     config = _config(tested)
