@@ -5,13 +5,16 @@ import time
 STARTED = time.perf_counter()
 
 from inat_job import signals  # noqa: E402
+from inat_job.host import memory, process  # noqa: E402
 
 STOP = signals.StopFlag()
 if __name__ == "__main__":
+    process.open_standard_streams()  # before a file can take the place of one
     STOP.install()  # before all that takes time: the first process of a container ignores a signal without a handler
 
 import functools  # noqa: E402
 import os  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import Callable, Collection, Sequence  # noqa: E402
 from typing import Any, cast  # noqa: E402
 
@@ -24,7 +27,6 @@ from inat_job.command_options import BenchOptions, LogOptions, PrepareOptions, S
 from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES  # noqa: E402
 from inat_job.distributed import ranks  # noqa: E402
 from inat_job.errors import Preempted  # noqa: E402
-from inat_job.host import process  # noqa: E402
 from inat_job.options import options_of, parse_section  # noqa: E402
 from inat_job.platforms import detect, submission  # noqa: E402
 from inat_job.platforms.platform import NO_PLATFORM, Platform  # noqa: E402
@@ -116,6 +118,7 @@ def test(
     place: Platform, checkpoint: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any
 ) -> None:
     """Evaluate a checkpoint on the test split, without training."""
+    memory.require_address_space()
     from inat_job.commands import test as evaluate
 
     made = evaluate.settings_of(checkpoint, _given(options), sets, file, STOP, place)
@@ -133,6 +136,7 @@ def test(
 def prepare(prune: str | None, **options: Any) -> None:
     """Download and decode a data set for later runs, or delete old caches."""
     if settings := _settled("a", taken=PREPARE_TAKES, **options):
+        memory.require_address_space()
         from inat_job.commands import prepare as job
 
         exit.watch(settings, STOP)
@@ -195,6 +199,7 @@ def bench(part: str, **options: Any) -> None:
     """Measure each stage of a run against its limit, and name the slowest."""
     request = parse_section(BenchOptions, {name: options.pop(name) for name in options_of(BenchOptions)})
     if settings := _settled(part, **options):
+        memory.require_address_space()
         from inat_job.commands import bench as job
 
         exit.watch(settings, STOP)
@@ -227,6 +232,7 @@ def _settled(
 
 def _run_part(part: str, place: Platform, **options: Any) -> None:
     if settings := _settled(part, place, **options):
+        memory.require_address_space()
         from inat_job.commands import train as job
 
         exit.watch(settings, STOP)
@@ -241,6 +247,10 @@ def main() -> None:
         completing = PROGRAM if COMPLETION in os.environ else None
         cli.main(prog_name=completing, complete_var=COMPLETION, standalone_mode=False)
         exit.succeed()
+    except SystemExit as end:
+        if not type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):
+            raise
+        exit.exit_now(0 if end.code == 1 else int(end.code or 0))  # click's word for a reader that is gone
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         exit.fail("The command is missing: use one of those above, such as parta.", error.exit_code)

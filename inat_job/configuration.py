@@ -12,7 +12,7 @@ from typing import Any
 
 from inat_job import near_misses
 from inat_job.command_options import LogOptions
-from inat_job.errors import UsageError
+from inat_job.errors import BadDataError, UsageError
 from inat_job.options import Option, options_of, parse, parse_section
 from inat_job.recipes import RECIPES
 from inat_job.settings import Settings
@@ -152,6 +152,10 @@ def configure(
         and key in known
         and known[key][0].in_fingerprint  # null is the default, or was in older runs
     }
+    try:
+        _merge(defaults, known, [Layer(_RUN, own)])
+    except UsageError as error:
+        raise BadDataError(f"The run's config.json has a setting that cannot be: {error}") from None
     taken_of = [_only(layer, taken) for layer in (around.suggested, *layers)]
     return _merge(defaults, known, [taken_of[0], Layer(_RUN, own), *taken_of[1:]])
 
@@ -187,7 +191,7 @@ def _file_layer(file: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
         tables = json.loads(text) if file.endswith(".json") else tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"--config is {file}, which cannot be read ({error.strerror}): check the path.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yaml = file.endswith((".yaml", ".yml"))
         why = "which is not read: write" if yaml else f"which is not TOML, nor JSON in a *.json file ({error}): write"
         raise UsageError(f"--config is {file}, {why} it as --print-config does.") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from inat_job.event_text import HEADING, PHASES, duration, text_of
+from inat_job.event_text import HEADING, PHASES, duration, printable, printable_values, text_of
 
 _BAR_EVERY_S = 0.1
 _LINE_EVERY_S = 30.0
@@ -46,7 +46,7 @@ class Console:
         if name == "bench":
             self._bars_stay = False  # or every repetition would leave one
             self._wait_for(f"Measuring {fields['stage']}")
-        text = text_of(name, fields, self._verbose)
+        text = text_of(name, printable_values(fields), self._verbose)
         if text is None:
             return
         if name == "epoch" and not self._in_table:
@@ -57,6 +57,7 @@ class Console:
 
     def write(self, text: str) -> None:
         """Write lines above the bar."""
+        text = printable(text, "\n\t")
         with contextlib.suppress(OSError, ValueError), self._turn() as ours, self._above_the_bar(ours):
             self._stream.write((_CLEAR if self._bars else "") + text + "\n")  # in one write, as of several processes
             self._stream.flush()

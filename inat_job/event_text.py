@@ -51,6 +51,25 @@ def text_of(event: str, fields: Fields, verbose: bool = False) -> str | None:
     return str(fields["message"]) if set(fields) == {"message"} else f"{event}: {_pairs(fields)}"
 
 
+def printable(text: str, kept: str = "") -> str:
+    """`text` with escapes for the characters that could steer a terminal or begin a line of their own.
+
+    Names of runs, classes and files are anyone's. Control characters in `kept` stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in kept else ascii(each)[1:-1] for each in text)
+
+
+def printable_values(value: Any) -> Any:
+    """Plain values with each text in them printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable_values(name): printable_values(each) for name, each in value.items()}
+    return [*map(printable_values, value)] if isinstance(value, list | tuple) else value
+
+
 def percent(share: float) -> str:
     """A share for people."""
     return f"{100 * share:.1f} %"

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from inat_job import watchdog
 from inat_job.console import Console
+from inat_job.event_text import printable
 from inat_job.job_status import STATUS
 
 Progress = Callable[[int, int], None]
@@ -69,7 +70,7 @@ def write_metrics(lines: Iterable[str]) -> None:
     """
     if is_json() and STATUS.rank == 0:
         for line in lines:
-            _write(sys.stderr, line)
+            _write(sys.stderr, printable(line))
 
 
 def write_text(text: str) -> None:
@@ -77,7 +78,7 @@ def write_text(text: str) -> None:
     if _console:
         _console.write(text)
     else:
-        _write(sys.stderr, text)
+        _write(sys.stderr, printable(text, "\n\t"))
 
 
 def close() -> None:

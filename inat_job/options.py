@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from inat_job import near_misses
+from inat_job.address import quote_login, without_login
 from inat_job.errors import UsageError
 
 # Query parameters that sign a URL at Amazon, Google or Azure, or authenticate: they do not change which object it is.
@@ -102,7 +103,7 @@ def _parsed(each: Option, kind: Any, value: Any) -> Any:
     if kind is bool:
         return _boolean(value)
     if kind is str:
-        return _text(value)
+        return quote_login(_text(value)) if each.uri else _text(value)
     if typing.get_origin(kind) is tuple:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
         item = typing.get_args(kind)[0]
@@ -139,7 +140,7 @@ def check(section: Any) -> None:
 
 def _check_uri(each: Option, value: str) -> None:
     try:
-        urlsplit(value)
+        urlsplit(without_login(value))
     except ValueError as error:  # the value itself may hold a password
         raise UsageError(f"{each.flag} is not a URI ({error}): check its brackets.") from None
 
@@ -217,9 +218,9 @@ def fingerprint_value(each: Option, value: Any) -> Any:
 def _without_secrets(uri: str, keep: Callable[[str], bool]) -> str:
     if "://" not in uri:
         return uri
-    parts = urlsplit(uri)
+    parts = urlsplit(without_login(uri))
     query = "&".join(parameter for parameter in parts.query.split("&") if keep(parameter))
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, parts.fragment))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, query, parts.fragment))
 
 
 def absolute(path: str) -> str:

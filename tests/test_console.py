@@ -16,7 +16,7 @@ import pytest
 
 from inat_job.console import Console
 from tests.harness.children import ENTRYPOINT
-from tests.harness.made_images import tree, write_zip
+from tests.harness.made_images import CLASSES, tree, write_zip
 from tests.harness.terminal import CTRL_C, Terminal, drawn
 
 SMALL = "--image-size 32 --filters 4 --dense 8 --batch-size 8 --wandb off --run-id r".split()
@@ -136,6 +136,42 @@ def test_run_in_a_pipe_writes_plain_lines(data: str, piped: Pipe) -> None:
     ]
     assert [line.split()[0] for line in lines if re.match(r" +\d/\d ", line)] == ["1/2", "2/2"]
     assert lines[-1].startswith("Test accuracy 0.")
+
+
+def test_foreign_names_steer_no_terminal(piped: Pipe, tmp_path: Path) -> None:
+    """Of classes, of an archive, and of the run and host in a run's folder."""
+    odd = "\x1b[2J\rA\u202e"
+    names = {f"/{CLASSES[0]}/": f"/{odd}/", f"/{CLASSES[1]}/": "/B\nError: fake/"}
+    files = tree(20, 5)
+    for plain, strange in names.items():
+        files = {name.replace(plain, strange): data for name, data in files.items()}
+    archive = write_zip(
+        tmp_path / f"x{odd}.zip", {**files, f"some/where/train/{odd}/broken\x1b[31m.jpg": b"\xff\xd8 no image"}
+    )
+    for told in ({"INAT_LOG_FORMAT": "text"}, {"INAT_LOG_FORMAT": "json"}):
+        run = told["INAT_LOG_FORMAT"]
+        done = piped(
+            "parta",
+            "--data",
+            str(archive),
+            *SMALL,
+            "--epochs",
+            "1",
+            "--verbose",
+            "--max-broken",
+            "1",
+            "--run-id",
+            run,
+            **told,
+        )
+        assert done.returncode == 0, done.stderr
+        status = piped("status", run, **told)
+        assert status.returncode == 0
+        for line in (done.stdout + done.stderr + status.stdout + status.stderr).split("\n"):
+            assert line.replace("\t", "").isprintable(), line
+            assert not line.startswith("Error: fake")
+        for line in done.stdout.splitlines() if told["INAT_LOG_FORMAT"] == "json" else ():
+            json.loads(line)
 
 
 def test_two_ranks_log_once(data: str, piped: Pipe) -> None:

@@ -480,3 +480,33 @@ def test_wandb_off_imports_neither_wandb_nor_boto3(archive: str, tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert importlib.util.find_spec("wandb") is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("parta --print-config >&-", 0),
+        ("parta --help >&-", 0),
+        ("submit k8s --dry-run -- parta >&-", 0),
+        ("prepare --data demo: --image-size 32 <&- >&- 2>&-", 0),
+        ("parta --bogus >&- 2>&-", 2),
+        ("status nothing 2>&-", 65),
+        ("parta --print-config | true", 0),
+        ("parta --help | true", 0),
+    ],
+)
+def test_missing_standard_stream_changes_no_exit_code(line: str, code: int, tmp_path: Path) -> None:
+    script = f"set -o pipefail; {sys.executable} {ROOT / 'entrypoint.py'} {line}"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert "Error" not in done.stderr or code
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").rglob("*.part"))
+
+
+@pytest.mark.parametrize("kilobytes", [60_000, 100_000, 1_000_000, 2_500_000])
+def test_too_little_address_space_is_a_conflict(kilobytes: int, archive: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", "--data", archive, *SMALL]
+    line = f"ulimit -v {kilobytes}; exec {' '.join(command)}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 78, done.stderr
+    assert "ulimit -v" in done.stderr.splitlines()[-1]

@@ -1,8 +1,10 @@
 """What a person reads of each event."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from inat_job.event_text import HEADING, duration, percent, text_of
+from inat_job.event_text import HEADING, duration, percent, printable, text_of
 
 INTRODUCTION = {
     "model": "resnet18",
@@ -119,3 +121,17 @@ def test_details_are_verbose() -> None:
 def test_numbers_for_people() -> None:
     assert [duration(seconds) for seconds in (0, 5.4, 65, 3725)] == ["0:00", "0:05", "1:05", "1:02:05"]
     assert percent(0.5) == "50.0 %"
+
+
+@given(st.text())
+def test_printable_text_steers_no_terminal(text: str) -> None:
+    shown = printable(text)
+    assert shown.isprintable()
+    shown.encode()
+    assert (shown == text) == text.isprintable()
+    assert printable(text, "\n").replace("\n", "").isprintable()
+
+
+def test_printable_keeps_letters_of_every_language() -> None:
+    assert printable("Straße 東京 naïve") == "Straße 東京 naïve"
+    assert printable("a\x1b[2J\r\nb\u202e\udc80") == r"a\x1b[2J\r\nb\u202e\udc80"

@@ -5,6 +5,7 @@ INAT_TEST_FUZZ is the total number of inputs; `make fuzz` tries 10,000.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,18 +21,24 @@ import torch
 
 from inat_job.checkpoints import manifest, training_state
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
+from inat_job.commands import status
+from inat_job.commands import test as evaluate
 from inat_job.configuration import configure
 from inat_job.data.cache_index import INDEX, PIXELS, Cache
 from inat_job.errors import JobError, Preempted
+from inat_job.event_text import printable
 from inat_job.ingest import build_cache, data_source
 from inat_job.ingest.decode_all import ROWS
 from inat_job.models.build import BuildInputs, build
 from inat_job.models.classifier import Classifier
+from inat_job.run.progress import status_lines
+from inat_job.run.run_state import decide_run_state, read_config, run_config
 from inat_job.signals import never
 from inat_job.storage import Entry, StorageOptions, open_store, partial_download
 from inat_job.storage.attempts import latest_attempt, next_attempt
-from inat_job.storage.run_folder import open_run_folder
-from inat_job.training import context
+from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.training import context, execution
+from inat_job.training.feature_cache import FeaturePlan
 from tests.harness.made_images import encoded, write_tar, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -200,6 +208,89 @@ class DamagedAttempt:
         json.dumps(next_attempt(found, 60, {}, "n").summary())
 
 
+ODD = [None, True, -1, 2**70, 10**400, 1e308, float("inf"), "", "\ud800", "\x1b[2J\r\n", [], {}, [{}], ["x", 1]]
+"""Values that JSON can hold, where others are expected."""
+
+
+def mutated_json(data: bytes, chance: random.Random) -> bytes:
+    """JSON with another value, or other nesting, in one or two places."""
+    root = {"": json.loads(data)}
+    for _ in range(chance.choice((1, 1, 2))):
+        inside, name = root, ""
+        while isinstance(inside[name], dict | list) and inside[name] and chance.random() < 0.8:
+            inside, found = inside[name], inside[name]
+            name = chance.choice(list(found) if isinstance(found, dict) else range(len(found)))
+        inside[name] = chance.choice(ODD)
+    text = json.dumps(root[""])
+    if chance.random() < 0.1:
+        text = text.replace("null", "[" * 3000 + "]" * 3000).replace("-1", "9" * 5000)
+    return text.encode()
+
+
+class DamagedRun:
+    """A damaged file of a run's folder, which commands read before they work on the run."""
+
+    files: dict[str, bytes]
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def base(self, folder: Path) -> bytes:
+        given = {"data.uri": "demo:", "run.output": str(folder.parent / "own" / "runs"), "run.run_id": "r"}
+        self.settings = configure("a", given, [], None).settings
+        decided = execution.decide(self.settings.train, None).as_dict()
+        plan = {"views": 2, "epochs": 3, "at": "layer1"}
+        config = run_config(self.settings, decided, "train", ["A", "B"]) | {"id": "x", "reuse": plan}
+        checkpoint = manifest.Manifest(6, 1, 0.5, 1.0, [0.5], False, "", "d", "s", 1.0, None, "0" * 64, 5)
+        report = {"status": "done", "test": {"accuracy": 0.5}, "history": []}
+        standing = {"step": 3, "images_per_s": 1.5, "phase": "train"}
+        beating = replace(next_attempt(None, 60, {"host": "x"}, "n"), standing=standing)
+        self.files = {
+            "config.json": json.dumps(config).encode(),
+            "checkpoints/6.json": manifest.to_json(checkpoint).encode(),
+            "attempts/1.json": beating.to_json(),
+            "model/model.json": json.dumps({"format_version": 1, "classes": ["A", "B"]}).encode(),
+        }
+        if self.name == "report.json":
+            self.files["report.json"] = json.dumps(report).encode()
+        return self.files[self.name]
+
+    def attempt(self, folder: Path, data: bytes) -> None:
+        chance = random.Random(data)
+        if chance.random() < 0.7:
+            data = mutated_json(self.files[self.name], chance)
+        run = open_run_folder(str(folder / "runs"), "r", StorageOptions(), folder / "spool")
+        for name, content in self.files.items():
+            run.write(name, data if name == self.name else content)
+        attempts = (self._state, self._status, self._test, self._resume)
+        messages = [error_message(lambda each=each: each(run)) for each in attempts]  # type: ignore[misc]
+        if any(messages):
+            raise JobError(max(messages))
+
+    def _state(self, run: RunFolder) -> None:
+        decide_run_state(run, self.settings)
+        decide_run_state(run, replace(self.settings, train=replace(self.settings.train, seed=9)))
+
+    def _status(self, run: RunFolder) -> None:
+        [seen] = itertools.islice(status._looks(run, never), 1)
+        json.dumps(seen).encode()
+        "\n".join(status_lines(seen)).encode()
+
+    def _test(self, run: RunFolder) -> None:
+        made = evaluate.settings_of(run.uri, {}, [], None).settings
+        config = read_config(run) or {}
+        evaluate._execution(made, config["execution"], ()).as_dict()
+        context.check_classes(run, config, ["A", "B"])
+        context.check_classes(run, {}, ["A", "B"])
+
+    def _resume(self, run: RunFolder) -> None:
+        config = read_config(run) or {}
+        execution.decide(self.settings.train, config["execution"]).apply()
+        if config.get("reuse"):
+            FeaturePlan(**config["reuse"])
+        run.write_json("config.json", config)
+
+
 KINDS = {
     "zip": DamagedArchive(".zip"),
     "tar": DamagedArchive(".tar"),
@@ -211,6 +302,8 @@ KINDS = {
     "checkpoint": DamagedCheckpoint("ckpt"),
     "manifest": DamagedCheckpoint("json"),
     "attempt": DamagedAttempt(),
+    **{name: DamagedRun(name) for name in ("config.json", "report.json", "attempts/1.json", "checkpoints/6.json")},
+    "model/model.json": DamagedRun("model/model.json"),
 }
 
 
@@ -241,7 +334,7 @@ def test_damaged_file_ends_in_result_or_job_error(kind: str, tmp_path: Path) -> 
         data = mutated(base, chance)
         begun = time.monotonic()
         message = error_message(lambda data=data, own=own: kinds.attempt(own, data))  # type: ignore[misc]
-        assert "\n" not in message, (number, message)
+        assert printable(message).isprintable(), (number, message)
         refused += bool(message)
         slowest = max(slowest, time.monotonic() - begun)
         assert outside(tmp_path, own) == others

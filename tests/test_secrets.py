@@ -19,6 +19,9 @@ MARK = "pLaNtEd"
 """In every secret, so that a piece of one is found too."""
 
 KEY, TOKEN, PASSWORD, SIGNATURE = (f"{MARK}{name}{'0' * 24}" for name in ("Key", "Token", "Password", "Signature"))
+ODD_PASSWORD = f"{PASSWORD}@{MARK}#{MARK}"
+"""With signs that end a login or an address elsewhere."""
+
 TRACKER = f"http://user:{PASSWORD}@127.0.0.1:9"
 """An address without a server."""
 
@@ -75,7 +78,7 @@ def served(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Site:  # noq
 def _signed(where: Site, name: str = "x.zip") -> str:
     """The address with a login, and a signature behind it."""
     host = urlsplit(where.url).netloc
-    return f"http://user:{PASSWORD}@{host}/{name}?X-Amz-Signature={SIGNATURE}&X-Amz-Security-Token={TOKEN}"
+    return f"http://user:{ODD_PASSWORD}@{host}/{name}?X-Amz-Signature={SIGNATURE}&X-Amz-Security-Token={TOKEN}"
 
 
 def _stored(bucket: str) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Folders and top-level modules from the ground up; a module may import from its own level and from those below.
 LEVELS = (
-    {"errors", "watchdog", "job_status", "near_misses", "event_text", "__init__"},
+    {"errors", "address", "watchdog", "job_status", "near_misses", "event_text", "__init__"},
     {"console"},
     {"signals", "events"},
     {"options"},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from inat_job.storage.attempts import is_non_negative_number
+from inat_job.storage.disk import parse_json
 
 FOLDER = "checkpoints"
 POINTER = f"{FOLDER}/latest.json"
@@ -66,9 +67,9 @@ def steps_in(keys: Iterable[str], suffix: Literal["ckpt", "json"]) -> set[int]:
 def parse(data: bytes | str) -> Manifest:
     """The manifest in `data`. Raises ValueError unless it is complete and the value of every field is possible."""
     try:
-        manifest = Manifest(**json.loads(data))
+        manifest = Manifest(**parse_json(data))
         sound = _is_sound(manifest)
-    except (TypeError, RecursionError, OverflowError) as error:
+    except TypeError as error:
         raise ValueError(str(error)) from None
     if not sound:
         raise ValueError("a field has an impossible value")
@@ -104,7 +105,8 @@ def _is_sound(manifest: Manifest) -> bool:
         all(type(count) is int and count >= 0 for count in (manifest.step, manifest.epoch, manifest.size))
         and all(is_non_negative_number(each) for each in (manifest.val_loss, manifest.images_per_s) if each is not None)
         and isinstance(manifest.accuracies, list)
-        and all(_is_share(each) for each in (*manifest.accuracies, manifest.val_accuracy or 0.0))
+        and all(map(_is_share, manifest.accuracies))
+        and (manifest.val_accuracy is None or _is_share(manifest.val_accuracy))
         and is_non_negative_number(manifest.train_s)
         and type(manifest.validate) is bool
         and manifest.ended in _REASONS

@@ -126,13 +126,13 @@ def _identity(job: _Job) -> str | CheckWarning:
 def _clock(job: _Job) -> str | CheckWarning:
     if not job.uses_s3:
         return "not compared, nothing is in S3"
-    from inat_job.storage.s3 import account
+    from inat_job.storage.s3 import account, s3_errors
 
     skew = account.skew_s()
     if skew is None:
         return "not compared, the store does not report its time"
     what = f"this machine's clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the store's"
-    if abs(skew) > account.MAX_SKEW_S:
+    if abs(skew) > s3_errors.MAX_SKEW_S:
         raise NoPermissionError(f"Every request is refused, since {what}: set this machine's clock.")
     return CheckWarning(what, "set this machine's clock") if abs(skew) > _CLOCK_WARNS_S else what
 
@@ -197,7 +197,7 @@ def _weights(job: _Job, seconds: float) -> str | CheckWarning:
 
 
 def _tracker(settings: Settings) -> str | CheckWarning:
-    mode: Any = settings.tracker.mode
+    mode: Any = environment.wandb_mode(settings.tracker.mode)
     found = check_tracker(mode, environment.wandb_server(), environment.has_wandb_key(), environment.wandb_key())
     return CheckWarning(found.warning, found.fix) if found.warning else found.text
 

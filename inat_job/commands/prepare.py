@@ -4,6 +4,7 @@ from pathlib import Path
 
 from inat_job import events, signals
 from inat_job.command_options import PrepareOptions
+from inat_job.event_text import printable
 from inat_job.ingest import cache
 from inat_job.ingest.cache import CacheEntry, age_s
 from inat_job.run.prepare_images import prepare_images
@@ -75,7 +76,7 @@ def _list(each: CacheEntry, state: str) -> None:
         return
     what = ", ".join(f"{name} {value}" for name, value in each.details.items())
     ages = f"unused {format_duration(unused):>7}  made {format_duration(age):>7} ago"
-    print(f"{each.kind:<9} {_size(each.bytes):>9}  {ages}  {state:<8} {what}  {each.folder}")
+    print(printable(f"{each.kind:<9} {_size(each.bytes):>9}  {ages}  {state:<8} {what}  {each.folder}"))
 
 
 def _size(count: int) -> str:

@@ -13,6 +13,7 @@ from inat_job import events, signals
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.command_options import StatusOptions
 from inat_job.errors import BadDataError, EndedError
+from inat_job.event_text import printable
 from inat_job.host import process
 from inat_job.run import progress
 from inat_job.run.progress import FINISHED, RunSnapshot
@@ -83,7 +84,7 @@ def _print(seen: dict[str, Any], before: list[str]) -> list[str]:
     if events.is_json():
         print(json.dumps(seen), flush=True)
         return []
-    lines = progress.status_lines(seen)
+    lines = [printable(line) for line in progress.status_lines(seen)]
     if lines != before:
         print((_up(before) if sys.stdout.isatty() else "") + "\n".join(lines), flush=True)
     return lines

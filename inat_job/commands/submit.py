@@ -9,6 +9,7 @@ from inat_job import command_options, events
 from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, configure
 from inat_job.distributed import world
 from inat_job.errors import EndedError, Preempted, TransientError, UsageError
+from inat_job.event_text import printable
 from inat_job.job_status import STATUS
 from inat_job.options import options_of, parse_section
 from inat_job.platforms import submission
@@ -97,7 +98,7 @@ def wait(handle: Handle, stop: Callable[[], bool], every_s: float) -> State:
             events.warn(str(error))
             state = State(logged[0], reason=logged[1])
         for line in state.lines:
-            print(line, flush=True)
+            print(printable(line, "\t"), flush=True)
         if (state.phase, state.reason) != logged:
             events.emit("state", job=handle.name, state=state.phase, **({"why": state.reason} if state.reason else {}))
             logged = (state.phase, state.reason)

@@ -16,6 +16,7 @@ from inat_job.job_status import STATUS
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.platforms.settings_layer import around
 from inat_job.reporting.publish import publish
+from inat_job.reporting.tracking import require_key
 from inat_job.run import outputs
 from inat_job.run.prepare_images import prepare_images
 from inat_job.run.run_state import (
@@ -34,7 +35,7 @@ from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes, load_weights
-from inat_job.training.execution import Execution, decide, keep_precision
+from inat_job.training.execution import Execution, decide, keep_precision, known_decisions
 from inat_job.training.introduction import introduce
 from inat_job.training.results import evaluate_splits, make_report, tracked
 
@@ -102,6 +103,7 @@ def run(
             f"{platform.name} gives this test {platform.num_nodes} machines, and a test uses one: submit it with one."
         )
     outputs.check_folders(platform)
+    require_key(settings.tracker.mode, environment.has_wandb_key())
     name, step = locate(checkpoint)
     tested = open_run(settings, name, stop)
     config = _config(tested)
@@ -156,6 +158,7 @@ def _claim(folder: RunFolder) -> None:
 
 def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[str]) -> Execution:
     """The run's own arithmetic where this is the same kind of device, but for what was given."""
+    stored = known_decisions(stored)
     fresh = decide(dataclasses.replace(settings.train, compile=False), None)  # a test compiles nothing
     if stored.get("accelerator") != fresh.accelerator:
         return fresh

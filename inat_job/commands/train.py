@@ -6,8 +6,10 @@ from inat_job import events
 from inat_job.commands import preflight
 from inat_job.distributed import launcher, ranks, world
 from inat_job.distributed.ranks import Rank
+from inat_job.host import environment
 from inat_job.job_status import STATUS
 from inat_job.platforms.platform import NO_PLATFORM, Platform
+from inat_job.reporting.tracking import require_key
 from inat_job.run import outputs, resources
 from inat_job.run.background_import import BackgroundImport
 from inat_job.run.job import Job
@@ -27,6 +29,8 @@ def run(settings: Settings, stop: StopFlag, started: float, platform: Platform =
     STATUS.run_id = settings.run_id
     own = ranks.from_environment()
     _log_once_per_run(own)
+    if own is None:
+        require_key(settings.tracker.mode, environment.has_wandb_key())
     if settings.run.preflight and own is None:
         events.phase("preflight")
         preflight.run(settings, platform, stop)

@@ -7,7 +7,8 @@ import os
 import shlex
 import shutil
 import sysconfig
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -56,6 +57,28 @@ def torch_hub_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Where torch.hub keeps downloaded weights."""
     caches = environment.get("XDG_CACHE_HOME") or Path(environment.get("HOME", "/"), ".cache")
     return Path(environment.get("TORCH_HOME") or Path(caches, "torch")).expanduser() / "hub" / "checkpoints"
+
+
+def wandb_mode(mode: str, environment: Mapping[str, str] = os.environ) -> str:
+    """`--wandb`, where it is auto with what wandb's own variables WANDB_MODE and WANDB_DISABLED ask for."""
+    if mode != "auto":
+        return mode
+    if environment.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "off"
+    own = environment.get("WANDB_MODE", "").lower()
+    return {"disabled": "off", "offline": "offline", "dryrun": "offline"}.get(own, mode)
+
+
+@contextmanager
+def without_wandb_server(environment: MutableMapping[str, str] = os.environ) -> Iterator[None]:
+    """Hide what wandb refuses even offline within the block: a malformed key or server in its variables."""
+    hidden = {name: environment.pop(name) for name in ("WANDB_API_KEY", "WANDB_BASE_URL") if name in environment}
+    environment["WANDB_BASE_URL"] = _WANDB_HOST
+    try:
+        yield
+    finally:
+        del environment["WANDB_BASE_URL"]
+        environment.update(hidden)
 
 
 def wandb_server(environment: Mapping[str, str] = os.environ) -> str:

@@ -1,15 +1,21 @@
 """How much memory the job may use, and what the C library does with freed memory."""
 
 import ctypes
+import errno
 import os
 import re
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 
+from inat_job.errors import ConflictError
 from inat_job.host.system_files import read_text
 
 _CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 """A container's memory limit in its cgroup: version 2, version 1."""
+
+_LEAST_ADDRESS_SPACE = 2 * 10**9
+_SHORTAGE = re.compile(r"failed to map segment|[Cc]an(not|'t) allocate memory|bad_alloc|can't start new thread")
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 """Parameters of glibc's mallopt(3)."""
@@ -33,6 +39,26 @@ def shared_bytes(folder: Path = Path("/dev/shm")) -> int | None:  # noqa: S108 (
     except OSError:
         return None
     return status.f_frsize * status.f_blocks
+
+
+def require_address_space() -> None:
+    """Raise ConflictError if this process may map too little memory even for importing torch.
+
+    numpy's OpenBLAS would end the process with code 1.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _LEAST_ADDRESS_SPACE:
+        raise ConflictError(
+            f"This process may use {limit / 1e9:.1f} GB of address space, and torch alone needs more than "
+            f"{_LEAST_ADDRESS_SPACE / 1e9:.0f} GB: raise the limit (ulimit -v)."
+        )
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory, address space or threads could not be had."""
+    of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    said = isinstance(error, ImportError | RuntimeError) and _SHORTAGE.search(str(error)) is not None
+    return isinstance(error, MemoryError) or of_system or said
 
 
 def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:

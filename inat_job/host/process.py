@@ -17,6 +17,21 @@ _LONGEST_START_S = 30
 _SAME_MACHINE = ("boot", "namespace")
 
 
+def open_standard_streams() -> None:
+    """Open the standard streams that the parent closed (`>&-`) on the null device.
+
+    Without that the next file that is opened would be in their place, and receive what is printed.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 (for as long as the process lives)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
 def identity(proc: Path = Path("/proc")) -> dict[str, str]:
     """The host's name and the process id and, on Linux, what makes them unique: boot id, PID namespace, start time."""
     pid = str(os.getpid())

@@ -13,7 +13,7 @@ from torch import nn
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.models import backbones, five_block
 from inat_job.models.strategies import Architecture
-from inat_job.storage.disk import sha256_of
+from inat_job.storage.disk import parse_json, sha256_of
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -32,6 +32,8 @@ def export(architecture: Architecture, folder: Path, description: Mapping[str, A
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / WEIGHTS)
+        (folder / DESCRIPTION).touch()
+        (folder / WEIGHTS).chmod((folder / DESCRIPTION).stat().st_mode)  # as the process's umask has it; it was 0600
         full["weights"] = {"file": WEIGHTS, "sha256": sha256_of(folder / WEIGHTS)}
         (folder / DESCRIPTION).write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -80,7 +82,7 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], Architecture]] = {
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadDataError(f"{path} cannot be read as a model's description ({error}): export it again.") from None
     if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:

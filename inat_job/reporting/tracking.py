@@ -20,10 +20,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from inat_job import events
-from inat_job.errors import UsageError
+from inat_job.address import host_of
+from inat_job.errors import NoPermissionError, UsageError
+from inat_job.host import environment
+from inat_job.storage.disk import parse_json
 from inat_job.storage.threads import start_daemon
 from inat_job.telemetry.redact import redact
 
@@ -72,18 +74,24 @@ def open_tracker(
     """Start or resume the run `run_id`, whose files are in `folder`/wandb.
 
     "auto" is online with a key, and offline without. Raises UsageError if another mode is asked for and wandb is not
-    installed.
+    installed, NoPermissionError for "online" without a key.
     """
     wanted = ("online" if has_key else "offline") if mode == "auto" else mode
     if wanted == "off" or not is_installed(mode):
         return Tracker(None, "off")
-    if wanted == "online" and not has_key:
-        events.warn("The tracker stays offline because there is no API key: set WANDB_API_KEY, or run wandb login.")
-        wanted = "offline"
+    require_key(mode, has_key)
     wandb_id = _FORBIDDEN_IN_ID.sub("-", run_id)
     arguments = _InitArguments(wandb_id, project, entity, folder.resolve(), config, init_timeout_s)
     online = _start("online", arguments) if wanted == "online" else None
     return online or _start("offline", arguments) or Tracker(None, "off")
+
+
+def require_key(mode: str, has_key: bool) -> None:
+    """Raise NoPermissionError where the run is to be tracked online and cannot be."""
+    if mode == "online" and not has_key:
+        raise NoPermissionError(
+            "--wandb online needs an API key: set WANDB_API_KEY or run wandb login, or use --wandb offline."
+        )
 
 
 def is_installed(mode: Mode) -> bool:
@@ -103,7 +111,8 @@ def _start(mode: Literal["online", "offline"], arguments: _InitArguments) -> "Tr
     """A running tracker, or None and a warning if it cannot start in this mode."""
     before = arguments.wandb_folders()
     try:
-        tracker = Tracker(_init(mode, arguments), mode)
+        with environment.without_wandb_server() if mode == "offline" else contextlib.nullcontext():
+            tracker = Tracker(_init(mode, arguments), mode)
     except Exception as error:  # no error of the tracker may end the job
         _teardown()
         for leftover in arguments.wandb_folders() - before:
@@ -206,7 +215,10 @@ class Tracker:
                 self._folder.parent.rmdir()
             return
         self.sync_command = self._upload
-        events.emit("tracker", message="The tracker's server does not have this run.", upload=self.sync_command)
+        message = "The run is tracked offline, in the run folder."
+        if self.mode == "online":
+            message = "The tracker's server does not have all of this run."
+        events.emit("tracker", message=message, upload=self.sync_command)
 
     def _try(self, action: Callable[[Any], object]) -> None:
         if self._run is None:
@@ -254,15 +266,15 @@ class TrackerCheck:
 def check_tracker(mode: Mode, server: str, has_key: bool, key: str | None) -> TrackerCheck:
     """Find out within a few seconds how a run would be tracked; `server` is the URL of wandb's server.
 
-    Raises UsageError if a mode other than "auto" is asked for and wandb is not installed.
+    Raises UsageError if a mode other than "auto" is asked for and wandb is not installed, NoPermissionError for
+    "online" without a key.
     """
     wanted = ("online" if has_key else "offline") if mode == "auto" else mode
     if wanted == "off" or not is_installed(mode):
         return TrackerCheck("off")
     if wanted == "offline":
         return TrackerCheck("offline, in the run folder" + (", because there is no API key" if mode == "auto" else ""))
-    if not has_key:
-        return _offline("there is no API key", "set WANDB_API_KEY, or run wandb login")
+    require_key(mode, has_key)
     return _ask_server(server, key)
 
 
@@ -271,14 +283,14 @@ def _offline(why: str, fix: str) -> TrackerCheck:
 
 
 def _ask_server(server: str, key: str | None) -> TrackerCheck:
-    host = urlsplit(server).netloc.rpartition("@")[2]
+    host = host_of(server)
     headers = {"Content-Type": "application/json"}
     if key:
         headers["Authorization"] = "Basic " + base64.b64encode(f"api:{key}".encode()).decode()
     try:
         request = urllib.request.Request(f"{server}/graphql", _VIEWER, headers)  # noqa: S310
         with closing(urllib.request.urlopen(request, timeout=_CHECK_TIMEOUT_S)) as answer:  # noqa: S310
-            viewer = (json.loads(answer.read(2**20)).get("data") or {}).get("viewer")
+            viewer = (parse_json(answer.read(2**20)).get("data") or {}).get("viewer")
     except urllib.error.HTTPError as error:
         error.close()
         viewer, refused = None, f"{host} answered HTTP {error.code}"

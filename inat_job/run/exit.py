@@ -14,7 +14,8 @@ from typing import NoReturn
 from inat_job import events, signals
 from inat_job.distributed import ranks
 from inat_job.errors import ConflictError, DeviceError, JobError, Preempted
-from inat_job.host import process
+from inat_job.event_text import printable
+from inat_job.host import memory, process
 from inat_job.host.device_faults import is_device_lost
 from inat_job.job_status import STATUS
 from inat_job.platforms.aws import spot
@@ -78,7 +79,7 @@ def report_end(message: str, code: int) -> None:
 
     For a person, a stop is not an error.
     """
-    sentence = redact(" ".join(message.split()))
+    sentence = printable(redact(" ".join(message.split())))
     if not ranks.message_file():
         stopped = code == Preempted.exit_code and not events.is_json()
         events.close()
@@ -106,8 +107,11 @@ def fail_with(error: Exception, stop: StopFlag) -> NoReturn:
         last = f" {_stored()}" if isinstance(error, DeviceError) else ""
         fail(f"{error}{last}", error.exit_code)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = error.filename or "a temporary file"
+        where = error.filename or "the output or a temporary file"
         fail(f"No space left for {where}: free some, and run the same command again.", ConflictError.exit_code)
+    if memory.is_shortage(error):
+        message = f"This process could get no more memory or threads ({type(error).__name__})"
+        fail(f"{message}: raise its limits (ulimit -v, ulimit -u, the container's).", ConflictError.exit_code)
     _show(error)
     last = f" {_stored()}" if is_device_lost(error) else ""
     fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.{last}", 1)

@@ -25,6 +25,8 @@ from inat_job.storage.lease import Lease, acquire
 from inat_job.storage.run_folder import RunFolder, open_run_folder
 
 CONFIG, REPORT = "config.json", "report.json"
+_PLAN = {"views": int, "epochs": int, "at": str}
+"""The fields of a stored plan of which features to cache."""
 
 
 class RunState(Enum):
@@ -74,15 +76,24 @@ def read_config(folder: RunFolder) -> dict[str, Any] | None:
     stored = folder.read_json(CONFIG)
     if stored is None:
         return None
-    sections = stored.get("settings") if isinstance(stored, dict) else None
-    if (
-        not isinstance(sections, dict)
-        or not all(isinstance(section, dict) for section in sections.values())
-        or not isinstance(stored.get("execution"), dict)
-        or stored.get("part") not in RECIPES
-    ):
+    if not _is_config(stored):
         raise BadDataError(f"{folder.uri}/{CONFIG} is not the config.json of a run: delete the run, or name another.")
     return dict(stored)
+
+
+def _is_config(stored: Any) -> bool:
+    """Whether each value has the type that `run_config` and `decide_once` give it."""
+    if not isinstance(stored, dict) or not isinstance(stored.get("part"), str) or stored["part"] not in RECIPES:
+        return False
+    sections, classes, plan = stored.get("settings"), stored.get("classes", []), stored.get("reuse")
+    return (
+        isinstance(sections, dict)
+        and all(isinstance(section, dict) for section in sections.values())
+        and isinstance(stored.get("execution"), dict)
+        and isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+        and (plan is None or (isinstance(plan, dict) and {name: type(plan[name]) for name in plan} == _PLAN))
+    )
 
 
 def decide_run_state(folder: RunFolder, settings: Settings) -> tuple[RunState, dict[str, Any] | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inat_job.storage.base import Entry, Store
+from inat_job.storage.disk import parse_json
 
 FOLDER = "attempts"
 RUNNING = "running"
@@ -59,10 +60,10 @@ def parse_attempt(number: int, data: bytes, lease_s: float) -> Attempt:
     """The record in an object; a damaged one is a running attempt of an unknown holder, with the time-out `lease_s`."""
     names = {each.name for each in dataclasses.fields(Attempt)}
     try:
-        found = {name: value for name, value in json.loads(data).items() if name in names}
+        found = {name: value for name, value in parse_json(data).items() if name in names}
         attempt = Attempt(**found | {"number": number})
         valid = _is_valid(attempt)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError):
         valid = False
     return attempt if valid else Attempt(number, lease_s, {})
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypedDict, Unpack
 
+from inat_job.address import without_login
 from inat_job.errors import BadDataError
 from inat_job.events import Progress
 from inat_job.signals import Stop
@@ -124,5 +125,4 @@ def checked_key(key: str, uri: str) -> str:
 
 def without_secrets(address: str) -> str:
     """`address` without its user name, password, query and fragment, which may all be secret."""
-    bare = re.split(r"[?#]", address, maxsplit=1)[0]
-    return re.sub(r"^([a-z][a-z0-9+.-]*://)[^/@]*@", r"\1", bare, flags=re.IGNORECASE)
+    return re.split(r"[?#]", without_login(address), maxsplit=1)[0]

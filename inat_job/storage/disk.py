@@ -17,6 +17,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OBSTRUCTED = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY)
 _BLOCK_SIZE = 2**22
+_MOST_LEVELS = 50
+"""Levels of objects and lists in JSON; a report has six."""
 
 
 @contextmanager
@@ -111,11 +113,37 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def parse_json(data: bytes | str) -> Any:
+    """The values in JSON that this process did not write, which any of its code can then print, store and calculate
+    with.
+
+    Raises ValueError for damaged JSON, and for nesting, integers and texts that Python reads and cannot handle later.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    _check_plain(value, _MOST_LEVELS)
+    return value
+
+
+def _check_plain(value: Any, levels: int) -> None:
+    if isinstance(value, str):
+        value.encode()  # a UnicodeEncodeError, which is a ValueError, for half of a surrogate pair
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("it has an integer of more than 64 bits")
+    elif isinstance(value, dict | list):
+        if levels == 0:
+            raise ValueError("it is nested too deeply")
+        for each in (*value, *value.values()) if isinstance(value, dict) else value:
+            _check_plain(each, levels - 1)
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if the file is missing, unreadable, damaged or holds anything else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 from urllib.parse import quote, unquote, urlsplit
 
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed
@@ -116,12 +116,13 @@ class HttpsStore:
 
         def attempt() -> http.client.HTTPResponse:
             try:
-                return urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # type: ignore[no-any-return]  # noqa: S310
+                opener = urllib.request.build_opener(_Redirects)
+                return opener.open(request, timeout=_TIMEOUT_S)  # type: ignore[no-any-return]
             except urllib.error.HTTPError as error:
                 with closing(error):
                     if may_be_empty and error.code == 416:  # an empty object has no first byte
                         return self._open(key, {})
-                    raise self._refused(error, key) from None
+                    raise self._refused(error, key, conditional=bool(headers) and not may_be_empty) from None
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise self._unreachable(error, key) from None
 
@@ -136,13 +137,13 @@ class HttpsStore:
             request.add_unredirected_header("Authorization", self._login)
         return request
 
-    def _refused(self, error: urllib.error.HTTPError, key: str) -> Exception:
+    def _refused(self, error: urllib.error.HTTPError, key: str, conditional: bool) -> Exception:
         name, code = self._name(key), error.code
         if code in (401, 403):
             return NoPermissionError(f"No permission for {name} (HTTP {code}): check the address and its signature.")
         if code in (404, 410):
             return _MissingError(f"{name} does not exist (HTTP {code}): check the address.")
-        if code in _CHANGED:
+        if conditional and code in _CHANGED:
             return PreconditionFailed(f"{name} changed (HTTP {code}).")
         if code in _RETRYABLE:
             message = f"{name} was not served (HTTP {code}) despite retries: try again later."
@@ -168,6 +169,14 @@ class _MissingError(BadDataError):
     pass
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
+        if urlsplit(answer[-1]).scheme not in ("http", "https"):  # the library follows ftp too
+            source, target = without_secrets(req.full_url), without_secrets(answer[-1])
+            raise ConflictError(f"{source} redirects to {target!r}, which is not https: check the address.")
+        return super().redirect_request(req, *answer)
+
+
 def _login(uri: str) -> str | None:
     parts = urlsplit(uri)
     if parts.username is None:
@@ -179,7 +188,7 @@ def _login(uri: str) -> str | None:
 def _size(answer: http.client.HTTPResponse) -> int:
     """The object's size, from Content-Range or from the length of a full answer."""
     if answer.status == 206:
-        total = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.headers.get("Content-Range", "").strip())
+        total = re.fullmatch(r"bytes [0-9]+-[0-9]+/([0-9]{1,19})", answer.headers.get("Content-Range", "").strip())
         return int(total[1]) if total else UNKNOWN_SIZE
     return UNKNOWN_SIZE if answer.length is None else answer.length
 
@@ -199,10 +208,10 @@ def _seconds(retry_after: str | None) -> float | None:
     """Retry-After in seconds; None if it is absent or malformed, 0 if it is in the past."""
     if retry_after is None:
         return None
-    if retry_after.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]{1,9}\s*", retry_after):
         return float(retry_after)
     try:
         moment = parsedate_to_datetime(retry_after)
         return max(0.0, (moment - moment.now(moment.tzinfo)).total_seconds())
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None

@@ -6,6 +6,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from inat_job.address import quote_login
 from inat_job.errors import UsageError
 from inat_job.storage.base import Role, StorageOptions, Store, without_secrets
 from inat_job.storage.https import HttpsStore
@@ -19,7 +20,7 @@ def open_store(uri: str, options: StorageOptions = StorageOptions(), *, role: Ro
 
     Makes no request. Raises UsageError for an invalid address.
     """
-    scheme = _scheme(uri)
+    scheme, uri = _scheme(uri), quote_login(uri)
     if scheme == "s3":
         return _open_s3(uri, options, role)
     if scheme in ("http", "https"):
@@ -34,7 +35,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
     The query of a web address stays with the key.
     """
-    scheme = _scheme(uri)
+    scheme, uri = _scheme(uri), quote_login(uri)
     if scheme == "":
         path = _local_path(uri)
         return str(path.parent), path.name

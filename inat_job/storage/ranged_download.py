@@ -87,6 +87,8 @@ class _Download:
 
     def in_ranges(self) -> int:
         """Download the chunks that the journal misses, on several threads."""
+        if not self.part.exists():  # or else resume would make a file of this size
+            require_space(self.path, self.entry.size)
         journal = partial_download.resume(
             self.part, self.entry.version, self.entry.size, lambda: check(self.stop, f"verifying {self.source.name}")
         )

@@ -10,10 +10,13 @@ from typing import Any
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.signals import Stop, never
 from inat_job.storage.base import Entry, StorageOptions, Store
-from inat_job.storage.disk import read_json_object, write_atomic
+from inat_job.storage.disk import parse_json, read_json_object, write_atomic
 from inat_job.storage.interruptible import InterruptibleStore
 from inat_job.storage.local import LocalStore
 from inat_job.storage.open_store import open_store
+
+_MOST_JSON = 2**28
+"""Bytes of a JSON file; a report of 10,000 classes has 200 MB, nearly all of it the confusion matrix."""
 
 
 class RunFolder:
@@ -88,10 +91,16 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any | None:
         """A stored JSON file, or None if it is not stored. Raises BadDataError if it is damaged."""
-        if self.store.stat(name) is None:
+        entry = self.store.stat(name)
+        if entry is None:
             return None
         try:
-            return json.loads(self.store.read(name))
+            if entry.size > _MOST_JSON:
+                raise ValueError("it is too large")
+            value = parse_json(self.store.read(name))
+            if value is None:  # which would read as a file that is not stored
+                raise ValueError("it is null")
+            return value
         except ValueError:
             raise BadDataError(f"{self.uri}/{name} is damaged: delete it, or choose another run.") from None
 

@@ -3,7 +3,9 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
+
+from inat_job.address import quote_login, split_login
 
 _SECRET_NAME = re.compile(r".*(SECRET|TOKEN|PASSW|API_?KEY|_KEY$)(?!.*_(FILE|URI|ID)$).*", re.IGNORECASE)
 """Names of variables whose values are secrets; a variable that only says where a secret is stored is not one."""
@@ -11,7 +13,7 @@ _SECRET_NAME = re.compile(r".*(SECRET|TOKEN|PASSW|API_?KEY|_KEY$)(?!.*_(FILE|URI
 MIN_SECRET_LENGTH = 8
 """A shorter value is not treated as a secret: it could be a word of any sentence."""
 
-_LOGIN = re.compile(r"(?<=://)[^\s/?#'\"]+@")
+_ADDRESS = re.compile(r"\b[A-Za-z][\w+.-]*://\S+")
 _QUERY = re.compile(r"(\w://[^\s?'\"]*)\?[^\s'\"#]+")
 
 
@@ -22,7 +24,12 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """
     for secret in sorted(set(_secrets(environment)), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return _QUERY.sub(r"\1?***", _LOGIN.sub("***@", text))
+    return _QUERY.sub(r"\1?***", _ADDRESS.sub(_hide_login, text))
+
+
+def _hide_login(address: re.Match[str]) -> str:
+    start, login, rest = split_login(address[0])
+    return f"{start}***@{rest}" if login else address[0]
 
 
 def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
@@ -33,8 +40,5 @@ def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
 
 def _url_passwords(value: str) -> list[str]:
     """The password of a URL, both percent-encoded and decoded."""
-    try:
-        password = urlsplit(value).password if "://" in value else None
-    except ValueError:
-        return []
-    return [password, unquote(password)] if password else []
+    password = split_login(value)[1].partition(":")[2]
+    return [password, unquote(password), quote_login(f"x://:{password}@")[5:-1]] if password else []

@@ -15,7 +15,7 @@ from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
 from inat_job.data.module import ImageDataModule
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from inat_job.errors import ConflictError
+from inat_job.errors import BadDataError, ConflictError
 from inat_job.host import device_faults, environment
 from inat_job.job_status import STATUS
 from inat_job.models.build import BuildInputs, build
@@ -117,7 +117,9 @@ def check_classes(folder: RunFolder, config: Mapping[str, Any], classes: Sequenc
     """Raise ConflictError if the run in `folder` learned other classes, as far as its config.json or model says."""
     model = None if config.get("classes") else folder.read_json("model/model.json")
     learned = (model if isinstance(model, dict) else config).get("classes")
-    if learned and list(learned) != list(classes):
+    if not isinstance(learned or [], list) or not all(isinstance(name, str) for name in learned or []):
+        raise BadDataError(f"{folder.uri}/model/model.json names no classes: delete the run, or name another.")
+    if learned and learned != list(classes):
         other = sorted(set(learned) ^ set(classes))
         raise ConflictError(
             f"{folder.uri} learned {len(learned)} classes and --data has {len(classes)}, differing in "

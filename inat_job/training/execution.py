@@ -5,6 +5,7 @@ Decided once, when a run first starts, and stored with the run, so that a resume
 
 import dataclasses
 import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from inat_job import events
 from inat_job.data import augment
 from inat_job.distributed.ranks import SINGLE_RANK, Rank, gpu_index
-from inat_job.errors import ConflictError
+from inat_job.errors import BadDataError, ConflictError
 from inat_job.host import cpu, environment, memory, nvidia
 from inat_job.host.device_faults import NO_ENGINE, Fault, fault_of
 from inat_job.job_status import STATUS
@@ -25,6 +26,13 @@ _LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-tr
 
 _RECOMPILE_LIMIT = 64
 """Sets of trainable stages that a step may be compiled for; torch's own limit is eight."""
+
+_POSSIBLE: Mapping[str, Callable[[Any], bool]] = {
+    "precision": lambda value: value in _LIGHTNING_PRECISION,
+    "threads": lambda value: 0 < value < 2**16,
+    "compile_mode": lambda value: value in ("default", "reduce-overhead"),
+}
+"""Whether a stored decision can be one, for those that not every value of their type can be."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -88,9 +96,8 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
         _take_gpu(rank)
     if not stored:
         return _decide_new(settings, accelerator, None, rank)
-    known = {field.name for field in dataclasses.fields(Execution)}  # another version may have stored others
     # Before view formats were stored, all views were cut in the first.
-    stored = {"view_format": 1} | {name: value for name, value in stored.items() if name in known}
+    stored = {"view_format": 1} | known_decisions(stored)
     same = stored.get("accelerator") == accelerator
     precision = keep_precision(stored["precision"], settings, accelerator, rank) if same else None
     fresh = _decide_new(settings, accelerator, precision, rank)
@@ -112,6 +119,18 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
     if changed:
         events.warn("This resume is not bit-equal to an uninterrupted run", changed=changed)
     return kept
+
+
+def known_decisions(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The stored decisions that this version knows. Raises BadDataError for one that no version has stored."""
+    kinds = {field.name: field.type for field in dataclasses.fields(Execution)}
+    known = {name: value for name, value in stored.items() if name in kinds}
+    for name, value in known.items():
+        kind: Any = kinds[name]
+        has_type = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not has_type or not _POSSIBLE.get(name, lambda _: True)(value):
+            raise BadDataError(f"The run's config.json has {value!r} as {name}: delete the run, or name another.")
+    return known
 
 
 def compile_in_place(network: nn.Module, mode: str = "default") -> None:

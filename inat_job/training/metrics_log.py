@@ -18,7 +18,7 @@ from inat_job.checkpoints.manifest import Manifest
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
-from inat_job.storage.disk import disk_errors
+from inat_job.storage.disk import disk_errors, parse_json
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import metric_lines
 
@@ -59,7 +59,7 @@ def _is_before(row: dict[str, Any], resumed: Manifest) -> bool:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:  # truncated by a kill
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

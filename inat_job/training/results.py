@@ -55,7 +55,7 @@ def tracked(context: RunContext) -> Iterator[Tracker]:
     settings, folder = context.settings, context.folder
     environment.disable_wandb_error_reporting()
     tracker = open_tracker(
-        settings.tracker.mode if context.group.is_main else "off",  # type: ignore[arg-type]
+        environment.wandb_mode(settings.tracker.mode) if context.group.is_main else "off",  # type: ignore[arg-type]
         run_id=folder.run_id,
         project=settings.tracker.project,
         entity=settings.tracker.entity,

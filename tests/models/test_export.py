@@ -1,6 +1,7 @@
 """An exported model is rebuilt bit for bit, and a damaged one refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def test_loaded_model_has_the_same_logits_and_description(architecture: Architec
     assert not network.training
     assert {name: description[name] for name in DESCRIPTION_FIELDS} == DESCRIPTION_FIELDS
     assert torch.equal(network(PIXELS), architecture.network.eval()(PIXELS))
+
+
+def test_files_have_the_mode_of_the_umask(architecture: Architecture, tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        export(architecture, tmp_path, DESCRIPTION_FIELDS)
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {"0o644"}
 
 
 def test_safetensors_bytes_depend_on_the_weights_alone(architecture: Architecture, tmp_path: Path):

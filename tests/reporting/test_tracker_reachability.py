@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from inat_job.errors import UsageError
+from inat_job.errors import NoPermissionError, UsageError
 from inat_job.reporting import tracking
 from inat_job.reporting.tracking import check_tracker
 from tests.harness.wandb_stub import wandb_server
@@ -28,7 +28,8 @@ def test_server_is_not_asked_unless_tracking_is_online() -> None:
         assert check_tracker("off", recorded.url, True, KEY).text == "off"
         assert "offline" in check_tracker("offline", recorded.url, True, KEY).text
         assert "because there is no API key" in check_tracker("auto", recorded.url, False, None).text
-        assert "WANDB_API_KEY" in check_tracker("online", recorded.url, False, None).fix
+        with pytest.raises(NoPermissionError, match="WANDB_API_KEY"):
+            check_tracker("online", recorded.url, False, None)
         assert recorded.operations == []
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from inat_job.errors import UsageError
+from inat_job.errors import NoPermissionError, UsageError
+from inat_job.host.environment import wandb_mode
 from inat_job.reporting.tracking import STEP, Tracker, open_tracker
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -200,11 +201,58 @@ def test_invalid_key_falls_back_to_offline(
     assert "notakey" not in "".join(capfd.readouterr())
 
 
-def test_online_without_a_key_is_offline(run: Open, capfd: pytest.CaptureFixture[str]) -> None:
-    tracker = run("online", has_key=False)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WANDB_BASE_URL", "not a url"),
+        ("WANDB_BASE_URL", "ftp://host"),
+        ("WANDB_BASE_URL", "http://[broken"),
+        ("WANDB_API_KEY", " "),
+        ("WANDB_API_KEY", "two\nlines"),
+        ("WANDB_API_KEY", "x" * 500),
+    ],
+)
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_malformed_key_or_server_is_offline(
+    run: Open, environment: pytest.MonkeyPatch, mode: str, name: str, value: str
+) -> None:
+    environment.setenv(name, value)
+    tracker = run(mode)
+    _train(tracker)
     tracker.finish(0)
     assert tracker.mode == "offline"
-    assert "WANDB_API_KEY" in capfd.readouterr().out
+    assert os.environ[name] == value
+
+
+def test_online_without_a_key_is_no_permission(run: Open) -> None:
+    with pytest.raises(NoPermissionError, match="WANDB_API_KEY"):
+        run("online", has_key=False)
+
+
+@pytest.mark.parametrize("mode", ["auto", "offline"])
+def test_offline_run_does_not_read_as_a_failure(run: Open, mode: str, capfd: pytest.CaptureFixture[str]) -> None:
+    run(mode, has_key=False).finish(0)
+    events = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert not [each for each in events if each["event"] == "warning"]
+    assert events[-1]["message"] == "The run is tracked offline, in the run folder."
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({"WANDB_MODE": "disabled"}, "off"),
+        ({"WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_MODE": "online"}, "auto"),
+        ({"WANDB_DISABLED": "true"}, "off"),
+        ({"WANDB_DISABLED": "1"}, "off"),
+        ({"WANDB_DISABLED": "false"}, "auto"),
+        ({}, "auto"),
+    ],
+)
+def test_variables_of_wandb_decide_auto(variables: dict[str, str], mode: str) -> None:
+    assert wandb_mode("auto", variables) == mode
+    assert wandb_mode("online", variables) == "online"
 
 
 def test_signal_handlers_are_not_changed(run: Open) -> None:

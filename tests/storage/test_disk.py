@@ -2,13 +2,14 @@
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError
-from inat_job.storage.disk import disk_errors, read_json_object, sha256_of, write_atomic
+from inat_job.storage.disk import disk_errors, parse_json, read_json_object, sha256_of, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,28 @@ def test_sha256_of_calls_between_blocks(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(data)
     assert sha256_of(tmp_path / "x", lambda: calls.append(1)) == hashlib.sha256(data).hexdigest()
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000 + "]" * 100_000,
+        "[" * 60 + "]" * 60,
+        "9" * 5000,
+        str(2**63),
+        '"\\ud800"',
+        '{"\\udfff": 1}',
+        "{",
+        "\xff",
+    ],
+    ids=lambda each: each[:10],
+)
+def test_json_that_cannot_be_handled_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="."):
+        parse_json(text.encode("latin-1"))
+
+
+def test_json_is_parsed() -> None:
+    value = {"a": [1, -(2**63), 2**63 - 1, 1.5, None, True, "é\U0001f600"], "b": {"c": {}}}
+    assert parse_json(json.dumps(value)) == value
+    assert parse_json(json.dumps(value).encode()) == value

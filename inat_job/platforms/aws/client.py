@@ -6,6 +6,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from inat_job import events
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError, UsageError
@@ -30,6 +31,15 @@ _ERRORS: dict[Meaning, tuple[type[JobError], str]] = {
         "No usable AWS credentials for {call} ({code}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY.",
     ),
+    Meaning.NO_CREDENTIAL_FILE: (
+        NoPermissionError,
+        "The AWS credentials for {call} can't be read ({code}): check the files that AWS_* and ~/.aws/config name.",
+    ),
+    Meaning.BROKEN_KEY: (
+        NoPermissionError,
+        "An AWS key or token for {call} contains a line break: check AWS_ACCESS_KEY_ID and AWS_SESSION_TOKEN.",
+    ),
+    Meaning.BAD_ANSWER: (TransientError, "AWS gave an answer for {call} that can't be read: check the network."),
     Meaning.CLOCK_OFF: (NoPermissionError, "AWS refused {call} ({code}): set this machine's clock."),
     Meaning.NO_REGION: (ConflictError, "No region is set for {call}: use --region."),
     Meaning.BAD_CERTIFICATE: (ConflictError, "The certificate for {call} is not trusted: set AWS_CA_BUNDLE."),
@@ -53,13 +63,13 @@ def service(name: str, region: str | None) -> Call:
     """A function that calls the operations of a service. Raises JobError if no client can be made."""
     try:
         client = boto3.session.Session().client(name, region_name=region or environment.region(), config=_CONFIG)
-    except (BotoCoreError, ValueError) as error:
+    except (BotoCoreError, ValueError, OSError) as error:
         raise translate(error, name) from error
 
     def call(operation: str, **parameters: Any) -> dict[str, Any]:
         try:
             return dict(getattr(client, operation)(**parameters))
-        except (ClientError, BotoCoreError, ValueError) as error:
+        except (ClientError, BotoCoreError, ResponseParserError, ValueError, OSError) as error:
             api_name = client.meta.method_to_api_mapping[operation]
             raise translate(error, f"{name}:{api_name}") from error
 
@@ -68,7 +78,8 @@ def service(name: str, region: str | None) -> Call:
 
 def translate(error: Exception, call: str) -> JobError:
     """Our exception for botocore's, with AWS's own message about the request."""
-    meaning, code = s3_errors.classify(error)
+    unreadable = isinstance(error, ResponseParserError)
+    meaning, code = s3_errors.classify(error, Meaning.BAD_ANSWER if unreadable else Meaning.BAD_SETTING)
     kind, template = _ERRORS_BY_CODE.get(code) or _ERRORS.get(meaning) or _REFUSED
     answer = getattr(error, "response", None) or {}
     message = " ".join(str(answer.get("Error", {}).get("Message", "")).split())[:_MESSAGE_LENGTH]

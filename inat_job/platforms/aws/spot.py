@@ -3,7 +3,6 @@
 The rebalance recommendation, which may come hours early or for nothing, is ignored: the regular checkpoints are enough.
 """
 
-import json
 import os
 import re
 import threading
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 from inat_job import events
 from inat_job.host.system_files import read_text
+from inat_job.storage.disk import parse_json
 
 POLL_S = 5.0
 """AWS's recommendation: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html"""
@@ -141,9 +141,9 @@ class _Metadata:
 
 def _reason(body: bytes) -> str:
     """The notice as the reason for a stop. Raises ValueError and _NotReadableError."""
-    notice = json.loads(body)
+    notice = parse_json(body)
     action = notice.get("action") if isinstance(notice, dict) else None
-    if action not in _ACTIONS:
+    if not isinstance(action, str) or action not in _ACTIONS:
         raise _NotReadableError("the answer is not a notice")
     when = notice.get("time")
     at = f" at {when}" if isinstance(when, str) and re.fullmatch(r"[\w:.+-]{1,40}", when) else ""

@@ -31,10 +31,10 @@ RETRY = (
     {"onStatusReason": "Host EC2*", "action": "RETRY"},  # the instance was terminated
     {"onExitCode": "143", "action": "RETRY"},
     {"onExitCode": "75", "action": "RETRY"},
-    {"onExitCode": "137", "action": "RETRY"},
     {"onReason": "*", "action": "EXIT"},  # without this rule, everything else would be retried too
 )
-"""The first match counts; Batch allows five rules."""
+"""The first match counts; Batch allows five rules. 137 has none: on a machine that stays it is out of memory, and the
+same command would fail again."""
 
 
 def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:

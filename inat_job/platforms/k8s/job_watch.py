@@ -1,12 +1,14 @@
 """The state of a Kubernetes Job by its conditions, its pods and their logs; all but the queries are pure functions."""
 
-import json
+import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
 from inat_job.platforms.k8s.kubectl import Kubectl, NotFoundError
 from inat_job.platforms.submission import State, our_code
+from inat_job.storage.disk import parse_json
 
 FIRST_LINES = 20
 """Log lines shown of a pod that already runs when it is first seen."""
@@ -16,6 +18,13 @@ FINAL_CODES = (2, 65, 77, 78)
 
 _JOB_LABEL = "batch.kubernetes.io/job-name"
 _INDEX = "batch.kubernetes.io/job-completion-index"
+STUCK_S = 300.0
+"""Seconds for which a container image may be missing: a registry may be down, or the image still on its way there."""
+
+_STUCK = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError")
+_FULL_VOLUME = re.compile("exceeds the .*limit|ephemeral", re.IGNORECASE)
+"""What an eviction says where the pod itself has used too much disk, and not its machine too much of something."""
+
 _NORMAL_WAITING = ("PodInitializing", "ContainerCreating")
 
 Resource = Mapping[str, Any]
@@ -29,6 +38,7 @@ class KubernetesJob:
         self.name = name
         self._kubectl = kubectl
         self._pod, self._since = "", ""
+        self._stuck_at: float | None = None
 
     def read_state(self) -> State:
         """The Job's state now. Raises JobError as kubectl does."""
@@ -38,7 +48,18 @@ class KubernetesJob:
             return State("Deleted", code=TransientError.exit_code, reason="the Job was deleted; submit it again")
         pods = self._kubectl.get("pods", "-l", f"{_JOB_LABEL}={self.name}").get("items", [])
         code, reason = exit_code_of(job, pods)
-        return State(phase_of(job, pods), tuple(self._new_lines(pods)), code, reason or start_problem(pods))
+        problem = start_problem(pods)
+        if code is None and self._is_stuck(problem):
+            code, problem = ConflictError.exit_code, f"{problem}; the Job still waits: fix it, or delete the Job"
+        return State(phase_of(job, pods), tuple(self._new_lines(pods)), code, reason or problem)
+
+    def _is_stuck(self, problem: str) -> bool:
+        """Whether the newest pod has not started for long, for a reason that does not pass by itself."""
+        if not problem.startswith(_STUCK):
+            self._stuck_at = None
+            return False
+        self._stuck_at = self._stuck_at or time.monotonic()
+        return time.monotonic() - self._stuck_at >= STUCK_S
 
     def _new_lines(self, pods: Sequence[Resource]) -> list[str]:
         """Log lines since the last look, of the newest pod with rank 0 that has started."""
@@ -94,11 +115,24 @@ def exit_code_of(job: Resource, pods: Sequence[Resource]) -> tuple[int | None, s
     exits = [terminated for pod in pods if (terminated := _terminated(pod))]
     exits = sorted(exits, key=lambda each: sort_key(str(each.get("finishedAt", ""))))
     exits = [each for each in exits if each.get("exitCode")]
+    evicted = [pod["status"] for pod in pods if pod.get("status", {}).get("reason") == "Evicted"]
+    if evicted and failed.get("reason") != "DeadlineExceeded":
+        return _eviction(str(evicted[-1].get("message", "")))
     if failed.get("reason") == "PodFailurePolicy":  # the pods of other machines end as a consequence
         exits = [each for each in exits if each["exitCode"] in FINAL_CODES] or exits
     if not exits or failed.get("reason") == "DeadlineExceeded":
         return TransientError.exit_code, why
+    if exits[-1].get("reason") == "OOMKilled":
+        fix = "raise --memory, or train with a smaller --batch-size"
+        return ConflictError.exit_code, f"OOMKilled, the container used more memory than its limit: {fix}"
     return our_code(int(exits[-1]["exitCode"])), _termination_reason(exits[-1]) or why
+
+
+def _eviction(message: str) -> tuple[int, str]:
+    """Code and reason of an evicted pod."""
+    if _FULL_VOLUME.search(message):
+        return ConflictError.exit_code, f"Evicted, {message.rstrip('. ')}: give the pod a larger volume"
+    return TransientError.exit_code, f"Evicted, {message.rstrip('. ')}: submit it again"
 
 
 def leader_pods(pods: Sequence[Resource]) -> list[Resource]:
@@ -140,6 +174,6 @@ def _has_started(pod: Resource) -> bool:
 def _termination_reason(terminated: Resource) -> str:
     """The reason that the job wrote to its termination log."""
     try:
-        return str(json.loads(terminated.get("message", ""))["reason"])
+        return str(parse_json(terminated.get("message", ""))["reason"])
     except (ValueError, TypeError, KeyError):
         return ""

@@ -1,12 +1,12 @@
 """Runs kubectl, which has the credentials and speaks every version of the API, and translates its errors."""
 
-import json
 import re
 import shutil
 import subprocess
 from typing import Any
 
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError
+from inat_job.storage.disk import parse_json
 
 _TIMEOUT_S = 60
 _MESSAGE_LENGTH = 600  # characters of kubectl's output shown in a message
@@ -69,7 +69,7 @@ class Kubectl:
         """A resource or a list of resources, from JSON. Raises as `run` does."""
         text = self.run("get", *arguments, "-o", "json")
         try:
-            resource = json.loads(text)
+            resource = parse_json(text)
         except ValueError:
             raise TransientError(f"kubectl get printed {text[:80]!r}, which is no JSON: try again.") from None
         return resource if isinstance(resource, dict) else {}

@@ -5,13 +5,13 @@ The manifest passes the Job's name, as the variable KUBERNETES_JOB_NAME or as a 
 https://kubernetes.io/docs/concepts/workloads/pods/downward-api/
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from inat_job.errors import ConflictError
 from inat_job.host.system_files import read_text
 from inat_job.platforms.platform import Platform, first_int, read_int, run_id_from
+from inat_job.storage.disk import parse_json
 
 NAME = "Kubernetes"
 
@@ -96,7 +96,7 @@ def _read_pod_info(path: Path) -> dict[str, str]:
     for line in read_text(path).splitlines():
         key, _, quoted = line.partition("=")
         try:
-            value = json.loads(quoted)
+            value = parse_json(quoted)
         except ValueError:  # another tool's annotation, with escapes that only Go knows
             continue
         info[key] = str(value)

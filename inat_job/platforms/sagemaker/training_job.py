@@ -6,13 +6,13 @@ come from SageMaker's toolkit, which is not needed here. The job does not know w
 not know: channels, checkpoints and outputs are all folders.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inat_job.errors import ConflictError, UsageError
 from inat_job.platforms.platform import Platform, run_id_from
+from inat_job.storage.disk import parse_json
 
 NAME = "SageMaker"
 
@@ -119,7 +119,7 @@ def _without_sagemakers(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 def _read_json(path: Path) -> Mapping[str, Any]:
     """The JSON object in a file, empty if there is no such file."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -1,8 +1,6 @@
 """The AWS identity of the job, and the difference between this machine's clock and the store's."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import boto3
@@ -14,10 +12,6 @@ from botocore.parsers import ResponseParserError
 from inat_job.errors import NoPermissionError, UsageError
 from inat_job.storage.s3 import s3_errors
 from inat_job.storage.s3.s3_store import is_amazon
-
-MAX_SKEW_S = 900.0
-"""Seconds between the clocks beyond which S3 refuses requests:
-https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html (RequestTimeTooSkewed)."""
 
 _TIMEOUTS = Config(connect_timeout=3, read_timeout=3, retries={"mode": "standard", "total_max_attempts": 1})
 _FIX = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the job a role"
@@ -73,8 +67,7 @@ def skew_s() -> float | None:
         answer = error.response
     except (BotoCoreError, ResponseParserError, ValueError):
         return None
-    date = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
-    return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds() if date else None
+    return s3_errors.clock_skew_s(answer["ResponseMetadata"].get("HTTPHeaders", {}))
 
 
 def _method(session: Any) -> str:
@@ -84,7 +77,7 @@ def _method(session: Any) -> str:
         if found is not None:
             found.get_frozen_credentials()  # downloads temporary credentials, such as a role's
             return str(found.method)
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, OSError, ValueError) as error:  # OSError for a token's file or program
         raise NoPermissionError(f"The AWS credentials can't be loaded ({type(error).__name__}): {_FIX}.") from error
     raise NoPermissionError(f"There are no AWS credentials: {_FIX} (--anonymous for a public bucket).")
 

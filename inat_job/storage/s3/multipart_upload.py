@@ -58,7 +58,7 @@ class Upload:
 
         Raises RetryableError for a failure that another attempt may cure, PreconditionFailed, DamagedFileError.
         """
-        size = len(source) if isinstance(source, bytes) else _size_of(source)
+        size = len(source) if isinstance(source, bytes) else _file_size(source)
         with self.translated():
             try:
                 version = self._in_parts(source, size) if size > SINGLE_REQUEST_LIMIT else self._in_one_request(source)
@@ -152,7 +152,7 @@ class Upload:
         head = self._head()
         if head is not None and not self._is_ours(head) and version_of(head) != version:
             return version  # another writer has replaced it since
-        found = None if head is None else int(head["ContentLength"])
+        found = None if head is None else size_of(head)
         if head is None or found != size:
             raise RetryableError(f"{self._uri} holds {found} bytes, not the {size} sent: try again.")
         if not self._is_intact(head, source):
@@ -235,7 +235,7 @@ def plan_parts(size: int) -> ChunkPlan:
     return ChunkPlan(size, max(PART_SIZE, -(-least // MIB) * MIB))
 
 
-def _size_of(source: Path) -> int:
+def _file_size(source: Path) -> int:
     with disk_errors(source, missing=f"{source} does not exist: check the path."):
         return source.stat().st_size
 
@@ -257,4 +257,15 @@ def _base64(digest: bytes) -> str:
 
 def version_of(answer: dict[str, Any]) -> str:
     """The ETag of an answer of boto3's, without quotes; it is the object's version."""
-    return str(answer.get("ETag", "")).strip('"')
+    version = str(answer.get("ETag", "")).strip('"')
+    if not version.isprintable():
+        raise ValueError("the ETag has control characters")
+    return version
+
+
+def size_of(answer: dict[str, Any], field: str = "ContentLength") -> int:
+    """The size in an answer of boto3's, in bytes. Raises ValueError for a size that no file can have."""
+    size = int(answer[field])
+    if not 0 <= size < 2**63:
+        raise ValueError(f"{field} is {size}")
+    return size

@@ -5,6 +5,8 @@ Exceptions are identified by name, so that this module needs no boto3.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any, cast
 
@@ -14,12 +16,16 @@ from inat_job.storage.retry import RetryableError
 
 @dataclass(frozen=True)
 class S3Location:
-    """Where an error happened: bucket, key or prefix, server, and whether the job writes its output there."""
+    """Where an error happened: bucket, key or prefix, server, whether the job writes its output there, and whether its
+    requests are signed, which a wrong clock invalidates, and whether the request has a condition.
+    """
 
     bucket: str
     key: str
     host: str
     output: bool
+    signed: bool = True
+    conditional: bool = True
 
     @property
     def uri(self) -> str:
@@ -38,6 +44,15 @@ class Meaning(Enum):
         "No usable AWS credentials for {uri} ({code}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the "
         "job a role.",
     )
+    NO_CREDENTIAL_FILE = (
+        NoPermissionError,
+        "The AWS credentials for {uri} can't be read ({code}): check the files that AWS_* and ~/.aws/config name.",
+    )
+    BROKEN_KEY = (
+        NoPermissionError,
+        "A key or token for {uri} contains a line break: check AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN and "
+        "--sse-kms-key-id, and where they come from.",
+    )
     CLOCK_OFF = (NoPermissionError, "{host} refused {uri} ({code}): correct this machine's clock.")
     NO_BUCKET = (BadDataError, "Bucket {bucket} of {uri} does not exist: check the address.")
     NO_OUTPUT_BUCKET = (ConflictError, "Output bucket {bucket} does not exist: create it or change --output.")
@@ -55,6 +70,10 @@ class Meaning(Enum):
     BAD_KMS_KEY = (ConflictError, "The KMS key can't be used for {uri} ({code}): check its id, region and state.")
     REFUSED = (ConflictError, "{host} refused the request for {uri} ({code}): check the storage options.")
     TRANSIENT = (RetryableError, "{host} did not serve {uri} ({code}) despite retries: try again later.")
+    BAD_ANSWER = (
+        RetryableError,
+        "{host} gave an answer for {uri} that can't be read ({code}) despite retries: check that it is an S3 server.",
+    )
     UNFINISHED = (RetryableError, "{host} could not finish {uri} ({code}) despite retries: try again later.")
     PRECONDITION = (PreconditionFailed, "{uri} does not meet the condition ({code}).")
 
@@ -93,27 +112,52 @@ _EXCEPTIONS: dict[Meaning, str] = {
     Meaning.BAD_NAME: "ParamValidationError InvalidDNSNameError UnsupportedS3ArnError InvalidHostLabelError",
     Meaning.NO_REGION: "NoRegionError",
     Meaning.TRANSIENT: "ConnectionError HTTPClientError IncompleteReadError ChecksumError FlexibleChecksumError",
+    Meaning.BAD_ANSWER: "PaginationError",
     Meaning.BAD_SETTING: "BotoCoreError",
 }
+
+MAX_SKEW_S = 900.0
+"""Seconds between the clocks beyond which S3 refuses requests:
+https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html (RequestTimeTooSkewed)."""
 
 CODES: Mapping[str, Meaning] = {code: meaning for meaning, codes in _CODES.items() for code in codes.split()}
 EXCEPTIONS: Mapping[str, Meaning] = {name: meaning for meaning, names in _EXCEPTIONS.items() for name in names.split()}
 
 
-def translate(error: Exception, where: S3Location) -> Exception:
-    """The job's exception for botocore's, without botocore's text, which may quote a signed URL."""
-    meaning, code = classify(error)
+def translate(error: Exception, where: S3Location, unknown: Meaning = Meaning.BAD_SETTING) -> Exception:
+    """The job's exception for botocore's, without botocore's text, which may quote a signed URL.
+
+    `unknown` is what an exception means that is none of botocore's.
+    """
+    meaning, code = classify(error, unknown)
+    headers = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
     if meaning is Meaning.NO_BUCKET and where.output:
         meaning = Meaning.NO_OUTPUT_BUCKET
+    if meaning is Meaning.PRECONDITION and not where.conditional:
+        meaning = Meaning.REFUSED
+    refused = meaning in (Meaning.NO_PERMISSION, Meaning.NO_CREDENTIALS)
+    if refused and where.signed and abs(clock_skew_s(headers) or 0) > MAX_SKEW_S:
+        meaning = Meaning.CLOCK_OFF
     kind, message = meaning.value
-    headers = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
     region = headers.get("x-amz-bucket-region") or "the bucket's region"
     facts = {"uri": where.uri, "bucket": where.bucket, "host": where.host}
     return cast(Exception, kind(message.format(**facts, code=code, region=region)))
 
 
-def classify(error: Exception) -> tuple[Meaning, str]:
-    """What botocore's exception means, and the server's error code or the exception's name."""
+def clock_skew_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server's clock is ahead of this machine's, by the Date header; None if there is no valid one."""
+    try:
+        return (parsedate_to_datetime(headers.get("date", "")) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def classify(error: Exception, unknown: Meaning = Meaning.BAD_SETTING) -> tuple[Meaning, str]:
+    """What an exception of a request means, and the server's error code or the exception's name.
+
+    `unknown` is for one that is none of botocore's: before the first request it is a ValueError for a malformed
+    AWS_ENDPOINT_URL, and afterwards comes from an answer.
+    """
     name = type(error).__name__
     if answer := _answer(error):
         status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -121,9 +165,13 @@ def classify(error: Exception) -> tuple[Meaning, str]:
         return CODES.get(code) or _by_status(status), code or f"HTTP {status}"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return Meaning.BAD_CERTIFICATE, name
-    kinds = (kind.__name__ for kind in type(error).__mro__)
-    # by default a ValueError, for a malformed AWS_ENDPOINT_URL
-    return next((EXCEPTIONS[kind] for kind in kinds if kind in EXCEPTIONS), Meaning.BAD_SETTING), name
+    cause = (getattr(error, "kwargs", None) or {}).get("error")
+    if isinstance(cause, ValueError) and "Invalid header value" in str(cause):
+        return Meaning.BROKEN_KEY, name
+    known = [EXCEPTIONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXCEPTIONS]
+    if not known and isinstance(error, OSError):  # of a token's file, or of a program that gives credentials
+        return Meaning.NO_CREDENTIAL_FILE, f"{name}: {error.filename}" if error.filename else name
+    return (known or [unknown])[0], name
 
 
 def answer_code(error: Exception) -> str:

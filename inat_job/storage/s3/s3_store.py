@@ -1,7 +1,8 @@
 """A prefix of a bucket as a store, on Amazon S3 or an S3-compatible server."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -15,15 +16,19 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import create_loader
 
-from inat_job.errors import BadDataError
+from inat_job.address import host_of
+from inat_job.errors import BadDataError, JobError, PreconditionFailed
 from inat_job.events import Progress
 from inat_job.storage.base import Entry, Role, StorageOptions, Transfer, checked_key
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 from inat_job.storage.retry import RetryableError, with_retries
 from inat_job.storage.s3 import s3_errors
-from inat_job.storage.s3.multipart_upload import Upload, version_of
+from inat_job.storage.s3.multipart_upload import Upload, size_of, version_of
 
 LIST_PAGE = 1000  # S3's maximum
+MOST_OBJECTS = 5_000_000
+MOST_EMPTY_PAGES = 1000
+"""Pages in a row without an object: some servers send a few where many objects were deleted."""
 R = TypeVar("R")
 
 _TIMEOUTS_S = {"data": (10, 30), "output": (5, 20)}
@@ -40,9 +45,11 @@ class S3Store:
         self._output = role == "output"
         self._host = "S3"
         self._bucket_exists = False
-        with self._translated(root):
+        try:
             self._client = _client(options, _TIMEOUTS_S[role])
-        self._host = urlsplit(str(self._client.meta.endpoint_url)).netloc.rpartition("@")[2]
+        except (BotoCoreError, ValueError, OSError) as error:  # an OSError is of a program or file with credentials
+            raise s3_errors.translate(error, self._location(root)) from error
+        self._host = host_of(str(self._client.meta.endpoint_url))
         self._payer = {"RequestPayer": "requester"} if options.requester_pays else {}
 
     def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
@@ -52,11 +59,12 @@ class S3Store:
         base = f"{self.root}/" if self.root else ""
         pages, size = self._client.get_paginator("list_objects_v2"), {"PageSize": LIST_PAGE}
         with self._translated(base + prefix):
-            for page in pages.paginate(Bucket=self.bucket, Prefix=base + prefix, PaginationConfig=size, **self._payer):
-                for found in page.get("Contents", []):
+            answers = pages.paginate(Bucket=self.bucket, Prefix=base + prefix, PaginationConfig=size, **self._payer)
+            for page in _finite(answers, self._host, self.uri):
+                for found in page:
                     key = str(found["Key"])[len(base) :]
                     if key and not key.endswith("/"):  # a folder marker of the AWS console is not an object
-                        yield Entry(key, int(found["Size"]), version_of(found))
+                        yield Entry(key, size_of(found, "Size"), version_of(found))
 
     def stat(self, key: str) -> Entry | None:
         return self._retry(lambda: self._stat(key)) if key else None
@@ -71,7 +79,7 @@ class S3Store:
                     raise
                 self._require_bucket()  # a HEAD does not tell a missing key from a missing bucket
                 return None
-        return Entry(key, int(head["ContentLength"]), version_of(head))
+            return Entry(key, size_of(head), version_of(head))
 
     def read(self, key: str) -> bytes:
         return self._retry(lambda: b"".join(self._body(key, {})))
@@ -103,7 +111,7 @@ class S3Store:
             condition=condition,
             encryption={"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_id} if key_id else {},
             options=self._options,
-            translated=lambda: self._translated(self._full(key), writing=True),
+            translated=lambda: self._translated(self._full(key), writing=True, conditional=bool(condition)),
             progress=progress,
             sha256=sha256,
         )
@@ -158,9 +166,9 @@ class S3Store:
     def _body(self, key: str, arguments: dict[str, str]) -> Iterator[bytes]:
         """The blocks of an object or of a range of it. Raises RetryableError for a broken body."""
         full = self._full(key)
-        with self._translated(full):
+        with self._translated(full, conditional=bool(arguments)):
             answer = self._client.get_object(Bucket=self.bucket, Key=full, **arguments, **self._payer)
-        left = int(answer["ContentLength"])
+            left = size_of(answer)
         broken = f"{self._host} broke off {self._location(full).uri} despite retries: try again later."
         with closing(answer["Body"]) as body:
             try:
@@ -177,26 +185,50 @@ class S3Store:
         return f"{self.root}/{safe}" if self.root else safe
 
     def _location(self, full: str, writing: bool = False) -> s3_errors.S3Location:
-        return s3_errors.S3Location(self.bucket, full, self._host, self._output or writing)
+        signed = not self._options.anonymous
+        return s3_errors.S3Location(self.bucket, full, self._host, self._output or writing, signed)
 
     @contextmanager
-    def _translated(self, full: str, *, writing: bool = False) -> Iterator[None]:
+    def _translated(self, full: str, *, writing: bool = False, conditional: bool = False) -> Iterator[None]:
         try:
             yield
-        except (ClientError, BotoCoreError, ValueError) as error:
-            raise s3_errors.translate(error, self._location(full, writing)) from error
+        except (JobError, PreconditionFailed, MemoryError):
+            raise
+        except Exception as error:  # botocore parses an answer without checks, and raises what that gives
+            where = replace(self._location(full, writing), conditional=conditional)
+            raise s3_errors.translate(error, where, s3_errors.Meaning.BAD_ANSWER) from error
+
+
+def _finite(pages: Iterable[dict[str, Any]], host: str, uri: str) -> Iterator[list[dict[str, Any]]]:
+    """The objects of each page. Raises RetryableError for a listing that repeats itself, BadDataError for too many."""
+    starts: set[str] = set()
+    empty = total = 0
+    for page in pages:
+        found = page.get("Contents", [])
+        empty, total = (0 if found else empty + 1), total + len(found)
+        if total > MOST_OBJECTS:
+            raise BadDataError(f"{uri} has more than {MOST_OBJECTS:,} objects: give the prefix of a data set.")
+        if empty > MOST_EMPTY_PAGES or (found and found[0]["Key"] in starts):
+            raise RetryableError(f"{host} repeats itself in the listing of {uri} despite retries: try again later.")
+        starts.update(each["Key"] for each in found[:1])
+        yield found
 
 
 def _client(options: StorageOptions, timeouts_s: tuple[int, int]) -> Any:
-    """A client; for a custom endpoint with path-style addresses and no optional checksums, as other servers need."""
+    """A client; for a custom endpoint with path-style addresses and no optional checksums, as other servers need.
+
+    The user's AWS configuration may say otherwise for addresses: Alibaba's OSS refuses path-style ones.
+    """
     core = botocore.session.Session()
     core.register_component("data_loader", _service_models())
     session = boto3.session.Session(botocore_session=core)
     client = session.client("s3", config=_config(options, timeouts_s))
     if is_amazon(client):
         return client
+    own = core.get_scoped_config().get("s3")
+    style = own.get("addressing_style") if isinstance(own, dict) else None
     compatible = Config(
-        s3={"addressing_style": "path"},
+        s3={"addressing_style": style or "path"},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )

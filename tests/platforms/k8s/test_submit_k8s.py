@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from inat_job.errors import ConflictError
+from inat_job.platforms.k8s import job_watch
 from inat_job.platforms.k8s.submit_k8s import merge, read_manifest
 from tests.harness.fake_kubectl import COMPLETE, RUNNING, exited, failed, play, pod
 from tests.harness.in_process import Ended
@@ -84,6 +85,9 @@ def test_wait_follows_the_job_to_its_end(submit: Callable[..., Ended], cluster: 
     assert [each["event"] for each in events if each["event"] == "warning"] == ["warning"]
 
 
+OOM = {"terminated": {"exitCode": 137, "finishedAt": "2026-11-24T10:05:00Z", "reason": "OOMKilled"}}
+FULL = {"reason": "Evicted", "message": 'Usage of EmptyDir volume "scratch" exceeds the limit "20Gi". '}
+PRESSED = {"reason": "Evicted", "message": "The node was low on resource: memory. "}
 MESSAGE = json.dumps({"code": 65, "reason": "x.zip does not exist: check --data.", "step": None, "checkpoint": None})
 
 
@@ -94,6 +98,9 @@ MESSAGE = json.dumps({"code": 65, "reason": "x.zip does not exist: check --data.
         (failed("PodFailurePolicy"), [pod("p", exited(2), "Failed")], 2, "PodFailurePolicy: why"),
         (failed("BackoffLimitExceeded"), [pod("p", exited(143), "Failed")], 143, "BackoffLimitExceeded"),
         (failed("BackoffLimitExceeded"), [pod("p", exited(137), "Failed")], 75, "BackoffLimitExceeded"),
+        (failed("BackoffLimitExceeded"), [pod("p", OOM, "Failed")], 78, "OOMKilled"),
+        (failed("BackoffLimitExceeded"), [pod("p", exited(143), "Failed", **FULL)], 78, "Evicted, Usage of EmptyDir"),
+        (failed("BackoffLimitExceeded"), [pod("p", {}, "Failed", **PRESSED)], 75, "Evicted, The node was low"),
         (failed("BackoffLimitExceeded"), [pod("p", exited(75), "Failed")], 75, ""),
         (failed("BackoffLimitExceeded"), [pod("p", exited(1), "Failed")], 1, ""),
         (failed("BackoffLimitExceeded"), [pod("p", exited(127), "Failed")], 1, ""),
@@ -168,3 +175,13 @@ def test_unreadable_manifest_is_refused(tmp_path: Path, content: str | None) -> 
         (tmp_path / "job.yaml").write_text(content)
     with pytest.raises(ConflictError, match="restore it from the release"):
         read_manifest("job.yaml", tmp_path)
+
+
+@pytest.mark.parametrize("reason", ["ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError"])
+def test_wait_ends_for_a_container_that_cannot_start(
+    reason: str, submit: Callable[..., Ended], cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_watch, "STUCK_S", 0.0)
+    play(cluster, {"job": RUNNING, "pods": [pod("p", {"waiting": {"reason": reason, "message": "no"}}, "Pending")]})
+    result = submit(*OPTIONS, "--wait", *RUN)
+    assert (result.code, f"{reason}: no" in result.last) == (78, True), result.last

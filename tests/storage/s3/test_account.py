@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from inat_job.errors import NoPermissionError, UsageError
-from inat_job.storage.s3 import account
+from inat_job.storage.s3 import account, s3_errors
 from tests.storage.conftest import S3Proxy
 
 REAL = "INAT_TEST_S3_ENDPOINT" in os.environ
@@ -57,7 +57,7 @@ def test_skew_of_slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
             return datetime.now(UTC) - timedelta(hours=1)
 
-    monkeypatch.setattr(account, "datetime", Slow)
+    monkeypatch.setattr(s3_errors, "datetime", Slow)
     assert 3500 < (account.skew_s() or 0) < 3700
 
 
