@@ -23,7 +23,7 @@ from inat_job.storage.base import (
     checked_key,
     without_secrets,
 )
-from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
+from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range
 from inat_job.storage.retry import RetryableError, with_retries
 
 _TIMEOUT_S = 60.0
@@ -86,17 +86,20 @@ class HttpsStore:
             return Entry(key, size, version), answer.status == 206 and size != UNKNOWN_SIZE and version != ""
 
     def _blocks(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
-        """Blocks of the object. Raises RetryableError for a broken body, PreconditionFailed for another version."""
-        ranged = end is not None and entry.version != ""
-        headers = {"Range": f"bytes={start}-{end - 1}", **_if_unchanged(entry.version)} if ranged and end else {}
+        """Blocks of the object, or of a range of a known version.
+
+        Raises RetryableError for a broken body and for another answer than the one asked for, PreconditionFailed for
+        another version.
+        """
+        name, span = self._name(entry.key), None if end is None or not entry.version else (start, end, entry.size)
+        headers = {"Range": f"bytes={start}-{span[1] - 1}", **_if_unchanged(entry.version)} if span else {}
         with closing(self._open(entry.key, headers)) as answer:
+            if span:
+                require_range(name, answer.status, answer.headers.get("Content-Range", ""), span)
             if entry.version and _version(answer) != entry.version:
-                raise PreconditionFailed(f"{self._name(entry.key)} changed.")
-            if start > 0 and answer.status != 206:
-                raise RetryableError(
-                    f"{self._name(entry.key)} was sent in full instead of the range requested: try again."
-                )
-            yield from self._body(answer, self._name(entry.key))
+                raise PreconditionFailed(f"{name} changed.")
+            _require_length(name, answer, span, entry.size)
+            yield from self._body(answer, name)
 
     def _body(self, answer: http.client.HTTPResponse, name: str) -> Iterator[bytes]:
         left = answer.length  # None if the server does not report it
@@ -182,6 +185,16 @@ def _size(answer: http.client.HTTPResponse) -> int:
         total = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.headers.get("Content-Range", "").strip())
         return int(total[1]) if total else UNKNOWN_SIZE
     return UNKNOWN_SIZE if answer.length is None else answer.length
+
+
+def _require_length(name: str, answer: http.client.HTTPResponse, span: tuple[int, int, int] | None, size: int) -> None:
+    """Raise RetryableError or, for a whole object, PreconditionFailed unless the body has the expected length."""
+    if answer.length is None:
+        return
+    if span and answer.length != span[1] - span[0]:
+        raise RetryableError(f"{name}: {answer.length} bytes came for {span[1] - span[0]}: try again later.")
+    if not span and (answer.status != 200 or size not in (UNKNOWN_SIZE, answer.length)):
+        raise PreconditionFailed(f"{name} changed its size.")
 
 
 def _version(answer: http.client.HTTPResponse) -> str:

@@ -1,5 +1,6 @@
 """Downloads one object to one file: in parallel, resumable ranges if the server supports them, else in one stream."""
 
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -29,6 +30,21 @@ class ReadBlocks(Protocol):
     """
 
     def __call__(self, entry: Entry, start: int, end: int | None, /) -> Iterator[bytes]: ...
+
+
+def require_range(name: str, status: int, content_range: str, span: tuple[int, int, int]) -> None:
+    """Raise RetryableError unless an answer is the `span` asked for: start, end, and size of the object.
+
+    A proxy or a captive page may answer with a page of its own, with the whole object, or with another range.
+    """
+    start, end, size = span
+    if status == 206 and re.fullmatch(rf"bytes {start}-{end - 1}/({size}|\*)", content_range.strip(), re.IGNORECASE):
+        return
+    found = f"HTTP {status}, {content_range[:50] or 'no Content-Range'}"
+    raise RetryableError(
+        f"{name}: the answer is not bytes {start} to {end - 1} of {size} ({found}), despite retries: "
+        "check for a proxy or a login page on the way, or try again later."
+    )
 
 
 @dataclass(frozen=True)
@@ -148,10 +164,11 @@ class _Download:
 
     def _stream(self, halt: Stop) -> int:
         self.received = 0
-        end = None if self.entry.size == UNKNOWN_SIZE else self.entry.size
         with self.part.open("wb") as file:
-            for block in self._blocks(0, end, halt):
+            for block in self._blocks(0, None, halt):
                 file.write(block)
+        if self.entry.size not in (UNKNOWN_SIZE, self.received):
+            raise RetryableError(f"{self.source.name} has {self.received} bytes, not {self.entry.size}: try again.")
         return self.received
 
     def _tick(self) -> None:

@@ -15,10 +15,10 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import create_loader
 
-from inat_job.errors import BadDataError
+from inat_job.errors import BadDataError, PreconditionFailed
 from inat_job.events import Progress
 from inat_job.storage.base import Entry, Role, StorageOptions, Transfer, checked_key
-from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
+from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range
 from inat_job.storage.retry import RetryableError, with_retries
 from inat_job.storage.s3 import s3_errors
 from inat_job.storage.s3.multipart_upload import Upload, version_of
@@ -71,10 +71,15 @@ class S3Store:
                     raise
                 self._require_bucket()  # a HEAD does not tell a missing key from a missing bucket
                 return None
+        if "ContentLength" not in head or not version_of(head):
+            raise RetryableError(self._not_s3(full))
         return Entry(key, int(head["ContentLength"]), version_of(head))
 
     def read(self, key: str) -> bytes:
-        return self._retry(lambda: b"".join(self._body(key, {})))
+        return self._retry(lambda: self._read(key))
+
+    def _read(self, key: str) -> bytes:
+        return b"".join(self._body(key, {}, self._require_object))
 
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         return self._retry(lambda: b"".join(self._range(entry, start, end)))
@@ -152,17 +157,46 @@ class S3Store:
         return entry
 
     def _range(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
-        last = "" if end is None else str(end - 1)
-        return self._body(entry.key, {"Range": f"bytes={start}-{last}", "IfMatch": f'"{entry.version}"'})
+        end = entry.size if end is None else end
+        if start == end:
+            return
 
-    def _body(self, key: str, arguments: dict[str, str]) -> Iterator[bytes]:
-        """The blocks of an object or of a range of it. Raises RetryableError for a broken body."""
+        def require(answer: dict[str, Any], uri: str) -> None:
+            status = answer["ResponseMetadata"]["HTTPStatusCode"]
+            require_range(uri, status, str(answer.get("ContentRange", "")), (start, end, entry.size))
+            if answer.get("ContentLength") != end - start:
+                raise RetryableError(self._not_s3(entry.key))
+            if version_of(answer) != entry.version:
+                raise PreconditionFailed(f"{uri} changed.")
+
+        yield from self._body(
+            entry.key, {"Range": f"bytes={start}-{end - 1}", "IfMatch": f'"{entry.version}"'}, require
+        )
+
+    def _require_object(self, answer: dict[str, Any], uri: str) -> None:
+        if answer["ResponseMetadata"]["HTTPStatusCode"] != 200 or not version_of(answer):
+            raise RetryableError(self._not_s3(uri))
+
+    def _not_s3(self, name: str) -> str:
+        return (
+            f"{self._host} did not answer like S3 for {name} despite retries: "
+            "check AWS_ENDPOINT_URL and the proxies on the way."
+        )
+
+    def _body(
+        self, key: str, arguments: dict[str, str], require: Callable[[dict[str, Any], str], None]
+    ) -> Iterator[bytes]:
+        """The blocks of an object or of a range of it, once `require` has accepted the answer's headers.
+
+        Raises RetryableError for a broken body.
+        """
         full = self._full(key)
         with self._translated(full):
             answer = self._client.get_object(Bucket=self.bucket, Key=full, **arguments, **self._payer)
-        left = int(answer["ContentLength"])
         broken = f"{self._host} broke off {self._location(full).uri} despite retries: try again later."
         with closing(answer["Body"]) as body:
+            require(answer, self._location(full).uri)
+            left = int(answer["ContentLength"])
             try:
                 while left > 0 and (block := body.read(min(left, BLOCK_SIZE))):
                     left -= len(block)
