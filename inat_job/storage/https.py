@@ -23,7 +23,8 @@ from inat_job.storage.base import (
     checked_key,
     without_secrets,
 )
-from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range
+from inat_job.storage.checksums import Checksum, stated_checksum
+from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range, verified
 from inat_job.storage.retry import RetryableError, with_retries
 
 _TIMEOUT_S = 60.0
@@ -53,9 +54,11 @@ class HttpsStore:
             return None
 
     def read(self, key: str) -> bytes:
-        return with_retries(
-            lambda: b"".join(self._blocks(Entry(key, UNKNOWN_SIZE, ""), 0, None)), self._options.retries
-        )
+        return with_retries(lambda: verified(lambda: self._read(key), self._name(key)), self._options.retries)
+
+    def _read(self, key: str) -> tuple[bytes, Checksum | None]:
+        with closing(self._open(key, {})) as answer:
+            return b"".join(self._body(answer, self._name(key))), stated_checksum(_headers(answer))
 
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         if not self._probe(entry.key)[1]:
@@ -76,14 +79,15 @@ class HttpsStore:
         """The web address of the object, without a login."""
         return self._request(key, {}).full_url
 
-    def _probe(self, key: str) -> tuple[Entry, bool]:
-        """The object's entry, and whether it can be read in ranges that are certain to be of one version.
+    def _probe(self, key: str) -> tuple[Entry, bool, Checksum | None]:
+        """The object's entry, whether it can be read in ranges that are certain to be of one version, and its checksum.
 
         Requests one byte: some servers and signed URLs refuse a HEAD, and some announce ranges that they do not serve.
         """
         with closing(self._open(key, {"Range": "bytes=0-0"}, may_be_empty=True)) as answer:
             size, version = _size(answer), _version(answer)
-            return Entry(key, size, version), answer.status == 206 and size != UNKNOWN_SIZE and version != ""
+            ranged = answer.status == 206 and size != UNKNOWN_SIZE and version != ""
+            return Entry(key, size, version), ranged, stated_checksum(_headers(answer))
 
     def _blocks(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
         """Blocks of the object, or of a range of a known version.
@@ -177,6 +181,10 @@ def _login(uri: str) -> str | None:
         return None
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def _headers(answer: http.client.HTTPResponse) -> dict[str, str]:
+    return {name.lower(): ", ".join(answer.headers.get_all(name, [])) for name in answer.headers}
 
 
 def _size(answer: http.client.HTTPResponse) -> int:

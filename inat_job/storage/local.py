@@ -65,7 +65,7 @@ class LocalStore:
         return b"".join(self._blocks(entry, start, end))
 
     def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
-        source = RangeSource(str(self._path(key)), lambda: (self._present(key), True), self._blocks)
+        source = RangeSource(str(self._path(key)), lambda: (self._present(key), True, None), self._blocks)
         return download(source, path, self._options, **transfer)
 
     def put(

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from inat_job import events
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.events import Progress
 from inat_job.signals import Stop, check, never
 from inat_job.storage import partial_download
 from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions
+from inat_job.storage.checksums import Checksum
 from inat_job.storage.disk import disk_errors, publish, require_space, sha256_of
 from inat_job.storage.partial_download import JournalWriter, PartialDownload
 from inat_job.storage.retry import Retries, RetryableError, with_retries
@@ -47,12 +49,22 @@ def require_range(name: str, status: int, content_range: str, span: tuple[int, i
     )
 
 
+def verified(read: Callable[[], tuple[bytes, Checksum | None]], name: str) -> bytes:
+    """A small object, which `read` returns with the checksum that its store states. Raises RetryableError."""
+    data, checksum = read()
+    if checksum is None or checksum.matches([data]) or (not checksum.is_certain and read()[0] == data):
+        return data
+    raise RetryableError(f"{name} arrived damaged despite retries: check the network, and try again.")
+
+
 @dataclass(frozen=True)
 class RangeSource:
-    """An object to download: its name for messages, how to stat it (entry, supports ranges?) and how to read it."""
+    """An object to download: its name for messages, how to stat it (entry, supports ranges?, what its store states of
+    its bytes) and how to read it.
+    """
 
     name: str
-    stat: Callable[[], tuple[Entry, bool]]
+    stat: Callable[[], tuple[Entry, bool, Checksum | None]]
     blocks: ReadBlocks
 
 
@@ -68,21 +80,32 @@ def download(
 ) -> Entry:
     """Download the object to `path` and return its entry, starting over if it changes meanwhile.
 
-    `incoming` receives the bytes as they arrive. Raises BadDataError for another sha256, Preempted when `stop` turns
-    true, and TransientError for an object that keeps changing; what has arrived is kept for the next attempt.
+    `incoming` receives the bytes as they arrive. Without a `sha256`, the bytes must have the checksum that the store
+    states. Raises BadDataError for another sha256 or for damage in the store, Preempted when `stop` turns true, and
+    TransientError for an object that keeps changing or arrives damaged; what has arrived intact is kept for the next
+    attempt.
     """
+    damaged: list[str] = []
     for _ in range(_VERSIONS):
         check(stop, f"downloading {source.name}")
-        entry, ranged = run_in_thread(lambda _: source.stat(), lambda: check(stop, f"looking up {source.name}"))
+        entry, ranged, checksum = run_in_thread(
+            lambda _: source.stat(), lambda: check(stop, f"looking up {source.name}")
+        )
         work = _Download(source, entry, path, options, progress, stop, incoming or PartialDownload())
         try:
             with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 size = work.in_ranges() if ranged else work.in_one_stream()
+                if sha256 is None and checksum is not None and not work.is_proven(checksum, damaged):
+                    continue
                 work.accept(sha256)
         except PreconditionFailed:
             continue
         return Entry(entry.key, size, entry.version)
+    if len(set(damaged)) < len(damaged):
+        raise BadDataError(f"{source.name} does not have the checksum that its store states: upload it again.")
+    if damaged:
+        raise TransientError(f"{source.name} arrived damaged {len(damaged)} times: check the network, and try again.")
     raise TransientError(f"{source.name} changed {_VERSIONS} times during its download: try again once it is stable.")
 
 
@@ -103,9 +126,7 @@ class _Download:
 
     def in_ranges(self) -> int:
         """Download the chunks that the journal misses, on several threads."""
-        journal = partial_download.resume(
-            self.part, self.entry.version, self.entry.size, lambda: check(self.stop, f"verifying {self.source.name}")
-        )
+        journal = partial_download.resume(self.part, self.entry.version, self.entry.size, self._verifying)
         self.received = journal.bytes_done()
         require_space(self.path, self.entry.size - self.received)
         missing = journal.missing()
@@ -176,13 +197,30 @@ class _Download:
         if self.progress is not None and self.entry.size != UNKNOWN_SIZE:
             self.progress(min(self.received, self.entry.size), self.entry.size)
 
+    def is_proven(self, checksum: Checksum, damaged: list[str]) -> bool:
+        """Whether the file has this checksum; if not, it is discarded and its SHA-256 is added to `damaged`.
+
+        What may be no checksum at all, such as an ETag, is overruled by two downloads of the same bytes.
+        """
+        if checksum.matches_file(self.part, self._verifying):
+            return True
+        found = sha256_of(self.part, self._verifying)
+        if not checksum.is_certain and found in damaged:
+            events.warn(
+                f"{self.source.name} came twice with the same bytes, and its ETag is not their checksum: "
+                f"to be certain of them, use #sha256={found}."
+            )
+            return True
+        self._discard()
+        damaged.append(found)
+        return False
+
+    def _verifying(self) -> None:
+        check(self.stop, f"verifying {self.source.name}")
+
     def accept(self, sha256: str | None) -> None:
         """Publish the file if it has this `sha256`, or discard it."""
-        verifying = f"verifying {self.source.name}"
-        if (
-            sha256 is not None
-            and (found := sha256_of(self.part, lambda: check(self.stop, verifying))) != sha256.lower()
-        ):
+        if sha256 is not None and (found := sha256_of(self.part, self._verifying)) != sha256.lower():
             self._discard()
             raise BadDataError(
                 f"{self.source.name} has sha256 {found}, not {sha256}: it changed or is damaged; "

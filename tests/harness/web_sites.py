@@ -26,6 +26,7 @@ class Site:
 
     files: dict[str, bytes] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
+    more: dict[str, str] = field(default_factory=dict)  # headers of every object
     statuses: dict[str, int] = field(default_factory=dict)
     ranges: bool = True
     lengths: bool = True
@@ -79,8 +80,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if span else 200)
         if span:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
-        if etag:
-            self.send_header("ETag", etag)
+        for name, value in {"ETag": etag, **self.site.more}.items() if etag else ():
+            self.send_header(name, value)
         if self.site.lengths:
             self.send_header("Content-Length", str(end - start))
         else:

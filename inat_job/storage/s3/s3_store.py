@@ -15,10 +15,11 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import create_loader
 
-from inat_job.errors import BadDataError, PreconditionFailed
+from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed
 from inat_job.events import Progress
 from inat_job.storage.base import Entry, Role, StorageOptions, Transfer, checked_key
-from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range
+from inat_job.storage.checksums import Checksum, parts_of, stated_checksum
+from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range, verified
 from inat_job.storage.retry import RetryableError, with_retries
 from inat_job.storage.s3 import s3_errors
 from inat_job.storage.s3.multipart_upload import Upload, version_of
@@ -59,13 +60,14 @@ class S3Store:
                         yield Entry(key, int(found["Size"]), version_of(found))
 
     def stat(self, key: str) -> Entry | None:
-        return self._retry(lambda: self._stat(key)) if key else None
+        head = self._retry(lambda: self._head(key)) if key else None
+        return None if head is None else self._entry(key, head)
 
-    def _stat(self, key: str) -> Entry | None:
+    def _head(self, key: str) -> dict[str, Any] | None:
         full = self._full(key)
         with self._translated(full):
             try:
-                head = self._client.head_object(Bucket=self.bucket, Key=full, **self._payer)
+                head: dict[str, Any] = self._client.head_object(Bucket=self.bucket, Key=full, **self._payer)
             except ClientError as error:
                 if _status(error) != 404:
                     raise
@@ -73,19 +75,29 @@ class S3Store:
                 return None
         if "ContentLength" not in head or not version_of(head):
             raise RetryableError(self._not_s3(full))
+        return head
+
+    def _entry(self, key: str, head: dict[str, Any]) -> Entry:
         return Entry(key, int(head["ContentLength"]), version_of(head))
 
     def read(self, key: str) -> bytes:
-        return self._retry(lambda: self._read(key))
+        return self._retry(lambda: verified(lambda: self._read(key), self._location(self._full(key)).uri))
 
-    def _read(self, key: str) -> bytes:
-        return b"".join(self._body(key, {}, self._require_object))
+    def _read(self, key: str) -> tuple[bytes, Checksum | None]:
+        stated: list[Checksum | None] = []
+
+        def require(answer: dict[str, Any], uri: str) -> None:
+            if answer["ResponseMetadata"]["HTTPStatusCode"] != 200 or not version_of(answer):
+                raise RetryableError(self._not_s3(uri))
+            stated.append(stated_checksum(_headers(answer), is_amazon=is_amazon(self._client)))
+
+        return b"".join(self._body(key, {}, require)), stated[0]
 
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         return self._retry(lambda: b"".join(self._range(entry, start, end)))
 
     def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
-        source = RangeSource(self._location(self._full(key)).uri, lambda: (self._present(key), True), self._range)
+        source = RangeSource(self._location(self._full(key)).uri, lambda: self._present(key), self._range)
         return download(source, path, self._options, **transfer)
 
     def put(
@@ -150,11 +162,38 @@ class S3Store:
                 raise
         self._bucket_exists = True
 
-    def _present(self, key: str) -> Entry:
-        entry = self.stat(key)
-        if entry is None:
+    def _present(self, key: str) -> tuple[Entry, bool, Checksum | None]:
+        head = self._retry(lambda: self._head(key)) if key else None
+        if head is None:
             raise BadDataError(f"{self._location(self._full(key)).uri} does not exist: check the address.")
-        return entry
+        entry = self._entry(key, head)
+        headers = _headers(self._head_with(entry, ChecksumMode="ENABLED") or head)
+        part_size = self._part_size(entry, parts_of(headers))
+        return entry, True, stated_checksum(headers, is_amazon=is_amazon(self._client), part_size=part_size)
+
+    def _part_size(self, entry: Entry, count: int) -> int | None:
+        """Bytes of an object's parts, all but the last, if there are so many of the first one's size."""
+        if not count:
+            return None
+        first = self._head_with(entry, PartNumber=1)
+        size = int(first.get("ContentLength", 0))
+        fits = first.get("PartsCount") == count and size and -(-entry.size // size) == count
+        return size if fits else None
+
+    def _head_with(self, entry: Entry, **more: Any) -> dict[str, Any]:
+        """A HEAD with an option that some servers or policies refuse, empty then."""
+        full = self._full(entry.key)
+
+        def attempt() -> dict[str, Any]:
+            with self._translated(full):
+                target = {"Bucket": self.bucket, "Key": full, "IfMatch": f'"{entry.version}"'}
+                answer: dict[str, Any] = self._client.head_object(**target, **more, **self._payer)
+            return answer
+
+        try:
+            return self._retry(attempt)
+        except (BadDataError, ConflictError, NoPermissionError, PreconditionFailed):
+            return {}
 
     def _range(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
         end = entry.size if end is None else end
@@ -172,10 +211,6 @@ class S3Store:
         yield from self._body(
             entry.key, {"Range": f"bytes={start}-{end - 1}", "IfMatch": f'"{entry.version}"'}, require
         )
-
-    def _require_object(self, answer: dict[str, Any], uri: str) -> None:
-        if answer["ResponseMetadata"]["HTTPStatusCode"] != 200 or not version_of(answer):
-            raise RetryableError(self._not_s3(uri))
 
     def _not_s3(self, name: str) -> str:
         return (
@@ -257,6 +292,11 @@ def _config(options: StorageOptions, timeouts_s: tuple[int, int]) -> Config:
         read_timeout=timeouts_s[1],
     )
     return config.merge(Config(signature_version=UNSIGNED)) if options.anonymous else config
+
+
+def _headers(answer: dict[str, Any]) -> dict[str, str]:
+    headers: dict[str, str] = answer["ResponseMetadata"]["HTTPHeaders"]
+    return headers
 
 
 def _status(error: ClientError) -> int:
