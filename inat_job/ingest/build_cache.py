@@ -15,6 +15,7 @@ from inat_job.data.layout import ImageFile
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted
 from inat_job.events import Progress
 from inat_job.ingest import archives
+from inat_job.ingest.container import DAMAGED, DamagedArchiveError
 from inat_job.ingest.data_source import DataSource
 from inat_job.ingest.decode_all import ROWS, Decoded, decode_all
 from inat_job.signals import Stop
@@ -110,12 +111,13 @@ def _build(
     on_downloaded()
     if source.is_archive:
         source.verify(identity)
-    folder = _folder(cache_dir, identity, side)
-    with _publishing(folder, cache_dir, stop) as cache:
+    with _publishing(_folder(cache_dir, identity, side), cache_dir, stop) as cache:
         if cache is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
+            _note(source, cache.index)
             return cache
-    images, decoded = results or _decode(source, unfinished, side, stop)
+    images, decoded = results or _decode_intact(source, unfinished, side, stop)
+    folder = _folder(cache_dir, source.identify(), side)
     index = _index(source, images, decoded, side, unfinished / PIXELS)
     try:
         _check_rejected(index, max_broken)
@@ -131,7 +133,14 @@ def _build(
         else:
             shutil.rmtree(unfinished)
             held = cache.held
+    _note(source, index)
     return Cache(folder, index, held)
+
+
+def _note(source: DataSource, index: CacheIndex) -> None:
+    """Note the digest of an archive for later runs, unless it has damage, which another download might not have."""
+    if source.archive and not any(each["reason"].startswith(DAMAGED) for each in index.rejected):
+        source.archive.note()
 
 
 @contextmanager
@@ -142,6 +151,21 @@ def _publishing(folder: Path, cache_dir: Path, stop: Stop) -> Iterator[Cache | N
         if cache is None:
             shutil.rmtree(folder, ignore_errors=True)  # a damaged cache
         yield cache
+
+
+def _decode_intact(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
+    """The images; an archive with damage is downloaded once more, and decoded again if its bytes differ now."""
+    try:
+        results = _decode(source, unfinished, side, stop)
+        if not any((each.reason or "").startswith(DAMAGED) for each in results[1]):
+            return results
+    except DamagedArchiveError:
+        if not (source.archive and source.archive.renew()):
+            raise
+    else:
+        if not (source.archive and source.archive.renew()):
+            return results
+    return _decode(source, unfinished, side, stop)
 
 
 def _decode(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:

@@ -18,6 +18,9 @@ Load = Callable[[], bytes]
 
 LINK = "a link, not an image"
 
+DAMAGED = "damaged in the archive"
+"""Beginning of the reason for an image whose bytes contradict the archive's own checks."""
+
 MAX_FILE_BYTES = 256 * 2**20
 """Members beyond this size are not read: no photo is that large."""
 
@@ -49,9 +52,13 @@ def refuse(reason: Rejected) -> bytes:
     raise reason
 
 
+class DamagedArchiveError(BadDataError):
+    """An archive that contradicts its own checks, at its source or because it arrived so."""
+
+
 @contextmanager
 def archive_errors(path: Path) -> Iterator[None]:
-    """Translate errors of the disk, and every other error into a BadDataError: the archive is damaged."""
+    """Translate errors of the disk, and every other error into a DamagedArchiveError."""
     with disk_errors(path, missing=f"{path} does not exist: check --data."):
         try:
             yield
@@ -59,7 +66,7 @@ def archive_errors(path: Path) -> Iterator[None]:
             if is_not_damage(error):
                 raise
             reason = " ".join(str(error).split())
-            raise BadDataError(f"{path} is not an intact archive ({reason}): download it again.") from None
+            raise DamagedArchiveError(f"{path} is not an intact archive ({reason}): download it again.") from None
 
 
 def is_not_damage(error: Exception) -> bool:

@@ -29,7 +29,7 @@ class DataSource:
     `draft_key` names unfinished work on it. `identify` returns an identity that changes whenever the images may have
     changed, for an archive its SHA-256, and downloads the archive if necessary; `known_identity` returns it only if no
     download is necessary. `open` returns the container; the bytes of an archive are hashed before they are trusted.
-    `download` is set if the archive may be remote.
+    `archive` is the archive, `download` too if it may be read while it comes.
     """
 
     uri: str
@@ -39,6 +39,7 @@ class DataSource:
     identify: Callable[[], str]
     open: Callable[[], archives.Container]
     is_archive: bool
+    archive: Download | None = None
     download: Download | None = None
 
     @property
@@ -129,6 +130,7 @@ def _archive(
         download.digest,
         download.open,
         is_archive=True,
+        archive=download,
         download=remote,
     )
     if digest := download.known_digest():

@@ -105,6 +105,8 @@ def _members(path: Path, most: int) -> Iterator[tuple[int, tarfile.TarInfo, tarf
                 number += 1
             if any(stream.last):
                 raise tarfile.ReadError(f"the header after its {number} members is damaged")
+            while stream.read(MAX_HEADER_BYTES):  # the checksum of a compressed file is at its very end
+                pass
 
 
 def _open(path: Path) -> IO[bytes]:

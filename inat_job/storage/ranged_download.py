@@ -91,7 +91,8 @@ def download(
         entry, ranged, checksum = run_in_thread(
             lambda _: source.stat(), lambda: check(stop, f"looking up {source.name}")
         )
-        work = _Download(source, entry, path, options, progress, stop, incoming or PartialDownload())
+        proven = sha256 is not None or checksum is not None
+        work = _Download(source, entry, path, options, progress, stop, incoming or PartialDownload(), proven)
         try:
             with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +119,7 @@ class _Download:
     progress: Progress | None
     stop: Stop
     incoming: PartialDownload
+    is_proven_later: bool
     received: int = 0
 
     @property
@@ -130,7 +132,7 @@ class _Download:
         self.received = journal.bytes_done()
         require_space(self.path, self.entry.size - self.received)
         missing = journal.missing()
-        self.incoming.begin(self.part, journal)
+        self.incoming.begin(self.part, journal, self._reread, self.is_proven_later)
 
         def fetch(_: int, halt: Stop) -> None:
             self._chunk(writer, self.incoming.take(missing), halt)
@@ -141,6 +143,10 @@ class _Download:
                 pass
         self.incoming.finish()
         return self.entry.size
+
+    def _reread(self, start: int, end: int) -> bytes:
+        read = lambda: b"".join(self.source.blocks(self.entry, start, end))  # noqa: E731
+        return with_retries(read, self.options.retries, self.stop)
 
     def _chunk(self, writer: JournalWriter, index: int, halt: Stop) -> None:
         """Download the missing bytes of one chunk; a broken body is continued where it broke."""
