@@ -9,7 +9,14 @@ from inat_job.errors import BadDataError
 
 TRAIN, TEST = "train", "test"
 _SPLIT_NAMES = {TRAIN, "val", "test"}
-_IGNORED_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+_IGNORED_NAMES = {
+    *("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r", "lost+found", "System Volume Information"),
+    *("@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN"),  # of a NAS; @eaDir holds thumbnails
+}
+_SIDECARS = (
+    *(".xml", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md", ".html", ".htm", ".pdf", ".log"),
+    *(".mov", ".mp4", ".avi", ".m4v", ".aae", ".xmp", ".thm", ".db", ".ini", ".npy", ".mat", ".md5", ".sha256", ".py"),
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -39,6 +46,11 @@ class _Member:
 def is_ignored(name: str) -> bool:
     """Whether a path is hidden or a leftover of an operating system."""
     return any((part.startswith(".") and part != ".") or part in _IGNORED_NAMES for part in name.split("/"))
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a file that is no image is plainly not meant as one, by its name."""
+    return name.lower().endswith(_SIDECARS)
 
 
 def find_images(names: Iterable[str], source: str) -> list[ImageFile]:

@@ -4,7 +4,7 @@ A bomb is refused by the size that it claims, or where it unfolds beyond its lim
 """
 
 import errno
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,8 @@ Load = Callable[[], bytes]
 """Reads the bytes of one file; any thread may call it."""
 
 LINK = "a link, not an image"
+
+REPEATED = "another member of the same name follows"
 
 DAMAGED = "damaged in the archive"
 """Beginning of the reason for an image whose bytes contradict the archive's own checks."""
@@ -37,6 +39,9 @@ class Container(Protocol):
 
     def names(self) -> list[str]:
         """The paths of all files and links, with `/`, each once."""
+
+    def skipped(self) -> Mapping[str, str]:
+        """By path, why a member is not among the names, or not all members of this path are."""
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         """Each of the names once, in the order that is cheapest to read, with the function that reads it."""

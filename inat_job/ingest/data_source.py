@@ -17,6 +17,7 @@ from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, Store, open_store, split_uri
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.https import HttpsStore
+from inat_job.storage.local import LocalStore
 
 DEMO = "demo:"
 REMOTE = ("s3://", "http://", "https://")
@@ -104,9 +105,11 @@ def _loose_files(store: Store, uri: str, expected: str | None) -> DataSource:
     entries = [entry for entry in store.list() if not is_ignored(entry.key)]
     if not entries:
         raise BadDataError(f"{uri} holds no files: check --data.")
-    listing = json.dumps([(entry.key, entry.size, entry.version) for entry in entries])
+    found = store.unreadable() if isinstance(store, LocalStore) else {}
+    unreadable = {name: reason for name, reason in found.items() if not is_ignored(name)}
+    listing = json.dumps([*((entry.key, entry.size, entry.version) for entry in entries), *unreadable.items()])
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
-    container = archives.LooseFiles(store, {entry.key: entry.size for entry in entries})
+    container = archives.LooseFiles(store, {entry.key: entry.size for entry in entries}, unreadable)
     return DataSource(
         _as_utf8(uri), identity, expected, lambda: identity, lambda: identity, lambda: container, is_archive=False
     )

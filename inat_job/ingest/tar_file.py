@@ -6,13 +6,13 @@ import io
 import lzma
 import tarfile
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from inat_job.ingest import container
-from inat_job.ingest.container import LINK, Load, check_count, check_size, check_unfolding, plain_name
+from inat_job.ingest.container import LINK, REPEATED, Load, check_count, check_size, check_unfolding, plain_name
 from inat_job.ingest.decode import Rejected
 
 MAX_HEADER_BYTES = 2**20
@@ -32,12 +32,16 @@ class TarArchive:
         self._path = path
         self._numbers: dict[str, int] = {}  # by name, the number of the member that holds its bytes
         self._rejected: dict[str, str] = {}
+        self._skipped: dict[str, str] = {}
         for number, member, _ in _members(path, MAX_HEADER_BYTES):
             check_count(path, number)
             self._enter(plain_name(member.name), number, member)
 
     def names(self) -> list[str]:
         return [*self._numbers, *self._rejected]
+
+    def skipped(self) -> Mapping[str, str]:
+        return self._skipped
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         wanted: dict[int, list[str]] = defaultdict(list)
@@ -54,12 +58,16 @@ class TarArchive:
 
     def _enter(self, name: str, number: int, member: tarfile.TarInfo) -> None:
         target = plain_name(member.linkname)
+        if name in self._numbers or name in self._rejected:
+            self._skipped[name] = REPEATED
         if member.isreg() or (member.islnk() and target in self._numbers):
             self._rejected.pop(name, None)
             self._numbers[name] = number if member.isreg() else self._numbers[target]
         elif member.issym() or member.islnk():
             self._numbers.pop(name, None)
             self._rejected[name] = LINK if member.issym() else f"a hard link to {target}, which does not precede it"
+        elif not member.isdir():
+            self._skipped[name] = "neither a file nor a folder"
 
 
 class BoundedReader(io.BufferedIOBase):

@@ -6,7 +6,8 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from inat_job.errors import BadDataError
 from inat_job.ingest.container import (
     DAMAGED,
     LINK,
+    REPEATED,
     Load,
     check_count,
     check_size,
@@ -32,6 +34,7 @@ _READS = 4
 """Reads of a member from its store, while each differs from the one before, until it is taken for damaged there."""
 
 _SUMS_FOLLOW, _UTF8 = 0x8, 0x800  # flags
+_UNICODE_NAME = 0x7075  # an extra field
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods unfold a few bytes to GiB before they can be cut
 
@@ -52,12 +55,21 @@ class ZipArchive:
         check_count(path, len(listed))
         packed = sum(each.compress_size for each in listed)
         check_unfolding(path, size, sum(each.file_size for each in listed), packed)
-        files = (member for member in listed if not member.filename.endswith(("/", "\\")))
-        self._members = {plain_name(member.filename): member for member in files}
+        self._skipped: dict[str, str] = {}
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for member in listed:
+            if (given := member_name(member)).endswith(("/", "\\")):
+                continue
+            if (name := plain_name(given)) in self._members:
+                self._skipped[name] = REPEATED
+            self._members[name] = member
         self._starts = sorted({*(each.header_offset for each in listed), self._file.start_dir, size})
 
     def names(self) -> list[str]:
         return list(self._members)
+
+    def skipped(self) -> Mapping[str, str]:
+        return self._skipped
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         for name in sorted(names, key=lambda name: self._members[name].header_offset):
@@ -115,6 +127,22 @@ class ZipArchive:
             return self._incoming.read(start, end)
         assert self._file.fp is not None
         return os.pread(self._file.fp.fileno(), end - start, start)
+
+
+def member_name(member: zipfile.ZipInfo) -> str:
+    """A member's name. WinRAR and 7-Zip may keep the real one in an extra field, which zipfile reads from Python 3.12
+    on (PKWARE's APPNOTE 4.6.9).
+    """
+    encoded = member.orig_filename.encode("utf-8" if member.flag_bits & _UTF8 else "cp437", errors="replace")
+    at, extra = 0, member.extra
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        field = extra[at + 4 : at + 4 + length]
+        if kind == _UNICODE_NAME and field[:5] == struct.pack("<BL", 1, zlib.crc32(encoded)):
+            with suppress(UnicodeDecodeError):
+                return field[5:].decode() or member.filename
+        at += 4 + length
+    return member.filename
 
 
 def _repaired(incoming: PartialDownload, start: int, end: int) -> bool:
