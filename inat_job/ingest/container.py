@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from inat_job.data.layout import check_name
 from inat_job.errors import BadDataError, JobError
 from inat_job.ingest.decode import Rejected
 from inat_job.storage.disk import disk_errors
@@ -30,8 +31,8 @@ MAX_UNFOLDING, ALWAYS_ALLOWED_BYTES = 200, 2**30
 """An archive may unfold to this many times its own size, or to this many bytes if that is more: images hardly
 compress, and deflate reaches a factor of 1,032 at most."""
 
-MAX_MEMBERS = 5_000_000
-"""Members of an archive: so many names take about 1 GiB of memory."""
+MAX_MEMBERS = 1_500_000
+"""Members of an archive: so many names take about 1 GB of memory."""
 
 
 class Container(Protocol):
@@ -47,8 +48,12 @@ class Container(Protocol):
         """Each of the names once, in the order that is cheapest to read, with the function that reads it."""
 
 
-def plain_name(name: str) -> str:
-    """A member's path without `.` segments and extra slashes, and with `/` instead of Windows' `\\`."""
+def plain_name(name: str, path: Path) -> str:
+    """A member's path without `.` segments and extra slashes, and with `/` instead of Windows' `\\`.
+
+    Raises BadDataError for a path that is too long or too deep to be split.
+    """
+    check_name(name, path)
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
@@ -95,7 +100,10 @@ def check_unfolding(path: Path, size: int, unfolded: int, packed: int = 0) -> No
 def check_count(path: Path, members: int) -> None:
     """Raise BadDataError for more members than fit into memory."""
     if members > MAX_MEMBERS:
-        raise BadDataError(f"{path} has more than {MAX_MEMBERS} members: use a smaller data set.")
+        raise BadDataError(
+            f"{path} has {members:,} members or more, and at most {MAX_MEMBERS:,} fit into memory: "
+            "use a smaller data set, or a folder."
+        )
 
 
 def check_size(size: int) -> None:

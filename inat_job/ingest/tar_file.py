@@ -35,7 +35,7 @@ class TarArchive:
         self._skipped: dict[str, str] = {}
         for number, member, _ in _members(path, MAX_HEADER_BYTES):
             check_count(path, number)
-            self._enter(plain_name(member.name), number, member)
+            self._enter(plain_name(member.name, path), number, member)
 
     def names(self) -> list[str]:
         return [*self._numbers, *self._rejected]
@@ -57,7 +57,7 @@ class TarArchive:
                     yield from ((name, load) for name in wanted[number])
 
     def _enter(self, name: str, number: int, member: tarfile.TarInfo) -> None:
-        target = plain_name(member.linkname)
+        target = plain_name(member.linkname, self._path)
         if name in self._numbers or name in self._rejected:
             self._skipped[name] = REPEATED
         if member.isreg() or (member.islnk() and target in self._numbers):

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from inat_job.errors import BadDataError
 from inat_job.ingest.container import (
@@ -34,6 +35,7 @@ _READS = 4
 """Reads of a member from its store, while each differs from the one before, until it is taken for damaged there."""
 
 _SUMS_FOLLOW, _UTF8 = 0x8, 0x800  # flags
+_END_WITHIN = 22 + 2**16 + 20 + 56 + 1024  # the end, its comment, and a zip64's locator and end
 _UNICODE_NAME = 0x7075  # an extra field
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods unfold a few bytes to GiB before they can be cut
@@ -47,6 +49,8 @@ class ZipArchive:
 
     def __init__(self, path: Path, incoming: PartialDownload | None = None) -> None:
         self._path, self._incoming = path, incoming
+        with PartialFile(incoming) if incoming else path.open("rb") as file:
+            check_count(path, _stated_count(file))
         self._file = zipfile.ZipFile(PartialFile(incoming) if incoming else path)
         size = incoming.size if incoming else path.stat().st_size
         if incoming and not incoming.is_proven and _repaired(incoming, self._file.start_dir, size):
@@ -60,7 +64,7 @@ class ZipArchive:
         for member in listed:
             if (given := member_name(member)).endswith(("/", "\\")):
                 continue
-            if (name := plain_name(given)) in self._members:
+            if (name := plain_name(given, path)) in self._members:
                 self._skipped[name] = REPEATED
             self._members[name] = member
         self._starts = sorted({*(each.header_offset for each in listed), self._file.start_dir, size})
@@ -127,6 +131,22 @@ class ZipArchive:
             return self._incoming.read(start, end)
         assert self._file.fp is not None
         return os.pread(self._file.fp.fileno(), end - start, start)
+
+
+def _stated_count(file: IO[bytes] | PartialFile) -> int:
+    """Members that the end of a zip states, 0 if unknown: the directory takes memory before zipfile has counted it."""
+    size = file.seek(0, os.SEEK_END)
+    start = file.seek(max(0, size - _END_WITHIN))
+    tail = file.read() or b""
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or at + 12 > len(tail):
+        return 0
+    (count,) = struct.unpack_from("<H", tail, at + 10)
+    if count == 0xFFFF and tail[at - 20 : at - 16] == b"PK\6\7":  # zip64, whose own end is before its locator
+        (offset,) = struct.unpack_from("<Q", tail, at - 12)
+        if start <= offset and offset - start + 40 <= len(tail):
+            (count,) = struct.unpack_from("<Q", tail, offset - start + 32)
+    return int(count)
 
 
 def member_name(member: zipfile.ZipInfo) -> str:

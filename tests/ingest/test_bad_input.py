@@ -243,6 +243,33 @@ def test_class_folders_that_are_links_into_a_pool(names: tuple[str, str], tmp_pa
     assert (index.classes, len(index.ids)) == (names, 20)
 
 
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+@pytest.mark.parametrize("name", ["a/" * 30_000 + "x", "train/" * 100 + "x.jpg", "x" * 5000, "a\\" * 100 + "x"])
+def test_long_or_deep_name_is_refused_before_it_is_split(write: Write, name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / ("x.zip" if write is write_zip else "x.tar.gz"), {name: b"", **tree()})
+    with pytest.raises(BadDataError, match=r"has a path of \d+ letters and \d+ folders, .*: use at most 4096 and 64"):
+        prepared(path)
+
+
+@pytest.mark.parametrize("is_zip64", [False, True])
+def test_too_many_members_are_refused_by_the_stated_number(
+    is_zip64: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "MAX_MEMBERS", 40 if not is_zip64 else 1_500_000)
+    path = write_zip(tmp_path / "x.zip", tree())
+    if is_zip64:  # which states two million
+        data = path.read_bytes()
+        end = data.index(b"PK\5\6")
+        many = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 2_000_000, 2_000_000, 100, 0)
+        locator = struct.pack("<4sLQL", b"PK\6\7", 0, end, 1)
+        last = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        path.write_bytes(data[:end] + many + locator + last)
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda self: pytest.fail("the directory was read"))
+    number = "2,000,000" if is_zip64 else "45"
+    with pytest.raises(BadDataError, match=f"x.zip has {number} members or more, and at most"):
+        prepared(path)
+
+
 def test_nested_archive_is_bad_data(tmp_path: Path) -> None:
     inner = write_zip(tmp_path / "inner.zip", tree()).read_bytes()
     with pytest.raises(BadDataError, match="holds no train"):
