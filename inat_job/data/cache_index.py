@@ -16,7 +16,7 @@ from inat_job.signals import Stop, never
 from inat_job.storage.cache_locks import FolderHold, hold_folder
 from inat_job.storage.disk import read_json_object
 
-FORMAT = 3
+FORMAT = 4
 PIXELS, INDEX = "pixels.u8", "index.json"
 
 
@@ -25,7 +25,8 @@ class CacheIndex:
     """The rows of the pixel file, sorted by id: the tuples from `ids` to `hashes` have one item per row.
 
     `digest` is that of the source, `side` the side of the squares in pixels, `sizes` are original widths and heights,
-    `hashes` the SHA-256 of the image files. `rejected` has the id and the reason of each unreadable image.
+    `hashes` the SHA-256 of the image files. `rejected` has the id and the reason of each unreadable image, `skipped`
+    the name and the reason of each other file that is not used, `blank` the ids of images of a single colour.
     """
 
     source: str
@@ -39,6 +40,8 @@ class CacheIndex:
     hashes: tuple[str, ...]
     rejected: tuple[dict[str, str], ...]
     pixels_sha256: str
+    skipped: tuple[dict[str, str], ...] = ()
+    blank: tuple[str, ...] = ()
     format: int = FORMAT
 
     def in_both_splits(self) -> tuple[str, ...]:

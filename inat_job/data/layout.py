@@ -1,6 +1,7 @@
 """Finds the images of a data set among the names in an archive, folder or prefix: `.../train/<Class>/*` and
 `.../val/<Class>/*` (or `test/`) at any depth."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,11 +9,21 @@ from dataclasses import dataclass
 from inat_job.errors import BadDataError
 
 TRAIN, TEST = "train", "test"
+MAX_NAME, MAX_DEPTH = 4096, 64
+"""Letters of a path, as on Linux, and folders in it; longer ones are made to exhaust the memory."""
+
 _SPLIT_NAMES = {TRAIN, "val", "test"}
-_IGNORED_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+_IGNORED_NAMES = {
+    *("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r", "lost+found", "System Volume Information"),
+    *("@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN"),  # of a NAS; @eaDir holds thumbnails
+}
+_SIDECARS = (
+    *(".xml", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md", ".html", ".htm", ".pdf", ".log"),
+    *(".mov", ".mp4", ".avi", ".m4v", ".aae", ".xmp", ".thm", ".db", ".ini", ".npy", ".mat", ".md5", ".sha256", ".py"),
+)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class ImageFile:
     """One image file: `id` is the same for every kind of source, `name` is its path in this one."""
 
@@ -22,7 +33,7 @@ class ImageFile:
     label: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Member:
     """A name as read under one root; `folder` is the split's folder as spelled there."""
 
@@ -36,9 +47,23 @@ class _Member:
         return TRAIN if self.folder.lower() == TRAIN else TEST
 
 
+def check_name(name: str, source: object) -> None:
+    """Raise BadDataError for a path that is too long or too deep to be split."""
+    if len(name) > MAX_NAME or name.count("/") + name.count("\\") > MAX_DEPTH:
+        raise BadDataError(
+            f"{source} has a path of {len(name)} letters and {name.count('/')} folders, {name[:40]!r}...: "
+            f"use at most {MAX_NAME} and {MAX_DEPTH}."
+        )
+
+
 def is_ignored(name: str) -> bool:
     """Whether a path is hidden or a leftover of an operating system."""
     return any((part.startswith(".") and part != ".") or part in _IGNORED_NAMES for part in name.split("/"))
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a file that is no image is plainly not meant as one, by its name."""
+    return name.lower().endswith(_SIDECARS)
 
 
 def find_images(names: Iterable[str], source: str) -> list[ImageFile]:
@@ -47,6 +72,9 @@ def find_images(names: Iterable[str], source: str) -> list[ImageFile]:
     Other capitals, such as Train/, count only if nothing is spelled train/ and val/. Raises BadDataError if there is no
     such tree, more than one, or if train and test differ in their classes.
     """
+    names = list(names)
+    for name in names:
+        check_name(name, source)
     names = [name for name in names if not is_ignored(name) and not name.endswith("/")]
     roots = _roots(names, lambda part: part)
     complete = _complete(roots)
@@ -74,7 +102,9 @@ def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, lis
         parts = name.split("/")
         for at, part in enumerate(parts[:-2]):
             if spelled(part) in _SPLIT_NAMES:
-                roots["/".join(parts[:at])].append(_Member(name, part, parts[at + 1], "/".join(parts[at + 2 :])))
+                roots["/".join(parts[:at])].append(
+                    _Member(name, part, sys.intern(parts[at + 1]), "/".join(parts[at + 2 :]))
+                )
     return roots
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from inat_job.ingest.container import Container, Load, archive_errors, check_size
+from inat_job.ingest.decode import Rejected
 from inat_job.ingest.tar_file import TarArchive
 from inat_job.ingest.zip_file import ZipArchive
 from inat_job.storage import Store
@@ -43,18 +44,25 @@ def open_incoming(path: Path, incoming: PartialDownload) -> ZipArchive:
 
 
 class LooseFiles:
-    """The files of a folder or prefix, each an object of its own; `sizes` maps their names to bytes."""
+    """The files of a folder or prefix, each an object of its own; `sizes` maps their names to bytes, `unreadable` the
+    names of what is no file, such as a dead link, to the reason.
+    """
 
-    def __init__(self, store: Store, sizes: Mapping[str, int]) -> None:
-        self._store, self._sizes = store, sizes
+    def __init__(self, store: Store, sizes: Mapping[str, int], unreadable: Mapping[str, str]) -> None:
+        self._store, self._sizes, self._unreadable = store, sizes, unreadable
 
     def names(self) -> list[str]:
-        return list(self._sizes)
+        return [*self._sizes, *self._unreadable]
+
+    def skipped(self) -> Mapping[str, str]:
+        return self._unreadable
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         for name in names:
             yield name, partial(self._read, name)
 
     def _read(self, name: str) -> bytes:
+        if name in self._unreadable:
+            raise Rejected(self._unreadable[name])
         check_size(self._sizes[name])
         return self._store.read(name)

@@ -3,9 +3,9 @@
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inat_job import events, signals
@@ -15,6 +15,7 @@ from inat_job.data.layout import ImageFile
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted
 from inat_job.events import Progress
 from inat_job.ingest import archives
+from inat_job.ingest.container import DAMAGED, REPEATED, DamagedArchiveError
 from inat_job.ingest.data_source import DataSource
 from inat_job.ingest.decode_all import ROWS, Decoded, decode_all
 from inat_job.signals import Stop
@@ -26,7 +27,19 @@ MARGIN = 1.15
 """Side of the cached squares over the network's input, so that a random crop rarely enlarges."""
 
 _WAITING = "waiting for another job that prepares the same images"
-_Results = tuple[Sequence[ImageFile], Sequence[Decoded]]
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The images, each with its result, and the names of the files that are not used, with the reason."""
+
+    images: Sequence[ImageFile]
+    decoded: Sequence[Decoded]
+    skipped: Mapping[str, str]
+
+    @property
+    def is_damaged(self) -> bool:
+        return any((each.reason or "").startswith(DAMAGED) for each in self.decoded)
 
 
 def cache_side(image_size: int) -> int:
@@ -110,13 +123,14 @@ def _build(
     on_downloaded()
     if source.is_archive:
         source.verify(identity)
-    folder = _folder(cache_dir, identity, side)
-    with _publishing(folder, cache_dir, stop) as cache:
+    with _publishing(_folder(cache_dir, identity, side), cache_dir, stop) as cache:
         if cache is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
+            _note(source, cache.index)
             return cache
-    images, decoded = results or _decode(source, unfinished, side, stop)
-    index = _index(source, images, decoded, side, unfinished / PIXELS)
+    results = results or _decode_intact(source, unfinished, side, stop)
+    folder = _folder(cache_dir, source.identify(), side)
+    index = _index(source, results, side, unfinished / PIXELS)
     try:
         _check_rejected(index, max_broken)
     except BadDataError:
@@ -131,7 +145,14 @@ def _build(
         else:
             shutil.rmtree(unfinished)
             held = cache.held
+    _note(source, index)
     return Cache(folder, index, held)
+
+
+def _note(source: DataSource, index: CacheIndex) -> None:
+    """Note the digest of an archive for later runs, unless it has damage, which another download might not have."""
+    if source.archive and not any(each["reason"].startswith(DAMAGED) for each in index.rejected):
+        source.archive.note()
 
 
 @contextmanager
@@ -144,12 +165,28 @@ def _publishing(folder: Path, cache_dir: Path, stop: Stop) -> Iterator[Cache | N
         yield cache
 
 
+def _decode_intact(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
+    """The images; an archive with damage is downloaded once more, and decoded again if its bytes differ now."""
+    try:
+        results = _decode(source, unfinished, side, stop)
+        if not results.is_damaged:
+            return results
+    except DamagedArchiveError:
+        if not (source.archive and source.archive.renew()):
+            raise
+    else:
+        if not (source.archive and source.archive.renew()):
+            return results
+    return _decode(source, unfinished, side, stop)
+
+
 def _decode(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
     container = source.open()
     images = layout.find_images(container.names(), source.uri)
     unfinished.mkdir(exist_ok=True)
     _check_disk(unfinished, len(images) * side * side * 3)
-    return images, decode_all(container, images, unfinished, side, stop, verify=source.download is not None)
+    decoded = decode_all(container, images, unfinished, side, stop, verify=source.download is not None)
+    return _Results(images, decoded, _skipped(container, images))
 
 
 def _decode_during_download(
@@ -185,16 +222,29 @@ def _decode_incoming(
         images = layout.find_images(container.names(), uri)
         unfinished.mkdir(exist_ok=True)
         _check_disk(unfinished, len(images) * side * side * 3 + incoming.bytes_missing())
-        return images, decode_all(container, images, unfinished, side, stop, verify=True, show=show)
+        decoded = decode_all(container, images, unfinished, side, stop, verify=True, show=show)
+        return _Results(images, decoded, _skipped(container, images))
     except Preempted:
         raise
     except (JobError, OSError):
         return None
 
 
-def _index(
-    source: DataSource, images: Sequence[ImageFile], decoded: Sequence[Decoded], side: int, path: Path
-) -> CacheIndex:
+def _skipped(container: archives.Container, images: Sequence[ImageFile]) -> dict[str, str]:
+    """The files that are no images of the data set, with the reason, except for known litter."""
+    used = {image.name for image in images}
+    reasons = dict.fromkeys((name for name in container.names() if name not in used), "not in a class folder")
+    for name, reason in container.skipped().items():
+        if name not in used or reason == REPEATED:
+            reasons[name] = reason
+    return {name: reasons[name] for name in reasons if not layout.is_ignored(name)}
+
+
+def _index(source: DataSource, results: _Results, side: int, path: Path) -> CacheIndex:
+    images, decoded = results.images, results.decoded
+    lost = [(image, each.reason) for image, each in zip(images, decoded, strict=True) if each.reason is not None]
+    sidecars = {image.name: f"a sidecar, {reason}" for image, reason in lost if layout.is_sidecar(image.name)}
+    skipped = {**results.skipped, **sidecars}
     kept = [row for row, each in enumerate(decoded) if each.reason is None]
     if len(kept) < len(images):
         with pixel_file.open_existing(path, len(images), side, writable=True) as pixels:
@@ -213,13 +263,16 @@ def _index(
         splits=tuple(images[row].split for row in kept),
         sizes=tuple(decoded[row].size for row in kept),
         hashes=hashes,
-        rejected=tuple(
-            {"id": image.id, "reason": each.reason}
-            for image, each in zip(images, decoded, strict=True)
-            if each.reason is not None
-        ),
+        rejected=tuple({"id": image.id, "reason": reason} for image, reason in lost if image.name not in sidecars),
+        skipped=tuple({"name": _as_text(name), "reason": skipped[name]} for name in sorted(skipped)),
+        blank=tuple(images[row].id for row in kept if decoded[row].blank),
         pixels_sha256=pixel_file.digest(decoded[row].pixels for row in kept),
     )
+
+
+def _as_text(name: str) -> str:
+    """A name that a report, which is UTF-8, can hold."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _content_digest(ids: Sequence[str], hashes: Sequence[str]) -> str:

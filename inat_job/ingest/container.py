@@ -4,11 +4,12 @@ A bomb is refused by the size that it claims, or where it unfolds beyond its lim
 """
 
 import errno
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from inat_job.data.layout import check_name
 from inat_job.errors import BadDataError, JobError
 from inat_job.ingest.decode import Rejected
 from inat_job.storage.disk import disk_errors
@@ -18,6 +19,11 @@ Load = Callable[[], bytes]
 
 LINK = "a link, not an image"
 
+REPEATED = "another member of the same name follows"
+
+DAMAGED = "damaged in the archive"
+"""Beginning of the reason for an image whose bytes contradict the archive's own checks."""
+
 MAX_FILE_BYTES = 256 * 2**20
 """Members beyond this size are not read: no photo is that large."""
 
@@ -25,8 +31,8 @@ MAX_UNFOLDING, ALWAYS_ALLOWED_BYTES = 200, 2**30
 """An archive may unfold to this many times its own size, or to this many bytes if that is more: images hardly
 compress, and deflate reaches a factor of 1,032 at most."""
 
-MAX_MEMBERS = 5_000_000
-"""Members of an archive: so many names take about 1 GiB of memory."""
+MAX_MEMBERS = 1_500_000
+"""Members of an archive: so many names take about 1 GB of memory."""
 
 
 class Container(Protocol):
@@ -35,12 +41,19 @@ class Container(Protocol):
     def names(self) -> list[str]:
         """The paths of all files and links, with `/`, each once."""
 
+    def skipped(self) -> Mapping[str, str]:
+        """By path, why a member is not among the names, or not all members of this path are."""
+
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         """Each of the names once, in the order that is cheapest to read, with the function that reads it."""
 
 
-def plain_name(name: str) -> str:
-    """A member's path without `.` segments and extra slashes, and with `/` instead of Windows' `\\`."""
+def plain_name(name: str, path: Path) -> str:
+    """A member's path without `.` segments and extra slashes, and with `/` instead of Windows' `\\`.
+
+    Raises BadDataError for a path that is too long or too deep to be split.
+    """
+    check_name(name, path)
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
@@ -49,9 +62,13 @@ def refuse(reason: Rejected) -> bytes:
     raise reason
 
 
+class DamagedArchiveError(BadDataError):
+    """An archive that contradicts its own checks, at its source or because it arrived so."""
+
+
 @contextmanager
 def archive_errors(path: Path) -> Iterator[None]:
-    """Translate errors of the disk, and every other error into a BadDataError: the archive is damaged."""
+    """Translate errors of the disk, and every other error into a DamagedArchiveError."""
     with disk_errors(path, missing=f"{path} does not exist: check --data."):
         try:
             yield
@@ -59,7 +76,7 @@ def archive_errors(path: Path) -> Iterator[None]:
             if is_not_damage(error):
                 raise
             reason = " ".join(str(error).split())
-            raise BadDataError(f"{path} is not an intact archive ({reason}): download it again.") from None
+            raise DamagedArchiveError(f"{path} is not an intact archive ({reason}): download it again.") from None
 
 
 def is_not_damage(error: Exception) -> bool:
@@ -83,7 +100,10 @@ def check_unfolding(path: Path, size: int, unfolded: int, packed: int = 0) -> No
 def check_count(path: Path, members: int) -> None:
     """Raise BadDataError for more members than fit into memory."""
     if members > MAX_MEMBERS:
-        raise BadDataError(f"{path} has more than {MAX_MEMBERS} members: use a smaller data set.")
+        raise BadDataError(
+            f"{path} has {members:,} members or more, and at most {MAX_MEMBERS:,} fit into memory: "
+            "use a smaller data set, or a folder."
+        )
 
 
 def check_size(size: int) -> None:

@@ -17,6 +17,7 @@ from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, Store, open_store, split_uri
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.https import HttpsStore
+from inat_job.storage.local import LocalStore
 
 DEMO = "demo:"
 REMOTE = ("s3://", "http://", "https://")
@@ -29,7 +30,7 @@ class DataSource:
     `draft_key` names unfinished work on it. `identify` returns an identity that changes whenever the images may have
     changed, for an archive its SHA-256, and downloads the archive if necessary; `known_identity` returns it only if no
     download is necessary. `open` returns the container; the bytes of an archive are hashed before they are trusted.
-    `download` is set if the archive may be remote.
+    `archive` is the archive, `download` too if it may be read while it comes.
     """
 
     uri: str
@@ -39,6 +40,7 @@ class DataSource:
     identify: Callable[[], str]
     open: Callable[[], archives.Container]
     is_archive: bool
+    archive: Download | None = None
     download: Download | None = None
 
     @property
@@ -103,9 +105,11 @@ def _loose_files(store: Store, uri: str, expected: str | None) -> DataSource:
     entries = [entry for entry in store.list() if not is_ignored(entry.key)]
     if not entries:
         raise BadDataError(f"{uri} holds no files: check --data.")
-    listing = json.dumps([(entry.key, entry.size, entry.version) for entry in entries])
+    found = store.unreadable() if isinstance(store, LocalStore) else {}
+    unreadable = {name: reason for name, reason in found.items() if not is_ignored(name)}
+    listing = json.dumps([*((entry.key, entry.size, entry.version) for entry in entries), *unreadable.items()])
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
-    container = archives.LooseFiles(store, {entry.key: entry.size for entry in entries})
+    container = archives.LooseFiles(store, {entry.key: entry.size for entry in entries}, unreadable)
     return DataSource(
         _as_utf8(uri), identity, expected, lambda: identity, lambda: identity, lambda: container, is_archive=False
     )
@@ -129,6 +133,7 @@ def _archive(
         download.digest,
         download.open,
         is_archive=True,
+        archive=download,
         download=remote,
     )
     if digest := download.known_digest():

@@ -4,12 +4,14 @@ Pillow decodes, with libjpeg-turbo for JPEGs, and torch resizes, with vector ins
 """
 
 import io
+import re
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from inat_job.errors import BadDataError
 
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PIXELS = 100_000_000
-"""Width times height beyond which a file is taken for a decompression bomb."""
+"""Width times height, after the scaling of a JPEG, beyond which a file is taken for a decompression bomb."""
+
+MAX_BUFFERED_PIXELS = 250_000_000
+"""Width times height of a JPEG whose coefficients are all kept in memory, with up to six bytes for a pixel."""
 
 LARGE_PIXELS = 2**25
 """Width times height beyond which images are decoded one at a time: several at once could exhaust the memory."""
@@ -27,12 +32,38 @@ FORMATS = ("JPEG", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "PNG", "PPM", "TIFF"
 
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked instead: Pillow warns at one size and raises at another
 
-_ORIENTATION_SOURCES = {"exif", "xmp", "Raw profile type exif"}
-"""Metadata of a JPEG that may rotate it."""
 _ORIENTATION = 0x0112
+_TURNS: dict[object, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+"""By EXIF orientation, how pixels of shape (H, W, 3) are turned upright."""
+
+_FOUND: tuple[tuple[str, str], ...] = (
+    (r"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "a HEIC image: convert it to JPEG"),
+    (r"....ftyp", "a video"),
+    (r"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL image: convert it to JPEG"),
+    (r"8BPS", "a Photoshop document"),
+    (r"version https://git-lfs", "a git-lfs pointer: run git lfs pull"),
+    (r"\s*(<!doctype html|<html)", "an HTML page"),
+    (r"\s*(<\?xml.{0,1000})?<svg", "an SVG drawing"),
+    (r"\s*<\?xml", "XML"),
+    (r"%PDF", "a PDF document"),
+    (r"%!PS|\xc5\xd0\xd3\xc6", "a PostScript document"),
+    (r"PK\x03\x04|7z\xbc\xaf|Rar!|\x1f\x8b|BZh|\xfd7zXZ", "an archive"),
+    (r"\0\0[\1\2]\0", "an icon"),
+    (r"\s*[\[{]", "JSON or text"),
+    (r"[\t\n\r -~]+$", "text"),
+)
+"""What the first bytes of files are that are no images in a known format; as Latin-1, in any case of letters."""
 
 _one_large = threading.Lock()
-_RGB_LIKE = ("RGB", "L", "CMYK", "YCbCr", "1")
+_RGB_LIKE = ("RGB", "L", "CMYK", "YCbCr", "1", "HSV")
 
 
 class Rejected(BadDataError):
@@ -51,26 +82,65 @@ def decode(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise Rejected(f"{width}x{height} pixels are more than {MAX_PIXELS}")
             image.draft("RGB", (2 * side, 2 * side))
-            with _one_large if image.width * image.height > LARGE_PIXELS else nullcontext():
-                upright = image if _is_upright(image) else ImageOps.exif_transpose(image)
-                square = _squash(torch.from_numpy(np.array(_rgb(upright))), side)  # np.array: a writable copy
-            if upright is not image and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):
-                width, height = height, width
+            pixels = _pixels_in_memory(image, width * height, data)
+            with _one_large if pixels > LARGE_PIXELS else nullcontext():
+                square = _squash(torch.from_numpy(np.array(_rgb(image))), side)  # np.array: a writable copy
+            if turn := _TURNS.get(orientation := _orientation(image)):
+                square = np.ascontiguousarray(turn(square))
+                if orientation in (5, 6, 7, 8):
+                    width, height = height, width
             return square, (width, height)
     except (Rejected, MemoryError):
         raise
     except UnidentifiedImageError:  # its message contains a memory address
-        raise Rejected("not an image in a known format" if data else "empty file") from None
+        raise Rejected(f"not an image in a known format{_found(data)}" if data else "empty file") from None
     except Exception as error:  # on foreign bytes Pillow's plugins raise almost anything
         raise Rejected(f"{type(error).__name__}: {error}".replace("\n", " ")[:200]) from None
 
 
-def _is_upright(image: Image.Image) -> bool:
-    """Whether this is a JPEG without metadata that may rotate it; other formats have no check as cheap."""
-    return image.format == "JPEG" and not image.info.keys() & _ORIENTATION_SOURCES
+def _orientation(image: Image.Image) -> object:
+    """The EXIF orientation, 1 if there is none; whatever else the metadata holds does not matter."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # on foreign bytes Pillow's parsers raise almost anything
+        return 1
+
+
+def _pixels_in_memory(image: Image.Image, pixels: int, data: bytes) -> int:
+    """Pixels that are held in memory to decode an image of `pixels`, scaled down or not. Raises Rejected."""
+    if image.format == "JPEG" and _is_buffered(data):
+        if pixels > MAX_BUFFERED_PIXELS:
+            raise Rejected(f"a progressive JPEG of {pixels} pixels, more than {MAX_BUFFERED_PIXELS}")
+        return pixels
+    if image.width * image.height > MAX_PIXELS:
+        raise Rejected(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+    return image.width * image.height
+
+
+def _is_buffered(data: bytes) -> bool:
+    """Whether libjpeg keeps all coefficients of a JPEG in memory: it is progressive or has a scan for each channel."""
+    at, channels = 2, 0
+    while data[at : at + 1] == b"\xff" and at + 4 < len(data):
+        kind, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if kind == 0xFF:  # padding
+            at += 1
+            continue
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # the frame; 0xC0 and 0xC1 are sequential
+            if kind > 0xC1:
+                return True
+            channels = data[at + 9] if at + 9 < len(data) else 0
+        if kind == 0xDA:  # the first scan
+            return data[at + 4] < channels
+        at += 2 + length
+    return True
+
+
+def _found(data: bytes) -> str:
+    """What a file is instead of an image, in brackets, empty if unknown."""
+    start = data[:1024].decode("latin-1")
+    kinds = (kind for pattern, kind in _FOUND if re.match(pattern, start, re.IGNORECASE | re.DOTALL))
+    return next((f" ({kind})" for kind in kinds), "")
 
 
 def _squash(pixels: "torch.Tensor", side: int) -> np.ndarray:
@@ -85,10 +155,29 @@ def _squash(pixels: "torch.Tensor", side: int) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; transparency becomes white, and 16-bit greys keep their upper byte."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    """Any mode as RGB; transparency becomes white, unless all is transparent, and deep greys keep their upper bits."""
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_grey(np.asarray(image))).convert("RGB")
     if image.mode in _RGB_LIKE and "transparency" not in image.info:
         return image if image.mode == "RGB" else image.convert("RGB")
     layered = image.convert("RGBA")
+    if layered.getchannel("A").getextrema() == (0, 0):
+        return layered.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+
+
+def _grey(deep: np.ndarray) -> np.ndarray:
+    """Integers of up to 32 bits, or floats, as uint8.
+
+    Files do not tell how many of 16 bits their camera uses: 8, 10, 12, 14 or 16, as few as hold the largest value.
+    Floats are taken as 0 to 1 or 0 to 255. Beyond that, and with negative values, the range is stretched.
+    """
+    deep = np.nan_to_num(deep, posinf=0, neginf=0)
+    low, high = deep.min().item(), deep.max().item()
+    if low >= 0 and deep.dtype.kind == "f" and high <= 255:
+        return (deep * (255 if high <= 1 else 1)).astype(np.uint8)
+    if low >= 0 and deep.dtype.kind != "f" and high < 2**16:
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if high < 2**bits)
+        return (deep >> (bits - 8)).astype(np.uint8)
+    stretched: np.ndarray = (deep.astype(np.float32) - low) * (255 / (high - low or 1))
+    return stretched.astype(np.uint8)

@@ -33,14 +33,15 @@ _TICK_S = 0.1
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image after decoding: the SHA-256 of its file, its (width, height) and the SHA-256 of its row of pixels, or
-    the reason for its rejection.
+    """One image after decoding: the SHA-256 of its file, its (width, height), the SHA-256 of its row of pixels and
+    whether they are all of one colour, or the reason for its rejection.
     """
 
     sha256: str = ""
     size: tuple[int, int] = (0, 0)
     pixels: str = ""
     reason: str | None = None
+    blank: bool = False
 
 
 def decode_all(
@@ -116,7 +117,7 @@ class _RowJournal:
 
 
 def _line(row: int, result: Decoded) -> str:
-    content = json.dumps([row, result.sha256, result.size, result.pixels, result.reason])
+    content = json.dumps([row, result.sha256, result.size, result.pixels, result.reason, result.blank])
     return f"{zlib.crc32(content.encode())} {content}\n"
 
 
@@ -126,8 +127,8 @@ def _intact_row(pixels: PixelFile, stop: Stop, line: str) -> tuple[int, Decoded]
     crc, _, content = line.partition(" ")
     if crc != str(zlib.crc32(content.encode())):
         return None
-    row, sha256, (width, height), pixels_sha256, reason = json.loads(content)
-    result = Decoded(sha256, (width, height), pixels_sha256, reason)
+    row, sha256, (width, height), pixels_sha256, reason, blank = json.loads(content)
+    result = Decoded(sha256, (width, height), pixels_sha256, reason, blank)
     return (row, result) if reason is not None or pixels.hash(row) == pixels_sha256 else None
 
 
@@ -176,7 +177,8 @@ def _decode_row(
             return done[row]
         square, size = decode(data, side)
         pixels.write(row, square)
-        result = Decoded(sha256, size, hashlib.sha256(square.data).hexdigest())
+        blank = bool((square == square[0, 0]).all())
+        result = Decoded(sha256, size, hashlib.sha256(square.data).hexdigest(), blank=blank)
     except Rejected as reason:
         result = Decoded(reason=str(reason))
     journal.add(row, result)

@@ -85,9 +85,23 @@ class Download:
         A file without the expected SHA-256 is downloaded again. Raises BadDataError if it never has it.
         """
         if self._digest is None:
-            digest = self._noted_digest() or self._hash_and_note()
-            self._digest = self._hash_and_note(refresh=True) if self._is_wrong(digest) else digest
+            digest = self._noted_digest() or self._hash(self._downloaded())
+            self._digest = self._hash(self._downloaded(refresh=True)) if self._is_wrong(digest) else digest
         return self._digest
+
+    def note(self) -> None:
+        """Note the digest for later runs: all images were read, and the archive has no damage."""
+        text = json.dumps({"version": self._entry.version, "size": self._entry.size, "digest": self.digest()})
+        with suppress(OSError):  # the note only saves time, and a complete cache may be read only
+            write_atomic(self._note, text.encode())
+
+    def renew(self) -> bool:
+        """Download a damaged archive again; returns whether it has come with other bytes."""
+        if self._is_local:
+            return False
+        before = self.digest()
+        self._digest = self._hash(self._downloaded(refresh=True))
+        return self._digest != before
 
     def open(self) -> archives.Container:
         """The container, after hashing the file again, since an earlier run's download may be damaged by now.
@@ -136,13 +150,6 @@ class Download:
         note = read_json_object(self._note)
         same = note.get("version") and (note["version"], note.get("size")) == (self._entry.version, self._entry.size)
         return str(note["digest"]) if same and "digest" in note else None
-
-    def _hash_and_note(self, refresh: bool = False) -> str:
-        digest = self._hash(self._downloaded(refresh))
-        text = json.dumps({"version": self._entry.version, "size": self._entry.size, "digest": digest})
-        with suppress(OSError):  # the note only saves time, and a complete cache may be read only
-            write_atomic(self._note, text.encode())
-        return digest
 
     def _hash(self, path: Path) -> str:
         try:

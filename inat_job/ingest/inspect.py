@@ -16,6 +16,7 @@ from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.ingest import archives, build_cache, data_source
 from inat_job.ingest.demo import CLASSES, TEST_EACH, TRAIN_EACH
 from inat_job.ingest.download import Download
+from inat_job.ingest.zip_file import member_name
 from inat_job.options import public_uri
 from inat_job.signals import never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
@@ -110,7 +111,7 @@ def _names(store: Store, entry: Entry, shown: str) -> list[str] | None:
     if _END_OF_ZIP not in tail[-_END_WITHIN:]:
         raise BadDataError(f"{shown} does not end like a zip: upload or download it again in full.")
     try:
-        return zipfile.ZipFile(io.BytesIO(tail)).namelist()
+        return [member_name(member) for member in zipfile.ZipFile(io.BytesIO(tail)).infolist()]
     except (zipfile.BadZipFile, ValueError, EOFError, UnicodeError, NotImplementedError, struct.error):
         return None  # its directory is longer than the tail, or damaged, which reading all of it will show
 

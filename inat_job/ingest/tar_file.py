@@ -6,13 +6,13 @@ import io
 import lzma
 import tarfile
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from inat_job.ingest import container
-from inat_job.ingest.container import LINK, Load, check_count, check_size, check_unfolding, plain_name
+from inat_job.ingest.container import LINK, REPEATED, Load, check_count, check_size, check_unfolding, plain_name
 from inat_job.ingest.decode import Rejected
 
 MAX_HEADER_BYTES = 2**20
@@ -32,12 +32,16 @@ class TarArchive:
         self._path = path
         self._numbers: dict[str, int] = {}  # by name, the number of the member that holds its bytes
         self._rejected: dict[str, str] = {}
+        self._skipped: dict[str, str] = {}
         for number, member, _ in _members(path, MAX_HEADER_BYTES):
             check_count(path, number)
-            self._enter(plain_name(member.name), number, member)
+            self._enter(plain_name(member.name, path), number, member)
 
     def names(self) -> list[str]:
         return [*self._numbers, *self._rejected]
+
+    def skipped(self) -> Mapping[str, str]:
+        return self._skipped
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         wanted: dict[int, list[str]] = defaultdict(list)
@@ -53,13 +57,17 @@ class TarArchive:
                     yield from ((name, load) for name in wanted[number])
 
     def _enter(self, name: str, number: int, member: tarfile.TarInfo) -> None:
-        target = plain_name(member.linkname)
+        target = plain_name(member.linkname, self._path)
+        if name in self._numbers or name in self._rejected:
+            self._skipped[name] = REPEATED
         if member.isreg() or (member.islnk() and target in self._numbers):
             self._rejected.pop(name, None)
             self._numbers[name] = number if member.isreg() else self._numbers[target]
         elif member.issym() or member.islnk():
             self._numbers.pop(name, None)
             self._rejected[name] = LINK if member.issym() else f"a hard link to {target}, which does not precede it"
+        elif not member.isdir():
+            self._skipped[name] = "neither a file nor a folder"
 
 
 class BoundedReader(io.BufferedIOBase):
@@ -105,6 +113,8 @@ def _members(path: Path, most: int) -> Iterator[tuple[int, tarfile.TarInfo, tarf
                 number += 1
             if any(stream.last):
                 raise tarfile.ReadError(f"the header after its {number} members is damaged")
+            while stream.read(MAX_HEADER_BYTES):  # the checksum of a compressed file is at its very end
+                pass
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -33,6 +33,11 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
     events.emit("data", images=len(index.ids), classes=len(index.classes), digest=index.digest)
     for each in index.rejected:
         events.warn(f"{each['id']} is left out: {each['reason']}")
+    if skipped := index.skipped:
+        first = f"{skipped[0]['name']} ({skipped[0]['reason']})"
+        events.warn(f"{len(skipped)} files of the data set are not used, first {first}")
+    if blank := index.blank:
+        events.warn(f"{len(blank)} images have a single colour, maybe because they are broken", first=blank[0])
     if both := index.in_both_splits():
         events.warn(f"{len(both)} test images are also in train, so the test accuracy is too high", first=both[0])
     return cache

@@ -23,7 +23,8 @@ from inat_job.storage.base import (
     checked_key,
     without_secrets,
 )
-from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
+from inat_job.storage.checksums import Checksum, stated_checksum
+from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range, verified
 from inat_job.storage.retry import RetryableError, with_retries
 
 _TIMEOUT_S = 60.0
@@ -53,9 +54,11 @@ class HttpsStore:
             return None
 
     def read(self, key: str) -> bytes:
-        return with_retries(
-            lambda: b"".join(self._blocks(Entry(key, UNKNOWN_SIZE, ""), 0, None)), self._options.retries
-        )
+        return with_retries(lambda: verified(lambda: self._read(key), self._name(key)), self._options.retries)
+
+    def _read(self, key: str) -> tuple[bytes, Checksum | None]:
+        with closing(self._open(key, {})) as answer:
+            return b"".join(self._body(answer, self._name(key))), stated_checksum(_headers(answer))
 
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         if not self._probe(entry.key)[1]:
@@ -76,27 +79,31 @@ class HttpsStore:
         """The web address of the object, without a login."""
         return self._request(key, {}).full_url
 
-    def _probe(self, key: str) -> tuple[Entry, bool]:
-        """The object's entry, and whether it can be read in ranges that are certain to be of one version.
+    def _probe(self, key: str) -> tuple[Entry, bool, Checksum | None]:
+        """The object's entry, whether it can be read in ranges that are certain to be of one version, and its checksum.
 
         Requests one byte: some servers and signed URLs refuse a HEAD, and some announce ranges that they do not serve.
         """
         with closing(self._open(key, {"Range": "bytes=0-0"}, may_be_empty=True)) as answer:
             size, version = _size(answer), _version(answer)
-            return Entry(key, size, version), answer.status == 206 and size != UNKNOWN_SIZE and version != ""
+            ranged = answer.status == 206 and size != UNKNOWN_SIZE and version != ""
+            return Entry(key, size, version), ranged, stated_checksum(_headers(answer))
 
     def _blocks(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
-        """Blocks of the object. Raises RetryableError for a broken body, PreconditionFailed for another version."""
-        ranged = end is not None and entry.version != ""
-        headers = {"Range": f"bytes={start}-{end - 1}", **_if_unchanged(entry.version)} if ranged and end else {}
+        """Blocks of the object, or of a range of a known version.
+
+        Raises RetryableError for a broken body and for another answer than the one asked for, PreconditionFailed for
+        another version.
+        """
+        name, span = self._name(entry.key), None if end is None or not entry.version else (start, end, entry.size)
+        headers = {"Range": f"bytes={start}-{span[1] - 1}", **_if_unchanged(entry.version)} if span else {}
         with closing(self._open(entry.key, headers)) as answer:
+            if span:
+                require_range(name, answer.status, answer.headers.get("Content-Range", ""), span)
             if entry.version and _version(answer) != entry.version:
-                raise PreconditionFailed(f"{self._name(entry.key)} changed.")
-            if start > 0 and answer.status != 206:
-                raise RetryableError(
-                    f"{self._name(entry.key)} was sent in full instead of the range requested: try again."
-                )
-            yield from self._body(answer, self._name(entry.key))
+                raise PreconditionFailed(f"{name} changed.")
+            _require_length(name, answer, span, entry.size)
+            yield from self._body(answer, name)
 
     def _body(self, answer: http.client.HTTPResponse, name: str) -> Iterator[bytes]:
         left = answer.length  # None if the server does not report it
@@ -185,12 +192,26 @@ def _login(uri: str) -> str | None:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
+def _headers(answer: http.client.HTTPResponse) -> dict[str, str]:
+    return {name.lower(): ", ".join(answer.headers.get_all(name, [])) for name in answer.headers}
+
+
 def _size(answer: http.client.HTTPResponse) -> int:
     """The object's size, from Content-Range or from the length of a full answer."""
     if answer.status == 206:
         total = re.fullmatch(r"bytes [0-9]+-[0-9]+/([0-9]{1,19})", answer.headers.get("Content-Range", "").strip())
         return int(total[1]) if total else UNKNOWN_SIZE
     return UNKNOWN_SIZE if answer.length is None else answer.length
+
+
+def _require_length(name: str, answer: http.client.HTTPResponse, span: tuple[int, int, int] | None, size: int) -> None:
+    """Raise RetryableError or, for a whole object, PreconditionFailed unless the body has the expected length."""
+    if answer.length is None:
+        return
+    if span and answer.length != span[1] - span[0]:
+        raise RetryableError(f"{name}: {answer.length} bytes came for {span[1] - span[0]}: try again later.")
+    if not span and (answer.status != 200 or size not in (UNKNOWN_SIZE, answer.length)):
+        raise PreconditionFailed(f"{name} changed its size.")
 
 
 def _version(answer: http.client.HTTPResponse) -> str:

@@ -35,15 +35,22 @@ class LocalStore:
             if entry is not None:  # None if deleted since
                 yield entry
 
+    def unreadable(self) -> dict[str, str]:
+        """What is no file, and so no object: keys of dead links and of pipes, with the reason."""
+        with disk_errors(self.root):
+            keys = [key for key in self._keys(self.root) if not self._path(key).is_file()]
+            return {key: _why_unreadable(self._path(key)) for key in sorted(keys)}
+
     def _keys(self, start: Path) -> Iterator[str]:
-        """Keys of the files under `start`; follows linked folders, but enters each folder once."""
-        seen: set[str] = set()
+        """Keys of the files under `start`; follows linked folders, except to a folder that they are in."""
+        above: dict[str, tuple[str, ...]] = {}  # by folder, the real paths of it and of the folders above
         for folder, folders, names in os.walk(start, followlinks=True, onerror=_raise_unless_missing):
-            real = os.path.realpath(folder)
-            if real in seen:
+            real, parents = os.path.realpath(folder), above.get(os.path.dirname(folder), ())  # noqa: PTH120
+            above[folder] = (*parents, real)
+            if real in parents:
                 folders.clear()
                 continue
-            seen.add(real)
+            folders.sort()
             yield from ((Path(folder) / name).relative_to(self.root).as_posix() for name in names if _is_object(name))
 
     def stat(self, key: str) -> Entry | None:
@@ -65,7 +72,7 @@ class LocalStore:
         return b"".join(self._blocks(entry, start, end))
 
     def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
-        source = RangeSource(str(self._path(key)), lambda: (self._present(key), True), self._blocks)
+        source = RangeSource(str(self._path(key)), lambda: (self._present(key), True, None), self._blocks)
         return download(source, path, self._options, **transfer)
 
     def put(
@@ -142,6 +149,10 @@ def _entry(key: str, stat: os.stat_result) -> Entry:
 
 def _missing(path: Path) -> str:
     return f"{path} does not exist or is not a file: check the path."
+
+
+def _why_unreadable(path: Path) -> str:
+    return "a dead link" if path.is_symlink() else "neither a file nor a folder"
 
 
 def _is_object(name: str) -> bool:

@@ -40,14 +40,26 @@ class PartialDownload:
         self._journal: DownloadJournal | None = None
         self._path: Path | None = None
         self._file: IO[bytes] | None = None
+        self._reread: Callable[[int, int], bytes] | None = None
+        self._repairing = threading.Lock()
         self._wanted = -1
         self._finished = self._failed = False
+        self.is_proven = True
 
-    def begin(self, path: Path, journal: "DownloadJournal") -> None:
-        """Start: `journal` records what is in the file at `path`. A second start fails readers of the first."""
+    def begin(
+        self,
+        path: Path,
+        journal: "DownloadJournal",
+        reread: Callable[[int, int], bytes] | None = None,
+        is_proven: bool = True,
+    ) -> None:
+        """Start: `journal` records what is in the file at `path`. A second start fails readers of the first.
+
+        `reread` reads a span from the store again; `is_proven` if all bytes are compared with a digest in the end.
+        """
         with self._changed:
             if self._journal is None and not self._failed:
-                self._journal, self._path = journal, path
+                self._journal, self._path, self._reread, self.is_proven = journal, path, reread, is_proven
                 self._wanted = journal.plan.count - 1  # a zip's directory is at its end
             else:
                 self._failed = True
@@ -122,12 +134,26 @@ class PartialDownload:
         assert self._file is not None
         return os.pread(self._file.fileno(), max(0, min(end, self.size) - start), start)
 
+    def repair(self, start: int, end: int) -> bool:
+        """Read arrived bytes again from the store, in place of those in the file; returns whether they differ.
+
+        Any thread may. Raises what the store raises. The journal keeps the CRC of the bytes that came first, so that a
+        resumed download fetches this chunk again.
+        """
+        with self._repairing:
+            came = self.read(start, end)
+            if self._reread is None or self._path is None or (again := self._reread(start, start + len(came))) == came:
+                return False
+            assert self._file is not None
+            os.pwrite(self._file.fileno(), again, start)
+            return True
+
     def _started(self) -> "DownloadJournal":
         with self._changed:
             while self._journal is None:
                 self._wait()
             if self._file is None and self._path is not None and not self._failed:
-                self._file = self._path.open("rb")
+                self._file = self._path.open("r+b")
             return self._journal
 
     def _wait(self) -> None:

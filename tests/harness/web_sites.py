@@ -19,12 +19,14 @@ import pytest
 class Site:
     """What a loopback web server serves, how it misbehaves, and how many bytes it has sent.
 
-    Each request for more than one byte takes the next of the `faults`: a status, "reset", "truncate", "stall" or, for
+    Each request for more than one byte takes the next of the `faults`: a status, "reset", "truncate", "stall", "flip"
+    (a byte), "whole" (the object instead of the range), "page" (a page of HTML), "shifted" (another range) or, for
     none, "". `statuses` answers requests for a name with a status; `before` is called with each request's Range header.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     etags: dict[str, str] = field(default_factory=dict)
+    more: dict[str, str] = field(default_factory=dict)  # headers of every object
     statuses: dict[str, int] = field(default_factory=dict)
     ranges: bool = True
     lengths: bool = True
@@ -37,6 +39,9 @@ class Site:
     before: Callable[[str], None] = lambda asked: None
     pace_s: float = 0.0  # between two blocks of 64 KiB
     url: str = ""
+
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in to this network.</body></html>"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -57,28 +62,35 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._reset()
         if name in site.statuses or name not in site.files:
             return self._refuse(site.statuses.get(name, 404))
+        if fault == "page":
+            return self._serve(PAGE, "", "", "")
         etag = site.etags.get(name, "")
         if self.headers.get("If-Match", etag) != etag:
             return self._refuse(412)
         return self._serve(site.files[name], asked, etag, fault)
 
     def _serve(self, data: bytes, asked: str, etag: str, fault: str) -> None:
-        span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked) if self.site.ranges else None
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked) if self.site.ranges and fault != "whole" else None
         start = int(span[1]) if span else 0
         end = min(int(span[2]) + 1, len(data)) if span and span[2] else len(data)
         if span and start >= len(data):
             return self._refuse(416)
+        if fault == "shifted" and start > 0:
+            start, end = start - 1, end - 1
         self.send_response(206 if span else 200)
         if span:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
-        if etag:
-            self.send_header("ETag", etag)
+        for name, value in {"ETag": etag, **self.site.more}.items() if etag else ():
+            self.send_header(name, value)
         if self.site.lengths:
             self.send_header("Content-Length", str(end - start))
         else:
             self.send_header("Connection", "close")
         self.end_headers()
-        self._send(data[start:end], fault)
+        body = data[start:end]
+        if fault == "flip":
+            body = body[: len(body) // 2] + bytes([body[len(body) // 2] ^ 1]) + body[len(body) // 2 + 1 :]
+        self._send(body, fault)
         if not self.site.lengths or fault:
             self.close_connection = True
         return None

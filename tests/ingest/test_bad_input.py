@@ -6,6 +6,7 @@ import os
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -134,6 +135,139 @@ def test_classes_differing_in_case_are_bad_data(tmp_path: Path) -> None:
     more = {name.replace("Ants", "ants"): data for name, data in tree().items()}
     with pytest.raises(BadDataError, match="classes that differ only in capitals, Ants and ants: rename one"):
         prepared(write_zip(tmp_path / "x.zip", {**tree(), **more}))
+
+
+def winrar_zip(path: Path, files: Mapping[str, bytes]) -> Path:
+    """A zip as WinRAR and 7-Zip write it: `?` for letters that the code page lacks, the name in an extra field."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            member = zipfile.ZipInfo(name.encode("ascii", "replace").decode())
+            field = struct.pack("<BL", 1, zlib.crc32(member.filename.encode())) + name.encode()
+            member.extra = struct.pack("<HH", 0x9999, 1) + b"?" + struct.pack("<HH", 0x7075, len(field)) + field
+            archive.writestr(member, data)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_zip_with_names_in_an_extra_field_keeps_its_classes(tmp_path: Path) -> None:
+    files = {name.replace("Ants", "猫").replace("Bees", "狗"): data for name, data in tree(root="").items()}
+    index = prepared(winrar_zip(tmp_path / "x.zip", files)).index
+    assert index.classes == ("Cats", "狗", "猫")
+    assert (len(index.ids), index.rejected, index.skipped) == (42, (), ())
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_extra_field_of_another_name_is_not_believed(tmp_path: Path) -> None:
+    path = winrar_zip(tmp_path / "x.zip", {name.replace("Ants", "Änts"): data for name, data in tree(root="").items()})
+    path.write_bytes(path.read_bytes().replace(b"?nts", b"!nts"))  # renamed by a program that ignores the field
+    assert prepared(path).index.classes == ("!nts", "Bees", "Cats")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_members_of_one_name_are_named(suffix: str, tmp_path: Path) -> None:
+    write = write_zip if suffix == ".zip" else write_tar
+    path = write(tmp_path / f"x{suffix}", tree())
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr(FIRST, encoded(7))
+    else:
+        with tarfile.open(path, "a") as more:
+            member = tarfile.TarInfo(FIRST)
+            member.size = len(encoded(7))
+            more.addfile(member, io.BytesIO(encoded(7)))
+    index = prepared(path).index
+    assert len(index.ids) == 42
+    assert index.skipped == ({"name": FIRST, "reason": "another member of the same name follows"},)
+
+
+def test_thumbnails_of_a_nas_are_no_images(tmp_path: Path) -> None:
+    files = tree(root="") | {"train/Ants/@eaDir/00.jpg/SYNOPHOTO_THUMB_XL.jpg": encoded(9)}
+    index = prepared(write_zip(tmp_path / "x.zip", files)).index
+    assert (len(index.ids), index.skipped) == (42, ())
+
+
+def test_sidecars_and_files_elsewhere_are_skipped_and_counted_apart(tmp_path: Path) -> None:
+    more = {
+        "train/Ants/0.xml": b"<?xml version='1.0'?>",
+        "train/Bees/0.MOV": b"\0\0\0\x14ftypqt  ",
+        "val/0.jpg": encoded(9),
+    }
+    index = prepared(write_zip(tmp_path / "x.zip", tree(root="") | more), max_broken=0).index
+    assert (len(index.ids), index.rejected) == (42, ())
+    assert index.skipped == (
+        {"name": "train/Ants/0.xml", "reason": "a sidecar, not an image in a known format (XML)"},
+        {"name": "train/Bees/0.MOV", "reason": "a sidecar, not an image in a known format (a video)"},
+        {"name": "val/0.jpg", "reason": "not in a class folder"},
+    )
+
+
+def test_image_with_the_name_of_a_sidecar_is_an_image(tmp_path: Path) -> None:
+    index = prepared(write_zip(tmp_path / "x.zip", tree(root="") | {"train/Ants/x.txt": encoded(9)})).index
+    assert (len(index.ids), index.skipped) == (43, ())
+
+
+def test_images_of_one_colour_are_named(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "grey").save(buffer, "PNG")
+    index = prepared(write_zip(tmp_path / "x.zip", tree() | {FIRST: buffer.getvalue()})).index
+    assert index.blank == ("train/Ants/00.jpg",)
+    assert len(index.ids) == 42
+
+
+def test_dead_link_is_a_rejected_image(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "x", tree(root=""))
+    (folder / "train/Ants/gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "train/Ants/self.jpg").symlink_to("self.jpg")
+    (folder / "train/Dogs").symlink_to(tmp_path / "unmounted")
+    os.mkfifo(folder / "train/Ants/pipe.jpg")
+    index = prepared(folder, max_broken=0.1).index
+    assert len(index.ids) == 42
+    assert index.rejected == (
+        {"id": "train/Ants/gone.jpg", "reason": "a dead link"},
+        {"id": "train/Ants/pipe.jpg", "reason": "neither a file nor a folder"},
+        {"id": "train/Ants/self.jpg", "reason": "a dead link"},
+    )
+    assert index.skipped == ({"name": "train/Dogs", "reason": "a dead link"},)
+
+
+@pytest.mark.parametrize("names", [("Ants", "Bees"), ("zAnts", "zBees")])
+def test_class_folders_that_are_links_into_a_pool(names: tuple[str, str], tmp_path: Path) -> None:
+    """Also of several classes into one folder, and from both splits, whatever the order in the directory."""
+    folder = write_folder(tmp_path / "x", {f"pool/{number}.jpg": encoded(number) for number in range(5)})
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+        for name in names:
+            (folder / split / name).symlink_to("../pool")
+        (folder / split / "up").symlink_to("..")  # an ancestor, which is not followed
+    index = prepared(folder).index
+    assert (index.classes, len(index.ids)) == (names, 20)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+@pytest.mark.parametrize("name", ["a/" * 30_000 + "x", "train/" * 100 + "x.jpg", "x" * 5000, "a\\" * 100 + "x"])
+def test_long_or_deep_name_is_refused_before_it_is_split(write: Write, name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / ("x.zip" if write is write_zip else "x.tar.gz"), {name: b"", **tree()})
+    with pytest.raises(BadDataError, match=r"has a path of \d+ letters and \d+ folders, .*: use at most 4096 and 64"):
+        prepared(path)
+
+
+@pytest.mark.parametrize("is_zip64", [False, True])
+def test_too_many_members_are_refused_by_the_stated_number(
+    is_zip64: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "MAX_MEMBERS", 40 if not is_zip64 else 1_500_000)
+    path = write_zip(tmp_path / "x.zip", tree())
+    if is_zip64:  # which states two million
+        data = path.read_bytes()
+        end = data.index(b"PK\5\6")
+        many = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 2_000_000, 2_000_000, 100, 0)
+        locator = struct.pack("<4sLQL", b"PK\6\7", 0, end, 1)
+        last = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        path.write_bytes(data[:end] + many + locator + last)
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda self: pytest.fail("the directory was read"))
+    number = "2,000,000" if is_zip64 else "45"
+    with pytest.raises(BadDataError, match=f"x.zip has {number} members or more, and at most"):
+        prepared(path)
 
 
 def test_nested_archive_is_bad_data(tmp_path: Path) -> None:

@@ -63,9 +63,47 @@ def test_16_bit_grey() -> None:
     assert pixels[-1].mean() > 245
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_grey_of_few_bits_in_16(bits: int) -> None:
+    ramp = np.linspace(0, 2**bits - 1, 64 * 48).astype(np.uint16).reshape(48, 64)
+    for format in ("PNG", "TIFF"):
+        pixels, _ = decode(saved(Image.fromarray(ramp), format), SIDE)
+        assert pixels[0].mean() < 10
+        assert pixels[-1].mean() > 245
+
+
+@pytest.mark.parametrize("low", [0, -1000, -(2**31)])
+@pytest.mark.parametrize("high", [200_000, 2**24, 2**31 - 1])
+def test_grey_of_32_bits(low: int, high: int) -> None:
+    ramp = np.linspace(low, high, 64 * 48).astype(np.int32).reshape(48, 64)
+    pixels, _ = decode(saved(Image.fromarray(ramp), "TIFF"), SIDE)
+    assert pixels[0].mean() < 10
+    assert pixels[-1].mean() > 245
+    assert (np.diff(pixels[:, :, 0].astype(int), axis=0) >= 0).all()
+
+
+@pytest.mark.parametrize("high", [1.0, 255.0, 1e9])
+def test_grey_of_floats(high: float) -> None:
+    ramp = np.linspace(0, high, 64 * 48, dtype=np.float32).reshape(48, 64)
+    pixels, _ = decode(saved(Image.fromarray(ramp), "TIFF"), SIDE)
+    assert pixels[0].mean() < 10
+    assert pixels[-1].mean() > 245
+
+
 def test_transparency_becomes_white() -> None:
-    pixels, _ = decode(saved(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG"), SIDE)
-    assert pixels.min() == 255
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 4, 8))
+    pixels, _ = decode(saved(image, "PNG"), SIDE)
+    assert pixels[:, 0].tolist() == [[0, 0, 255]] * SIDE
+    assert pixels[:, -1].min() == 255
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_fully_transparent_image_keeps_its_colours(mode: str) -> None:
+    image = quadrants().convert(mode)
+    image.putalpha(0)
+    pixels, _ = decode(saved(image, "PNG"), SIDE)
+    assert np.ptp(pixels) > 100
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -78,6 +116,62 @@ def test_exif_orientation(orientation: int) -> None:
     pixels, size = decode(saved(stored, "JPEG", exif=exif, quality=95), SIDE)
     assert size == (64, 48)
     assert corners(pixels) == EXPECTED
+
+
+def odd_exif(orientation: int) -> bytes:
+    """EXIF with an orientation and a rational of -1/0, which Pillow reads and cannot write."""
+    entries = struct.pack("<HHHIHH", 2, 0x0112, 3, 1, orientation, 0) + struct.pack("<HHII", 0x9201, 10, 1, 38)
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + entries + struct.pack("<Iii", 0, -1, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*orrupt EXIF", "ignore:Truncated File")
+@pytest.mark.parametrize("exif", [odd_exif(6), odd_exif(6)[:-9], b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0??"])
+def test_odd_metadata_rejects_no_image(exif: bytes) -> None:
+    turned = len(exif) > 30
+    stored = quadrants().transpose(Image.Transpose.ROTATE_90) if turned else quadrants()
+    pixels, size = decode(saved(stored, "JPEG", exif=exif, quality=95), SIDE)
+    assert size == (64, 48)
+    assert corners(pixels) == EXPECTED
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_of_108_megapixels_is_scaled_down(progressive: bool) -> None:
+    tile = quadrants(1200, 900).resize((12000, 9000), Image.Resampling.NEAREST)
+    pixels, size = decode(saved(tile, "JPEG", progressive=progressive), SIDE)
+    assert size == (12000, 9000)
+    assert corners(pixels) == EXPECTED
+
+
+def stated_size(jpeg: bytes, size: int) -> bytes:
+    """A JPEG whose frame states another width and height."""
+    at = next(jpeg.index(mark) for mark in (b"\xff\xc0", b"\xff\xc2") if mark in jpeg)
+    return jpeg[: at + 5] + struct.pack(">HH", size, size) + jpeg[at + 9 :]
+
+
+def test_jpeg_beyond_bounded_memory_is_rejected() -> None:
+    with pytest.raises(Rejected, match="a progressive JPEG of 4225000000 pixels, more than"):
+        decode(stated_size(saved(quadrants(), "JPEG", progressive=True), 65000), SIDE)
+    assert not decoding._is_buffered(saved(quadrants(), "JPEG"))
+    assert decoding._is_buffered(saved(quadrants(), "JPEG", progressive=True))
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image: convert it to JPEG"),
+        (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "a video"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a git-lfs pointer: run git lfs pull"),
+        (b"<?xml version='1.0'?><annotation/>", "XML"),
+        (b"%PDF-1.4", "a PDF document"),
+        (b"PK\3\4....", "an archive"),
+        (b"a,b\n1,2\n", "text"),
+    ],
+)
+def test_reason_names_the_found_format(data: bytes, found: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        decode(data, SIDE)
+    assert str(caught.value) == f"not an image in a known format ({found})"
 
 
 def test_jpeg_scaled_in_dct_matches_full_decode() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,50 @@ def test_decoding_starts_before_download_ends(
     assert len(decoded) == COUNT
     assert decoded_when_downloaded
     assert content(cache) == content(prepared(str(tmp_path / "x.zip"), tmp_path / "local"))
-    assert site.sent == size
+    assert site.sent == size + size - zipfile.ZipFile(tmp_path / "x.zip").start_dir  # which no CRC protects
+
+
+@pytest.mark.parametrize("etag", ['"1"', "md5"])
+@pytest.mark.parametrize("first", range(0, 22, 3))
+def test_flipped_bytes_are_fetched_again_without_a_digest(
+    site: Site, served: Callable[..., bytes], tmp_path: Path, etag: str, first: int
+) -> None:
+    data = served()
+    site.etags["x.zip"] = f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"' if etag == "md5" else etag
+    site.faults = [""] * first + ["flip"] + [""] * 4 + ["flip"]
+    cache = prepared(f"{site.url}/x.zip", tmp_path / "cache")
+    assert cache.index.rejected == ()
+    assert content(cache) == content(prepared(str(tmp_path / "x.zip"), tmp_path / "local"))
+    [kept] = (tmp_path / "cache" / "downloads").glob("*/*.zip")
+    assert kept.read_bytes() == data
+    assert [json.loads(note.read_text())["digest"] for note in (tmp_path / "cache" / "sources").iterdir()] == [
+        hashlib.sha256(data).hexdigest()
+    ]
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])
+def test_flipped_byte_of_a_server_without_ranges_is_fetched_again(
+    site: Site, served: Callable[..., bytes], tmp_path: Path, name: str
+) -> None:
+    served(name)
+    site.ranges, site.faults = False, ["flip"]
+    cache = prepared(f"{site.url}/{name}", tmp_path / "cache")
+    assert cache.index.rejected == ()
+    assert content(cache) == content(prepared(str(tmp_path / name), tmp_path / "local"))
+
+
+def test_digest_of_an_archive_with_damage_is_not_noted(
+    site: Site, served: Callable[..., bytes], tmp_path: Path
+) -> None:
+    data = bytearray(served())
+    with zipfile.ZipFile(tmp_path / "x.zip") as archive:
+        member = archive.infolist()[-1]
+    data[member.header_offset + 30 + len(member.filename) + 100] ^= 1
+    site.files["x.zip"] = bytes(data)
+    cache = prepared(f"{site.url}/x.zip", tmp_path / "cache")
+    assert [each["reason"] for each in cache.index.rejected] == ["damaged in the archive: Bad CRC-32"]
+    assert not (tmp_path / "cache" / "sources").exists()
+    assert prepared(f"{site.url}/x.zip", tmp_path / "cache").index == cache.index
 
 
 def test_sigkill_loses_no_bytes_and_no_rows(

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.harness.web_sites import serve, site  # noqa: F401  # a fixture
+from tests.harness.web_sites import PAGE, serve, site  # noqa: F401  # a fixture
 
 
 @dataclass
@@ -17,7 +17,8 @@ class S3Proxy:
     """A reverse proxy that keeps the Host header, so that signatures stay valid.
 
     `faults` maps a method to the faults of its next requests: a status refuses it, "truncate" cuts the answer's body
-    short, "flip" changes a byte of the request's body, "lose" forwards the request and drops the answer. `codes` maps
+    short, "flip" changes a byte of the request's body, "lose" forwards the request and drops the answer, "page" answers
+    with a page of HTML, "status 200", "other range", "other etag" and "other byte" change the answer. `codes` maps
     a status to the error code in its body; `seen` lists (method, path) of every request.
     """
 
@@ -42,7 +43,9 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
             return self._refuse(int(fault))
         if fault == "flip" and body:
             body = body[:-1] + bytes([body[-1] ^ 1])
-        status, headers, answer = self._forward(body)
+        if fault == "page":
+            return self._refuse(200, PAGE)
+        status, headers, answer = _changed(fault, *self._forward(body))
         if fault == "lose":
             self.close_connection = True
             return None
@@ -78,9 +81,9 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
         finally:
             link.close()
 
-    def _refuse(self, status: int) -> None:
-        code = self.proxy.codes.get(str(status), "")
-        body = f"<Error><Code>{code}</Code><Message>made up</Message></Error>".encode() if code else b""
+    def _refuse(self, status: int, body: bytes = b"") -> None:
+        if code := self.proxy.codes.get(str(status), ""):
+            body = f"<Error><Code>{code}</Code><Message>made up</Message></Error>".encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -89,6 +92,18 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+def _changed(
+    fault: str, status: int, headers: list[tuple[str, str]], body: bytes
+) -> tuple[int, list[tuple[str, str]], bytes]:
+    """An answer after a fault of its head or of a byte."""
+    if fault == "status 200":
+        return 200, [each for each in headers if each[0].lower() != "content-range"], body
+    if fault == "other byte" and body:
+        return status, headers, body[:-1] + bytes([body[-1] ^ 1])
+    changed = {"other range": ("content-range", "bytes 7-9/10"), "other etag": ("etag", '"0123"')}.get(fault, ("", ""))
+    return status, [(name, changed[1] if name.lower() == changed[0] else value) for name, value in headers], body
 
 
 @pytest.fixture

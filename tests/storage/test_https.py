@@ -1,5 +1,6 @@
 """A web server as a store: its statuses, its ranges, its versions."""
 
+import base64
 import hashlib
 import os
 import time
@@ -74,6 +75,40 @@ def test_read_range_sends_only_the_range(site: Site, ranges: bool) -> None:
     before = site.sent
     assert store.read_range(entry, 256, 259) == (b"\0\1\2" if ranges else None)
     assert site.sent - before == (3 if ranges else 0) or not ranges
+
+
+MD5 = hashlib.md5(DATA, usedforsecurity=False)
+GOOGLE = {"x-goog-hash": f"crc32c=AAAAAA==, md5={base64.b64encode(MD5.digest()).decode()}"}
+REPR = {"Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(SHA256)).decode()}:"}
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize(("etag", "more"), [(f'"{MD5.hexdigest()}"', {}), ('"v1"', GOOGLE), ('"v1"', REPR)])
+def test_flipped_byte_is_found_without_a_digest(
+    site: Site, tmp_path: Path, etag: str, more: dict[str, str], ranges: bool
+) -> None:
+    site.etags["x.zip"], site.more, site.ranges, site.faults = etag, more, ranges, ["flip"]
+    _get(site, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA
+    site.faults = ["flip"]
+    assert open_store(site.url, OPTIONS).read("x.zip") == DATA
+
+
+def test_object_without_its_stated_checksum_is_bad_data(site: Site, tmp_path: Path) -> None:
+    site.more = GOOGLE
+    site.files["x.zip"] = DATA[:-1] + b"?"
+    with pytest.raises(BadDataError, match=r"x.zip does not have the checksum that its store states: upload it again"):
+        _get(site, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_etag_that_is_no_checksum_is_overruled_by_a_second_download(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.etags["x.zip"] = f'"{"0" * 32}"'
+    _get(site, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA
+    assert f"use #sha256={SHA256}" in capsys.readouterr().out
 
 
 def test_get_empty_object(site: Site, tmp_path: Path) -> None:

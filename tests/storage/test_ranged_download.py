@@ -52,6 +52,28 @@ def test_download_survives_faults(site: Site, tmp_path: Path, fault: str) -> Non
     assert site.sent <= len(DATA) + len(site.faults) * CHUNK
 
 
+@pytest.mark.parametrize("fault", ["whole", "page", "shifted"])
+def test_another_answer_than_the_range_asked_for_is_not_believed(site: Site, tmp_path: Path, fault: str) -> None:
+    site.faults = ["", *[fault] * 6]
+    _get(site, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("fault", ["whole", "page"])
+def test_lasting_wrong_answers_end_as_transient(site: Site, tmp_path: Path, fault: str) -> None:
+    site.faults = [fault] * 1000
+    with pytest.raises(TransientError, match=r"the answer is not bytes .* \(HTTP 200, no Content-Range\)"):
+        _get(site, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_another_page_in_one_stream_is_not_believed(site: Site, tmp_path: Path) -> None:
+    site.ranges = False
+    site.faults = ["page"]
+    _get(site, tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA
+
+
 def test_truncated_body_continues_where_it_broke(site: Site, tmp_path: Path) -> None:
     site.faults = ["truncate"] * 3
     _get(site, tmp_path / "x", sha256=SHA256)

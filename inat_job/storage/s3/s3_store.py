@@ -17,10 +17,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import create_loader
 
 from inat_job.address import host_of
-from inat_job.errors import BadDataError, JobError, PreconditionFailed
+from inat_job.errors import BadDataError, ConflictError, JobError, NoPermissionError, PreconditionFailed
 from inat_job.events import Progress
 from inat_job.storage.base import Entry, Role, StorageOptions, Transfer, checked_key
-from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
+from inat_job.storage.checksums import Checksum, parts_of, stated_checksum
+from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range, verified
 from inat_job.storage.retry import RetryableError, with_retries
 from inat_job.storage.s3 import s3_errors
 from inat_job.storage.s3.multipart_upload import Upload, size_of, version_of
@@ -67,28 +68,45 @@ class S3Store:
                         yield Entry(key, size_of(found, "Size"), version_of(found))
 
     def stat(self, key: str) -> Entry | None:
-        return self._retry(lambda: self._stat(key)) if key else None
+        head = self._retry(lambda: self._head(key)) if key else None
+        return None if head is None else self._entry(key, head)
 
-    def _stat(self, key: str) -> Entry | None:
+    def _head(self, key: str) -> dict[str, Any] | None:
         full = self._full(key)
         with self._translated(full):
             try:
-                head = self._client.head_object(Bucket=self.bucket, Key=full, **self._payer)
+                head: dict[str, Any] = self._client.head_object(Bucket=self.bucket, Key=full, **self._payer)
             except ClientError as error:
                 if _status(error) != 404:
                     raise
                 self._require_bucket()  # a HEAD does not tell a missing key from a missing bucket
                 return None
-            return Entry(key, size_of(head), version_of(head))
+            answered = "ContentLength" in head and size_of(head) >= 0 and version_of(head)
+        if not answered:
+            raise RetryableError(self._not_s3(full))
+        return head
+
+    def _entry(self, key: str, head: dict[str, Any]) -> Entry:
+        return Entry(key, size_of(head), version_of(head))
 
     def read(self, key: str) -> bytes:
-        return self._retry(lambda: b"".join(self._body(key, {})))
+        return self._retry(lambda: verified(lambda: self._read(key), self._location(self._full(key)).uri))
+
+    def _read(self, key: str) -> tuple[bytes, Checksum | None]:
+        stated: list[Checksum | None] = []
+
+        def require(answer: dict[str, Any], uri: str) -> None:
+            if answer["ResponseMetadata"]["HTTPStatusCode"] != 200 or not version_of(answer):
+                raise RetryableError(self._not_s3(uri))
+            stated.append(stated_checksum(_headers(answer), is_amazon=is_amazon(self._client)))
+
+        return b"".join(self._body(key, {}, require)), stated[0]
 
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         return self._retry(lambda: b"".join(self._range(entry, start, end)))
 
     def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
-        source = RangeSource(self._location(self._full(key)).uri, lambda: (self._present(key), True), self._range)
+        source = RangeSource(self._location(self._full(key)).uri, lambda: self._present(key), self._range)
         return download(source, path, self._options, **transfer)
 
     def put(
@@ -153,24 +171,76 @@ class S3Store:
                 raise
         self._bucket_exists = True
 
-    def _present(self, key: str) -> Entry:
-        entry = self.stat(key)
-        if entry is None:
+    def _present(self, key: str) -> tuple[Entry, bool, Checksum | None]:
+        head = self._retry(lambda: self._head(key)) if key else None
+        if head is None:
             raise BadDataError(f"{self._location(self._full(key)).uri} does not exist: check the address.")
-        return entry
+        entry = self._entry(key, head)
+        headers = _headers(self._head_with(entry, ChecksumMode="ENABLED") or head)
+        part_size = self._part_size(entry, parts_of(headers))
+        return entry, True, stated_checksum(headers, is_amazon=is_amazon(self._client), part_size=part_size)
+
+    def _part_size(self, entry: Entry, count: int) -> int | None:
+        """Bytes of an object's parts, all but the last, if there are so many of the first one's size."""
+        if not count:
+            return None
+        first = self._head_with(entry, PartNumber=1)
+        size = int(first.get("ContentLength", 0))
+        fits = first.get("PartsCount") == count and size and -(-entry.size // size) == count
+        return size if fits else None
+
+    def _head_with(self, entry: Entry, **more: Any) -> dict[str, Any]:
+        """A HEAD with an option that some servers or policies refuse, empty then."""
+        full = self._full(entry.key)
+
+        def attempt() -> dict[str, Any]:
+            with self._translated(full):
+                target = {"Bucket": self.bucket, "Key": full, "IfMatch": f'"{entry.version}"'}
+                answer: dict[str, Any] = self._client.head_object(**target, **more, **self._payer)
+            return answer
+
+        try:
+            return self._retry(attempt)
+        except (BadDataError, ConflictError, NoPermissionError, PreconditionFailed):
+            return {}
 
     def _range(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
-        last = "" if end is None else str(end - 1)
-        return self._body(entry.key, {"Range": f"bytes={start}-{last}", "IfMatch": f'"{entry.version}"'})
+        end = entry.size if end is None else end
+        if start == end:
+            return
 
-    def _body(self, key: str, arguments: dict[str, str]) -> Iterator[bytes]:
-        """The blocks of an object or of a range of it. Raises RetryableError for a broken body."""
+        def require(answer: dict[str, Any], uri: str) -> None:
+            status = answer["ResponseMetadata"]["HTTPStatusCode"]
+            require_range(uri, status, str(answer.get("ContentRange", "")), (start, end, entry.size))
+            if answer.get("ContentLength") != end - start:
+                raise RetryableError(self._not_s3(entry.key))
+            if version_of(answer) != entry.version:
+                raise PreconditionFailed(f"{uri} changed.")
+
+        yield from self._body(
+            entry.key, {"Range": f"bytes={start}-{end - 1}", "IfMatch": f'"{entry.version}"'}, require
+        )
+
+    def _not_s3(self, name: str) -> str:
+        return (
+            f"{self._host} did not answer like S3 for {name} despite retries: "
+            "check AWS_ENDPOINT_URL and the proxies on the way."
+        )
+
+    def _body(
+        self, key: str, arguments: dict[str, str], require: Callable[[dict[str, Any], str], None]
+    ) -> Iterator[bytes]:
+        """The blocks of an object or of a range of it, once `require` has accepted the answer's headers.
+
+        Raises RetryableError for a broken body.
+        """
         full = self._full(key)
         with self._translated(full, conditional=bool(arguments)):
             answer = self._client.get_object(Bucket=self.bucket, Key=full, **arguments, **self._payer)
             left = size_of(answer)
         broken = f"{self._host} broke off {self._location(full).uri} despite retries: try again later."
         with closing(answer["Body"]) as body:
+            require(answer, self._location(full).uri)
             try:
                 while left > 0 and (block := body.read(min(left, BLOCK_SIZE))):
                     left -= len(block)
@@ -255,6 +325,11 @@ def _config(options: StorageOptions, timeouts_s: tuple[int, int]) -> Config:
         read_timeout=timeouts_s[1],
     )
     return config.merge(Config(signature_version=UNSIGNED)) if options.anonymous else config
+
+
+def _headers(answer: dict[str, Any]) -> dict[str, str]:
+    headers: dict[str, str] = answer["ResponseMetadata"]["HTTPHeaders"]
+    return headers
 
 
 def _status(error: ClientError) -> int:

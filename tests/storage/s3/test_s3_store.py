@@ -36,6 +36,43 @@ def test_reads_survive_faults(s3_proxy: S3Proxy, s3_bucket: str, tmp_path: Path,
     assert (tmp_path / "key").read_bytes() == DATA
 
 
+@pytest.mark.parametrize("fault", ["status 200", "other range", "other etag", "page"])
+def test_another_answer_than_the_range_asked_for_is_not_believed(
+    s3_proxy: S3Proxy, s3_bucket: str, tmp_path: Path, fault: str
+) -> None:
+    store = open_store(f"s3://{s3_bucket}", OPTIONS)
+    entry = store.put("key", DATA)
+    s3_proxy.faults["GET"] = ["", fault, "", fault]
+    store.get("key", tmp_path / "key")
+    assert (tmp_path / "key").read_bytes() == DATA
+    s3_proxy.faults["GET"] = [fault]
+    with contextlib.suppress(errors.PreconditionFailed):
+        assert store.read_range(entry, 0, 1000) == DATA[:1000]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_flipped_byte_is_found_without_a_digest(s3_proxy: S3Proxy, s3_bucket: str, tmp_path: Path, times: int) -> None:
+    store = open_store(f"s3://{s3_bucket}", StorageOptions(threads=1, retries=2))
+    store.put("key", DATA)
+    s3_proxy.faults["GET"] = [*["other byte", "", "", "", ""][:5], *["", "other byte", "", "", ""] * (times - 1)]
+    store.get("key", tmp_path / "key")
+    assert (tmp_path / "key").read_bytes() == DATA
+    s3_proxy.faults["GET"] = ["other byte"]
+    assert store.read("key") == DATA
+
+
+def test_lasting_wrong_answers_end_as_transient(s3_proxy: S3Proxy, s3_bucket: str, tmp_path: Path) -> None:
+    store = open_store(f"s3://{s3_bucket}", OPTIONS)
+    store.put("key", DATA)
+    s3_proxy.faults = {"GET": ["page"] * 100}
+    for verb in (lambda: store.get("key", tmp_path / "key"), lambda: store.read("key")):
+        with pytest.raises(errors.TransientError, match="check"):
+            verb()
+    s3_proxy.faults = {"HEAD": ["page"] * 100}
+    with pytest.raises(errors.TransientError, match="did not answer like S3 for key despite retries"):
+        store.stat("key")
+
+
 def test_each_thread_has_its_own_retries(
     s3_proxy: S3Proxy, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
