@@ -6,6 +6,7 @@
 # `make image` also sets the version and the revision.
 #
 # The base can be any Debian or Ubuntu with Python 3.11 or newer; if it has no Python, its python3 is installed.
+# Name it by its digest (python@sha256:...) to build from the same bytes again: docs/container.md.
 # No nvidia/cuda base is needed: torch's wheels contain CUDA's libraries, and the host's driver is mounted at run time.
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
 # hadolint ignore=DL3006

@@ -3,6 +3,7 @@
 # make soak   kills runs and resumes them             make faults    injects storage faults in every phase
 # make fuzz   damages 10,000 files of all kinds       make image     builds the image, with version and revision
 # make sbom   lists the packages in .venv             make docs      writes docs/options.md
+# make audit  looks the locked packages up in a database of vulnerabilities
 # make gpu    checks a machine with an NVIDIA GPU, and writes gpu.json (docs/gpu.md)
 PYTHON ?= python3
 VENV   := .venv
@@ -16,7 +17,7 @@ ROUNDS ?= 100
 SEED   ?= 0
 PARTS  ?= a,b
 
-.PHONY: venv demo test test-all gpu gpu-wheels soak faults fuzz lint docs lock image sbom clean
+.PHONY: venv demo test test-all gpu gpu-wheels soak faults fuzz lint docs lock audit image sbom clean
 
 venv: $(STAMP)
 
@@ -80,7 +81,7 @@ VERSION  = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' inat_job/__init__.py)
 REVISION = $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null || echo unknown)
 
 image:
-	$(ENGINE) build $(if $(filter podman buildah,$(ENGINE)),--format docker) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t $(IMAGE) .
+	$(ENGINE) build $(if $(filter podman buildah,$(ENGINE)),--format docker) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t $(IMAGE) .
 
 # The image contains its own list, at /app/sbom.cdx.json.
 sbom: venv
@@ -96,5 +97,16 @@ lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock tests/requirements.txt -o tests/requirements.lock
 	echo cyclonedx-bom==7.5.0 | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o sbom.lock
 
+# Needs a network: pip-audit asks PyPI's database for the pinned versions, and fails for one that it does not know.
+# AUDIT_OPTIONS can name another database, such as `-s osv`.
+AUDIT_LOCKS   ?= requirements.lock requirements-cuda12.lock sbom.lock tests/requirements.lock
+AUDIT_OPTIONS ?=
+audit:
+	$(PYTHON) -m venv .audit
+	.audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	status=0; for lock in $(AUDIT_LOCKS); do \
+	  .audit/bin/pip-audit --strict --require-hashes --disable-pip -r $$lock $(AUDIT_OPTIONS) || status=1; \
+	done; exit $$status
+
 clean:
-	rm -rf $(VENV) .sbom sbom.cdx.json gpu.json gpu-wheels runs cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .audit .sbom sbom.cdx.json gpu.json gpu-wheels runs cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -82,15 +82,20 @@ def run_id_from(job_name: str) -> str | None:
     return None if run_id in ("", ".", "..") else run_id
 
 
+_SERVICE = re.compile("(tcp|udp|sctp)://")
+"""What Kubernetes sets MASTER_PORT to in each pod beside a Service called `master`:
+https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables"""
+
+
 def read_int(environment: Mapping[str, str], name: str) -> int | None:
-    """The integer, at least 0, in an environment variable; None where it is not set or is empty.
+    """The integer, at least 0, in an environment variable; None where it is not set, is empty or is of a Service.
 
     Raises ConflictError for anything else.
     """
     text = environment.get(name, "").strip()
-    if not text:
+    if not text or _SERVICE.match(text):
         return None
-    if not (text.isascii() and text.isdigit()):
+    if not re.fullmatch("[0-9]{1,9}", text):
         raise ConflictError(f"{name} is {text!r}: set it to a whole number, or unset it.")
     return int(text)
 

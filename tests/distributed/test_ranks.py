@@ -78,3 +78,16 @@ def test_gpu_of_a_rank(local_rank: int, visible: int) -> None:
             ranks.gpu_index(rank, visible)
         return
     assert ranks.gpu_index(rank, visible) == (0 if visible == 1 else local_rank)
+
+
+@pytest.mark.parametrize("value", ["tcp://10.0.0.1:80", "udp://[fd00::1]:53"])
+def test_port_of_a_kubernetes_service_is_not_torchruns(value: str) -> None:
+    environment = {"MASTER_PORT": value, "MASTER_SERVICE_HOST": "10.0.0.1"}
+    assert ranks.on_node(2, 0, 1, "host", environment)[0].master_port == ranks.DEFAULT_PORT
+    assert ranks.from_environment(environment) is None
+
+
+@pytest.mark.parametrize("value", ["x", "9" * 5000, "-1", "\u00b2"])
+def test_port_that_is_no_number_is_a_conflict(value: str) -> None:
+    with pytest.raises(ConflictError, match="MASTER_PORT"):
+        ranks.on_node(2, 0, 1, "host", {"MASTER_PORT": value})
