@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inat_job.data.batches import DeviceRows, TakeBatch
 from inat_job.storage.cache_locks import FolderHold
-from inat_job.storage.disk import read_json_object, sha256_of, write_atomic
+from inat_job.storage.disk import open_unlinked, read_json_object, sha256_of, write_atomic
 
 
 class FeatureBatch(NamedTuple):
@@ -81,7 +81,7 @@ class FeatureWriter:
     def __enter__(self) -> "FeatureWriter":
         with suppress(FileNotFoundError):
             self._note.unlink()
-        self._file: IO[bytes] = self._draft.open("wb")
+        self._file: IO[bytes] = open_unlinked(self._draft, "wb")
         return self
 
     def add(self, features: Tensor) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from inat_job import signals
 from inat_job.host import cpu
 from inat_job.signals import Stop
+from inat_job.storage.disk import remove_link
 
 _ROWS_PER_TASK = 64
 """Rows that a thread reads and hashes in one task."""
@@ -89,6 +90,7 @@ def create(path: Path, count: int, side: int) -> Iterator[PixelFile]:
 
     Raises OSError.
     """
+    remove_link(path)
     path.touch()
     with open_existing(path, count, side, writable=True) as file:
         try:
@@ -102,7 +104,7 @@ def create(path: Path, count: int, side: int) -> Iterator[PixelFile]:
 @contextmanager
 def open_existing(path: Path, count: int, side: int, *, writable: bool = False) -> Iterator[PixelFile]:
     """Open the file of `count` rows unchanged; a complete cache may be read only. Raises OSError."""
-    descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+    descriptor = os.open(path, (os.O_RDWR | os.O_NOFOLLOW if writable else os.O_RDONLY) | os.O_CLOEXEC)
     try:
         yield PixelFile(descriptor, count, side)
     finally:

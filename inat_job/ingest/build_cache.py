@@ -20,7 +20,7 @@ from inat_job.ingest.data_source import DataSource
 from inat_job.ingest.decode_all import ROWS, Decoded, decode_all
 from inat_job.signals import Stop
 from inat_job.storage.cache_locks import cache_errors, hold_folder, lock
-from inat_job.storage.disk import megabytes
+from inat_job.storage.disk import megabytes, remove_link
 from inat_job.storage.partial_download import PartialDownload
 
 MARGIN = 1.15
@@ -183,6 +183,7 @@ def _decode_intact(source: DataSource, unfinished: Path, side: int, stop: Stop) 
 def _decode(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
     container = source.open()
     images = layout.find_images(container.names(), source.uri)
+    remove_link(unfinished)
     unfinished.mkdir(exist_ok=True)
     _check_disk(unfinished, len(images) * side * side * 3)
     decoded = decode_all(container, images, unfinished, side, stop, verify=source.download is not None)
@@ -220,6 +221,7 @@ def _decode_incoming(
     try:
         container = archives.open_incoming(path, incoming)
         images = layout.find_images(container.names(), uri)
+        remove_link(unfinished)
         unfinished.mkdir(exist_ok=True)
         _check_disk(unfinished, len(images) * side * side * 3 + incoming.bytes_missing())
         decoded = decode_all(container, images, unfinished, side, stop, verify=True, show=show)

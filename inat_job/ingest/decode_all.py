@@ -25,7 +25,7 @@ from inat_job.host import cpu
 from inat_job.ingest.container import Container, Load
 from inat_job.ingest.decode import Rejected, decode
 from inat_job.signals import Stop
-from inat_job.storage.disk import write_atomic
+from inat_job.storage.disk import open_unlinked, write_atomic
 
 ROWS = "rows.jsonl"
 _TICK_S = 0.1
@@ -109,7 +109,7 @@ class _RowJournal:
             self._file.write(_line(row, result))
 
     def __enter__(self) -> "_RowJournal":
-        self._file = self._path.open("a")
+        self._file = open_unlinked(self._path, "a")
         return self
 
     def __exit__(self, *error: object) -> None:

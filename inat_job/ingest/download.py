@@ -15,7 +15,7 @@ from inat_job.ingest import archives
 from inat_job.signals import Stop
 from inat_job.storage import Entry, Store, cache_locks
 from inat_job.storage.cache_locks import FolderHold, hold_folder
-from inat_job.storage.disk import read_json_object, sha256_of, write_atomic
+from inat_job.storage.disk import read_json_object, remove_link, sha256_of, write_atomic
 from inat_job.storage.local import LocalStore
 from inat_job.storage.partial_download import PartialDownload
 from inat_job.storage.threads import start_daemon
@@ -127,6 +127,8 @@ class Download:
         # A server that reports no version may have another file each time.
         refresh = refresh or not (self._entry.version or self._fetched)
         self._fetched = True
+        with cache_locks.cache_errors(self._cache_dir):
+            remove_link(self._folder)
         cache_locks.fetch(
             self._store,
             self._entry.key,

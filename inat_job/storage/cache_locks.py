@@ -17,7 +17,7 @@ from inat_job import events, signals
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.signals import Stop
 from inat_job.storage import Store
-from inat_job.storage.disk import DISK_FULL
+from inat_job.storage.disk import DISK_FULL, open_unlinked
 from inat_job.storage.partial_download import PartialDownload
 
 DELETED_PREFIX = ".gone-"
@@ -47,7 +47,7 @@ def lock(path: Path, cache_dir: Path, stop: Stop, doing: str) -> Iterator[None]:
     """
     with cache_errors(cache_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        file = open_unlinked(path, "a")
     with file:
         while not _try_lock(file.fileno(), cache_dir):
             signals.check(stop, doing)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, TransientError
 
@@ -76,6 +76,21 @@ def _free_bytes(folder: Path) -> int:
         return 0
 
 
+def remove_link(path: Path) -> None:
+    """Delete a link in the place of a file or folder to write: in a shared cache it may lead to what is not the job's.
+
+    Raises OSError.
+    """
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+
+
+def open_unlinked(path: Path, mode: str) -> IO[Any]:
+    """Open a file to write, but never through a link. Raises OSError."""
+    remove_link(path)
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+
+
 def write_atomic(path: Path, data: bytes, draft: Path | None = None, *, durable: bool = False) -> None:
     """Replace the contents of `path` in one step: after a kill it holds either the old bytes or the new ones.
 
@@ -85,7 +100,7 @@ def write_atomic(path: Path, data: bytes, draft: Path | None = None, *, durable:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft or path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with draft.open("wb") as file:
+        with open_unlinked(draft, "wb") as file:
             file.write(data)
             if durable:
                 file.flush()

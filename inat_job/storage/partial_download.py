@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from inat_job.errors import TransientError
-from inat_job.storage.disk import write_atomic
+from inat_job.storage.disk import open_unlinked, remove_link, write_atomic
 
 MIB = 1024 * 1024
 _CHUNKS = 64
@@ -311,6 +311,7 @@ def resume(part: Path, version: str, size: int, between: Callable[[], None] = la
     after each verified block and may raise; then nothing has changed.
     """
     path = journal_path(part)
+    remove_link(part)
     found = parse_journal(path.read_text(errors="replace")) if path.exists() and part.exists() else None
     journal = DownloadJournal(version, plan_chunks(size))
     if found is not None and (found.version, found.plan) == (journal.version, journal.plan):
@@ -321,7 +322,7 @@ def resume(part: Path, version: str, size: int, between: Callable[[], None] = la
         }
     else:
         part.unlink(missing_ok=True)  # a new file, so that a leftover thread of an earlier download writes to the old
-    with part.open("ab") as file:
+    with open_unlinked(part, "ab") as file:
         file.truncate(size)
     write_atomic(path, journal.text().encode(), path.with_name(path.name + ".tmp"))
     return journal

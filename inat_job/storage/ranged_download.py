@@ -15,7 +15,7 @@ from inat_job.signals import Stop, check, never
 from inat_job.storage import partial_download
 from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions
 from inat_job.storage.checksums import Checksum
-from inat_job.storage.disk import disk_errors, publish, require_space, sha256_of
+from inat_job.storage.disk import disk_errors, open_unlinked, publish, require_space, sha256_of
 from inat_job.storage.partial_download import JournalWriter, PartialDownload
 from inat_job.storage.retry import Retries, RetryableError, with_retries
 from inat_job.storage.threads import map_in_threads, run_in_thread
@@ -139,7 +139,7 @@ class _Download:
         def fetch(_: int, halt: Stop) -> None:
             self._chunk(writer, self.incoming.take(missing), halt)
 
-        with partial_download.journal_path(self.part).open("a") as file:
+        with open_unlinked(partial_download.journal_path(self.part), "a") as file:
             writer = JournalWriter(journal, file)
             for _ in map_in_threads(range(len(missing)), fetch, threads=self.options.threads, tick=self._tick):
                 pass
@@ -155,7 +155,7 @@ class _Download:
         start, end = writer.journal.plan.span(index)
         received, crc = writer.journal.received.get(index, (0, 0))
         at, retries = start + received, Retries(self.options.retries, halt)
-        with self.part.open("r+b") as file:
+        with open_unlinked(self.part, "r+b") as file:
             file.seek(at)
             while at < end:
                 began = at
@@ -193,7 +193,7 @@ class _Download:
 
     def _stream(self, halt: Stop) -> int:
         self.received = 0
-        with self.part.open("wb") as file:
+        with open_unlinked(self.part, "wb") as file:
             for block in self._blocks(0, None, halt):
                 file.write(block)
         if self.entry.size not in (UNKNOWN_SIZE, self.received):

@@ -3,19 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.harness.faults import LIST, Fault
+from tests.harness.faults import HEADS, LIST, Fault
 
 TRANSIENT, NO_PERMISSION, BAD_DATA = 75, 77, 65
 
 _RUNS = r" /[^/]+/runs/"
 PHASES = {
     "pull": r"^GET .*/data/images\.zip",
+    "unproven": r"^GET .*/data/images\.zip",
     "checkpoint": rf"^PUT{_RUNS}.*/checkpoints/",
     "resume": rf"^(GET|HEAD){_RUNS}.*/(checkpoints|attempts|metrics)|^{LIST}",
     "report": rf"^PUT{_RUNS}.*/(report\.|model/|plots/)",
     "killed": rf"^PUT{_RUNS}.*/checkpoints/",
 }
-"""In "killed" the job is killed in training while its checkpoints meet the fault, and resumed on another machine."""
+"""In "unproven" --data has no digest.
+
+In "killed" the job is killed in training while its checkpoints meet the fault, and resumed on another machine."""
 
 KILLED = -9
 _CHECKPOINT_BODIES = rf"^(GET|PUT){_RUNS}.*/checkpoints/[0-9]+\.ckpt"
@@ -84,6 +87,7 @@ def _listings(kind: str, phase: str, last_step: int) -> Fault:
 _MAKERS = {
     "flip": _one_body,
     "rot": _one_body,
+    **dict.fromkeys(HEADS, _one_body),
     "stall": _long_stall,
     "latency": _permanent,
     "throttle": _permanent,
@@ -101,10 +105,11 @@ def select_cells(faults: Sequence[str] = (), phases: Sequence[str] = ()) -> list
     found = [Cell(fault, phase) for fault in transient for phase in all_phases if (fault, phase) != ("flip", "pull")]
     # A flipped byte contradicts the digest in --data: the job may report that, or download it again at once.
     found.append(Cell("flip", "pull", codes=(0, BAD_DATA)))
+    found += [Cell(fault, phase) for fault in HEADS for phase in ("pull", "unproven", "resume")]
     # Damage after the digest was checked: on the way into the store, or later, at rest.
     found += [Cell("rot", phase) for phase in ("checkpoint", "resume", "report")]
     found += [Cell(fault, "killed", codes=(KILLED,)) for fault in ("503", "latency", "throttle")]
-    found += [Cell("outage", phase) for phase in ("pull", "checkpoint", "resume", "report")]
+    found += [Cell("outage", phase) for phase in all_phases]
     for fault in ("expired", "expired-403", "denied-list"):
         found += [
             Cell(fault, p, codes=(NO_PERMISSION,), training_kept=p in ("checkpoint", "report")) for p in all_phases

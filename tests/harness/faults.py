@@ -22,7 +22,10 @@ ANSWERS = {
 BODIES = ("truncate", "flip", "rot", "stall", "throttle")
 """Faults of a body: an upload's, or otherwise the answer's."""
 
-KINDS = (*ANSWERS, *BODIES, "reset", "latency", "outage")
+HEADS = ("page", "status-200", "shifted")
+"""Faults of a download's head: a page of HTML instead of the answer, another status, and another range."""
+
+KINDS = (*ANSWERS, *BODIES, *HEADS, "reset", "latency", "outage")
 LIST = r"GET /[^/?]+/?\?(.*&)?list-type="
 """A pattern of the requests that list a bucket."""
 

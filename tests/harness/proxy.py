@@ -19,7 +19,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from tests.harness import wire
-from tests.harness.faults import ANSWERS, BODIES, Fault, Faults
+from tests.harness.faults import ANSWERS, BODIES, HEADS, Fault, Faults
 from tests.harness.wire import Head
 
 _BAD_DIGEST = (400, "BadDigest", "The Content-MD5 you specified did not match what we received.")
@@ -156,10 +156,12 @@ class Proxy:
     async def _pass_on(
         self, writer: asyncio.StreamWriter, request: Head, answer: Head, body: bytes, fault: Fault | None
     ) -> None:
-        shaped = fault if fault and fault.kind in BODIES else None
+        shaped = fault if fault and fault.kind in (*BODIES, *HEADS) else None
         if shaped and not (body and answer.status < 300):
             self.faults.refund(shaped, request.line)
             shaped = None
+        if shaped and shaped.kind in HEADS:
+            answer, body = _another(shaped.kind, answer, body)
         missing = {} if answer["content-length"] or answer.status in (204, 304) else {"Content_Length": str(len(body))}
         writer.write(answer.encoded(**missing))
         for start, end in wire.spans(len(body)):
@@ -178,6 +180,17 @@ async def _faulty(block: bytes, start: int, total: int, fault: Fault | None) -> 
     if fault and fault.kind == "stall" and middle:
         await asyncio.sleep(fault.amount)
     return _flipped(block, 0) if fault and fault.kind == "flip" and middle else block
+
+
+def _another(kind: str, answer: Head, body: bytes) -> tuple[Head, bytes]:
+    """Another answer than the one asked for, which looks intact."""
+    if kind == "page":
+        page = b"<!DOCTYPE html><html><body>Please log in to this network.</body></html>"
+        return Head("HTTP/1.1 200 OK", [("Content-Type", "text/html"), ("Content-Length", str(len(page)))]), page
+    kept = [(name, value) for name, value in answer.headers if name.lower() != "content-range"]
+    if kind == "status-200":
+        return Head("HTTP/1.1 200 OK", kept), body
+    return Head(answer.first, [*kept, ("Content-Range", f"bytes 1-{len(body)}/{len(body) + 1}")]), body[1:] + body[:1]
 
 
 def _flipped(data: bytes, at: int) -> bytes:

@@ -133,6 +133,18 @@ def test_flip_changes_one_byte_of_a_download(proxy: Proxy, client: Any, bucket: 
     assert [at for at in range(len(BODY)) if got[at] != BODY[at]] == [len(BODY) // 2]
 
 
+@pytest.mark.parametrize(("kind", "status"), [("page", 200), ("status-200", 200), ("shifted", 206)])
+def test_another_answer_than_the_range_asked_for(
+    kind: str, status: int, proxy: Proxy, client: Any, bucket: str
+) -> None:
+    proxy.faults.arm(Fault(kind, "^GET", times=1))
+    answer = client.get_object(Bucket=bucket, Key=KEY, Range="bytes=100-199")
+    assert answer["ResponseMetadata"]["HTTPStatusCode"] == status
+    assert answer.get("ContentRange") == ("bytes 1-100/101" if kind == "shifted" else None)
+    assert (answer["Body"].read() == BODY[100:200]) is (kind == "status-200")
+    assert client.get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
+
+
 def test_flip_in_an_upload_is_refused_by_its_digest_and_rot_is_not(proxy: Proxy, client: Any, bucket: str) -> None:
     import base64
     import hashlib

@@ -137,6 +137,57 @@ def test_flipped_byte_of_a_server_without_ranges_is_fetched_again(
     assert content(cache) == content(prepared(str(tmp_path / name), tmp_path / "local"))
 
 
+@pytest.mark.parametrize("ranges", [True, False])
+def test_links_planted_in_a_shared_cache_are_not_followed(
+    site: Site, served: Callable[..., bytes], tmp_path: Path, ranges: bool
+) -> None:
+    size, cache_dir, uri = len(served()), tmp_path / "cache", f"{site.url}/x.zip"
+    site.ranges = ranges
+    source = data_source.find(uri, cache_dir, StorageOptions(), never)
+    assert source.download
+    path, side = source.download.path, build_cache.cache_side(32)
+    draft = build_cache._folder(cache_dir, source.draft_key, side)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    path.parent.mkdir(parents=True)
+    draft.parent.mkdir(parents=True)
+    (unfinished := draft.with_suffix(".tmp")).mkdir()
+    part = path.with_name(f"{path.name}.part")
+    journal = json.dumps({"version": '"1"', "size": size, "chunk": CHUNK}) + "\n"
+    part.with_name(f"{part.name}.json").write_text(f"{journal}[0, 8, {zlib.crc32(b'precious')}]\n")
+    for link in (
+        *(
+            part,
+            part.with_name(f"{part.name}.json.tmp"),
+            path.with_name(f"{path.name}.lock"),
+            draft.with_suffix(".lock"),
+        ),
+        *(
+            unfinished / PIXELS,
+            unfinished / ROWS,
+            (unfinished / ROWS).with_suffix(".new"),
+            draft.parent / "publish.lock",
+        ),
+    ):
+        link.symlink_to(victim)
+    cache = prepared(uri, cache_dir)
+    assert victim.read_bytes() == b"precious"
+    assert content(cache) == content(prepared(str(tmp_path / "x.zip"), tmp_path / "local"))
+
+
+def test_folders_planted_as_links_are_replaced(site: Site, served: Callable[..., bytes], tmp_path: Path) -> None:
+    served()
+    source = data_source.find(f"{site.url}/x.zip", tmp_path / "cache", StorageOptions(), never)
+    assert source.download
+    draft = build_cache._folder(tmp_path / "cache", source.draft_key, build_cache.cache_side(32)).with_suffix(".tmp")
+    (victim := tmp_path / "victim").mkdir()
+    for link in (source.download.path.parent, draft):
+        link.parent.mkdir(parents=True)
+        link.symlink_to(victim)
+    prepared(f"{site.url}/x.zip", tmp_path / "cache")
+    assert list(victim.iterdir()) == []
+
+
 def test_digest_of_an_archive_with_damage_is_not_noted(
     site: Site, served: Callable[..., bytes], tmp_path: Path
 ) -> None:
