@@ -46,6 +46,9 @@ class InterruptibleStore:
     def delete(self, key: str) -> None:
         self._run(lambda: self._store.delete(key))
 
+    def delete_drafts(self, selected: Callable[[str], bool]) -> None:
+        self._run(lambda: self._store.delete_drafts(selected))
+
     def _run(self, request: Callable[[], R]) -> R:
         def tick() -> None:
             signals.check(self._stop, f"waiting for {self.uri}")

@@ -118,8 +118,8 @@ def test_concurrent_if_match_loses_no_update(tmp_path: Path) -> None:
 def test_version_changes_within_one_clock_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = local._write
 
-    def write_at_noon(draft: Path, source: Path | bytes, progress: None) -> int:
-        size = write(draft, source, progress)
+    def write_at_noon(draft: Path, source: Path | bytes, sha256: None, progress: None) -> int:
+        size = write(draft, source, sha256, progress)
         os.utime(draft, ns=(10**18, 10**18))
         return size
 
