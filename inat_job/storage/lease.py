@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from inat_job import events, signals
+from inat_job import events, signals, watchdog
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError
+from inat_job.settings import LONGEST_LEASE_S
 from inat_job.signals import Stop
 from inat_job.storage import attempts, probe
 from inat_job.storage.attempts import Attempt, Holder, IsGone, latest_attempt, list_attempts
@@ -23,6 +24,9 @@ from inat_job.storage.threads import start_daemon
 
 RENEWALS = 4
 """Times that a holder renews its lease within the time-out."""
+
+REPORT_EVERY_S = 30.0
+"""Seconds between two lines about whom this job waits for."""
 
 SETTLE_S = 2.0
 """Seconds that the winner on a store without conditional writes waits before it trusts its win."""
@@ -163,8 +167,22 @@ def acquire(
     Waits until the present holder ends or its lease expires after `seconds`. Raises LeaseError if the holder turns out
     to be alive, Preempted when `stop` turns true.
     """
-    attempt, seen = latest_attempt(store, seconds)
+    with watchdog.waiting():
+        return _acquire(store, background, seconds, holder, is_gone, stop, read_progress)
+
+
+def _acquire(
+    store: Store,
+    background: Store,
+    seconds: float,
+    holder: Holder,
+    is_gone: IsGone,
+    stop: Stop,
+    read_progress: ReadProgress,
+) -> Lease:
+    attempt, seen = _latest_attempt(store, seconds)
     begun = seen_at = time.monotonic()
+    said_at = -REPORT_EVERY_S
     while True:
         now = time.monotonic()
         if attempts.may_follow(attempt, now - seen_at, is_gone):
@@ -177,11 +195,19 @@ def acquire(
                 return Lease(background, ours, conditional, read_progress)
         elif attempt and seen_at > begun and now - begun >= attempt.lease_s:
             raise LeaseError(_held_message(store, attempt))
-        signals.check(stop, "waiting for another job of the same run to end")
-        time.sleep(min(1.0, seconds / 20))
-        attempt, version = latest_attempt(store, seconds)
+        elif attempt and now - said_at >= REPORT_EVERY_S:
+            said_at = now
+            events.emit("waiting", message=_waiting_message(store, attempt, now - seen_at))
+        signals.pause(min(1.0, seconds / 20), stop, "waiting for another job of the same run to end")
+        attempt, version = _latest_attempt(store, seconds)
         if version != seen:
             seen, seen_at = version, time.monotonic()
+
+
+def _latest_attempt(store: Store, seconds: float) -> tuple[Attempt | None, str]:
+    """The newest attempt, whose time-out counts as far as one may be set."""
+    attempt, version = latest_attempt(store, seconds)
+    return attempt and replace(attempt, lease_s=min(attempt.lease_s, LONGEST_LEASE_S)), version
 
 
 def _delete_drafts(store: Store, ours: Attempt) -> None:
@@ -224,8 +250,20 @@ def _is_ours(store: Store, attempt: Attempt) -> bool:
     return attempts.parse_attempt(attempt.number, store.read(attempt.key), attempt.lease_s).nonce == attempt.nonce
 
 
+def _host(attempt: Attempt) -> str:
+    return attempt.holder.get("host", "another machine")
+
+
+def _waiting_message(store: Store, attempt: Attempt, silent_s: float) -> str:
+    left_s = max(0.0, attempt.lease_s - silent_s)
+    return (
+        f"Waiting for attempt {attempt.number} on {_host(attempt)}, which holds {store.uri}: this job takes over if it "
+        f"stays silent for {left_s:.0f} s more, and ends if it is alive."
+    )
+
+
 def _held_message(store: Store, attempt: Attempt) -> str:
-    host = attempt.holder.get("host", "another machine")
+    host = _host(attempt)
     return (
         f"{store.uri} is held by attempt {attempt.number}, which is alive on {host}: wait for it to end, or give this "
         "job a --run-id of its own."
