@@ -180,6 +180,7 @@ _TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
     "preflight": _preflight,
     "submitted": lambda fields: f"Submitted to {fields['target']}: {fields['job']}",
     "state": _state,
+    "waiting": lambda fields: str(fields["message"]),
     "done": lambda fields: str(fields["message"]),
 }
 """The events that a person sees without --verbose."""

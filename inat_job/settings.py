@@ -31,6 +31,10 @@ class _Section:
         options.check(self)
 
 
+LONGEST_LEASE_S = 600.0
+"""A job that waits for a lease does not count as alive, so this is less than what the liveness check allows."""
+
+
 @dataclass(frozen=True)
 class DataSettings(_Section):
     """Which images, and how they are cut."""
@@ -107,6 +111,7 @@ class RunSettings(_Section):
         "Seconds of silence after which another job may take the run over",
         metavar="SECONDS",
         minimum=4.0,
+        maximum=LONGEST_LEASE_S,
         in_fingerprint=False,
     )
     price_per_hour: float | None = option(

@@ -105,6 +105,32 @@ def test_stop_while_a_server_is_silent(job: Callable[..., Child]) -> None:
             assert (child.returncode, time.monotonic() - begun < 10) == (143, True)
 
 
+@pytest.mark.parametrize(
+    ("part", "options", "said"),
+    [
+        ("parta", ["--data", "s3://bucket/x.zip"], "waiting for s3://bucket"),
+        ("parta", ["--data", "s3://bucket/folder"], "waiting for s3://bucket/folder"),
+        ("parta", ["--data", "http://{}/x.zip"], "waiting for http://"),
+        ("partb", ["--data", "demo:", "--weights", "http://{}/w.pth"], "waiting for http://"),
+    ],
+)
+def test_stop_while_the_store_of_an_input_is_silent(part: str, options: list[str], said: str, tmp_path: Path) -> None:
+    """The request is abandoned: neither its time-out nor the end of the grace is waited for."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, children(tmp_path) as made:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        flags = ["--image-size", "32", "--wandb", "off", "--grace-seconds", "60"]
+        keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_ENDPOINT_URL": f"http://{address}"}
+        child = made.start([part, *flags, *(each.format(address) for each in options)], keys)
+        silent.settimeout(120)
+        link, _ = silent.accept()
+        with link:
+            time.sleep(1)
+            begun = time.monotonic()
+            child.send_signal(signal.SIGTERM)
+            assert said in last_line(child)
+            assert (child.returncode, time.monotonic() - begun < 10) == (143, True)
+
+
 def test_failure_file_of_sagemaker(job: Callable[..., Child], tmp_path: Path) -> None:
     child = job("--wandb", "off", "--data", "/none.zip", SAGEMAKER_BASE_DIR=str(tmp_path / "ml"))
     (tmp_path / "ml").mkdir(exist_ok=True)

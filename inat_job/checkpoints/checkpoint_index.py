@@ -11,10 +11,9 @@ from typing import Self
 
 from inat_job import events
 from inat_job.checkpoints import manifest as manifests
-from inat_job.checkpoints.manifest import FOLDER, POINTER, Manifest, best_of
+from inat_job.checkpoints.manifest import FOLDER, Manifest, best_of
 from inat_job.errors import BadDataError
 from inat_job.signals import Stop, never
-from inat_job.storage import Entry
 from inat_job.storage.disk import sha256_of
 from inat_job.storage.run_folder import RunFolder
 
@@ -31,7 +30,6 @@ class CheckpointIndex:
     def __init__(self, folder: RunFolder, stop: Stop = never) -> None:
         self.folder = folder
         self.uri = f"{folder.uri}/{FOLDER}"
-        self.pointer: Entry | None = None
         self.orphans: set[int] = set()
         self._stop = stop
         self._lock = threading.RLock()
@@ -43,7 +41,6 @@ class CheckpointIndex:
 
         Manifests that cannot be read are ignored with a warning.
         """
-        self.pointer = self.folder.store.stat(POINTER)
         self._stored = {each.step: each for each in self._read_stored()}
         if spooled and self.folder.remote:
             self._waiting = {each.step: each for each in self._read_spooled() if self._stored.get(each.step) != each}

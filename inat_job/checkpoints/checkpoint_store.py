@@ -1,39 +1,35 @@
 """Writes one checkpoint to a run's store so that it exists only once it is complete, and deletes old ones.
 
-The order makes it safe: the file, then its manifest, then the pointer `latest.json`, moved by a conditional write.
+The order makes it safe: the file, then its manifest, then the pointer `latest.json`.
 """
 
 import json
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from inat_job import events
 from inat_job.checkpoints import manifest as manifests
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.manifest import FOLDER, POINTER, Manifest, steps_to_keep
-from inat_job.errors import JobError, PreconditionFailed
+from inat_job.errors import JobError
 from inat_job.events import Progress
 from inat_job.storage import DamagedFileError
 from inat_job.storage.disk import disk_errors
-from inat_job.storage.lease import Lease
+from inat_job.storage.lease import LeaseError
 
 
 class CheckpointStore:
-    """The `checkpoints/` of a run whose lease is held.
+    """The `checkpoints/` of a run whose folder is fenced by its lease: each write may raise LeaseError.
 
     `companions` are files of the run that are stored with each checkpoint; `protected` is the step of a checkpoint
     that retention never deletes.
     """
 
-    def __init__(
-        self, checkpoints: CheckpointIndex, lease: Lease, companions: Sequence[str], protected: int | None
-    ) -> None:
-        self._checkpoints, self._lease = checkpoints, lease
+    def __init__(self, checkpoints: CheckpointIndex, companions: Sequence[str], protected: int | None) -> None:
+        self._checkpoints = checkpoints
         self._folder, self._store = checkpoints.folder, checkpoints.folder.background
         self._companions, self._protected = companions, protected
-        self._pointer = checkpoints.pointer
         self._pointer_step: int | None = None  # unknown: the checkpoint an earlier attempt pointed to may be damaged
 
     def put_file(self, manifest: Manifest, progress: Progress) -> None:
@@ -48,7 +44,7 @@ class CheckpointStore:
         if size != manifest.size:
             raise DamagedFileError(path)
         if self._folder.remote:
-            self._put_new(manifest, path, progress)
+            self._store.put(manifest.name, path, sha256=manifest.sha256, progress=progress)
 
     def write_local_manifest(self, manifest: Manifest) -> None:
         """Write the manifest beside its local file, so that the next attempt on this machine finds both if the store
@@ -64,17 +60,13 @@ class CheckpointStore:
 
         Raises LeaseError and what the store raises.
         """
-        self._lease.check()
-        if not self._folder.remote:
-            self._folder.write(manifest.manifest_name, manifests.to_json(manifest))
-        else:
+        if self._folder.remote:
             for path in filter(Path.exists, map(self._folder.path, self._companions)):
                 self._store.put(path.name, path.read_bytes())  # in memory, since it may grow meanwhile
-            self._store.put(manifest.manifest_name, manifests.to_json(manifest).encode())
+        self._store.put(manifest.manifest_name, manifests.to_json(manifest).encode())
         newest = max([manifest, *self._checkpoints.stored], key=lambda each: each.step)
         if newest.step != self._pointer_step:  # an older one, that an earlier attempt could not store, moves nothing
             self._move_pointer(newest)
-            self._pointer_step = newest.step
 
     def apply_retention(self) -> None:
         """Delete the stored checkpoints that the retention policy does not keep."""
@@ -84,52 +76,41 @@ class CheckpointStore:
             self._delete(manifest.step)
             self._checkpoints.remove(manifest.step)
 
-    def delete_orphans(self) -> None:
-        """Delete the incomplete checkpoints of killed attempts, before a checkpoint of the same name is written."""
-        for draft in (self._folder.local / FOLDER).glob("*.tmp"):
-            draft.unlink(missing_ok=True)
+    def finish_earlier(self) -> None:
+        """Do what an earlier attempt left undone: incomplete and superseded checkpoints to delete, a pointer to move.
+
+        Whatever a frozen one still had to delete is gone then.
+        """
         try:
             for step in self._checkpoints.orphans:
                 self._delete(step)
-        except JobError as error:  # harmless: it would be overwritten
-            events.warn(f"The incomplete checkpoints of a killed attempt could not be deleted: {error}")
+            self.apply_retention()
+            if stored := self._checkpoints.stored:
+                self._move_pointer(stored[-1])
+        except LeaseError:
+            raise
+        except JobError as error:  # harmless: the next checkpoint does the same
+            events.warn(f"The checkpoints of an earlier attempt could not be cleaned up: {error}")
         self._checkpoints.orphans.clear()
 
     def delete_local(self, step: int) -> None:
         """Delete this machine's copy, the manifest first so that none is left without its file."""
-        for suffix in ("json", "ckpt"):
-            (self._folder.local / f"{FOLDER}/{step}.{suffix}").unlink(missing_ok=True)
+        for key in (f"{FOLDER}/{step}.json", f"{FOLDER}/{step}.ckpt"):
+            if self._folder.remote:
+                (self._folder.local / key).unlink(missing_ok=True)
+            else:
+                self._store.delete(key)
 
     def _delete(self, step: int) -> None:
-        for suffix in ("json", "ckpt"):
-            self._store.delete(f"{FOLDER}/{step}.{suffix}")
+        if self._folder.remote:
+            for suffix in ("json", "ckpt"):
+                self._store.delete(f"{FOLDER}/{step}.{suffix}")
         self.delete_local(step)
-
-    def _put_new(self, manifest: Manifest, path: Path, progress: Progress) -> None:
-        """Store a file that no other job may be storing; one that a killed attempt left at this step is replaced."""
-        put = partial(self._store.put, manifest.name, path, sha256=manifest.sha256, progress=progress)
-        self._lease.check()
-        try:
-            put(if_none_match=self._lease.conditional)
-        except PreconditionFailed:
-            self._lease.check()
-            put()
 
     def _move_pointer(self, manifest: Manifest) -> None:
         fields = {"step": manifest.step, "manifest": manifest.manifest_name, "sha256": manifest.sha256}
-        text = json.dumps(fields).encode()
-        if not self._lease.conditional:
-            self._pointer = self._store.put(POINTER, text)
-            return
-        try:
-            if self._pointer is None:
-                self._pointer = self._store.put(POINTER, text, if_none_match=True)
-            else:
-                self._pointer = self._store.put(POINTER, text, if_match=self._pointer.version)
-        except PreconditionFailed:
-            # A store without If-Match always fails so, and any store if another job moved the pointer.
-            self._lease.check()
-            self._pointer = self._store.put(POINTER, text)
+        self._store.put(POINTER, json.dumps(fields).encode())
+        self._pointer_step = manifest.step
 
 
 def _sync(path: Path) -> int:

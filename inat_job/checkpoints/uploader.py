@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from inat_job import events, signals, watchdog
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.checkpoint_store import CheckpointStore
-from inat_job.checkpoints.manifest import Manifest, best_of, steps_to_keep
+from inat_job.checkpoints.manifest import FOLDER, Manifest, best_of, steps_to_keep
 from inat_job.checkpoints.training_state import Write
 from inat_job.errors import JobError
 from inat_job.events import Progress
@@ -105,7 +106,7 @@ class Uploader:
         protected: int | None,
     ) -> None:
         self._checkpoints, self._lease, self._grace_s = checkpoints, lease, grace_s
-        self._store = CheckpointStore(checkpoints, lease, companions, protected)
+        self._store = CheckpointStore(checkpoints, companions, protected)
         self._changed = threading.Condition()
         self._queue = {
             each.step: PendingCheckpoint(each, time.monotonic(), written=each) for each in checkpoints.waiting
@@ -115,7 +116,7 @@ class Uploader:
         self._write_error: BaseException | None = None
         self._last_error: JobError | None = None
         self._flushing = self._closing = False
-        self._store.delete_orphans()
+        self._store.finish_earlier()
         threading.Thread(target=self._write_all, name="checkpoint writer", daemon=True).start()
         threading.Thread(target=self._upload_all, name="uploader", daemon=True).start()
 
@@ -216,7 +217,8 @@ class Uploader:
     def _write(self, pending: PendingCheckpoint) -> None:
         """Write the file unless it exists, and then its newest manifest; drop what that supersedes."""
         if pending.write:
-            sha256, size = pending.write(self._checkpoints.folder.path(pending.manifest.name))
+            with self._checkpoints.folder.drafts(FOLDER) as drafts:
+                sha256, size = pending.write(drafts / Path(pending.manifest.name).name)
             with self._changed:
                 pending.manifest, pending.write = replace(pending.manifest, sha256=sha256, size=size), None
                 self._checkpoints.mark_waiting(pending.manifest)

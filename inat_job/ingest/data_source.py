@@ -17,6 +17,7 @@ from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, Store, open_store, split_uri
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.https import HttpsStore
+from inat_job.storage.interruptible import interruptible
 from inat_job.storage.local import LocalStore
 
 DEMO = "demo:"
@@ -63,7 +64,7 @@ def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Data
     if plain == DEMO:
         return _archive(str(demo.make(cache_dir / "demo", stop)), expected, cache_dir, options, stop, shown=plain)
     if plain.startswith(REMOTE) and not archives.is_archive(urlsplit(plain).path):
-        return _loose_files(open_store(plain, options), public_uri(plain), expected)
+        return _loose_files(open_store(plain, options), public_uri(plain), expected, stop)
     if not plain.startswith(REMOTE):
         with disk_errors(Path(plain)):
             if Path(plain).is_dir():
@@ -98,11 +99,11 @@ def archive_name(uri: str, store: Store, key: str) -> str:
 def _folder(folder: Path, expected: str | None, cache_dir: Path, stop: Stop) -> DataSource:
     if found := only_archive(folder):
         return _archive(str(found), expected, cache_dir, StorageOptions(), stop, shown=str(found))
-    return _loose_files(open_store(str(folder)), str(folder), expected)
+    return _loose_files(open_store(str(folder)), str(folder), expected, stop)
 
 
-def _loose_files(store: Store, uri: str, expected: str | None) -> DataSource:
-    entries = [entry for entry in store.list() if not is_ignored(entry.key)]
+def _loose_files(store: Store, uri: str, expected: str | None, stop: Stop) -> DataSource:
+    entries = [entry for entry in interruptible(store, stop).list() if not is_ignored(entry.key)]
     if not entries:
         raise BadDataError(f"{uri} holds no files: check --data.")
     found = store.unreadable() if isinstance(store, LocalStore) else {}
@@ -120,7 +121,7 @@ def _archive(
 ) -> DataSource:
     parent, key = split_uri(uri)
     store = open_store(parent, options)
-    entry = store.stat(key)
+    entry = interruptible(store, stop).stat(key)
     if entry is None:
         raise BadDataError(f"{shown} does not exist: check --data.")
     download = Download(store, entry, _as_utf8(shown), archive_name(uri, store, key), cache_dir, stop, expected)

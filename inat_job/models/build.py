@@ -102,7 +102,7 @@ def _download(uri: str, inputs: BuildInputs) -> Path:
 
     Raises BadDataError if there is none, ConflictError if the cache folder cannot be written.
     """
-    store, entry = stat_weights(uri, inputs.options)
+    store, entry = stat_weights(uri, inputs.options, inputs.stop)
     # Without the URL's signature, which changes while the file does not.
     version = hashlib.sha256(f"{unsigned_uri(uri)} {entry.version} {entry.size}".encode()).hexdigest()[:16]
     path = inputs.cache_dir / "weights" / version / Path(public_uri(uri)).name

@@ -14,8 +14,10 @@ from pathlib import Path
 from inat_job.errors import BadDataError, UsageError
 from inat_job.options import public_uri
 from inat_job.settings import WEIGHTS_NAME, BackboneSettings
+from inat_job.signals import Stop, never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.disk import disk_errors, megabytes, sha256_of
+from inat_job.storage.interruptible import interruptible
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ def parse_weights(value: str) -> WeightsReference:
     return WeightsReference(source, fragment.removeprefix("sha256=").lower())
 
 
-def stat_weights(uri: str, options: StorageOptions) -> tuple[Store, Entry]:
-    """The store and the entry of a file behind a URI. Raises BadDataError if it does not exist."""
+def stat_weights(uri: str, options: StorageOptions, stop: Stop = never) -> tuple[Store, Entry]:
+    """The store and the entry of a file behind a URI. Raises BadDataError if it does not exist, and Preempted."""
     parent, key = split_uri(uri)
     store = open_store(parent, options)
-    entry = store.stat(key)
+    entry = interruptible(store, stop).stat(key)
     if entry is None:
         raise BadDataError(f"--weights is {public_uri(uri)}, which does not exist: check it.")
     return store, entry

@@ -79,10 +79,11 @@ def naming_local_copy(folder: RunFolder) -> Iterator[None]:
 def _plots(folder: RunFolder, content: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:
     """The plots that could be drawn; a plot that fails is only a warning."""
     curves, confusion = folder.path("plots/curves.png"), folder.path("plots/confusion.png")
-    try:
-        plots.confusion_matrix(content["test"]["confusion"], content["data"]["classes"], confusion)
-        if rows:
-            plots.learning_curves(rows, curves)
-    except Exception as error:
-        events.warn(f"The plots could not be drawn ({error}).")
+    with folder.drafts("plots") as drafts:
+        try:
+            plots.confusion_matrix(content["test"]["confusion"], content["data"]["classes"], drafts / confusion.name)
+            if rows:
+                plots.learning_curves(rows, drafts / curves.name)
+        except Exception as error:
+            events.warn(f"The plots could not be drawn ({error}).")
     return [path for path in (curves, confusion) if path.exists()]

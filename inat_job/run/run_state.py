@@ -21,6 +21,7 @@ from inat_job.recipes import RECIPES
 from inat_job.settings import Settings, StorageSettings
 from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions
+from inat_job.storage.fenced import lost_lease_first
 from inat_job.storage.lease import Lease, acquire
 from inat_job.storage.run_folder import RunFolder, open_run_folder
 
@@ -161,7 +162,9 @@ def lease_run(folder: RunFolder, seconds: float, stop: Stop) -> Iterator[LeasedR
         folder.store, folder.background, seconds, process.identity(), process.has_ended, stop, _lease_fields
     )
     try:
-        yield LeasedRun(folder, lease)
+        folder.fence(lease.number, lease.check)
+        with lost_lease_first(lease.check_briefly):
+            yield LeasedRun(folder, lease)
     except Preempted:
         lease.end("preempted")
         raise

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,8 +83,14 @@ def next_attempt(last: Attempt | None, lease_s: float, holder: Holder, nonce: st
 
 def list_attempts(store: Store) -> list[tuple[int, Entry]]:
     """Number and entry of each attempt's object, in ascending order."""
-    named = [(entry.key[len(FOLDER) + 1 :].removesuffix(".json"), entry) for entry in store.list(f"{FOLDER}/")]
-    return sorted(((int(name), entry) for name, entry in named if name.isdecimal()), key=lambda each: each[0])
+    numbered = [(number_of(entry.key), entry) for entry in store.list(f"{FOLDER}/")]
+    return sorted(((number, entry) for number, entry in numbered if number), key=lambda each: each[0])
+
+
+def number_of(key: str) -> int | None:
+    """The number of the attempt whose object has this key; None for any other key of a run's folder."""
+    named = re.fullmatch(rf"{FOLDER}/([1-9][0-9]{{0,8}})\.json", key)
+    return int(named[1]) if named else None
 
 
 def latest_attempt(store: Store, lease_s: float) -> tuple[Attempt | None, str]:

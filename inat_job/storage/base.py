@@ -1,7 +1,7 @@
 """The contract of every store: object keys, object metadata, and the verbs list, stat, read, get, put and delete."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypedDict, Unpack
@@ -63,13 +63,15 @@ class Transfer(TypedDict, total=False):
 class Conditions(TypedDict, total=False):
     """When an object is stored: if it does not exist, is at version `if_match`, or its file has this `sha256`.
 
-    `progress` is of the upload.
+    `progress` is of the upload. `confirm` is called once all bytes are with the store, and may raise: only then does
+    the object appear, and only if `delete_drafts` has not deleted the bytes meanwhile.
     """
 
     if_none_match: bool
     if_match: str | None
     sha256: str | None
     progress: Progress | None
+    confirm: Callable[[], None] | None
 
 
 class Store(Protocol):
@@ -113,6 +115,9 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Delete the object; a missing object is no error."""
+
+    def delete_drafts(self, selected: Callable[[str], bool]) -> None:
+        """Delete what unfinished puts of the keys that `selected` is true for have sent; such a put can only fail."""
 
 
 def checked_key(key: str, uri: str) -> str:

@@ -6,7 +6,7 @@ import re
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -74,6 +74,9 @@ class HttpsStore:
 
     def delete(self, key: str) -> None:
         raise ConflictError(f"{self.uri} is read only: nothing can be deleted there.")
+
+    def delete_drafts(self, selected: Callable[[str], bool]) -> None:
+        """Does nothing: a store that is read only has none."""
 
     def address(self, key: str) -> str:
         """The web address of the object, without a login."""

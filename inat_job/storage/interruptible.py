@@ -7,9 +7,15 @@ from typing import TypeVar, Unpack
 from inat_job import signals
 from inat_job.signals import Stop, never
 from inat_job.storage.base import Conditions, Entry, Store, Transfer
+from inat_job.storage.local import LocalStore
 from inat_job.storage.threads import run_in_thread
 
 R = TypeVar("R")
+
+
+def interruptible(store: Store, stop: Stop) -> Store:
+    """`store` itself if it is a folder of this machine, or else wrapped so that its requests end at `stop`."""
+    return store if isinstance(store, LocalStore) else InterruptibleStore(store, stop)
 
 
 class InterruptibleStore:
@@ -45,6 +51,9 @@ class InterruptibleStore:
 
     def delete(self, key: str) -> None:
         self._run(lambda: self._store.delete(key))
+
+    def delete_drafts(self, selected: Callable[[str], bool]) -> None:
+        self._run(lambda: self._store.delete_drafts(selected))
 
     def _run(self, request: Callable[[], R]) -> R:
         def tick() -> None:

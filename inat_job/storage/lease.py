@@ -5,6 +5,7 @@ rewriting that object and no higher number exists. Clocks of different machines 
 once a contender has seen it unchanged for its time-out.
 """
 
+import contextlib
 import secrets
 import threading
 import time
@@ -12,15 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from inat_job import events, signals
-from inat_job.errors import JobError, TransientError
+from inat_job import events, signals, watchdog
+from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError
+from inat_job.settings import LONGEST_LEASE_S
 from inat_job.signals import Stop
 from inat_job.storage import attempts, probe
 from inat_job.storage.attempts import Attempt, Holder, IsGone, latest_attempt, list_attempts
 from inat_job.storage.base import Store
+from inat_job.storage.threads import start_daemon
 
 RENEWALS = 4
 """Times that a holder renews its lease within the time-out."""
+
+REPORT_EVERY_S = 30.0
+"""Seconds between two lines about whom this job waits for."""
 
 SETTLE_S = 2.0
 """Seconds that the winner on a store without conditional writes waits before it trusts its win."""
@@ -30,6 +36,7 @@ ReadProgress = Callable[[], Mapping[str, Any]]
 
 _KEPT = 2
 _END_TIMEOUT_S = 1.5
+_BRIEFLY_S = 5.0
 
 
 class LeaseError(TransientError):
@@ -54,6 +61,11 @@ class Lease:
     def key(self) -> str:
         """The key of the lease's object, to be kept when the run is cleared."""
         return self._attempt.key
+
+    @property
+    def number(self) -> int:
+        """The attempt's number, which is the fencing token."""
+        return self._attempt.number
 
     def forget_earlier(self) -> None:
         """Drop the earlier attempts from the history, because their run was deleted."""
@@ -83,13 +95,18 @@ class Lease:
     def check(self) -> None:
         """Ask the store, and raise LeaseError if a higher number exists.
 
-        Called before the file of a checkpoint, its manifest, and the report are stored.
+        Called before each object of the run appears (storage/fenced.py).
 
         Without conditional writes another job may have the same number; then the last writer holds the lease.
         """
         overtaken = any(number > self._attempt.number for number, _ in list_attempts(self._store))
         self._lost = self._lost or overtaken or not (self.conditional or _is_ours(self._store, self._attempt))
         self.raise_if_lost()
+
+    def check_briefly(self) -> None:
+        """`check`, unless the store takes longer than a job that ends with an error should wait."""
+        with contextlib.suppress(TimeoutError):
+            start_daemon(self.check, "lease").result(_BRIEFLY_S)
 
     def end(self, why: str = "") -> None:
         """Release the lease with the reason for the attempt's end. An unreachable store is no error: the lease expires
@@ -122,15 +139,16 @@ class Lease:
     def _renew(self) -> None:
         with self._writing:
             if not self._ended.is_set():
-                self.check()
                 progress = dict(self._read_progress())
                 self._update(beat=self._attempt.beat + 1, standing=progress, at=time.time())
-                self._store.put(self.key, self._attempt.to_json())
+                self._store.put(self.key, self._attempt.to_json(), confirm=self.check)
 
     def _write_end(self) -> None:
         with self._writing:
             try:
-                self._store.put(self.key, self._attempt.to_json())
+                self._store.put(self.key, self._attempt.to_json(), confirm=self.check)
+            except LeaseError:
+                return
             except JobError as error:
                 events.warn(f"The end of this attempt could not be recorded: {error}")
 
@@ -149,24 +167,63 @@ def acquire(
     Waits until the present holder ends or its lease expires after `seconds`. Raises LeaseError if the holder turns out
     to be alive, Preempted when `stop` turns true.
     """
-    attempt, seen = latest_attempt(store, seconds)
+    with watchdog.waiting():
+        return _acquire(store, background, seconds, holder, is_gone, stop, read_progress)
+
+
+def _acquire(
+    store: Store,
+    background: Store,
+    seconds: float,
+    holder: Holder,
+    is_gone: IsGone,
+    stop: Stop,
+    read_progress: ReadProgress,
+) -> Lease:
+    attempt, seen = _latest_attempt(store, seconds)
     begun = seen_at = time.monotonic()
+    said_at = -REPORT_EVERY_S
     while True:
         now = time.monotonic()
         if attempts.may_follow(attempt, now - seen_at, is_gone):
             ours = attempts.next_attempt(attempt, seconds, holder, secrets.token_hex(8))
             ours = replace(ours, standing=dict(read_progress()), at=time.time())
             conditional = _create(store, ours)
-            if _is_ours(store, ours):
+            if _is_ours(store, ours) and _is_newest(store, ours):
+                _delete_drafts(store, ours)
                 _delete_old(store, ours)
                 return Lease(background, ours, conditional, read_progress)
         elif attempt and seen_at > begun and now - begun >= attempt.lease_s:
             raise LeaseError(_held_message(store, attempt))
-        signals.check(stop, "waiting for another job of the same run to end")
-        time.sleep(min(1.0, seconds / 20))
-        attempt, version = latest_attempt(store, seconds)
+        elif attempt and now - said_at >= REPORT_EVERY_S:
+            said_at = now
+            events.emit("waiting", message=_waiting_message(store, attempt, now - seen_at))
+        signals.pause(min(1.0, seconds / 20), stop, "waiting for another job of the same run to end")
+        attempt, version = _latest_attempt(store, seconds)
         if version != seen:
             seen, seen_at = version, time.monotonic()
+
+
+def _latest_attempt(store: Store, seconds: float) -> tuple[Attempt | None, str]:
+    """The newest attempt, whose time-out counts as far as one may be set."""
+    attempt, version = latest_attempt(store, seconds)
+    return attempt and replace(attempt, lease_s=min(attempt.lease_s, LONGEST_LEASE_S)), version
+
+
+def _delete_drafts(store: Store, ours: Attempt) -> None:
+    """Delete what earlier attempts were storing: those that were only frozen can then finish none of their writes."""
+    try:
+        store.delete_drafts(lambda key: (attempts.number_of(key) or 0) < ours.number)
+    except (NoPermissionError, ConflictError) as error:
+        events.warn(f"The unfinished uploads to {store.uri} stay: if a frozen job goes on, it may finish one. {error}")
+
+
+def _is_newest(store: Store, ours: Attempt) -> bool:
+    """Whether no higher number exists; a contender may have been frozen until its number was long overtaken."""
+    newest = all(number <= ours.number for number, _ in list_attempts(store))
+    if not newest:
+        store.delete(ours.key)
+    return newest
 
 
 def _delete_old(store: Store, ours: Attempt) -> None:
@@ -193,8 +250,20 @@ def _is_ours(store: Store, attempt: Attempt) -> bool:
     return attempts.parse_attempt(attempt.number, store.read(attempt.key), attempt.lease_s).nonce == attempt.nonce
 
 
+def _host(attempt: Attempt) -> str:
+    return attempt.holder.get("host", "another machine")
+
+
+def _waiting_message(store: Store, attempt: Attempt, silent_s: float) -> str:
+    left_s = max(0.0, attempt.lease_s - silent_s)
+    return (
+        f"Waiting for attempt {attempt.number} on {_host(attempt)}, which holds {store.uri}: this job takes over if it "
+        f"stays silent for {left_s:.0f} s more, and ends if it is alive."
+    )
+
+
 def _held_message(store: Store, attempt: Attempt) -> str:
-    host = attempt.holder.get("host", "another machine")
+    host = _host(attempt)
     return (
         f"{store.uri} is held by attempt {attempt.number}, which is alive on {host}: wait for it to end, or give this "
         "job a --run-id of its own."

@@ -4,7 +4,8 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Unpack
@@ -16,6 +17,9 @@ from inat_job.storage.disk import disk_errors, sync_folder
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 
 _PRIVATE = ".inat-"  # prefix of the store's own temporary and lock files, which are not objects
+_DRAFT = ".tmp"
+_TOKEN_BYTES = 8
+_NAME_CHARACTERS = 50
 
 
 class LocalStore:
@@ -84,13 +88,16 @@ class LocalStore:
         if_match: str | None = None,
         sha256: str | None = None,
         progress: Progress | None = None,
+        confirm: Callable[[], None] | None = None,
     ) -> Entry:
         path = self._path(key)
-        draft = path.with_name(f"{_PRIVATE}{secrets.token_hex(8)}.tmp")
+        draft = draft_of(path)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 size = _write(draft, source, sha256, progress)
+                if confirm:
+                    confirm()
                 entry = self._publish(key, draft, if_none_match, if_match)
             finally:
                 draft.unlink(missing_ok=True)
@@ -105,6 +112,13 @@ class LocalStore:
         path = self._path(key)
         with disk_errors(path):
             path.unlink(missing_ok=True)
+
+    def delete_drafts(self, selected: Callable[[str], bool]) -> None:
+        with disk_errors(self.root):
+            for draft in [*self.root.rglob(f"{_PRIVATE}*{_DRAFT}")]:
+                name = draft.name[len(_PRIVATE) + 2 * _TOKEN_BYTES + 1 : -len(_DRAFT)]
+                if selected(draft.relative_to(self.root).with_name(name or "unnamed").as_posix()):
+                    shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
 
     def _publish(self, key: str, draft: Path, if_none_match: bool, if_match: str | None) -> Entry:
         path = self._path(key)
@@ -141,6 +155,14 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         return self.root / checked_key(key, self.uri)
+
+
+def draft_of(path: Path) -> Path:
+    """A new name beside `path` for a file or a folder whose contents are to take that path's place.
+
+    It is no object, and `delete_drafts` knows from it which path it is for.
+    """
+    return path.with_name(f"{_PRIVATE}{secrets.token_hex(_TOKEN_BYTES)}-{path.name[:_NAME_CHARACTERS]}{_DRAFT}")
 
 
 def _entry(key: str, stat: os.stat_result) -> Entry:

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.signals import Stop, never
 from inat_job.storage.base import Entry, StorageOptions, Store
-from inat_job.storage.disk import parse_json, read_json_object, write_atomic
+from inat_job.storage.disk import disk_errors, parse_json, read_json_object
+from inat_job.storage.fenced import FencedStore
 from inat_job.storage.interruptible import InterruptibleStore
-from inat_job.storage.local import LocalStore
+from inat_job.storage.local import LocalStore, draft_of
 from inat_job.storage.open_store import open_store
 
 _MOST_JSON = 2**28
@@ -23,16 +26,46 @@ class RunFolder:
     """`<output>/<run-id>/`, with a local copy of the files that this machine wrote or fetched.
 
     Requests to a remote `store` are abandoned at `stop`; `background` is the same store without that, for threads that
-    end later.
+    end later. The local copies of each attempt are in a folder of its own, `spool`/<number>, which the next attempt on
+    this machine renames to its own number: an earlier attempt that goes on no longer finds it.
     """
 
     def __init__(self, store: Store, spool: Path, stop: Stop = never) -> None:
         self.background = store
-        self.store: Store = store if isinstance(store, LocalStore) else InterruptibleStore(store, stop)
+        self.remote = not isinstance(store, LocalStore)
+        self.store: Store = InterruptibleStore(store, stop) if self.remote else store
         self.uri = store.uri
         self.run_id = store.uri.rpartition("/")[2]
-        self.remote = not isinstance(store, LocalStore)
-        self.local = store.root if isinstance(store, LocalStore) else spool
+        self._spool, self._stop = spool, stop
+        self._confirm: Callable[[], None] = lambda: None
+        self.local = store.root if isinstance(store, LocalStore) else spool / str(max(self._spooled(), default=0))
+
+    def fence(self, attempt: int, confirm: Callable[[], None]) -> None:
+        """Have `confirm` called before each change from now on, and take over the local copies of earlier attempts.
+
+        `confirm` raises LeaseError unless `attempt` holds the run.
+        """
+        self._confirm = confirm
+        self.background = FencedStore(self.background, confirm)
+        self.store = InterruptibleStore(self.background, self._stop) if self.remote else self.background
+        if self.remote:
+            with disk_errors(self._spool):
+                self._take_over_spool(attempt)
+
+    def _take_over_spool(self, attempt: int) -> None:
+        own, found = self._spool / str(attempt), self._spooled()
+        if found and max(found) != attempt:
+            shutil.rmtree(own, ignore_errors=True)
+            (self._spool / str(max(found))).rename(own)
+        for number in found:
+            if number not in (attempt, max(found)):
+                shutil.rmtree(self._spool / str(number), ignore_errors=True)
+        for draft in own.rglob("*.tmp"):
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+        self.local = own
+
+    def _spooled(self) -> list[int]:
+        return [int(path.name) for path in self._spool.glob("*") if path.name.isdecimal()]
 
     def path(self, name: str) -> Path:
         """The path of the local copy of `name`, whose parent folder is created. Raises ConflictError."""
@@ -46,12 +79,37 @@ class RunFolder:
     def write(self, name: str, data: str | bytes) -> Path:
         """Write a local file atomically and durably. Raises ConflictError."""
         path = self.path(name)
-        draft = path.with_name(f".{path.name}.tmp")
-        try:
-            write_atomic(path, data.encode() if isinstance(data, str) else data, draft, durable=True)
-        except OSError as error:
-            raise ConflictError(f"{path} cannot be written ({error.strerror}): check --output and its disk.") from error
+        with self.drafts(path.parent.relative_to(self.local).as_posix()) as folder:
+            draft = folder / path.name
+            with draft.open("wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
         return path
+
+    @contextmanager
+    def drafts(self, name: str) -> Iterator[Path]:
+        """A folder to write local files to, each of which takes its place in the folder `name` after the block.
+
+        Raises ConflictError where that is not possible, and LeaseError if another job has taken the run over, which
+        has then deleted the drafts.
+        """
+        target = self.path(f"{name}/file").parent
+        folder = draft_of(target / "files")
+        try:
+            folder.mkdir()
+            try:
+                yield folder
+                self._confirm()
+                for draft in sorted(folder.iterdir()):
+                    draft.replace(target / draft.name)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            self._confirm()
+            raise ConflictError(
+                f"{target} cannot be written ({error.strerror}): check --output and its disk."
+            ) from error
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `value` as indented JSON with a final newline."""
@@ -76,7 +134,8 @@ class RunFolder:
     def _names(self) -> list[str]:
         """The local files, without drafts of interrupted writes."""
         files = [path for path in sorted(self.local.rglob("*")) if path.is_file() and not path.is_symlink()]
-        return [path.relative_to(self.local).as_posix() for path in files if path.suffix != ".tmp"]
+        names = [path.relative_to(self.local) for path in files]
+        return [name.as_posix() for name in names if not any(part.endswith(".tmp") for part in name.parts)]
 
     def fetch(self, name: str) -> Path | None:
         """A fresh local copy of a stored file, or None if it is not stored; an older local copy is replaced."""
@@ -109,6 +168,7 @@ class RunFolder:
         kept_folder = keep.partition("/")[0]
         # Folders first: config.json, which identifies the checkpoints' run, outlives them.
         for path in sorted(self.local.iterdir(), key=Path.is_file) if self.local.is_dir() else ():
+            self._confirm()
             if path.is_symlink() or not path.is_dir():  # a link is removed, not its target
                 path.unlink()
             elif path.name != kept_folder:

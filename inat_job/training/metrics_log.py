@@ -4,7 +4,9 @@ metrics.jsonl survives a resume: rows of lost steps are dropped.
 """
 
 import json
+import os
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,14 +35,24 @@ class MetricsFile:
         # A checkpoint that never reached the store may have rows that never did either.
         local = _rows(self._path, resumed)
         self.rows = max(local, _rows(folder.fetch(NAME), resumed), key=len) if resumed else []
-        folder.write(NAME, "".join(json.dumps(row) + "\n" for row in self.rows))
+        # One descriptor for good: a job that was taken over goes on writing to its own file, not to its successor's.
+        with folder.drafts(".") as drafts:
+            self._descriptor = os.open(drafts / NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            weakref.finalize(self, os.close, self._descriptor)
+            self._write("".join(json.dumps(row) + "\n" for row in self.rows))
+            os.fsync(self._descriptor)
 
     def add(self, step: int, values: dict[str, Any]) -> None:
         """Append one row."""
         row = {"step": step, **values}
         self.rows.append(row)
-        with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with disk_errors(self._path):
+            self._write(json.dumps(row) + "\n")
+
+    def _write(self, text: str) -> None:
+        left = memoryview(text.encode())
+        while left:
+            left = left[os.write(self._descriptor, left) :]
 
 
 def _rows(path: Path | None, resumed: Manifest | None) -> list[dict[str, Any]]:

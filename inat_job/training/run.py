@@ -82,7 +82,8 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         # Results, with the weights of the best epoch.
         best = start.load_best(context, classifier, context.checkpoints.best)
         if group.is_main:
-            export(architecture, context.folder.path("model/model.json").parent, _model_card(context))
+            with context.folder.drafts("model") as drafts:
+                export(architecture, drafts, _model_card(context))
         splits = evaluate_splits(context, classifier)
         store_checkpoints(context.folder, uploader, context.stop)
         if leased:

@@ -29,6 +29,7 @@ def folder(tmp_path: Path, s3_bucket: str) -> RunFolder:
 @pytest.fixture
 def lease(folder: RunFolder) -> Iterator[Lease]:
     held = acquire(folder.store, store_of(folder)._store, 60, {}, lambda holder: False, lambda: False)
+    folder.fence(held.number, held.check)
     yield held
     held.end()
 

@@ -37,7 +37,7 @@ def put(store: CheckpointStore, index: CheckpointIndex, made: Manifest) -> None:
 
 @pytest.fixture
 def store(checkpoints: CheckpointIndex, lease: Lease) -> CheckpointStore:
-    return CheckpointStore(checkpoints, lease, ["metrics.jsonl"], protected=None)
+    return CheckpointStore(checkpoints, ["metrics.jsonl"], protected=None)
 
 
 def test_checkpoint_does_not_exist_before_its_manifest(
@@ -103,7 +103,7 @@ def test_pointer_moved_by_another_job_needs_the_lease(
 def test_retention_deletes_all_but_the_best_the_last_two_and_the_protected(
     folder: RunFolder, checkpoints: CheckpointIndex, lease: Lease
 ) -> None:
-    store = CheckpointStore(checkpoints, lease, [], protected=2)
+    store = CheckpointStore(checkpoints, [], protected=2)
     for step, accuracy in enumerate((0.1, 0.9, 0.2, 0.3, 0.4, 0.5)):
         put(store, checkpoints, written(folder, step, accuracy))
     store.apply_retention()
@@ -114,12 +114,10 @@ def test_retention_deletes_all_but_the_best_the_last_two_and_the_protected(
     assert not (folder.local / "checkpoints/0.ckpt").exists()
 
 
-def test_delete_orphans_removes_drafts_and_files_without_manifest(
+def test_files_without_manifest_are_deleted_at_the_start(
     folder: RunFolder, checkpoints: CheckpointIndex, lease: Lease
 ) -> None:
     folder.store.put("checkpoints/9.ckpt", b"no manifest")
-    folder.write("checkpoints/9.x", b"a draft").rename(folder.path("checkpoints/9.tmp"))
-    store = CheckpointStore(CheckpointIndex(folder).discover(), lease, [], protected=None)
-    store.delete_orphans()
+    store = CheckpointStore(CheckpointIndex(folder).discover(), [], protected=None)
+    store.finish_earlier()
     assert stored_keys(folder) == []
-    assert not (folder.local / "checkpoints/9.tmp").exists()

@@ -13,6 +13,7 @@ from inat_job.checkpoints.manifest import Manifest
 from inat_job.checkpoints.training_state import Write
 from inat_job.errors import JobError
 from inat_job.storage import Store
+from inat_job.storage.fenced import FencedStore
 from inat_job.storage.run_folder import RunFolder
 
 GRACE_S = 30.0
@@ -49,8 +50,9 @@ class UnreliableStore:
 
 
 def store_of(folder: RunFolder) -> UnreliableStore:
-    assert isinstance(folder.background, UnreliableStore)
-    return folder.background
+    store = folder.background._store if isinstance(folder.background, FencedStore) else folder.background
+    assert isinstance(store, UnreliableStore)
+    return store
 
 
 def manifest(step: int, accuracy: float | None = None, **changes: Any) -> Manifest:

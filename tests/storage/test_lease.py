@@ -1,6 +1,7 @@
 """The lease on a run, over a local folder and S3, with contenders that live, end, fall silent or are frozen."""
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from inat_job import watchdog
 from inat_job.errors import ConflictError, PreconditionFailed, Preempted
 from inat_job.signals import never
 from inat_job.storage import Store, attempts, lease, open_store
 from inat_job.storage.attempts import Attempt, history
+from inat_job.storage.interruptible import InterruptibleStore
 from inat_job.storage.lease import Lease, LeaseError, acquire
 
 HOLDER = {"host": "here", "pid": "1"}
@@ -131,7 +134,7 @@ def test_concurrent_acquire_has_one_winner(store: Store) -> None:
 
     def contend() -> None:
         try:
-            winners.append(acquire_lease(store, seconds=2.0))
+            winners.append(acquire_lease(store, seconds=4.0))  # the least that may be set
         except LeaseError as error:
             losers.append(error)
 
@@ -176,7 +179,7 @@ def test_acquire_without_conditional_writes(
 
     def contend() -> None:
         with contextlib.suppress(LeaseError):
-            winners.append(acquire_lease(store, seconds=2.0))  # type: ignore[arg-type]
+            winners.append(acquire_lease(store, seconds=4.0))  # the least that may be set  # type: ignore[arg-type]
 
     threads = [threading.Thread(target=contend) for _ in range(8)]
     for thread in threads:
@@ -216,3 +219,52 @@ def test_damaged_record_expires(store: Store) -> None:
 def test_second_create_fails(store: Store, held: Lease) -> None:
     with pytest.raises(PreconditionFailed):
         store.put(held.key, b"mine", if_none_match=True)
+
+
+def test_waiting_says_for_whom_and_how_long_and_is_no_progress(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = frozen(store, seconds=2.0)
+    beats: list[None] = []
+    monkeypatch.setattr(lease, "REPORT_EVERY_S", 0.5)
+    watchdog.watched_by(lambda: beats.append(None))
+    monkeypatch.setattr(watchdog, "AT_MOST_EVERY_S", 0.0)
+    try:
+        second = acquire(
+            InterruptibleStore(store, lambda: False), store, 2.0, HOLDER, none_is_known_gone, lambda: False
+        )
+    finally:
+        watchdog.watched_by(None)
+    second.end()
+    lines = [each for each in map(json.loads, capsys.readouterr().out.splitlines()) if each["event"] == "waiting"]
+    assert len(lines) >= 2
+    assert f"Waiting for attempt {first.number} on here, which holds {store.uri}" in lines[0]["message"]
+    assert "silent for 2 s more" in lines[0]["message"]
+    assert beats == []
+
+
+def test_contender_that_was_frozen_before_its_number_appeared_does_not_take_the_run(store: Store) -> None:
+    store.put("attempts/1.json", Attempt(1, 60.0, HOLDER, why="finished").to_json())
+    put, overtaken = store.put, False
+
+    def put_late(key: str, *arguments: Any, **options: Any) -> Any:
+        nonlocal overtaken
+        if not overtaken:
+            overtaken = True
+            put("attempts/5.json", Attempt(5, 60.0, HOLDER, why="finished").to_json())
+        return put(key, *arguments, **options)
+
+    store.put = put_late  # type: ignore[method-assign]
+    late = acquire_lease(store)
+    late.check()
+    assert late.number == 6
+    assert store.stat("attempts/2.json") is None
+    late.end()
+
+
+def test_foreign_time_out_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LONGEST_LEASE_S", 0.5)
+    store.put("attempts/1.json", Attempt(1, 1e300, HOLDER).to_json())
+    second = acquire_lease(store)
+    assert second.number == 2
+    second.end()

@@ -39,7 +39,8 @@ _LOST_RACES = frozenset({"PreconditionFailed", "412", "NoSuchUpload"})
 class Upload:
     """`target` names bucket and key, `condition` holds IfMatch or IfNoneMatch, `translated` translates errors.
 
-    `sha256` is that of the file to send, if known.
+    `sha256` is that of the file to send, if known. With `confirm`, which is called before the object appears, even a
+    small object is sent in parts: it can appear only while nobody has aborted the upload.
     """
 
     client: Any
@@ -50,6 +51,7 @@ class Upload:
     translated: Callable[[], AbstractContextManager[None]]
     progress: Progress | None
     sha256: str | None = None
+    confirm: Callable[[], None] | None = None
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     sums: dict[int, bytes] = field(default_factory=dict)  # MD5 of each part, or of the whole object under -1
 
@@ -61,7 +63,8 @@ class Upload:
         size = len(source) if isinstance(source, bytes) else _file_size(source)
         with self.translated():
             try:
-                version = self._in_parts(source, size) if size > SINGLE_REQUEST_LIMIT else self._in_one_request(source)
+                in_parts = self.confirm or size > SINGLE_REQUEST_LIMIT
+                version = self._in_parts(source, size) if in_parts else self._in_one_request(source)
             except Exception as error:
                 version = self._won_after_all(error)
             version = self._verified(source, size, version)
@@ -88,6 +91,8 @@ class Upload:
         upload = {**self.target, "UploadId": opened["UploadId"]}
         try:
             parts = self._parts(source, plan_parts(size), upload)
+            if self.confirm:
+                self.confirm()
             done = self.client.complete_multipart_upload(**upload, **self.condition, MultipartUpload={"Parts": parts})
         except BaseException:
             self._abort(upload)
@@ -108,7 +113,7 @@ class Upload:
 
         tags: dict[int, str] = {}
         uploaded = map_in_threads(
-            range(plan.count), send, threads=self.options.threads, tick=lambda: None, join_s=_ABORT_JOIN_S
+            range(max(1, plan.count)), send, threads=self.options.threads, tick=lambda: None, join_s=_ABORT_JOIN_S
         )
         for index, tag in uploaded:
             tags[index] = tag
@@ -198,6 +203,15 @@ class Upload:
     def _show(self, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(done, total)
+
+
+def abort(client: Any, bucket: str, key: str, upload_id: str) -> None:
+    """Delete the parts of an unfinished upload. Raises ClientError, but not for an upload that has ended since."""
+    try:
+        client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+    except Exception as error:
+        if s3_errors.answer_code(error) != "NoSuchUpload":
+            raise
 
 
 class _Slices:

@@ -23,7 +23,7 @@ from inat_job.storage.base import Entry, Role, StorageOptions, Transfer, checked
 from inat_job.storage.checksums import Checksum, parts_of, stated_checksum
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range, verified
 from inat_job.storage.retry import RetryableError, with_retries
-from inat_job.storage.s3 import s3_errors
+from inat_job.storage.s3 import multipart_upload, s3_errors
 from inat_job.storage.s3.multipart_upload import Upload, size_of, version_of
 
 LIST_PAGE = 1000  # S3's maximum
@@ -118,6 +118,7 @@ class S3Store:
         if_match: str | None = None,
         sha256: str | None = None,
         progress: Progress | None = None,
+        confirm: Callable[[], None] | None = None,
     ) -> Entry:
         condition = (
             {"IfNoneMatch": "*"} if if_none_match else {"IfMatch": f'"{if_match}"'} if if_match is not None else {}
@@ -132,6 +133,7 @@ class S3Store:
             translated=lambda: self._translated(self._full(key), writing=True, conditional=bool(condition)),
             progress=progress,
             sha256=sha256,
+            confirm=confirm,
         )
         size, version = self._retry(lambda: upload.run(source))
         return Entry(key, size, version)
@@ -147,6 +149,18 @@ class S3Store:
             except ClientError as error:
                 if s3_errors.answer_code(error) != "NoSuchKey":
                     raise
+
+    def delete_drafts(self, selected: Callable[[str], bool]) -> None:
+        self._retry(lambda: self._delete_drafts(selected))
+
+    def _delete_drafts(self, selected: Callable[[str], bool]) -> None:
+        base = f"{self.root}/" if self.root else ""
+        with self._translated(base, writing=True):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=base)
+            for each in [each for page in pages for each in page.get("Uploads", [])]:
+                full = str(each["Key"])
+                if full.startswith(base) and selected(full[len(base) :]):
+                    multipart_upload.abort(self._client, self.bucket, full, str(each["UploadId"]))
 
     def address(self, key: str) -> str:
         """A presigned URL at which anyone can read the object for an hour."""
