@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from inat_job.data.layout import is_ignored
 from inat_job.errors import BadDataError, UsageError
@@ -22,6 +21,9 @@ from inat_job.storage.local import LocalStore
 
 DEMO = "demo:"
 REMOTE = ("s3://", "http://", "https://")
+_LIKE_A_HASH = re.compile(r"(sha|md5|crc)[-_0-9a-z]*=|[0-9a-f]{32,}$", re.IGNORECASE)
+_OTHER_ARCHIVE = re.compile(r"\.(7z|rar|xz|txz|bz2|tbz2?|zst|lz4|Z|(?<!\.tar\.)gz)$", re.IGNORECASE)
+"""Archives of other kinds: in a bucket they would be taken for a prefix."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Data
     plain, expected = parse_uri(uri)
     if plain == DEMO:
         return _archive(str(demo.make(cache_dir / "demo", stop)), expected, cache_dir, options, stop, shown=plain)
-    if plain.startswith(REMOTE) and not archives.is_archive(urlsplit(plain).path):
+    if plain.startswith(REMOTE) and not names_archive(plain):
         return _loose_files(open_store(plain, options), public_uri(plain), expected, stop)
     if not plain.startswith(REMOTE):
         with disk_errors(Path(plain)):
@@ -74,15 +76,24 @@ def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Data
 
 def parse_uri(uri: str) -> tuple[str, str | None]:
     """The data set's address (a URI, a path or demo:), and the SHA-256 that it must have. Raises UsageError."""
-    plain, mark, fragment = uri.partition("#")
+    plain, mark, fragment = uri.rpartition("#")
     match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
-    if mark and not match:
+    if mark and not match and (uri.startswith(REMOTE[1:]) or _LIKE_A_HASH.match(fragment)):
         raise UsageError(f"--data ends in #{fragment}: use #sha256= and 64 hexadecimal digits.")
+    plain = plain if match else uri  # a key or path may have a # of its own
+    if (other := _OTHER_ARCHIVE.search(plain.partition("?")[0])) and not Path(plain).is_dir():
+        suffixes = ", ".join(archives.SUFFIXES)
+        raise UsageError(f"--data is {public_uri(plain)}, and {other[0]} files are not read: pack it as {suffixes}.")
     if plain.lower().startswith("file://"):
         plain = open_store(plain).uri
     elif ":" in plain.split("/")[0] and not plain.startswith(REMOTE) and plain != DEMO:
         raise UsageError(f"--data is {public_uri(plain)!r}: use s3://, https://, file://, a path, or demo:")
     return plain, match[1].lower() if match else None
+
+
+def names_archive(uri: str) -> bool:
+    """Whether the address of an object is that of an archive; a web address may have a query behind it."""
+    return archives.is_archive(uri if uri.startswith("s3://") else uri.partition("?")[0])
 
 
 def only_archive(folder: Path) -> Path | None:

@@ -64,7 +64,9 @@ class Download:
         if isinstance(self._store, LocalStore):
             return self._store.root / self._entry.key
         tag = hashlib.sha256(f"{self._entry.version} {self._entry.size}".encode()).hexdigest()[:12]
-        return self._folder / f"{tag}-{Path(urlsplit(self._entry.key).path).name}"
+        key = self._entry.key  # a web server's may have a query; in a bucket ? and # are signs as others
+        key = key if self._store.uri.startswith("s3://") else urlsplit(key).path
+        return self._folder / f"{tag}-{Path(key).name}"
 
     def known_digest(self) -> str | None:
         """The SHA-256 if it is known without downloading or hashing, or None."""

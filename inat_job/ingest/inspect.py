@@ -58,7 +58,7 @@ def summarise(uri: str, cache_dir: Path, image_size: int, options: StorageOption
             found = data_source.only_archive(Path(plain)) if Path(plain).is_dir() else Path(plain)
         plain, is_archive = (str(found), True) if found else (plain, False)
     else:
-        is_archive = archives.is_archive(plain.partition("?")[0])
+        is_archive = data_source.names_archive(plain)
     try:
         if is_archive:
             return _archive(plain, expected, cache_dir, image_size, options)

@@ -9,7 +9,7 @@ from inat_job.data.cache_index import Cache
 from inat_job.errors import BadDataError, UsageError
 from inat_job.ingest import build_cache, data_source
 from inat_job.signals import never
-from inat_job.storage import StorageOptions
+from inat_job.storage import StorageOptions, open_store
 from tests.harness.made_images import tree, write_folder, write_zip
 
 
@@ -67,3 +67,40 @@ def test_sha256_in_uri_is_verified(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "loose", tree())
     with pytest.raises(BadDataError, match="#sha256="):
         prepared(f"{folder}#sha256={'0' * 64}", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("key", ["a#b.zip", "#.zip", "a#sha.zip", "50%25 off?.zip"])
+def test_archive_under_an_odd_key(key: str, s3_bucket: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    open_store(f"s3://{s3_bucket}").put(key, path)
+    for mark in ("", f"#sha256={digest}"):
+        assert prepared(f"s3://{s3_bucket}/{key}{mark}", tmp_path / "cache").index.digest == digest
+
+
+def test_loose_files_under_odd_keys(s3_bucket: str, tmp_path: Path) -> None:
+    store = open_store(f"s3://{s3_bucket}/set")
+    for name, data in tree(root="").items():
+        store.put(name.replace("Ants/", "Ants/#1/"), data)
+    assert len(prepared(f"s3://{s3_bucket}/set", tmp_path / "cache").index.classes) == 3
+
+
+def test_local_archive_with_a_number_sign(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set #2.zip", tree())
+    assert prepared(path, tmp_path / "cache").index.source == str(path)
+
+
+@pytest.mark.parametrize("name", ["x.tar.xz", "x.7z", "x.RAR", "x.tar.bz2", "x.tar.zst", "x.gz"])
+@pytest.mark.parametrize("start", ["s3://bucket/", "https://host/", "/data/"])
+def test_archive_of_another_kind_is_named(start: str, name: str) -> None:
+    query = "?sig=secret" if start.startswith("https") else ""
+    with pytest.raises(UsageError, match=r"\.\w+ files are not read: pack it as .zip") as caught:
+        data_source.parse_uri(start + name + query)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mark", ["#sha256=12", "#sha265=" + "0" * 64, "#" + "0" * 64, "#md5=x"])
+def test_mistaken_hash_is_refused(mark: str) -> None:
+    for uri in ("s3://bucket/x.zip", "x.zip", "https://host/x.zip"):
+        with pytest.raises(UsageError, match="64 hexadecimal"):
+            data_source.parse_uri(uri + mark)
