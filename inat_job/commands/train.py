@@ -7,7 +7,9 @@ from inat_job.commands import preflight
 from inat_job.distributed import launcher, ranks, world
 from inat_job.distributed.ranks import Rank
 from inat_job.host import environment
+from inat_job.ingest import data_source
 from inat_job.job_status import STATUS
+from inat_job.models import find_weights
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.reporting.tracking import require_key
 from inat_job.run import outputs, resources
@@ -27,6 +29,7 @@ def run(settings: Settings, stop: StopFlag, started: float, platform: Platform =
     At the end, also of a run that is found finished, the results are copied to where the platform collects them.
     """
     STATUS.run_id = settings.run_id
+    _check_names(settings)
     own = ranks.from_environment()
     _log_once_per_run(own)
     if own is None:
@@ -49,6 +52,14 @@ def run(settings: Settings, stop: StopFlag, started: float, platform: Platform =
             _train(job)
     if job.rank.rank == 0:
         outputs.collect_results(platform, job.folder)
+
+
+def _check_names(settings: Settings) -> None:
+    """Raise UsageError for a name or an address that cannot be right, before a run is begun or anything downloaded."""
+    data_source.parse_uri(settings.data.uri)
+    find_weights.check_names(settings.model)
+    if settings.run.init_from:
+        open_run(settings, settings.run.init_from)
 
 
 def _log_once_per_run(own: Rank | None) -> None:

@@ -2,7 +2,6 @@
 
 To support another model, give its family's stages in `_CUTS`, unless the even division of `_stages` does."""
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
 from inat_job.errors import UsageError
+from inat_job.models.find_weights import unknown_backbone
 from inat_job.models.flops import network_size
 from inat_job.models.preprocess import Preprocess
 from inat_job.models.strategies import Architecture, has_prefix
@@ -90,8 +90,7 @@ def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Archit
 def _check_name(name: str) -> None:
     known = list_models(module=torchvision.models)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise UsageError(f"--backbone is {name!r}, which torchvision does not have: did you mean {near}?")
+        raise unknown_backbone(name, known)
 
 
 def _arguments(name: str, image_size: int) -> dict[str, Any]:

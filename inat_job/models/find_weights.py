@@ -4,6 +4,7 @@
 importing it takes seconds; a test compares them with its own.
 """
 
+import difflib
 import importlib.util
 import re
 from collections.abc import Iterable
@@ -79,6 +80,33 @@ def unknown_name(name: str, backbone: str, known: Iterable[str]) -> UsageError:
 
 
 @singledispatch
+def check_names(settings: object) -> None:
+    """Raise UsageError for a network or weights that no download could make valid. Makes no request."""
+
+
+@check_names.register
+def _(settings: BackboneSettings) -> None:
+    known = {name for text in _sources() for name, _ in _BUILDER.findall(text)}
+    if settings.backbone not in known:
+        raise unknown_backbone(settings.backbone, known)
+    weights = parse_weights(settings.weights)
+    if weights.is_name and weights.source != "none" and not weights_url(settings.backbone, weights.source):
+        raise _without_weights(settings.backbone)
+    if weights.is_uri:
+        open_store(split_uri(weights.source)[0])
+
+
+def unknown_backbone(name: str, known: Iterable[str]) -> UsageError:
+    """The error for the name of a network that torchvision does not have."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return UsageError(f"--backbone is {name!r}, which torchvision does not have: did you mean {near}?")
+
+
+def _without_weights(backbone: str) -> UsageError:
+    return UsageError(f"--backbone is {backbone!r}, for which torchvision has no weights: name a file.")
+
+
+@singledispatch
 def find_weights(settings: object, torch_folder: Path, options: StorageOptions) -> str | None:
     """Where the initial weights of a network are, for people; None for a network without any.
 
@@ -95,7 +123,7 @@ def _(settings: BackboneSettings, torch_folder: Path, options: StorageOptions) -
     if weights.is_name:
         url = weights_url(settings.backbone, weights.source)
         if url is None:
-            raise UsageError(f"--backbone is {settings.backbone!r}, for which torchvision has no weights: name a file.")
+            raise _without_weights(settings.backbone)
         local = torch_folder / url.rpartition("/")[2]
         return f"{local}, already downloaded" if local.exists() else _describe_remote(url, options)
     if weights.is_uri:

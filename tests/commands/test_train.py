@@ -18,6 +18,7 @@ from inat_job.models.classifier import Classifier
 from inat_job.settings import Settings
 from inat_job.storage import open_store
 from inat_job.training import run as train
+from tests.harness.in_process import in_process
 from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, StopAfter, model_of, report_of, run
 from tests.harness.made_images import tree, write_zip
 
@@ -518,3 +519,28 @@ def test_test_names_a_wrong_checkpoint(settings: Make, tmp_path: Path) -> None:
     made = evaluate.settings_of(uri, flags | {"run.run_id": "r"}, [], None).settings
     with pytest.raises(ConflictError, match="is a training run"):
         evaluate.run(made, uri, StopAfter(10**9), time.perf_counter())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--backbone", "resnet5"], "did you mean resnet50?"),
+        (["--backbone", "mnasnet9"], "--backbone is 'mnasnet9'"),
+        (["--weights", "NOPE"], "--weights is 'NOPE'"),
+        (["--weights", "gs://bucket/w.pth"], "gs:// is not supported"),
+        (["--data", "ftp://host/x.zip"], "--data is 'ftp://host/x.zip'"),
+        (["--init-from", "gs://bucket/run"], "gs:// is not supported"),
+    ],
+)
+def test_wrong_names_are_refused_before_a_run_is_begun(
+    options: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with in_process(monkeypatch, capsys) as job:
+        ended = job("partb", "--output", str(tmp_path / "runs"), "--cache-dir", str(tmp_path / "cache"), *options)
+    assert ended.code == 2
+    assert sentence in ended.last
+    assert [*tmp_path.iterdir()] == []
