@@ -83,7 +83,11 @@ REPR = {"Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(SHA256)).decod
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-@pytest.mark.parametrize(("etag", "more"), [(f'"{MD5.hexdigest()}"', {}), ('"v1"', GOOGLE), ('"v1"', REPR)])
+@pytest.mark.parametrize(
+    ("etag", "more"),
+    [(f'"{MD5.hexdigest()}"', {}), ('"v1"', GOOGLE), ('"v1"', REPR)],
+    ids=["MD5", "Google", "Repr-Digest"],
+)
 def test_flipped_byte_is_found_without_a_digest(
     site: Site, tmp_path: Path, etag: str, more: dict[str, str], ranges: bool
 ) -> None:
