@@ -35,6 +35,7 @@ _READS = 4
 """Reads of a member from its store, while each differs from the one before, until it is taken for damaged there."""
 
 _SUMS_FOLLOW, _UTF8 = 0x8, 0x800  # flags
+_END_WITHOUT_COMMENT = 22 + 20 + 56  # the end, and a zip64's locator and end
 _END_WITHIN = 22 + 2**16 + 20 + 56 + 1024  # the end, its comment, and a zip64's locator and end
 _UNICODE_NAME = 0x7075  # an extra field
 
@@ -134,13 +135,22 @@ class ZipArchive:
 
 
 def _stated_count(file: IO[bytes] | PartialFile) -> int:
-    """Members that the end of a zip states, 0 if unknown: the directory takes memory before zipfile has counted it."""
+    """Members that the end of a zip states, 0 if unknown: the directory takes memory before zipfile has counted it.
+
+    No more is read than the end, since the rest may still be on its way; a comment can make it 64 KiB longer.
+    """
     size = file.seek(0, os.SEEK_END)
-    start = file.seek(max(0, size - _END_WITHIN))
-    tail = file.read() or b""
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or at + 12 > len(tail):
-        return 0
+    for length in (_END_WITHOUT_COMMENT, _END_WITHIN):
+        start = file.seek(max(0, size - length))
+        tail = file.read() or b""
+        at = tail.rfind(b"PK\5\6")
+        if 0 <= at <= len(tail) - 12:
+            return _count_in(tail, at, start)
+    return 0
+
+
+def _count_in(tail: bytes, at: int, start: int) -> int:
+    """The members that the end record at `tail[at:]` states; `tail` starts at `start` of the file."""
     (count,) = struct.unpack_from("<H", tail, at + 10)
     if count == 0xFFFF and tail[at - 20 : at - 16] == b"PK\6\7":  # zip64, whose own end is before its locator
         (offset,) = struct.unpack_from("<Q", tail, at - 12)

@@ -68,7 +68,7 @@ def work(folder: RunFolder, held: Lease) -> None:
     """What is left of the run, to the report."""
     with lost_lease_first(held.check):
         index = CheckpointIndex(folder).discover(spooled=True)
-        resumed = index.latest()
+        resumed = index.load_newest_intact()
         if resumed is None:
             folder.write_json("config.json", {"holder": held.number})
             folder.publish("config.json")

@@ -80,7 +80,7 @@ def test_manifest_with_a_changed_field_is_refused_or_usable(field: str, value: A
 
 @pytest.mark.parametrize("train_s", ["1" + "0" * 400, "1e400", "NaN", "-1", "true"])
 def test_manifest_with_an_impossible_number_is_refused(train_s: str) -> None:
-    with pytest.raises(ValueError, match="impossible"):
+    with pytest.raises(ValueError, match="impossible|more than 64 bits"):
         parse(to_json(SOUND).replace('"train_s": 1.0', f'"train_s": {train_s}'))
 
 

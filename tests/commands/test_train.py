@@ -17,6 +17,7 @@ from inat_job.errors import BadDataError, ConflictError, Preempted, TransientErr
 from inat_job.models.classifier import Classifier
 from inat_job.settings import Settings
 from inat_job.storage import open_store
+from inat_job.storage.local import draft_of
 from inat_job.training import run as train
 from tests.harness.in_process import in_process
 from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, StopAfter, model_of, report_of, run
@@ -320,7 +321,7 @@ def test_damaged_checkpoints_do_not_displace_intact_ones(settings: Make, tmp_pat
     steps = sorted(int(path.stem) for path in folder.glob("*.ckpt"))
     for step in steps[1:]:
         (folder / f"{step}.ckpt").write_bytes(b"damaged")
-    (folder / "999.tmp").write_bytes(b"a draft of a write that was killed")
+    draft_of(folder / "999.ckpt").write_bytes(b"a draft of a write that was killed")
     run(made)
     assert report_of(made)["history"][1]["started_step"] == steps[0]
     assert not list(folder.glob("*.tmp"))
@@ -482,7 +483,7 @@ def test_failing_store_fails_the_job_after_training(
 
     with monkeypatch.context() as patch:
         patch.setattr(S3Store, "put", failing)
-        with pytest.raises(TransientError, match=r"The whole run is in .*spool/\w+/r:"):
+        with pytest.raises(TransientError, match=r"The whole run is in .*spool/\w+/r/\d+:"):
             run(remote)
     monkeypatch.setattr(train, "fit_errors", lambda *args: pytest.fail("trained again"))
     run(remote)
