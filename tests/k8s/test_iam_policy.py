@@ -91,8 +91,8 @@ def as_list(value: Any) -> list[str]:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> set[Call]:
-    """The S3 calls from here on."""
+def calls(bucket: str, monkeypatch: pytest.MonkeyPatch) -> set[Call]:
+    """The S3 calls for this bucket from here on: threads of other tests may still be at work in theirs."""
     seen: set[Call] = set()
     real = BaseClient._make_api_call
 
@@ -104,7 +104,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> set[Call]:
             missing = error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
             raise
         finally:
-            seen.update(calls_of(operation, parameters, missing))
+            if parameters.get("Bucket") == bucket:
+                seen.update(calls_of(operation, parameters, missing))
 
     monkeypatch.setattr(BaseClient, "_make_api_call", recorded)
     return seen
