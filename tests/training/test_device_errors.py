@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from inat_job.data.batches import PixelRows
@@ -18,6 +19,7 @@ from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
 from inat_job.signals import StopFlag
 from inat_job.training import context
+from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.feature_cache import StemPass
 from tests.harness.in_process import Ended, in_process
 
@@ -120,6 +122,13 @@ def test_fault_in_validation_and_again_in_the_owed_one(
     job: Job, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(Classifier, "validation_step", error, monkeypatch)
+    take = CheckpointCallback.on_validation_start
+
+    def take_and_write(self: CheckpointCallback, trainer: Trainer, pl_module: LightningModule) -> None:
+        take(self, trainer, pl_module)
+        self._uploader.wait_until_written()  # what is not written when the device fails is given up
+
+    monkeypatch.setattr(CheckpointCallback, "on_validation_start", take_and_write)
     first = job(*PART_A)
     STATUS.__init__()  # type: ignore[misc]
     again = job(*PART_A)
