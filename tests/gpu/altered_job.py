@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FAILING_STEP = 3
+COMPILERS = ("cc", "gcc", "clang", "c++", "g++", "clang++")
 
 
 Ended = subprocess.CompletedProcess[str]
@@ -66,7 +67,7 @@ def _hide_compiler() -> None:
     import shutil
 
     which = shutil.which
-    shutil.which = lambda name, *rest: None if name in ("cc", "gcc", "clang") else which(name, *rest)  # type: ignore
+    shutil.which = lambda name, *rest: None if name in COMPILERS else which(name, *rest)  # type: ignore
     sys.modules["triton"] = None  # type: ignore[assignment]
 
 
