@@ -145,9 +145,16 @@ def configure(
         Layer("--set", _set_layer(sets, accepted)),
         Layer("command line", {known_key(key, known, f"Part {part.upper()}"): value for key, value in flags.items()}),
     ]
+    own = _settings_of_run(run or {}, defaults, known)
+    taken_of = [_only(layer, taken) for layer in (around.suggested, *layers)]
+    return _merge(defaults, known, [taken_of[0], Layer(_RUN, own), *taken_of[1:]])
+
+
+def _settings_of_run(run: Mapping[str, Any], defaults: Settings, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a run's config.json that make it what it is. Raises BadDataError."""
     own = {
         key: value
-        for key, value in _flatten(run or {})
+        for key, value in _flatten(run)
         if value is not None
         and key in known
         and known[key][0].in_fingerprint  # null is the default, or was in older runs
@@ -156,8 +163,7 @@ def configure(
         _merge(defaults, known, [Layer(_RUN, own)])
     except UsageError as error:
         raise BadDataError(f"The run's config.json has a setting that cannot be: {error}") from None
-    taken_of = [_only(layer, taken) for layer in (around.suggested, *layers)]
-    return _merge(defaults, known, [taken_of[0], Layer(_RUN, own), *taken_of[1:]])
+    return own
 
 
 def options_of_all_parts() -> dict[str, tuple[Option, Any]]:
