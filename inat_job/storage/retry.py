@@ -15,6 +15,8 @@ T = TypeVar("T")
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 20.0
 
+_JITTER = random.Random()  # noqa: S311 (nothing secret); not the shared generator, which others seed and check
+
 
 class RetryableError(TransientError):
     """A failure that another attempt may cure; `wait_s` is the pause that the server asked for."""
@@ -44,7 +46,7 @@ class Retries:
 def backoff_s(failed: int) -> float:
     """Seconds to wait after `failed` failures: doubling, capped, and jittered to spread the retries of many jobs."""
     full = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failed - 1, 60))
-    return full * random.uniform(0.5, 1.0)  # noqa: S311 (nothing secret, and nothing that decides a result)
+    return full * _JITTER.uniform(0.5, 1.0)
 
 
 def with_retries(action: Callable[[], T], retries: int, stop: Stop = never) -> T:
