@@ -23,8 +23,8 @@ import click  # noqa: E402
 import inat_job  # noqa: E402
 from inat_job import configuration, events  # noqa: E402
 from inat_job.command_line import Commands, Decorator, OneOf, option, section_options, sentence, setting_options  # noqa: E402
-from inat_job.command_options import BenchOptions, LogOptions, PrepareOptions, StatusOptions  # noqa: E402
-from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES  # noqa: E402
+from inat_job.command_options import BenchOptions, CompareOptions, LogOptions, PrepareOptions, StatusOptions  # noqa: E402
+from inat_job.configuration import COMPARE_TAKES, PREPARE_TAKES, STATUS_TAKES, TEST_TAKES  # noqa: E402
 from inat_job.distributed import ranks  # noqa: E402
 from inat_job.errors import Preempted  # noqa: E402
 from inat_job.options import options_of, parse_section  # noqa: E402
@@ -84,7 +84,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Train and test an image classifier; the same command resumes a job that was stopped."""
-    exit.skip_termination_message(context.invoked_subcommand == "status")
+    exit.skip_termination_message(context.invoked_subcommand in ("status", "compare"))
 
 
 @cli.command(epilog="Example: parta --data demo: --image-size 64 --batch-size 32")
@@ -154,6 +154,20 @@ def status(run: str, watch: bool, **options: Any) -> None:
         from inat_job.commands import status as job
 
         job.run(settings, run, parse_section(StatusOptions, {"watch": watch}), STOP)
+
+
+@cli.command(epilog="Example: compare parta-0123456789ab s3://bucket/runs/partb-0123456789ab")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@section_options(CompareOptions, "Result")
+@setting_options("compare", ["a"], COMPARE_TAKES)
+@logged
+def compare(runs: tuple[str, ...], **options: Any) -> None:
+    """Compare finished RUNs, run ids under --output, folders or URIs: accuracies, their ratio, tests, cost."""
+    request = parse_section(CompareOptions, {name: options.pop(name) for name in options_of(CompareOptions)})
+    if settings := _settled("a", taken=COMPARE_TAKES, **options):
+        from inat_job.commands import compare as job
+
+        job.run(settings, runs, request, STOP)
 
 
 @cli.command(epilog="Example: preflight --part b --data s3://bucket/images.zip --output s3://bucket/runs")

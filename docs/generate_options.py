@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import entrypoint  # noqa: E402
 from inat_job import option_help  # noqa: E402
-from inat_job.command_options import BenchOptions, LogOptions, PrepareOptions, StatusOptions  # noqa: E402
+from inat_job.command_options import BenchOptions, CompareOptions, LogOptions, PrepareOptions, StatusOptions  # noqa: E402
 from inat_job.configuration import options_by_key, options_of_all_parts  # noqa: E402
 from inat_job.options import Option, options_of  # noqa: E402
 from inat_job.platforms.submission import TARGETS, SubmitOptions  # noqa: E402
@@ -29,7 +29,13 @@ SECTIONS = {
     "storage": "how object storage is accessed",
     "tracker": "Weights & Biases",
 }
-OWN_OPTIONS = {"status": StatusOptions, "prepare": PrepareOptions, "bench": BenchOptions, "submit": SubmitOptions}
+OWN_OPTIONS = {
+    "status": StatusOptions,
+    "compare": CompareOptions,
+    "prepare": PrepareOptions,
+    "bench": BenchOptions,
+    "submit": SubmitOptions,
+}
 """Options that only one command has."""
 
 HEAD = """\

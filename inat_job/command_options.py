@@ -37,6 +37,14 @@ class StatusOptions:
 
 
 @dataclass(frozen=True)
+class CompareOptions:
+    """How `compare` shows its result."""
+
+    html: str = option("compare.html", "The page to write; an earlier comparison there is replaced", metavar="PATH")
+    json: bool = option(False, "Print one JSON object instead of the table")
+
+
+@dataclass(frozen=True)
 class PrepareOptions:
     """Whether `prepare` deletes old caches, and does nothing else."""
 

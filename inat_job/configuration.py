@@ -40,6 +40,9 @@ TEST_TAKES = (
 STATUS_TAKES = ("storage.requester_pays", "storage.anonymous", "run.output")
 """The sections and single settings that have an effect on `status`."""
 
+COMPARE_TAKES = STATUS_TAKES
+"""The sections and single settings that have an effect on `compare`."""
+
 PREFLIGHT_LACKS = ("run.preflight",)
 """The settings without an effect on `preflight`, which has all others."""
 

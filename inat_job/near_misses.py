@@ -82,6 +82,7 @@ COMMANDS = {
     **dict.fromkeys(("check", "doctor", "verify"), "preflight"),
     **dict.fromkeys(("ls", "list", "ps", "info", "show"), "status"),
     **dict.fromkeys(("benchmark", "profile", "perf"), "bench"),
+    **dict.fromkeys(("diff", "versus", "vs", "table", "leaderboard"), "compare"),
     **dict.fromkeys(("deploy", "launch", "k8s", "batch", "sagemaker"), "submit"),
 }
 """Other words for our commands."""

@@ -34,6 +34,7 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "train.batch_size": "Images per forward pass",
     },
     "status": {"run.output": "Local folder or s3:// prefix that holds RUN, if RUN is a run id"},
+    "compare": {"run.output": "Local folder or s3:// prefix that holds the RUNs named by their run ids"},
     "prepare": {"data.image_size": "Side in pixels of the largest input that later runs train with"},
     "bench": {
         "run.output": "Local folder or s3:// prefix that checkpoints are written to, and deleted from afterwards",

@@ -1,73 +1,63 @@
-"""report.html: the report as one page, with its plots inside."""
+"""Pages: one file each, complete in itself, by templates that escape all they show. Only this module imports jinja2."""
 
 import base64
-import json
-from collections.abc import Mapping, Sequence
-from html import escape
+import functools
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inat_job.reporting.report import per_class_rows, result_sentence
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }}
-td, th {{ padding: .2rem .8rem; border-bottom: 1px solid #ccc; text-align: right; }}
-td:first-child, th:first-child {{ text-align: left; }} img {{ max-width: 100%; }} pre {{ overflow-x: auto; }}
-</style>
-<h1>{title}</h1>
-<p><strong>{sentence}</strong></p>
-<p>{summary}</p>
-<h2>Classes</h2>
-{classes}
-{plots}
-<h2>Settings</h2>
-<pre>{settings}</pre>
-</html>
-"""
+import inat_job
+from inat_job.event_text import duration, printable
+
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_page(report: Mapping[str, Any], plots: Sequence[Path]) -> str:
-    """The HTML of a report, with the plots as data URIs."""
-    return _PAGE.format(
-        title=escape(report["run_id"]),
-        sentence=escape(result_sentence(report)),
-        summary=escape(_summary(report)),
-        classes=_table(("class", "n", "precision", "recall", "F1"), per_class_rows(report)),
-        plots="\n".join(_image(path) for path in plots),
-        settings=escape(json.dumps(report["settings"], indent=2)),
+def render(kind: str, content: Mapping[str, Any]) -> str:
+    """The page of the template `kind`.html.
+
+    Its policy forbids every request, and every script and style but its own, which it names by their hashes. Names of
+    classes, files and runs are anyone's: they are escaped, and characters without a shape are written as escapes.
+    """
+    style, script = (Markup((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))  # noqa: S704
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
     )
+    more = {"kind": kind, "style": style, "script": script, "policy": policy, "version": inat_job.__version__}
+    return _environment().get_template(f"{kind}.html").render(content, **more)
 
 
-def _summary(report: Mapping[str, Any]) -> str:
-    model, data = report["model"], report["data"]
-    return (
-        f"{model['name']}: {model['parameters']:,} parameters, {model['macs']:,} multiply-adds per image. "
-        f"{data['n_train']:,} training images, {data['n_val']:,} validation images, {data['n_test']:,} test images. "
-        f"{_cost(report)}"
+def is_page(kind: str, start: str) -> bool:
+    """Whether a file that starts like this is a page of this kind."""
+    return f'<meta name="generator" content="inat-job {kind}">' in start
+
+
+def data_uri(png: bytes) -> str:
+    """An image as part of the page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+@functools.cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
+    made.filters["duration"] = duration
+    return made
 
 
-def _cost(report: Mapping[str, Any]) -> str:
-    cost, rate = report["cost"], report["throughput"]["train_images_per_s"]
-    speed = f"Training speed: {rate:,.1f} images per second. " if rate else ""
-    price = "" if cost["total"] is None else f", {cost['total']:,.4f} at {cost['price_per_hour']:g} per hour"
-    return f"{speed}Cost: {cost['device_seconds']:,.0f} device-seconds{price}."
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{escape(_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows]
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _image(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">'
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

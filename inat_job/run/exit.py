@@ -29,7 +29,7 @@ _working = threading.Event()
 """Set when a job starts. Commands that only print something never set it, so they leave no result message."""
 
 _skips_message = False
-"""Whether to skip the platform's termination message, as `status` does."""
+"""Whether to skip the platform's termination message, as `status` and `compare` do."""
 
 
 def silence_libraries() -> None:
@@ -62,7 +62,7 @@ def watch(settings: Settings, stop: StopFlag) -> None:
 
 
 def skip_termination_message(skip: bool) -> None:
-    """Leave no sentence for the platform if `skip`: `status` may run in a job's container, and is not that job."""
+    """Leave no sentence for the platform if `skip`: the command may run in a job's container, and is not that job."""
     global _skips_message
     _skips_message = skip
 

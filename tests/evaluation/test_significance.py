@@ -73,6 +73,20 @@ def test_paired_intervals_hold_their_estimates_and_turn_with_the_runs(counts: Pa
         assert ratio == pytest.approx((1 / other[1], 1 / other[0]), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("cells", "interval"),
+    [
+        ((36, 12, 2, 0), (0.0569, 0.3404)),
+        ((18, 12, 2, 18), (0.0562, 0.3290)),
+        ((1, 7, 1, 12), (0.026, 0.507)),
+    ],
+)
+def test_paired_difference_is_newcombes(cells: tuple[int, ...], interval: tuple[float, float]) -> None:
+    """Two examples of the paper's table III, and one of Fagerland et al., Statistical Analysis of Contingency Tables."""
+    both, first, second, none = cells
+    assert paired_difference_interval(PairedCounts(both, second, first, none)) == pytest.approx(interval, abs=5e-4)
+
+
 @given(counted)
 def test_variance_of_the_paired_log_ratio_is_the_multinomials(counts: PairedCounts) -> None:
     """The gradient of the log-ratio times the covariance of a multinomial, without the shortened formula."""

@@ -1,0 +1,107 @@
+"""`compare`: read the reports and predictions of finished runs, print how they compare, and write compare.html."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from inat_job import events
+from inat_job.command_options import CompareOptions
+from inat_job.errors import BadDataError, ConflictError, UsageError
+from inat_job.evaluation.prediction_table import NAME as PREDICTIONS
+from inat_job.evaluation.prediction_table import PredictionTable
+from inat_job.event_text import printable
+from inat_job.reporting import html
+from inat_job.reporting.comparison import ComparedRun, compare, is_report
+from inat_job.reporting.comparison_table import comparison_lines
+from inat_job.run.run_state import CONFIG, REPORT, storage_options
+from inat_job.settings import Settings, public_uri
+from inat_job.signals import Stop
+from inat_job.storage.base import Store
+from inat_job.storage.disk import disk_errors, parse_json, write_atomic
+from inat_job.storage.interruptible import InterruptibleStore
+from inat_job.storage.open_store import open_store, split_uri
+
+_MOST_JSON = 2**28
+
+
+def run(settings: Settings, names: Sequence[str], request: CompareOptions, stop: Stop) -> None:
+    """Print the table, or one JSON object with --json, and write the page.
+
+    Raises UsageError for fewer than two runs, BadDataError for a missing, unfinished, foreign or damaged one,
+    ConflictError if the page would replace another file, and what the store raises.
+    """
+    if len(names) < 2:
+        raise UsageError("RUNS is one run: name two or more.")
+    page = Path(request.html)
+    _refuse_foreign(page)
+    result = compare([_read(settings, name, stop) for name in names])
+    with disk_errors(page):
+        write_atomic(page, html.render("compare", result).encode())
+    if request.json or events.is_json():
+        print(json.dumps(result), flush=True)
+    else:
+        lines = [*comparison_lines(result), "", f"The page is {page.resolve()}"]
+        print("\n".join(printable(line) for line in lines), flush=True)
+
+
+def _refuse_foreign(page: Path) -> None:
+    """Raise ConflictError if there is a file in the page's place that is no comparison."""
+    try:
+        with page.open("rb") as file:
+            start = file.read(2000).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConflictError(
+            f"--html is {page}, which cannot be written ({error.strerror}): name another file."
+        ) from None
+    if not html.is_page("compare", start):
+        raise ConflictError(f"--html is {page}, which exists and is no comparison: name another file.")
+
+
+def _read(settings: Settings, name: str, stop: Stop) -> ComparedRun:
+    store, key = _located(settings, name, stop)
+    report = _report(store, key)
+    return ComparedRun(store.uri, report, _predictions(store, report))
+
+
+def _located(settings: Settings, name: str, stop: Stop) -> tuple[Store, str]:
+    """The folder of a run and the name of its report in it: `name` is a run id, a folder, a report or a URI."""
+    if name.lower().startswith(("http://", "https://")):
+        raise UsageError(f"RUN is {public_uri(name)}: compare reads folders and s3:// only; download its report.json.")
+    folder, key = split_uri(name) if name.endswith(".json") else (name, REPORT)
+    if "/" not in folder and folder not in (".", "..", "") and not Path(folder, REPORT).exists():
+        folder = f"{settings.run.output.rstrip('/')}/{folder}"
+    store = open_store(folder.rstrip("/") or "/", storage_options(settings.storage), role="output")
+    return InterruptibleStore(store, stop), key
+
+
+def _report(store: Store, key: str) -> dict[str, Any]:
+    entry = store.stat(key)
+    if entry is None:
+        if key == REPORT and store.stat(CONFIG) is not None:
+            raise BadDataError(f"{store.uri} is not finished, and has no {REPORT} yet: run its command again.")
+        raise BadDataError(f"{store.uri} holds no {key}: check the run's name and --output.")
+    try:
+        report = parse_json(store.read(key)) if entry.size <= _MOST_JSON else None
+    except ValueError:
+        report = None
+    if not is_report(report):
+        raise BadDataError(f"{store.uri}/{key} is not the report of a finished run, or is damaged: name another.")
+    return dict(report)
+
+
+def _predictions(store: Store, report: dict[str, Any]) -> PredictionTable | None:
+    """The run's predictions of its test images, or None if it has kept none, as older runs."""
+    if store.stat(PREDICTIONS) is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PREDICTIONS
+        store.get(PREDICTIONS, path)
+        table = PredictionTable.read_csv(path).split("test")
+    test = report["test"]
+    if (len(table), int((table.predicted == table.labels).sum())) != (test["n"], test["correct"]):
+        raise BadDataError(f"{store.uri}/{PREDICTIONS} is not that of its {REPORT}: test the run again.")
+    return table
