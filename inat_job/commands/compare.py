@@ -90,7 +90,7 @@ def _report(store: Store, key: str) -> dict[str, Any]:
         report = None
     if not is_report(report):
         raise BadDataError(f"{store.uri}/{key} is not the report of a finished run, or is damaged: name another.")
-    return dict(report)
+    return dict(report or {})
 
 
 def _predictions(store: Store, report: dict[str, Any]) -> PredictionTable | None:

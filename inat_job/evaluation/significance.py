@@ -50,7 +50,7 @@ def mcnemar_p(counts: PairedCounts) -> float:
     for k in range(fewer + 1):
         below += ways
         ways = ways * (n - k) // (k + 1)
-    return min(1.0, 2 * below / 2**n)
+    return min(1.0, float(2 * below / 2**n))
 
 
 def difference_interval(correct: tuple[int, int], n: tuple[int, int], phi: float = 0.0) -> Interval:
@@ -74,9 +74,8 @@ def correlation(counts: PairedCounts) -> float:
     if product == 0:
         return 0.0
     excess = a * d - b * c
-    if excess > 0:
-        excess = max(0.0, excess - counts.n / 2)
-    return float(excess / math.sqrt(product))
+    corrected = max(0.0, excess - counts.n / 2) if excess > 0 else excess
+    return corrected / math.sqrt(product)
 
 
 def paired_difference_interval(counts: PairedCounts) -> Interval:

@@ -1,4 +1,4 @@
-"""How runs compare, in plain values made of their reports and predictions: accuracies, ratios, tests, settings, cost."""
+"""How runs compare, in plain values made of reports and predictions: accuracies, ratios, tests, settings, cost."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -129,12 +129,11 @@ def _pair(base: ComparedRun, other: ComparedRun, base_name: str, name: str) -> d
     tests = (base.report["test"], other.report["test"])
     correct, n = (tests[0]["correct"], tests[1]["correct"]), (tests[0]["n"], tests[1]["n"])
     if counts:
-        difference_ci, ratio_ci = (
-            significance.paired_difference_interval(counts),
-            significance.paired_ratio_interval(counts),
-        )
+        difference_ci = significance.paired_difference_interval(counts)
+        ratio_ci = significance.paired_ratio_interval(counts)
     else:
-        difference_ci, ratio_ci = significance.difference_interval(correct, n), significance.ratio_interval(correct, n)
+        difference_ci = significance.difference_interval(correct, n)
+        ratio_ci = significance.ratio_interval(correct, n)
     shares = correct[0] / n[0], correct[1] / n[1]
     pair = {
         "run": name,
@@ -218,17 +217,15 @@ def _claim(pair: Mapping[str, Any]) -> str:
 
 def _differing(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     """The settings that are not the same in all runs; "-" where a run does not have one."""
-    flat = [
-        {
-            f"{section}.{field}": value
-            for section, every in run.report["settings"].items()
-            for field, value in every.items()
-        }
-        for run in runs
-    ]
+    flat = [flat_settings(run.report["settings"]) for run in runs]
     keys = list(dict.fromkeys(key for each in flat for key in each if key not in _NOT_COMPARED))
     rows = [{"setting": key, "values": [each.get(key, "-") for each in flat]} for key in keys]
     return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
+
+
+def flat_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings in a report by "section.field"."""
+    return {f"{name}.{field}": value for name, section in sections.items() for field, value in section.items()}
 
 
 def _has(value: Any, types: Mapping[str, Any]) -> bool:

@@ -1,10 +1,12 @@
 """A comparison as text for a terminal."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from inat_job.event_text import duration
 
+_WIDTH = 110
 _CLASSES, _SETTINGS = 10, 20
 """Classes, those that differ most, and settings that the text shows at most; the page has all."""
 
@@ -34,7 +36,7 @@ def _run(row: Mapping[str, Any]) -> Sequence[str]:
         f"{row['accuracy']:.4f} ({low:.3f} to {high:.3f})",
         _share(row["val_accuracy"]),
         _share(row["macro_f1"]),
-        duration(row["train_s"]),
+        _training(row),
         "-" if row["device_seconds"] is None else duration(row["device_seconds"]),
         "-" if row["cost"] is None else f"{row['cost']:.4f}",
     )
@@ -49,10 +51,10 @@ def _pair_lines(pair: Mapping[str, Any]) -> list[str]:
     if test := pair["mcnemar"]:
         only = f"{test['only_run']} images only {pair['run']} gets right, {test['only_base']} only {pair['base']}"
         lines.append(f"  McNemar     p = {test['p']:.2g}: {only}")
-    lines.append(f"  method      {pair['method']}")
+    lines += wrap(f"  method      {pair['method']}", _WIDTH, subsequent_indent=" " * 14)
     rows = sorted(pair["per_class"], key=lambda row: -abs(row["difference"]))[:_CLASSES]
     changes = ", ".join(f"{row['class']} {row['base']:.2f} to {row['run']:.2f}" for row in rows)
-    lines += [f"  recall      {changes}"] if rows else []
+    lines += wrap(f"  recall      {changes}", _WIDTH, subsequent_indent=" " * 14) if rows else []
     return [*lines, *([f"  {pair['claim']}"] if pair["claim"] else [])]
 
 
@@ -61,6 +63,12 @@ def _ratio(pair: Mapping[str, Any]) -> str:
         return f"none: the accuracy of {pair['base']} is zero"
     interval = pair["ratio_ci95"]
     return f"{pair['ratio']:.4f}" + (" (95 % interval {:.4f} to {:.4f})".format(*interval) if interval else "")
+
+
+def _training(row: Mapping[str, Any]) -> str:
+    """The time of training; a head that trained on cached features owes theirs too."""
+    features = row["features_s"]
+    return duration(row["train_s"]) + ("" if features is None else f" + {duration(features)} features")
 
 
 def _share(value: float | None) -> str:
@@ -75,11 +83,10 @@ def _plain(value: Any) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = [
-        [
-            text.ljust(width) if at in left else text.rjust(width)
-            for at, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
+    return [
+        "  ".join(_cell(*each, at in left) for at, each in enumerate(zip(row, widths, strict=True))) for row in rows
     ]
-    return ["  ".join(row).rstrip() for row in cells]
+
+
+def _cell(text: str, width: int, left: bool) -> str:
+    return text.ljust(width) if left else text.rjust(width)

@@ -82,7 +82,7 @@ def test_paired_intervals_hold_their_estimates_and_turn_with_the_runs(counts: Pa
     ],
 )
 def test_paired_difference_is_newcombes(cells: tuple[int, ...], interval: tuple[float, float]) -> None:
-    """Two examples of the paper's table III, and one of Fagerland et al., Statistical Analysis of Contingency Tables."""
+    """Two examples of the paper, and one of Fagerland et al., Statistical Analysis of Contingency Tables, 2017."""
     both, first, second, none = cells
     assert paired_difference_interval(PairedCounts(both, second, first, none)) == pytest.approx(interval, abs=5e-4)
 
@@ -125,5 +125,5 @@ def difference_width(counts: PairedCounts) -> float:
 
 
 def test_counts_of_two_runs() -> None:
-    right = np.array(list(itertools.product([True, False], repeat=2)) + [(True, True)])
+    right = np.array([*itertools.product([True, False], repeat=2), (True, True)])
     assert PairedCounts.of(right[:, 0], right[:, 1]) == PairedCounts(2, 1, 1, 1)
