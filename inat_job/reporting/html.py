@@ -27,7 +27,7 @@ def render(kind: str, content: Mapping[str, Any]) -> str:
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    more = {"kind": kind, "style": style, "script": script, "policy": policy, "version": inat_job.__version__}
+    more = {"page": kind, "style": style, "script": script, "policy": policy, "version": inat_job.__version__}
     return _environment().get_template(f"{kind}.html").render(content, **more)
 
 

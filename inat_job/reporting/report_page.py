@@ -1,0 +1,230 @@
+"""report.html: what the template shows, made of the report, the predictions and the images in plots/."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inat_job.evaluation.metrics import wilson_interval
+from inat_job.evaluation.prediction_table import PredictionTable
+from inat_job.reporting import html
+from inat_job.reporting.reproduction import changed_settings, command_line
+from inat_job.storage.disk import parse_json
+
+PICTURES = "pictures.json"
+_MOST_BYTES = 2_100_000
+"""Bytes of all images on the page, before base64 makes them a third larger."""
+
+_MATRIX, _CELL, _CLASSES, _MISTAKES, _REJECTED = 30, 12, 1000, 10, 100
+"""Classes whose confusion matrix is shown, images listed for a cell, rows of classes, of mistakes, rejected images."""
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image in plots/, with its title and its text for those who do not see it.
+
+    `cell` is the true and the predicted class whose images it shows, if it belongs to a cell of the confusion matrix.
+    """
+
+    name: str
+    title: str
+    alt: str
+    path: Path
+    cell: tuple[int, int] | None = None
+
+
+def read_pictures(folder: Path) -> list[Picture]:
+    """The images that the list in `folder` names and that are there; without a list, every PNG file."""
+    try:
+        listed = parse_json((folder / PICTURES).read_bytes())
+        made = [_picture(folder, entry) for entry in listed]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        made = [
+            Picture(path.stem, *_TEXTS.get(path.stem, (path.stem,) * 2), path) for path in sorted(folder.glob("*.png"))
+        ]
+    return [each for each in made if each.path.is_file()]
+
+
+def render_report(
+    report: Report,
+    predictions: PredictionTable | None = None,
+    pictures: Sequence[Picture] = (),
+    prefix: Sequence[str] = (),
+) -> str:
+    """The page of a report, whichever its version. `prefix` is the words that start this program."""
+    report = _complete(report)
+    images = _embedded(pictures)
+    cells = {each.cell: images[each.name] for each in pictures if each.cell and each.name in images}
+    test = predictions.split("test") if predictions is not None else None
+    return html.render(
+        "report",
+        {
+            "report": report,
+            "test": report["test"],
+            "val": report["val"],
+            "baseline": report["baseline"],
+            "kind": _kind(report),
+            "part": report["part"].upper(),
+            "classes": _class_rows(report),
+            "left_out": max(0, len(report["test"]["per_class"]) - _CLASSES),
+            "matrix": _matrix(report, test, cells),
+            "confused": _most_confused(report),
+            "pictures": {each.name: _shown(each, images) for each in pictures if each.cell is None},
+            "stages": _stages(report),
+            "changed": changed_settings(report),
+            "command": command_line(report, prefix),
+            "rejected": report["data"]["rejected"][:_REJECTED],
+        },
+    )
+
+
+def _complete(report: Report) -> dict[str, Any]:
+    """The report with None for what reports of its version lack."""
+    lacking = ("started", "finished", "temperature", "baseline", "val", "reuse", "cost")
+    figures = ("balanced_accuracy", "top3_accuracy", "macro_f1", "reliability", "calibrated", "not_in_train")
+    return {
+        **dict.fromkeys(lacking),
+        **report,
+        "test": {**dict.fromkeys(figures), **report["test"]},
+        "data": {"n_train_dropped_per_epoch": 0, "in_both_train_and_test": 0, **report["data"]},
+        "reuse": {"seconds": None, **report["reuse"]} if report.get("reuse") else None,
+    }
+
+
+_TEXTS = {
+    "curves": ("Learning curves", "Training loss, validation loss and validation accuracy by step."),
+    "confusion": ("Confusion matrix", "Images by true and predicted class."),
+}
+
+
+def _picture(folder: Path, entry: Mapping[str, Any]) -> Picture:
+    name, title, alt, file = (str(entry[key]) for key in ("name", "title", "alt", "file"))
+    cell = entry.get("cell")
+    where = (int(cell[0]), int(cell[1])) if cell else None
+    return Picture(name, title, alt, folder / file.rpartition("/")[2], where)
+
+
+def _unlisted(path: Path) -> Picture:
+    title, alt = _TEXTS.get(path.stem, (path.stem, path.stem))
+    return Picture(path.stem, title, alt, path)
+
+
+def _embedded(pictures: Sequence[Picture]) -> dict[str, str]:
+    """Data URIs by name, of as many images as fit: those of cells come last."""
+    left, uris = _MOST_BYTES, {}
+    for each in sorted(pictures, key=lambda each: each.cell is not None):
+        size = each.path.stat().st_size
+        if size <= left:
+            uris[each.name] = html.data_uri(each.path.read_bytes())
+            left -= size
+    return uris
+
+
+def _shown(picture: Picture, images: Mapping[str, str]) -> dict[str, Any]:
+    return {"title": picture.title, "alt": picture.alt, "source": images.get(picture.name), "file": picture.path.name}
+
+
+def _kind(report: Report) -> str:
+    """The model in words: trained from scratch, or fine-tuned and how much of it."""
+    model, settings = report["model"], report["settings"].get("model", {})
+    if report["part"] == "a":
+        return f"{model['name']}, trained from scratch"
+    ways = {"head": "frozen but for its head", "full": "fine-tuned as a whole", "gradual": "unfrozen stage by stage"}
+    ways["last-k"] = f"fine-tuned in its last {settings.get('last_k')} stages"
+    way = ways.get(settings.get("strategy"), "fine-tuned")
+    return f"{model['name']}, {'of random weights' if settings.get('weights') == 'none' else 'pretrained'}, {way}"
+
+
+def _class_rows(report: Report) -> list[dict[str, Any]]:
+    """The classes in their order; of very many those with the lowest F1."""
+    per_class, rows = report["test"]["per_class"], []
+    names = list(per_class)
+    for label, (each, counts) in enumerate(zip(per_class.values(), report["test"]["confusion"], strict=True)):
+        ci = each.get("recall_ci95")
+        if ci is None and each["n"]:
+            ci = wilson_interval(round(each["recall"] * each["n"]), each["n"])
+        times, other = max((count, -column) for column, count in enumerate(counts) if column != label)
+        row = {"name": names[label], **each, "ci": ci, "confused": names[-other] if times else "", "times": times}
+        rows.append(row)
+    return rows if len(rows) <= _CLASSES else sorted(rows, key=lambda row: row["f1"])[:_CLASSES]
+
+
+def _matrix(report: Report, test: PredictionTable | None, cells: Mapping[Any, str]) -> list[dict[str, Any]] | None:
+    """The rows of the confusion matrix, each cell with its images; None for too many classes."""
+    confusion, names = report["test"]["confusion"], list(report["test"]["per_class"])
+    if len(names) > _MATRIX:
+        return None
+    return [
+        {
+            "name": names[true],
+            "cells": [
+                {
+                    "count": count,
+                    "shade": _shade(count / max(1, sum(row)), true == column),
+                    "true": names[true],
+                    "predicted": names[column],
+                    "right": true == column,
+                    "id": f"cell-{true}-{column}",
+                    "images": _images_of(test, true, column) if count else [],
+                    "sheet": cells.get((true, column)),
+                }
+                for column, count in enumerate(row)
+            ],
+        }
+        for true, row in enumerate(confusion)
+    ]
+
+
+def _shade(share: float, right: bool) -> str:
+    level = 0 if share == 0 else min(4, 1 + int(share * 4))
+    return f"{'right' if right else 'wrong'}{level}" if level else ""
+
+
+def _images_of(test: PredictionTable | None, true: int, predicted: int) -> list[dict[str, Any]]:
+    """The images of a cell, the most confident first."""
+    if test is None:
+        return []
+    at = np.flatnonzero((test.labels == true) & (test.predicted == predicted))
+    chosen = test.take(at[np.argsort(-test.confidences[at], kind="stable")][:_CELL])
+    return [
+        {"id": name, "predicted": float(p[predicted]), "true": float(p[true])}
+        for name, p in zip(chosen.ids, chosen.probabilities, strict=True)
+    ]
+
+
+def _most_confused(report: Report) -> list[dict[str, Any]]:
+    """The pairs of classes that are mistaken for each other most often."""
+    names, confusion = list(report["test"]["per_class"]), report["test"]["confusion"]
+    pairs = [
+        (count, names[true], names[column])
+        for true, row in enumerate(confusion)
+        for column, count in enumerate(row)
+        if count and true != column
+    ]
+    pairs.sort(key=lambda pair: -pair[0])
+    return [{"count": count, "true": true, "predicted": other} for count, true, other in pairs[:_MISTAKES]]
+
+
+def _stages(report: Report) -> list[dict[str, Any]]:
+    """Seconds of each stage of the run, and where it is in a bar of 100. Start-up is timed around what comes before."""
+    timing, features = report["timing"], (report["reuse"] or {}).get("seconds") or 0.0
+    before = timing["pull_s"] + timing["prepare_s"] + features
+    seconds = {
+        "download": timing["pull_s"],
+        "decoding": timing["prepare_s"],
+        "features": features,
+        "start-up": max(0.0, timing["startup_s"] - before),
+        "training": timing["train_s"],
+        "evaluation": timing["test_s"],
+    }
+    seconds = {name: each for name, each in seconds.items() if each}
+    seconds["other"] = max(0.0, timing["total_s"] - sum(seconds.values()))
+    whole, at, stages = sum(seconds.values()) or 1.0, 0.0, []
+    for name, each in seconds.items():
+        stages.append({"name": name, "seconds": each, "at": 100 * at / whole, "width": 100 * each / whole})
+        at += each
+    return stages

@@ -1,0 +1,46 @@
+"""How to run again what a report is of: the settings that are not the defaults, and the command that sets them."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from inat_job.configuration import options_by_key
+from inat_job.recipes import RECIPES
+
+_NOT_REPEATED = ("run.resume", "run.force")
+"""Settings that decide about the run that was there, and would delete this one."""
+
+
+def changed_settings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings that are not the defaults of the part, with both values."""
+    defaults = json.loads(json.dumps(RECIPES[report["part"]]().as_dict()))
+    return [
+        {"setting": f"{section}.{field}", "value": value, "default": defaults.get(section, {}).get(field)}
+        for section, every in report["settings"].items()
+        for field, value in every.items()
+        if field in defaults.get(section, {}) and value != defaults[section][field]
+    ]
+
+
+def command_line(report: Mapping[str, Any], prefix: Sequence[str]) -> str:
+    """The command of a run, for a shell. `prefix` is the words that start this program.
+
+    A report whose checkpoint is another run's is that of a test.
+    """
+    checkpoint = report["checkpoint"]["uri"]
+    if f"/{report['run_id']}/checkpoints/" not in checkpoint:
+        return shlex.join([*prefix, "test", "--checkpoint", checkpoint])
+    known = options_by_key(RECIPES[report["part"]]())
+    words = [*prefix, f"part{report['part']}"]
+    for row in changed_settings(report):
+        if row["setting"] not in _NOT_REPEATED:
+            words += _words(known[row["setting"]][0], row["value"])
+    return shlex.join(words)
+
+
+def _words(option: Any, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [option.flag if value else f"--no-{option.name}"]
+    text = "none" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return [f"{option.flag}={text}"] if text.startswith("-") else [option.flag, text]
