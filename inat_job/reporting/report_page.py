@@ -221,10 +221,9 @@ def _stages(report: Report) -> list[dict[str, Any]]:
         "training": timing["train_s"],
         "evaluation": timing["test_s"],
     }
-    seconds = {name: each for name, each in seconds.items() if each}
     seconds["other"] = max(0.0, timing["total_s"] - sum(seconds.values()))
     whole, at, stages = sum(seconds.values()) or 1.0, 0.0, []
-    for name, each in seconds.items():
-        stages.append({"name": name, "seconds": each, "at": 100 * at / whole, "width": 100 * each / whole})
-        at += each
-    return stages
+    for colour, (name, each) in enumerate(seconds.items()):
+        stages.append({"name": name, "seconds": each, "at": at, "width": 100 * each / whole, "colour": colour})
+        at += 100 * each / whole
+    return [stage for stage in stages if stage["seconds"]]
