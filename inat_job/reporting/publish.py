@@ -10,8 +10,12 @@ from inat_job.checkpoints.manifest import FOLDER as CHECKPOINTS
 from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
 from inat_job.evaluation import plots
+from inat_job.evaluation.prediction_table import NAME as PREDICTIONS
+from inat_job.evaluation.prediction_table import PredictionTable
+from inat_job.host import process
 from inat_job.job_status import STATUS
-from inat_job.reporting import html, report
+from inat_job.reporting import report
+from inat_job.reporting.report_page import read_pictures, render_report
 from inat_job.reporting.tracking import Tracker
 from inat_job.run.run_state import REPORT
 from inat_job.signals import StopFlag
@@ -30,6 +34,7 @@ def publish(
     lease: Lease,
     tracker: Tracker,
     content: Mapping[str, Any],
+    predictions: PredictionTable,
     rows: Sequence[Row] = (),
     next_command: str | None = None,
 ) -> None:
@@ -40,11 +45,15 @@ def publish(
     Raises what the store raises, naming the local copy, and LeaseError if another job holds the run by now.
     """
     events.phase("upload")
-    folder.write("report.html", html.render_page(content, _plots(folder, content, rows)))
+    with folder.drafts(".") as drafts:
+        predictions.write_csv(drafts / PREDICTIONS)
+    _plots(folder, content, rows)
+    _write_page(folder, content, predictions)
     with naming_local_copy(folder):
         lease.check()
         folder.write_json(REPORT, content)
         folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKER_FOLDER])
+    tracker.log_table("test_predictions", *report.test_table(predictions))
     tracker.summary(report.flatten(content))
     tracker.finish(0)
     if tracker.sync_command:  # the tracker's server does not have this run, so it is stored with the run
@@ -74,6 +83,17 @@ def naming_local_copy(folder: RunFolder) -> Iterator[None]:
         if not folder.remote:
             raise
         raise type(error)(f"{error} The whole run is in {folder.local}: run the same command again.") from error
+
+
+def _write_page(folder: RunFolder, content: Mapping[str, Any], predictions: PredictionTable) -> None:
+    """Write report.html with the plots; a page that cannot be made is only a warning, as the run's result is there."""
+    try:
+        pictures = read_pictures(folder.path("plots/file").parent)
+        page = render_report(content, predictions, pictures, process.command_prefix())
+    except Exception as error:
+        events.warn(f"report.html could not be made ({error!r}).")
+        return
+    folder.write("report.html", page)
 
 
 def _plots(folder: RunFolder, content: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:

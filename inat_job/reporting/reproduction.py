@@ -14,10 +14,10 @@ _NOT_REPEATED = ("run.resume", "run.force")
 
 def changed_settings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings that are not the defaults of the part, with both values."""
-    defaults = json.loads(json.dumps(RECIPES[report["part"]]().as_dict()))
+    own, defaults = (_plain(sections) for sections in (report["settings"], RECIPES[report["part"]]().as_dict()))
     return [
         {"setting": f"{section}.{field}", "value": value, "default": defaults.get(section, {}).get(field)}
-        for section, every in report["settings"].items()
+        for section, every in own.items()
         for field, value in every.items()
         if field in defaults.get(section, {}) and value != defaults[section][field]
     ]
@@ -37,6 +37,11 @@ def command_line(report: Mapping[str, Any], prefix: Sequence[str]) -> str:
         if row["setting"] not in _NOT_REPEATED:
             words += _words(known[row["setting"]][0], row["value"])
     return shlex.join(words)
+
+
+def _plain(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as a file has them, without tuples."""
+    return dict(json.loads(json.dumps(sections)))
 
 
 def _words(option: Any, value: Any) -> list[str]:

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from contextlib import closing
 from dataclasses import dataclass
@@ -197,6 +197,17 @@ class Tracker:
     def summary(self, values: Mapping[str, object]) -> None:
         """Log the final values of the run by name."""
         self._try(lambda run: run.summary.update(dict(values)))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Log a table. wandb keeps it as a file, and where it cannot, it still has the rest of the run."""
+        if self._run is None:
+            return
+        try:
+            import wandb
+
+            self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+        except Exception as error:
+            events.warn(f"The tracker has no table {name}.", reason=_one_line(error))
 
     def preempting(self) -> None:
         """Mark the run as preempted, to be resumed; `finish` follows with a code other than 0."""

@@ -6,12 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+from inat_job.command_options import EvaluationOptions
 from inat_job.commands import test, train
 from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.signals import StopFlag
+from tests.harness.job_runs import SCHEMA
 from tests.harness.made_images import tree, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
@@ -40,14 +43,21 @@ def place(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "place"
 
 
-def evaluated(place: Path, run: str = "a", file: str | None = None, **changes: str) -> dict[str, Any]:
-    """The report of a test of a run; `dotted__names` stand for section.field."""
+def evaluated(
+    place: Path, run: str = "a", file: str | None = None, name: str = "", tta: str = "none", **changes: str
+) -> dict[str, Any]:
+    """The report of a test of a run, `name` by default test-<run>; `dotted__names` stand for section.field."""
     flags = {"run.output": str(place / "runs"), "data.cache_dir": str(place / "cache"), "tracker.mode": "off"}
     flags |= {name.replace("__", "."): value for name, value in changes.items()}
     checkpoint = str(place / "runs" / run)
     made = test.settings_of(checkpoint, flags, [], file)
-    test.run(made.settings, checkpoint, StopFlag(), time.perf_counter(), made.given)
-    report: dict[str, Any] = json.loads((place / "runs" / f"test-{run}" / "report.json").read_text())
+    test.run_all([made], [checkpoint], EvaluationOptions(tta), StopFlag(), time.perf_counter())
+    return report_of(place, name or f"test-{run}")
+
+
+def report_of(place: Path, run: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((place / "runs" / run / "report.json").read_text())
+    jsonschema.validate(report, SCHEMA)
     return report
 
 
@@ -71,13 +81,13 @@ def test_batch_size_need_not_fit_run_or_data(place: Path) -> None:
 
 
 def test_startup_time_excludes_the_evaluation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = test.evaluate_splits
+    original = test.predict_splits
 
     def slow(*args: Any, **options: Any) -> Any:
         time.sleep(1.0)
         return original(*args, **options)
 
-    monkeypatch.setattr(test, "evaluate_splits", slow)
+    monkeypatch.setattr(test, "predict_splits", slow)
     timing = evaluated(place)["timing"]
     assert timing["startup_s"] <= timing["total_s"] - 1
 
@@ -88,10 +98,10 @@ def test_other_classes_are_refused(place: Path, known_by: str) -> None:
         change_config(place, classes=None)
     renamed = {name.replace("Ants", "Wasps"): data for name, data in tree(train=20, test=5).items()}
     other = write_zip(place / "other.zip", renamed)
-    with pytest.raises(ConflictError, match="differing in Ants, Wasps"):
+    with pytest.raises(ConflictError, match="only the model has Ants and only --data has Wasps"):
         evaluated(place, data__uri=str(other))
     fewer = {name: data for name, data in tree(train=20, test=5).items() if "Ants" not in name}
-    with pytest.raises(ConflictError, match="learned 3 classes and --data has 2"):
+    with pytest.raises(ConflictError, match="learned 3 classes and --data has 2; only the model has Ants:"):
         evaluated(place, data__uri=str(write_zip(place / "fewer.zip", fewer)))
 
 
