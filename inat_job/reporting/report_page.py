@@ -74,6 +74,7 @@ def render_report(
             "matrix": _matrix(report, test, cells),
             "confused": _most_confused(report),
             "pictures": {each.name: _shown(each, images) for each in pictures if each.cell is None},
+            "smoothing": report["settings"].get("train", {}).get("label_smoothing"),
             "stages": _stages(report),
             "changed": changed_settings(report),
             "command": command_line(report, prefix),
@@ -84,7 +85,7 @@ def render_report(
 
 def _complete(report: Report) -> dict[str, Any]:
     """The report with None for what reports of its version lack."""
-    lacking = ("started", "finished", "temperature", "baseline", "val", "reuse", "cost")
+    lacking = ("started", "finished", "temperature", "baseline", "val", "test_tta", "reuse", "cost")
     figures = ("balanced_accuracy", "top3_accuracy", "macro_f1", "reliability", "calibrated", "not_in_train")
     return {
         **dict.fromkeys(lacking),

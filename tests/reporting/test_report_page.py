@@ -1,0 +1,225 @@
+"""report.html: what it says, of reports of either version, and that names and pictures cannot break it."""
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from inat_job.evaluation.prediction_table import PredictionTable
+from inat_job.reporting import report_page
+from inat_job.reporting.report_page import Picture, read_pictures, render_report
+from tests.evaluation.made_predictions import drawn_table, table_of
+from tests.harness.job_runs import SCHEMA
+from tests.reporting.made_reports import REPORT, made_report
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "{{ 7 * 7 }}",
+    "</title><svg onload=alert(1)>",
+    "line\nbreak\ttab\0",
+    "\u202egnp.exe\u2066",
+    "x" * 300,
+]
+
+
+class Tags(HTMLParser):
+    """The start tags of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def words(page: str) -> str:
+    return " ".join(Tags(page).text.split())
+
+
+@pytest.fixture
+def table() -> PredictionTable:
+    return drawn_table(0, 200, 5)
+
+
+def test_made_reports_have_the_schema(table: PredictionTable) -> None:
+    jsonschema.validate(json.loads(json.dumps(made_report(table))), SCHEMA)
+
+
+def test_page_says_what_the_report_says(table: PredictionTable) -> None:
+    report = made_report(table)
+    page, test = words(render_report(report, table)), report["test"]
+    assert f"Test accuracy: {test['correct']} of 200 images." in page
+    assert f"95 % interval {100 * test['ci95'][0]:.1f} to {100 * test['ci95'][1]:.1f} %" in page
+    assert "the most frequent class of training, class 0, would reach 10.0 %" in page
+    assert "five_block, trained from scratch" in page
+    assert "8 for training, 2 for validation, 200 for the test, of 5 classes" in page
+    assert "finished 2026-01-02 04:04:05 UTC" in page
+    assert "2:00:00 of device time, which cost 5.0000 at 2.5 per hour and device" in page
+    assert "Speed: 1,234 images a second" in page
+    figure = next(
+        attributes for tag, attributes in Tags(render_report(report)).tags if attributes.get("id") == "accuracy"
+    )
+    assert float(figure["data-value"] or "") == test["accuracy"]
+
+
+def test_report_of_version_1_has_a_page() -> None:
+    lacking = ("started", "finished", "temperature", "baseline", "reuse", "cost")
+    old = {name: value for name, value in REPORT.items() if name not in lacking} | {"schema_version": 1}
+    page = words(render_report(old))
+    assert "Test accuracy: 3 of 4 images." in page
+    assert "Guessing at random would reach 50.0 %" in page
+    assert "not recorded by this version of the report" in page
+
+
+def test_every_name_is_text() -> None:
+    """Of classes, files, settings, devices, errors: none becomes a tag or an attribute."""
+    names = [*HOSTILE, *(f"{number}" for number in range(2))]
+    plain, hostile = (page_tags(each) for each in ([f"n{number}" for number in range(10)], names))
+    assert [tag for tag, _ in plain.tags] == [tag for tag, _ in hostile.tags]
+    assert [set(attributes) for _, attributes in plain.tags] == [set(attributes) for _, attributes in hostile.tags]
+    assert not re.search("[\0\u202e\u2066]", hostile.text)
+    assert "<script>alert(1)</script>" in hostile.text
+    assert r"line\nbreak\ttab\x00" in hostile.text
+    assert r"\u202egnp.exe\u2066" in hostile.text
+
+
+def page_tags(names: list[str]) -> Tags:
+    """A page with these names wherever a name can be."""
+    table = drawn_table(0, 60, len(names))
+    table = replace(table, classes=tuple(names), ids=tuple(f"{names[at % len(names)]}/{at}" for at in range(60)))
+    report = made_report(table)
+    name = names[0]
+    report["data"] |= {"uri": name, "rejected": [{"id": each, "reason": each} for each in names]}
+    report["history"] = [{"started_step": 0, "ended_step": 6, "why": name}]
+    report["settings"] = {"train": {"epochs": name}, name: {name: name}}
+    report["environment"] = {**report["environment"], "device": name, "execution": {name: name}}
+    report["reuse"] = {"views": 1, "epochs": 1, "at": name}
+    return Tags(render_report(report, table))
+
+
+def test_page_forbids_requests_and_all_scripts_but_its_own(table: PredictionTable) -> None:
+    page = render_report(made_report(table), table)
+    policy = next(a["content"] or "" for tag, a in Tags(page).tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    for tag in ("style", "script"):
+        (inner,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
+        digest = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+        assert "url(" not in inner
+        assert "http" not in inner
+    sources = [a for _, a in Tags(page).tags if "src" in a or "style" in a or any(name.startswith("on") for name in a)]
+    assert sources == []
+
+
+@pytest.mark.parametrize(("url", "links"), [("https://wandb.ai/x", 1), ("javascript:alert(1)", 0), (None, 0)])
+def test_trackers_address_is_a_link_only_to_the_web(url: str | None, links: int) -> None:
+    page = render_report(REPORT | {"tracker": {"mode": "online", "run_id": "r", "url": url}})
+    assert len([a for tag, a in Tags(page).tags if tag == "a" and a["href"] == url]) == links
+    assert page.count('href="javascript') == 0
+
+
+def test_cell_lists_its_images_most_confident_first() -> None:
+    logits = np.array([[3.0, 0.0], [1.0, 0.0], [0.0, 2.0], [9.0, 0.0]])
+    table = table_of(logits, [0, 0, 0, 1], ["a", "b"])
+    page = render_report(made_report(table), table)
+    cell = page.partition('id="cell-0-0"')[2].partition("</div>")[0]
+    assert re.findall(r"test/\d+", cell) == ["test/0000", "test/0001"]
+    assert "Wrong: 1 of b predicted as a" in words(page)
+    assert 'popovertarget="cell-1-1"' not in page, "an empty cell opens nothing"
+
+
+def test_without_predictions_cells_are_no_buttons(table: PredictionTable) -> None:
+    page = render_report(made_report(table))
+    assert "popovertarget" not in page
+    assert "Confusion matrix" in page
+
+
+def test_many_classes_have_a_short_page() -> None:
+    """No matrix beyond 30 classes; the thousand worst of more."""
+    table = drawn_table(0, 3000, 1200)
+    page = render_report(made_report(table), table)
+    assert "The 200 classes with the highest F1 are left out" in words(page)
+    assert 'class="confusion"' not in page
+    assert len(page) < 3e6
+
+
+def test_frozen_head_owes_the_time_of_its_features() -> None:
+    settings = {"model": {"strategy": "head", "weights": "DEFAULT"}, "train": {"epochs": 3}}
+    reuse = {"views": 2, "epochs": 3, "at": "flatten", "seconds": 68.0}
+    page = words(render_report(REPORT | {"part": "b", "settings": settings, "reuse": reuse}))
+    assert "five_block, pretrained, frozen but for its head" in page
+    assert "computed once up to the layer flatten , which took 1:08: part of the cost of training" in page
+    assert "of cached features: not comparable with a network that sees images" in page
+    assert "features 1:08" in page
+
+
+def test_stages_fill_the_bar_and_count_nothing_twice() -> None:
+    stages = report_page._stages(report_page._complete(REPORT))
+    seconds = {stage["name"]: stage["seconds"] for stage in stages}
+    expected = {"download": 1, "decoding": 2, "start-up": 2, "training": 90, "evaluation": 4, "other": 1}
+    assert seconds == pytest.approx(expected)
+    assert sum(stage["width"] for stage in stages) == pytest.approx(100)
+    assert stages[-1]["at"] + stages[-1]["width"] == pytest.approx(100)
+
+
+def listed(folder: Path, *entries: dict[str, Any]) -> list[Picture]:
+    (folder / "pictures.json").write_text(json.dumps(entries))
+    return read_pictures(folder)
+
+
+def entry(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "title": f"Title of {name}", "alt": f"Text of {name}", "file": f"{name}.png", **more}
+
+
+def test_pictures_are_embedded_with_their_texts(tmp_path: Path, table: PredictionTable) -> None:
+    for name in ("grid", "sheet"):
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    pictures = listed(tmp_path, entry("grid"), entry("gone"), entry("sheet", cell=[0, 1]))
+    page = render_report(made_report(table), table, pictures)
+    images = [a for tag, a in Tags(page).tags if tag == "img"]
+    assert [image["alt"] for image in images] == ["The images of this cell", "Text of grid"]
+    assert images[1]["src"] == f"data:image/png;base64,{base64.b64encode(b'grid').decode()}"
+    assert "Title of grid" in page
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]", '[{"name": "x"}]', '{"a": 1}', "7"])
+def test_without_a_list_every_plot_is_a_picture(tmp_path: Path, text: str | None) -> None:
+    (tmp_path / "curves.png").write_bytes(b"png")
+    if text is not None:
+        (tmp_path / "pictures.json").write_text(text)
+    assert [(each.name, each.title) for each in read_pictures(tmp_path)] == [("curves", "Learning curves")]
+
+
+def test_list_of_pictures_leads_out_of_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    assert listed(tmp_path / "plots", entry("x", file="../secret.png")) == []
+
+
+def test_page_stays_under_three_megabytes(tmp_path: Path, table: PredictionTable) -> None:
+    """Images that do not fit are named; those of cells are left out first."""
+    for name in ("sheet", "grid", "mistakes"):
+        (tmp_path / f"{name}.png").write_bytes(bytes(1_500_000 if name != "mistakes" else 500_000))
+    pictures = listed(tmp_path, entry("sheet", cell=[0, 1]), entry("grid"), entry("mistakes"))
+    page = render_report(made_report(table), table, pictures)
+    assert 2e6 < len(page) < 3e6
+    assert [a["alt"] for tag, a in Tags(page).tags if tag == "img"] == ["Text of grid", "Text of mistakes"]
+    (tmp_path / "grid.png").write_bytes(bytes(2_500_000))
+    page = words(render_report(made_report(table), table, pictures))
+    assert "This image would make the page too large: it is plots/grid.png in the run's folder." in page
