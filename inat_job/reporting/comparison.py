@@ -96,6 +96,7 @@ def _base(runs: Sequence[ComparedRun]) -> int:
 def _row(name: str, run: ComparedRun) -> dict[str, Any]:
     report = run.report
     test, cost, val, reuse = report["test"], report.get("cost") or {}, report.get("val"), report.get("reuse") or {}
+    macro_f1 = _number(test.get("macro_f1"))
     return {
         "name": name,
         "uri": run.uri,
@@ -103,13 +104,13 @@ def _row(name: str, run: ComparedRun) -> dict[str, Any]:
         "model": report["model"]["name"],
         "parameters": report["model"]["parameters"],
         **{key: test[key] for key in ("n", "correct", "accuracy", "ci95", "loss")},
-        "macro_f1": test.get("macro_f1", _mean_f1(test["per_class"])),
-        "val_accuracy": val.get("accuracy") if isinstance(val, dict) else None,
+        "macro_f1": _mean_f1(test["per_class"]) if macro_f1 is None else macro_f1,
+        "val_accuracy": _number(val.get("accuracy")) if isinstance(val, dict) else None,
         "train_s": report["timing"]["train_s"],
-        "features_s": reuse.get("seconds"),
+        "features_s": _number(reuse.get("seconds")),
         "total_s": report["timing"]["total_s"],
-        "device_seconds": cost.get("device_seconds"),
-        "cost": cost.get("total"),
+        "device_seconds": _number(cost.get("device_seconds")),
+        "cost": _number(cost.get("total")),
         "device": report["environment"]["device"],
         "code_version": report["environment"]["code_version"],
     }
@@ -237,7 +238,7 @@ def _has(value: Any, types: Mapping[str, Any]) -> bool:
         if isinstance(wanted, Mapping):
             fits = _has(found, wanted)
         elif wanted in (int, float):
-            fits = isinstance(found, int | wanted) and not isinstance(found, bool) and abs(found) < 1e300
+            fits = isinstance(found, int | wanted) and _number(found) is not None
         else:
             fits = isinstance(found, wanted)
         if not fits:
@@ -245,5 +246,10 @@ def _has(value: Any, types: Mapping[str, Any]) -> bool:
     return True
 
 
+def _number(value: Any) -> Any:
+    """The value if it is a number that can be shown, and else None."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None
+
+
 def _is_interval(value: Any) -> bool:
-    return len(value) == 2 and all(isinstance(each, int | float) and 0 <= each <= 1 for each in value)
+    return len(value) == 2 and all(_number(each) is not None and 0 <= each <= 1 for each in value)

@@ -1,5 +1,6 @@
 """Complete reports: a small one with characters that HTML must escape, and reports of given predictions."""
 
+import json
 from typing import Any
 
 from inat_job.evaluation.metrics import split_metrics
@@ -52,7 +53,7 @@ REPORT: dict[str, Any] = {
 def made_report(table: PredictionTable, part: str = "a", run_id: str = "r", **sections: Any) -> dict[str, Any]:
     """The report of a run with these predictions of its test images, at the defaults of its part."""
     test = split_metrics(table, 1.0)
-    return {
+    report = {
         **REPORT,
         "part": part,
         "run_id": run_id,
@@ -63,3 +64,4 @@ def made_report(table: PredictionTable, part: str = "a", run_id: str = "r", **se
         "checkpoint": {**REPORT["checkpoint"], "uri": f"/runs/{run_id}/checkpoints/6.ckpt"},
         **sections,
     }
+    return dict(json.loads(json.dumps(report)))

@@ -164,7 +164,7 @@ def test_frozen_head_owes_the_time_of_its_features() -> None:
     reuse = {"views": 2, "epochs": 3, "at": "flatten", "seconds": 68.0}
     page = words(render_report(REPORT | {"part": "b", "settings": settings, "reuse": reuse}))
     assert "five_block, pretrained, frozen but for its head" in page
-    assert "computed once up to the layer flatten , which took 1:08: part of the cost of training" in page
+    assert "computed once up to the layer flatten, which took 1:08: part of the cost of training" in page
     assert "of cached features: not comparable with a network that sees images" in page
     assert "features 1:08" in page
 
