@@ -40,6 +40,15 @@ class Tile:
     right: bool | None = None
 
 
+@dataclass(frozen=True)
+class SheetFile:
+    """Where a sheet is written, its title, and a note below it in plain words."""
+
+    path: Path
+    title: str
+    note: str
+
+
 def plain(text: str, most: int = 40) -> str:
     """`text` as one line of at most `most` characters, without control, formatting and unassigned characters."""
     kept = "".join(" " if char.isspace() else char for char in text if _is_drawn(char))
@@ -79,15 +88,15 @@ def _any_script() -> Iterator[None]:
         yield
 
 
-def save_sheet(tiles: Sequence[Tile], path: Path, title: str, note: str, columns: int) -> None:
-    """Write a sheet of tiles in rows, with the captions to their right, below a title and a note in plain words."""
-    notes = _wrapped(note)
+def save_sheet(tiles: Sequence[Tile], file: SheetFile, columns: int) -> None:
+    """Write tiles in rows, with the captions to their right."""
+    notes = _wrapped(file.note)
     top = _MARGIN + 22 + _LINE * len(notes) + _GAP
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(_height(tile) for tile in row) + _GAP for row in rows]
     figure = new_figure(top + sum(heights) + _MARGIN, layout=None)
     pen = _Pen(figure)
-    pen.text(_MARGIN, _MARGIN, title, WIDTH - 2 * _MARGIN, size=_TITLE_PT, weight="bold")
+    pen.text(_MARGIN, _MARGIN, file.title, WIDTH - 2 * _MARGIN, size=_TITLE_PT, weight="bold")
     for number, line in enumerate(notes):
         pen.text(_MARGIN, _MARGIN + 22 + number * _LINE, line, WIDTH, color=GREY)
     cell = (WIDTH - 2 * _MARGIN) // columns
@@ -96,7 +105,7 @@ def save_sheet(tiles: Sequence[Tile], path: Path, title: str, note: str, columns
             pen.tile(_MARGIN + column * cell, top, tile, cell)
         top += height
     pen.paste()
-    save(figure, path)
+    save(figure, file.path)
 
 
 def _height(tile: Tile) -> int:

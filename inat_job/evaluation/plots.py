@@ -27,7 +27,10 @@ class CurveMarks:
     training: str = ""
 
 
-def learning_curves(rows: Sequence[Row], path: Path, marks: CurveMarks = CurveMarks()) -> None:
+NO_MARKS = CurveMarks()
+
+
+def learning_curves(rows: Sequence[Row], path: Path, marks: CurveMarks = NO_MARKS) -> None:
     """Plot training loss, validation loss, accuracy and learning rate over steps, from the rows of metrics.jsonl.
 
     Each has its own axes: a training loss of augmented images and smoothed labels is no measure for a validation loss.
@@ -51,7 +54,9 @@ def learning_curves(rows: Sequence[Row], path: Path, marks: CurveMarks = CurveMa
         _mark(axes, points, marks, best=name.startswith("val_"))
     for axes in panels[2:] if isinstance(panels, list) else figure.axes[2:]:
         axes.set_xlabel("optimiser step")
-    handles = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=9)
     save(figure, path)
