@@ -16,7 +16,7 @@ NAME = "predictions.csv"
 _FIXED = ("id", "split", "label", "predicted", "loss")
 _PROBABILITY = "p:"
 _LEAST = 5e-324
-"""The least float64 above zero; what a probability that underflows to zero counts as in a loss, which is then 744."""
+"""The least float64 above zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class PredictionTable:
     def losses(self) -> np.ndarray:
         """(n,) float64, cross-entropy of each image in nats: -log p[label]."""
         p = self.probabilities[np.arange(len(self)), self.labels]
-        losses: np.ndarray = np.abs(np.log(np.maximum(p, _LEAST)))  # not -log, which is -0.0 where p is 1
+        losses: np.ndarray = np.abs(log_probabilities(p))  # not -log, which is -0.0 where p is 1
         return losses
 
     @cached_property
@@ -69,16 +69,13 @@ class PredictionTable:
     @classmethod
     def from_logits(cls, index: CacheIndex, split: str, rows: np.ndarray, logits: np.ndarray) -> Self:
         """The table of one split, from its `rows` int64 (n,) of the index and its logits, float32 (n, classes)."""
-        shifted = logits.astype(np.float64)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        powers = np.exp(shifted)
         return cls(
             index.classes,
             rows,
             tuple(index.ids[row] for row in rows),
             np.full(len(rows), split),
             np.array([index.labels[row] for row in rows], dtype=np.int64),
-            powers / powers.sum(axis=1, keepdims=True),
+            softmax(logits.astype(np.float64)),
         )
 
     @classmethod
@@ -137,3 +134,16 @@ class PredictionTable:
             np.array(labels, dtype=np.int64),
             np.array(probabilities, dtype=np.float64).reshape(len(ids), len(classes)),
         )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, float64 (n, classes), of logits, float64 (n, classes)."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Their logarithms, which are logits of the same softmax; of 0, which a probability may be rounded to, -744.4."""
+    logarithms: np.ndarray = np.log(np.maximum(probabilities, _LEAST))
+    return logarithms

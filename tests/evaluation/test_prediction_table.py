@@ -8,23 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.data.cache_index import CacheIndex
 from inat_job.errors import BadDataError
 from inat_job.evaluation.prediction_table import PredictionTable
+from tests.evaluation.made_predictions import index_of
 
 CLASSES = ("Ants", "=Bees()", '<b>, "Cats"\r\n')
 HOSTILE = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
-def index_of(ids: list[str], labels: list[int], classes: tuple[str, ...] = CLASSES) -> CacheIndex:
-    n = len(ids)
-    sizes, hashes = ((8, 8),) * n, tuple("0" * 64 for _ in ids)
-    splits = tuple("test" if number % 2 else "train" for number in range(n))
-    return CacheIndex("x.zip", "", 8, classes, tuple(ids), tuple(labels), splits, sizes, hashes, (), "")
-
-
-def table_of(ids: list[str], logits: np.ndarray, labels: list[int]) -> PredictionTable:
-    return PredictionTable.from_logits(index_of(ids, labels), "test", np.arange(len(ids)), logits)
+def named_table(ids: list[str], logits: np.ndarray, labels: list[int]) -> PredictionTable:
+    return PredictionTable.from_logits(index_of(ids, labels, CLASSES), "test", np.arange(len(ids)), logits)
 
 
 def assert_same(one: PredictionTable, other: PredictionTable) -> None:
@@ -35,7 +28,7 @@ def assert_same(one: PredictionTable, other: PredictionTable) -> None:
 
 def test_probabilities_predictions_and_losses_of_known_logits() -> None:
     logits = np.log(np.array([[1, 2, 1], [8, 1, 1]], dtype=np.float32))
-    table = table_of(["x", "y"], logits, [1, 2])
+    table = named_table(["x", "y"], logits, [1, 2])
     assert table.probabilities == pytest.approx(np.array([[0.25, 0.5, 0.25], [0.8, 0.1, 0.1]]), abs=1e-7)
     assert table.predicted.tolist() == [1, 0]
     assert table.losses == pytest.approx([np.log(2), np.log(10)], abs=1e-6)
@@ -43,14 +36,14 @@ def test_probabilities_predictions_and_losses_of_known_logits() -> None:
 
 
 def test_losses_are_finite_and_not_negative_for_extreme_logits() -> None:
-    table = table_of(["x", "y"], np.array([[3e38, -3e38, 0], [90, 0, 0]], dtype=np.float32), [1, 0])
+    table = named_table(["x", "y"], np.array([[3e38, -3e38, 0], [90, 0, 0]], dtype=np.float32), [1, 0])
     assert table.losses[0] == pytest.approx(744.4, abs=0.1)
     assert not np.signbit(table.losses).any()
 
 
 def test_joined_splits_are_in_the_order_of_the_rows_and_split_again() -> None:
     logits = np.arange(12, dtype=np.float32).reshape(4, 3)
-    index = index_of(["a", "b", "c", "d"], [0, 1, 2, 0])
+    index = index_of(["a", "b", "c", "d"], [0, 1, 2, 0], CLASSES)
     val = PredictionTable.from_logits(index, "val", index.rows("train"), logits[:2])
     test = PredictionTable.from_logits(index, "test", index.rows("test"), logits[2:])
     whole = PredictionTable.joined([val, test])
@@ -67,7 +60,7 @@ def test_file_reads_back_exactly(tmp_path_factory: pytest.TempPathFactory, ids: 
     path = tmp_path_factory.mktemp("table") / "predictions.csv"
     draws = np.random.default_rng(seed)
     logits = (draws.standard_normal((len(ids), 3)) * 100).astype(np.float32)
-    table = table_of(ids, logits, draws.integers(0, 3, len(ids)).tolist())
+    table = named_table(ids, logits, draws.integers(0, 3, len(ids)).tolist())
     table.write_csv(path)
     read = PredictionTable.read_csv(path)
     assert_same(read, table)
@@ -78,13 +71,13 @@ def test_file_reads_back_exactly(tmp_path_factory: pytest.TempPathFactory, ids: 
 
 
 def test_file_of_no_images_reads_back(tmp_path: Path) -> None:
-    table = table_of(["x"], np.zeros((1, 3), dtype=np.float32), [0]).split("val")
+    table = named_table(["x"], np.zeros((1, 3), dtype=np.float32), [0]).split("val")
     table.write_csv(tmp_path / "p.csv")
     assert_same(PredictionTable.read_csv(tmp_path / "p.csv"), table)
 
 
 def test_header_and_cells_of_the_file(tmp_path: Path) -> None:
-    table = replace(table_of(["=cmd()"], np.zeros((1, 2), dtype=np.float32), [1]), classes=("a", "b"))
+    table = replace(named_table(["=cmd()"], np.zeros((1, 2), dtype=np.float32), [1]), classes=("a", "b"))
     table.write_csv(tmp_path / "p.csv")
     text = (tmp_path / "p.csv").read_bytes().decode()
     assert text == f"id,split,label,predicted,loss,p:a,p:b\r\n=cmd(),test,b,a,{np.log(2)!s},0.5,0.5\r\n"
