@@ -122,8 +122,8 @@ def partb(**options: Any) -> None:
     "repeated.",
     group="Checkpoint",
 )
-@section_options(EvaluationOptions, "Checkpoint")
 @setting_options("test", ["a"], TEST_TAKES)
+@section_options(EvaluationOptions, "Evaluation")
 @logged
 def test(
     place: Platform,

@@ -148,11 +148,11 @@ def _tested(fields: Fields) -> str:
     results = fields["results"]
     width = max(len(each["checkpoint"]) for each in results)
     flips = ["", *(["with --tta flip"] if results[0]["tta_accuracy"] is not None else [])]
-    lines = ["", f"{'checkpoint':<{width}}  {'accuracy':>8}  {'95 % interval':>15}  {'images':>7}{'  '.join(flips)}"]
+    lines = ["", f"{'checkpoint':<{width}}  {'accuracy':>8}  {'95 % interval':>18}  {'images':>7}{'  '.join(flips)}"]
     for each in results:
         low, high = each["ci95"]
         flip = "" if each["tta_accuracy"] is None else f"{percent(each['tta_accuracy']):>17}"
-        shown = f"{percent(each['accuracy']):>8}  {f'{percent(low)} to {percent(high)}':>15}  {each['n']:>7,}"
+        shown = f"{percent(each['accuracy']):>8}  {f'{percent(low)} to {percent(high)}':>18}  {each['n']:>7,}"
         lines.append(f"{each['checkpoint']:<{width}}  {shown}{flip}")
     return "\n".join(lines)
 

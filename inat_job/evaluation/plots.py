@@ -1,53 +1,118 @@
-"""The report's plots, learning curves and confusion matrix. This is the only module that imports matplotlib."""
+"""The report's diagrams: learning curves, confusion matrix and reliability."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import numpy as np
+
+from inat_job.evaluation.canvas import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, WIDTH, new_figure, plain, save
+from inat_job.evaluation.metrics import wilson_interval
 
 Row = Mapping[str, Any]
 
-_COUNTED, _NAMED = 30, 60
+BINS = 15
+_COUNTED, _NAMED = 20, 60
 """Numbers of classes up to which the confusion matrix shows counts in its cells, and class names at its axes."""
 
 
-def learning_curves(rows: Sequence[Row], path: Path) -> None:
-    """Plot training loss, validation loss and accuracy over optimiser steps, from the rows of metrics.jsonl."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, accuracy = figure.subplots(1, 2)
-    for axes, names in ((loss, ("train_loss", "val_loss")), (accuracy, ("val_accuracy",))):
-        for name in names:
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            axes.plot(*zip(*points, strict=True), label=name) if points else None
-        axes.set_xlabel("step")
-        if axes.lines:
-            axes.legend()
+@dataclass(frozen=True)
+class CurveMarks:
+    """What the learning curves mark: the best step, the first steps of later attempts, and how training images are
+    distorted (in words, empty if not at all)."""
+
+    best_step: int | None = None
+    attempts: tuple[int, ...] = ()
+    training: str = ""
+
+
+NO_MARKS = CurveMarks()
+
+
+def learning_curves(rows: Sequence[Row], path: Path, marks: CurveMarks = NO_MARKS) -> None:
+    """Plot training loss, validation loss, accuracy and learning rate over steps, from the rows of metrics.jsonl.
+
+    Each has its own axes: a training loss of augmented images and smoothed labels is no measure for a validation loss.
+    """
+    figure = new_figure(620)
+    panels = figure.subplots(2, 2, sharex=True).flat
+    training = f"Training loss{f' ({marks.training})' if marks.training else ''}"
+    named = (
+        ("train_loss", training, GREY),
+        ("val_loss", "Validation loss (plain images and labels)", BLUE),
+        ("lr", "Learning rate of the head", GREEN),
+        ("val_accuracy", "Validation accuracy", BLUE),
+    )
+    for axes, (name, title, colour) in zip(panels, named, strict=True):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            marker = "." if len(points) < 60 else ""
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, marker=marker)
+        axes.set_title(title, fontsize=10, parse_math=False)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+        _mark(axes, points, marks, best=name.startswith("val_"))
+    for axes in panels[2:] if isinstance(panels, list) else figure.axes[2:]:
+        axes.set_xlabel("optimiser step")
+    handles = {
+        label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=9)
+    save(figure, path)
+
+
+def _mark(axes: Any, points: Sequence[tuple[int, float]], marks: CurveMarks, best: bool) -> None:
+    for step in marks.attempts:
+        axes.axvline(step, color=BLACK, linestyle=":", linewidth=1.2, label="a later attempt begins")
+    values = dict(points)
+    if best and marks.best_step in values:
+        at = {"color": VERMILLION, "marker": "*", "markersize": 14, "linestyle": "none"}
+        axes.plot([marks.best_step], [values[marks.best_step]], label="best epoch, which is tested", **at)
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
     """Plot the confusion matrix, true class by row, shaded by share of the row; with many classes only the shades."""
-    side = 3 + 0.5 * min(len(classes), _NAMED)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH)
     axes = figure.subplots()
-    shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    counts = np.array(matrix)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    shown = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    figure.colorbar(shown, ax=axes, shrink=0.6, label="share of the true class")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     if len(classes) <= _COUNTED:
-        _write_counts(axes, matrix, shares)
+        for i, j in np.ndindex(counts.shape):
+            light = shares[i, j] > 0.5
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", color="black" if light else "white")
     if len(classes) <= _NAMED:
-        axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(classes)), classes, parse_math=False)
-    figure.savefig(path, dpi=110)
+        names = [plain(name, 22) for name in classes]
+        size = 10 if len(classes) <= _COUNTED else 7
+        axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(range(len(classes)), names, fontsize=size, parse_math=False)
+    save(figure, path)
 
 
-def _write_counts(axes: Any, matrix: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]) -> None:
-    for i, row in enumerate(matrix):
-        for j, count in enumerate(row):
-            axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i][j] > 0.5 else "black")
+def reliability(confidences: np.ndarray, right: np.ndarray, path: Path) -> None:
+    """Plot accuracy over confidence in 15 bins of equal width, with Wilson's 95 % intervals, above their sizes.
+
+    `confidences` is float64 (n,) in 0..1, `right` bool (n,).
+    """
+    figure = new_figure(560)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    bins = np.minimum((confidences * BINS).astype(int), BINS - 1)
+    filled = [each for each in range(BINS) if (bins == each).any()]
+    at = [confidences[bins == each].mean() for each in filled]
+    accuracy = np.array([right[bins == each].mean() for each in filled])
+    intervals = [wilson_interval(int(right[bins == each].sum()), int((bins == each).sum())) for each in filled]
+    errors = np.abs(np.array(intervals).T - accuracy)
+    above.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfect calibration")
+    above.errorbar(at, accuracy, errors, color=BLUE, marker="o", capsize=3, label="test images, with 95 % intervals")
+    above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    above.legend(loc="upper left", fontsize=9)
+    below.bar((np.arange(BINS) + 0.5) / BINS, np.bincount(bins, minlength=BINS), 0.9 / BINS, color=ORANGE)
+    below.set(ylabel="images", xlabel="confidence: probability of the predicted class")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    save(figure, path)

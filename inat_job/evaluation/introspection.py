@@ -1,0 +1,191 @@
+"""What a network sees: first filters, feature maps, guided backpropagation, Grad-CAM.
+
+Every function leaves the network as it was: hooks, train and eval modes, gradients and torch's random state. All run in
+eval mode and without autocast, on the device of the network's parameters.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+from torchvision.models import VisionTransformer
+
+from inat_job.models.preprocess import Preprocess
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
+_POOLING = (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd)
+
+Hook = Callable[..., Any]
+
+
+class NoMapsError(Exception):
+    """The network has no layer with maps of more than one pixel; the message says so."""
+
+
+def first_filters(network: nn.Module) -> Tensor:
+    """The filters of the first convolution that reads colours, float32 (filters, 3, k, k), on the CPU.
+
+    Raises NoMapsError if there is none.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            return module.weight.detach().float().cpu().clone()
+    raise NoMapsError("no convolution reads the image's three colours")
+
+
+def feature_maps(network: nn.Module, pixels: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
+    """The outputs of `layers` for `pixels`, float (B, 3, S, S) in 0..255: one float32 (B, C, h, w) each, on the CPU."""
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Hook:
+        return lambda module, inputs, output: found.__setitem__(number, output.detach().float().cpu().clone())
+
+    with _observed(network, {layer: keep(number) for number, layer in enumerate(layers)}), torch.no_grad():
+        network.forward(_on_device(network, pixels))
+    return [found[number] for number in range(len(layers))]
+
+
+def guided_gradients(network: nn.Module, pixels: Tensor, layer: nn.Module, neurons: Tensor) -> Tensor:
+    """Guided backpropagation of one neuron for each image: float32 (B, 3, S, S), on the CPU.
+
+    `pixels` is float (B, 3, S, S) in 0..255, `neurons` int64 (B, 3): channel, row and column in the output of `layer`.
+    A ReLU passes a gradient back where both its input and the gradient are positive (Springenberg et al., Striving for
+    Simplicity, 2015). GELU, SiLU, Mish and Hardswish have no such gate, but a derivative that is slightly negative for
+    some inputs. The same rule in terms of signs: the gradient passes, times the derivative, where both are positive.
+    Activations are those that are modules (`ACTIVATIONS`).
+    """
+    found: list[Tensor] = []
+    hooks: dict[nn.Module, Hook] = {
+        module: _guide for module in network.modules() if isinstance(module, ACTIVATIONS) and module is not layer
+    }
+    # An activation that is itself the layer is guided too, before its output is kept.
+    guided = isinstance(layer, ACTIVATIONS)
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        kept: Tensor = _guide(module, inputs, output) if guided else output
+        found.append(kept)
+        return kept
+
+    with _observed(network, {**hooks, layer: keep}), torch.enable_grad():
+        shown = _on_device(network, pixels).detach().requires_grad_()
+        network.forward(shown)
+        channel, row, column = neurons.to(shown.device).unbind(1)
+        score = found[0][torch.arange(len(shown), device=shown.device), channel, row, column].sum()
+        (gradient,) = torch.autograd.grad(score, shown)
+    return gradient.float().cpu()
+
+
+def grad_cam(network: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
+    """Where each image speaks for a class: float32 (B, S, S) in 0..1, on the CPU (Selvaraju et al., Grad-CAM, 2017).
+
+    `pixels` is float (B, 3, S, S) in 0..255, `classes` int64 (B,). The maps are those of `map_layer`: each is weighted
+    by the mean gradient of the class's logit with respect to it, and the sum is rectified, resized to the image and
+    divided by its maximum; a map without positive values is 0. Raises NoMapsError.
+    """
+    layer = map_layer(network, pixels[:1])
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        found.append(output.detach().requires_grad_())
+        return found[0].clone()  # a leaf: what follows may change it in place, and nothing before needs gradients
+
+    with _observed(network, {layer: keep}), torch.enable_grad():
+        logits = network.forward(_on_device(network, pixels))
+        score = logits.gather(1, classes.to(logits.device).unsqueeze(1)).sum()
+        (gradients,) = torch.autograd.grad(score, found[0])
+    maps, gradients = _as_maps(found[0].detach()), _as_maps(gradients)
+    weights = gradients.mean(dim=(2, 3), keepdim=True)
+    cam = (weights * maps).sum(dim=1, keepdim=True).relu().float().cpu()
+    cam = F.interpolate(cam, size=pixels.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return cam / cam.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def map_layer(network: nn.Module, pixels: Tensor) -> nn.Module:
+    """The layer that Grad-CAM explains: the last whose output is maps (B, C, h, w) of more than one pixel.
+
+    Pooling does not count, nor does a stage that ends in it. In a vision transformer, the head reads the class token
+    alone, so it is the norm before the last attention, the last place where the image's patches matter. `pixels` is
+    float (1, 3, S, S). Raises NoMapsError.
+    """
+    for module in network.modules():
+        if isinstance(module, VisionTransformer):
+            return module.encoder.layers[-1].ln_1  # type: ignore[union-attr]
+    found: list[nn.Module] = []
+    pooled: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, Preprocess) or not isinstance(output, Tensor):
+            return
+        if output.ndim != 4 or output.shape[2:].numel() == 1:
+            return
+        if isinstance(module, _POOLING):
+            pooled.append(output)
+        elif not any(output is each for each in pooled):
+            found.append(module)
+
+    hooks = {module: note for module in network.modules() if module is not network}
+    with _observed(network, hooks), torch.no_grad():
+        network.forward(_on_device(network, pixels))
+    if not found:
+        raise NoMapsError(f"no layer's maps have more than one pixel at {pixels.shape[-1]} pixels")
+    return found[-1]
+
+
+def _as_maps(values: Tensor) -> Tensor:
+    """Maps (B, C, h, w), also of a transformer's tokens (B, 1 + h w, C), whose first is the class token."""
+    if values.ndim == 4:
+        return values
+    side = round((values.shape[1] - 1) ** 0.5)
+    return values[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+
+
+class _Guided(torch.autograd.Function):
+    """An activation whose backward pass is guided."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.activation = activation
+        return activation(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (inputs,) = ctx.saved_tensors
+        with torch.enable_grad():
+            inputs = inputs.detach().requires_grad_()
+            (derivative,) = torch.autograd.grad(ctx.activation(inputs).sum(), inputs)
+        return gradient.clamp(min=0) * derivative.clamp(min=0), None
+
+
+def _guide(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    guided: Tensor = _Guided.apply(inputs[0], module.forward)
+    return guided
+
+
+@contextmanager
+def _observed(network: nn.Module, hooks: dict[nn.Module, Hook]) -> Iterator[None]:
+    """Eval mode, no activation in place, and forward hooks, for the block alone."""
+    modes = {module: module.training for module in network.modules()}
+    in_place = [module for module in network.modules() if getattr(module, "inplace", False)]
+    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+    try:
+        network.eval()
+        for module in in_place:
+            module.inplace = False  # type: ignore[assignment]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in in_place:
+            module.inplace = True  # type: ignore[assignment]
+        for module, training in modes.items():
+            module.training = training
+
+
+def _on_device(network: nn.Module, pixels: Tensor) -> Tensor:
+    parameter = next(network.parameters())
+    return pixels.to(parameter.device, torch.float32)
