@@ -36,9 +36,10 @@ def is_page(kind: str, start: str) -> bool:
     return f'<meta name="generator" content="inat-job {kind}">' in start
 
 
-def data_uri(png: bytes) -> str:
-    """An image as part of the page."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_uri(image: bytes, suffix: str) -> str:
+    """An image as part of the page; `suffix` is that of its file."""
+    kind = "png" if suffix == ".png" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from inat_job import events
@@ -10,12 +9,13 @@ from inat_job.checkpoints.manifest import FOLDER as CHECKPOINTS
 from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
 from inat_job.evaluation import plots
+from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.prediction_table import NAME as PREDICTIONS
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.host import process
 from inat_job.job_status import STATUS
 from inat_job.reporting import report
-from inat_job.reporting.report_page import read_pictures, render_report
+from inat_job.reporting.report_page import render_report
 from inat_job.reporting.tracking import Tracker
 from inat_job.run.run_state import REPORT
 from inat_job.signals import StopFlag
@@ -47,8 +47,7 @@ def publish(
     events.phase("upload")
     with folder.drafts(".") as drafts:
         predictions.write_csv(drafts / PREDICTIONS)
-    _plots(folder, content, rows)
-    _write_page(folder, content, predictions)
+    _write_page(folder, content, predictions, _plots(folder, content, rows))
     with naming_local_copy(folder):
         lease.check()
         folder.write_json(REPORT, content)
@@ -85,10 +84,11 @@ def naming_local_copy(folder: RunFolder) -> Iterator[None]:
         raise type(error)(f"{error} The whole run is in {folder.local}: run the same command again.") from error
 
 
-def _write_page(folder: RunFolder, content: Mapping[str, Any], predictions: PredictionTable) -> None:
+def _write_page(
+    folder: RunFolder, content: Mapping[str, Any], predictions: PredictionTable, pictures: Sequence[Picture]
+) -> None:
     """Write report.html with the plots; a page that cannot be made is only a warning, as the run's result is there."""
     try:
-        pictures = read_pictures(folder.path("plots/file").parent)
         page = render_report(content, predictions, pictures, process.command_prefix())
     except Exception as error:
         events.warn(f"report.html could not be made ({error!r}).")
@@ -96,7 +96,7 @@ def _write_page(folder: RunFolder, content: Mapping[str, Any], predictions: Pred
     folder.write("report.html", page)
 
 
-def _plots(folder: RunFolder, content: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:
+def _plots(folder: RunFolder, content: Mapping[str, Any], rows: Sequence[Row]) -> list[Picture]:
     """The plots that could be drawn; a plot that fails is only a warning."""
     curves, confusion = folder.path("plots/curves.png"), folder.path("plots/confusion.png")
     with folder.drafts("plots") as drafts:
@@ -106,4 +106,4 @@ def _plots(folder: RunFolder, content: Mapping[str, Any], rows: Sequence[Row]) -
                 plots.learning_curves(rows, drafts / curves.name)
         except Exception as error:
             events.warn(f"The plots could not be drawn ({error}).")
-    return [path for path in (curves, confusion) if path.exists()]
+    return [Picture(path.stem, path.stem, path.stem, path) for path in (curves, confusion) if path.exists()]

@@ -1,19 +1,20 @@
 """report.html: what the template shows, made of the report, the predictions and the images in plots/."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from inat_job.evaluation.metrics import wilson_interval
+from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.reporting import html
 from inat_job.reporting.reproduction import changed_settings, command_line
-from inat_job.storage.disk import parse_json
+from inat_job.storage.disk import read_json_object
 
-PICTURES = "pictures.json"
+CELLS = "cells"
+"""The name of the picture with the images of the cells."""
+
 _MOST_BYTES = 2_100_000
 """Bytes of all images on the page, before base64 makes them a third larger."""
 
@@ -21,32 +22,6 @@ _MATRIX, _CELL, _CLASSES, _MISTAKES, _REJECTED = 30, 12, 1000, 10, 100
 """Classes whose confusion matrix is shown, images listed for a cell, rows of classes, of mistakes, rejected images."""
 
 Report = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image in plots/, with its title and its text for those who do not see it.
-
-    `cell` is the true and the predicted class whose images it shows, if it belongs to a cell of the confusion matrix.
-    """
-
-    name: str
-    title: str
-    alt: str
-    path: Path
-    cell: tuple[int, int] | None = None
-
-
-def read_pictures(folder: Path) -> list[Picture]:
-    """The images that the list in `folder` names and that are there; without a list, every PNG file."""
-    try:
-        listed = parse_json((folder / PICTURES).read_bytes())
-        made = [_picture(folder, entry) for entry in listed]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        made = [
-            Picture(path.stem, *_TEXTS.get(path.stem, (path.stem,) * 2), path) for path in sorted(folder.glob("*.png"))
-        ]
-    return [each for each in made if each.path.is_file()]
 
 
 def render_report(
@@ -58,7 +33,7 @@ def render_report(
     """The page of a report, whichever its version. `prefix` is the words that start this program."""
     report = _complete(report)
     images = _embedded(pictures)
-    cells = {each.cell: images[each.name] for each in pictures if each.cell and each.name in images}
+    sheet = _sheet(pictures, images)
     test = predictions.split("test") if predictions is not None else None
     return html.render(
         "report",
@@ -71,9 +46,10 @@ def render_report(
             "part": report["part"].upper(),
             "classes": _class_rows(report),
             "left_out": max(0, len(report["test"]["per_class"]) - _CLASSES),
-            "matrix": _matrix(report, test, cells),
+            "matrix": _matrix(report, test, sheet["places"] if sheet else {}),
             "confused": _most_confused(report),
-            "pictures": {each.name: _shown(each, images) for each in pictures if each.cell is None},
+            "pictures": {each.name: _shown(each, images) for each in pictures if each.name != CELLS},
+            "sheet": sheet,
             "smoothing": report["settings"].get("train", {}).get("label_smoothing"),
             "stages": _stages(report),
             "changed": changed_settings(report),
@@ -96,37 +72,29 @@ def _complete(report: Report) -> dict[str, Any]:
     }
 
 
-_TEXTS = {
-    "curves": ("Learning curves", "Training loss, validation loss and validation accuracy by step."),
-    "confusion": ("Confusion matrix", "Images by true and predicted class."),
-}
-
-
-def _picture(folder: Path, entry: Mapping[str, Any]) -> Picture:
-    name, title, alt, file = (str(entry[key]) for key in ("name", "title", "alt", "file"))
-    cell = entry.get("cell")
-    where = (int(cell[0]), int(cell[1])) if cell else None
-    return Picture(name, title, alt, folder / file.rpartition("/")[2], where)
-
-
-def _unlisted(path: Path) -> Picture:
-    title, alt = _TEXTS.get(path.stem, (path.stem, path.stem))
-    return Picture(path.stem, title, alt, path)
-
-
 def _embedded(pictures: Sequence[Picture]) -> dict[str, str]:
-    """Data URIs by name, of as many images as fit: those of cells come last."""
+    """Data URIs by name, of as many pictures as fit; the sheet of the cells comes last."""
     left, uris = _MOST_BYTES, {}
-    for each in sorted(pictures, key=lambda each: each.cell is not None):
-        size = each.path.stat().st_size
-        if size <= left:
-            uris[each.name] = html.data_uri(each.path.read_bytes())
-            left -= size
+    for each in sorted(pictures, key=lambda each: each.name == CELLS):
+        data = each.path.read_bytes() if each.path.is_file() else b""
+        if 0 < len(data) <= left:
+            uris[each.name] = html.data_uri(data, each.path.suffix)
+            left -= len(data)
     return uris
 
 
 def _shown(picture: Picture, images: Mapping[str, str]) -> dict[str, Any]:
     return {"title": picture.title, "alt": picture.alt, "source": images.get(picture.name), "file": picture.path.name}
+
+
+def _sheet(pictures: Sequence[Picture], images: Mapping[str, str]) -> dict[str, Any] | None:
+    """The sheet with small images of the cells of the confusion matrix, and where on it each image is, by its id."""
+    path = next((each.path for each in pictures if each.name == CELLS and each.name in images), None)
+    if path is None:
+        return None
+    index = read_json_object(path.with_suffix(".json"))
+    places = {image["id"]: (image["x"], image["y"]) for cell in index["cells"] for image in cell["images"]}
+    return {"source": images[CELLS], "side": index["side"], "places": places}
 
 
 def _kind(report: Report) -> str:
@@ -154,7 +122,7 @@ def _class_rows(report: Report) -> list[dict[str, Any]]:
     return rows if len(rows) <= _CLASSES else sorted(rows, key=lambda row: row["f1"])[:_CLASSES]
 
 
-def _matrix(report: Report, test: PredictionTable | None, cells: Mapping[Any, str]) -> list[dict[str, Any]] | None:
+def _matrix(report: Report, test: PredictionTable | None, places: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """The rows of the confusion matrix, each cell with its images; None for too many classes."""
     confusion, names = report["test"]["confusion"], list(report["test"]["per_class"])
     if len(names) > _MATRIX:
@@ -170,8 +138,7 @@ def _matrix(report: Report, test: PredictionTable | None, cells: Mapping[Any, st
                     "predicted": names[column],
                     "right": true == column,
                     "id": f"cell-{true}-{column}",
-                    "images": _images_of(test, true, column) if count else [],
-                    "sheet": cells.get((true, column)),
+                    "images": _images_of(test, true, column, places) if count else [],
                 }
                 for column, count in enumerate(row)
             ],
@@ -185,14 +152,16 @@ def _shade(share: float, right: bool) -> str:
     return f"{'right' if right else 'wrong'}{level}" if level else ""
 
 
-def _images_of(test: PredictionTable | None, true: int, predicted: int) -> list[dict[str, Any]]:
-    """The images of a cell, the most confident first."""
+def _images_of(
+    test: PredictionTable | None, true: int, predicted: int, places: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The images of a cell, those with the largest loss first; `place` is where each is on the sheet, if it is."""
     if test is None:
         return []
     at = np.flatnonzero((test.labels == true) & (test.predicted == predicted))
-    chosen = test.take(at[np.argsort(-test.confidences[at], kind="stable")][:_CELL])
+    chosen = test.take(at[np.argsort(-test.losses[at], kind="stable")][:_CELL])
     return [
-        {"id": name, "predicted": float(p[predicted]), "true": float(p[true])}
+        {"id": name, "predicted": float(p[predicted]), "true": float(p[true]), "place": places.get(name)}
         for name, p in zip(chosen.ids, chosen.probabilities, strict=True)
     ]
 
