@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from inat_job import events
 from inat_job.checkpoints.manifest import FOLDER as CHECKPOINTS
 from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
-from inat_job.evaluation import plots
+from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.prediction_table import NAME as PREDICTIONS
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.job_status import STATUS
@@ -24,7 +23,7 @@ from inat_job.telemetry import metric_lines
 TRACKER_FOLDER = "wandb"
 """The tracker's folder, stored after the report: the tracker still writes to it then."""
 
-Row = Mapping[str, Any]
+_EMBEDDED = ("curves", "confusion")
 
 
 def publish(
@@ -33,7 +32,7 @@ def publish(
     tracker: Tracker,
     content: Mapping[str, Any],
     predictions: PredictionTable,
-    rows: Sequence[Row] = (),
+    pictures: Sequence[Picture] = (),
     next_command: str | None = None,
 ) -> None:
     """Finish a run whose checkpoints are stored. The report is stored last, and makes the run finished.
@@ -45,11 +44,12 @@ def publish(
     events.phase("upload")
     with folder.drafts(".") as drafts:
         predictions.write_csv(drafts / PREDICTIONS)
-    folder.write("report.html", html.render_page(content, _plots(folder, content, rows)))
+    folder.write("report.html", html.render_page(content, [each.path for each in pictures if each.name in _EMBEDDED]))
     with naming_local_copy(folder):
         lease.check()
         folder.write_json(REPORT, content)
         folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKER_FOLDER])
+    tracker.log_images({each.name: (each.path, each.title) for each in pictures})
     tracker.log_table("test_predictions", *report.test_table(predictions))
     tracker.summary(report.flatten(content))
     tracker.finish(0)
@@ -80,16 +80,3 @@ def naming_local_copy(folder: RunFolder) -> Iterator[None]:
         if not folder.remote:
             raise
         raise type(error)(f"{error} The whole run is in {folder.local}: run the same command again.") from error
-
-
-def _plots(folder: RunFolder, content: Mapping[str, Any], rows: Sequence[Row]) -> list[Path]:
-    """The plots that could be drawn; a plot that fails is only a warning."""
-    curves, confusion = folder.path("plots/curves.png"), folder.path("plots/confusion.png")
-    with folder.drafts("plots") as drafts:
-        try:
-            plots.confusion_matrix(content["test"]["confusion"], content["data"]["classes"], drafts / confusion.name)
-            if rows:
-                plots.learning_curves(rows, drafts / curves.name)
-        except Exception as error:
-            events.warn(f"The plots could not be drawn ({error}).")
-    return [path for path in (curves, confusion) if path.exists()]
