@@ -32,7 +32,7 @@ PREPARE_TAKES = (
 
 TEST_TAKES = (
     *("data", "storage", "tracker"),
-    *(f"run.{field}" for field in ("output", "run_id", "grace_seconds", "lease_seconds", "price_per_hour")),
+    *(f"run.{field}" for field in ("output", "run_id", "grace_seconds", "lease_seconds", "price_per_hour", "pictures")),
     *(f"train.{field}" for field in ("batch_size", "accelerator", "precision", "deterministic", "resident_share")),
 )
 """The sections and single settings that have an effect on `test`; the run that it tests fixes the rest."""
@@ -47,7 +47,10 @@ PREFLIGHT_LACKS = ("run.preflight",)
 """The settings without an effect on `preflight`, which has all others."""
 
 BENCH_LACKS = (
-    *(f"run.{field}" for field in ("run_id", "resume", "preflight", "force", "init_from", "price_per_hour")),
+    *(
+        f"run.{field}"
+        for field in ("run_id", "resume", "preflight", "force", "init_from", "price_per_hour", "pictures")
+    ),
     *(f"train.{field}" for field in ("max_time", "early_stop", "devices", "num_nodes", "sync_batch_norm")),
     "tracker",
 )

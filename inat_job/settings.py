@@ -122,6 +122,10 @@ class RunSettings(_Section):
         in_fingerprint=False,
     )
 
+    pictures: bool = option(
+        True, "Draw pictures for the report: curves, predictions, mistakes, what the network sees", in_fingerprint=False
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.run_id is not None and not RUN_ID.fullmatch(self.run_id):

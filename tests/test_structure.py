@@ -41,7 +41,7 @@ DOORS = {
     "wandb": {"reporting/tracking.py"},
     "click": {"command_line.py"},
     "tqdm": {"console.py"},
-    "matplotlib": {"evaluation/plots.py"},
+    "matplotlib": {"evaluation/canvas.py"},
     "yaml": {"platforms/k8s/submit_k8s.py"},
     "PIL": {"ingest/decode.py", "ingest/demo.py", "bench/synthetic.py"},
 }

@@ -38,7 +38,14 @@ from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes
 from inat_job.training.execution import Execution, decide, keep_precision, known_decisions
 from inat_job.training.introduction import introduce
-from inat_job.training.results import Predictions, make_report, predict_mirrored, predict_splits, tracked
+from inat_job.training.results import (
+    Predictions,
+    draw_pictures,
+    make_report,
+    predict_mirrored,
+    predict_splits,
+    tracked,
+)
 from inat_job.training.trained_model import TrainedModel, find_trained, load_trained, temperature_of
 
 _KEPT = ("precision", "channels_last", "deterministic", "threads")
@@ -150,8 +157,9 @@ def _test(context: RunContext, lease: Lease, trained: TrainedModel, request: Eva
         table = predict_splits(context, classifier, validation=held_out)
         tta = predict_mirrored(context, classifier, table) if request.tta == "flip" else None
         predictions = Predictions(table, temperature_of(trained, table), tta)
+        pictures = draw_pictures(context, architecture.network, predictions, weights)
         report = _without_unknown(make_report(context, architecture, weights, predictions, tracker), trained)
-        publish(context.folder, lease, tracker, report, table)
+        publish(context.folder, lease, tracker, report, table, pictures)
     return report
 
 

@@ -1,4 +1,4 @@
-"""Sheets of images with captions, and text that is safe to draw. With plots.py, the only importer of matplotlib."""
+"""Sheets of images with captions, and text that is safe to draw. The only importer of matplotlib."""
 
 import unicodedata
 import warnings
@@ -128,7 +128,7 @@ class _Pen:
         self._figure = figure
         width, self._height = (round(side * _DPI) for side in figure.get_size_inches())
         self._pixels = np.full((self._height, width, 3), 255, dtype=np.uint8)
-        self._renderer: Any = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+        self._renderer: Any = figure.canvas.get_renderer()
 
     def tile(self, x: int, y: int, tile: Tile, width: int) -> None:
         h, w = tile.image.shape[:2]
@@ -139,7 +139,7 @@ class _Pen:
             lines.insert(0, (mark, {"color": colour, "weight": "bold"}))
             corner = (x, self._height - y - h)
             box = Rectangle(corner, w, h, fill=False, edgecolor=colour, linestyle=style, linewidth=line_width)
-            box.set_transform(None)  # type: ignore[arg-type]
+            box.set_transform(None)
             self._figure.add_artist(box)
         for number, (line, style_of) in enumerate(lines):
             self.text(x + w + _GAP, y + number * _LINE, line, width - w - 2 * _GAP, **style_of)

@@ -15,8 +15,8 @@ NEAR_BITS = 20
 """Bits of 256 in which the hashes of near-duplicates differ at most; those of unrelated images differ in about half."""
 
 _LEAST_CONTRAST = 4.0
-_PAIRS = 2**24
-"""Pairs of hashes that are compared at a time: 512 MiB."""
+_AT_A_TIME = 64
+"""Images whose hashes are computed, or compared with all others, at a time."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,12 @@ def hashes(cache: Cache) -> tuple[np.ndarray, np.ndarray]:
     at_x = np.linspace(0, side - 1, (HASH_SIDE + 1) * _SAMPLES).round().astype(int)
     bits = np.empty((len(cache.pixels), HASH_SIDE**2 // 64), dtype=np.uint64)
     contrast = np.empty(len(cache.pixels), dtype=np.float32)
-    for row, image in enumerate(cache.pixels):
-        grey = image[at_y][:, at_x].sum(axis=2, dtype=np.uint16)
-        cells = grey.reshape(HASH_SIDE, _SAMPLES, HASH_SIDE + 1, _SAMPLES).sum(axis=(1, 3), dtype=np.int32)
-        bits[row] = np.packbits(cells[:, 1:] > cells[:, :-1]).view(np.uint64)
-        contrast[row] = cells.std() / (3 * _SAMPLES**2)
+    for start in range(0, len(bits), _AT_A_TIME):
+        some = slice(start, start + _AT_A_TIME)
+        grey = cache.pixels[some][:, at_y[:, None], at_x].sum(axis=3, dtype=np.int32)
+        cells = grey.reshape(-1, HASH_SIDE, _SAMPLES, HASH_SIDE + 1, _SAMPLES).sum(axis=(2, 4))
+        bits[some] = np.packbits((cells[:, :, 1:] > cells[:, :, :-1]).reshape(len(cells), -1), axis=1).view(np.uint64)
+        contrast[some] = cells.std(axis=(1, 2)) / (3 * _SAMPLES**2)
     return bits, contrast
 
 
@@ -107,12 +108,12 @@ def _nearest(bits: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> list[Nea
     if not len(theirs):
         return []
     pairs = []
-    step = max(1, _PAIRS // len(theirs))
-    for start in range(0, len(ours), step):
-        some = ours[start : start + step]
+    words = np.ascontiguousarray(bits[theirs].T)
+    for start in range(0, len(ours), _AT_A_TIME):
+        some = ours[start : start + _AT_A_TIME]
         distances = np.zeros((len(some), len(theirs)), dtype=np.uint16)
-        for word in range(bits.shape[1]):
-            distances += np.bitwise_count(bits[some, word][:, None] ^ bits[theirs, word][None, :])
+        for number, word in enumerate(words):
+            distances += np.bitwise_count(bits[some, number][:, None] ^ word)
         nearest = distances.argmin(axis=1)
         values = distances[np.arange(len(some)), nearest]
         pairs += [NearDuplicate(int(a), int(theirs[b]), int(c)) for a, b, c in zip(some, nearest, values, strict=True)]

@@ -113,7 +113,8 @@ def map_layer(network: nn.Module, pixels: Tensor) -> nn.Module:
     """
     for module in network.modules():
         if isinstance(module, VisionTransformer):
-            return module.encoder.layers[-1].ln_1  # type: ignore[union-attr]
+            norm: nn.Module = module.encoder.layers[-1].ln_1
+            return norm
     found: list[nn.Module] = []
     pooled: list[Tensor] = []
 
@@ -140,7 +141,7 @@ def _as_maps(values: Tensor) -> Tensor:
     if values.ndim == 4:
         return values
     side = round((values.shape[1] - 1) ** 0.5)
-    return values[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    return values[:, 1:].transpose(1, 2).reshape(len(values), -1, side, side)
 
 
 class _Guided(torch.autograd.Function):
@@ -153,7 +154,7 @@ class _Guided(torch.autograd.Function):
         return activation(inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (inputs,) = ctx.saved_tensors
         with torch.enable_grad():
             inputs = inputs.detach().requires_grad_()

@@ -17,7 +17,7 @@ from torch import nn
 
 from inat_job import events, signals
 from inat_job.errors import JobError
-from inat_job.evaluation import dataset_issues, image_sheets, plots
+from inat_job.evaluation import calibration, dataset_issues, image_sheets, metrics, plots
 from inat_job.evaluation.canvas import SheetFile
 from inat_job.evaluation.image_sheets import EvaluationImages
 from inat_job.evaluation.plots import NO_MARKS, CurveMarks
@@ -55,6 +55,7 @@ class PictureInputs:
     splits: Mapping[str, np.ndarray]
     table: PredictionTable
     seed: int
+    temperature: float = 1.0
     rows: Sequence[Mapping[str, Any]] = ()
     marks: CurveMarks = NO_MARKS
 
@@ -77,7 +78,7 @@ def draw(inputs: PictureInputs, folder: Path, stop: Stop = signals.never) -> lis
     Raises Preempted on the stop flag. Files that are not in the list are the rest of a picture that failed.
     """
     found = []
-    progress = events.progress("pictures")
+    progress = events.progress("pictures", transient=True)
     for number, drawer in enumerate(_DRAWERS):
         signals.check(stop, "drawing the pictures")
         progress(number, len(_DRAWERS))
@@ -114,8 +115,7 @@ def _curves(inputs: PictureInputs, folder: Path) -> Picture | None:
 
 def _confusion(inputs: PictureInputs, folder: Path) -> Picture | None:
     test, path = inputs.test, folder / "confusion.png"
-    counts = np.zeros((len(test.classes),) * 2, dtype=int)
-    np.add.at(counts, (test.labels, test.predicted), 1)
+    counts = metrics.confusion_matrix(test)
     plots.confusion_matrix(counts.tolist(), test.classes, path)
     wrong = counts * (1 - np.eye(len(counts), dtype=int))
     alt = f"{counts.trace()} of {counts.sum()} test images are on the diagonal, which is right."
@@ -128,10 +128,15 @@ def _confusion(inputs: PictureInputs, folder: Path) -> Picture | None:
 
 def _reliability(inputs: PictureInputs, folder: Path) -> Picture | None:
     test, path = inputs.test, folder / "reliability.png"
-    right = test.predicted == test.labels
-    plots.reliability(test.confidences, right, path)
-    alt = f"Accuracy over confidence in bins. The mean confidence is {test.confidences.mean():.3f}, the accuracy "
-    return Picture("reliability", "Reliability of the confidence", f"{alt}{right.mean():.3f}.", path)
+    cooled = calibration.tempered(test, inputs.temperature)
+    bins, calibrated = calibration.reliability(test), calibration.reliability(cooled)
+    plots.reliability_diagram(bins, calibrated, inputs.temperature, path)
+    before, after = (calibration.expected_calibration_error(each) for each in (test, cooled))
+    alt = (
+        "Accuracy over confidence of the test images, in 15 bins. The expected calibration error is "
+        f"{before:.3f}, and {after:.3f} at the temperature {inputs.temperature:.3f}."
+    )
+    return Picture("reliability", "Reliability of the confidence", alt, path)
 
 
 def _predictions(inputs: PictureInputs, folder: Path) -> Picture | None:
@@ -176,8 +181,8 @@ def _label_errors(inputs: PictureInputs, folder: Path) -> Picture | None:
         return None
     title, shown = "Likely label errors", issues[:_LISTED]
     note = (
-        f"{len(issues)} of {len(held_out)} validation images, by confident learning (Northcutt et al., 2021); the first "
-        f"{len(shown)} by normalised margin. The model may be wrong instead."
+        f"{len(issues)} of {len(held_out)} validation images, by confident learning (Northcutt et al., 2021); the "
+        f"first {len(shown)} by normalised margin. The model may be wrong instead."
     )
     image_sheets.label_issues(inputs.images, held_out, shown, SheetFile(path, title, note))
     return Picture("label-errors", title, note, path)
@@ -213,8 +218,8 @@ def _feature_maps(inputs: PictureInputs, folder: Path) -> Picture | None:
         return None
     row = int(inputs.draws(1).choice(inputs.test.rows))
     note = (
-        f"A test image chosen by the seed {inputs.seed}; of each block, behind its activation, the maps with the largest "
-        "mean, each from its least value (dark) to its largest (bright)."
+        f"A test image chosen by the seed {inputs.seed}; of each block, behind its activation, the maps with the "
+        "largest mean, each from its least value (dark) to its largest (bright)."
     )
     image_sheets.feature_maps(inputs.images, network, row, SheetFile(path, title, note))
     return Picture("feature-maps", title, note, path)
@@ -242,8 +247,8 @@ def _grad_cam(inputs: PictureInputs, folder: Path) -> Picture | None:
     labels = _explained(inputs)
     which = "each class" if len(labels) == len(set(test.labels)) else f"{len(labels)} classes chosen by the seed"
     note = (
-        f"The test images of {which} with the least and the largest loss, and where they speak for the predicted class: "
-        "bright is much, dark is little (Selvaraju et al., 2017)."
+        f"The test images of {which} with the least and the largest loss, and where they speak for the predicted "
+        "class: bright is much, dark is little (Selvaraju et al., 2017)."
     )
     image_sheets.grad_cam(inputs.images, inputs.network, test, labels, SheetFile(path, title, note))
     return Picture("grad-cam", title, note, path)

@@ -12,7 +12,6 @@ from inat_job.evaluation.metrics import wilson_interval
 
 Row = Mapping[str, Any]
 
-BINS = 15
 _COUNTED, _NAMED = 20, 60
 """Numbers of classes up to which the confusion matrix shows counts in its cells, and class names at its axes."""
 
@@ -93,24 +92,27 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], pa
     save(figure, path)
 
 
-def reliability(confidences: np.ndarray, right: np.ndarray, path: Path) -> None:
-    """Plot accuracy over confidence in 15 bins of equal width, with Wilson's 95 % intervals, above their sizes.
+def reliability_diagram(bins: Sequence[Row], calibrated: Sequence[Row], temperature: float, path: Path) -> None:
+    """Plot accuracy over confidence by bin (see calibration.reliability), above the images of each bin.
 
-    `confidences` is float64 (n,) in 0..1, `right` bool (n,).
+    `bins` are those of the plain confidences, which get Wilson's 95 % intervals, and `calibrated` those at the
+    temperature.
     """
     figure = new_figure(560)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    bins = np.minimum((confidences * BINS).astype(int), BINS - 1)
-    filled = [each for each in range(BINS) if (bins == each).any()]
-    at = [confidences[bins == each].mean() for each in filled]
-    accuracy = np.array([right[bins == each].mean() for each in filled])
-    intervals = [wilson_interval(int(right[bins == each].sum()), int((bins == each).sum())) for each in filled]
-    errors = np.abs(np.array(intervals).T - accuracy)
     above.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="perfect calibration")
-    above.errorbar(at, accuracy, errors, color=BLUE, marker="o", capsize=3, label="test images, with 95 % intervals")
+    filled = [each for each in bins if each["count"]]
+    at, accuracy = ([each[name] for each in filled] for name in ("confidence", "accuracy"))
+    intervals = [wilson_interval(round(each["accuracy"] * each["count"]), each["count"]) for each in filled]
+    errors = np.abs(np.array(intervals).T - accuracy)
+    above.errorbar(at, accuracy, errors, color=BLUE, marker="o", capsize=3, label="as predicted, with 95 % intervals")
+    cooled = [(each["confidence"], each["accuracy"]) for each in calibrated if each["count"]]
+    label = f"at the temperature {temperature:.3f}, fitted on validation images"
+    above.plot(*zip(*cooled, strict=True), color=VERMILLION, linestyle=":", marker="^", label=label)
     above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     above.legend(loc="upper left", fontsize=9)
-    below.bar((np.arange(BINS) + 0.5) / BINS, np.bincount(bins, minlength=BINS), 0.9 / BINS, color=ORANGE)
+    centres = (np.arange(len(bins)) + 0.5) / len(bins)
+    below.bar(centres, [each["count"] for each in bins], 0.9 / len(bins), color=ORANGE)
     below.set(ylabel="images", xlabel="confidence: probability of the predicted class")
     for axes in (above, below):
         axes.grid(alpha=0.3)

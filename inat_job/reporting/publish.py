@@ -8,7 +8,6 @@ from inat_job import events
 from inat_job.checkpoints.manifest import FOLDER as CHECKPOINTS
 from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
-from inat_job.evaluation import plots
 from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.prediction_table import NAME as PREDICTIONS
 from inat_job.evaluation.prediction_table import PredictionTable
@@ -26,8 +25,6 @@ from inat_job.telemetry import metric_lines
 TRACKER_FOLDER = "wandb"
 """The tracker's folder, stored after the report: the tracker still writes to it then."""
 
-Row = Mapping[str, Any]
-
 
 def publish(
     folder: RunFolder,
@@ -35,7 +32,7 @@ def publish(
     tracker: Tracker,
     content: Mapping[str, Any],
     predictions: PredictionTable,
-    rows: Sequence[Row] = (),
+    pictures: Sequence[Picture] = (),
     next_command: str | None = None,
 ) -> None:
     """Finish a run whose checkpoints are stored. The report is stored last, and makes the run finished.
@@ -47,11 +44,12 @@ def publish(
     events.phase("upload")
     with folder.drafts(".") as drafts:
         predictions.write_csv(drafts / PREDICTIONS)
-    _write_page(folder, content, predictions, _plots(folder, content, rows))
+    _write_page(folder, content, predictions, pictures)
     with naming_local_copy(folder):
         lease.check()
         folder.write_json(REPORT, content)
         folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKER_FOLDER])
+    tracker.log_images({each.name: (each.path, each.title) for each in pictures})
     tracker.log_table("test_predictions", *report.test_table(predictions))
     tracker.summary(report.flatten(content))
     tracker.finish(0)
@@ -94,16 +92,3 @@ def _write_page(
         events.warn(f"report.html could not be made ({error!r}).")
         return
     folder.write("report.html", page)
-
-
-def _plots(folder: RunFolder, content: Mapping[str, Any], rows: Sequence[Row]) -> list[Picture]:
-    """The plots that could be drawn; a plot that fails is only a warning."""
-    curves, confusion = folder.path("plots/curves.png"), folder.path("plots/confusion.png")
-    with folder.drafts("plots") as drafts:
-        try:
-            plots.confusion_matrix(content["test"]["confusion"], content["data"]["classes"], drafts / confusion.name)
-            if rows:
-                plots.learning_curves(rows, drafts / curves.name)
-        except Exception as error:
-            events.warn(f"The plots could not be drawn ({error}).")
-    return [Picture(path.stem, path.stem, path.stem, path) for path in (curves, confusion) if path.exists()]

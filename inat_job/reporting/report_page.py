@@ -190,6 +190,7 @@ def _stages(report: Report) -> list[dict[str, Any]]:
         "start-up": max(0.0, timing["startup_s"] - before),
         "training": timing["train_s"],
         "evaluation": timing["test_s"],
+        "pictures": timing.get("pictures_s", 0.0),
     }
     seconds["other"] = max(0.0, timing["total_s"] - sum(seconds.values()))
     whole, at, stages = sum(seconds.values()) or 1.0, 0.0, []

@@ -202,6 +202,10 @@ class Tracker:
         """Log a table, as a file of the run."""
         self._try(lambda run: run.log({name: _table(run, name, columns, rows)}))
 
+    def log_images(self, images: Mapping[str, tuple[Path, str]]) -> None:
+        """Log files of images by name, each with its caption."""
+        self._try(lambda run: run.log({f"pictures/{name}": _image(*each) for name, each in images.items()}))
+
     def preempting(self) -> None:
         """Mark the run as preempted, to be resumed; `finish` follows with a code other than 0."""
         self._try(lambda run: run.mark_preempting())
@@ -244,6 +248,12 @@ def _table(run: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[
     table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
     table.bind_to_run(run, name, "summary")  # type: ignore[no-untyped-call]
     return table
+
+
+def _image(path: Path, caption: str) -> Any:
+    import wandb
+
+    return wandb.Image(str(path), caption=caption)
 
 
 def _teardown() -> None:

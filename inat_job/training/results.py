@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from inat_job import events
 from inat_job.checkpoints.manifest import Manifest
@@ -14,7 +15,10 @@ from inat_job.data import layout
 from inat_job.data.cache_index import CacheIndex
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import JobError, Preempted
+from inat_job.evaluation.image_sheets import EvaluationImages
 from inat_job.evaluation.metrics import accuracy_metrics, majority_baseline, split_metrics
+from inat_job.evaluation.pictures import Picture, PictureInputs, draw
+from inat_job.evaluation.plots import CurveMarks
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.evaluation.predictions import EvaluationProgress, predict
 from inat_job.host import environment, process
@@ -161,6 +165,39 @@ def make_report(
         tracker={"mode": tracker.mode, "run_id": tracker.run_id, "url": tracker.url},
         environment=report.environment(context.execution.device, context.execution.as_dict()),
     )
+
+
+def draw_pictures(
+    context: RunContext,
+    network: nn.Module,
+    predictions: Predictions,
+    weights: Weights,
+    rows: Sequence[Mapping[str, Any]] = (),
+) -> list[Picture]:
+    """The pictures of the run, in plots/ of its folder; `rows` are those of metrics.jsonl. None with `--no-pictures`.
+
+    Rank 0 alone draws them; the others wait for the end of the run, for which they have no time-out.
+    """
+    settings, images = context.settings, context.images
+    if not settings.run.pictures:
+        return []
+    events.phase("pictures")
+    smoothing = settings.train.label_smoothing
+    training = ["augmented images"] * settings.train.augment + [f"labels smoothed by {smoothing:g}"] * (smoothing > 0)
+    attempts = tuple(each["started_step"] for each in weights.history[1:])
+    inputs = PictureInputs(
+        network,
+        EvaluationImages(images.cache, settings.data.image_size, settings.data.eval_crop),
+        {layout.TEST: images.test_rows, VAL: images.val_rows, layout.TRAIN: images.train_rows},
+        predictions.table,
+        settings.train.seed,
+        predictions.temperature,
+        rows,
+        CurveMarks(weights.checkpoint["step"], attempts, ", ".join(training)),
+    )
+    with context.clock.phase("pictures_s"), context.folder.drafts("plots") as drafts:
+        found = draw(inputs, drafts, context.stop)
+    return [replace(each, path=context.folder.path(f"plots/{each.path.name}")) for each in found]
 
 
 def suggestion(context: RunContext) -> str:

@@ -34,6 +34,7 @@ from inat_job.training.results import (
     VAL,
     Predictions,
     checkpoint_weights,
+    draw_pictures,
     make_report,
     predict_splits,
     suggestion,
@@ -99,9 +100,10 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         if leased:
             history = leased.lease.history(context.checkpoints.newest().ended)
             weights = checkpoint_weights(context, best, history, reuse)
-            report = make_report(context, architecture, weights, predictions, tracker, config.get("started"))
             rows = metrics.rows if metrics else ()
-            publish(context.folder, leased.lease, tracker, report, table, rows, suggestion(context))
+            pictures = draw_pictures(context, architecture.network, predictions, weights, rows)
+            report = make_report(context, architecture, weights, predictions, tracker, config.get("started"))
+            publish(context.folder, leased.lease, tracker, report, table, pictures, suggestion(context))
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import pytest
 
 from inat_job.errors import NoPermissionError, TransientError
 from inat_job.evaluation.prediction_table import PredictionTable
-from inat_job.reporting import publish as publish_module
 from inat_job.reporting.publish import naming_local_copy, publish
 from inat_job.storage import StorageOptions
 from inat_job.storage.lease import LeaseError
@@ -32,6 +31,9 @@ class RecordingTracker:
 
     def summary(self, values: Mapping[str, object]) -> None:
         self.calls.append(values["test/accuracy"])
+
+    def log_images(self, images: Mapping[str, tuple[Path, str]]) -> None:
+        self.calls += [*images]
 
     def log_table(self, name: str, columns: list[str], rows: list[list[object]]) -> None:
         self.calls.append((name, rows[0][0]))
@@ -80,7 +82,6 @@ def test_publish_stores_the_report_after_everything_else(folder: RunFolder, monk
     assert sorted(stored[:-2]) == [
         "metrics.jsonl",
         "model/model.json",
-        "plots/confusion.png",
         "predictions.csv",
         "report.html",
     ]
@@ -89,16 +90,12 @@ def test_publish_stores_the_report_after_everything_else(folder: RunFolder, monk
     assert folder.read_json("report.json") == REPORT_WITH_LOSS
 
 
-def test_plot_that_fails_does_not_fail_the_run(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*args: Any) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(publish_module.plots, "confusion_matrix", fail)
-    publish(folder, HeldLease(), RecordingTracker(), REPORT_WITH_LOSS, TABLE)  # type: ignore[arg-type]
-    assert "The plots could not be drawn" in capsys.readouterr().out
+def test_page_that_fails_does_not_fail_the_run(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = REPORT_WITH_LOSS | {"environment": None}
+    publish(folder, HeldLease(), RecordingTracker(), broken, TABLE)  # type: ignore[arg-type]
+    assert "report.html could not be made" in capsys.readouterr().out
     assert folder.store.stat("report.json")
+    assert not folder.store.stat("report.html")
 
 
 def test_predictions_are_stored_and_read_back(folder: RunFolder, tmp_path: Path) -> None:

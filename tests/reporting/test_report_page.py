@@ -7,15 +7,15 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 
+from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.reporting import report_page
-from inat_job.reporting.report_page import Picture, read_pictures, render_report
+from inat_job.reporting.report_page import render_report
 from tests.evaluation.made_predictions import drawn_table, table_of
 from tests.harness.job_runs import SCHEMA
 from tests.reporting.made_reports import REPORT, made_report
@@ -134,12 +134,12 @@ def test_trackers_address_is_a_link_only_to_the_web(url: str | None, links: int)
     assert page.count('href="javascript') == 0
 
 
-def test_cell_lists_its_images_most_confident_first() -> None:
+def test_cell_lists_its_images_by_loss() -> None:
     logits = np.array([[3.0, 0.0], [1.0, 0.0], [0.0, 2.0], [9.0, 0.0]])
     table = table_of(logits, [0, 0, 0, 1], ["a", "b"])
     page = render_report(made_report(table), table)
     cell = page.partition('id="cell-0-0"')[2].partition("</div>")[0]
-    assert re.findall(r"test/\d+", cell) == ["test/0000", "test/0001"]
+    assert re.findall(r"test/\d+", cell) == ["test/0001", "test/0000"]
     assert "Wrong: 1 of b predicted as a" in words(page)
     assert 'popovertarget="cell-1-1"' not in page, "an empty cell opens nothing"
 
@@ -178,48 +178,51 @@ def test_stages_fill_the_bar_and_count_nothing_twice() -> None:
     assert stages[-1]["at"] + stages[-1]["width"] == pytest.approx(100)
 
 
-def listed(folder: Path, *entries: dict[str, Any]) -> list[Picture]:
-    (folder / "pictures.json").write_text(json.dumps(entries))
-    return read_pictures(folder)
+def picture(folder: Path, name: str, size: int = 4, suffix: str = ".png") -> Picture:
+    path = folder / f"{name}{suffix}"
+    path.write_bytes(b"x" * size)
+    return Picture(name, f"Title of {name}", f"Text of {name}", path)
 
 
-def entry(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "title": f"Title of {name}", "alt": f"Text of {name}", "file": f"{name}.png", **more}
+def images_of(page: str) -> list[dict[str, str | None]]:
+    return [attributes for tag, attributes in Tags(page).tags if tag == "img"]
 
 
 def test_pictures_are_embedded_with_their_texts(tmp_path: Path, table: PredictionTable) -> None:
-    for name in ("grid", "sheet"):
-        (tmp_path / f"{name}.png").write_bytes(name.encode())
-    pictures = listed(tmp_path, entry("grid"), entry("gone"), entry("sheet", cell=[0, 1]))
+    gone = Picture("gone", "Gone", "Gone", tmp_path / "gone.png")
+    pictures = [picture(tmp_path, "grid", suffix=".jpg"), gone, picture(tmp_path, "curves")]
     page = render_report(made_report(table), table, pictures)
-    images = [a for tag, a in Tags(page).tags if tag == "img"]
-    assert [image["alt"] for image in images] == ["The images of this cell", "Text of grid"]
-    assert images[1]["src"] == f"data:image/png;base64,{base64.b64encode(b'grid').decode()}"
+    data = base64.b64encode(b"xxxx").decode()
+    expected = [("Text of curves", f"data:image/png;base64,{data}"), ("Text of grid", f"data:image/jpeg;base64,{data}")]
+    assert [(image["alt"], image["src"]) for image in images_of(page)] == expected
     assert "Title of grid" in page
 
 
-@pytest.mark.parametrize("text", [None, "{", "[1]", '[{"name": "x"}]', '{"a": 1}', "7"])
-def test_without_a_list_every_plot_is_a_picture(tmp_path: Path, text: str | None) -> None:
-    (tmp_path / "curves.png").write_bytes(b"png")
-    if text is not None:
-        (tmp_path / "pictures.json").write_text(text)
-    assert [(each.name, each.title) for each in read_pictures(tmp_path)] == [("curves", "Learning curves")]
-
-
-def test_list_of_pictures_leads_out_of_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "plots").mkdir()
-    (tmp_path / "secret.png").write_bytes(b"secret")
-    assert listed(tmp_path / "plots", entry("x", file="../secret.png")) == []
+def test_cells_show_their_images_from_one_sheet(tmp_path: Path) -> None:
+    table = table_of(np.array([[3.0, 0.0], [1.0, 0.0], [0.0, 2.0]]), [0, 0, 0], ["a", "b"])
+    places = [{"id": "test/0001", "x": 48, "y": 96}, {"id": "unknown", "x": 0, "y": 0}]
+    (tmp_path / "cells.json").write_text(json.dumps({"side": 48, "cells": [{"images": places}]}))
+    page = render_report(made_report(table), table, [picture(tmp_path, "cells", suffix=".jpg")])
+    shown = [
+        (a["viewbox"], a["aria-label"])
+        for tag, a in Tags(page).tags
+        if tag == "svg" and a.get("viewbox", "")[:2] == "48"
+    ]
+    assert shown == [("48 96 48 48", "test/0001")]
+    assert page.count("data:image/jpeg") == 1
+    assert images_of(page) == [], "the sheet is no picture of its own"
 
 
 def test_page_stays_under_three_megabytes(tmp_path: Path, table: PredictionTable) -> None:
-    """Images that do not fit are named; those of cells are left out first."""
-    for name in ("sheet", "grid", "mistakes"):
-        (tmp_path / f"{name}.png").write_bytes(bytes(1_500_000 if name != "mistakes" else 500_000))
-    pictures = listed(tmp_path, entry("sheet", cell=[0, 1]), entry("grid"), entry("mistakes"))
+    """Pictures that do not fit are named; the sheet of the cells is left out first."""
+    pictures = [
+        picture(tmp_path, "cells", 1_500_000),
+        picture(tmp_path, "grid", 1_500_000),
+        picture(tmp_path, "b", 500_000),
+    ]
     page = render_report(made_report(table), table, pictures)
     assert 2e6 < len(page) < 3e6
-    assert [a["alt"] for tag, a in Tags(page).tags if tag == "img"] == ["Text of grid", "Text of mistakes"]
-    (tmp_path / "grid.png").write_bytes(bytes(2_500_000))
+    assert [image["alt"] for image in images_of(page)] == ["Text of grid", "Text of b"]
+    picture(tmp_path, "grid", 2_500_000)
     page = words(render_report(made_report(table), table, pictures))
     assert "This image would make the page too large: it is plots/grid.png in the run's folder." in page
