@@ -41,6 +41,8 @@ DOORS = {
     "wandb": {"reporting/tracking.py"},
     "click": {"command_line.py"},
     "tqdm": {"console.py"},
+    "jinja2": {"reporting/html.py"},
+    "markupsafe": {"reporting/html.py"},
     "matplotlib": {"evaluation/canvas.py"},
     "yaml": {"platforms/k8s/submit_k8s.py"},
     "PIL": {"ingest/decode.py", "ingest/demo.py", "bench/synthetic.py"},
