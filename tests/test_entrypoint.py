@@ -71,6 +71,7 @@ def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> No
     always = {"--config", "--set", "--print-config", "--log-format"}
     data = set("--data --cache-dir --image-size --max-broken --anonymous --requester-pays --grace-seconds".split())
     assert offered(job, "prepare") == always | data | {"--prune"}
+    assert offered(job, "compare") == always | {"--output", "--anonymous", "--requester-pays", "--html", "--json"}
     assert offered(job, "status") == always | {"--output", "--anonymous", "--requester-pays", "--watch"}
     testing = set(
         "--output --run-id --lease-seconds --price-per-hour --batch-size --accelerator --precision --deterministic "
@@ -211,6 +212,9 @@ def test_help_follows_the_terminal_width(
         ("parta --compile=true", "--compile takes no value: write it alone."),
         ("test", "--checkpoint is missing: name a run, such as --checkpoint runs/parta-0123456789ab."),
         ("status", "RUN is missing: name a run, such as parta-0123456789ab, or its URI."),
+        ("compare", "RUNS is missing: name two runs or more, such as parta-0123456789ab partb-0123456789ab."),
+        ("diff a b", "There is no command 'diff'; did you mean compare?"),
+        ("compare a b --out x", "There is no option --out; did you mean --output?"),
         ("bench --part c", "--part is 'c': it must be one of a, b."),
         ("submit k8 -- parta", "TARGET is 'k8': it must be one of k8s, batch, sagemaker; did you mean k8s?"),
         (
