@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from inat_job.errors import NoPermissionError, TransientError
-from inat_job.evaluation.prediction_table import PredictionTable
-from inat_job.reporting import publish as publish_module
+from inat_job.evaluation.pictures import Picture
 from inat_job.reporting.publish import naming_local_copy, publish
 from inat_job.storage import StorageOptions
 from inat_job.storage.lease import LeaseError
@@ -32,6 +31,9 @@ class RecordingTracker:
 
     def summary(self, values: Mapping[str, object]) -> None:
         self.calls.append(values["test/accuracy"])
+
+    def log_images(self, images: Mapping[str, object]) -> None:
+        self.calls.append(list(images))
 
     def log_table(self, name: str, columns: list[str], rows: list[list[object]]) -> None:
         self.calls.append((name, rows[0][0]))
@@ -76,35 +78,19 @@ def test_publish_stores_the_report_after_everything_else(folder: RunFolder, monk
 
     monkeypatch.setattr(folder.store, "put", put_and_note)
     tracker = RecordingTracker()
-    publish(folder, HeldLease(), tracker, REPORT_WITH_LOSS, TABLE)  # type: ignore[arg-type]
+    pictures = [Picture(name, name, "", folder.write(f"plots/{name}.png", name)) for name in ("confusion", "filters")]
+    publish(folder, HeldLease(), tracker, REPORT_WITH_LOSS, TABLE, pictures)  # type: ignore[arg-type]
     assert sorted(stored[:-2]) == [
         "metrics.jsonl",
         "model/model.json",
         "plots/confusion.png",
+        "plots/filters.png",
         "predictions.csv",
         "report.html",
     ]
     assert stored[-2:] == ["report.json", "wandb/run.wandb"]
-    assert tracker.calls == [("test_predictions", "test/0001"), 0.75, ("finish", 0)]
+    assert tracker.calls == [["confusion", "filters"], ("test_predictions", "test/0001"), 0.75, ("finish", 0)]
     assert folder.read_json("report.json") == REPORT_WITH_LOSS
-
-
-def test_plot_that_fails_does_not_fail_the_run(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*args: Any) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(publish_module.plots, "confusion_matrix", fail)
-    publish(folder, HeldLease(), RecordingTracker(), REPORT_WITH_LOSS, TABLE)  # type: ignore[arg-type]
-    assert "The plots could not be drawn" in capsys.readouterr().out
-    assert folder.store.stat("report.json")
-
-
-def test_predictions_are_stored_and_read_back(folder: RunFolder, tmp_path: Path) -> None:
-    publish(folder, HeldLease(), RecordingTracker(), REPORT_WITH_LOSS, TABLE)  # type: ignore[arg-type]
-    folder.store.get("predictions.csv", tmp_path / "p.csv")
-    assert PredictionTable.read_csv(tmp_path / "p.csv").ids == TABLE.ids
 
 
 @pytest.mark.parametrize("kind", [TransientError, NoPermissionError])
