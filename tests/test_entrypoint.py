@@ -75,7 +75,7 @@ def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> No
     assert offered(job, "status") == always | {"--output", "--anonymous", "--requester-pays", "--watch"}
     testing = set(
         "--output --run-id --lease-seconds --price-per-hour --batch-size --accelerator --precision --deterministic "
-        "--resident-share --eval-crop --sse-kms-key-id".split()
+        "--resident-share --eval-crop --sse-kms-key-id --pictures --no-pictures".split()
     )
     tracker = {"--wandb", "--wandb-project", "--wandb-entity"}
     assert offered(job, "test") == always | data | testing | tracker | {"--checkpoint", "--tta"}
@@ -83,7 +83,7 @@ def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> No
     both = {each.flag for each, _ in options_of_all_parts().values()}
     unused = set(
         "--run-id --resume --preflight --force --init-from --price-per-hour --max-time --early-stop --devices "
-        "--num-nodes --sync-batch-norm".split()
+        "--num-nodes --sync-batch-norm --pictures".split()
     )
     assert offered(job, "bench") == always | (both - unused - tracker) | BENCH
     assert offered(job, "train") == always | both

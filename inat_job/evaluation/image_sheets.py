@@ -184,9 +184,9 @@ def filters(network: nn.Module, file: SheetFile) -> int:
 
 
 def _around_grey(values: np.ndarray) -> np.ndarray:
-    """Values of any shape as uint8, 0 as grey, scaled by their largest absolute value."""
-    largest = max(float(np.abs(values).max()), _TINY)
-    return np.asarray(np.round(127.5 + 127.5 * values / largest).astype(np.uint8))
+    """Values of any shape as uint8: 0 is grey, and all but the largest 0.5 % are within the range."""
+    largest = max(float(np.quantile(np.abs(values), 0.995)), _TINY)
+    return np.asarray(np.round(127.5 + 127.5 * np.clip(values / largest, -1, 1)).astype(np.uint8))
 
 
 def feature_maps(images: EvaluationImages, network: FiveBlockNet, row: int, file: SheetFile) -> None:

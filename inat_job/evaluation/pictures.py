@@ -141,8 +141,7 @@ def _reliability(inputs: PictureInputs, folder: Path) -> Picture | None:
 
 def _predictions(inputs: PictureInputs, folder: Path) -> Picture | None:
     test, path = inputs.test, folder / "predictions.jpg"
-    chosen = np.sort(inputs.draws(0).permutation(len(test))[:_GRID])
-    some = test.take(chosen)
+    some = test.take(inputs.draws(0).permutation(len(test))[:_GRID])
     title = "Predictions of test images"
     note = f"{len(some)} of {len(test)} test images, chosen by the seed {inputs.seed}."
     image_sheets.predictions(inputs.images, some, SheetFile(path, title, note))
@@ -205,7 +204,7 @@ def _near_duplicates(inputs: PictureInputs, folder: Path) -> Picture | None:
 
 def _filters(inputs: PictureInputs, folder: Path) -> Picture | None:
     path, title = folder / "filters.png", "Filters of the first layer"
-    note = "Grey is zero; each filter is scaled by its largest weight."
+    note = "Grey is zero; each filter is scaled by its largest weights."
     count = image_sheets.filters(inputs.network, SheetFile(path, title, note))
     return Picture(
         "filters", title, f"{count} small colour patterns, the weights of the first convolution. {note}", path

@@ -36,10 +36,10 @@ def learning_curves(rows: Sequence[Row], path: Path, marks: CurveMarks = NO_MARK
     """
     figure = new_figure(620)
     panels = figure.subplots(2, 2, sharex=True).flat
-    training = f"Training loss{f' ({marks.training})' if marks.training else ''}"
+    training = f"Training loss\n{f'({marks.training})' if marks.training else ''}"
     named = (
         ("train_loss", training, GREY),
-        ("val_loss", "Validation loss (plain images and labels)", BLUE),
+        ("val_loss", "Validation loss\n(plain images and labels)", BLUE),
         ("lr", "Learning rate of the head", GREEN),
         ("val_accuracy", "Validation accuracy", BLUE),
     )
@@ -72,7 +72,7 @@ def _mark(axes: Any, points: Sequence[tuple[int, float]], marks: CurveMarks, bes
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
     """Plot the confusion matrix, true class by row, shaded by share of the row; with many classes only the shades."""
-    figure = new_figure(WIDTH)
+    figure = new_figure(0.9 * WIDTH)
     axes = figure.subplots()
     counts = np.array(matrix)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
@@ -105,12 +105,12 @@ def reliability_diagram(bins: Sequence[Row], calibrated: Sequence[Row], temperat
     at, accuracy = ([each[name] for each in filled] for name in ("confidence", "accuracy"))
     intervals = [wilson_interval(round(each["accuracy"] * each["count"]), each["count"]) for each in filled]
     errors = np.abs(np.array(intervals).T - accuracy)
-    above.errorbar(at, accuracy, errors, color=BLUE, marker="o", capsize=3, label="as predicted, with 95 % intervals")
+    above.errorbar(at, accuracy, errors, color=BLUE, fmt="o", capsize=3, label="as predicted, with 95 % intervals")
     cooled = [(each["confidence"], each["accuracy"]) for each in calibrated if each["count"]]
-    label = f"at the temperature {temperature:.3f}, fitted on validation images"
-    above.plot(*zip(*cooled, strict=True), color=VERMILLION, linestyle=":", marker="^", label=label)
-    above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    above.legend(loc="upper left", fontsize=9)
+    label = f"at the temperature {temperature:.3f}"
+    above.plot(*zip(*cooled, strict=True), color=VERMILLION, linestyle="none", marker="^", label=label)
+    above.set(ylabel="accuracy", xlim=(0, 1.02), ylim=(-0.03, 1.03))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     centres = (np.arange(len(bins)) + 0.5) / len(bins)
     below.bar(centres, [each["count"] for each in bins], 0.9 / len(bins), color=ORANGE)
     below.set(ylabel="images", xlabel="confidence: probability of the predicted class")

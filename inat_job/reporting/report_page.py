@@ -92,7 +92,7 @@ def _sheet(pictures: Sequence[Picture], images: Mapping[str, str]) -> dict[str, 
     path = next((each.path for each in pictures if each.name == CELLS and each.name in images), None)
     if path is None:
         return None
-    index = {"cells": [], "side": 1} | read_json_object(path.with_suffix(".json"))
+    index: dict[str, Any] = {"cells": [], "side": 1} | read_json_object(path.with_suffix(".json"))
     places = {image["id"]: (image["x"], image["y"]) for cell in index["cells"] for image in cell["images"]}
     return {"source": images[CELLS], "side": index["side"], "places": places}
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a tr
 
 
 def test_run_folder_is_complete_and_report_valid(settings: Make) -> None:
-    run(settings(run__price_per_hour="3600"))
+    run(settings(run__price_per_hour="3600", run__pictures="true"))
     folder = Path(settings().run.output) / "r"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert names >= {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tests.harness.runner import HANG_S, EndedJob, Event, Job
 
-PHASES = ("start", "pull", "prepare", "build", "train", "validate", "final-validation", "test", "upload")
+PHASES = ("start", "pull", "prepare", "build", "train", "validate", "final-validation", "test", "pictures", "upload")
 
 
 @dataclass(frozen=True)

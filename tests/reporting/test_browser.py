@@ -174,8 +174,7 @@ def test_table_sorts_by_keyboard(browser: Any, pages: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_cell_opens_its_images_by_keyboard(browser: Any, pages: Any, name: str) -> None:
-    path, report = pages[name]
-    visit(browser, path)
+    visit(browser, pages[name][0])
     button = tab_to(browser, "table.confusion button")
     press(browser, webdriver.Keys.ENTER)
     cell = browser.find_element("id", button.get_attribute("popovertarget"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from inat_job.errors import NoPermissionError, TransientError
+from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.reporting.publish import naming_local_copy, publish
 from inat_job.storage import StorageOptions
@@ -32,8 +33,8 @@ class RecordingTracker:
     def summary(self, values: Mapping[str, object]) -> None:
         self.calls.append(values["test/accuracy"])
 
-    def log_images(self, images: Mapping[str, tuple[Path, str]]) -> None:
-        self.calls += [*images]
+    def log_images(self, images: Mapping[str, object]) -> None:
+        self.calls.append(list(images))
 
     def log_table(self, name: str, columns: list[str], rows: list[list[object]]) -> None:
         self.calls.append((name, rows[0][0]))
@@ -78,15 +79,18 @@ def test_publish_stores_the_report_after_everything_else(folder: RunFolder, monk
 
     monkeypatch.setattr(folder.store, "put", put_and_note)
     tracker = RecordingTracker()
-    publish(folder, HeldLease(), tracker, REPORT_WITH_LOSS, TABLE)  # type: ignore[arg-type]
+    pictures = [Picture(name, name, "", folder.write(f"plots/{name}.png", name)) for name in ("confusion", "filters")]
+    publish(folder, HeldLease(), tracker, REPORT_WITH_LOSS, TABLE, pictures)  # type: ignore[arg-type]
     assert sorted(stored[:-2]) == [
         "metrics.jsonl",
         "model/model.json",
+        "plots/confusion.png",
+        "plots/filters.png",
         "predictions.csv",
         "report.html",
     ]
     assert stored[-2:] == ["report.json", "wandb/run.wandb"]
-    assert tracker.calls == [("test_predictions", "test/0001"), 0.75, ("finish", 0)]
+    assert tracker.calls == [["confusion", "filters"], ("test_predictions", "test/0001"), 0.75, ("finish", 0)]
     assert folder.read_json("report.json") == REPORT_WITH_LOSS
 
 

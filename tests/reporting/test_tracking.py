@@ -108,6 +108,40 @@ def test_table_is_in_the_run_folder_offline(run: Open, tmp_path: Path) -> None:
     assert json.loads(path.read_bytes())["data"] == TABLE[2]
 
 
+@pytest.fixture
+def images(tmp_path: Path) -> dict[str, tuple[Path, str]]:
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (9, 9), "red").save(tmp_path / name)
+    return {"a": (tmp_path / "a.png", "<b>title</b>"), "b": (tmp_path / "b.jpg", "$x$")}
+
+
+def test_images_are_uploaded_as_they_are(run: Open, server: Any, images: dict[str, tuple[Path, str]]) -> None:
+    recorded, _ = server
+    tracker = run("online")
+    tracker.log_images(images)
+    tracker.finish(0)
+    for name, (path, _) in images.items():
+        [sent] = [data for at, data in recorded.files.items() if at.startswith(f"media/images/pictures/{name}_")]
+        assert sent == path.read_bytes()
+    assert recorded.summary["pictures/a"]["caption"] == "<b>title</b>"
+
+
+def test_images_are_in_the_run_folder_offline(run: Open, tmp_path: Path, images: dict[str, tuple[Path, str]]) -> None:
+    tracker = run("offline")
+    tracker.log_images(images)
+    tracker.finish(0)
+    found = [path for path in (tmp_path / "run" / "wandb").rglob("media/images/pictures/*")]
+    assert sorted(path.read_bytes() for path in found) == sorted(path.read_bytes() for path, _ in images.values())
+
+
+def test_missing_image_does_not_fail_the_job(run: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = run("offline")
+    tracker.log_images({"x": (tmp_path / "missing.png", "")})
+    tracker.summary({"test.accuracy": 0.5})
+    tracker.finish(0)
+    assert capsys.readouterr().out.count('"message": "The tracker failed; the job continues without it."') == 1
+
+
 def test_table_that_fails_does_not_fail_the_job(run: Open, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = run("offline")
     tracker.log_table("x", ["id"], [["a", "one value too many"]])
