@@ -159,6 +159,13 @@ def test_many_classes_have_a_short_page() -> None:
     assert len(page) < 3e6
 
 
+def test_exports_are_listed_with_what_their_check_found() -> None:
+    done = {"file": "model.onnx", "sha256": "3" * 64, "bytes": 5_300_000, "max_abs_diff": 2e-5, "accuracy": 0.75}
+    page = words(render_report(REPORT | {"exports": {"onnx": done, "pt2": {"error": "<b>no</b> space"}}}))
+    assert f"model.onnx5.32.0e-050.7500{'3' * 64}" in page
+    assert "pt2failed: <b>no</b> space" in page
+
+
 def test_frozen_head_owes_the_time_of_its_features() -> None:
     settings = {"model": {"strategy": "head", "weights": "DEFAULT"}, "train": {"epochs": 3}}
     reuse = {"views": 2, "epochs": 3, "at": "flatten", "seconds": 68.0}
