@@ -10,6 +10,7 @@ import numpy as np
 from inat_job.evaluation import significance
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.evaluation.significance import PairedCounts
+from inat_job.reporting.reproduction import is_test
 
 CLAIM = 2.0
 """The ratio of the original assignment's claim: fine-tuning doubles the accuracy of training from scratch."""
@@ -35,6 +36,7 @@ _TYPES: Mapping[str, Any] = {
     "data": {"uri": str, "digest": str, "split_digest": str, "n_test": int, "classes": list},
     "settings": {},
     "timing": {"total_s": float, "train_s": float},
+    "checkpoint": {"uri": str},
     "environment": {"device": str, "code_version": str},
 }
 """What a comparison reads of a report of any version."""
@@ -96,7 +98,7 @@ def _base(runs: Sequence[ComparedRun]) -> int:
 def _row(name: str, run: ComparedRun) -> dict[str, Any]:
     report = run.report
     test, cost, val, reuse = report["test"], report.get("cost") or {}, report.get("val"), report.get("reuse") or {}
-    macro_f1 = _number(test.get("macro_f1"))
+    macro_f1, tested = _number(test.get("macro_f1")), is_test(report)
     return {
         "name": name,
         "uri": run.uri,
@@ -106,11 +108,11 @@ def _row(name: str, run: ComparedRun) -> dict[str, Any]:
         **{key: test[key] for key in ("n", "correct", "accuracy", "ci95", "loss")},
         "macro_f1": _mean_f1(test["per_class"]) if macro_f1 is None else macro_f1,
         "val_accuracy": _number(val.get("accuracy")) if isinstance(val, dict) else None,
-        "train_s": report["timing"]["train_s"],
+        "train_s": None if tested else report["timing"]["train_s"],
         "features_s": _number(reuse.get("seconds")),
         "total_s": report["timing"]["total_s"],
-        "device_seconds": _number(cost.get("device_seconds")),
-        "cost": _number(cost.get("total")),
+        "device_seconds": None if tested else _number(cost.get("device_seconds")),
+        "cost": None if tested else _number(cost.get("total")),
         "device": report["environment"]["device"],
         "code_version": report["environment"]["code_version"],
     }

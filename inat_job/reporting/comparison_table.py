@@ -67,6 +67,8 @@ def _ratio(pair: Mapping[str, Any]) -> str:
 
 def _training(row: Mapping[str, Any]) -> str:
     """The time of training; a head that trained on cached features owes theirs too."""
+    if row["train_s"] is None:
+        return "-"
     features = row["features_s"]
     return duration(row["train_s"]) + ("" if features is None else f" + {duration(features)} features")
 

@@ -9,7 +9,7 @@ from inat_job.evaluation.metrics import wilson_interval
 from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.reporting import html
-from inat_job.reporting.reproduction import changed_settings, command_line
+from inat_job.reporting.reproduction import changed_settings, command_line, is_test
 from inat_job.storage.disk import read_json_object
 
 CELLS = "cells"
@@ -51,6 +51,7 @@ def render_report(
             "pictures": {each.name: _shown(each, images) for each in pictures if each.name != CELLS},
             "sheet": sheet,
             "smoothing": report["settings"].get("train", {}).get("label_smoothing"),
+            "tested": is_test(report),
             "stages": _stages(report),
             "changed": changed_settings(report),
             "command": command_line(report, prefix),
@@ -189,7 +190,7 @@ def _stages(report: Report) -> list[dict[str, Any]]:
         "decoding": timing["prepare_s"],
         "features": features,
         "start-up": max(0.0, timing["startup_s"] - before),
-        "training": timing["train_s"],
+        "training": 0.0 if is_test(report) else timing["train_s"],
         "evaluation": timing["test_s"],
         "pictures": timing.get("pictures_s", 0.0),
     }

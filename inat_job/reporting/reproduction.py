@@ -12,6 +12,11 @@ _NOT_REPEATED = ("run.resume", "run.force")
 """Settings that decide about the run that was there, and would delete this one."""
 
 
+def is_test(report: Mapping[str, Any]) -> bool:
+    """Whether this is the report of a test, whose checkpoint is that of another run."""
+    return f"/{report['run_id']}/checkpoints/" not in report["checkpoint"]["uri"]
+
+
 def changed_settings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings that are not the defaults of the part, with both values."""
     own, defaults = (_plain(sections) for sections in (report["settings"], RECIPES[report["part"]]().as_dict()))
@@ -24,13 +29,9 @@ def changed_settings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def command_line(report: Mapping[str, Any], prefix: Sequence[str]) -> str:
-    """The command of a run, for a shell. `prefix` is the words that start this program.
-
-    A report whose checkpoint is another run's is that of a test.
-    """
-    checkpoint = report["checkpoint"]["uri"]
-    if f"/{report['run_id']}/checkpoints/" not in checkpoint:
-        return shlex.join([*prefix, "test", "--checkpoint", checkpoint])
+    """The command of a run, for a shell. `prefix` is the words that start this program."""
+    if is_test(report):
+        return shlex.join([*prefix, "test", "--checkpoint", report["checkpoint"]["uri"]])
     known = options_by_key(RECIPES[report["part"]]())
     words = [*prefix, f"part{report['part']}"]
     for row in changed_settings(report):

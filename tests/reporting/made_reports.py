@@ -40,7 +40,7 @@ REPORT: dict[str, Any] = {
     "throughput": {"train_images_per_s": 1234.5},
     "reuse": None,
     "cost": {"device_seconds": 7200.0, "price_per_hour": 2.5, "total": 5.0},
-    "checkpoint": {"uri": "/runs/r/checkpoints/6.ckpt", "sha256": "2" * 64, "epoch": 1, "step": 6},
+    "checkpoint": {"uri": "/runs/<b>run</b>/checkpoints/6.ckpt", "sha256": "2" * 64, "epoch": 1, "step": 6},
     "history": [{"started_step": 0, "ended_step": 6, "why": "finished"}],
     "tracker": {"mode": "off", "run_id": None, "url": None},
     "environment": {

@@ -131,6 +131,13 @@ def test_settings_that_differ(weak: PredictionTable) -> None:
     ]
 
 
+def test_test_of_a_run_knows_nothing_of_the_cost_of_training(weak: PredictionTable) -> None:
+    tested = compared(weak, run_id="t", checkpoint={**REPORT["checkpoint"], "uri": "/runs/r/checkpoints/6.ckpt"})
+    rows = compare([compared(weak), tested])["runs"]
+    assert [(row["train_s"], row["device_seconds"], row["cost"]) for row in rows] == [(90, 7200, 5), (None,) * 3]
+    assert comparison_lines(compare([compared(weak), tested]))[2].split()[-3:] == ["-"] * 3
+
+
 def test_frozen_head_owes_the_time_of_its_features(weak: PredictionTable) -> None:
     reuse = {"views": 1, "epochs": 1, "at": "x", "seconds": 68.0}
     lines = comparison_lines(compare([compared(weak), compared(weak, "b", "b", reuse=reuse)]))

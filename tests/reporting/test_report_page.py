@@ -159,6 +159,15 @@ def test_many_classes_have_a_short_page() -> None:
     assert len(page) < 3e6
 
 
+def test_page_of_a_test_says_nothing_of_the_speed_of_training() -> None:
+    checkpoint = REPORT["checkpoint"] | {"uri": "/runs/other/checkpoints/6.ckpt"}
+    page = words(render_report(REPORT | {"run_id": "test-r", "checkpoint": checkpoint}, prefix=["job"]))
+    assert "job test --checkpoint /runs/other/checkpoints/6.ckpt" in page
+    assert "images a second" not in page
+    assert "training 1:30" not in page
+    assert "says nothing of the time of training" in page
+
+
 def test_exports_are_listed_with_what_their_check_found() -> None:
     done = {"file": "model.onnx", "sha256": "3" * 64, "bytes": 5_300_000, "max_abs_diff": 2e-5, "accuracy": 0.75}
     page = words(render_report(REPORT | {"exports": {"onnx": done, "pt2": {"error": "<b>no</b> space"}}}))
