@@ -128,7 +128,8 @@ class _Pen:
         self._figure = figure
         width, self._height = (round(side * _DPI) for side in figure.get_size_inches())
         self._pixels = np.full((self._height, width, 3), 255, dtype=np.uint8)
-        self._renderer: Any = figure.canvas.get_renderer()
+        canvas: Any = figure.canvas
+        self._renderer = canvas.get_renderer()
 
     def tile(self, x: int, y: int, tile: Tile, width: int) -> None:
         h, w = tile.image.shape[:2]
@@ -174,13 +175,15 @@ def mosaic(images: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarr
     padded = [*images, *[white] * (-len(images) % columns)]
     rows = [row_of(padded[start : start + columns], gap) for start in range(0, len(padded), columns)]
     space = np.full((gap, rows[0].shape[1], 3), 255, dtype=np.uint8)
-    return np.concatenate([part for row in rows for part in (row, space)][:-1])
+    whole: np.ndarray = np.concatenate([part for row in rows for part in (row, space)][:-1])
+    return whole
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
     """An image (h, w, ...) scaled to (side, side, ...) by its nearest pixels."""
     rows, columns = (np.arange(side) * length // side for length in image.shape[:2])
-    return image[rows][:, columns]
+    scaled: np.ndarray = image[rows][:, columns]
+    return scaled
 
 
 def in_colours(values: np.ndarray, name: str = "viridis") -> np.ndarray:
