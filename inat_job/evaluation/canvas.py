@@ -20,8 +20,8 @@ WIDTH = 800
 """Pixels of a figure's width."""
 
 # The palette of Okabe and Ito, Color Universal Design, 2008.
-BLACK, GREY, ORANGE, SKY, GREEN = "#000000", "#595959", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+BLACK, ORANGE, GREEN, BLUE, VERMILLION = "#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00"
+GREY = "#595959"
 
 _DPI = 100
 _MARGIN, _GAP, _LINE = 12, 8, 17
@@ -56,7 +56,7 @@ def plain(text: str, most: int = 40) -> str:
     return kept if len(kept) <= most else f"{kept[: most - 1]}…"
 
 
-def file_name(name: str, most: int = 40) -> str:
+def file_name(name: str, most: int = 16) -> str:
     """The end of an image's id, as `plain` text."""
     kept = plain(name, len(name) + 1)
     return kept if len(kept) <= most else f"…{kept[1 - most :]}"
