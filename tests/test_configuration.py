@@ -19,9 +19,9 @@ from inat_job.settings import RUN_ID, public_uri
 FLAGS = set(
     "--data --cache-dir --image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
     "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
-    "--lease-seconds --price-per-hour --pictures --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
+    "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
     "--label-smoothing --augment --crop-scale --rotation --colour --early-stop --seed --accelerator --precision "
-    "--devices --num-nodes --sync-batch-norm --preflight --compile --deterministic --wandb "
+    "--pictures --devices --num-nodes --sync-batch-norm --preflight --compile --deterministic --wandb "
     "--wandb-project --wandb-entity".split()
 )
 FLAGS_A = set(

@@ -30,7 +30,7 @@ BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
 LOG = {"--log-format", "--quiet", "--verbose"}
-HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm"}
+HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm", "matplotlib"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -75,7 +75,7 @@ def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> No
     assert offered(job, "status") == always | {"--output", "--anonymous", "--requester-pays", "--watch"}
     testing = set(
         "--output --run-id --lease-seconds --price-per-hour --batch-size --accelerator --precision --deterministic "
-        "--resident-share --eval-crop --sse-kms-key-id --pictures --no-pictures".split()
+        "--resident-share --eval-crop --sse-kms-key-id --pictures".split()
     )
     tracker = {"--wandb", "--wandb-project", "--wandb-entity"}
     assert offered(job, "test") == always | data | testing | tracker | {"--checkpoint", "--tta"}
@@ -107,7 +107,7 @@ def test_help_groups_options(job: Callable[..., Ended]) -> None:
 def test_help_shows_type_default_and_range(job: Callable[..., Ended], command: str) -> None:
     """Every option says something, ends in a full stop, and is cut off nowhere."""
     shown = job(command, "--help").stdout
-    assert "..." not in shown.replace("COMMAND...", "").replace("#sha256=...", "")
+    assert "..." not in shown.replace("COMMAND...", "").replace("RUN...", "").replace("#sha256=...", "")
     for param in cli.commands[command].params:
         if isinstance(param, click.Option):
             assert re.search(r"\.(  \[.+\])?$", param.help or ""), param.name

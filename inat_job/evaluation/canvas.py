@@ -20,8 +20,8 @@ WIDTH = 800
 """Pixels of a figure's width."""
 
 # The palette of Okabe and Ito, Color Universal Design, 2008.
-BLACK, GREY, ORANGE, SKY, GREEN = "#000000", "#595959", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+BLACK, ORANGE, GREEN, BLUE, VERMILLION = "#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00"
+GREY = "#595959"
 
 _DPI = 100
 _MARGIN, _GAP, _LINE = 12, 8, 17
@@ -56,7 +56,7 @@ def plain(text: str, most: int = 40) -> str:
     return kept if len(kept) <= most else f"{kept[: most - 1]}…"
 
 
-def file_name(name: str, most: int = 40) -> str:
+def file_name(name: str, most: int = 16) -> str:
     """The end of an image's id, as `plain` text."""
     kept = plain(name, len(name) + 1)
     return kept if len(kept) <= most else f"…{kept[1 - most :]}"
@@ -128,7 +128,8 @@ class _Pen:
         self._figure = figure
         width, self._height = (round(side * _DPI) for side in figure.get_size_inches())
         self._pixels = np.full((self._height, width, 3), 255, dtype=np.uint8)
-        self._renderer: Any = figure.canvas.get_renderer()
+        canvas: Any = figure.canvas
+        self._renderer = canvas.get_renderer()
 
     def tile(self, x: int, y: int, tile: Tile, width: int) -> None:
         h, w = tile.image.shape[:2]
@@ -174,13 +175,15 @@ def mosaic(images: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarr
     padded = [*images, *[white] * (-len(images) % columns)]
     rows = [row_of(padded[start : start + columns], gap) for start in range(0, len(padded), columns)]
     space = np.full((gap, rows[0].shape[1], 3), 255, dtype=np.uint8)
-    return np.concatenate([part for row in rows for part in (row, space)][:-1])
+    whole: np.ndarray = np.concatenate([part for row in rows for part in (row, space)][:-1])
+    return whole
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
     """An image (h, w, ...) scaled to (side, side, ...) by its nearest pixels."""
     rows, columns = (np.arange(side) * length // side for length in image.shape[:2])
-    return image[rows][:, columns]
+    scaled: np.ndarray = image[rows][:, columns]
+    return scaled
 
 
 def in_colours(values: np.ndarray, name: str = "viridis") -> np.ndarray:

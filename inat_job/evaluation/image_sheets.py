@@ -34,7 +34,7 @@ from inat_job.evaluation.dataset_issues import LabelIssue, NearDuplicate
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.models.five_block import FiveBlockNet
 
-_SIDE = 112
+_SIDE = 104
 """Pixels of an image's side on a sheet."""
 
 CELL_SIDE, CELL_IMAGES, _CELL_COLUMNS = 64, 256, 16
@@ -95,7 +95,7 @@ def _verdict(table: PredictionTable, at: int) -> tuple[str, ...]:
         f"predicted: {plain(table.classes[predicted])}",
         f"p(predicted) {p[predicted]:.3f}",
         *([] if label == predicted else [f"p(true) {p[label]:.3f}"]),
-        file_name(table.ids[at], 24),
+        file_name(table.ids[at]),
     )
 
 
@@ -112,7 +112,7 @@ def label_issues(
             f"likely: {plain(table.classes[issue.likely])}",
             f"p(label) {p[label]:.3f}",
             f"p(likely) {p[issue.likely]:.3f}",
-            file_name(table.ids[issue.at], 24),
+            file_name(table.ids[issue.at]),
         )
         tiles.append(Tile(image, lines))
     save_sheet(tiles, file, columns=3)
@@ -131,7 +131,7 @@ def near_duplicates(
     for at, pair in enumerate(pairs):
         lines = [f"{pair.bits} of 256 bits differ"]
         for row in (pair.row, pair.other):
-            lines += [f"{split_of[row]}: {plain(index.classes[index.labels[row]])}", file_name(index.ids[row], 24)]
+            lines += [f"{split_of[row]}: {plain(index.classes[index.labels[row]])}", file_name(index.ids[row])]
         tiles.append(Tile(row_of(shown[2 * at : 2 * at + 2]), tuple(lines)))
     save_sheet(tiles, file, columns=2)
 
@@ -231,7 +231,7 @@ def guided_backpropagation(
             f"channel {channel}",
             f"row {y}, column {x}",
             f"activation {float(maps[at, channel, y, x]):.3g}",
-            file_name(images.ids[rows[at]], 20),
+            file_name(images.ids[rows[at]]),
         )
         tiles.append(Tile(row_of([image, shown]), lines))
     save_sheet(tiles, file, columns=2)

@@ -59,18 +59,9 @@ def guided_gradients(network: nn.Module, pixels: Tensor, layer: nn.Module, neuro
     Activations are those that are modules (`ACTIVATIONS`).
     """
     found: list[Tensor] = []
-    hooks: dict[nn.Module, Hook] = {
-        module: _guide for module in network.modules() if isinstance(module, ACTIVATIONS) and module is not layer
-    }
-    # An activation that is itself the layer is guided too, before its output is kept.
-    guided = isinstance(layer, ACTIVATIONS)
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        kept: Tensor = _guide(module, inputs, output) if guided else output
-        found.append(kept)
-        return kept
-
-    with _observed(network, {**hooks, layer: keep}), torch.enable_grad():
+    hooks: dict[nn.Module, Hook] = {each: _guide for each in network.modules() if isinstance(each, ACTIVATIONS)}
+    hooks[layer] = lambda module, inputs, output: found.append(output)
+    with _observed(network, hooks), torch.enable_grad():
         shown = _on_device(network, pixels).detach().requires_grad_()
         network.forward(shown)
         channel, row, column = neurons.to(shown.device).unbind(1)

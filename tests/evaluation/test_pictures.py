@@ -15,11 +15,13 @@ from PIL import Image
 from inat_job.data.cache_index import Cache, load_trusted
 from inat_job.errors import Preempted
 from inat_job.evaluation import pictures
-from inat_job.evaluation.image_sheets import CELL_IMAGES, CELL_SIDE, EvaluationImages, _excited
+from inat_job.evaluation.image_sheets import CELL_IMAGES, CELL_SIDE, EvaluationImages, _excited, _of_cells
 from inat_job.evaluation.pictures import INDEX, PictureInputs, draw
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.models.backbones import build_backbone
 from inat_job.models.five_block import FiveBlockSpec, build_five_block
+from inat_job.models.preprocess import Preprocess
+from tests.evaluation.made_predictions import drawn_table
 from tests.evaluation.test_canvas import HOSTILE
 from tests.harness.job_runs import Make, report_of, run, settings_in
 from tests.harness.made_images import encoded, tree, write_zip
@@ -93,9 +95,9 @@ def test_no_pictures_draws_none_and_changes_neither_run_id_nor_result(settings: 
 Inputs = Callable[..., PictureInputs]
 
 
-@pytest.fixture
-def cache(archive: Path, tmp_path: Path) -> Cache:
-    made = settings_in(tmp_path / "prepared", archive, run__pictures="false", train__epochs="1")
+@pytest.fixture(scope="module")
+def cache(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    made = settings_in(tmp_path_factory.mktemp("prepared"), archive, train__epochs="1")
     run(made)
     [index] = Path(made.data.cache_dir).rglob("index.json")
     found = load_trusted(index.parent)
@@ -173,11 +175,8 @@ def test_other_seed_chooses_other_images(inputs: Inputs, tmp_path: Path) -> None
     for seed in (0, 1):
         (tmp_path / str(seed)).mkdir()
         draw(dataclasses.replace(made, seed=seed), tmp_path / str(seed))
-    same = {
-        path.name
-        for path in (tmp_path / "0").iterdir()
-        if path.read_bytes() == (tmp_path / "1" / path.name).read_bytes()
-    }
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in "01")
+    same = {name for name, data in first.items() if second.get(name) == data}
     assert {"confusion.png", "cells.jpg"} <= same
     assert not {"predictions.jpg", "feature-maps.png", "guided-backpropagation.jpg"} & same
 
@@ -203,9 +202,6 @@ def test_cells_show_what_their_index_says(inputs: Inputs, tmp_path: Path) -> Non
 
 
 def test_cells_of_many_classes_stay_small() -> None:
-    from inat_job.evaluation.image_sheets import _of_cells
-    from tests.evaluation.made_predictions import drawn_table
-
     table = drawn_table(0, 5000, 10)
     chosen = _of_cells(table)[:CELL_IMAGES]
     cells = {(int(table.labels[at]), int(table.predicted[at])) for at in chosen}
@@ -216,7 +212,7 @@ def test_cells_of_many_classes_stay_small() -> None:
 def test_network_that_grad_cam_cannot_explain_is_a_warning(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 32), torch.nn.Flatten(), torch.nn.Linear(2, 3))
+    network = torch.nn.Sequential(Preprocess(), torch.nn.Conv2d(3, 2, 32), torch.nn.Flatten(), torch.nn.Linear(2, 3))
     found = draw(inputs(network=network), tmp_path)
     assert "grad-cam" not in {each.name for each in found}
     assert "no layer's maps have more than one pixel" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from inat_job.errors import NoPermissionError, UsageError
 from inat_job.host.environment import wandb_mode
@@ -130,7 +131,7 @@ def test_images_are_in_the_run_folder_offline(run: Open, tmp_path: Path, images:
     tracker = run("offline")
     tracker.log_images(images)
     tracker.finish(0)
-    found = [path for path in (tmp_path / "run" / "wandb").rglob("media/images/pictures/*")]
+    found = list((tmp_path / "run" / "wandb").rglob("media/images/pictures/*"))
     assert sorted(path.read_bytes() for path in found) == sorted(path.read_bytes() for path, _ in images.values())
 
 
