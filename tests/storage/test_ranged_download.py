@@ -129,7 +129,8 @@ def test_sigkill_loses_at_most_two_blocks_per_thread(
     assert site.sent == 40 * 2**20 - already
 
 
-def test_resume_after_failed_download(site: Site, tmp_path: Path) -> None:
+def test_resume_after_failed_download(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.1)  # long enough for the four answers to be read
     site.faults = [""] * 4 + ["503"] * 1000
     with pytest.raises(TransientError, match="HTTP 503"):
         _get(site, tmp_path / "x")
