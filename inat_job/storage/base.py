@@ -29,7 +29,8 @@ class DamagedFileError(BadDataError):
 class StorageOptions:
     """How stores are reached. `threads` is per transfer; `retries` counts beyond the first attempt of each request.
 
-    With waits that grow to 20 s, the default retries outlast a minute of complete silence.
+    With waits that grow to 20 s, the default retries outlast a minute of complete silence. `flag` is the option that
+    gives the address, for messages.
     """
 
     sse_kms_key_id: str | None = None
@@ -37,6 +38,7 @@ class StorageOptions:
     anonymous: bool = False
     threads: int = 8
     retries: int = 14
+    flag: str = "--data"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Unpack
+from typing import TypeVar, Unpack
 from urllib.parse import quote, urljoin, urlsplit
 
 from urllib3 import BaseHTTPResponse
-from urllib3.exceptions import HTTPError, LocationValueError, ProxyError
+from urllib3.exceptions import HTTPError, LocationValueError, NameResolutionError, ProxyError
 
 from inat_job.address import basic_login, host_of
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed
@@ -30,6 +30,7 @@ from inat_job.storage.web_connections import WebConnections
 
 _MOST_REDIRECTS = 10
 _SHORT_BODY = 64 * 1024
+R = TypeVar("R")
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
 _CHANGED = frozenset({412, 416})
 _SAFE = "%/:?=&+,;@!$'()*~#[]"
@@ -59,7 +60,7 @@ class HttpsStore:
             return None
 
     def read(self, key: str) -> bytes:
-        return with_retries(lambda: verified(lambda: self._read(key), self._name(key)), self._options.retries)
+        return self._retry(lambda: verified(lambda: self._read(key), self._name(key)))
 
     def _read(self, key: str) -> tuple[bytes, Checksum | None]:
         with _open_body(self._open(key, {})) as answer:
@@ -68,7 +69,7 @@ class HttpsStore:
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         if not self._probe(entry.key)[1]:
             return None
-        return with_retries(lambda: b"".join(self._blocks(entry, start, end)), self._options.retries)
+        return self._retry(lambda: b"".join(self._blocks(entry, start, end)))
 
     def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
         source = RangeSource(self._name(key), lambda: self._probe(key), self._blocks)
@@ -93,10 +94,14 @@ class HttpsStore:
 
         Requests one byte: some servers and signed URLs refuse a HEAD, and some announce ranges that they do not serve.
         """
-        with _open_body(self._open(key, {"Range": "bytes=0-0"}, may_be_empty=True)) as answer:
-            size, version = _size(answer), _version(answer)
-            ranged = answer.status == 206 and size != UNKNOWN_SIZE and version != ""
-            return Entry(key, size, version), ranged, stated_checksum(_headers(answer))
+
+        def attempt() -> tuple[Entry, bool, Checksum | None]:
+            with _open_body(self._open(key, {"Range": "bytes=0-0"}, may_be_empty=True)) as answer:
+                size, version = _size(answer), _version(answer)
+                ranged = answer.status == 206 and size != UNKNOWN_SIZE and version != ""
+                return Entry(key, size, version), ranged, stated_checksum(_headers(answer))
+
+        return self._retry(attempt)
 
     def _blocks(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
         """Blocks of the object, or of a range of a known version.
@@ -119,25 +124,21 @@ class HttpsStore:
             while block := answer.read(BLOCK_SIZE):
                 yield block
         except (OSError, HTTPError) as error:
-            raise RetryableError(
-                f"{name} broke off ({type(error).__name__}) despite retries: try again later."
-            ) from error
+            raise RetryableError(f"{name} broke off ({type(error).__name__})") from error
         if left := answer.length_remaining:  # None if the server does not report it
-            raise RetryableError(f"{name} ended {left} bytes early despite retries: try again later.")
+            raise RetryableError(f"{name} ended {left} bytes early")
 
     def _open(self, key: str, headers: dict[str, str], *, may_be_empty: bool = False) -> BaseHTTPResponse:
-        address = self.address(key)
+        answer = self._follow(self.address(key), headers)
+        if 200 <= answer.status < 300:
+            return answer
+        _finish(answer)
+        if may_be_empty and answer.status == 416:  # an empty object has no first byte
+            return self._open(key, {})
+        raise self._refused(answer, key, conditional=bool(headers) and not may_be_empty)
 
-        def attempt() -> BaseHTTPResponse:
-            answer = self._follow(address, headers)
-            if 200 <= answer.status < 300:
-                return answer
-            _finish(answer)
-            if may_be_empty and answer.status == 416:  # an empty object has no first byte
-                return self._open(key, {})
-            raise self._refused(answer, key, conditional=bool(headers) and not may_be_empty)
-
-        return with_retries(attempt, self._options.retries)
+    def _retry(self, request: Callable[[], R]) -> R:
+        return with_retries(request, self._options.retries, self.uri)
 
     def _follow(self, address: str, headers: dict[str, str]) -> BaseHTTPResponse:
         """The answer at the end of all redirects; the login goes to its own host only."""
@@ -147,7 +148,7 @@ class HttpsStore:
             try:
                 answer = self._connections.get(address, {**headers, **login})
             except (OSError, HTTPError) as error:
-                raise _unreachable(error, name, address) from None
+                raise self._unreachable(error, name, address) from None
             target = answer.get_redirect_location()
             if not target:
                 return answer
@@ -164,9 +165,28 @@ class HttpsStore:
         if conditional and code in _CHANGED:
             return PreconditionFailed(f"{name} changed (HTTP {code}).")
         if code in _RETRYABLE:
-            message = f"{name} was not served (HTTP {code}) despite retries: try again later."
-            return RetryableError(message, _seconds(answer.headers.get("Retry-After")))
+            return RetryableError(
+                f"{name} was not served (HTTP {code})", wait_s=_seconds(answer.headers.get("Retry-After"))
+            )
         return ConflictError(f"{name} was refused (HTTP {code}): check the address.")
+
+    def _unreachable(self, error: Exception, name: str, address: str) -> Exception:
+        """The job's exception for a request to `address` that got no answer."""
+        cause = error.original_error if isinstance(error, ProxyError) else error
+        if isinstance(cause, HTTPError) and cause.args and isinstance(cause.args[0], ssl.SSLError):
+            cause = cause.args[0]
+        host = f"The proxy for {host_of(address)}" if isinstance(error, ProxyError) else host_of(address)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = cause.verify_message
+            return ConflictError(f"The certificate of {host} is not trusted ({reason}): set SSL_CERT_FILE.")
+        if isinstance(cause, LocationValueError):
+            return ConflictError(f"{name} is not a valid address: check it.")
+        if isinstance(cause, NameResolutionError):
+            checked = "https_proxy" if cause is not error else self._options.flag
+            what = f"The name of the host {host} can't be resolved for {name}"
+            return RetryableError(what, f"check {checked} and the network", is_unresolved=True)
+        what = f"{host} can't be reached for {name} ({type(cause).__name__})"
+        return RetryableError(what, "check the network, or try again later")
 
     def _name(self, key: str) -> str:
         return without_secrets(f"{self.uri}/{key}")
@@ -193,23 +213,6 @@ def _finish(answer: BaseHTTPResponse) -> None:
         if (answer.length_remaining or 0) <= _SHORT_BODY:
             answer.read(_SHORT_BODY)
     answer.close()
-
-
-def _unreachable(error: Exception, name: str, address: str) -> Exception:
-    """The job's exception for a request to `address` that got no answer."""
-    proxy = isinstance(error, ProxyError)
-    cause = error.original_error if isinstance(error, ProxyError) else error
-    if isinstance(cause, HTTPError) and cause.args and isinstance(cause.args[0], ssl.SSLError):
-        cause = cause.args[0]
-    host = f"The proxy for {host_of(address)}" if proxy else host_of(address)
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return ConflictError(f"The certificate of {host} is not trusted ({cause.verify_message}): set SSL_CERT_FILE.")
-    if isinstance(cause, LocationValueError):
-        return ConflictError(f"{name} is not a valid address: check it.")
-    return RetryableError(
-        f"{host} can't be reached for {name} ({type(cause).__name__}) despite retries: "
-        "check the network, or try again later."
-    )
 
 
 def _redirected(address: str, target: str) -> str:
@@ -242,7 +245,7 @@ def _require_length(name: str, answer: BaseHTTPResponse, span: tuple[int, int, i
     if answer.length_remaining is None:
         return
     if span and answer.length_remaining != span[1] - span[0]:
-        raise RetryableError(f"{name}: {answer.length_remaining} bytes came for {span[1] - span[0]}: try again later.")
+        raise RetryableError(f"{name}: {answer.length_remaining} bytes came for {span[1] - span[0]}")
     if not span and (answer.status != 200 or size not in (UNKNOWN_SIZE, answer.length_remaining)):
         raise PreconditionFailed(f"{name} changed its size.")
 
