@@ -148,7 +148,10 @@ class _Download:
 
     def _reread(self, start: int, end: int) -> bytes:
         read = lambda: b"".join(self.source.blocks(self.entry, start, end))  # noqa: E731
-        return with_retries(read, self.options.retries, self.source.name, self.stop)
+        retries, name = self.options.retries, self.source.name
+        return run_in_thread(
+            lambda halt: with_retries(read, retries, name, halt), lambda: check(self.stop, f"downloading {name}")
+        )
 
     def _chunk(self, writer: JournalWriter, index: int, halt: Stop) -> None:
         """Download the missing bytes of one chunk; a broken body is continued where it broke."""

@@ -1,16 +1,18 @@
 """How `--data` is resolved and named."""
 
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
 
 from inat_job.data.cache_index import Cache
-from inat_job.errors import BadDataError, UsageError
+from inat_job.errors import BadDataError, Preempted, UsageError
 from inat_job.ingest import build_cache, data_source
 from inat_job.signals import never
 from inat_job.storage import StorageOptions, open_store
 from tests.harness.made_images import tree, write_folder, write_zip
+from tests.harness.raw_answers import encode_answer, raw_server
 
 
 def prepared(uri: object, cache_dir: Path, size: int = 32) -> Cache:
@@ -104,3 +106,28 @@ def test_mistaken_hash_is_refused(mark: str) -> None:
     for uri in ("s3://bucket/x.zip", "x.zip", "https://host/x.zip"):
         with pytest.raises(UsageError, match="64 hexadecimal"):
             data_source.parse_uri(uri + mark)
+
+
+def test_stop_ends_the_reading_of_loose_files_from_a_silent_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = "".join(f"<Contents><Key>set/{key}</Key><Size>9</Size></Contents>" for key in tree(root=""))
+    asked, end, ended = threading.Event(), threading.Event(), list[str]()
+
+    def answer(method: str, path: str) -> bytes:
+        if "list-type" in path:
+            return encode_answer(body=f"<ListBucketResult>{listed}</ListBucketResult>".encode())
+        asked.set()
+        end.wait(15)
+        ended.append(path)
+        return b""
+
+    for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with raw_server(answer) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        source = data_source.find("s3://bucket/set", tmp_path, StorageOptions(), asked.is_set)
+        with pytest.raises(Preempted):
+            build_cache.prepare(source, tmp_path, 32, 0.01, asked.is_set)
+        assert not ended, "it waited for the store"
+        end.set()
