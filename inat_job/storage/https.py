@@ -3,7 +3,7 @@
 import re
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar, Unpack
@@ -30,6 +30,8 @@ from inat_job.storage.web_connections import WebConnections
 
 _MOST_REDIRECTS = 10
 _SHORT_BODY = 64 * 1024
+_FIRST_BYTES = 4096
+"""Bytes that are read of a server without ranges for a look at an object."""
 R = TypeVar("R")
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
 _CHANGED = frozenset({412, 416})
@@ -68,8 +70,13 @@ class HttpsStore:
 
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         if not self._probe(entry.key)[1]:
-            return None
+            return None if start or end > _FIRST_BYTES else self._retry(lambda: self._first_bytes(entry, end))
         return self._retry(lambda: b"".join(self._blocks(entry, start, end)))
+
+    def _first_bytes(self, entry: Entry, end: int) -> bytes:
+        """The start of an object from a server without ranges."""
+        with closing(self._open(entry.key, {})) as answer:
+            return next(self._body(answer, self._name(entry.key)), b"")[:end]
 
     def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
         source = RangeSource(self._name(key), lambda: self._probe(key), self._blocks)
@@ -86,7 +93,8 @@ class HttpsStore:
 
     def address(self, key: str) -> str:
         """The web address of the object, without a login."""
-        checked_key(re.split(r"[?#]", key, maxsplit=1)[0], self.uri)
+        if path := re.split(r"[?#]", key, maxsplit=1)[0]:
+            checked_key(path, self.uri)
         return quote(f"{self.uri}/{key}", safe=_SAFE)
 
     def _probe(self, key: str) -> tuple[Entry, bool, Checksum | None]:
