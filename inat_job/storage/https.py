@@ -231,7 +231,7 @@ def _redirected(address: str, target: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        source, shown = without_secrets(address), without_secrets(target)
+        source, shown = without_secrets(address), without_secrets(target)[:200]
         raise ConflictError(f"{source} redirects to {shown!r}, which is not https: check the address.")
     return found
 

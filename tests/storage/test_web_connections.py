@@ -3,7 +3,6 @@
 import hashlib
 import http.server
 import os
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -16,9 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from inat_job.errors import ConflictError, Preempted, TransientError
+from inat_job.errors import ConflictError, TransientError
 from inat_job.storage import StorageOptions, open_store, partial_download, retry
-from inat_job.storage.interruptible import interruptible
 from inat_job.storage.partial_download import ChunkPlan
 from tests.harness.web_sites import serve
 
@@ -186,39 +184,6 @@ def test_bundle_without_certificates_is_named(
     monkeypatch.setenv(name, str(path))
     with pytest.raises(ConflictError, match=rf"{name} is {path}, which holds no certificates"):
         open_store("https://127.0.0.1:9").read("x.zip")
-
-
-@pytest.fixture(params=["connect", "handshake", "answer"])
-def silent_address(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server that is silent from one phase on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(0)
-        address = listening.getsockname()
-        queued = [socket.socket() for _ in range(3 if request.param == "connect" else 0)]
-        for each in queued:  # a full queue answers no SYN
-            each.setblocking(False)
-            each.connect_ex(address)
-        scheme = "http" if request.param == "answer" else "https"
-        yield f"{scheme}://127.0.0.1:{address[1]}"
-        for each in queued:
-            each.close()
-
-
-@pytest.mark.parametrize("verb", ["stat", "read", "get"])
-def test_stop_ends_a_request_in_every_phase(silent_address: str, verb: str, tmp_path: Path) -> None:
-    """The flag is read at each poll, which comes ten times a second; the request itself would take 10 s or longer."""
-    polls = 0
-
-    def stop() -> bool:
-        nonlocal polls
-        polls += 1
-        return polls > 5
-
-    store = interruptible(open_store(silent_address, StorageOptions(retries=0)), stop)
-    with pytest.raises(Preempted):
-        store.get("x.zip", tmp_path / "x") if verb == "get" else getattr(store, verb)("x.zip")
-    assert polls == 6
 
 
 def test_proxy_that_refuses_is_named(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,8 @@ class S3Store:
         base = f"{self.root}/" if self.root else ""
         with self._translated(base, writing=True):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=base)
-            for each in [each for page in pages for each in page.get("Uploads", [])]:
+            found = [each for page in _finite(pages, self._host, self.uri, "Uploads") for each in page]
+            for each in found:
                 full = str(each["Key"])
                 if full.startswith(base) and selected(full[len(base) :]):
                     multipart_upload.abort(self._client, self.bucket, full, str(each["UploadId"]))
@@ -282,18 +283,24 @@ class S3Store:
             raise s3_errors.translate(error, where, s3_errors.Meaning.BAD_ANSWER) from error
 
 
-def _finite(pages: Iterable[dict[str, Any]], host: str, uri: str) -> Iterator[list[dict[str, Any]]]:
-    """The objects of each page. Raises RetryableError for a listing that repeats itself, BadDataError for too many."""
-    starts: set[str] = set()
+def _finite(
+    pages: Iterable[dict[str, Any]], host: str, uri: str, field: str = "Contents"
+) -> Iterator[list[dict[str, Any]]]:
+    """The objects, or uploads, of each page.
+
+    Raises RetryableError for a listing that repeats itself, BadDataError for too many.
+    """
+    starts: set[tuple[str, str]] = set()
     empty = total = 0
     for page in pages:
-        found = page.get("Contents", [])
+        found = page.get(field, [])
         empty, total = (0 if found else empty + 1), total + len(found)
         if total > MOST_OBJECTS:
             raise BadDataError(f"{uri} has more than {MOST_OBJECTS:,} objects: give the prefix of a data set.")
-        if empty > MOST_EMPTY_PAGES or (found and found[0]["Key"] in starts):
+        first = [(str(each["Key"]), str(each.get("UploadId"))) for each in found[:1]]
+        if empty > MOST_EMPTY_PAGES or not starts.isdisjoint(first):
             raise RetryableError(f"{host} repeats itself in the listing of {uri}")
-        starts.update(each["Key"] for each in found[:1])
+        starts.update(first)
         yield found
 
 
