@@ -1,7 +1,8 @@
 """The parts of an address in which a login may be: the only place that knows where a login ends."""
 
+import base64
 import re
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 _START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HOST = re.compile(r"[^:\[\]]*(:[0-9]*)?|\[[^\]]*\](:[0-9]*)?")
@@ -40,3 +41,12 @@ def without_login(address: str) -> str:
     """The address without its login, which can be secret."""
     start, _, rest = split_login(address)
     return start + rest
+
+
+def basic_login(uri: str) -> str | None:
+    """The header for the login in an address, None without one."""
+    parts = urlsplit(uri)
+    if parts.username is None:
+        return None
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()

@@ -38,6 +38,7 @@ S3 = {f"storage/s3/{name}.py" for name in ("s3_store", "account", "s3_errors", "
 DOORS = {
     "boto3": {*S3, "platforms/aws/client.py"},
     "botocore": {*S3, "platforms/aws/client.py", "platforms/aws/request_models.py"},
+    "urllib3": {"storage/https.py", "storage/web_connections.py"},
     "wandb": {"reporting/tracking.py"},
     "click": {"command_line.py"},
     "tqdm": {"console.py"},
@@ -119,8 +120,9 @@ def test_only_named_modules_read_the_environment() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix() for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    readers = "host/memory host/environment host/nvidia host/cpu telemetry/redact telemetry/liveness platforms/detect"
-    readers += " platforms/submission platforms/aws/client platforms/aws/spot distributed/ranks run/termination_message"
+    readers = "storage/web_connections host/memory host/environment host/nvidia host/cpu telemetry/redact"
+    readers += " telemetry/liveness platforms/detect platforms/submission platforms/aws/client platforms/aws/spot"
+    readers += " distributed/ranks run/termination_message"
     assert users <= {"configuration.py", *(f"{name}.py" for name in readers.split())}
 
 

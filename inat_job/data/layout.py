@@ -99,7 +99,7 @@ def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, lis
     """Every way to read the names, by root: a folder above or below the split's may be called train too."""
     roots: dict[str, list[_Member]] = defaultdict(list)
     for name in names:
-        parts = name.split("/")
+        parts = [part for part in name.split("/") if part]  # keys of a bucket may have empty components
         for at, part in enumerate(parts[:-2]):
             if spelled(part) in _SPLIT_NAMES:
                 roots["/".join(parts[:at])].append(

@@ -1,17 +1,27 @@
-"""Reads image files in place, from a zip or tar, a folder or a prefix; nothing is unpacked to disk."""
+"""Reads image files in place, from a zip or tar, a folder or a prefix; nothing is unpacked to disk.
 
-from collections.abc import Collection, Iterator, Mapping
+An archive's kind is that of its name or, where the name has no suffix, that of its first bytes.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from inat_job.errors import BadDataError
 from inat_job.ingest.container import Container, Load, archive_errors, check_size
 from inat_job.ingest.decode import Rejected
-from inat_job.ingest.tar_file import TarArchive
+from inat_job.ingest.tar_file import TarArchive, is_tar
 from inat_job.ingest.zip_file import ZipArchive
 from inat_job.storage import Store
 from inat_job.storage.partial_download import IncompleteDownloadError, PartialDownload
 
-__all__ = ["Container", "Load", "LooseFiles", "is_archive", "is_zip", "open_archive", "open_incoming"]
+__all__ = ["Container", "Load", "LooseFiles", "is_archive", "is_zip", "open_archive", "open_incoming", "refuse_page"]
+
+HEAD_BYTES = 512
+"""First bytes of an archive that tell its kind: a tar's first header."""
+
+_OTHER_KINDS = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
@@ -21,15 +31,41 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def is_zip(path: Path) -> bool:
-    """Whether an archive's file name is that of a zip."""
-    return path.name.lower().endswith(".zip")
+def is_zip(name: str, start: Callable[[], bytes], shown: str) -> bool:
+    """Whether an archive is a zip, by its name or else by its `start`, the first HEAD_BYTES.
+
+    Raises BadDataError for a start that is neither a zip's nor a tar's.
+    """
+    if is_archive(name):
+        return name.lower().endswith(".zip")
+    head = start()
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return True
+    if not is_tar(head):
+        refuse_page(head, shown)
+        kind = next((f"a {kind} file" for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), "no archive")
+        raise BadDataError(f"{shown} is {kind} by its content: use an archive of the kind {', '.join(SUFFIXES)}.")
+    return False
 
 
-def open_archive(path: Path) -> ZipArchive | TarArchive:
-    """The archive at `path`. Raises BadDataError if it is damaged."""
+def refuse_page(head: bytes, shown: str) -> None:
+    """Raise BadDataError for the first bytes of an HTML page."""
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body|script)\b", head, re.IGNORECASE):
+        raise BadDataError(
+            f"{shown} is an HTML page, not an archive: open the address in a browser to see why (a login, a warning, a "
+            "folder), and give the address of the file itself. For a large file on Google Drive that is "
+            "https://drive.usercontent.google.com/download?id=ID&confirm=t."
+        )
+
+
+def open_archive(path: Path, shown: str = "") -> ZipArchive | TarArchive:
+    """The archive at `path`, which messages call `shown`. Raises BadDataError if it is damaged or no archive."""
+    shown = shown or str(path)
     with archive_errors(path):
-        return ZipArchive(path) if is_zip(path) else TarArchive(path)
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        refuse_page(head, shown)
+        return ZipArchive(path) if is_zip(path.name, lambda: head, shown) else TarArchive(path)
 
 
 def open_incoming(path: Path, incoming: PartialDownload) -> ZipArchive:
@@ -37,7 +73,7 @@ def open_incoming(path: Path, incoming: PartialDownload) -> ZipArchive:
 
     Raises BadDataError if it is damaged, IncompleteDownloadError for a tar, which has no directory.
     """
-    if not is_zip(path):
+    if not is_zip(path.name, lambda: incoming.read(0, HEAD_BYTES), str(path)):
         raise IncompleteDownloadError(f"{path} cannot be read before its download ends: wait for it.")
     with archive_errors(path):
         return ZipArchive(path, incoming)

@@ -4,11 +4,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from inat_job.data.layout import is_ignored
-from inat_job.errors import BadDataError, UsageError
+from inat_job.errors import BadDataError, NoPermissionError, UsageError
 from inat_job.ingest import archives, demo
 from inat_job.ingest.download import Download
 from inat_job.options import public_uri, unsigned_uri
@@ -65,7 +66,7 @@ def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Data
     plain, expected = parse_uri(uri)
     if plain == DEMO:
         return _archive(str(demo.make(cache_dir / "demo", stop)), expected, cache_dir, options, stop, shown=plain)
-    if plain.startswith(REMOTE) and not names_archive(plain):
+    if plain.startswith(REMOTE) and not is_archive(plain, options, stop):
         return _loose_files(open_store(plain, options), public_uri(plain), expected, stop)
     if not plain.startswith(REMOTE):
         with disk_errors(Path(plain)):
@@ -96,6 +97,21 @@ def names_archive(uri: str) -> bool:
     return archives.is_archive(uri if uri.startswith("s3://") else uri.partition("?")[0])
 
 
+def is_archive(uri: str, options: StorageOptions, stop: Stop) -> bool:
+    """Whether a remote address is that of an archive and not a prefix: by its name, or else by what the bucket holds.
+
+    Raises Preempted and what the store raises.
+    """
+    if names_archive(uri) or not uri.startswith("s3://"):
+        return True
+    parent, key = split_uri(uri)
+    if not key or uri.endswith("/") or any(interruptible(open_store(uri, options), stop).list(most=1)):
+        return False
+    with suppress(NoPermissionError):  # S3's answer for a missing key to those who may not list the whole bucket
+        return interruptible(open_store(parent, options), stop).stat(key) is not None
+    return False
+
+
 def only_archive(folder: Path) -> Path | None:
     """The archive in a folder that holds nothing else, or None."""
     files = [path for path in folder.iterdir() if not is_ignored(path.name)]
@@ -114,14 +130,15 @@ def _folder(folder: Path, expected: str | None, cache_dir: Path, stop: Stop) -> 
 
 
 def _loose_files(store: Store, uri: str, expected: str | None, stop: Stop) -> DataSource:
-    entries = [entry for entry in interruptible(store, stop).list() if not is_ignored(entry.key)]
+    reader = interruptible(store, stop)
+    entries = [entry for entry in reader.list() if not is_ignored(entry.key)]
     if not entries:
         raise BadDataError(f"{uri} holds no files: check --data.")
     found = store.unreadable() if isinstance(store, LocalStore) else {}
     unreadable = {name: reason for name, reason in found.items() if not is_ignored(name)}
     listing = json.dumps([*((entry.key, entry.size, entry.version) for entry in entries), *unreadable.items()])
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
-    container = archives.LooseFiles(store, {entry.key: entry.size for entry in entries}, unreadable)
+    container = archives.LooseFiles(reader, {entry.key: entry.size for entry in entries}, unreadable)
     return DataSource(
         _as_utf8(uri), identity, expected, lambda: identity, lambda: identity, lambda: container, is_archive=False
     )

@@ -31,7 +31,6 @@ _TAIL_BYTES = 4 * 2**20
 """Bytes read from the end of a zip: the directory of some forty thousand images."""
 
 _END_OF_ZIP, _END_WITHIN = b"PK\x05\x06", 22 + 2**16
-_SAMPLE_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def summarise(uri: str, cache_dir: Path, image_size: int, options: StorageOption
             found = data_source.only_archive(Path(plain)) if Path(plain).is_dir() else Path(plain)
         plain, is_archive = (str(found), True) if found else (plain, False)
     else:
-        is_archive = data_source.names_archive(plain)
+        is_archive = data_source.is_archive(plain, options, never)
     try:
         if is_archive:
             return _archive(plain, expected, cache_dir, image_size, options)
@@ -92,6 +91,7 @@ def _archive(
         return DataSetSummary(f"{shown}, already decoded in --cache-dir", 0, 0)
     fetched = 0 if isinstance(store, LocalStore) else max(0, entry.size - _bytes_in(download.path.parent))
     if entry.size == UNKNOWN_SIZE or not entry.version:
+        archives.refuse_page(_read_sample(store, entry), shown)
         return DataSetSummary(f"{shown}, which exists", None, None, "its server reports no size or no version")
     names = _names(store, entry, shown)
     text = f"{shown}, {megabytes(entry.size)}"
@@ -102,8 +102,10 @@ def _archive(
 
 def _names(store: Store, entry: Entry, shown: str) -> list[str] | None:
     """The names in an archive, or None if its end does not list them; reads some of it in any case, as a test."""
-    if not archives.is_zip(Path(entry.key.partition("?")[0])):
-        _read_sample(store, entry)
+    name = Path(entry.key if store.uri.startswith("s3://") else entry.key.partition("?")[0]).name
+    sample = _read_sample(store, entry)
+    archives.refuse_page(sample, shown)
+    if not archives.is_zip(name, lambda: sample, shown):
         return None
     tail = store.read_range(entry, max(0, entry.size - _TAIL_BYTES), entry.size) if entry.size else b""
     if tail is None:
@@ -116,10 +118,10 @@ def _names(store: Store, entry: Entry, shown: str) -> list[str] | None:
         return None  # its directory is longer than the tail, or damaged, which reading all of it will show
 
 
-def _read_sample(store: Store, entry: Entry) -> None:
-    """Permission to stat an object is not permission to read it: a KMS key may be refused."""
-    if entry.size:
-        store.read_range(entry, 0, min(_SAMPLE_BYTES, entry.size))
+def _read_sample(store: Store, entry: Entry) -> bytes:
+    """The first bytes. Permission to stat an object is not permission to read it: a KMS key may be refused."""
+    size = archives.HEAD_BYTES if entry.size == UNKNOWN_SIZE else min(archives.HEAD_BYTES, entry.size)
+    return (store.read_range(entry, 0, size) or b"") if size else b""
 
 
 def _summary(shown: str, names: Collection[str], fetched: int, image_size: int) -> DataSetSummary:

@@ -70,6 +70,17 @@ class TarArchive:
             self._skipped[name] = "neither a file nor a folder"
 
 
+def is_tar(head: bytes) -> bool:
+    """Whether the first 512 bytes of a file are those of a tar, compressed or not."""
+    if head.startswith(tuple(_COMPRESSED)):
+        return True
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
 class BoundedReader(io.BufferedIOBase):
     """Reads what the file at `path`, of `size` bytes, unfolds to, within limits that tarfile lacks: it believes a
     header's claim about the length of the next.

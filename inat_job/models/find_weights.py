@@ -8,7 +8,7 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def parse_weights(value: str) -> WeightsReference:
 def stat_weights(uri: str, options: StorageOptions, stop: Stop = never) -> tuple[Store, Entry]:
     """The store and the entry of a file behind a URI. Raises BadDataError if it does not exist, and Preempted."""
     parent, key = split_uri(uri)
-    store = open_store(parent, options)
+    store = open_store(parent, replace(options, flag="--weights"))
     entry = interruptible(store, stop).stat(key)
     if entry is None:
         raise BadDataError(f"--weights is {public_uri(uri)}, which does not exist: check it.")

@@ -29,7 +29,8 @@ class DamagedFileError(BadDataError):
 class StorageOptions:
     """How stores are reached. `threads` is per transfer; `retries` counts beyond the first attempt of each request.
 
-    With waits that grow to 20 s, the default retries outlast a minute of complete silence.
+    With waits that grow to 20 s, the default retries outlast a minute of complete silence. `flag` is the option that
+    gives the address, for messages.
     """
 
     sse_kms_key_id: str | None = None
@@ -37,6 +38,7 @@ class StorageOptions:
     anonymous: bool = False
     threads: int = 8
     retries: int = 14
+    flag: str = "--data"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Store(Protocol):
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         """The bytes from `start` up to `end` of an object of a known version; None if the server supports no ranges.
 
+        The first 4,096 bytes come from any server.
+
         The range must fit into memory. Raises BadDataError if the object is missing, PreconditionFailed if it has
         another version by now.
         """
@@ -120,10 +124,13 @@ class Store(Protocol):
         """Delete what unfinished puts of the keys that `selected` is true for have sent; such a put can only fail."""
 
 
-def checked_key(key: str, uri: str) -> str:
-    """`key` itself if it stays under the root. Raises BadDataError otherwise."""
-    segments = key.split("/")
-    if not key or key.startswith("/") or "\0" in key or any(segment in ("", ".", "..") for segment in segments):
+def checked_key(key: str, uri: str, *, has_folders: bool = False) -> str:
+    """`key` itself if it stays under the root. Raises BadDataError otherwise.
+
+    Where there are folders, none has an empty name; a bucket or web server has none, and `a//b` is a key as others.
+    """
+    refused = ("", ".", "..") if has_folders else (".", "..")
+    if not key or "\0" in key or any(segment in refused for segment in key.split("/")):
         raise BadDataError(f"The key {key!r} leaves {uri}: give a relative path without '..' or '//'.")
     return key
 

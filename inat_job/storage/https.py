@@ -1,18 +1,18 @@
-"""A folder of a web server as a read-only store: the standard library's client, with retries and clear errors."""
+"""A folder of a web server as a read-only store: urllib3's client, with retries and clear errors."""
 
-import base64
-import http.client
 import re
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Unpack
-from urllib.parse import quote, unquote, urlsplit
+from typing import TypeVar, Unpack
+from urllib.parse import quote, urljoin, urlsplit
 
+from urllib3 import BaseHTTPResponse
+from urllib3.exceptions import HTTPError, LocationValueError, NameResolutionError, ProxyError
+
+from inat_job.address import basic_login, host_of
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed
 from inat_job.storage.base import (
     UNKNOWN_SIZE,
@@ -26,10 +26,17 @@ from inat_job.storage.base import (
 from inat_job.storage.checksums import Checksum, stated_checksum
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range, verified
 from inat_job.storage.retry import RetryableError, with_retries
+from inat_job.storage.web_connections import WebConnections
 
-_TIMEOUT_S = 60.0
+_MOST_REDIRECTS = 10
+_SHORT_BODY = 64 * 1024
+_FIRST_BYTES = 4096
+"""Bytes that are read of a server without ranges for a look at an object."""
+R = TypeVar("R")
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
 _CHANGED = frozenset({412, 416})
+_SAFE = "%/:?=&+,;@!$'()*~#[]"
+"""Signs of an address that are not quoted."""
 
 
 class HttpsStore:
@@ -38,7 +45,8 @@ class HttpsStore:
     def __init__(self, uri: str, options: StorageOptions) -> None:
         self.uri = without_secrets(uri).rstrip("/")
         self._options = options
-        self._login = _login(uri)
+        self._login = basic_login(uri)
+        self._connections = WebConnections(options.threads)
 
     def list(self, prefix: str = "", most: int | None = None) -> Iterator[Entry]:
         raise ConflictError(
@@ -54,16 +62,21 @@ class HttpsStore:
             return None
 
     def read(self, key: str) -> bytes:
-        return with_retries(lambda: verified(lambda: self._read(key), self._name(key)), self._options.retries)
+        return self._retry(lambda: verified(lambda: self._read(key), self._name(key)))
 
     def _read(self, key: str) -> tuple[bytes, Checksum | None]:
-        with closing(self._open(key, {})) as answer:
+        with _open_body(self._open(key, {})) as answer:
             return b"".join(self._body(answer, self._name(key))), stated_checksum(_headers(answer))
 
     def read_range(self, entry: Entry, start: int, end: int) -> bytes | None:
         if not self._probe(entry.key)[1]:
-            return None
-        return with_retries(lambda: b"".join(self._blocks(entry, start, end)), self._options.retries)
+            return None if start or end > _FIRST_BYTES else self._retry(lambda: self._first_bytes(entry, end))
+        return self._retry(lambda: b"".join(self._blocks(entry, start, end)))
+
+    def _first_bytes(self, entry: Entry, end: int) -> bytes:
+        """The start of an object from a server without ranges."""
+        with closing(self._open(entry.key, {})) as answer:
+            return next(self._body(answer, self._name(entry.key)), b"")[:end]
 
     def get(self, key: str, path: Path, **transfer: Unpack[Transfer]) -> Entry:
         source = RangeSource(self._name(key), lambda: self._probe(key), self._blocks)
@@ -80,17 +93,23 @@ class HttpsStore:
 
     def address(self, key: str) -> str:
         """The web address of the object, without a login."""
-        return self._request(key, {}).full_url
+        if path := re.split(r"[?#]", key, maxsplit=1)[0]:
+            checked_key(path, self.uri)
+        return quote(f"{self.uri}/{key}", safe=_SAFE)
 
     def _probe(self, key: str) -> tuple[Entry, bool, Checksum | None]:
         """The object's entry, whether it can be read in ranges that are certain to be of one version, and its checksum.
 
         Requests one byte: some servers and signed URLs refuse a HEAD, and some announce ranges that they do not serve.
         """
-        with closing(self._open(key, {"Range": "bytes=0-0"}, may_be_empty=True)) as answer:
-            size, version = _size(answer), _version(answer)
-            ranged = answer.status == 206 and size != UNKNOWN_SIZE and version != ""
-            return Entry(key, size, version), ranged, stated_checksum(_headers(answer))
+
+        def attempt() -> tuple[Entry, bool, Checksum | None]:
+            with _open_body(self._open(key, {"Range": "bytes=0-0"}, may_be_empty=True)) as answer:
+                size, version = _size(answer), _version(answer)
+                ranged = answer.status == 206 and size != UNKNOWN_SIZE and version != ""
+                return Entry(key, size, version), ranged, stated_checksum(_headers(answer))
+
+        return self._retry(attempt)
 
     def _blocks(self, entry: Entry, start: int, end: int | None) -> Iterator[bytes]:
         """Blocks of the object, or of a range of a known version.
@@ -100,7 +119,7 @@ class HttpsStore:
         """
         name, span = self._name(entry.key), None if end is None or not entry.version else (start, end, entry.size)
         headers = {"Range": f"bytes={start}-{span[1] - 1}", **_if_unchanged(entry.version)} if span else {}
-        with closing(self._open(entry.key, headers)) as answer:
+        with _open_body(self._open(entry.key, headers)) as answer:
             if span:
                 require_range(name, answer.status, answer.headers.get("Content-Range", ""), span)
             if entry.version and _version(answer) != entry.version:
@@ -108,47 +127,45 @@ class HttpsStore:
             _require_length(name, answer, span, entry.size)
             yield from self._body(answer, name)
 
-    def _body(self, answer: http.client.HTTPResponse, name: str) -> Iterator[bytes]:
-        left = answer.length  # None if the server does not report it
+    def _body(self, answer: BaseHTTPResponse, name: str) -> Iterator[bytes]:
         try:
             while block := answer.read(BLOCK_SIZE):
-                left = None if left is None else left - len(block)
                 yield block
-        except (OSError, http.client.HTTPException) as error:
-            raise RetryableError(
-                f"{name} broke off ({type(error).__name__}) despite retries: try again later."
-            ) from error
-        if left:
-            raise RetryableError(f"{name} ended {left} bytes early despite retries: try again later.")
+        except (OSError, HTTPError) as error:
+            raise RetryableError(f"{name} broke off ({type(error).__name__})") from error
+        if left := answer.length_remaining:  # None if the server does not report it
+            raise RetryableError(f"{name} ended {left} bytes early")
 
-    def _open(self, key: str, headers: dict[str, str], *, may_be_empty: bool = False) -> http.client.HTTPResponse:
-        request = self._request(key, headers)
+    def _open(self, key: str, headers: dict[str, str], *, may_be_empty: bool = False) -> BaseHTTPResponse:
+        answer = self._follow(self.address(key), headers)
+        if 200 <= answer.status < 300:
+            return answer
+        _finish(answer)
+        if may_be_empty and answer.status == 416:  # an empty object has no first byte
+            return self._open(key, {})
+        raise self._refused(answer, key, conditional=bool(headers) and not may_be_empty)
 
-        def attempt() -> http.client.HTTPResponse:
+    def _retry(self, request: Callable[[], R]) -> R:
+        return with_retries(request, self._options.retries, self.uri)
+
+    def _follow(self, address: str, headers: dict[str, str]) -> BaseHTTPResponse:
+        """The answer at the end of all redirects; the login goes to its own host only."""
+        origin, name = urlsplit(address)[:2], without_secrets(address)
+        for _ in range(_MOST_REDIRECTS + 1):
+            login = {"Authorization": self._login} if self._login and urlsplit(address)[:2] == origin else {}
             try:
-                opener = urllib.request.build_opener(_Redirects)
-                return opener.open(request, timeout=_TIMEOUT_S)  # type: ignore[no-any-return]
-            except urllib.error.HTTPError as error:
-                with closing(error):
-                    if may_be_empty and error.code == 416:  # an empty object has no first byte
-                        return self._open(key, {})
-                    raise self._refused(error, key, conditional=bool(headers) and not may_be_empty) from None
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                raise self._unreachable(error, key) from None
+                answer = self._connections.get(address, {**headers, **login})
+            except (OSError, HTTPError) as error:
+                raise self._unreachable(error, name, address) from None
+            target = answer.get_redirect_location()
+            if not target:
+                return answer
+            _finish(answer)
+            address = _redirected(address, target)
+        raise ConflictError(f"{name} redirects more than {_MOST_REDIRECTS} times: check the address.")
 
-        return with_retries(attempt, self._options.retries)
-
-    def _request(self, key: str, headers: dict[str, str]) -> urllib.request.Request:
-        checked_key(re.split(r"[?#]", key, maxsplit=1)[0], self.uri)
-        address = quote(f"{self.uri}/{key}", safe="%/:?=&+,;@!$'()*~#[]")
-        # identity: the length and the ranges are the object's only if the body is not compressed
-        request = urllib.request.Request(address, headers={"Accept-Encoding": "identity", **headers})  # noqa: S310
-        if self._login:
-            request.add_unredirected_header("Authorization", self._login)
-        return request
-
-    def _refused(self, error: urllib.error.HTTPError, key: str, conditional: bool) -> Exception:
-        name, code = self._name(key), error.code
+    def _refused(self, answer: BaseHTTPResponse, key: str, conditional: bool) -> Exception:
+        name, code = self._name(key), answer.status
         if code in (401, 403):
             return NoPermissionError(f"No permission for {name} (HTTP {code}): check the address and its signature.")
         if code in (404, 410):
@@ -156,20 +173,28 @@ class HttpsStore:
         if conditional and code in _CHANGED:
             return PreconditionFailed(f"{name} changed (HTTP {code}).")
         if code in _RETRYABLE:
-            message = f"{name} was not served (HTTP {code}) despite retries: try again later."
-            return RetryableError(message, _seconds(error.headers.get("Retry-After")))
+            return RetryableError(
+                f"{name} was not served (HTTP {code})", wait_s=_seconds(answer.headers.get("Retry-After"))
+            )
         return ConflictError(f"{name} was refused (HTTP {code}): check the address.")
 
-    def _unreachable(self, error: Exception, key: str) -> Exception:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            return ConflictError(f"The certificate of {urlsplit(self.uri).netloc} is not trusted: set SSL_CERT_FILE.")
-        if isinstance(error, ValueError):
-            return ConflictError(f"{self._name(key)} is not a valid address: check it.")
-        return RetryableError(
-            f"{urlsplit(self.uri).netloc} can't be reached for {self._name(key)} ({type(reason).__name__}) "
-            "despite retries: check the network, or try again later."
-        )
+    def _unreachable(self, error: Exception, name: str, address: str) -> Exception:
+        """The job's exception for a request to `address` that got no answer."""
+        cause = error.original_error if isinstance(error, ProxyError) else error
+        if isinstance(cause, HTTPError) and cause.args and isinstance(cause.args[0], ssl.SSLError):
+            cause = cause.args[0]
+        host = f"The proxy for {host_of(address)}" if isinstance(error, ProxyError) else host_of(address)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = cause.verify_message
+            return ConflictError(f"The certificate of {host} is not trusted ({reason}): set SSL_CERT_FILE.")
+        if isinstance(cause, LocationValueError):
+            return ConflictError(f"{name} is not a valid address: check it.")
+        if isinstance(cause, NameResolutionError):
+            checked = "https_proxy" if cause is not error else self._options.flag
+            what = f"The name of the host {host} can't be resolved for {name}"
+            return RetryableError(what, f"check {checked} and the network", is_unresolved=True)
+        what = f"{host} can't be reached for {name} ({type(cause).__name__})"
+        return RetryableError(what, "check the network, or try again later")
 
     def _name(self, key: str) -> str:
         return without_secrets(f"{self.uri}/{key}")
@@ -179,45 +204,61 @@ class _MissingError(BadDataError):
     pass
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
-        if urlsplit(answer[-1]).scheme not in ("http", "https"):  # the library follows ftp too
-            source, target = without_secrets(req.full_url), without_secrets(answer[-1])
-            raise ConflictError(f"{source} redirects to {target!r}, which is not https: check the address.")
-        return super().redirect_request(req, *answer)
+@contextmanager
+def _open_body(answer: BaseHTTPResponse) -> Iterator[BaseHTTPResponse]:
+    """Closes the answer's connection after an error, or else leaves it for the next request."""
+    try:
+        yield answer
+    except BaseException:
+        answer.close()
+        raise
+    _finish(answer)
 
 
-def _login(uri: str) -> str | None:
-    parts = urlsplit(uri)
-    if parts.username is None:
-        return None
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return "Basic " + base64.b64encode(pair.encode()).decode()
+def _finish(answer: BaseHTTPResponse) -> None:
+    """Read the rest of a short body, so that the connection can be used again, or else close it."""
+    with suppress(OSError, HTTPError):
+        if (answer.length_remaining or 0) <= _SHORT_BODY:
+            answer.read(_SHORT_BODY)
+    answer.close()
 
 
-def _headers(answer: http.client.HTTPResponse) -> dict[str, str]:
-    return {name.lower(): ", ".join(answer.headers.get_all(name, [])) for name in answer.headers}
+def _redirected(address: str, target: str) -> str:
+    """The address that an answer redirects to. Raises ConflictError unless it is one of a web server."""
+    try:
+        parts = urlsplit(found := urljoin(address, quote(target.encode("latin-1", "replace"), safe=_SAFE)))
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        valid = False
+    if not valid:
+        source, shown = without_secrets(address), without_secrets(target)[:200]
+        raise ConflictError(f"{source} redirects to {shown!r}, which is not https: check the address.")
+    return found
 
 
-def _size(answer: http.client.HTTPResponse) -> int:
+def _headers(answer: BaseHTTPResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in answer.headers.itermerged()}
+
+
+def _size(answer: BaseHTTPResponse) -> int:
     """The object's size, from Content-Range or from the length of a full answer."""
     if answer.status == 206:
         total = re.fullmatch(r"bytes [0-9]+-[0-9]+/([0-9]{1,19})", answer.headers.get("Content-Range", "").strip())
         return int(total[1]) if total else UNKNOWN_SIZE
-    return UNKNOWN_SIZE if answer.length is None else answer.length
+    return UNKNOWN_SIZE if answer.length_remaining is None else answer.length_remaining
 
 
-def _require_length(name: str, answer: http.client.HTTPResponse, span: tuple[int, int, int] | None, size: int) -> None:
+def _require_length(name: str, answer: BaseHTTPResponse, span: tuple[int, int, int] | None, size: int) -> None:
     """Raise RetryableError or, for a whole object, PreconditionFailed unless the body has the expected length."""
-    if answer.length is None:
+    if answer.length_remaining is None:
         return
-    if span and answer.length != span[1] - span[0]:
-        raise RetryableError(f"{name}: {answer.length} bytes came for {span[1] - span[0]}: try again later.")
-    if not span and (answer.status != 200 or size not in (UNKNOWN_SIZE, answer.length)):
+    if span and answer.length_remaining != span[1] - span[0]:
+        raise RetryableError(f"{name}: {answer.length_remaining} bytes came for {span[1] - span[0]}")
+    if not span and (answer.status != 200 or size not in (UNKNOWN_SIZE, answer.length_remaining)):
         raise PreconditionFailed(f"{name} changed its size.")
 
 
-def _version(answer: http.client.HTTPResponse) -> str:
+def _version(answer: BaseHTTPResponse) -> str:
     return str(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
 
 

@@ -154,7 +154,7 @@ class LocalStore:
                 yield block
 
     def _path(self, key: str) -> Path:
-        return self.root / checked_key(key, self.uri)
+        return self.root / checked_key(key, self.uri, has_folders=True)
 
 
 def draft_of(path: Path) -> Path:

@@ -33,7 +33,8 @@ def open_store(uri: str, options: StorageOptions = StorageOptions(), *, role: Ro
 def split_uri(uri: str) -> tuple[str, str]:
     """(URI of the parent store, last key) of an object's URI; the key is empty if the URI names a whole bucket.
 
-    The query of a web address stays with the key.
+    The query of a web address stays with the key, and so does an empty path component before it: no store's URI ends
+    in a slash.
     """
     scheme, uri = _scheme(uri), quote_login(uri)
     if scheme == "":
@@ -42,6 +43,8 @@ def split_uri(uri: str) -> tuple[str, str]:
     address, mark, query = uri.partition("?") if scheme != "s3" else (uri, "", "")
     start, rest = address[: len(scheme) + 3], address[len(scheme) + 3 :].rstrip("/")
     root, _, key = rest.rpartition("/")
+    empty = len(root) - len(root.rstrip("/"))
+    root, key = root[: len(root) - empty], "/" * empty + key
     return (start + root, key + mark + query) if root else (start + rest, mark + query)
 
 
@@ -62,7 +65,7 @@ def _open_s3(uri: str, options: StorageOptions, role: Role) -> Store:
         from inat_job.storage.s3.s3_store import S3Store  # here: boto3 is slow to import and may be missing
     except ModuleNotFoundError as error:
         raise UsageError(f"{uri} needs boto3, which is not installed: pip install boto3.") from error
-    return S3Store(bucket, prefix.strip("/"), options, role)
+    return S3Store(bucket, prefix.rstrip("/"), options, role)
 
 
 def _local_path(uri: str) -> Path:

@@ -44,8 +44,8 @@ def require_range(name: str, status: int, content_range: str, span: tuple[int, i
         return
     found = f"HTTP {status}, {content_range[:50] or 'no Content-Range'}"
     raise RetryableError(
-        f"{name}: the answer is not bytes {start} to {end - 1} of {size} ({found}), despite retries: "
-        "check for a proxy or a login page on the way, or try again later."
+        f"{name}: the answer is not bytes {start} to {end - 1} of {size} ({found})",
+        "check for a proxy or a login page on the way, or try again later",
     )
 
 
@@ -54,7 +54,7 @@ def verified(read: Callable[[], tuple[bytes, Checksum | None]], name: str) -> by
     data, checksum = read()
     if checksum is None or checksum.matches([data]) or (not checksum.is_certain and read()[0] == data):
         return data
-    raise RetryableError(f"{name} arrived damaged despite retries: check the network, and try again.")
+    raise RetryableError(f"{name} arrived damaged", "check the network, and try again")
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,16 @@ class _Download:
 
     def _reread(self, start: int, end: int) -> bytes:
         read = lambda: b"".join(self.source.blocks(self.entry, start, end))  # noqa: E731
-        return with_retries(read, self.options.retries, self.stop)
+        retries, name = self.options.retries, self.source.name
+        return run_in_thread(
+            lambda halt: with_retries(read, retries, name, halt), lambda: check(self.stop, f"downloading {name}")
+        )
 
     def _chunk(self, writer: JournalWriter, index: int, halt: Stop) -> None:
         """Download the missing bytes of one chunk; a broken body is continued where it broke."""
         start, end = writer.journal.plan.span(index)
         received, crc = writer.journal.received.get(index, (0, 0))
-        at, retries = start + received, Retries(self.options.retries, halt)
+        at, retries = start + received, Retries(self.options.retries, self.source.name, halt)
         with open_unlinked(self.part, "r+b") as file:
             file.seek(at)
             while at < end:
@@ -181,14 +184,15 @@ class _Download:
                 self.received += len(wanted)  # for display only: a lost update between threads does no harm
                 yield wanted
         if end is not None and at < end:
-            raise RetryableError(f"{self.source.name} ended {end - at} bytes early: try again.")
+            raise RetryableError(f"{self.source.name} ended {end - at} bytes early")
 
     def in_one_stream(self) -> int:
         """Download a whole object from a server without ranges; a broken body starts over."""
         self.incoming.fail()
         partial_download.journal_path(self.part).unlink(missing_ok=True)
         return run_in_thread(
-            lambda halt: with_retries(lambda: self._stream(halt), self.options.retries, halt), self._tick
+            lambda halt: with_retries(lambda: self._stream(halt), self.options.retries, self.source.name, halt),
+            self._tick,
         )
 
     def _stream(self, halt: Stop) -> int:
@@ -197,7 +201,7 @@ class _Download:
             for block in self._blocks(0, None, halt):
                 file.write(block)
         if self.entry.size not in (UNKNOWN_SIZE, self.received):
-            raise RetryableError(f"{self.source.name} has {self.received} bytes, not {self.entry.size}: try again.")
+            raise RetryableError(f"{self.source.name} has {self.received} bytes, not {self.entry.size}")
         return self.received
 
     def _tick(self) -> None:

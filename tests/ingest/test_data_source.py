@@ -1,16 +1,20 @@
 """How `--data` is resolved and named."""
 
 import hashlib
+import threading
 from pathlib import Path
 
+import boto3
 import pytest
 
 from inat_job.data.cache_index import Cache
-from inat_job.errors import BadDataError, UsageError
-from inat_job.ingest import build_cache, data_source
+from inat_job.errors import BadDataError, Preempted, UsageError
+from inat_job.ingest import build_cache, data_source, inspect
 from inat_job.signals import never
 from inat_job.storage import StorageOptions, open_store
-from tests.harness.made_images import tree, write_folder, write_zip
+from tests.harness.made_images import tree, write_folder, write_tar, write_zip
+from tests.harness.raw_answers import encode_answer, raw_server
+from tests.harness.web_sites import PAGE, Site
 
 
 def prepared(uri: object, cache_dir: Path, size: int = 32) -> Cache:
@@ -104,3 +108,108 @@ def test_mistaken_hash_is_refused(mark: str) -> None:
     for uri in ("s3://bucket/x.zip", "x.zip", "https://host/x.zip"):
         with pytest.raises(UsageError, match="64 hexadecimal"):
             data_source.parse_uri(uri + mark)
+
+
+def test_stop_ends_the_reading_of_loose_files_from_a_silent_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = "".join(f"<Contents><Key>set/{key}</Key><Size>9</Size></Contents>" for key in tree(root=""))
+    asked, end, ended = threading.Event(), threading.Event(), list[str]()
+
+    def answer(method: str, path: str) -> bytes:
+        if "list-type" in path:
+            return encode_answer(body=f"<ListBucketResult>{listed}</ListBucketResult>".encode())
+        asked.set()
+        end.wait(15)
+        ended.append(path)
+        return b""
+
+    for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with raw_server(answer) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        source = data_source.find("s3://bucket/set", tmp_path, StorageOptions(), asked.is_set)
+        with pytest.raises(Preempted):
+            build_cache.prepare(source, tmp_path, 32, 0.01, asked.is_set)
+        assert not ended, "it waited for the store"
+        end.set()
+
+
+@pytest.mark.parametrize("key", ["a//b.zip", "/b.zip", "a///b.zip", "//a//b.zip", "a//b/c.zip"])
+def test_archive_under_a_key_with_empty_components(key: str, s3_bucket: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    boto3.client("s3").put_object(Bucket=s3_bucket, Key=key, Body=path.read_bytes())
+    assert len(prepared(f"s3://{s3_bucket}/{key}", tmp_path / "cache").index.ids) == 42
+    assert "42 images" in summary(f"s3://{s3_bucket}/{key}", tmp_path)
+
+
+def test_web_address_with_empty_components(site: Site, tmp_path: Path) -> None:
+    site.files["a//b.zip"] = write_zip(tmp_path / "x.zip", tree()).read_bytes()
+    assert len(prepared(f"{site.url}/a//b.zip", tmp_path / "cache").index.ids) == 42
+
+
+def test_loose_files_under_a_prefix_with_empty_components(s3_bucket: str, tmp_path: Path) -> None:
+    for name, data in tree(root="").items():
+        boto3.client("s3").put_object(Bucket=s3_bucket, Key=f"/set//a//{name.replace('/', '//', 1)}", Body=data)
+    for uri in (f"s3://{s3_bucket}//set//a", f"s3://{s3_bucket}//set/"):
+        assert prepared(uri, tmp_path / "cache").index.classes == ("Ants", "Bees", "Cats")
+
+
+def summary(uri: str, tmp_path: Path) -> str:
+    return inspect.summarise(uri, tmp_path / "cache2", 32, StorageOptions(retries=0)).text
+
+
+KINDS = {"zip": write_zip, "tar": write_tar, "tar.gz": write_tar}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("key", ["ndownloader/files/123", "uc?export=download&id=1x", "?id=7"])
+def test_web_address_without_a_suffix(key: str, kind: str, site: Site, tmp_path: Path) -> None:
+    site.files[key.partition("?")[0]] = KINDS[kind](tmp_path / f"x.{kind}", tree()).read_bytes()
+    site.etags = dict.fromkeys(site.files, '"v1"')
+    assert summary(f"{site.url}/{key}", tmp_path)
+    assert len(prepared(f"{site.url}/{key}", tmp_path / "cache").index.ids) == 42
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_object_without_a_suffix(kind: str, s3_bucket: str, tmp_path: Path) -> None:
+    open_store(f"s3://{s3_bucket}").put("sets/birds", KINDS[kind](tmp_path / f"x.{kind}", tree()))
+    assert summary(f"s3://{s3_bucket}/sets/birds", tmp_path)
+    assert len(prepared(f"s3://{s3_bucket}/sets/birds", tmp_path / "cache").index.ids) == 42
+
+
+def test_prefix_that_is_an_object_too_is_a_prefix(s3_bucket: str, tmp_path: Path) -> None:
+    store = open_store(f"s3://{s3_bucket}")
+    store.put("set", b"a marker")
+    for name, data in tree(root="").items():
+        store.put(f"set/{name}", data)
+    assert len(prepared(f"s3://{s3_bucket}/set", tmp_path / "cache").index.ids) == 42
+
+
+@pytest.mark.parametrize("etag", ["", '"v1"'])
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("key", ["uc?export=download&id=1x", "x.zip", "x.tar.gz"])
+def test_page_in_place_of_an_archive_is_told_as_such(
+    key: str, ranges: bool, etag: str, site: Site, tmp_path: Path
+) -> None:
+    name = key.partition("?")[0]
+    site.files[name], site.etags[name], site.ranges = b"\n " + PAGE, etag, ranges
+    sentence = rf"{site.url}/{name} is an HTML page, not an archive: open the address in a browser"
+    with pytest.raises(BadDataError, match=sentence):
+        summary(f"{site.url}/{key}", tmp_path)
+    with pytest.raises(BadDataError, match=sentence):
+        prepared(f"{site.url}/{key}", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("data", "kind"), [(b"7z\xbc\xaf\x27\x1c" * 99, "a 7z file"), (b"text" * 200, "no archive")])
+def test_object_of_no_known_kind_is_told_by_its_content(data: bytes, kind: str, s3_bucket: str, tmp_path: Path) -> None:
+    open_store(f"s3://{s3_bucket}").put("birds", data)
+    for verb in (summary, prepared):
+        with pytest.raises(BadDataError, match=f"birds is {kind} by its content: use .* .zip, .tar, .tar.gz, .tgz"):
+            verb(f"s3://{s3_bucket}/birds", tmp_path)
+
+
+def test_nothing_under_a_prefix_is_bad_data(s3_bucket: str, tmp_path: Path) -> None:
+    for verb in (summary, prepared):
+        with pytest.raises(BadDataError, match="birds holds no files"):
+            verb(f"s3://{s3_bucket}/birds", tmp_path)

@@ -122,3 +122,20 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield int(held.getsockname()[1])
+
+
+@pytest.fixture(params=["connect", "handshake", "answer"])
+def silent_address(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that is silent from one phase on."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        address = listening.getsockname()
+        queued = [socket.socket() for _ in range(3 if request.param == "connect" else 0)]
+        for each in queued:  # a full queue answers no SYN
+            each.setblocking(False)
+            each.connect_ex(address)
+        scheme = "http" if request.param == "answer" else "https"
+        yield f"{scheme}://127.0.0.1:{address[1]}"
+        for each in queued:
+            each.close()

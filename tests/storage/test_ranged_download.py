@@ -11,7 +11,7 @@ import pytest
 
 from inat_job.errors import ConflictError, Preempted, TransientError
 from inat_job.storage import StorageOptions, open_store, partial_download, retry
-from inat_job.storage.partial_download import ChunkPlan
+from inat_job.storage.partial_download import ChunkPlan, PartialDownload
 from tests.harness.web_sites import Site
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +129,8 @@ def test_sigkill_loses_at_most_two_blocks_per_thread(
     assert site.sent == 40 * 2**20 - already
 
 
-def test_resume_after_failed_download(site: Site, tmp_path: Path) -> None:
+def test_resume_after_failed_download(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.1)  # long enough for the four answers to be read
     site.faults = [""] * 4 + ["503"] * 1000
     with pytest.raises(TransientError, match="HTTP 503"):
         _get(site, tmp_path / "x")
@@ -174,6 +175,22 @@ def test_stop_during_stalled_server(site: Site, tmp_path: Path) -> None:
         _get(site, tmp_path / "x", stop=lambda: time.monotonic() > start + 0.3)
     assert time.monotonic() - start < 2.5
     assert (tmp_path / "x.part.json").exists()
+
+
+def test_stop_during_a_second_reading_from_a_stalled_server(site: Site, tmp_path: Path) -> None:
+    polls = 0
+
+    def stop() -> bool:
+        nonlocal polls
+        polls += bool(site.faults)
+        return polls > 3
+
+    incoming = PartialDownload()
+    _get(site, tmp_path / "x", incoming=incoming, stop=stop, progress=lambda *_: incoming.wait(0, 10))
+    site.faults = ["stall"] * 100
+    with pytest.raises(Preempted):
+        incoming.repair(0, 1000)
+    assert polls == 4
 
 
 def test_full_disk_names_folder(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ class Upload:
             self.sums[index] = _md5(body)
             part = {**upload, "PartNumber": index + 1, "Body": body, "ContentMD5": _base64(self.sums[index])}
             try:
-                return with_retries(lambda: self._part(part), self.options.retries, halt)
+                return with_retries(lambda: self._part(part), self.options.retries, self._uri, halt)
             except RetryableError as error:  # repeating the whole upload would not help either
                 raise TransientError(str(error)) from error
 
@@ -159,10 +159,10 @@ class Upload:
             return version  # another writer has replaced it since
         found = None if head is None else size_of(head)
         if head is None or found != size:
-            raise RetryableError(f"{self._uri} holds {found} bytes, not the {size} sent: try again.")
+            raise RetryableError(f"{self._uri} holds {found} bytes, not the {size} sent")
         if not self._is_intact(head, source):
             self.client.delete_object(**self.target)  # or the condition would refuse the next attempt
-            raise RetryableError(f"{self._uri} was damaged in transit: try again.")
+            raise RetryableError(f"{self._uri} was damaged in transit")
         return version_of(head)
 
     def _is_intact(self, head: dict[str, Any], source: Path | bytes) -> bool:

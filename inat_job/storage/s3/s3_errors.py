@@ -33,7 +33,9 @@ class S3Location:
 
 
 class Meaning(Enum):
-    """What an error means to the job: the class of the job's exception, and its message."""
+    """What an error means to the job: the class of the job's exception, and its message or, for a RetryableError, what
+    failed and how to fix it.
+    """
 
     NO_PERMISSION = (
         NoPermissionError,
@@ -69,12 +71,18 @@ class Meaning(Enum):
     NO_ROOM = (ConflictError, "{host} has no space left for {uri} ({code}): free some, or raise the quota.")
     BAD_KMS_KEY = (ConflictError, "The KMS key can't be used for {uri} ({code}): check its id, region and state.")
     REFUSED = (ConflictError, "{host} refused the request for {uri} ({code}): check the storage options.")
-    TRANSIENT = (RetryableError, "{host} did not serve {uri} ({code}) despite retries: try again later.")
+    TRANSIENT = (RetryableError, "{host} did not serve {uri} ({code})", "try again later")
     BAD_ANSWER = (
         RetryableError,
-        "{host} gave an answer for {uri} that can't be read ({code}) despite retries: check that it is an S3 server.",
+        "{host} gave an answer for {uri} that can't be read ({code})",
+        "check that it is an S3 server",
     )
-    UNFINISHED = (RetryableError, "{host} could not finish {uri} ({code}) despite retries: try again later.")
+    UNFINISHED = (RetryableError, "{host} could not finish {uri} ({code})", "try again later")
+    UNKNOWN_HOST = (
+        RetryableError,
+        "The name of the host {host} can't be resolved for {uri} ({code})",
+        "check AWS_ENDPOINT_URL, AWS_REGION and the network",
+    )
     PRECONDITION = (PreconditionFailed, "{uri} does not meet the condition ({code}).")
 
 
@@ -138,10 +146,11 @@ def translate(error: Exception, where: S3Location, unknown: Meaning = Meaning.BA
     refused = meaning in (Meaning.NO_PERMISSION, Meaning.NO_CREDENTIALS)
     if refused and where.signed and abs(clock_skew_s(headers) or 0) > MAX_SKEW_S:
         meaning = Meaning.CLOCK_OFF
-    kind, message = meaning.value
+    kind, *texts = meaning.value
     region = headers.get("x-amz-bucket-region") or "the bucket's region"
     facts = {"uri": where.uri, "bucket": where.bucket, "host": where.host}
-    return cast(Exception, kind(message.format(**facts, code=code, region=region)))
+    more = {"is_unresolved": True} if meaning is Meaning.UNKNOWN_HOST else {}
+    return cast(Exception, kind(*(text.format(**facts, code=code, region=region) for text in texts), **more))
 
 
 def clock_skew_s(headers: Mapping[str, str]) -> float | None:
@@ -168,6 +177,8 @@ def classify(error: Exception, unknown: Meaning = Meaning.BAD_SETTING) -> tuple[
     cause = (getattr(error, "kwargs", None) or {}).get("error")
     if isinstance(cause, ValueError) and "Invalid header value" in str(cause):
         return Meaning.BROKEN_KEY, name
+    if type(cause).__name__ == "NameResolutionError":
+        return Meaning.UNKNOWN_HOST, name
     known = [EXCEPTIONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXCEPTIONS]
     if not known and isinstance(error, OSError):  # of a token's file, or of a program that gives credentials
         return Meaning.NO_CREDENTIAL_FILE, f"{name}: {error.filename}" if error.filename else name

@@ -83,7 +83,7 @@ class S3Store:
                 return None
             answered = "ContentLength" in head and size_of(head) >= 0 and version_of(head)
         if not answered:
-            raise RetryableError(self._not_s3(full))
+            raise self._not_s3(full)
         return head
 
     def _entry(self, key: str, head: dict[str, Any]) -> Entry:
@@ -97,7 +97,7 @@ class S3Store:
 
         def require(answer: dict[str, Any], uri: str) -> None:
             if answer["ResponseMetadata"]["HTTPStatusCode"] != 200 or not version_of(answer):
-                raise RetryableError(self._not_s3(uri))
+                raise self._not_s3(uri)
             stated.append(stated_checksum(_headers(answer), is_amazon=is_amazon(self._client)))
 
         return b"".join(self._body(key, {}, require)), stated[0]
@@ -157,7 +157,8 @@ class S3Store:
         base = f"{self.root}/" if self.root else ""
         with self._translated(base, writing=True):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=base)
-            for each in [each for page in pages for each in page.get("Uploads", [])]:
+            found = [each for page in _finite(pages, self._host, self.uri, "Uploads") for each in page]
+            for each in found:
                 full = str(each["Key"])
                 if full.startswith(base) and selected(full[len(base) :]):
                     multipart_upload.abort(self._client, self.bucket, full, str(each["UploadId"]))
@@ -169,7 +170,7 @@ class S3Store:
 
     def _retry(self, request: Callable[[], R]) -> R:
         """Not botocore's retries: these share a quota that eight threads use up in half a second of an outage."""
-        return with_retries(request, self._options.retries)
+        return with_retries(request, self._options.retries, self.uri)
 
     def _require_bucket(self) -> None:
         """Raise a ClientError with the code NoSuchBucket if the bucket is missing; a 403 proves that it exists."""
@@ -227,7 +228,7 @@ class S3Store:
             status = answer["ResponseMetadata"]["HTTPStatusCode"]
             require_range(uri, status, str(answer.get("ContentRange", "")), (start, end, entry.size))
             if answer.get("ContentLength") != end - start:
-                raise RetryableError(self._not_s3(entry.key))
+                raise self._not_s3(uri)
             if version_of(answer) != entry.version:
                 raise PreconditionFailed(f"{uri} changed.")
 
@@ -235,10 +236,9 @@ class S3Store:
             entry.key, {"Range": f"bytes={start}-{end - 1}", "IfMatch": f'"{entry.version}"'}, require
         )
 
-    def _not_s3(self, name: str) -> str:
-        return (
-            f"{self._host} did not answer like S3 for {name} despite retries: "
-            "check AWS_ENDPOINT_URL and the proxies on the way."
+    def _not_s3(self, name: str) -> RetryableError:
+        return RetryableError(
+            f"{self._host} did not answer like S3 for {name}", "check AWS_ENDPOINT_URL and the proxies on the way"
         )
 
     def _body(
@@ -252,7 +252,7 @@ class S3Store:
         with self._translated(full, conditional=bool(arguments)):
             answer = self._client.get_object(Bucket=self.bucket, Key=full, **arguments, **self._payer)
             left = size_of(answer)
-        broken = f"{self._host} broke off {self._location(full).uri} despite retries: try again later."
+        broken = RetryableError(f"{self._host} broke off {self._location(full).uri}")
         with closing(answer["Body"]) as body:
             require(answer, self._location(full).uri)
             try:
@@ -260,9 +260,9 @@ class S3Store:
                     left -= len(block)
                     yield block
             except BotoCoreError as error:  # botocore does not retry once the answer has begun
-                raise RetryableError(broken) from error
+                raise broken from error
         if left > 0:
-            raise RetryableError(broken)
+            raise broken
 
     def _full(self, key: str) -> str:
         safe = checked_key(key, self.uri)
@@ -283,18 +283,24 @@ class S3Store:
             raise s3_errors.translate(error, where, s3_errors.Meaning.BAD_ANSWER) from error
 
 
-def _finite(pages: Iterable[dict[str, Any]], host: str, uri: str) -> Iterator[list[dict[str, Any]]]:
-    """The objects of each page. Raises RetryableError for a listing that repeats itself, BadDataError for too many."""
-    starts: set[str] = set()
+def _finite(
+    pages: Iterable[dict[str, Any]], host: str, uri: str, field: str = "Contents"
+) -> Iterator[list[dict[str, Any]]]:
+    """The objects, or uploads, of each page.
+
+    Raises RetryableError for a listing that repeats itself, BadDataError for too many.
+    """
+    starts: set[tuple[str, str]] = set()
     empty = total = 0
     for page in pages:
-        found = page.get("Contents", [])
+        found = page.get(field, [])
         empty, total = (0 if found else empty + 1), total + len(found)
         if total > MOST_OBJECTS:
             raise BadDataError(f"{uri} has more than {MOST_OBJECTS:,} objects: give the prefix of a data set.")
-        if empty > MOST_EMPTY_PAGES or (found and found[0]["Key"] in starts):
-            raise RetryableError(f"{host} repeats itself in the listing of {uri} despite retries: try again later.")
-        starts.update(each["Key"] for each in found[:1])
+        first = [(str(each["Key"]), str(each.get("UploadId"))) for each in found[:1]]
+        if empty > MOST_EMPTY_PAGES or not starts.isdisjoint(first):
+            raise RetryableError(f"{host} repeats itself in the listing of {uri}")
+        starts.update(first)
         yield found
 
 

@@ -98,6 +98,20 @@ def test_listing_that_repeats_ends(keys: object, monkeypatch: pytest.MonkeyPatch
         list(_store(url, monkeypatch).list())
 
 
+@pytest.mark.parametrize("keys", [itertools.repeat(""), itertools.cycle("abc")], ids=["none", "three"])
+def test_listing_of_uploads_that_repeats_ends(keys: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_store, "MOST_EMPTY_PAGES", 20)
+
+    def page(number: int, key: str) -> bytes:
+        upload = f"<Upload><Key>run/{key}</Key><UploadId>u</UploadId></Upload>" if key else ""
+        marker = f"<IsTruncated>true</IsTruncated><NextKeyMarker>{number}</NextKeyMarker>"
+        return encode_answer(body=f"<ListMultipartUploadsResult>{marker}{upload}</ListMultipartUploadsResult>".encode())
+
+    pages = (page(number, key) for number, key in zip(itertools.count(), keys, strict=False))  # type: ignore[call-overload]
+    with raw_server(lambda method, path: next(pages)) as url, pytest.raises(TransientError, match="listing"):
+        _store(url, monkeypatch).delete_drafts(lambda key: True)
+
+
 def test_listing_with_one_token_for_all_pages_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = map(str, itertools.count())
     with raw_server(lambda method, path: _page(1, next(keys))) as url, pytest.raises(TransientError):
