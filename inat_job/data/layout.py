@@ -2,7 +2,7 @@
 `.../val/<Class>/*` (or `test/`) at any depth."""
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -93,6 +93,11 @@ def find_images(names: Iterable[str], source: str) -> list[ImageFile]:
 def class_names(images: Iterable[ImageFile]) -> tuple[str, ...]:
     """The class names, alphabetical."""
     return tuple(sorted({image.label for image in images}))
+
+
+def training_counts(images: Iterable[ImageFile]) -> tuple[int, ...]:
+    """The number of training images of each class."""
+    return tuple(Counter(image.label for image in images if image.split == TRAIN).values())
 
 
 def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, list[_Member]]:

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inat_job.data.layout import is_ignored
+from inat_job.data.layout import ImageFile, is_ignored
 from inat_job.errors import BadDataError, UsageError
 from inat_job.ingest import archives, demo
 from inat_job.ingest.download import Download
@@ -33,7 +33,8 @@ class DataSource:
     `draft_key` names unfinished work on it. `identify` returns an identity that changes whenever the images may have
     changed, for an archive its SHA-256, and downloads the archive if necessary; `known_identity` returns it only if no
     download is necessary. `open` returns the container; the bytes of an archive are hashed before they are trusted.
-    `archive` is the archive, `download` too if it may be read while it comes.
+    `archive` is the archive, `download` too if it may be read while it comes. `check_listed` may refuse the images
+    before they are decoded.
     """
 
     uri: str
@@ -45,6 +46,7 @@ class DataSource:
     is_archive: bool
     archive: Download | None = None
     download: Download | None = None
+    check_listed: Callable[[Sequence[ImageFile]], None] = lambda images: None
 
     @property
     def digest(self) -> str | None:

@@ -15,13 +15,16 @@ from inat_job.commands import test as evaluate
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, Preempted, TransientError, UsageError
 from inat_job.models.classifier import Classifier
+from inat_job.run.prepare_images import prepare_images
+from inat_job.run.timing import Clock
 from inat_job.settings import Settings
+from inat_job.signals import StopFlag
 from inat_job.storage import open_store
 from inat_job.storage.local import draft_of
 from inat_job.training import run as train
 from tests.harness.in_process import in_process
 from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, StopAfter, model_of, report_of, run
-from tests.harness.made_images import tree, write_zip
+from tests.harness.made_images import tree, write_tar, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
@@ -464,8 +467,25 @@ def test_out_of_memory_names_batch_size(settings: Make, monkeypatch: Any) -> Non
 
 
 def test_batch_larger_than_the_data_is_refused(settings: Make) -> None:
-    with pytest.raises(ConflictError, match="--batch-size is 64, but there are only 48"):
-        run(settings(train__batch_size="64"))
+    for _ in range(2):  # the second time the images are in the cache
+        with pytest.raises(ConflictError, match="--batch-size is 64, but there are only 48 training images: lower it"):
+            run(settings(train__batch_size="64"))
+        assert not Path(settings().run.output).exists(), "no run is begun"
+        prepare_images(settings(), Clock(0.0), StopFlag())
+
+
+def test_refused_batch_deletes_no_run(settings: Make) -> None:
+    run(settings())
+    with pytest.raises(ConflictError, match="--batch-size is 64"):
+        run(settings(train__batch_size="64", run__resume="never", run__force="true"))
+    assert report_of(settings())["status"] == "done"
+
+
+def test_batch_is_refused_before_a_tar_is_decoded(settings: Make, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("inat_job.ingest.build_cache.decode_all", lambda *_, **__: pytest.fail("decoded"))
+    tar = write_tar(tmp_path / "x.tar", tree(train=20, test=5))
+    with pytest.raises(ConflictError, match="--batch-size is 64, but there are only 48 training images: lower it"):
+        run(settings(data__uri=str(tar), train__batch_size="64"))
 
 
 def test_failing_store_fails_the_job_after_training(
