@@ -2,18 +2,19 @@
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inat_job.data.layout import ImageFile, is_ignored
+from inat_job.data.layout import ImageFile, is_ignored, linked_trees
 from inat_job.errors import BadDataError, UsageError
 from inat_job.ingest import archives, demo
 from inat_job.ingest.download import Download
 from inat_job.options import public_uri, unsigned_uri
 from inat_job.signals import Stop
-from inat_job.storage import StorageOptions, Store, open_store, split_uri
+from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.https import HttpsStore
 from inat_job.storage.interruptible import interruptible
@@ -99,9 +100,28 @@ def names_archive(uri: str) -> bool:
 
 
 def only_archive(folder: Path) -> Path | None:
-    """The archive in a folder that holds nothing else, or None."""
+    """The archive in a folder that holds nothing else but links to it, or None."""
     files = [path for path in folder.iterdir() if not is_ignored(path.name)]
-    return files[0] if len(files) == 1 and files[0].is_file() and archives.is_archive(files[0].name) else None
+    if len({path.resolve() for path in files}) != 1:
+        return None
+    named = [path for path in sorted(files, key=Path.is_symlink) if path.is_file() and archives.is_archive(path.name)]
+    return named[0] if named else None
+
+
+def loose_files(store: Store, listed: Iterable[Entry]) -> tuple[list[Entry], dict[str, str]]:
+    """Those of the listed files that are no litter, and the reasons of those that cannot be read.
+
+    Each is among them once, though a link beside a data set may lead to it.
+    """
+    entries = [entry for entry in listed if not is_ignored(entry.key)]
+    if not isinstance(store, LocalStore):
+        return entries, {}
+    linked = linked_trees((entry.key for entry in entries), lambda name: os.path.realpath(store.root / name))
+    unreadable = store.unreadable().items()
+    return (
+        [entry for entry in entries if not entry.key.startswith(linked)],
+        {name: reason for name, reason in unreadable if not is_ignored(name) and not name.startswith(linked)},
+    )
 
 
 def archive_name(uri: str, store: Store, key: str) -> str:
@@ -116,11 +136,9 @@ def _folder(folder: Path, expected: str | None, cache_dir: Path, stop: Stop) -> 
 
 
 def _loose_files(store: Store, uri: str, expected: str | None, stop: Stop) -> DataSource:
-    entries = [entry for entry in interruptible(store, stop).list() if not is_ignored(entry.key)]
+    entries, unreadable = loose_files(store, interruptible(store, stop).list())
     if not entries:
         raise BadDataError(f"{uri} holds no files: check --data.")
-    found = store.unreadable() if isinstance(store, LocalStore) else {}
-    unreadable = {name: reason for name, reason in found.items() if not is_ignored(name)}
     listing = json.dumps([*((entry.key, entry.size, entry.version) for entry in entries), *unreadable.items()])
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
     container = archives.LooseFiles(store, {entry.key: entry.size for entry in entries}, unreadable)

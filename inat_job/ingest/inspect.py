@@ -82,7 +82,7 @@ def summarise(
 
 def _loose_files(store: Store, shown: str, image_size: int) -> DataSetSummary:
     listed = list(store.list(most=MAX_LISTED))
-    entries = [entry for entry in listed if not layout.is_ignored(entry.key)]
+    entries, _ = data_source.loose_files(store, listed)
     if not entries:
         raise BadDataError(f"{shown} holds no files: check --data.")
     _read_sample(store, next((entry for entry in entries if entry.size), entries[0]))

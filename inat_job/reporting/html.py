@@ -46,9 +46,20 @@ def _summary(report: Mapping[str, Any]) -> str:
     model, data = report["model"], report["data"]
     return (
         f"{model['name']}: {model['parameters']:,} parameters, {model['macs']:,} multiply-adds per image. "
-        f"{data['n_train']:,} training images, {data['n_val']:,} validation images, {data['n_test']:,} test images. "
+        f"{data['n_train']:,} training images, {data['n_val']:,} validation images, {data['n_test']:,} test images"
+        f"{_unused(data)}. "
         f"{_cost(report)}"
     )
+
+
+def _unused(data: Mapping[str, Any]) -> str:
+    """What was not trained on, or may be broken; older reports do not say."""
+    counts = {
+        "unreadable images left out": len(data.get("rejected", ())),
+        "other files skipped": len(data.get("skipped", ())),
+        "images of a single colour": len(data.get("blank", ())),
+    }
+    return "".join(f", {count:,} {what}" for what, count in counts.items() if count)
 
 
 def _cost(report: Mapping[str, Any]) -> str:

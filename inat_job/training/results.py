@@ -137,4 +137,6 @@ def _data_section(images: ImageDataModule) -> Mapping[str, Any]:
         "in_both_train_and_test": len(index.in_both_splits()),
         "classes": list(index.classes),
         "rejected": list(index.rejected),
+        "skipped": list(index.skipped),
+        "blank": list(index.blank),
     }

@@ -1,5 +1,6 @@
 """The main job in one process: a whole run, its run folder, and every way of resuming it."""
 
+import io
 import json
 import time
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from PIL import Image
 
 from inat_job.checkpoints import training_state as state
 from inat_job.commands import test as evaluate
+from inat_job.data import layout
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, Preempted, TransientError, UsageError
 from inat_job.models.classifier import Classifier
@@ -472,6 +475,21 @@ def test_batch_larger_than_the_data_is_refused(settings: Make) -> None:
             run(settings(train__batch_size="64"))
         assert not Path(settings().run.output).exists(), "no run is begun"
         prepare_images(settings(), Clock(0.0), StopFlag())
+
+
+def test_report_names_what_was_not_trained_on(settings: Make, tmp_path: Path) -> None:
+    files = tree(train=20, test=5, root="") | {"train/readme.txt": b"x", "notes/a.csv": b"y"}
+    blank = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(blank, "png")
+    label = layout.find_images(list(files), "here")[0].label
+    files[f"train/{label}/blank.png"] = blank.getvalue()
+    run(settings(data__uri=str(write_zip(tmp_path / "y.zip", files)), train__epochs="1"))
+    report = report_of(settings())
+    jsonschema.validate(report, SCHEMA)
+    assert [each["name"] for each in report["data"]["skipped"]] == ["notes/a.csv", "train/readme.txt"]
+    assert report["data"]["blank"] == [f"train/{label}/blank.png"]
+    old = report | {"data": {name: report["data"][name] for name in report["data"] if name not in ("skipped", "blank")}}
+    jsonschema.validate(old, SCHEMA)
 
 
 def test_refused_batch_deletes_no_run(settings: Make) -> None:

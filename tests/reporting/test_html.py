@@ -25,3 +25,10 @@ def test_page_leaves_out_unknown_speed_and_price() -> None:
     page = html.render_page(REPORT | unknown, [])
     assert "Cost: 60 device-seconds." in page
     assert "images per second" not in page
+
+
+def test_page_counts_what_was_not_trained_on() -> None:
+    data = {"rejected": [{"id": "x"}], "skipped": [{"name": "a"}] * 1200, "blank": ["b", "c"]}
+    page = html.render_page(REPORT | {"data": REPORT["data"] | data}, [])
+    unused = ", 1 unreadable images left out, 1,200 other files skipped, 2 images of a single colour."
+    assert f"4 test images{unused}" in page
