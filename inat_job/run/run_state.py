@@ -134,7 +134,7 @@ def delete_run(folder: RunFolder, keep: str) -> None:
     """Delete the run in a folder, however damaged, except the object `keep`. A folder that is no run is left alone."""
     if folder.store.stat(CONFIG) is not None or _checkpoint_keys(folder):
         events.emit("deleted", run=folder.uri)
-        folder.clear(keep)
+        folder.clear(keep, emptied=REPORT)
 
 
 def refuse_unowned_checkpoints(folder: RunFolder) -> None:

@@ -163,19 +163,38 @@ class RunFolder:
         except ValueError:
             raise BadDataError(f"{self.uri}/{name} is damaged: delete it, or choose another run.") from None
 
-    def clear(self, keep: str) -> None:
-        """Delete everything in the folder, locally and in the store, except the object `keep`."""
+    def clear(self, keep: str, emptied: str) -> None:
+        """Delete everything in the folder, locally and in the store, except the object `keep`.
+
+        In a remote store the JSON file `emptied` is overwritten: a frozen job that goes on can still finish one
+        deletion, but not a write, so that file of the next run is safe.
+        """
         kept_folder = keep.partition("/")[0]
         # Folders first: config.json, which identifies the checkpoints' run, outlives them.
         for path in sorted(self.local.iterdir(), key=Path.is_file) if self.local.is_dir() else ():
-            self._confirm()
-            if path.is_symlink() or not path.is_dir():  # a link is removed, not its target
-                path.unlink()
-            elif path.name != kept_folder:
-                shutil.rmtree(path, ignore_errors=True)
+            if path.name != kept_folder:
+                self._discard(path)
         for entry in list(self.store.list("" if self.remote else f"{kept_folder}/")):
-            if entry.key != keep:
+            if entry.key == emptied:
+                self.store.put(emptied, b"{}\n")
+            elif entry.key != keep:
                 self.store.delete(entry.key)
+
+    def _discard(self, path: Path) -> None:
+        """Delete a file, a link or a folder by way of a draft, which the next holder deletes.
+
+        So a job that was frozen before the move finds nowhere to move the next run's file to.
+        """
+        draft = draft_of(path)
+        try:
+            draft.mkdir()
+            self._confirm()
+            path.rename(draft / path.name)
+        except OSError as error:
+            self._confirm()
+            raise ConflictError(f"{path} cannot be deleted ({error.strerror}): check --output.") from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
     def has_local(self, name: str, stored: dict[str, Any], field: str) -> bool:
         """Whether the local copy of a JSON file has the stored file's value in `field`."""
