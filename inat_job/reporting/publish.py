@@ -47,6 +47,7 @@ def publish(
         folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKER_FOLDER])
     tracker.summary(report.flatten(content))
     tracker.finish(0)
+    folder.join_attempt()
     if tracker.sync_command:  # the tracker's server does not have this run, so it is stored with the run
         folder.publish_folder(TRACKER_FOLDER)
     test = content["test"]
