@@ -46,12 +46,13 @@ COMPARE_TAKES = STATUS_TAKES
 PREFLIGHT_LACKS = ("run.preflight",)
 """The settings without an effect on `preflight`, which has all others."""
 
+_BENCH_LACKS_OF_TRAIN = ("max_time", "early_stop", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
 BENCH_LACKS = (
     *(
         f"run.{field}"
         for field in ("run_id", "resume", "preflight", "force", "init_from", "price_per_hour", "pictures")
     ),
-    *(f"train.{field}" for field in ("max_time", "early_stop", "devices", "num_nodes", "sync_batch_norm")),
+    *(f"train.{field}" for field in _BENCH_LACKS_OF_TRAIN),
     "tracker",
 )
 """The sections and single settings without an effect on `bench`, which has all others."""

@@ -16,6 +16,7 @@ PHASES = {
     "start": "Starting",
     "pull": "Downloading the data",
     "prepare": "Decoding the images",
+    "rendezvous": "Waiting for the other ranks",
     "build": "Building the network",
     "features": "Computing the features of the frozen stem",
     "upload": "Storing the results",

@@ -44,6 +44,7 @@ _WORDS = {
     "output": "output-dir out out-dir save-dir save-path log-dir logdir results-dir default-root-dir",
     "precision": "amp fp16 bf16 mixed-precision half dtype",
     "print-config": "show-config dump-config",
+    "rendezvous-minutes": "rdzv-timeout rendezvous-timeout join-timeout dist-timeout",
     "resume": "resume-from resume-from-checkpoint",
     "rotation": "degrees rotate",
     "run-id": "name run-name experiment experiment-name exp exp-name project-name",

@@ -256,6 +256,13 @@ class TrainSettings(_Section):
         minimum=1,
         in_fingerprint=False,
     )
+    rendezvous_minutes: float = option(
+        60.0,
+        "Minutes that machines wait for each other, which may still prepare images or be started",
+        metavar="MINUTES",
+        minimum=0.1,
+        in_fingerprint=False,
+    )
     sync_batch_norm: bool = option(False, "Batch norm over the images of all devices, instead of each device's own")
     resident_share: float = option(
         0.5,

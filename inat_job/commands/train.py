@@ -1,13 +1,15 @@
 """`parta`, `partb` and `train`: what is known before any work, without torch; then the run, on one rank or several."""
 
+from pathlib import Path
 from typing import Any
 
 from inat_job import events
 from inat_job.commands import preflight
+from inat_job.data.cache_index import Cache
 from inat_job.distributed import launcher, ranks, world
 from inat_job.distributed.ranks import Rank
 from inat_job.host import environment
-from inat_job.ingest import data_source
+from inat_job.ingest import data_source, inspect
 from inat_job.job_status import STATUS
 from inat_job.models import find_weights
 from inat_job.platforms.platform import NO_PLATFORM, Platform
@@ -16,7 +18,7 @@ from inat_job.run import outputs, resources
 from inat_job.run.background_import import BackgroundImport
 from inat_job.run.job import Job
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.run_state import open_run
+from inat_job.run.run_state import RunState, open_run, storage_options
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
@@ -73,8 +75,11 @@ def _log_once_per_run(own: Rank | None) -> None:
 def _train(job: Job) -> None:
     """Do a rank's part of what is left of the run. torch is imported while the images are downloaded and decoded."""
     world.check_batch_size(job.settings, job.rank.world_size)
-    if job.is_finished():  # or refused, before another job of the run is waited for
+    state = job.state()  # which may refuse the run, before another job of it is waited for
+    if state is RunState.FINISHED:
         return
+    if state is RunState.NEW:
+        _check_data(job)
     with job.lease() as leased:
         if leased and job.is_finished():  # by the job that was waited for
             return
@@ -82,8 +87,20 @@ def _train(job: Job) -> None:
         resources.check_memory()
         resources.check_device(job.settings.train)  # torch would only say so after the download
         story = BackgroundImport(_training_story)
-        cache = prepare_images(job.settings, job.clock, job.stop) if job.rank.local_rank == 0 else None
+        cache = _images(job) if job.rank.local_rank == 0 else None
         story.wait(job.stop).run(job, leased_run, cache)
+
+
+def _check_data(job: Job) -> None:
+    """Refuse what is known to be wrong with the data without a download, before the run is begun."""
+    events.phase("pull")
+    data, options = job.settings.data, storage_options(job.settings.storage)
+    summary = inspect.summarise(data.uri, Path(data.cache_dir), data.image_size, options, job.stop)
+    summary.check_batch_size(job.settings.train.batch_size)
+
+
+def _images(job: Job) -> Cache:
+    return prepare_images(job.settings, job.clock, job.stop, job.settings.train.batch_size)
 
 
 def _training_story() -> Any:

@@ -2,7 +2,7 @@
 `.../val/<Class>/*` (or `test/`) at any depth."""
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -75,12 +75,7 @@ def find_images(names: Iterable[str], source: str) -> list[ImageFile]:
     names = list(names)
     for name in names:
         check_name(name, source)
-    names = [name for name in names if not is_ignored(name) and not name.endswith("/")]
-    roots = _roots(names, lambda part: part)
-    complete = _complete(roots)
-    if not complete:
-        roots = _roots(names, str.lower)
-        complete = _complete(roots)
+    roots, complete = _candidates(names)
     if len(complete) != 1:
         raise BadDataError(_no_tree(source, complete, roots))
     members = roots[complete[0]]
@@ -90,9 +85,44 @@ def find_images(names: Iterable[str], source: str) -> list[ImageFile]:
     return images
 
 
+def linked_trees(names: Iterable[str], real_path: Callable[[str], str]) -> tuple[str, ...]:
+    """Folders that hold a data set only by links to the class folders of another one, each ending in `/`.
+
+    `real_path` follows the links of a folder; "" is the one that the names are relative to.
+    """
+    roots, complete = _candidates(names)
+    if len(complete) < 2:
+        return ()
+    classes = {root: {f"{root}/{each.folder}/{each.label}" for each in roots[root]} for root in complete}
+    real = {root: frozenset(map(real_path, folders)) for root, folders in classes.items()}
+    top, linked = real_path(""), []
+    own = {root: len(real[root] & {f"{top}/{folder}" for folder in classes[root]}) for root in complete}
+    kept: set[frozenset[str]] = set()
+    for root in sorted(complete, key=lambda root: (-own[root], root)):  # those without links first
+        if real[root] in kept:
+            linked.append(f"{root}/")
+        kept.add(real[root])
+    return tuple(linked)
+
+
 def class_names(images: Iterable[ImageFile]) -> tuple[str, ...]:
     """The class names, alphabetical."""
     return tuple(sorted({image.label for image in images}))
+
+
+def training_counts(images: Iterable[ImageFile]) -> tuple[int, ...]:
+    """The number of training images of each class."""
+    return tuple(Counter(image.label for image in images if image.split == TRAIN).values())
+
+
+def _candidates(names: Iterable[str]) -> tuple[dict[str, list[_Member]], list[str]]:
+    """Every way to read the names, by root, and the roots of those that are a data set."""
+    names = [name for name in names if not is_ignored(name) and not name.endswith("/")]
+    roots = _roots(names, lambda part: part)
+    if complete := _complete(roots):
+        return roots, complete
+    roots = _roots(names, str.lower)
+    return roots, _complete(roots)
 
 
 def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, list[_Member]]:

@@ -11,7 +11,7 @@ from inat_job.data.augment import Augmentation, centre_maps, colour_factors, mir
 from inat_job.data.batches import UNSHARDED, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
 from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
-from inat_job.errors import BadDataError, ConflictError
+from inat_job.errors import BadDataError
 from inat_job.settings import DataSettings, TrainSettings
 
 
@@ -52,11 +52,7 @@ class ImageDataModule(LightningDataModule):
                 f"{cache.index.source} leaves no image for validation, because no class has two different images in "
                 "train: add some."
             )
-        if len(self.train_rows) < train.batch_size:
-            raise ConflictError(
-                f"--batch-size is {train.batch_size}, but there are only {len(self.train_rows)} training images: "
-                "lower it, because partial batches are dropped."
-            )
+        splits.check_batch_size(train.batch_size, len(self.train_rows))
 
     @property
     def steps_per_epoch(self) -> int:

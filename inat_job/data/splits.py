@@ -2,7 +2,9 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from inat_job.errors import ConflictError
 
 VALIDATION_SHARE = 0.2
 
@@ -18,7 +20,7 @@ def validation(hashes: Sequence[str], labels: Sequence[int], seed: int, share: f
     positions: dict[str, list[int]] = defaultdict(list)
     for at, content in enumerate(hashes):
         positions[content].append(at)
-    wanted = {label: max(1, round(share * count)) for label, count in Counter(labels).items()}
+    wanted = {label: _wanted(count, share) for label, count in Counter(labels).items()}
     left = Counter(label for _, label in set(zip(hashes, labels, strict=True)))
     held_out = [False] * len(hashes)
     for content in sorted(positions, key=lambda content: _key(seed, content)):
@@ -30,6 +32,24 @@ def validation(hashes: Sequence[str], labels: Sequence[int], seed: int, share: f
                 wanted[label] -= count
                 left[label] -= 1
     return held_out
+
+
+def training_count(class_counts: Iterable[int]) -> int:
+    """The images left to train on, given those of each class in train/, if all are readable and different."""
+    return sum(count - min(_wanted(count, VALIDATION_SHARE), count - 1) for count in class_counts)
+
+
+def check_batch_size(batch_size: int, training_images: int) -> None:
+    """Raise ConflictError unless there is a full batch."""
+    if batch_size > training_images:
+        raise ConflictError(
+            f"--batch-size is {batch_size}, but there are only {training_images} training images: lower it, because "
+            "partial batches are dropped."
+        )
+
+
+def _wanted(count: int, share: float) -> int:
+    return max(1, round(share * count))
 
 
 def digest(hashes: Sequence[str], held_out: Sequence[bool]) -> str:

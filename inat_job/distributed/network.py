@@ -1,4 +1,4 @@
-"""Finds the network interface between the machines of a run, by the route to rank 0 rather than by the host's name."""
+"""The network between the machines of a run: the interface that leads to rank 0, and why rank 0 cannot be reached."""
 
 import fcntl
 import socket
@@ -12,6 +12,7 @@ _SIOCGIFADDR = 0x8915
 """The request of netdevice(7) for an interface's address."""
 
 _ANY_PORT = 9
+_CONNECT_TIMEOUT_S = 5.0
 
 
 def interface_to(host: str, routes: Path = Path("/proc/net/route")) -> str:
@@ -33,6 +34,28 @@ def interface_to(host: str, routes: Path = Path("/proc/net/route")) -> str:
     except (OSError, UnicodeError):
         pass
     return _default_interface(routes) or fallback
+
+
+def why_unreachable(host: str, port: int, connect: bool = True) -> str:
+    """Why nothing can connect to a port, with the likely cause; "" if it can. Only the name is asked for unless
+    `connect`. May take as long as the name server does."""
+    try:
+        socket.getaddrinfo(host, port)
+        if connect:
+            socket.create_connection((host, port), _CONNECT_TIMEOUT_S).close()
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            return "the name server does not answer"
+        return "no such name, so its machine has not started yet or MASTER_ADDR is wrong"
+    except UnicodeError:
+        return "no such name, since it is no host's: check MASTER_ADDR"
+    except ConnectionRefusedError:
+        return "connection refused, so rank 0 is still preparing or MASTER_PORT is wrong"
+    except TimeoutError:
+        return "no answer, so its machine is off or a firewall is in between"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _interface_address(probe: socket.socket, interface: str) -> str | None:

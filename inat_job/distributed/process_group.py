@@ -6,7 +6,7 @@ signal and can wait for hours; tensors and files go through torch.distributed's 
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,12 +22,10 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from inat_job import signals
 from inat_job.distributed import ranks
 from inat_job.distributed.failures import FailureCause, lost_rank_errors
+from inat_job.distributed.peer_wait import LIMIT_S, PeerWait, named_by_machine
 from inat_job.distributed.ranks import SINGLE_RANK, Rank
 from inat_job.errors import JobError, Preempted, TransientError
 from inat_job.signals import StopFlag
-
-RENDEZVOUS_TIMEOUT_S = 3600.0
-"""How long a rank waits for those of other machines, which may still have images to prepare."""
 
 COLLECTIVE_TIMEOUT_S = 180.0
 """A collective without an answer for so long means a lost rank; TCP takes a minute to recover from a cut of 30 s."""
@@ -48,8 +46,14 @@ class ProcessGroup:
     that other machines learn the cause; after a clean block, all ranks wait until rank 0 has finished too.
     """
 
-    def __init__(self, rank: Rank = SINGLE_RANK, store: Store | None = None, stop: StopFlag | None = None) -> None:
-        self.rank = rank
+    def __init__(
+        self,
+        rank: Rank = SINGLE_RANK,
+        store: Store | None = None,
+        stop: StopFlag | None = None,
+        limit_s: float = LIMIT_S,
+    ) -> None:
+        self.rank, self._limit_s = rank, limit_s
         self.cause = FailureCause(store)
         self._store, self._stop = store, stop or StopFlag()
         self._broadcasts = self._barriers = 0
@@ -99,26 +103,49 @@ class ProcessGroup:
             self._cpu_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S))
 
     def barrier(self) -> None:
-        """Wait until all ranks are here, for up to RENDEZVOUS_TIMEOUT_S, which no collective would."""
+        """Wait until all ranks are here, for up to --rendezvous-minutes, which no collective would."""
         if self.size == 1:
             return
         assert self._store
         self._barriers += 1
-        key, began = f"barrier/{self._barriers}", time.monotonic()
-        with self.lost_rank_errors():
+        key = f"barrier/{self._barriers}"
+        with self.lost_rank_errors(), PeerWait(self.rank, self._limit_s) as wait:
+            self._store.set(f"{key}/{self.rank.rank}", "here")
             arrived = self._store.add(key, 1)
             while arrived < self.size:
-                self._pause("waiting for the other ranks")
-                if time.monotonic() - began > RENDEZVOUS_TIMEOUT_S:
-                    raise TransientError(f"{self.size - arrived} of {self.size} ranks are missing: try again.")
+                self._wait(wait, lambda: self._missing(key), "waiting for the other ranks")
                 arrived = self._store.add(key, 0)
+
+    def wait_for_rank_0(self) -> None:
+        """Wait for rank 0's first broadcast: a store that torchrun's agent hosts is there before rank 0."""
+        if self.is_main:
+            return
+        assert self._store
+        with self.lost_rank_errors(), PeerWait(self.rank, self._limit_s) as wait:
+            while not self._store.check([_broadcast_key(1)]):
+                self._wait(wait, lambda: "Rank 0", "waiting for rank 0")
+
+    def _wait(self, wait: PeerWait, missing: Callable[[], str], doing: str) -> None:
+        if wait.is_over:
+            raise TransientError(
+                f"{missing()} did not come to {wait.address} within {wait.limit}: check that it runs and can reach "
+                "that address, raise --rendezvous-minutes, or try again."
+            )
+        wait.report(lambda: f"{missing()} did not come to {wait.address} yet")
+        self._pause(doing)
+
+    def _missing(self, key: str) -> str:
+        """The ranks that are not at a barrier."""
+        assert self._store
+        missing = [rank for rank in range(self.size) if not self._store.check([f"{key}/{rank}"])]
+        return named_by_machine(missing, self.rank.local_world_size).capitalize() or "A rank"
 
     def broadcast(self, value: Any = None) -> Any:
         """Rank 0's value (plain JSON) on every rank."""
         if self.size == 1:
             return value
         self._broadcasts += 1
-        return self._exchange(f"broadcast/{self._broadcasts}", value, sends=self.is_main)
+        return self._exchange(_broadcast_key(self._broadcasts), value, sends=self.is_main)
 
     def broadcast_on_node(self, value: Any = None) -> Any:
         """The value (plain JSON) of each machine's first rank, on every rank of that machine."""
@@ -245,6 +272,10 @@ class ProcessGroup:
             message = ranks.message_file()
             self._scratch = TemporaryDirectory(prefix="inat-job-", dir=message.parent if message else None)
         return Path(self._scratch.name)
+
+
+def _broadcast_key(number: int) -> str:
+    return f"broadcast/{number}"
 
 
 def _send(path: Path, size: int) -> None:

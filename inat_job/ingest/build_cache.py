@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inat_job import events, signals
 from inat_job.data import layout, pixel_file
-from inat_job.data.cache_index import FORMAT, PIXELS, Cache, CacheIndex, load
+from inat_job.data.cache_index import FORMAT, PIXELS, Cache, CacheIndex, load, load_trusted
 from inat_job.data.layout import ImageFile
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted
 from inat_job.events import Progress
@@ -85,9 +85,10 @@ def _memory_errors() -> Iterator[None]:
         raise ConflictError("Too little memory to decode images: give the job more, or fewer processors.") from error
 
 
-def is_published(cache_dir: Path, digest: str, image_size: int) -> bool:
-    """Whether the images of a source are decoded at this geometry."""
-    return _folder(cache_dir, digest, cache_side(image_size)).is_dir()
+def published_index(cache_dir: Path, digest: str, image_size: int) -> CacheIndex | None:
+    """The index of a source's images, if they are decoded at this geometry."""
+    cache = load_trusted(_folder(cache_dir, digest, cache_side(image_size)))
+    return cache.index if cache else None
 
 
 def unfinished_bytes(cache_dir: Path) -> int:
@@ -183,6 +184,7 @@ def _decode_intact(source: DataSource, unfinished: Path, side: int, stop: Stop) 
 def _decode(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
     container = source.open()
     images = layout.find_images(container.names(), source.uri)
+    source.check_listed(images)
     remove_link(unfinished)
     unfinished.mkdir(exist_ok=True)
     _check_disk(unfinished, len(images) * side * side * 3)

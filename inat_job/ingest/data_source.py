@@ -2,19 +2,20 @@
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from inat_job.data.layout import is_ignored
+from inat_job.data.layout import ImageFile, is_ignored, linked_trees
 from inat_job.errors import BadDataError, NoPermissionError, UsageError
 from inat_job.ingest import archives, demo
 from inat_job.ingest.download import Download
 from inat_job.options import public_uri, unsigned_uri
 from inat_job.signals import Stop
-from inat_job.storage import StorageOptions, Store, open_store, split_uri
+from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.https import HttpsStore
 from inat_job.storage.interruptible import interruptible
@@ -34,7 +35,8 @@ class DataSource:
     `draft_key` names unfinished work on it. `identify` returns an identity that changes whenever the images may have
     changed, for an archive its SHA-256, and downloads the archive if necessary; `known_identity` returns it only if no
     download is necessary. `open` returns the container; the bytes of an archive are hashed before they are trusted.
-    `archive` is the archive, `download` too if it may be read while it comes.
+    `archive` is the archive, `download` too if it may be read while it comes. `check_listed` may refuse the images
+    before they are decoded.
     """
 
     uri: str
@@ -46,6 +48,7 @@ class DataSource:
     is_archive: bool
     archive: Download | None = None
     download: Download | None = None
+    check_listed: Callable[[Sequence[ImageFile]], None] = lambda images: None
 
     @property
     def digest(self) -> str | None:
@@ -113,9 +116,28 @@ def is_archive(uri: str, options: StorageOptions, stop: Stop) -> bool:
 
 
 def only_archive(folder: Path) -> Path | None:
-    """The archive in a folder that holds nothing else, or None."""
+    """The archive in a folder that holds nothing else but links to it, or None."""
     files = [path for path in folder.iterdir() if not is_ignored(path.name)]
-    return files[0] if len(files) == 1 and files[0].is_file() and archives.is_archive(files[0].name) else None
+    if len({path.resolve() for path in files}) != 1:
+        return None
+    named = [path for path in sorted(files, key=Path.is_symlink) if path.is_file() and archives.is_archive(path.name)]
+    return named[0] if named else None
+
+
+def loose_files(store: Store, listed: Iterable[Entry]) -> tuple[list[Entry], dict[str, str]]:
+    """Those of the listed files that are no litter, and the reasons of those that cannot be read.
+
+    Each is among them once, though a link beside a data set may lead to it.
+    """
+    entries = [entry for entry in listed if not is_ignored(entry.key)]
+    if not isinstance(store, LocalStore):
+        return entries, {}
+    linked = linked_trees((entry.key for entry in entries), lambda name: os.path.realpath(store.root / name))
+    unreadable = store.unreadable().items()
+    return (
+        [entry for entry in entries if not entry.key.startswith(linked)],
+        {name: reason for name, reason in unreadable if not is_ignored(name) and not name.startswith(linked)},
+    )
 
 
 def archive_name(uri: str, store: Store, key: str) -> str:
@@ -131,11 +153,9 @@ def _folder(folder: Path, expected: str | None, cache_dir: Path, stop: Stop) -> 
 
 def _loose_files(store: Store, uri: str, expected: str | None, stop: Stop) -> DataSource:
     reader = interruptible(store, stop)
-    entries = [entry for entry in reader.list() if not is_ignored(entry.key)]
+    entries, unreadable = loose_files(store, reader.list())
     if not entries:
         raise BadDataError(f"{uri} holds no files: check --data.")
-    found = store.unreadable() if isinstance(store, LocalStore) else {}
-    unreadable = {name: reason for name, reason in found.items() if not is_ignored(name)}
     listing = json.dumps([*((entry.key, entry.size, entry.version) for entry in entries), *unreadable.items()])
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
     container = archives.LooseFiles(reader, {entry.key: entry.size for entry in entries}, unreadable)

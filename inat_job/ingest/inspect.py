@@ -7,21 +7,23 @@ found before gigabytes are downloaded.
 import io
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from inat_job.data import layout
+from inat_job.data import layout, splits
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.ingest import archives, build_cache, data_source
 from inat_job.ingest.demo import CLASSES, TEST_EACH, TRAIN_EACH
 from inat_job.ingest.download import Download
 from inat_job.ingest.zip_file import member_name
 from inat_job.options import public_uri
-from inat_job.signals import never
+from inat_job.signals import Stop, never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.base import UNKNOWN_SIZE
 from inat_job.storage.disk import disk_errors, megabytes
+from inat_job.storage.interruptible import interruptible
 from inat_job.storage.local import LocalStore
 
 MAX_LISTED = 20_000
@@ -37,21 +39,32 @@ _END_OF_ZIP, _END_WITHIN = b"PK\x05\x06", 22 + 2**16
 class DataSetSummary:
     """What is known of a data set: a `text` for people, the bytes to download, the bytes of the decoded images, and why
     not everything is known. None is unknown.
+
+    `training` has the number of training images of each class, or nothing if that is unknown.
     """
 
     text: str
     fetched: int | None
     decoded: int | None
     doubt: str = ""
+    training: tuple[int, ...] = ()
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise ConflictError if there cannot be a full batch."""
+        if self.training:
+            splits.check_batch_size(batch_size, splits.training_count(self.training))
 
 
-def summarise(uri: str, cache_dir: Path, image_size: int, options: StorageOptions) -> DataSetSummary:
-    """Inspect `--data`. Raises UsageError, BadDataError, TransientError, and what the store raises."""
+def summarise(
+    uri: str, cache_dir: Path, image_size: int, options: StorageOptions, stop: Stop = never
+) -> DataSetSummary:
+    """Inspect `--data`. Raises UsageError, BadDataError, TransientError, Preempted, and what the store raises."""
     plain, expected = data_source.parse_uri(uri)
     if plain == data_source.DEMO:
         count = len(CLASSES) * (TRAIN_EACH + TEST_EACH)
         text = f"{count} images of {len(CLASSES)} classes, to be generated"
-        return DataSetSummary(text, 0, _pixel_bytes(count, image_size))
+        training = (TRAIN_EACH,) * len(CLASSES)
+        return DataSetSummary(text, 0, _pixel_bytes(count, image_size), training=training)
     if not plain.startswith(data_source.REMOTE):
         with disk_errors(Path(plain)):
             found = data_source.only_archive(Path(plain)) if Path(plain).is_dir() else Path(plain)
@@ -60,15 +73,15 @@ def summarise(uri: str, cache_dir: Path, image_size: int, options: StorageOption
         is_archive = data_source.is_archive(plain, options, never)
     try:
         if is_archive:
-            return _archive(plain, expected, cache_dir, image_size, options)
-        return _loose_files(open_store(plain, options), public_uri(plain), image_size)
+            return _archive(plain, expected, cache_dir, image_size, options, stop)
+        return _loose_files(interruptible(open_store(plain, options), stop), public_uri(plain), image_size)
     except PreconditionFailed as error:
         raise TransientError(f"{public_uri(plain)} changed while it was inspected: try again.") from error
 
 
 def _loose_files(store: Store, shown: str, image_size: int) -> DataSetSummary:
     listed = list(store.list(most=MAX_LISTED))
-    entries = [entry for entry in listed if not layout.is_ignored(entry.key)]
+    entries, _ = data_source.loose_files(store, listed)
     if not entries:
         raise BadDataError(f"{shown} holds no files: check --data.")
     _read_sample(store, next((entry for entry in entries if entry.size), entries[0]))
@@ -78,18 +91,20 @@ def _loose_files(store: Store, shown: str, image_size: int) -> DataSetSummary:
 
 
 def _archive(
-    uri: str, expected: str | None, cache_dir: Path, image_size: int, options: StorageOptions
+    uri: str, expected: str | None, cache_dir: Path, image_size: int, options: StorageOptions, stop: Stop
 ) -> DataSetSummary:
     parent, key = split_uri(uri)
-    store, shown = open_store(parent, options), public_uri(uri)
+    shown, opened = public_uri(uri), open_store(parent, options)
+    store = interruptible(opened, stop)
     entry = store.stat(key)
     if entry is None:
         raise BadDataError(f"{shown} does not exist: check --data.")
-    download = Download(store, entry, shown, data_source.archive_name(uri, store, key), cache_dir, never, expected)
+    download = Download(opened, entry, shown, data_source.archive_name(uri, opened, key), cache_dir, never, expected)
     digest = download.known_digest()
-    if digest and build_cache.is_published(cache_dir, digest, image_size):
-        return DataSetSummary(f"{shown}, already decoded in --cache-dir", 0, 0)
-    fetched = 0 if isinstance(store, LocalStore) else max(0, entry.size - _bytes_in(download.path.parent))
+    if digest and (index := build_cache.published_index(cache_dir, digest, image_size)):
+        training = tuple(Counter(index.labels[row] for row in index.rows(layout.TRAIN)).values())
+        return DataSetSummary(f"{shown}, already decoded in --cache-dir", 0, 0, training=training)
+    fetched = 0 if isinstance(opened, LocalStore) else max(0, entry.size - _bytes_in(download.path.parent))
     if entry.size == UNKNOWN_SIZE or not entry.version:
         archives.refuse_page(_read_sample(store, entry), shown)
         return DataSetSummary(f"{shown}, which exists", None, None, "its server reports no size or no version")
@@ -127,7 +142,8 @@ def _read_sample(store: Store, entry: Entry) -> bytes:
 def _summary(shown: str, names: Collection[str], fetched: int, image_size: int) -> DataSetSummary:
     images = layout.find_images(names, shown)
     text = f"{shown}, {len(images)} images of {len(layout.class_names(images))} classes"
-    return DataSetSummary(text, fetched, _pixel_bytes(len(images), image_size))
+    counts = layout.training_counts(images)
+    return DataSetSummary(text, fetched, _pixel_bytes(len(images), image_size), training=counts)
 
 
 def _pixel_bytes(count: int, image_size: int) -> int:

@@ -53,6 +53,7 @@ def publish(
     tracker.log_table("test_predictions", *report.test_table(predictions))
     tracker.summary(report.flatten(content))
     tracker.finish(0)
+    folder.join_attempt()
     if tracker.sync_command:  # the tracker's server does not have this run, so it is stored with the run
         folder.publish_folder(TRACKER_FOLDER)
     test = content["test"]

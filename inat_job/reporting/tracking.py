@@ -52,6 +52,7 @@ class _InitArguments:
     project: str
     entity: str | None
     folder: Path
+    kept_in: Path
     config: Mapping[str, object]
     timeout_s: float
 
@@ -69,9 +70,10 @@ def open_tracker(
     folder: Path,
     config: Mapping[str, object],
     has_key: bool,
+    kept_in: Path | None = None,
     init_timeout_s: float = 5,
 ) -> "Tracker":
-    """Start or resume the run `run_id`, whose files are in `folder`/wandb.
+    """Start or resume the run `run_id`, whose files are in `folder`/wandb, and in `kept_in`/wandb once it has ended.
 
     "auto" is online with a key, and offline without. Raises UsageError if another mode is asked for and wandb is not
     installed, NoPermissionError for "online" without a key.
@@ -81,7 +83,8 @@ def open_tracker(
         return Tracker(None, "off")
     require_key(mode, has_key)
     wandb_id = _FORBIDDEN_IN_ID.sub("-", run_id)
-    arguments = _InitArguments(wandb_id, project, entity, folder.resolve(), config, init_timeout_s)
+    kept = (kept_in or folder).resolve()
+    arguments = _InitArguments(wandb_id, project, entity, folder.resolve(), kept, config, init_timeout_s)
     online = _start("online", arguments) if wanted == "online" else None
     return online or _start("offline", arguments) or Tracker(None, "off")
 
@@ -112,7 +115,7 @@ def _start(mode: Literal["online", "offline"], arguments: _InitArguments) -> "Tr
     before = arguments.wandb_folders()
     try:
         with environment.without_wandb_server() if mode == "offline" else contextlib.nullcontext():
-            tracker = Tracker(_init(mode, arguments), mode)
+            tracker = Tracker(_init(mode, arguments), mode, arguments.kept_in)
     except Exception as error:  # no error of the tracker may end the job
         _teardown()
         for leftover in arguments.wandb_folders() - before:
@@ -181,12 +184,12 @@ class Tracker:
     folder; it is None if the server has it all.
     """
 
-    def __init__(self, run: Any, mode: str) -> None:
+    def __init__(self, run: Any, mode: str, kept_in: Path = Path()) -> None:
         self._run, self.mode = run, mode
         self.run_id: str | None = run and run.id
         self.url: str | None = run.url if mode == "online" else None
         self._folder = Path(run.settings.sync_dir if run else "")
-        self._upload = f"wandb sync {shlex.quote(str(self._folder))}"
+        self._upload = f"wandb sync {shlex.quote(str(kept_in / 'wandb' / self._folder.name))}"
         self.sync_command = self._upload if mode == "offline" else None
         self._failed = False
 

@@ -27,14 +27,22 @@ class Job:
     stop: StopFlag
 
     def is_finished(self) -> bool:
-        """Whether there is nothing to do. Rank 0, which starts runs, raises for a folder that it may not continue."""
+        """Whether there is nothing to do, see `state`."""
+        return self.state() is RunState.FINISHED
+
+    def state(self) -> RunState:
+        """What the run's folder is to this rank.
+
+        Rank 0, which starts runs, raises for a folder that it may not continue. The others only tell a finished run.
+        """
         if self.rank.rank:
-            return not self.settings.run.force and run_state.is_finished(self.folder, self.settings)
-        finished = decide_run_state(self.folder, self.settings)[0] is RunState.FINISHED
-        if finished:
+            finished = not self.settings.run.force and run_state.is_finished(self.folder, self.settings)
+            return RunState.FINISHED if finished else RunState.RESUME
+        state = decide_run_state(self.folder, self.settings)[0]
+        if state is RunState.FINISHED:
             report = f"{self.folder.uri}/report.json"
             events.emit("done", message=f"Already finished; there is nothing to do: see {report}.", report=report)
-        return finished
+        return state
 
     @contextmanager
     def lease(self) -> Iterator[LeasedRun | None]:

@@ -1,9 +1,13 @@
 """The first work of every command that needs images: download and decode them, or find them ready in the cache."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from inat_job import events
+from inat_job.data import layout, splits
 from inat_job.data.cache_index import Cache
 from inat_job.ingest import build_cache, data_source
 from inat_job.run.run_state import storage_options
@@ -12,8 +16,10 @@ from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 
 
-def prepare_images(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
+def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, batch_size: int | None = None) -> Cache:
     """The decoded images of `--data`. Raises what the source, the disk and the images raise, and Preempted.
+
+    Raises ConflictError, before the images are decoded, where they give no batch of `batch_size`.
 
     A zip is decoded while it is downloaded: pull_s is the time until all of it is here, prepare_s what comes after.
     """
@@ -28,6 +34,8 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
         events.phase("pull")
         timed.enter_context(clock.phase("pull_s"))
         source = data_source.find(data.uri, cache_dir, storage_options(settings.storage), stop)
+        if batch_size:
+            source = replace(source, check_listed=partial(_check_batch_size, batch_size))
         cache = build_cache.prepare(source, cache_dir, data.image_size, data.max_broken, stop, downloaded)
     index = cache.index
     events.emit("data", images=len(index.ids), classes=len(index.classes), digest=index.digest)
@@ -41,3 +49,7 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag) -> Cache:
     if both := index.in_both_splits():
         events.warn(f"{len(both)} test images are also in train, so the test accuracy is too high", first=both[0])
     return cache
+
+
+def _check_batch_size(batch_size: int, images: Sequence[layout.ImageFile]) -> None:
+    splits.check_batch_size(batch_size, splits.training_count(layout.training_counts(images)))

@@ -18,6 +18,7 @@ from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 
 _PRIVATE = ".inat-"  # prefix of the store's own temporary and lock files, which are not objects
 _DRAFT = ".tmp"
+_ATTEMPT = f"{_PRIVATE}attempt-"
 _TOKEN_BYTES = 8
 _NAME_CHARACTERS = 50
 
@@ -54,8 +55,8 @@ class LocalStore:
             if real in parents:
                 folders.clear()
                 continue
-            folders.sort()
-            yield from ((Path(folder) / name).relative_to(self.root).as_posix() for name in names if _is_object(name))
+            folders[:] = sorted(filter(is_object, folders))
+            yield from ((Path(folder) / name).relative_to(self.root).as_posix() for name in names if is_object(name))
 
     def stat(self, key: str) -> Entry | None:
         if not key:
@@ -157,6 +158,17 @@ class LocalStore:
         return self.root / checked_key(key, self.uri, has_folders=True)
 
 
+def attempt_folder(root: Path, attempt: int) -> Path:
+    """The folder under `root` for the files that only this attempt at a run writes; they are no objects."""
+    return root / f"{_ATTEMPT}{attempt}"
+
+
+def earlier_attempt_folders(root: Path, attempt: int) -> list[Path]:
+    """Such folders of earlier attempts, in their order."""
+    found = {path.name[len(_ATTEMPT) :]: path for path in root.glob(f"{_ATTEMPT}*")}
+    return [found[name] for name in sorted(filter(str.isdecimal, found), key=int) if int(name) < attempt]
+
+
 def draft_of(path: Path) -> Path:
     """A new name beside `path` for a file or a folder whose contents are to take that path's place.
 
@@ -177,7 +189,8 @@ def _why_unreadable(path: Path) -> str:
     return "a dead link" if path.is_symlink() else "neither a file nor a folder"
 
 
-def _is_object(name: str) -> bool:
+def is_object(name: str) -> bool:
+    """Whether a file or folder of this name is none of the store's own."""
     return not name.startswith(_PRIVATE)
 
 

@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from inat_job.errors import BadDataError, ConflictError
+from inat_job import events
+from inat_job.errors import BadDataError, ConflictError, JobError
 from inat_job.signals import Stop, never
 from inat_job.storage.base import Entry, StorageOptions, Store
 from inat_job.storage.disk import disk_errors, parse_json, read_json_object
 from inat_job.storage.fenced import FencedStore
 from inat_job.storage.interruptible import InterruptibleStore
-from inat_job.storage.local import LocalStore, draft_of
+from inat_job.storage.lease import LeaseError
+from inat_job.storage.local import LocalStore, attempt_folder, draft_of, earlier_attempt_folders, is_object
 from inat_job.storage.open_store import open_store
 
 _MOST_JSON = 2**28
@@ -38,6 +40,7 @@ class RunFolder:
         self.run_id = store.uri.rpartition("/")[2]
         self._spool, self._stop = spool, stop
         self._confirm: Callable[[], None] = lambda: None
+        self._attempt = 0
         self.local = store.root if isinstance(store, LocalStore) else spool / str(max(self._spooled(), default=0))
 
     def fence(self, attempt: int, confirm: Callable[[], None]) -> None:
@@ -45,12 +48,14 @@ class RunFolder:
 
         `confirm` raises LeaseError unless `attempt` holds the run.
         """
-        self._confirm = confirm
+        self._confirm, self._attempt = confirm, attempt
         self.background = FencedStore(self.background, confirm)
         self.store = InterruptibleStore(self.background, self._stop) if self.remote else self.background
         if self.remote:
             with disk_errors(self._spool):
                 self._take_over_spool(attempt)
+        for folder in earlier_attempt_folders(self.local, attempt):
+            self._join(folder)
 
     def _take_over_spool(self, attempt: int) -> None:
         own, found = self._spool / str(attempt), self._spooled()
@@ -63,6 +68,31 @@ class RunFolder:
         for draft in own.rglob("*.tmp"):
             shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
         self.local = own
+
+    @property
+    def attempt_folder(self) -> Path:
+        """Where this attempt writes, in folders named as in the run, what another process writes and no fence holds."""
+        return attempt_folder(self.local, self._attempt)
+
+    def join_attempt(self) -> None:
+        """Put what is in `attempt_folder` in its place, unless another job has taken the run over."""
+        self._join(self.attempt_folder)
+
+    def _join(self, attempt: Path) -> None:
+        """Copies, since an attempt that goes on may still have the files open."""
+        try:
+            for folder in sorted(attempt.iterdir()) if attempt.is_dir() else ():
+                new = [path for path in folder.iterdir() if not (self.local / folder.name / path.name).exists()]
+                if new:
+                    with self.drafts(folder.name) as drafts:
+                        for path in new:
+                            shutil.copytree(path, drafts / path.name, ignore=_links)
+        except LeaseError:
+            pass
+        except (JobError, OSError) as error:
+            events.warn(f"The files in {attempt} stay there: {error}")
+            return
+        shutil.rmtree(attempt, ignore_errors=True)
 
     def _spooled(self) -> list[int]:
         return [int(path.name) for path in self._spool.glob("*") if path.name.isdecimal()]
@@ -132,10 +162,10 @@ class RunFolder:
                 self.publish(name)
 
     def _names(self) -> list[str]:
-        """The local files, without drafts of interrupted writes."""
+        """The local files, without drafts of interrupted writes and those of an attempt alone."""
         files = [path for path in sorted(self.local.rglob("*")) if path.is_file() and not path.is_symlink()]
         names = [path.relative_to(self.local) for path in files]
-        return [name.as_posix() for name in names if not any(part.endswith(".tmp") for part in name.parts)]
+        return [name.as_posix() for name in names if all(map(_is_kept, name.parts))]
 
     def fetch(self, name: str) -> Path | None:
         """A fresh local copy of a stored file, or None if it is not stored; an older local copy is replaced."""
@@ -205,6 +235,15 @@ class RunFolder:
         """Delete the local copies, left by an earlier run of this name; nothing if the local folder is the store."""
         if self.remote:
             shutil.rmtree(self.local, ignore_errors=True)
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    """Of a log that processes share, such as wandb's."""
+    return [name for name in names if (Path(folder) / name).is_symlink()]
+
+
+def _is_kept(part: str) -> bool:
+    return is_object(part) and not part.endswith(".tmp")
 
 
 def open_run_folder(output: str, run_id: str, options: StorageOptions, spools: Path, stop: Stop = never) -> RunFolder:

@@ -4,11 +4,11 @@ HEALTHCHECK or livenessProbe may end a job whose file is too old.
 
 The file is touched on all progress in every phase (bytes downloaded, images decoded, batches trained or evaluated), on
 every check of the stop flag between two pieces of work, and during waits that have a time-out of their own (a store's
-response, another job's lock, the last uploads). It is not touched, for as long as given, during: the first batch of a
-compiled network, once for each set of stages that is unfrozen (about 30 s and 0.6 s a layer: 2 minutes for ResNet-50, 4
-for ResNet-152, perhaps twice that on a slow processor); the import of torch and Lightning (seconds, from a cold network
-disk a minute or two); hashing a checkpoint or features (seconds per GB); the plots. STALE_MINUTES is therefore nearly
-twice the longest of these.
+response, another job's lock, the other machines, the last uploads). It is not touched, for as long as given, during:
+the first batch of a compiled network, once for each set of stages that is unfrozen (about 30 s and 0.6 s a layer: 2
+minutes for ResNet-50, 4 for ResNet-152, perhaps twice that on a slow processor); the import of torch and Lightning
+(seconds, from a cold network disk a minute or two); hashing a checkpoint or features (seconds per GB); the plots.
+STALE_MINUTES is therefore nearly twice the longest of these.
 """
 
 import contextlib

@@ -29,6 +29,7 @@ from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
 from inat_job.run import timing
 from inat_job.settings import public_uri
+from inat_job.storage.run_folder import RunFolder
 from inat_job.training.context import RunContext
 from inat_job.training.trainer import make_trainer
 
@@ -120,7 +121,8 @@ def tracked(context: RunContext) -> Iterator[Tracker]:
         run_id=folder.run_id,
         project=settings.tracker.project,
         entity=settings.tracker.entity,
-        folder=folder.local,
+        folder=folder.attempt_folder,
+        kept_in=folder.local,
         config=settings.as_dict(),
         has_key=environment.has_wandb_key(),
     )
@@ -128,11 +130,17 @@ def tracked(context: RunContext) -> Iterator[Tracker]:
         yield tracker
     except Preempted:
         tracker.preempting()
-        tracker.finish(Preempted.exit_code)
+        _finish(tracker, folder, Preempted.exit_code)
         raise
     except BaseException as error:
-        tracker.finish(error.exit_code if isinstance(error, JobError) else 1)
+        _finish(tracker, folder, error.exit_code if isinstance(error, JobError) else 1)
         raise
+
+
+def _finish(tracker: Tracker, folder: RunFolder, exit_code: int) -> None:
+    tracker.finish(exit_code)
+    if not folder.remote:  # or else the next attempt does so: a store may keep this one waiting
+        folder.join_attempt()
 
 
 def make_report(
@@ -244,4 +252,6 @@ def _data_section(images: ImageDataModule) -> Mapping[str, Any]:
         "in_both_train_and_test": len(index.in_both_splits()),
         "classes": list(index.classes),
         "rejected": list(index.rejected),
+        "skipped": list(index.skipped),
+        "blank": list(index.blank),
     }

@@ -50,7 +50,7 @@ def run(job: Job, leased: LeasedRun | None, cache: Cache | None) -> None:
     `leased` is the run with its lease, on rank 0 alone; `cache` has the images, on the first rank of each machine. A
     rank that starts after the run was finished has nothing to do.
     """
-    group = rendezvous.join(job.rank, job.stop, job.is_finished)
+    group = rendezvous.join(job.rank, job.stop, job.is_finished, 60 * job.settings.train.rendezvous_minutes)
     if group is None:
         return
     with group, device_errors():

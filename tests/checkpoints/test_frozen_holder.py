@@ -11,6 +11,7 @@ import pytest
 from inat_job.checkpoints import manifest as manifests
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.checkpoint_store import CheckpointStore
+from inat_job.run.run_state import delete_run
 from inat_job.signals import never
 from inat_job.storage import StorageOptions
 from inat_job.storage.fenced import lost_lease_first
@@ -143,3 +144,38 @@ def work_or_nothing(output: str, spools: Path, finished: bool) -> None:
         held.end()
     else:
         work(folder, held)
+
+
+@pytest.mark.parametrize(("kind", "every"), [("local", 1), ("s3", 9)])
+def test_frozen_force_deletes_nothing_of_the_run_that_started_again(
+    kind: str, every: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """On S3 it may finish the one deletion that it was frozen in, but never that of the report."""
+    root = str(tmp_path) if kind == "local" else f"s3://{request.getfixturevalue('s3_bucket')}"
+    for at in range(1, 1000, every):
+        output, spools = f"{root}/{at}", tmp_path / f"spool-{at}"
+        work(*hold(output, spools))
+        point = FreezePoint(at)
+        folder, held = hold(output, spools, point)
+
+        def begin_again(folder: RunFolder = folder, held: Lease = held) -> None:
+            with lost_lease_first(held.check):
+                delete_run(folder, keep=held.key)
+
+        first = start_daemon(begin_again, "frozen holder")
+        while not point.frozen.wait(0.01) and not first.done():
+            pass
+        if not point.frozen.is_set():
+            break
+        next_folder, next_held = hold(output, spools)
+        delete_run(next_folder, keep=next_held.key)
+        work(next_folder, next_held)
+        expected = contents(output)
+        point.go_on.set()
+        first.exception(60)
+        left = contents(output)
+        assert left["report.json"] == expected["report.json"], at
+        lost = {name for name in expected if left.get(name) != expected[name]}
+        assert len(lost) <= (kind == "s3"), (at, lost)
+    assert at > 8
+    first.result()

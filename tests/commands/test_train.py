@@ -1,5 +1,6 @@
 """The main job in one process: a whole run, its run folder, and every way of resuming it."""
 
+import io
 import json
 import time
 from collections.abc import Callable
@@ -9,19 +10,24 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from PIL import Image
 
 from inat_job.checkpoints import training_state as state
 from inat_job.commands import test as evaluate
+from inat_job.data import layout
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, Preempted, TransientError, UsageError
 from inat_job.models.classifier import Classifier
+from inat_job.run.prepare_images import prepare_images
+from inat_job.run.timing import Clock
 from inat_job.settings import Settings
+from inat_job.signals import StopFlag
 from inat_job.storage import open_store
 from inat_job.storage.local import draft_of
 from inat_job.training import run as train
 from tests.harness.in_process import in_process
 from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, StopAfter, model_of, report_of, run
-from tests.harness.made_images import tree, write_zip
+from tests.harness.made_images import tree, write_tar, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
@@ -465,8 +471,40 @@ def test_out_of_memory_names_batch_size(settings: Make, monkeypatch: Any) -> Non
 
 
 def test_batch_larger_than_the_data_is_refused(settings: Make) -> None:
-    with pytest.raises(ConflictError, match="--batch-size is 64, but there are only 48"):
-        run(settings(train__batch_size="64"))
+    for _ in range(2):  # the second time the images are in the cache
+        with pytest.raises(ConflictError, match="--batch-size is 64, but there are only 48 training images: lower it"):
+            run(settings(train__batch_size="64"))
+        assert not Path(settings().run.output).exists(), "no run is begun"
+        prepare_images(settings(), Clock(0.0), StopFlag())
+
+
+def test_report_names_what_was_not_trained_on(settings: Make, tmp_path: Path) -> None:
+    files = tree(train=20, test=5, root="") | {"train/readme.txt": b"x", "notes/a.csv": b"y"}
+    blank = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(blank, "png")
+    label = layout.find_images(list(files), "here")[0].label
+    files[f"train/{label}/blank.png"] = blank.getvalue()
+    run(settings(data__uri=str(write_zip(tmp_path / "y.zip", files)), train__epochs="1"))
+    report = report_of(settings())
+    jsonschema.validate(report, SCHEMA)
+    assert [each["name"] for each in report["data"]["skipped"]] == ["notes/a.csv", "train/readme.txt"]
+    assert report["data"]["blank"] == [f"train/{label}/blank.png"]
+    old = report | {"data": {name: report["data"][name] for name in report["data"] if name not in ("skipped", "blank")}}
+    jsonschema.validate(old, SCHEMA)
+
+
+def test_refused_batch_deletes_no_run(settings: Make) -> None:
+    run(settings())
+    with pytest.raises(ConflictError, match="--batch-size is 64"):
+        run(settings(train__batch_size="64", run__resume="never", run__force="true"))
+    assert report_of(settings())["status"] == "done"
+
+
+def test_batch_is_refused_before_a_tar_is_decoded(settings: Make, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("inat_job.ingest.build_cache.decode_all", lambda *_, **__: pytest.fail("decoded"))
+    tar = write_tar(tmp_path / "x.tar", tree(train=20, test=5))
+    with pytest.raises(ConflictError, match="--batch-size is 64, but there are only 48 training images: lower it"):
+        run(settings(data__uri=str(tar), train__batch_size="64"))
 
 
 def test_failing_store_fails_the_job_after_training(

@@ -55,6 +55,13 @@ def test_split_is_independent_of_label_numbers(items, seed, numbers) -> None:
     assert held == splits.validation(hashes, [numbers[label] for label in labels], seed)
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 9))
+def test_training_count_of_different_images_is_exact(counts: list[int], seed: int) -> None:
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    held_out = splits.validation([f"{at:064x}" for at in range(len(labels))], labels, seed)
+    assert splits.training_count(counts) == held_out.count(False)
+
+
 def test_copies_in_two_classes() -> None:
     hashes = [str(at) for at in range(100)] + [str(at) for at in range(10)]
     held = splits.validation(hashes, [0] * 100 + [1] * 10, seed=0)

@@ -213,3 +213,57 @@ def test_nothing_under_a_prefix_is_bad_data(s3_bucket: str, tmp_path: Path) -> N
     for verb in (summary, prepared):
         with pytest.raises(BadDataError, match="birds holds no files"):
             verb(f"s3://{s3_bucket}/birds", tmp_path)
+
+
+@pytest.mark.parametrize("links", [["latest"], ["a", "latest"], ["deep/er/current"]])
+def test_link_beside_a_data_set_is_the_same_data_set(links: list[str], tmp_path: Path) -> None:
+    folder, cache = write_folder(tmp_path / "sets", tree(root="v1/") | {"v1/notes.txt": b"x"}), tmp_path / "cache"
+    (folder / "v1/train/Ants/dead.jpg").symlink_to("nowhere")
+    alone = data_source.find(str(folder), cache, StorageOptions(), never).open().names()
+    for link in links:
+        (folder / link).parent.mkdir(parents=True, exist_ok=True)
+        (folder / link).symlink_to(folder / "v1")
+    source = data_source.find(str(folder), cache, StorageOptions(), never)
+    assert source.open().names() == alone
+    assert "42 images" in inspect.summarise(str(folder), cache, 32, StorageOptions()).text
+    index = build_cache.prepare(source, cache, 32, 0.1, never).index
+    assert (len(index.ids), len(index.rejected), len(index.skipped)) == (42, 1, 1)
+
+
+def test_two_links_to_one_data_set_elsewhere_are_one(tmp_path: Path) -> None:
+    write_folder(tmp_path / "store", tree(root="v1/"))
+    sets = tmp_path / "sets"
+    sets.mkdir()
+    for name in ("current", "latest"):
+        (sets / name).symlink_to(tmp_path / "store" / "v1")
+    assert len(prepared(sets, tmp_path / "cache").index.ids) == 42
+
+
+def test_links_to_each_split_or_class_are_the_same_data_set(tmp_path: Path) -> None:
+    sets = write_folder(tmp_path / "sets", tree(root="v1/"))
+    for name in ("by-split", "by-class"):
+        (sets / name).mkdir()
+    for split in ("train", "val"):
+        (sets / "by-split" / split).symlink_to(sets / "v1" / split)
+        for label in ("Ants", "Bees", "Cats"):
+            (sets / "by-class" / split).mkdir(exist_ok=True)
+            (sets / "by-class" / split / label).symlink_to(f"../../v1/{split}/{label}")
+    names = data_source.find(str(sets), tmp_path / "cache", StorageOptions(), never).open().names()
+    assert all(name.startswith("v1/") for name in names)
+
+
+def test_link_to_another_version_is_refused(tmp_path: Path) -> None:
+    sets = write_folder(tmp_path / "sets", tree(root="v1/"))
+    (sets / "latest").symlink_to(write_folder(tmp_path / "store", tree(root="v2/")) / "v2")
+    with pytest.raises(BadDataError, match="more than one data set"):
+        prepared(sets, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("target", "links"), [("sets/v1.zip", ["latest.zip", "current"]), ("v1.zip", ["a", "b.zip"])])
+def test_link_to_an_archive_beside_it_is_the_same_archive(target: str, links: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sets").mkdir()
+    write_zip(tmp_path / target, tree())
+    for link in links:
+        (tmp_path / "sets" / link).symlink_to(tmp_path / target)
+    assert len(prepared(tmp_path / "sets", tmp_path / "cache").index.ids) == 42
+    assert "42 images" in inspect.summarise(str(tmp_path / "sets"), tmp_path / "other", 32, StorageOptions()).text

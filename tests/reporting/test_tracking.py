@@ -23,6 +23,10 @@ from inat_job.host.environment import wandb_mode
 from inat_job.reporting.tracking import STEP, Tracker, open_tracker
 
 sys.path.insert(0, str(Path(__file__).parent))
+from inat_job.signals import never
+from inat_job.storage import StorageOptions
+from inat_job.storage.lease import Lease, acquire
+from inat_job.storage.run_folder import RunFolder, open_run_folder
 from tests.harness.wandb_stub import Recorded, wandb_server
 
 KEY = "0123456789abcdef" * 2 + "cafecafe"
@@ -406,3 +410,53 @@ def _records(folder: Path) -> list[Any]:
 
 def _summary(records: list[Any]) -> dict[str, str]:
     return {item.key: item.value_json for each in records for item in each.summary.update}
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_frozen_tracker_that_goes_on_leaves_the_finished_run_alone(
+    kind: str, run: Open, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    output = str(tmp_path / "runs") if kind == "local" else f"s3://{request.getfixturevalue('s3_bucket')}"
+
+    def hold() -> tuple[RunFolder, Lease]:
+        folder = open_run_folder(output, "r", StorageOptions(), tmp_path / "spools")
+        held = acquire(folder.store, folder.background, 60, {}, lambda holder: True, never)
+        folder.fence(held.number, held.check)
+        return folder, held
+
+    def tracks(folder: RunFolder) -> Tracker:
+        return run("offline", run_id="r", folder=folder.attempt_folder, kept_in=folder.local)
+
+    def stored() -> dict[str, bytes]:
+        store = open_run_folder(output, "r", StorageOptions(), tmp_path / "unused").store
+        return {entry.key: store.read(entry.key) for entry in store.list("wandb/")}
+
+    folder, _ = hold()
+    frozen = tracks(folder)
+    frozen.log({"train_loss": 0.5}, 1)
+    first = Path(str(frozen.sync_command).split()[-1])
+    time.sleep(1.1)  # wandb names its folders by the second
+    next_folder, _ = hold()
+    assert list((next_folder.local / "wandb").iterdir()), "what the frozen attempt wrote is kept"
+    next_folder.join_attempt()
+    next_folder.publish_folder("wandb")
+    finished = stored()
+    assert {key.split("/")[1] for key in finished} == {first.name}
+    for step in range(2, 200):
+        frozen.log({"train_loss": 1 / step}, step)
+    frozen.finish(75)
+    folder.join_attempt()
+    folder.publish_folder("wandb")
+    assert stored() == finished
+    assert not folder.attempt_folder.exists()
+
+
+def test_offline_run_is_kept_where_its_message_says(run: Open, tmp_path: Path) -> None:
+    folder = open_run_folder(str(tmp_path), "r", StorageOptions(), tmp_path / "spools")
+    tracker = run("offline", run_id="r", folder=folder.attempt_folder, kept_in=folder.local)
+    _train(tracker)
+    tracker.finish(0)
+    folder.join_attempt()
+    kept = Path(str(tracker.sync_command).split()[-1])
+    assert list(kept.glob("*.wandb"))
+    assert [path.name for path in folder.local.iterdir()] == ["wandb"]

@@ -41,7 +41,7 @@ def test_missing_and_damaged_json(folder: RunFolder) -> None:
 def test_clear_deletes_everything(folder: RunFolder) -> None:
     folder.write("a", b"1")
     folder.publish_all(last="a", leave_out=[])
-    folder.clear(keep="attempts/1.json")
+    folder.clear(keep="attempts/1.json", emptied="report.json")
     assert list(folder.store.list()) == []
     assert not folder.local.exists() or not list(folder.local.iterdir())
 
