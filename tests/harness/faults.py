@@ -22,8 +22,9 @@ ANSWERS = {
 BODIES = ("truncate", "flip", "rot", "stall", "throttle")
 """Faults of a body: an upload's, or otherwise the answer's."""
 
-HEADS = ("page", "status-200", "shifted")
-"""Faults of a download's head: a page of HTML instead of the answer, another status, and another range."""
+HEADS = ("page", "status-200", "whole", "shifted", "etag")
+"""Faults of a download's head: a page of HTML instead of the answer, another status, with the whole object instead of a
+range, another range, and another ETag."""
 
 KINDS = (*ANSWERS, *BODIES, *HEADS, "reset", "latency", "outage")
 LIST = r"GET /[^/?]+/?\?(.*&)?list-type="

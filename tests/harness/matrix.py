@@ -76,7 +76,7 @@ class _Trial:
 
     def start(self) -> Job:
         folder = self.setup.folder / self.cell.name
-        data = self.setup.data.partition("#")[0] if self.cell.phase == "unproven" else self.setup.data
+        data = self.setup.data.partition("#")[0] if self.cell.phase in ("unproven", "lookup") else self.setup.data
         arguments = _command(data, self.setup.output.uri, folder / f"cache-{self.machine}", self.cell.name)
         environment = runner.job_environment(AWS_ENDPOINT_URL=self.proxy.url, **credentials())
         return Job(arguments, environment, folder / "work")
