@@ -55,7 +55,8 @@ class Lease:
         self._writing, self._updating = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
         self._lost, self._why = False, "finished"
-        threading.Thread(target=self._renew_until_ended, name="lease", daemon=True).start()
+        self._renewing = threading.Thread(target=self._renew_until_ended, name="lease", daemon=True)
+        self._renewing.start()
 
     @property
     def key(self) -> str:
@@ -114,10 +115,11 @@ class Lease:
         """
         self._ended.set()
         self._update(why=why or self._why, standing=dict(self._read_progress()), at=time.time())
+        last = self._renewing
         if not self._lost:
-            writer = threading.Thread(target=self._write_end, name="lease", daemon=True)
-            writer.start()
-            writer.join(_END_TIMEOUT_S)
+            last = threading.Thread(target=self._write_end, name="lease", daemon=True)
+            last.start()
+        last.join(_END_TIMEOUT_S)  # or else its draft may stay in the run's folder
 
     def _update(self, **changes: Any) -> None:
         with self._updating:  # called by several threads

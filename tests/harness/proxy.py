@@ -43,6 +43,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deaf: tuple[socket.socket, ...] = ()
         self._port = 0
 
     @property
@@ -61,6 +62,8 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        for each in self._deaf:
+            each.close()
 
     def wait_until_open(self, timeout: float = 120.0) -> None:
         """Wait for the end of an outage. Raises OSError if it lasts longer than `timeout`."""
@@ -102,6 +105,16 @@ class Proxy:
             except OSError:
                 await asyncio.sleep(_REBIND_S)
 
+    def _deafen(self) -> None:
+        """Reset all connections, and answer no new one: Linux drops the SYN to a socket whose queue is full."""
+        self._hang_up()
+        listening, filling = socket.socket(), socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", self._port))
+        listening.listen(0)
+        filling.connect(("127.0.0.1", self._port))
+        self._deaf = (listening, filling)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
@@ -142,6 +155,9 @@ class Proxy:
             task = asyncio.ensure_future(self._outage(fault.amount))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            raise _Cut
+        if fault and fault.kind == "deaf":
+            self._deafen()
             raise _Cut
 
     async def _receive(self, request: Head, reader: asyncio.StreamReader, fault: Fault | None) -> bytes:

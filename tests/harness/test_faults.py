@@ -205,6 +205,15 @@ def test_outage_refuses_all_connections_for_its_time(proxy: Proxy, client: Any, 
     assert 0.5 < time.monotonic() - started < 5
 
 
+def test_deaf_server_answers_no_connection(proxy: Proxy, client: Any, bucket: str) -> None:
+    proxy.faults.arm(Fault("deaf", "^GET", times=1))
+    with pytest.raises((ConnectionClosedError, EndpointConnectionError)):
+        client.get_object(Bucket=bucket, Key=KEY)
+    parts = urlsplit(proxy.url)
+    with pytest.raises(TimeoutError):
+        socket.create_connection((parts.hostname, parts.port), timeout=0.5)
+
+
 def test_credentials_expire_for_all_requests_after_the_trigger(proxy: Proxy, client: Any, bucket: str) -> None:
     fault = proxy.faults.arm(Fault("expired", trigger="^PUT"))
     client.head_object(Bucket=bucket, Key=KEY)
