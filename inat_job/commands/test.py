@@ -144,7 +144,7 @@ def _test(
         splits = evaluate_splits(context, classifier, validation=held_out)
         history = attempts.history(tested.folder.store)
         report = make_report(context, architecture, manifest, tracker, splits, history)
-        publish(folder, leased.lease, tracker, report)
+        publish(folder, tracker, report)
 
 
 def _claim(folder: RunFolder) -> None:

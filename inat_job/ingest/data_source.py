@@ -114,14 +114,15 @@ def _folder(folder: Path, expected: str | None, cache_dir: Path, stop: Stop) -> 
 
 
 def _loose_files(store: Store, uri: str, expected: str | None, stop: Stop) -> DataSource:
-    entries = [entry for entry in interruptible(store, stop).list() if not is_ignored(entry.key)]
+    reading = interruptible(store, stop)
+    entries = [entry for entry in reading.list() if not is_ignored(entry.key)]
     if not entries:
         raise BadDataError(f"{uri} holds no files: check --data.")
     found = store.unreadable() if isinstance(store, LocalStore) else {}
     unreadable = {name: reason for name, reason in found.items() if not is_ignored(name)}
     listing = json.dumps([*((entry.key, entry.size, entry.version) for entry in entries), *unreadable.items()])
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
-    container = archives.LooseFiles(store, {entry.key: entry.size for entry in entries}, unreadable)
+    container = archives.LooseFiles(reading, {entry.key: entry.size for entry in entries}, unreadable)
     return DataSource(
         _as_utf8(uri), identity, expected, lambda: identity, lambda: identity, lambda: container, is_archive=False
     )

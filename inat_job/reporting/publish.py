@@ -15,7 +15,7 @@ from inat_job.reporting import html, report
 from inat_job.reporting.tracking import Tracker
 from inat_job.run.run_state import REPORT
 from inat_job.signals import StopFlag
-from inat_job.storage.lease import Lease, LeaseError
+from inat_job.storage.lease import LeaseError
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import metric_lines
 
@@ -27,7 +27,6 @@ Row = Mapping[str, Any]
 
 def publish(
     folder: RunFolder,
-    lease: Lease,
     tracker: Tracker,
     content: Mapping[str, Any],
     rows: Sequence[Row] = (),
@@ -42,7 +41,6 @@ def publish(
     events.phase("upload")
     folder.write("report.html", html.render_page(content, _plots(folder, content, rows)))
     with naming_local_copy(folder):
-        lease.check()
         folder.write_json(REPORT, content)
         folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKER_FOLDER])
     tracker.summary(report.flatten(content))

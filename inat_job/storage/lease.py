@@ -35,7 +35,8 @@ ReadProgress = Callable[[], Mapping[str, Any]]
 """Returns the progress that each renewal reports."""
 
 _KEPT = 2
-_END_TIMEOUT_S = 1.5
+_END_TIMEOUT_S = 1.2
+"""Together with the threads that a download leaves, less than the 2 s in which a stopped job ends."""
 _BRIEFLY_S = 5.0
 
 

@@ -12,6 +12,9 @@ from inat_job.signals import Stop
 T = TypeVar("T")
 R = TypeVar("R")
 
+JOIN_S = 0.3
+"""Seconds for threads to notice that they are to end; one that waits for a silent server does not."""
+
 _TICK_S = 0.1
 
 
@@ -35,7 +38,7 @@ def map_in_threads(
     *,
     threads: int,
     tick: Callable[[], None],
-    join_s: float = 1.0,
+    join_s: float = JOIN_S,
 ) -> Iterator[tuple[T, R]]:
     """Yield (item, work(item, halt)) in order of completion; the first failure is raised.
 
@@ -63,7 +66,7 @@ def map_in_threads(
         _join(workers, join_s)
 
 
-def run_in_thread(work: Callable[[Stop], R], tick: Callable[[], None], join_s: float = 1.0) -> R:
+def run_in_thread(work: Callable[[Stop], R], tick: Callable[[], None], join_s: float = JOIN_S) -> R:
     """The result of `work(halt)`, run in a thread so that a stalled server cannot keep the caller from `tick`."""
     ((_, result),) = map_in_threads([None], lambda _, halt: work(halt), threads=1, tick=tick, join_s=join_s)
     return result

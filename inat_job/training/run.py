@@ -89,7 +89,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         if leased:
             history = leased.lease.history(context.checkpoints.newest().ended)
             report = make_report(context, architecture, best, tracker, splits, history, reuse)
-            publish(context.folder, leased.lease, tracker, report, metrics.rows if metrics else (), suggestion(context))
+            publish(context.folder, tracker, report, metrics.rows if metrics else (), suggestion(context))
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
     python -m tests.harness.freezes --rounds 100 --seed 0 [--output s3,local] [--jobs 4] [--json FILE] [--logs FOLDER]
 
-Two in three rounds freeze the job just before it changes the run's folder or lists the attempts, each such point in
-turn; the others at a random moment. The exit code is 1 if the finished run changes by one byte after the frozen job goes
-on, if it is not the undisturbed run, or if a job ends with another code than 0 or 75.
+Two in three rounds freeze the job just before it changes the run's folder or lists the attempts, at points spread over
+the whole run; the others at a random moment. The exit code is 1 if the finished run changes by one byte after the
+frozen job goes on, if it is not the undisturbed run, or if a job ends with another code than 0 or 75.
 """
 
 import argparse
@@ -34,7 +34,8 @@ TAKEN_OVER = 75
 _AT_RANDOM_EVERY = 3
 _DIFFERENT = ("attempts/", "checkpoints/", "config.json", "report.json", "report.html")
 """Files that differ from one undisturbed run to the next: they hold times, the run's own id, and who has worked on it.
-Which checkpoints are taken depends on the time too; they must match their manifests. The report's scores are compared."""
+Which checkpoints are taken depends on the time too; they must match their manifests. The report's scores must be the
+same."""
 
 
 @dataclass(frozen=True)

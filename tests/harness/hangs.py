@@ -1,6 +1,7 @@
 """Stops jobs whose data or output store hangs, in every phase, and measures how long each takes to end.
 
-    python -m tests.harness.hangs --rounds 100 --seed 0 [--phase pull,checkpoint] [--jobs 2] [--json FILE] [--logs FOLDER]
+    python -m tests.harness.hangs --rounds 100 --seed 0 [--phase pull,checkpoint] [--jobs 2] [--json FILE]
+        [--logs FOLDER]
 
 A store hangs in one of three ways: it takes requests and never answers, it stops in the middle of a body, or it answers
 no connection at all. A round waits until a request of the phase meets that, and sends SIGTERM a moment later. The exit
@@ -69,8 +70,9 @@ PHASES = (
     Phase("output, start", rf"^(GET|HEAD){_RUN}/config\.json", ""),
     Phase("output, lease", rf"^(PUT|POST){_RUN}/attempts/", ""),
     Phase("output, resume", rf"^(GET|HEAD){_RUN}/checkpoints/", "", resumes=True),
+    Phase("output, earlier checkpoints", rf"^(PUT|POST|DELETE){_RUN}/checkpoints/", "", resumes=True, stores=True),
     Phase("output, checkpoint", rf"^(PUT|POST){_RUN}/checkpoints/", "", stores=True),
-    Phase("output, result", rf"^(PUT|POST){_RUN}/(model|plots|report)", "", stores=False),
+    Phase("output, result", rf"^(PUT|POST){_RUN}/(model|plots|report)", ""),
 )
 
 
@@ -215,7 +217,9 @@ def hang_rounds(setup: HangSetup, phases: Sequence[Phase], rounds: int, seed: in
         phase, kind = cells[number % len(cells)]
         done = run_round(setup, number, phase, kind, random.Random(f"{seed} {number}").uniform(0.05, 1.0))
         wrong = "".join(f"; WRONG: {text}" for text in done.wrong)
-        print(f"#{number} {phase.name}, {kind}: {done.seconds:.2f} s in {done.where}{wrong}", file=sys.stderr, flush=True)
+        print(
+            f"#{number} {phase.name}, {kind}: {done.seconds:.2f} s in {done.where}{wrong}", file=sys.stderr, flush=True
+        )
         return done
 
     with ThreadPoolExecutor(jobs) as pool:

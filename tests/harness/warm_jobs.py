@@ -78,7 +78,8 @@ def _run(
     for number, connection in ((1, stdout), (2, stderr)):
         os.dup2(connection.fileno(), number)
         connection.close()
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [ENTRYPOINT, *arguments]
