@@ -170,7 +170,8 @@ class RunFolder:
         kept_folder = keep.partition("/")[0]
         # Folders first: config.json, which identifies the checkpoints' run, outlives them.
         for path in sorted(self.local.iterdir(), key=Path.is_file) if self.local.is_dir() else ():
-            self._confirm()
+            if not self.remote:
+                self._confirm()
             if path.is_symlink() or not path.is_dir():  # a link is removed, not its target
                 path.unlink()
             elif path.name != kept_folder:

@@ -62,7 +62,6 @@ class Phase:
 PHASES = (
     Phase("data, lookup", f"^HEAD {_ZIP}", _ZIP, kinds=("silent", "deaf")),
     Phase("data, pull", f"^GET {_ZIP}", _ZIP),
-    Phase("data, lookup, https", f"^HEAD {_ZIP}", _ZIP, "web", ("silent", "deaf")),
     Phase("data, pull, https", f"^GET {_ZIP}", _ZIP, "web"),
     Phase("data, listing", rf"^{LIST}.*prefix=loose", "", "loose"),
     Phase("data, prepare", f"^GET {_LOOSE}", _LOOSE, "loose"),
@@ -114,6 +113,8 @@ def run_round(setup: HangSetup, number: int, phase: Phase, kind: str, delay: flo
                 pass
             if not job.sleep_until(job.age + delay) or not job.kill(signal.SIGTERM):
                 done.wrong.append("ended before it was stopped")
+            if not phase.stores and job.sleep_until(job.age + AT_ONCE_S):
+                job.kill(signal.SIGUSR1)  # the log then shows where its threads wait
             ended = job.end()
     _judge(done, phase, ended)
     if setup.logs:

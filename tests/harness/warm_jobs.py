@@ -1,9 +1,11 @@
 """Jobs in forks of one process that has imported the libraries: a whole small job takes about two seconds."""
 
+import faulthandler
 import io
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -82,6 +84,7 @@ def _run(
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.environ.clear()
     os.environ.update(environment)
+    faulthandler.register(signal.SIGUSR1)  # shows on stderr where each thread waits
     sys.argv = [ENTRYPOINT, *arguments]
     prologue()
     runpy.run_path(ENTRYPOINT, run_name="__main__")
