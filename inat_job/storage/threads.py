@@ -47,7 +47,8 @@ def map_in_threads(
     preempted process.
     """
     todo: queue.SimpleQueue[T] = queue.SimpleQueue()
-    results: queue.SimpleQueue[tuple[T, R | None, BaseException | None]] = queue.SimpleQueue()
+    # No SimpleQueue: before Python 3.13 its get waits for ever if a signal's handler outlasts the time-out.
+    results: queue.Queue[tuple[T, R | None, BaseException | None]] = queue.Queue()
     halt = threading.Event()
     for item in items:
         todo.put(item)
@@ -74,7 +75,7 @@ def run_in_thread(work: Callable[[Stop], R], tick: Callable[[], None], join_s: f
 
 def _worker(
     todo: "queue.SimpleQueue[T]",
-    results: "queue.SimpleQueue[tuple[T, R | None, BaseException | None]]",
+    results: "queue.Queue[tuple[T, R | None, BaseException | None]]",
     work: Callable[[T, Stop], R],
     halt: threading.Event,
 ) -> None:
@@ -90,7 +91,7 @@ def _worker(
 
 
 def _next_result(
-    results: "queue.SimpleQueue[tuple[T, R | None, BaseException | None]]", tick: Callable[[], None]
+    results: "queue.Queue[tuple[T, R | None, BaseException | None]]", tick: Callable[[], None]
 ) -> tuple[T, R]:
     while True:
         tick()
