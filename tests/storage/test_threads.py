@@ -73,8 +73,14 @@ def test_tick_goes_on_after_a_slow_signal_handler(slow_handler: threading.Event)
         if slow_handler.is_set():
             raise InterruptedError
 
-    gave_up = threading.Event()
+    released, ended = threading.Event(), threading.Event()
+
+    def work(halt: Stop) -> None:
+        released.wait(3.0)
+        ended.set()
+
     threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
     with pytest.raises(InterruptedError):
-        run_in_thread(lambda halt: gave_up.wait(3.0), tick, join_s=0.0)
-    gave_up.set()
+        run_in_thread(work, tick, join_s=0.0)
+    assert not ended.is_set()
+    released.set()
