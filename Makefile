@@ -1,6 +1,7 @@
 # make demo   runs the main job on generated images   make test      runs the tests
 # make lint   checks style and types                  make test-all  also tests a real object store and the image
-# make soak   kills runs and resumes them             make faults    injects storage faults in every phase
+# make soak   kills, resumes and stops runs           make faults    injects storage faults in every phase
+# make freezes  freezes runs that another takes over
 # make fuzz   damages 10,000 files of all kinds       make image     builds the image, with version and revision
 # make sbom   lists the packages in .venv             make docs      writes docs/options.md
 # make audit  looks the locked packages up in a database of vulnerabilities
@@ -17,7 +18,7 @@ ROUNDS ?= 100
 SEED   ?= 0
 PARTS  ?= a,b
 
-.PHONY: venv demo test test-all gpu gpu-wheels soak faults fuzz lint docs lock audit image sbom clean
+.PHONY: venv demo test test-all gpu gpu-wheels soak freezes faults fuzz lint docs lock audit image sbom clean
 
 venv: $(STAMP)
 
@@ -58,6 +59,10 @@ gpu-wheels: venv
 
 soak: venv
 	$(BIN)/python -m tests.harness.soak --rounds $(ROUNDS) --seed $(SEED) --parts $(PARTS)
+	$(BIN)/python -m tests.harness.hangs --rounds $(ROUNDS) --seed $(SEED)
+
+freezes: venv
+	$(BIN)/python -m tests.harness.freezes --rounds $(ROUNDS) --seed $(SEED)
 
 faults: venv
 	$(BIN)/python -m tests.harness.matrix

@@ -116,7 +116,7 @@ class Uploader:
         self._write_error: BaseException | None = None
         self._last_error: JobError | None = None
         self._flushing = self._closing = False
-        self._store.finish_earlier()
+        self._cleaning = True
         threading.Thread(target=self._write_all, name="checkpoint writer", daemon=True).start()
         threading.Thread(target=self._upload_all, name="uploader", daemon=True).start()
 
@@ -185,7 +185,7 @@ class Uploader:
         with self._changed:
             self._closing, self._last_error = True, None
             self._changed.notify_all()
-            while (self._queue or self._active) and not self.failed and not stop():
+            while (self._queue or self._active or self._cleaning) and not self.failed and not stop():
                 watchdog.beat()  # every request has a time-out, so this thread's waiting is no hang
                 self._changed.wait(_TICK_S)
         self.raise_if_failed()
@@ -238,6 +238,13 @@ class Uploader:
 
     def _upload_all(self) -> None:
         failures = 0
+        try:
+            self._store.finish_earlier()
+        except BaseException as error:
+            self._fail(error)
+        with self._changed:
+            self._cleaning = False
+            self._changed.notify_all()
         while self._fatal is None:
             pending = self._wait_for_next(retry.backoff_s(failures) if failures else 0.0)
             try:

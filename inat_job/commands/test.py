@@ -32,7 +32,6 @@ from inat_job.run.run_state import (
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import Stop, StopFlag, never
-from inat_job.storage.lease import Lease
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes
@@ -124,12 +123,12 @@ def run(
     _claim(folder)
     with (
         heartbeat.emit_heartbeats(),
-        lease_run(folder, settings.run.lease_seconds, stop) as leased,
+        lease_run(folder, settings.run.lease_seconds, stop),
         device_errors(training=False),
     ):
         _claim(folder)
         context = _context(made, folder, trained, stop, Clock(started))
-        report = _test(context, leased.lease, trained, request)
+        report = _test(context, trained, request)
     outputs.collect_results(platform, folder)
     return report
 
@@ -144,7 +143,7 @@ def _context(made: Configuration, folder: RunFolder, trained: TrainedModel, stop
     return RunContext(settings, folder, images, execution, CheckpointIndex(trained.folder, stop), clock, stop)
 
 
-def _test(context: RunContext, lease: Lease, trained: TrainedModel, request: EvaluationOptions) -> dict[str, Any]:
+def _test(context: RunContext, trained: TrainedModel, request: EvaluationOptions) -> dict[str, Any]:
     architecture, classifier = context.build_network(pretrained=False)
     context.move_images_to_gpu()
     weights, held_out = load_trained(context, classifier, trained)
@@ -159,7 +158,7 @@ def _test(context: RunContext, lease: Lease, trained: TrainedModel, request: Eva
         predictions = Predictions(table, temperature_of(trained, table), tta)
         pictures = draw_pictures(context, architecture.network, predictions, weights)
         report = _without_unknown(make_report(context, architecture, weights, predictions, tracker), trained)
-        publish(context.folder, lease, tracker, report, table, pictures)
+        publish(context.folder, tracker, report, table, pictures)
     return report
 
 

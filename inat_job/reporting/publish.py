@@ -18,7 +18,7 @@ from inat_job.reporting.report_page import render_report
 from inat_job.reporting.tracking import Tracker
 from inat_job.run.run_state import REPORT
 from inat_job.signals import StopFlag
-from inat_job.storage.lease import Lease, LeaseError
+from inat_job.storage.lease import LeaseError
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import metric_lines
 
@@ -28,7 +28,6 @@ TRACKER_FOLDER = "wandb"
 
 def publish(
     folder: RunFolder,
-    lease: Lease,
     tracker: Tracker,
     content: Mapping[str, Any],
     predictions: PredictionTable,
@@ -46,7 +45,6 @@ def publish(
         predictions.write_csv(drafts / PREDICTIONS)
     _write_page(folder, content, predictions, pictures)
     with naming_local_copy(folder):
-        lease.check()
         folder.write_json(REPORT, content)
         folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKER_FOLDER])
     tracker.log_images({each.name: (each.path, each.title) for each in pictures})

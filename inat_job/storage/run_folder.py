@@ -122,7 +122,8 @@ class RunFolder:
         """A folder to write local files to, each of which takes its place in the folder `name` after the block.
 
         Raises ConflictError where that is not possible, and LeaseError if another job has taken the run over, which
-        has then deleted the drafts.
+        has then deleted the drafts. Local copies are in a folder of the attempt's own, and need no store to be asked,
+        which may hang while a checkpoint must be saved.
         """
         target = self.path(f"{name}/file").parent
         folder = draft_of(target / "files")
@@ -130,7 +131,7 @@ class RunFolder:
             folder.mkdir()
             try:
                 yield folder
-                self._confirm()
+                self._confirm_local()
                 for draft in sorted(folder.iterdir()):
                     draft.replace(target / draft.name)
             finally:
@@ -210,6 +211,11 @@ class RunFolder:
             elif entry.key != keep:
                 self.store.delete(entry.key)
 
+    def _confirm_local(self) -> None:
+        """Confirm the lease before local files change; copies of a remote run are in a folder of the attempt's own."""
+        if not self.remote:
+            self._confirm()
+
     def _discard(self, path: Path) -> None:
         """Delete a file, a link or a folder by way of a draft, which the next holder deletes.
 
@@ -218,7 +224,7 @@ class RunFolder:
         draft = draft_of(path)
         try:
             draft.mkdir()
-            self._confirm()
+            self._confirm_local()
             path.rename(draft / path.name)
         except OSError as error:
             self._confirm()

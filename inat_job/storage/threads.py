@@ -12,6 +12,9 @@ from inat_job.signals import Stop
 T = TypeVar("T")
 R = TypeVar("R")
 
+JOIN_S = 0.3
+"""Seconds for threads to notice that they are to end; one that waits for a silent server does not."""
+
 _TICK_S = 0.1
 
 
@@ -35,7 +38,7 @@ def map_in_threads(
     *,
     threads: int,
     tick: Callable[[], None],
-    join_s: float = 1.0,
+    join_s: float = JOIN_S,
 ) -> Iterator[tuple[T, R]]:
     """Yield (item, work(item, halt)) in order of completion; the first failure is raised.
 
@@ -44,7 +47,8 @@ def map_in_threads(
     preempted process.
     """
     todo: queue.SimpleQueue[T] = queue.SimpleQueue()
-    results: queue.SimpleQueue[tuple[T, R | None, BaseException | None]] = queue.SimpleQueue()
+    # No SimpleQueue: before Python 3.13 its get waits for ever if a signal's handler outlasts the time-out.
+    results: queue.Queue[tuple[T, R | None, BaseException | None]] = queue.Queue()
     halt = threading.Event()
     for item in items:
         todo.put(item)
@@ -63,7 +67,7 @@ def map_in_threads(
         _join(workers, join_s)
 
 
-def run_in_thread(work: Callable[[Stop], R], tick: Callable[[], None], join_s: float = 1.0) -> R:
+def run_in_thread(work: Callable[[Stop], R], tick: Callable[[], None], join_s: float = JOIN_S) -> R:
     """The result of `work(halt)`, run in a thread so that a stalled server cannot keep the caller from `tick`."""
     ((_, result),) = map_in_threads([None], lambda _, halt: work(halt), threads=1, tick=tick, join_s=join_s)
     return result
@@ -71,7 +75,7 @@ def run_in_thread(work: Callable[[Stop], R], tick: Callable[[], None], join_s: f
 
 def _worker(
     todo: "queue.SimpleQueue[T]",
-    results: "queue.SimpleQueue[tuple[T, R | None, BaseException | None]]",
+    results: "queue.Queue[tuple[T, R | None, BaseException | None]]",
     work: Callable[[T, Stop], R],
     halt: threading.Event,
 ) -> None:
@@ -87,7 +91,7 @@ def _worker(
 
 
 def _next_result(
-    results: "queue.SimpleQueue[tuple[T, R | None, BaseException | None]]", tick: Callable[[], None]
+    results: "queue.Queue[tuple[T, R | None, BaseException | None]]", tick: Callable[[], None]
 ) -> tuple[T, R]:
     while True:
         tick()

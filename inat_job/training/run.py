@@ -103,7 +103,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
             rows = metrics.rows if metrics else ()
             pictures = draw_pictures(context, architecture.network, predictions, weights, rows)
             report = make_report(context, architecture, weights, predictions, tracker, config.get("started"))
-            publish(context.folder, leased.lease, tracker, report, table, pictures, suggestion(context))
+            publish(context.folder, tracker, report, table, pictures, suggestion(context))
 
 
 @contextmanager

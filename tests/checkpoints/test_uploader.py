@@ -105,6 +105,22 @@ def test_next_attempt_on_the_same_machine_uploads_what_was_left(
     assert stored_keys(folder) == ["checkpoints/6.ckpt", "checkpoints/6.json", "checkpoints/latest.json"]
 
 
+def test_training_begins_while_a_silent_store_delays_the_cleaning_of_earlier_checkpoints(
+    folder: RunFolder, uploader: Uploader, lease: Lease
+) -> None:
+    uploader.save(manifest(1), copies(b"x"))
+    uploader.finish(StopFlag())
+    store = store_of(folder)
+    store.calls.clear()
+    store.gate.clear()
+    index = CheckpointIndex(folder).discover()
+    with uploading(index, lease, ["metrics.jsonl"], StopFlag(), GRACE_S, index.newest()) as second:
+        assert store.calls == []
+        store.gate.set()
+        second.finish(StopFlag())
+        assert store.calls == ["checkpoints/latest.json"]
+
+
 def test_flush_uploads_the_newest_before_an_older_one(folder: RunFolder, uploader: Uploader) -> None:
     store_of(folder).gate.clear()
     uploader.save(manifest(1), copies(b"old"))
@@ -179,7 +195,7 @@ def test_incomplete_checkpoints_of_a_killed_attempt_are_replaced_or_deleted(
     assert folder.store.read("checkpoints/6.ckpt") == b"whole"
     again = CheckpointIndex(folder).discover()
     assert again.orphans == {9}  # one without a manifest
-    Uploader(again, lease, [], GRACE_S, protected=None)
+    Uploader(again, lease, [], GRACE_S, protected=None).finish(StopFlag())
     assert "checkpoints/9.ckpt" not in stored_keys(folder)
     assert "checkpoints/mine.ckpt" in stored_keys(folder)
 

@@ -49,6 +49,16 @@ CASES = (
 )
 MATRIX_CASE = _part_a("matrix", "--precision fp32 --epochs 6 --lease-seconds 20")
 SINGLE_WRITER_CASE = _part_a("lone", "--precision fp32 --epochs 4 --lease-seconds 8")
+FREEZE_CASE = Case(
+    "freeze",
+    "a",
+    0.001,
+    "--filters 4 --dense 8 --batch-size 8 --precision fp32 --epochs 3 --lease-seconds 4 --accelerator cpu".split(),
+)
+HANG_GRACE_S = 6.0
+_HANG = f"--lease-seconds 4 --accelerator cpu --precision fp32 --batch-size 8 --grace-seconds {HANG_GRACE_S:g}"
+HANG_CASE = Case("hang", "a", 0.001, f"--filters 4 --dense 8 --epochs 3 {_HANG}".split())
+WEIGHTS_HANG_CASE = Case("weights", "b", 0.05, f"--backbone mobilenet_v3_small --epochs 1 {_HANG}".split())
 
 
 def select_cases(parts: str) -> list[Case]:

@@ -11,12 +11,13 @@ _RUNS = r" /[^/]+/runs/"
 PHASES = {
     "pull": r"^GET .*/data/images\.zip",
     "unproven": r"^GET .*/data/images\.zip",
+    "lookup": r"^HEAD .*/data/images\.zip",
     "checkpoint": rf"^PUT{_RUNS}.*/checkpoints/",
     "resume": rf"^(GET|HEAD){_RUNS}.*/(checkpoints|attempts|metrics)|^{LIST}",
     "report": rf"^PUT{_RUNS}.*/(report\.|model/|plots/)",
     "killed": rf"^PUT{_RUNS}.*/checkpoints/",
 }
-"""In "unproven" --data has no digest.
+"""In "unproven" and "lookup" --data has no digest.
 
 In "killed" the job is killed in training while its checkpoints meet the fault, and resumed on another machine."""
 
@@ -84,6 +85,10 @@ def _listings(kind: str, phase: str, last_step: int) -> Fault:
     return Fault("denied", f"^{LIST}", trigger=trigger)
 
 
+def _page_for_listing(kind: str, phase: str, last_step: int) -> Fault:
+    return Fault("page", f"^{LIST}", trigger=PHASES[phase], times=1)
+
+
 _MAKERS = {
     "flip": _one_body,
     "rot": _one_body,
@@ -95,17 +100,19 @@ _MAKERS = {
     "expired": _all_requests,
     "expired-403": _all_requests,
     "denied-list": _listings,
+    "page-list": _page_for_listing,
 }
 
 
 def select_cells(faults: Sequence[str] = (), phases: Sequence[str] = ()) -> list[Cell]:
     """All cells, or those of the given faults and phases. Raises ValueError if there is none."""
-    all_phases = tuple(phase for phase in PHASES if phase != "killed")
+    all_phases = tuple(phase for phase in PHASES if phase not in ("killed", "lookup"))
     transient = ("503", "500", "429", "reset", "truncate", "flip", "stall", "latency", "throttle")
     found = [Cell(fault, phase) for fault in transient for phase in all_phases if (fault, phase) != ("flip", "pull")]
     # A flipped byte contradicts the digest in --data: the job may report that, or download it again at once.
     found.append(Cell("flip", "pull", codes=(0, BAD_DATA)))
     found += [Cell(fault, phase) for fault in HEADS for phase in ("pull", "unproven", "resume")]
+    found += [Cell("page", "lookup"), Cell("page-list", "resume")]
     # Damage after the digest was checked: on the way into the store, or later, at rest.
     found += [Cell("rot", phase) for phase in ("checkpoint", "resume", "report")]
     found += [Cell(fault, "killed", codes=(KILLED,)) for fault in ("503", "latency", "throttle")]

@@ -22,10 +22,11 @@ ANSWERS = {
 BODIES = ("truncate", "flip", "rot", "stall", "throttle")
 """Faults of a body: an upload's, or otherwise the answer's."""
 
-HEADS = ("page", "status-200", "shifted")
-"""Faults of a download's head: a page of HTML instead of the answer, another status, and another range."""
+HEADS = ("page", "status-200", "whole", "shifted", "etag")
+"""Faults of a download's head: a page of HTML instead of the answer, another status, with the whole object instead of a
+range, another range, and another ETag."""
 
-KINDS = (*ANSWERS, *BODIES, *HEADS, "reset", "latency", "outage")
+KINDS = (*ANSWERS, *BODIES, *HEADS, "reset", "latency", "outage", "deaf")
 LIST = r"GET /[^/?]+/?\?(.*&)?list-type="
 """A pattern of the requests that list a bucket."""
 
@@ -39,7 +40,8 @@ class Fault:
     It hits the requests whose `METHOD /bucket/key?query` matches the pattern `match`, starting with the first request
     that matches `trigger` (by default `match`): the first `times` of them, or for `seconds`, or forever; and only every
     `every`th. `amount` is the pause of a stall or of latency in seconds, the bytes per second of a throttle, or the
-    seconds of an outage, which begins with a hit and then refuses every connection. `lines` are the requests it hit.
+    seconds of an outage, which begins with a hit and then refuses every connection; after a hit of "deaf", none is
+    answered any more, as behind a firewall that drops all. `lines` are the requests it hit.
     """
 
     kind: str

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.harness import runner
+from tests.harness import runner, warm_jobs
 from tests.harness.cases import MATRIX_CASE, with_digest, write_images
 from tests.harness.cells import KILLED, Cell, select_cells
 from tests.harness.faults import Fault
@@ -76,10 +76,10 @@ class _Trial:
 
     def start(self) -> Job:
         folder = self.setup.folder / self.cell.name
-        data = self.setup.data.partition("#")[0] if self.cell.phase == "unproven" else self.setup.data
+        data = self.setup.data.partition("#")[0] if self.cell.phase in ("unproven", "lookup") else self.setup.data
         arguments = _command(data, self.setup.output.uri, folder / f"cache-{self.machine}", self.cell.name)
         environment = runner.job_environment(AWS_ENDPOINT_URL=self.proxy.url, **credentials())
-        return Job(arguments, environment, folder / "work")
+        return Job(arguments, environment, folder / "work", start=warm_jobs.fork_job)
 
     def finish(self, job: Job) -> EndedJob:
         """Wait for the job's end, and record it."""

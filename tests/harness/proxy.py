@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import re
 import socket
 import struct
 import threading
@@ -42,6 +43,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deaf: tuple[socket.socket, ...] = ()
         self._port = 0
 
     @property
@@ -60,6 +62,8 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        for each in self._deaf:
+            each.close()
 
     def wait_until_open(self, timeout: float = 120.0) -> None:
         """Wait for the end of an outage. Raises OSError if it lasts longer than `timeout`."""
@@ -100,6 +104,16 @@ class Proxy:
                 return await self._listen()
             except OSError:
                 await asyncio.sleep(_REBIND_S)
+
+    def _deafen(self) -> None:
+        """Reset all connections, and answer no new one: Linux drops the SYN to a socket whose queue is full."""
+        self._hang_up()
+        listening, filling = socket.socket(), socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", self._port))
+        listening.listen(0)
+        filling.connect(("127.0.0.1", self._port))
+        self._deaf = (listening, filling)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -142,6 +156,9 @@ class Proxy:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             raise _Cut
+        if fault and fault.kind == "deaf":
+            self._deafen()
+            raise _Cut
 
     async def _receive(self, request: Head, reader: asyncio.StreamReader, fault: Fault | None) -> bytes:
         body, total = bytearray(), request.length
@@ -157,11 +174,13 @@ class Proxy:
         self, writer: asyncio.StreamWriter, request: Head, answer: Head, body: bytes, fault: Fault | None
     ) -> None:
         shaped = fault if fault and fault.kind in (*BODIES, *HEADS) else None
-        if shaped and not (body and answer.status < 300):
+        has_effect = body or (shaped and shaped.kind == "page" and request.method == "HEAD")
+        if shaped and not (has_effect and answer.status < 300):
             self.faults.refund(shaped, request.line)
             shaped = None
         if shaped and shaped.kind in HEADS:
             answer, body = _another(shaped.kind, answer, body)
+            body = b"" if request.method == "HEAD" else body
         missing = {} if answer["content-length"] or answer.status in (204, 304) else {"Content_Length": str(len(body))}
         writer.write(answer.encoded(**missing))
         for start, end in wire.spans(len(body)):
@@ -187,8 +206,15 @@ def _another(kind: str, answer: Head, body: bytes) -> tuple[Head, bytes]:
     if kind == "page":
         page = b"<!DOCTYPE html><html><body>Please log in to this network.</body></html>"
         return Head("HTTP/1.1 200 OK", [("Content-Type", "text/html"), ("Content-Length", str(len(page)))]), page
-    kept = [(name, value) for name, value in answer.headers if name.lower() != "content-range"]
-    if kind == "status-200":
+    if kind == "etag":
+        kept = [(name, value) for name, value in answer.headers if name.lower() != "etag"]
+        return Head(answer.first, [*kept, ("ETag", f'"{"0" * 32}"')]), body
+    kept = [(name, value) for name, value in answer.headers if name.lower() not in ("content-range", "content-length")]
+    if kind == "whole" and (span := re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer["content-range"])):
+        start, end, size = map(int, span.groups())
+        body = bytes(start) + body + bytes(size - end - 1)
+    kept.append(("Content-Length", str(len(body))))
+    if kind in ("status-200", "whole"):
         return Head("HTTP/1.1 200 OK", kept), body
     return Head(answer.first, [*kept, ("Content-Range", f"bytes 1-{len(body)}/{len(body) + 1}")]), body[1:] + body[:1]
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.harness.children import ranks_of
+from tests.harness.children import ENTRYPOINT, ranks_of
+from tests.harness.warm_jobs import Fork
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 HANG_S = 240.0
 """Seconds after which an attempt counts as hanging."""
 
@@ -78,6 +78,25 @@ class EndedJob:
         return [str(event.fields.get("phase")) for event in self.named("phase")]
 
 
+Start = Callable[[Sequence[str], Mapping[str, str], Path, int], "subprocess.Popen[bytes] | Fork"]
+"""Starts a job with these arguments and this environment in a folder, with a file descriptor as stderr."""
+
+
+def start_process(
+    arguments: Sequence[str], environment: Mapping[str, str], folder: Path, stderr: int
+) -> "subprocess.Popen[bytes]":
+    """Start a job as a user does."""
+    return subprocess.Popen(
+        [sys.executable, ENTRYPOINT, *arguments],
+        cwd=folder,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        start_new_session=True,
+    )
+
+
 @dataclass
 class Job:
     """A running job. Use it as a context manager, so that no process of it outlives the block."""
@@ -87,20 +106,13 @@ class Job:
     folder: Path
     events: list[Event] = field(default_factory=list)
     signalled: float | None = None
+    start: Start = start_process
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the job)
         self._begun = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "entrypoint.py"), *self.arguments],
-            cwd=self.folder,
-            env=dict(self.environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            start_new_session=True,
-        )
+        self._process = self.start(self.arguments, self.environment, self.folder, self._stderr.fileno())
         self._reader = threading.Thread(target=self._read_events, daemon=True)
         self._reader.start()
 
@@ -136,6 +148,15 @@ class Job:
                 return None
             time.sleep(_TICK_S)
 
+    def wait_until_frozen(self, timeout: float = HANG_S) -> bool:
+        """Wait until SIGSTOP has stopped it; returns False if it ends before."""
+        until = time.monotonic() + timeout
+        while self._process.poll() is None and time.monotonic() < until:
+            if is_frozen(self._process.pid):
+                return True
+            time.sleep(_TICK_S / 4)
+        return False
+
     def sleep_until(self, age: float) -> bool:
         """Wait until `age` seconds from the job's start; returns whether it still runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -169,6 +190,7 @@ class Job:
             self._process.wait()
         seconds = self.age
         self._reader.join()
+        assert self._process.returncode is not None
         return EndedJob(self._process.returncode, seconds, self._errors(), list(self.events), hung, self.signalled)
 
     def _errors(self) -> str:
@@ -182,6 +204,13 @@ class Job:
                 fields = json.loads(line)
                 name = str(fields.pop("event"))
                 self.events.append(Event(self.age, name, fields))
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether SIGSTOP has stopped a process."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
 
 
 def run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, timeout: float = HANG_S) -> EndedJob:

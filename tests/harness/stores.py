@@ -93,8 +93,8 @@ class S3Output:
         self.uri = f"s3://{self.bucket}/runs"
 
     def put(self, key: str, path: Path) -> str:
-        """Store a file beside the runs; returns its URI."""
-        self._client.put_object(Bucket=self.bucket, Key=key, Body=path.read_bytes())
+        """Store a file beside the runs, which anyone may read; returns its URI."""
+        self._client.put_object(Bucket=self.bucket, Key=key, Body=path.read_bytes(), ACL="public-read")
         return f"s3://{self.bucket}/{key}"
 
     def write(self, run: str, name: str, data: bytes) -> None:

@@ -133,7 +133,7 @@ def test_flip_changes_one_byte_of_a_download(proxy: Proxy, client: Any, bucket: 
     assert [at for at in range(len(BODY)) if got[at] != BODY[at]] == [len(BODY) // 2]
 
 
-@pytest.mark.parametrize(("kind", "status"), [("page", 200), ("status-200", 200), ("shifted", 206)])
+@pytest.mark.parametrize(("kind", "status"), [("page", 200), ("status-200", 200), ("whole", 200), ("shifted", 206)])
 def test_another_answer_than_the_range_asked_for(
     kind: str, status: int, proxy: Proxy, client: Any, bucket: str
 ) -> None:
@@ -141,8 +141,24 @@ def test_another_answer_than_the_range_asked_for(
     answer = client.get_object(Bucket=bucket, Key=KEY, Range="bytes=100-199")
     assert answer["ResponseMetadata"]["HTTPStatusCode"] == status
     assert answer.get("ContentRange") == ("bytes 1-100/101" if kind == "shifted" else None)
-    assert (answer["Body"].read() == BODY[100:200]) is (kind == "status-200")
+    body = answer["Body"].read()
+    assert (body == BODY[100:200]) is (kind == "status-200")
+    assert kind != "whole" or (len(body), body[100:200]) == (len(BODY), BODY[100:200])
     assert client.get_object(Bucket=bucket, Key=KEY)["Body"].read() == BODY
+
+
+def test_another_etag_of_the_same_bytes(proxy: Proxy, client: Any, bucket: str) -> None:
+    tag = client.head_object(Bucket=bucket, Key=KEY)["ETag"]
+    proxy.faults.arm(Fault("etag", "^GET", times=1))
+    answer = client.get_object(Bucket=bucket, Key=KEY, Range="bytes=100-199")
+    assert (answer["ETag"] != tag, answer["Body"].read()) == (True, BODY[100:200])
+
+
+def test_page_in_answer_to_a_lookup(proxy: Proxy, client: Any, bucket: str) -> None:
+    fault = proxy.faults.arm(Fault("page", "^HEAD", times=1))
+    assert client.head_object(Bucket=bucket, Key=KEY)["ContentType"] == "text/html"
+    assert client.head_object(Bucket=bucket, Key=KEY)["ContentLength"] == len(BODY)
+    assert fault.hits == 1
 
 
 def test_flip_in_an_upload_is_refused_by_its_digest_and_rot_is_not(proxy: Proxy, client: Any, bucket: str) -> None:
@@ -187,6 +203,15 @@ def test_outage_refuses_all_connections_for_its_time(proxy: Proxy, client: Any, 
     proxy.wait_until_open()
     client.head_object(Bucket=bucket, Key=KEY)
     assert 0.5 < time.monotonic() - started < 5
+
+
+def test_deaf_server_answers_no_connection(proxy: Proxy, client: Any, bucket: str) -> None:
+    proxy.faults.arm(Fault("deaf", "^GET", times=1))
+    with pytest.raises((ConnectionClosedError, EndpointConnectionError)):
+        client.get_object(Bucket=bucket, Key=KEY)
+    parts = urlsplit(proxy.url)
+    with pytest.raises(TimeoutError):
+        socket.create_connection((parts.hostname, parts.port), timeout=0.5)
 
 
 def test_credentials_expire_for_all_requests_after_the_trigger(proxy: Proxy, client: Any, bucket: str) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import attempts, cells, kills, losses, matrix, runner, soak
+from tests.harness import attempts, cells, freezes, kills, losses, matrix, runner, soak
 from tests.harness.attempts import Attempt
 from tests.harness.cases import SINGLE_WRITER_CASE, select_cases, write_images
+from tests.harness.freeze_points import PassPoints
 from tests.harness.kills import Kill
 from tests.harness.losses import Loss
 from tests.harness.runner import EndedJob, Event, Job
@@ -142,6 +143,34 @@ def test_cells_and_cases_are_selected_by_name() -> None:
         cells.select_cells(["none"])
     with pytest.raises(SystemExit, match="names none of"):
         select_cases("c")
+
+
+def test_points_of_a_freeze_are_changes_of_the_run_and_listings_of_attempts() -> None:
+    points = PassPoints("r", "unused", 0)
+    request = b"PUT /bucket/runs/r/checkpoints/6.ckpt?partNumber=1 HTTP/1.1\r\nHost: x\r\n\r\n"
+    listing = b"GET /bucket?list-type=2&prefix=runs%2Fr%2Fattempts%2F HTTP/1.1\r\n\r\n"
+    assert points._point("os.rename", ("/out/r/a.tmp", "/out/r/a", -1, -1)) == "os.rename a.tmp"
+    assert points._point("open", ("/out/r/a", None, os.O_WRONLY | os.O_CREAT)) == "open a"
+    assert points._point("os.scandir", ("/out/r/attempts",)) == "os.scandir attempts"
+    assert points._point("http.client.send", (None, request)) == "PUT checkpoints/6.ckpt?partNumber=1"
+    assert points._point("http.client.send", (None, listing)).startswith("GET ")
+    for event, arguments in (
+        ("open", ("/out/r/a", "r", os.O_RDONLY)),
+        ("os.rename", ("/out/other/a", "/out/other/b", -1, -1)),
+        ("os.scandir", ("/out/r/checkpoints",)),
+        ("http.client.send", (None, request.replace(b"/r/", b"/q/"))),
+        ("http.client.send", (None, b"body")),
+    ):
+        assert points._point(event, arguments) == ""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("output", ["local", "s3"])
+def test_six_frozen_jobs_are_taken_over(output: str) -> None:
+    with freezes.freeze_setup(output) as setup:
+        done = freezes.freeze_rounds(setup, rounds=6, seed=int(time.time()), jobs=3)
+    assert [(each.point, each.wrong) for each in done if each.wrong] == []
+    assert sum(each.codes[0] == freezes.TAKEN_OVER for each in done) >= 2
 
 
 @pytest.mark.soak

@@ -12,6 +12,7 @@ from inat_job.errors import BadDataError, Preempted, UsageError
 from inat_job.ingest import build_cache, data_source, inspect
 from inat_job.signals import never
 from inat_job.storage import StorageOptions, open_store
+from inat_job.storage.s3.s3_store import S3Store
 from tests.harness.made_images import tree, write_folder, write_tar, write_zip
 from tests.harness.raw_answers import encode_answer, raw_server
 from tests.harness.web_sites import PAGE, Site
@@ -87,6 +88,23 @@ def test_loose_files_under_odd_keys(s3_bucket: str, tmp_path: Path) -> None:
     for name, data in tree(root="").items():
         store.put(name.replace("Ants/", "Ants/#1/"), data)
     assert len(prepared(f"s3://{s3_bucket}/set", tmp_path / "cache").index.classes) == 3
+
+
+def test_stop_while_a_loose_file_does_not_come(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_store(f"s3://{s3_bucket}/some").put("train/Ants/1.jpg", b"x")
+    asked, released = threading.Event(), threading.Event()
+
+    def silent(store: S3Store, key: str) -> bytes:
+        asked.set()
+        assert released.wait(20)
+        return b"late"
+
+    monkeypatch.setattr(S3Store, "read", silent)
+    found = data_source.find(f"s3://{s3_bucket}/some", tmp_path, StorageOptions(), asked.is_set)
+    ((_, load),) = found.open().load(["train/Ants/1.jpg"])
+    with pytest.raises(Preempted):
+        load()
+    released.set()
 
 
 def test_local_archive_with_a_number_sign(tmp_path: Path) -> None:

@@ -268,3 +268,26 @@ def test_foreign_time_out_is_bounded(store: Store, monkeypatch: pytest.MonkeyPat
     second = acquire_lease(store)
     assert second.number == 2
     second.end()
+
+
+def test_end_of_a_lost_lease_waits_for_its_own_renewal(tmp_path: Path) -> None:
+    """Or else the process may end between the renewal's draft and its removal, and leave it in a finished run."""
+    store = open_store(str(tmp_path))
+    renewing, may_go_on, renewed = threading.Event(), threading.Event(), threading.Event()
+    put = store.put
+
+    def slow_put(*arguments: Any, **conditions: Any) -> Any:
+        renewing.set()
+        assert may_go_on.wait(20)
+        try:
+            return put(*arguments, **conditions)
+        finally:
+            renewed.set()
+
+    held = acquire_lease(store, seconds=0.4)
+    store.put = slow_put  # type: ignore[method-assign]
+    assert renewing.wait(20)
+    held._lost = True
+    threading.Timer(0.2, may_go_on.set).start()
+    held.end()
+    assert renewed.is_set()

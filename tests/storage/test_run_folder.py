@@ -46,6 +46,18 @@ def test_clear_deletes_everything(folder: RunFolder) -> None:
     assert not folder.local.exists() or not list(folder.local.iterdir())
 
 
+def test_local_copies_are_written_without_asking_the_store(folder: RunFolder) -> None:
+    asked: list[None] = []
+    folder.fence(1, lambda: asked.append(None))
+    folder.write("checkpoints/1.ckpt", b"x")
+    assert len(asked) == (0 if folder.remote else 1)
+    folder.publish("checkpoints/1.ckpt")
+    assert len(asked) == 1
+    folder.clear(keep="attempts/1.json")
+    assert not (folder.local / "checkpoints/1.ckpt").exists()
+    assert len(asked) == 2  # once for the object, or for the local folder
+
+
 def test_has_local_compares_the_field(folder: RunFolder) -> None:
     assert not folder.has_local("config.json", {"id": 1}, "id")
     folder.write_json("config.json", {"id": 1})

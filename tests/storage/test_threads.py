@@ -1,7 +1,10 @@
 """Parallel work in daemon threads."""
 
+import os
+import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -49,3 +52,35 @@ def test_tick_may_end_stalled_work() -> None:
 
 def test_run_in_thread_returns_the_result() -> None:
     assert run_in_thread(lambda halt: (halt(), threading.current_thread().daemon), no_tick) == (False, True)
+
+
+@pytest.fixture
+def slow_handler() -> Iterator[threading.Event]:
+    """Set by a handler of SIGUSR1 that takes longer than the time between two ticks."""
+    handled = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        handled.set()
+        time.sleep(0.3)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    yield handled
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_tick_goes_on_after_a_slow_signal_handler(slow_handler: threading.Event) -> None:
+    def tick() -> None:
+        if slow_handler.is_set():
+            raise InterruptedError
+
+    released, ended = threading.Event(), threading.Event()
+
+    def work(halt: Stop) -> None:
+        released.wait(3.0)
+        ended.set()
+
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    with pytest.raises(InterruptedError):
+        run_in_thread(work, tick, join_s=0.0)
+    assert not ended.is_set()
+    released.set()
