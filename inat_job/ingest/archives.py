@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from inat_job.ingest.container import Container, Load, archive_errors, check_size
+from inat_job.ingest.container import REPEATED, Container, Load, archive_errors, check_size, composed
 from inat_job.ingest.decode import Rejected
 from inat_job.ingest.tar_file import TarArchive
 from inat_job.ingest.zip_file import ZipArchive
+from inat_job.signals import Stop, never
 from inat_job.storage import Store
 from inat_job.storage.partial_download import IncompleteDownloadError, PartialDownload
 
@@ -26,21 +27,21 @@ def is_zip(path: Path) -> bool:
     return path.name.lower().endswith(".zip")
 
 
-def open_archive(path: Path) -> ZipArchive | TarArchive:
-    """The archive at `path`. Raises BadDataError if it is damaged."""
+def open_archive(path: Path, stop: Stop = never) -> ZipArchive | TarArchive:
+    """The archive at `path`. Raises BadDataError if it is damaged, and Preempted."""
     with archive_errors(path):
-        return ZipArchive(path) if is_zip(path) else TarArchive(path)
+        return ZipArchive(path, stop=stop) if is_zip(path) else TarArchive(path, stop)
 
 
-def open_incoming(path: Path, incoming: PartialDownload) -> ZipArchive:
+def open_incoming(path: Path, incoming: PartialDownload, stop: Stop) -> ZipArchive:
     """The zip that is being downloaded to `path`.
 
-    Raises BadDataError if it is damaged, IncompleteDownloadError for a tar, which has no directory.
+    Raises BadDataError if it is damaged, Preempted, and IncompleteDownloadError for a tar, which has no directory.
     """
     if not is_zip(path):
         raise IncompleteDownloadError(f"{path} cannot be read before its download ends: wait for it.")
     with archive_errors(path):
-        return ZipArchive(path, incoming)
+        return ZipArchive(path, incoming, stop)
 
 
 class LooseFiles:
@@ -50,19 +51,26 @@ class LooseFiles:
 
     def __init__(self, store: Store, sizes: Mapping[str, int], unreadable: Mapping[str, str]) -> None:
         self._store, self._sizes, self._unreadable = store, sizes, unreadable
+        self._keys: dict[str, str] = {}
+        self._skipped = {composed(key): reason for key, reason in unreadable.items()}
+        for key in (*sizes, *unreadable):
+            if (name := composed(key)) in self._keys:
+                self._skipped[name] = REPEATED
+            self._keys[name] = key
 
     def names(self) -> list[str]:
-        return [*self._sizes, *self._unreadable]
+        return [*self._keys]
 
     def skipped(self) -> Mapping[str, str]:
-        return self._unreadable
+        return self._skipped
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         for name in names:
             yield name, partial(self._read, name)
 
     def _read(self, name: str) -> bytes:
-        if name in self._unreadable:
-            raise Rejected(self._unreadable[name])
-        check_size(self._sizes[name])
-        return self._store.read(name)
+        key = self._keys[name]
+        if key in self._unreadable:
+            raise Rejected(self._unreadable[key])
+        check_size(self._sizes[key])
+        return self._store.read(key)

@@ -164,7 +164,7 @@ def test_jpeg_beyond_bounded_memory_is_rejected() -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a git-lfs pointer: run git lfs pull"),
         (b"<?xml version='1.0'?><annotation/>", "XML"),
         (b"%PDF-1.4", "a PDF document"),
-        (b"PK\3\4....", "an archive"),
+        (b"PK\3\4....", "a zip archive"),
         (b"a,b\n1,2\n", "text"),
     ],
 )
