@@ -12,7 +12,7 @@ from typing import Protocol
 
 from inat_job.data.layout import check_name
 from inat_job.errors import BadDataError, JobError
-from inat_job.ingest.decode import Rejected, kind_of
+from inat_job.ingest.decode import TEXT, Rejected, kind_of
 from inat_job.storage.disk import disk_errors
 
 Load = Callable[[], bytes]
@@ -113,7 +113,7 @@ def other_kind(name: str, start: bytes) -> str:
         return "" if is_zip == of_zip else f"{kind}, whatever its name says: call it {suffix}"
     if ":" in kind:  # with its own advice
         return kind
-    if not kind or kind in ("text", "JSON or text"):
+    if not kind or kind in TEXT:
         return "" if not kind else "text, not an archive: check its address"
     what = "pack its files as .zip or .tar.gz" if kind.endswith("archive") else "check its address"
     return f"{kind}, not {'a zip' if is_zip else 'a tar'}: {what}"
