@@ -1,7 +1,7 @@
 # make demo   runs the main job on generated images   make test      runs the tests
 # make lint   checks style and types                  make test-all  also tests a real object store and the image
 # make soak   kills runs and resumes them             make faults    injects storage faults in every phase
-# make fuzz   damages 10,000 files of all kinds       make image     builds the image, with version and revision
+# make fuzz   damages 20,000 inputs of all kinds       make image     builds the image, with version and revision
 # make sbom   lists the packages in .venv             make docs      writes docs/options.md
 # make audit  looks the locked packages up in a database of vulnerabilities
 # make gpu    checks a machine with an NVIDIA GPU, and writes gpu.json (docs/gpu.md)
@@ -64,7 +64,7 @@ faults: venv
 	tests/storage/with_radosgw.sh $(BIN)/python -m tests.harness.matrix
 
 fuzz: venv
-	INAT_TEST_FUZZ=10000 $(BIN)/python -m pytest -rP tests/test_fuzz.py
+	INAT_TEST_FUZZ=20000 $(BIN)/python -m pytest -rP tests/test_fuzz.py
 
 docs: venv
 	$(BIN)/python docs/generate_options.py

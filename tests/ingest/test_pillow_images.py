@@ -103,7 +103,7 @@ def test_what_torchvision_reads_is_taken_or_rejected_for_a_true_reason(
         if name in rejected and loads(path, monkeypatch):
             with Image.open(path) as image:
                 assert image.format not in FORMATS, (was, rejected[name])
-                assert REASONS.get(image.format or "", f"({image.format}: convert") in rejected[name], was
+                assert REASONS.get(image.format or "", f"({image.format.upper()}: convert") in rejected[name], was
             reasons[was.name] = rejected[name]
     print(*(f"{name}: {reason}" for name, reason in reasons.items()), sep="\n")
     print(f"{len(images)} files, {len(taken) - 2} taken, {len(reasons)} of the others read by torchvision's loader")
