@@ -33,8 +33,8 @@ _skips_message = False
 
 
 def silence_libraries() -> None:
-    """Hide warnings that are for developers: Python's, torch's about Triton, which its flop counter lacks, and urllib3's
-    about malformed headers, which come with a traceback.
+    """Hide warnings that are for developers: Python's, torch's about Triton, which its flop counter lacks, and those of
+    urllib3 about malformed headers, which come with a traceback.
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
