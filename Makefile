@@ -2,7 +2,7 @@
 # make lint   checks style and types                  make test-all  also tests a real object store and the image
 # make soak   kills, resumes and stops runs           make faults    injects storage faults in every phase
 # make freezes  freezes runs that another takes over
-# make fuzz   damages 10,000 files of all kinds       make image     builds the image, with version and revision
+# make fuzz   damages 20,000 inputs of all kinds      make image     builds the image, with version and revision
 # make sbom   lists the packages in .venv             make docs      writes docs/options.md
 # make audit  looks the locked packages up in a database of vulnerabilities
 # make gpu    checks a machine with an NVIDIA GPU, and writes gpu.json (docs/gpu.md)
@@ -69,7 +69,7 @@ faults: venv
 	tests/storage/with_radosgw.sh $(BIN)/python -m tests.harness.matrix
 
 fuzz: venv
-	INAT_TEST_FUZZ=10000 $(BIN)/python -m pytest -rP tests/test_fuzz.py
+	INAT_TEST_FUZZ=20000 $(BIN)/python -m pytest -rP tests/test_fuzz.py
 
 docs: venv
 	$(BIN)/python docs/generate_options.py

@@ -1,10 +1,11 @@
-"""Damaged files of every kind that the job reads: each ends in a result or in a JobError, in bounded time and memory,
-and writes only to the cache.
+"""Damaged files of every kind that the job reads, hostile names and answers of stores: each ends in a result or in a
+JobError, in bounded time and memory, and writes only to the cache.
 
-INAT_TEST_FUZZ is the total number of inputs; `make fuzz` tries 10,000.
+INAT_TEST_FUZZ is the total number of inputs; `make fuzz` tries 20,000.
 """
 
 import contextlib
+import copy
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,11 +36,13 @@ from inat_job.models.classifier import Classifier
 from inat_job.run.progress import status_lines
 from inat_job.run.run_state import decide_run_state, read_config, run_config
 from inat_job.signals import never
-from inat_job.storage import Entry, StorageOptions, open_store, partial_download
+from inat_job.storage import Entry, StorageOptions, open_store, partial_download, retry
 from inat_job.storage.attempts import latest_attempt, next_attempt
 from inat_job.storage.run_folder import RunFolder, open_run_folder
 from inat_job.training import context, execution
 from inat_job.training.feature_cache import FeaturePlan
+from inat_job.training.metrics_log import MetricsFile
+from tests.harness.damaged_answers import DamagedAnswers, mutated
 from tests.harness.made_images import encoded, write_tar, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -47,8 +51,6 @@ TRIED = int(os.environ.get("INAT_TEST_FUZZ", "300"))
 LONGEST_S = 20.0
 MOST_MEMORY = 600 * 2**20
 """Bytes by which the process may grow; an image may have 100 million pixels, and two are decoded at once."""
-
-NUMBERS = [b"\x00", b"\xff", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\x7f\xff\xff\xff", b"9" * 12, b"-1", b"1e400"]
 
 
 def data_set() -> dict[str, bytes]:
@@ -60,27 +62,6 @@ def data_set() -> dict[str, bytes]:
         for name in ("A", "B")
         for number in range(6)
     }
-
-
-def mutated(data: bytes, chance: random.Random) -> bytes:
-    """`data` after a few changes of the kind that disks, networks and people cause."""
-    changed = bytearray(data)
-    for _ in range(chance.choice((1, 1, 2, 5, 20))):
-        at, length = chance.randrange(len(changed) + 1), chance.choice((1, 2, 4, 30, 400))
-        kind = chance.randrange(6)
-        if kind == 0 and changed:
-            changed[min(at, len(changed) - 1)] ^= 1 << chance.randrange(8)
-        elif kind == 1:
-            changed[at : at + length] = chance.choice(NUMBERS)
-        elif kind == 2:
-            del changed[at : at + length]
-        elif kind == 3:
-            changed[at:at] = changed[chance.randrange(len(changed) + 1) :][:length]
-        elif kind == 4:
-            changed[at : at + length] = chance.randbytes(length)
-        elif chance.random() < 0.2:
-            del changed[at:]
-    return bytes(changed)
 
 
 def prepared(archive: Path, stop: Callable[[], bool] = never) -> Cache:
@@ -194,6 +175,54 @@ class DamagedCheckpoint:
             assert found is None or found[1].read_bytes() == self._state
 
 
+class DamagedMetrics:
+    """The metrics of an interrupted run, which its next attempt continues and plots."""
+
+    def base(self, folder: Path) -> bytes:
+        rows = [{"step": step, "epoch": 1, "train_loss": 0.5, "val_loss": 1.5} for step in range(5)]
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    def attempt(self, folder: Path, data: bytes) -> None:
+        chance = random.Random(data)
+        if chance.random() < 0.7:
+            data = b"\n".join(mutated_json(line, chance) for line in self.base(folder).splitlines())
+        run = open_run_folder(str(folder / "runs"), "r", StorageOptions(), folder / "spool")
+        run.write("metrics.jsonl", data)
+        resumed = manifest.Manifest(6, 1, 0.5, 1.0, [0.5], False, "", "d", "s", 1.0, None, "0" * 64, 5)
+        rows = MetricsFile(run, resumed).rows
+        assert all(isinstance(value, int | float) for row in rows for value in row.values())
+        json.dumps(rows)
+
+
+class HostileNames:
+    """An archive with odd names beside a data set's."""
+
+    pieces: tuple[str, ...] = (
+        *("train", "val", "A", "B", "Ä", "A\u0308", "..", ".", "", "x.jpg", "\n", "\x1b[31m", "\u202e", "a:", "~"),
+        *("x" * 300, "x" * 5000, "y/" * 70, "\\", "\\\\host", "@eaDir", "Thumbs.db", "\x7f", "\U0001f41d", "x\0y"),
+    )
+
+    def __init__(self, suffix: str) -> None:
+        self.suffix = suffix
+
+    def base(self, folder: Path) -> bytes:
+        return json.dumps(self.pieces).encode()
+
+    def attempt(self, folder: Path, data: bytes) -> None:
+        chance = random.Random(data)
+        names = ["/".join(chance.choices(self.pieces, k=chance.choice((1, 2, 3, 4, 9)))) for _ in range(9)]
+        if chance.random() < 0.7:  # or what is refused as a whole hides the rest
+            names = [name for name in names if len(name) < 140]
+        names = [name for name in names if name and not name.startswith("\0")]  # zipfile can't write others
+        files = dict(data_set()) if chance.random() < 0.5 else {}
+        files |= {name: encoded(1) if chance.random() < 0.5 else b"" for name in names}
+        path = (write_zip if self.suffix == ".zip" else write_tar)(folder / f"x{self.suffix}", files)
+        if chance.random() < 0.5:  # other bytes in a name, in both places of a zip
+            content, old = path.read_bytes(), chance.choice((b"train", b"x.jpg", b"val", b"A"))
+            path.write_bytes(content.replace(old, chance.randbytes(len(old))))
+        prepared(path)
+
+
 class DamagedAttempt:
     """A damaged record of an attempt; the next attempt can follow it."""
 
@@ -220,7 +249,7 @@ def mutated_json(data: bytes, chance: random.Random) -> bytes:
         while isinstance(inside[name], dict | list) and inside[name] and chance.random() < 0.8:
             inside, found = inside[name], inside[name]
             name = chance.choice(list(found) if isinstance(found, dict) else range(len(found)))
-        inside[name] = chance.choice(ODD)
+        inside[name] = copy.deepcopy(chance.choice(ODD))
     text = json.dumps(root[""])
     if chance.random() < 0.1:
         text = text.replace("null", "[" * 3000 + "]" * 3000).replace("-1", "9" * 5000)
@@ -291,7 +320,7 @@ class DamagedRun:
         run.write_json("config.json", config)
 
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "zip": DamagedArchive(".zip"),
     "tar": DamagedArchive(".tar"),
     "tar.gz": DamagedArchive(".tar.gz"),
@@ -304,6 +333,17 @@ KINDS = {
     "attempt": DamagedAttempt(),
     **{name: DamagedRun(name) for name in ("config.json", "report.json", "attempts/1.json", "checkpoints/6.json")},
     "model/model.json": DamagedRun("model/model.json"),
+    "metrics.jsonl": DamagedMetrics(),
+    "names in zip": HostileNames(".zip"),
+    "names in tar": HostileNames(".tar"),
+    "https answers": DamagedAnswers("https"),
+    "s3 answers": DamagedAnswers("s3"),
+}
+
+
+_ENVIRONMENT = {
+    **{"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"},
+    **{"AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"},
 }
 
 
@@ -321,8 +361,16 @@ def error_message(attempt: Callable[[], None]) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_file_ends_in_result_or_job_error(kind: str, tmp_path: Path) -> None:
+def test_damaged_input_ends_in_result_or_job_error(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     kinds = KINDS[kind]
+    for name in ("FIRST_WAIT_S", "LONGEST_WAIT_S"):
+        monkeypatch.setattr(retry, name, 0.001)
+    for name, value in _ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(kinds, DamagedAnswers):
+        request.addfinalizer(kinds.end)
     (tmp_path / "base").mkdir()
     base = kinds.base(tmp_path / "base")
     chance, others = random.Random(kind), outside(tmp_path, tmp_path / "own")

@@ -16,7 +16,7 @@ from inat_job.signals import Stop, never
 from inat_job.storage.cache_locks import FolderHold, hold_folder
 from inat_job.storage.disk import read_json_object
 
-FORMAT = 4
+FORMAT = 5
 PIXELS, INDEX = "pixels.u8", "index.json"
 
 

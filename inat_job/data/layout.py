@@ -3,10 +3,12 @@
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from inat_job import signals
 from inat_job.errors import BadDataError
+from inat_job.signals import Stop, never
 
 TRAIN, TEST = "train", "test"
 MAX_NAME, MAX_DEPTH = 4096, 64
@@ -33,20 +35,6 @@ class ImageFile:
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A name as read under one root; `folder` is the split's folder as spelled there."""
-
-    name: str
-    folder: str
-    label: str
-    file: str
-
-    @property
-    def split(self) -> str:
-        return TRAIN if self.folder.lower() == TRAIN else TEST
-
-
 def check_name(name: str, source: object) -> None:
     """Raise BadDataError for a path that is too long or too deep to be split."""
     if len(name) > MAX_NAME or name.count("/") + name.count("\\") > MAX_DEPTH:
@@ -66,21 +54,25 @@ def is_sidecar(name: str) -> bool:
     return name.lower().endswith(_SIDECARS)
 
 
-def find_images(names: Iterable[str], source: str) -> list[ImageFile]:
+def find_images(names: Iterable[str], source: str, stop: Stop = never) -> list[ImageFile]:
     """The images among `names` (paths with `/`), sorted by id.
 
     Other capitals, such as Train/, count only if nothing is spelled train/ and val/. Raises BadDataError if there is no
-    such tree, more than one, or if train and test differ in their classes.
+    such tree, more than one, or if train and test differ in their classes, and Preempted.
     """
-    names = list(names)
-    for name in names:
+    kept = []
+    for name in _interruptible(names, stop):
         check_name(name, source)
-    roots, complete = _candidates(names)
+        if not is_ignored(name) and not name.endswith("/"):
+            kept.append(name)
+    roots, complete = _candidates(kept, stop)
     if len(complete) != 1:
-        raise BadDataError(_no_tree(source, complete, roots))
-    members = roots[complete[0]]
-    _check_folders(members, complete[0])
-    images = sorted(_image(member) for member in members)
+        raise BadDataError(_no_tree(source, complete, roots, kept))
+    root = complete[0]
+    del kept
+    _check_folders(roots[root], root)
+    images = [_image(name, root) for name in _interruptible(roots.pop(root), stop)]
+    images.sort()
     _check_classes(images, source)
     return images
 
@@ -90,19 +82,26 @@ def linked_trees(names: Iterable[str], real_path: Callable[[str], str]) -> tuple
 
     `real_path` follows the links of a folder; "" is the one that the names are relative to.
     """
-    roots, complete = _candidates(names)
+    roots, complete = _candidates([name for name in names if not is_ignored(name) and not name.endswith("/")])
     if len(complete) < 2:
         return ()
-    classes = {root: {f"{root}/{each.folder}/{each.label}" for each in roots[root]} for root in complete}
+    classes = {root: {root + "/".join(_parts(name, root)[:2]) for name in roots[root]} for root in complete}
     real = {root: frozenset(map(real_path, folders)) for root, folders in classes.items()}
     top, linked = real_path(""), []
     own = {root: len(real[root] & {f"{top}/{folder}" for folder in classes[root]}) for root in complete}
     kept: set[frozenset[str]] = set()
     for root in sorted(complete, key=lambda root: (-own[root], root)):  # those without links first
         if real[root] in kept:
-            linked.append(f"{root}/")
+            linked.append(root)
         kept.add(real[root])
     return tuple(linked)
+
+
+def _interruptible(names: Iterable[str], stop: Stop) -> Iterator[str]:
+    for number, name in enumerate(names):
+        if number % 4096 == 0:
+            signals.check(stop, "finding the images")
+        yield name
 
 
 def class_names(images: Iterable[ImageFile]) -> tuple[str, ...]:
@@ -115,51 +114,68 @@ def training_counts(images: Iterable[ImageFile]) -> tuple[int, ...]:
     return tuple(Counter(image.label for image in images if image.split == TRAIN).values())
 
 
-def _candidates(names: Iterable[str]) -> tuple[dict[str, list[_Member]], list[str]]:
+def _candidates(names: Sequence[str], stop: Stop = never) -> tuple[dict[str, list[str]], list[str]]:
     """Every way to read the names, by root, and the roots of those that are a data set."""
-    names = [name for name in names if not is_ignored(name) and not name.endswith("/")]
-    roots = _roots(names, lambda part: part)
+    roots = _roots(_interruptible(names, stop), lambda part: part)
     if complete := _complete(roots):
         return roots, complete
-    roots = _roots(names, str.lower)
+    roots = _roots(_interruptible(names, stop), str.lower)
     return roots, _complete(roots)
 
 
-def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, list[_Member]]:
-    """Every way to read the names, by root: a folder above or below the split's may be called train too."""
-    roots: dict[str, list[_Member]] = defaultdict(list)
+def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, list[str]]:
+    """Every way to read the names, by root, which ends in `/`: a folder above or below the split's may be called train
+    too. Keys of a bucket may have empty components.
+    """
+    roots: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        parts = [part for part in name.split("/") if part]  # keys of a bucket may have empty components
-        for at, part in enumerate(parts[:-2]):
-            if spelled(part) in _SPLIT_NAMES:
-                roots["/".join(parts[:at])].append(
-                    _Member(name, part, sys.intern(parts[at + 1]), "/".join(parts[at + 2 :]))
-                )
+        parts, at = name.split("/"), 0
+        for number, part in enumerate(parts[:-2]):
+            if spelled(part) in _SPLIT_NAMES and len(list(filter(None, parts[number + 1 :]))) > 1:
+                roots[name[:at]].append(name)
+            at += len(part) + 1
     return roots
 
 
-def _complete(roots: Mapping[str, list[_Member]]) -> list[str]:
+def _split(folder: str) -> str:
+    return TRAIN if folder.lower() == TRAIN else TEST
+
+
+def _folders(names: Iterable[str], root: str) -> set[str]:
+    """The folders of splits, as spelled under a root."""
+    return {name[len(root) : name.index("/", len(root))] for name in names}
+
+
+def _complete(roots: Mapping[str, list[str]]) -> list[str]:
     """The roots that hold train and test; a root inside another belongs to the outer one's images."""
-    complete = {root for root, members in roots.items() if {member.split for member in members} == {TRAIN, TEST}}
-    return sorted(root for root in complete if not complete & set(_parents(root)))
+    complete = {root for root, names in roots.items() if len({*map(_split, _folders(names, root))}) == 2}
+    return sorted(root for root in complete if not any(above in complete for above in _parents(root)))
 
 
 def _parents(root: str) -> list[str]:
-    parts = root.split("/") if root else []
-    return ["/".join(parts[:at]) for at in range(len(parts))]
+    parts = root.split("/")[:-1]
+    return ["".join(f"{above}/" for above in parts[:at]) for at in range(len(parts))]
 
 
-def _check_folders(members: list[_Member], root: str) -> None:
+def _check_folders(names: list[str], root: str) -> None:
+    found = _folders(names, root)
     for split in (TRAIN, TEST):
-        folders = sorted({member.folder for member in members if member.split == split}, reverse=True)
+        folders = sorted((folder for folder in found if _split(folder) == split), reverse=True)
         if len(folders) > 1:
             both = " and ".join(f"{folder}/" for folder in folders)
-            raise BadDataError(f"{root or 'The data set'} holds both {both}: keep the one to use as {split} set.")
+            raise BadDataError(f"{root[:-1] or 'The data set'} holds both {both}: keep the one to use as {split} set.")
 
 
-def _image(member: _Member) -> ImageFile:
-    file = member.file.encode(errors="backslashreplace").decode()  # an id is written to reports, which are UTF-8
-    return ImageFile(f"{member.split}/{member.label}/{file}", member.name, member.split, member.label)
+def _parts(name: str, root: str) -> list[str]:
+    """The components of a name below a root: the split's folder, the class, and the file."""
+    return [part for part in name[len(root) :].split("/") if part]
+
+
+def _image(name: str, root: str) -> ImageFile:
+    folder, label, *below = _parts(name, root)
+    file = "/".join(below).encode(errors="backslashreplace").decode()  # an id is written to reports, which are UTF-8
+    split = _split(folder)
+    return ImageFile(f"{split}/{label}/{file}", name, split, sys.intern(label))
 
 
 def is_text(name: str) -> bool:
@@ -167,13 +183,52 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _no_tree(source: str, complete: list[str], roots: Iterable[str]) -> str:
+def _no_tree(source: str, complete: list[str], roots: Iterable[str], names: Sequence[str]) -> str:
     if complete:
-        return f"{source} holds more than one data set ({', '.join(sorted(complete)[:3])}): use one of them."
-    found = (
-        f"only part of it under {', '.join(repr(root) for root in sorted(roots)[:3])}" if roots else "nothing like it"
+        return f"{source} holds more than one data set ({_some(root[:-1] for root in complete)}): use one of them."
+    found = _part_of_tree(sorted(roots), names) or _other_tree(names)
+    return f"{source} holds no train/<Class>/ with a val/<Class>/ or test/<Class>/ beside it, but {found}."
+
+
+def _part_of_tree(roots: Sequence[str], names: Sequence[str]) -> str:
+    """What is there of a tree, and what it lacks; empty if there is nothing of it."""
+    if not roots:
+        return ""
+    if len(roots) > 1:
+        return f"parts of it in several folders, {_some(root or './' for root in roots)}: move them into one"
+    [root] = roots
+    below = (name[len(root) :].partition("/") for name in names if name.startswith(root))
+    inside = {folder for folder, slash, _ in below if slash}
+    there = sorted(folder for folder in inside if folder.lower() in _SPLIT_NAMES)
+    others = sorted(f"{folder}/" for folder in inside - {*there})
+    lacking = "val/" if TRAIN in map(_split, there) else "train/"
+    advice = f", and beside it {_some(others)}: rename one to {lacking}" if others else f" alone: add {lacking}"
+    return f"{_some(f'{root}{folder}/' for folder in there)}{advice}"
+
+
+def _other_tree(names: Sequence[str]) -> str:
+    """What is there instead of a tree, and what would do."""
+    if not names:
+        return "no files at all: check --data"
+    if len(names) <= 3 and not any("/" in name for name in names):
+        return f"only {_some(sorted(names))}: unpack it, or name what has the images"
+    folders = sorted({f"{name.rpartition('/')[0]}/" for name in names if "/" in name})
+    if flat := [folder for folder in folders if folder.split("/")[-2].lower() in _SPLIT_NAMES]:
+        return f"files directly in {_some(flat)}: put those of each class into a folder of its own"
+    depths = sorted({folder.count("/") for folder in folders})
+    depth = f" at depth {'-'.join(str(each) for each in {depths[0]: 0, depths[-1]: 0})}" if depths else ""
+    listed = f" ({_some(folders)})" if folders else ""
+    return (
+        f"{len(names)} files in {len(folders)} folders{depth}{listed}: "
+        "move those of each class into train/<Class>/ and val/<Class>/"
     )
-    return f"{source} holds no train/<Class>/ with a val/<Class>/ or test/<Class>/ beside it ({found})."
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first three names, cut, and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:3]) + more
 
 
 def _check_classes(images: list[ImageFile], source: str) -> None:

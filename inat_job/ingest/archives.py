@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from inat_job.errors import BadDataError
-from inat_job.ingest.container import Container, Load, archive_errors, check_size
-from inat_job.ingest.decode import Rejected
+from inat_job.ingest.container import REPEATED, Container, Load, archive_errors, check_size, composed
+from inat_job.ingest.decode import Rejected, kind_of
 from inat_job.ingest.tar_file import TarArchive, is_tar
 from inat_job.ingest.zip_file import ZipArchive
+from inat_job.signals import Stop, never
 from inat_job.storage import Store
 from inat_job.storage.partial_download import IncompleteDownloadError, PartialDownload
 
@@ -21,7 +22,6 @@ __all__ = ["Container", "Load", "LooseFiles", "is_archive", "is_zip", "open_arch
 HEAD_BYTES = 512
 """First bytes of an archive that tell its kind: a tar's first header."""
 
-_OTHER_KINDS = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
@@ -43,8 +43,9 @@ def is_zip(name: str, start: Callable[[], bytes], shown: str) -> bool:
         return True
     if not is_tar(head):
         refuse_page(head, shown)
-        kind = next((f"a {kind} file" for magic, kind in _OTHER_KINDS.items() if head.startswith(magic)), "no archive")
-        raise BadDataError(f"{shown} is {kind} by its content: use an archive of the kind {', '.join(SUFFIXES)}.")
+        raise BadDataError(
+            f"{shown} is {kind_of(head) or 'no archive'} by its content: use an archive of the kind {', '.join(SUFFIXES)}."
+        )
     return False
 
 
@@ -58,25 +59,25 @@ def refuse_page(head: bytes, shown: str) -> None:
         )
 
 
-def open_archive(path: Path, shown: str = "") -> ZipArchive | TarArchive:
-    """The archive at `path`, which messages call `shown`. Raises BadDataError if it is damaged or no archive."""
+def open_archive(path: Path, shown: str = "", stop: Stop = never) -> ZipArchive | TarArchive:
+    """The archive at `path`, which messages call `shown`. Raises BadDataError if it is damaged or none, Preempted."""
     shown = shown or str(path)
     with archive_errors(path):
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         refuse_page(head, shown)
-        return ZipArchive(path) if is_zip(path.name, lambda: head, shown) else TarArchive(path)
+        return ZipArchive(path, stop=stop) if is_zip(path.name, lambda: head, shown) else TarArchive(path, stop)
 
 
-def open_incoming(path: Path, incoming: PartialDownload) -> ZipArchive:
+def open_incoming(path: Path, incoming: PartialDownload, stop: Stop) -> ZipArchive:
     """The zip that is being downloaded to `path`.
 
-    Raises BadDataError if it is damaged, IncompleteDownloadError for a tar, which has no directory.
+    Raises BadDataError if it is damaged, Preempted, and IncompleteDownloadError for a tar, which has no directory.
     """
     if not is_zip(path.name, lambda: incoming.read(0, HEAD_BYTES), str(path)):
         raise IncompleteDownloadError(f"{path} cannot be read before its download ends: wait for it.")
     with archive_errors(path):
-        return ZipArchive(path, incoming)
+        return ZipArchive(path, incoming, stop)
 
 
 class LooseFiles:
@@ -86,19 +87,26 @@ class LooseFiles:
 
     def __init__(self, store: Store, sizes: Mapping[str, int], unreadable: Mapping[str, str]) -> None:
         self._store, self._sizes, self._unreadable = store, sizes, unreadable
+        self._keys: dict[str, str] = {}
+        self._skipped = {composed(key): reason for key, reason in unreadable.items()}
+        for key in (*sizes, *unreadable):
+            if (name := composed(key)) in self._keys:
+                self._skipped[name] = REPEATED
+            self._keys[name] = key
 
     def names(self) -> list[str]:
-        return [*self._sizes, *self._unreadable]
+        return [*self._keys]
 
     def skipped(self) -> Mapping[str, str]:
-        return self._unreadable
+        return self._skipped
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         for name in names:
             yield name, partial(self._read, name)
 
     def _read(self, name: str) -> bytes:
-        if name in self._unreadable:
-            raise Rejected(self._unreadable[name])
-        check_size(self._sizes[name])
-        return self._store.read(name)
+        key = self._keys[name]
+        if key in self._unreadable:
+            raise Rejected(self._unreadable[key])
+        check_size(self._sizes[key])
+        return self._store.read(key)

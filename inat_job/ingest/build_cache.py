@@ -183,7 +183,7 @@ def _decode_intact(source: DataSource, unfinished: Path, side: int, stop: Stop) 
 
 def _decode(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
     container = source.open()
-    images = layout.find_images(container.names(), source.uri)
+    images = layout.find_images(container.names(), source.uri, stop)
     source.check_listed(images)
     remove_link(unfinished)
     unfinished.mkdir(exist_ok=True)
@@ -221,8 +221,8 @@ def _decode_incoming(
 ) -> _Results | None:
     """None on any error: only the complete archive can tell what it means."""
     try:
-        container = archives.open_incoming(path, incoming)
-        images = layout.find_images(container.names(), uri)
+        container = archives.open_incoming(path, incoming, stop)
+        images = layout.find_images(container.names(), uri, stop)
         remove_link(unfinished)
         unfinished.mkdir(exist_ok=True)
         _check_disk(unfinished, len(images) * side * side * 3 + incoming.bytes_missing())

@@ -4,6 +4,7 @@ A bomb is refused by the size that it claims, or where it unfolds beyond its lim
 """
 
 import errno
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Protocol
 
 from inat_job.data.layout import check_name
 from inat_job.errors import BadDataError, JobError
-from inat_job.ingest.decode import Rejected
+from inat_job.ingest.decode import TEXT, Rejected, kind_of
 from inat_job.storage.disk import disk_errors
 
 Load = Callable[[], bytes]
@@ -19,7 +20,7 @@ Load = Callable[[], bytes]
 
 LINK = "a link, not an image"
 
-REPEATED = "another member of the same name follows"
+REPEATED = "another file of the same name follows"
 
 DAMAGED = "damaged in the archive"
 """Beginning of the reason for an image whose bytes contradict the archive's own checks."""
@@ -32,7 +33,16 @@ MAX_UNFOLDING, ALWAYS_ALLOWED_BYTES = 200, 2**30
 compress, and deflate reaches a factor of 1,032 at most."""
 
 MAX_MEMBERS = 1_500_000
-"""Members of an archive: so many names take about 1 GB of memory."""
+"""Members of an archive: so many names take almost 1 GB of memory."""
+
+_READABLE = {
+    "a zip archive": (".zip", True),
+    "a tar archive": (".tar", False),
+    "a gzip-compressed file": (".tar.gz if it holds a tar", False),
+    "a bzip2-compressed file": (".tar.gz if it holds a tar, whatever its compression", False),
+    "an xz-compressed file": (".tar.gz if it holds a tar, whatever its compression", False),
+}
+"""Kinds that are read, with the name that they need, and whether that is a zip's."""
 
 
 class Container(Protocol):
@@ -51,10 +61,16 @@ class Container(Protocol):
 def plain_name(name: str, path: Path) -> str:
     """A member's path without `.` segments and extra slashes, and with `/` instead of Windows' `\\`.
 
-    Raises BadDataError for a path that is too long or too deep to be split.
+    Its letters are composed (NFC): macOS takes them apart, and é is one name in either form. Raises BadDataError
+    for a path that is too long or too deep to be split.
     """
     check_name(name, path)
-    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+    return composed("/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".")))
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's normal form C."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def refuse(reason: Rejected) -> bytes:
@@ -73,10 +89,34 @@ def archive_errors(path: Path) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if is_not_damage(error):
+            if is_not_damage(error) and not isinstance(error, DamagedArchiveError):
+                raise
+            if advice := _other_kind(path):
+                raise DamagedArchiveError(f"{path} is {advice}.") from None
+            if isinstance(error, DamagedArchiveError):
                 raise
             reason = " ".join(str(error).split())
             raise DamagedArchiveError(f"{path} is not an intact archive ({reason}): download it again.") from None
+
+
+def _other_kind(path: Path) -> str:
+    """What a file is, and what to do with it, if it is nothing like what its name says."""
+    with path.open("rb") as file:
+        return other_kind(path.name, file.read(512))
+
+
+def other_kind(name: str, start: bytes) -> str:
+    """What an archive really is that begins with `start`, and what to do; empty if that fits its name."""
+    kind, is_zip = kind_of(start), name.lower().endswith(".zip")
+    if kind in _READABLE:
+        suffix, of_zip = _READABLE[kind]
+        return "" if is_zip == of_zip else f"{kind}, whatever its name says: call it {suffix}"
+    if ":" in kind:  # with its own advice
+        return kind
+    if not kind or kind in TEXT:
+        return "" if not kind else "text, not an archive: check its address"
+    what = "pack its files as .zip or .tar.gz" if kind.endswith("archive") else "check its address"
+    return f"{kind}, not {'a zip' if is_zip else 'a tar'}: {what}"
 
 
 def is_not_damage(error: Exception) -> bool:

@@ -44,7 +44,8 @@ _TURNS: dict[object, Callable[[np.ndarray], np.ndarray]] = {
 }
 """By EXIF orientation, how pixels of shape (H, W, 3) are turned upright."""
 
-_FOUND: tuple[tuple[str, str], ...] = (
+TEXT = ("JSON or text", "text")
+_KINDS: tuple[tuple[str, str], ...] = (
     (r"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "a HEIC image: convert it to JPEG"),
     (r"....ftyp", "a video"),
     (r"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL image: convert it to JPEG"),
@@ -55,12 +56,19 @@ _FOUND: tuple[tuple[str, str], ...] = (
     (r"\s*<\?xml", "XML"),
     (r"%PDF", "a PDF document"),
     (r"%!PS|\xc5\xd0\xd3\xc6", "a PostScript document"),
-    (r"PK\x03\x04|7z\xbc\xaf|Rar!|\x1f\x8b|BZh|\xfd7zXZ", "an archive"),
+    (r"PK(\x03\x04|\x05\x06)", "a zip archive"),
+    (r"7z\xbc\xaf", "a 7z archive"),
+    (r"Rar!", "a RAR archive"),
+    (r"\x1f\x8b", "a gzip-compressed file"),
+    (r"BZh\d", "a bzip2-compressed file"),
+    (r"\xfd7zXZ", "an xz-compressed file"),
+    (r"\x28\xb5\x2f\xfd", "a zstd-compressed file"),
+    (r".{257}ustar", "a tar archive"),
     (r"\0\0[\1\2]\0", "an icon"),
-    (r"\s*[\[{]", "JSON or text"),
-    (r"[\t\n\r -~]+$", "text"),
+    (r"\s*[\[{]", TEXT[0]),
+    (r"[\t\n\r -~]+$", TEXT[1]),
 )
-"""What the first bytes of files are that are no images in a known format; as Latin-1, in any case of letters."""
+"""What the first bytes of files are that are no images in a format that is read; as Latin-1, in any case of letters."""
 
 _one_large = threading.Lock()
 _RGB_LIKE = ("RGB", "L", "CMYK", "YCbCr", "1", "HSV")
@@ -94,7 +102,7 @@ def decode(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     except (Rejected, MemoryError):
         raise
     except UnidentifiedImageError:  # its message contains a memory address
-        raise Rejected(f"not an image in a known format{_found(data)}" if data else "empty file") from None
+        raise Rejected(_unread(data)) from None
     except Exception as error:  # on foreign bytes Pillow's plugins raise almost anything
         raise Rejected(f"{type(error).__name__}: {error}".replace("\n", " ")[:200]) from None
 
@@ -136,11 +144,29 @@ def _is_buffered(data: bytes) -> bool:
     return True
 
 
-def _found(data: bytes) -> str:
-    """What a file is instead of an image, in brackets, empty if unknown."""
+def _unread(data: bytes) -> str:
+    """Why a file is no image for us."""
+    kind = kind_of(data)
+    if kind in ("", *TEXT):
+        kind = _format_of(data) or kind
+    known = f" ({kind})" if kind else ""
+    return f"not an image in a format that is read{known}" if data else "empty file"
+
+
+def _format_of(data: bytes) -> str:
+    """A format that Pillow reads and this job does not, by the file's first bytes; empty if unknown."""
+    Image.init()
+    for name in Image.ID:
+        accept = Image.OPEN[name][1]
+        if accept and name not in FORMATS and len(data) >= 16 and accept(data[:16]) is True:
+            return f"{name}: convert it to PNG or JPEG"
+    return ""
+
+
+def kind_of(data: bytes) -> str:
+    """What a file is that is no image in a format that is read, by its first bytes; empty if unknown."""
     start = data[:1024].decode("latin-1")
-    kinds = (kind for pattern, kind in _FOUND if re.match(pattern, start, re.IGNORECASE | re.DOTALL))
-    return next((f" ({kind})" for kind in kinds), "")
+    return next((kind for pattern, kind in _KINDS if re.match(pattern, start, re.IGNORECASE | re.DOTALL)), "")
 
 
 def _squash(pixels: "torch.Tensor", side: int) -> np.ndarray:

@@ -114,7 +114,7 @@ class Download:
         for refresh in (False, True):
             path = self._downloaded(refresh)
             if self._hash(path) == digest:
-                return archives.open_archive(path, self._address)
+                return archives.open_archive(path, self._address, self._stop)
         with suppress(OSError):
             self._note.unlink()
         raise BadDataError(f"{self._address} no longer has the sha256 {digest}: run the same command again.")

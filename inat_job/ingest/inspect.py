@@ -15,9 +15,10 @@ from pathlib import Path
 from inat_job.data import layout, splits
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.ingest import archives, build_cache, data_source
+from inat_job.ingest.container import composed, other_kind
 from inat_job.ingest.demo import CLASSES, TEST_EACH, TRAIN_EACH
 from inat_job.ingest.download import Download
-from inat_job.ingest.zip_file import member_name
+from inat_job.ingest.zip_directory import cut_off, read_directory
 from inat_job.options import public_uri
 from inat_job.signals import Stop, never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
@@ -122,13 +123,17 @@ def _names(store: Store, entry: Entry, shown: str) -> list[str] | None:
     archives.refuse_page(sample, shown)
     if not archives.is_zip(name, lambda: sample, shown):
         return None
-    tail = store.read_range(entry, max(0, entry.size - _TAIL_BYTES), entry.size) if entry.size else b""
+    if not entry.size:
+        raise BadDataError(f"{shown} is empty: upload it again.")
+    tail = store.read_range(entry, max(0, entry.size - _TAIL_BYTES), entry.size)
     if tail is None:
         return None
     if _END_OF_ZIP not in tail[-_END_WITHIN:]:
-        raise BadDataError(f"{shown} does not end like a zip: upload or download it again in full.")
+        kind = other_kind(name, sample)
+        raise BadDataError(f"{shown} is {kind}." if kind else cut_off(shown, entry.size))
     try:
-        return [member_name(member) for member in zipfile.ZipFile(io.BytesIO(tail)).infolist()]
+        directory = read_directory(io.BytesIO(tail), len(tail), Path(shown), entry.size - len(tail))
+        return [composed(member.name) for _, member in directory.members(never)]
     except (zipfile.BadZipFile, ValueError, EOFError, UnicodeError, NotImplementedError, struct.error):
         return None  # its directory is longer than the tail, or damaged, which reading all of it will show
 

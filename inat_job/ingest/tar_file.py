@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from inat_job import signals
 from inat_job.ingest import container
 from inat_job.ingest.container import LINK, REPEATED, Load, check_count, check_size, check_unfolding, plain_name
 from inat_job.ingest.decode import Rejected
+from inat_job.signals import Stop, never
 
 MAX_HEADER_BYTES = 2**20
 """Bytes between two members' contents: a header, its long name and its extensions."""
@@ -28,13 +30,15 @@ class TarArchive:
     (`tar -r`) the last counts, as when unpacking.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stop: Stop = never) -> None:
         self._path = path
         self._numbers: dict[str, int] = {}  # by name, the number of the member that holds its bytes
         self._rejected: dict[str, str] = {}
         self._skipped: dict[str, str] = {}
         for number, member, _ in _members(path, MAX_HEADER_BYTES):
             check_count(path, number)
+            if number % 256 == 0:
+                signals.check(stop, "listing the archive")
             self._enter(plain_name(member.name, path), number, member)
 
     def names(self) -> list[str]:

@@ -4,13 +4,13 @@ import bisect
 import os
 import stat
 import struct
+import weakref
 import zipfile
 import zlib
+from array import array
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 from inat_job.errors import BadDataError
 from inat_job.ingest.container import (
@@ -25,6 +25,8 @@ from inat_job.ingest.container import (
     plain_name,
 )
 from inat_job.ingest.decode import Rejected
+from inat_job.ingest.zip_directory import ZipMember, read_directory
+from inat_job.signals import Stop, never
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.partial_download import PartialDownload, PartialFile
 
@@ -34,11 +36,7 @@ _HEADER = struct.Struct("<4sHHHHHLLLHH")
 _READS = 4
 """Reads of a member from its store, while each differs from the one before, until it is taken for damaged there."""
 
-_SUMS_FOLLOW, _UTF8 = 0x8, 0x800  # flags
-_END_WITHOUT_COMMENT = 22 + 20 + 56  # the end, and a zip64's locator and end
-_END_WITHIN = 22 + 2**16 + 20 + 56 + 1024  # the end, its comment, and a zip64's locator and end
-_UNICODE_NAME = 0x7075  # an extra field
-
+_SUMS_FOLLOW = 0x8  # a flag
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods unfold a few bytes to GiB before they can be cut
 
 
@@ -48,27 +46,28 @@ class ZipArchive:
     While the zip is `incoming`, each member is waited for.
     """
 
-    def __init__(self, path: Path, incoming: PartialDownload | None = None) -> None:
+    def __init__(self, path: Path, incoming: PartialDownload | None = None, stop: Stop = never) -> None:
         self._path, self._incoming = path, incoming
-        with PartialFile(incoming) if incoming else path.open("rb") as file:
-            check_count(path, _stated_count(file))
-        self._file = zipfile.ZipFile(PartialFile(incoming) if incoming else path)
+        self._file = PartialFile(incoming) if incoming else path.open("rb")
+        weakref.finalize(self, self._file.close)
         size = incoming.size if incoming else path.stat().st_size
-        if incoming and not incoming.is_proven and _repaired(incoming, self._file.start_dir, size):
-            self._file = zipfile.ZipFile(PartialFile(incoming))
-        listed = self._file.infolist()
-        check_count(path, len(listed))
-        packed = sum(each.compress_size for each in listed)
-        check_unfolding(path, size, sum(each.file_size for each in listed), packed)
+        self._directory = read_directory(self._file, size, path)
+        if incoming and not incoming.is_proven and _repaired(incoming, self._directory.start, size):
+            self._directory = read_directory(self._file, size, path)
         self._skipped: dict[str, str] = {}
-        self._members: dict[str, zipfile.ZipInfo] = {}
-        for member in listed:
-            if (given := member_name(member)).endswith(("/", "\\")):
+        self._members: dict[str, int] = {}  # by name, the position in the directory
+        starts, unfolded, packed = array("Q", [self._directory.start, size]), 0, 0
+        for at, member in self._directory.members(stop):
+            starts.append(member.offset)
+            check_count(path, len(starts) - 2)
+            unfolded, packed = unfolded + member.size, packed + member.packed
+            if member.name.endswith(("/", "\\")):
                 continue
-            if (name := plain_name(given, path)) in self._members:
+            if (name := plain_name(member.name, path)) in self._members:
                 self._skipped[name] = REPEATED
-            self._members[name] = member
-        self._starts = sorted({*(each.header_offset for each in listed), self._file.start_dir, size})
+            self._members[name] = at
+        check_unfolding(path, size, unfolded, packed)
+        self._starts = array("Q", sorted(starts))
 
     def names(self) -> list[str]:
         return list(self._members)
@@ -77,24 +76,25 @@ class ZipArchive:
         return self._skipped
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
-        for name in sorted(names, key=lambda name: self._members[name].header_offset):
-            member = self._members[name]
-            if self._incoming:  # here: waiting within zipfile would block the other threads
-                self._incoming.wait(member.header_offset, self._end(member))
+        where = {name: self._directory.member(self._members[name]).offset for name in names}
+        for name in sorted(names, key=where.__getitem__):
+            member = self._directory.member(self._members[name])
+            if self._incoming:  # here: in `_read` it would block all threads
+                self._incoming.wait(member.offset, self._end(member))
             yield name, partial(self._read, member)
 
-    def _end(self, member: zipfile.ZipInfo) -> int:
+    def _end(self, member: ZipMember) -> int:
         """Where the next member begins: the directory does not have the length of a member's own header."""
-        return self._starts[min(bisect.bisect(self._starts, member.header_offset), len(self._starts) - 1)]
+        return self._starts[min(bisect.bisect(self._starts, member.offset), len(self._starts) - 1)]
 
-    def _read(self, member: zipfile.ZipInfo) -> bytes:
-        if member.flag_bits & 1:
+    def _read(self, member: ZipMember) -> bytes:
+        if member.flags & 1:
             raise BadDataError(f"{self._path} is encrypted: use an archive without a password.")
-        if stat.S_ISLNK(member.external_attr >> 16):
+        if stat.S_ISLNK(member.attributes >> 16):
             raise Rejected(LINK)
-        if member.compress_type not in _BOUNDED:
-            raise Rejected(f"compression method {member.compress_type} is not supported, only deflate is")
-        check_size(max(member.file_size, member.compress_size))
+        if member.method not in _BOUNDED:
+            raise Rejected(f"compression method {member.method} is not supported, only deflate is")
+        check_size(max(member.size, member.packed))
         with disk_errors(self._path):
             for _ in range(_READS):
                 try:
@@ -103,76 +103,34 @@ class ZipArchive:
                     if is_not_damage(error):
                         raise
                     reason = Rejected(f"{DAMAGED}: {error}")
-                if not (self._incoming and self._incoming.repair(member.header_offset, self._end(member))):
+                if not (self._incoming and self._incoming.repair(member.offset, self._end(member))):
                     break
             raise reason
 
-    def _content(self, member: zipfile.ZipInfo) -> bytes:
+    def _content(self, member: ZipMember) -> bytes:
         """Exactly two reads, independent of other threads; zipfile has one file with a lock for all of them."""
-        start = member.header_offset + _HEADER.size
-        header = self._read_at(member.header_offset, start)
+        start = member.offset + _HEADER.size
+        header = self._read_at(member.offset, start)
         signature, *_, name, extra = _HEADER.unpack(header)
         if signature != b"PK\3\4":
             raise zipfile.BadZipFile("there is no member where the directory says")
         incoming = None if self._incoming is None or self._incoming.is_proven else self._incoming
         if incoming and _differs(header, incoming.read(start, start + name), member):
-            _repaired(incoming, member.header_offset, start + name)  # harmless, but another digest
+            _repaired(incoming, member.offset, start + name)  # harmless, but another digest
         start += name + extra
-        data = self._read_at(start, start + member.compress_size)
-        if member.compress_type == zipfile.ZIP_DEFLATED:  # cut to the directory's size, however much it unfolds to
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(1, member.file_size))
-        if len(data) != member.file_size:
+        data = self._read_at(start, start + member.packed)
+        if member.method == zipfile.ZIP_DEFLATED:  # cut to the directory's size, however much it unfolds to
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(1, member.size))
+        if len(data) != member.size:
             raise zipfile.BadZipFile("its length is not what the directory says")
-        if zlib.crc32(data) != member.CRC:
+        if zlib.crc32(data) != member.crc:
             raise zipfile.BadZipFile("Bad CRC-32")
         return data
 
     def _read_at(self, start: int, end: int) -> bytes:
         if self._incoming:
             return self._incoming.read(start, end)
-        assert self._file.fp is not None
-        return os.pread(self._file.fp.fileno(), end - start, start)
-
-
-def _stated_count(file: IO[bytes] | PartialFile) -> int:
-    """Members that the end of a zip states, 0 if unknown: the directory takes memory before zipfile has counted it.
-
-    No more is read than the end, since the rest may still be on its way; a comment can make it 64 KiB longer.
-    """
-    size = file.seek(0, os.SEEK_END)
-    for length in (_END_WITHOUT_COMMENT, _END_WITHIN):
-        start = file.seek(max(0, size - length))
-        tail = file.read() or b""
-        at = tail.rfind(b"PK\5\6")
-        if 0 <= at <= len(tail) - 12:
-            return _count_in(tail, at, start)
-    return 0
-
-
-def _count_in(tail: bytes, at: int, start: int) -> int:
-    """The members that the end record at `tail[at:]` states; `tail` starts at `start` of the file."""
-    (count,) = struct.unpack_from("<H", tail, at + 10)
-    if count == 0xFFFF and tail[at - 20 : at - 16] == b"PK\6\7":  # zip64, whose own end is before its locator
-        (offset,) = struct.unpack_from("<Q", tail, at - 12)
-        if start <= offset and offset - start + 40 <= len(tail):
-            (count,) = struct.unpack_from("<Q", tail, offset - start + 32)
-    return int(count)
-
-
-def member_name(member: zipfile.ZipInfo) -> str:
-    """A member's name. WinRAR and 7-Zip may keep the real one in an extra field, which zipfile reads from Python 3.12
-    on (PKWARE's APPNOTE 4.6.9).
-    """
-    encoded = member.orig_filename.encode("utf-8" if member.flag_bits & _UTF8 else "cp437", errors="replace")
-    at, extra = 0, member.extra
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, at)
-        field = extra[at + 4 : at + 4 + length]
-        if kind == _UNICODE_NAME and field[:5] == struct.pack("<BL", 1, zlib.crc32(encoded)):
-            with suppress(UnicodeDecodeError):
-                return field[5:].decode() or member.filename
-        at += 4 + length
-    return member.filename
+        return os.pread(self._file.fileno(), end - start, start)
 
 
 def _repaired(incoming: PartialDownload, start: int, end: int) -> bool:
@@ -184,13 +142,11 @@ def _repaired(incoming: PartialDownload, start: int, end: int) -> bool:
     return incoming.read(start, end) != before
 
 
-def _differs(header: bytes, name: bytes, member: zipfile.ZipInfo) -> bool:
+def _differs(header: bytes, name: bytes, member: ZipMember) -> bool:
     """Whether a member's own header contradicts the directory, whose entries it repeats."""
     _, version, flags, method, time, date, crc, packed, size, *_ = _HEADER.unpack(header)
-    year, month, day, hour, minute, second = member.date_time
-    when = (hour << 11 | minute << 5 | second // 2, (year - 1980) << 9 | month << 5 | day)
-    if (version, flags, method, time, date) != (member.extract_version, member.flag_bits, member.compress_type, *when):
+    if (version, flags, method, time, date) != (member.needed, member.flags, member.method, member.time, member.date):
         return True
-    sums = (crc, packed, size) != (member.CRC, member.compress_size, member.file_size)
+    sums = (crc, packed, size) != (member.crc, member.packed, member.size)
     follow = flags & _SUMS_FOLLOW or 0xFFFFFFFF in (packed, size)  # after the data, or in a zip64's extra field
-    return (sums and not follow) or name != member.orig_filename.encode("utf-8" if flags & _UTF8 else "cp437")
+    return (sums and not follow) or name != member.stored_name

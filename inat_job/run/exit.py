@@ -33,10 +33,13 @@ _skips_message = False
 
 
 def silence_libraries() -> None:
-    """Hide warnings that are for developers: Python's, and torch's about Triton, which its flop counter lacks."""
+    """Hide warnings that are for developers: Python's, torch's about Triton, which its flop counter lacks, and those of
+    urllib3 about malformed headers, which come with a traceback.
+    """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
+    for name in ("torch.utils.flop_counter", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def watch(settings: Settings, stop: StopFlag) -> None:

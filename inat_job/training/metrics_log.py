@@ -74,7 +74,9 @@ def _parse(line: str) -> dict[str, Any] | None:
         row = parse_json(line)
     except ValueError:  # truncated by a kill
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    return row if all(isinstance(value, int | float) for value in row.values()) else None
 
 
 LOG_EVERY = 10
@@ -127,7 +129,11 @@ class MetricsLog(Callback):
         self._lr: float | None = None
         self._losses: list[Tensor] = []
         self._unread: _PendingLoss | None = None
-        self._best = max((_score(row) for row in file.rows if "val_loss" in row), default=None) if file else None
+        self._best = (
+            max((_score(row) for row in file.rows if {"val_loss", "val_accuracy"} <= row.keys()), default=None)
+            if file
+            else None
+        )
         self._progress = self._validated = events.progress("train")
 
     @property

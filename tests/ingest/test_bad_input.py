@@ -1,10 +1,13 @@
 """What archives of users contain besides good images: bad data with one message, or one image less."""
 
+import gzip
 import io
 import json
+import lzma
 import os
 import struct
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -15,7 +18,8 @@ from PIL import Image
 
 from inat_job.data.cache_index import Cache
 from inat_job.errors import BadDataError
-from inat_job.ingest import build_cache, container, data_source
+from inat_job.ingest import build_cache, container, data_source, zip_directory
+from inat_job.ingest.inspect import DataSetSummary, summarise
 from inat_job.signals import never
 from inat_job.storage import StorageOptions
 from tests.harness.made_images import encoded, tree, write_folder, write_tar, write_zip
@@ -177,7 +181,7 @@ def test_members_of_one_name_are_named(suffix: str, tmp_path: Path) -> None:
             more.addfile(member, io.BytesIO(encoded(7)))
     index = prepared(path).index
     assert len(index.ids) == 42
-    assert index.skipped == ({"name": FIRST, "reason": "another member of the same name follows"},)
+    assert index.skipped == ({"name": FIRST, "reason": "another file of the same name follows"},)
 
 
 def test_thumbnails_of_a_nas_are_no_images(tmp_path: Path) -> None:
@@ -195,8 +199,8 @@ def test_sidecars_and_files_elsewhere_are_skipped_and_counted_apart(tmp_path: Pa
     index = prepared(write_zip(tmp_path / "x.zip", tree(root="") | more), max_broken=0).index
     assert (len(index.ids), index.rejected) == (42, ())
     assert index.skipped == (
-        {"name": "train/Ants/0.xml", "reason": "a sidecar, not an image in a known format (XML)"},
-        {"name": "train/Bees/0.MOV", "reason": "a sidecar, not an image in a known format (a video)"},
+        {"name": "train/Ants/0.xml", "reason": "a sidecar, not an image in a format that is read (XML)"},
+        {"name": "train/Bees/0.MOV", "reason": "a sidecar, not an image in a format that is read (a video)"},
         {"name": "val/0.jpg", "reason": "not in a class folder"},
     )
 
@@ -264,7 +268,7 @@ def test_too_many_members_are_refused_by_the_stated_number(
         locator = struct.pack("<4sLQL", b"PK\6\7", 0, end, 1)
         last = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
         path.write_bytes(data[:end] + many + locator + last)
-    monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda self: pytest.fail("the directory was read"))
+    monkeypatch.setattr(zip_directory, "ZipDirectory", lambda *fields: pytest.fail("the directory was read"))
     number = "2,000,000" if is_zip64 else "45"
     with pytest.raises(BadDataError, match=f"x.zip has {number} members or more, and at most"):
         prepared(path)
@@ -284,6 +288,101 @@ def test_large_member_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             archive.writestr(name, data)
     [rejected] = prepared(path).index.rejected
     assert "are more than" in rejected["reason"]
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (
+            lambda data: data[: len(data) // 2],
+            r"x.zip is cut off: it has [0-9,]+ bytes, without the directory",
+        ),
+        (lambda data: data[:500] + data[2500:], r"x.zip lacks 2,000 of the [0-9,]+ bytes that it had"),
+        (lambda data: data[2000:], r"x.zip lacks 2,000 of the [0-9,]+ bytes that it had"),
+        (lambda data: data[:-18] + b"\1" + data[-17:], r"x.zip is a part of a split zip: join all parts"),
+    ],
+)
+def test_zip_without_some_of_its_bytes_is_no_bomb(cut: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    path.write_bytes(cut(path.read_bytes()))
+    for read in (prepared, summarised):
+        with pytest.raises(BadDataError, match=message):
+            read(path)
+
+
+def summarised(path: Path) -> DataSetSummary:
+    return summarise(str(path), path.parent / "unused", 32, StorageOptions())
+
+
+def test_bytes_before_a_zip_do_no_harm(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", tree())
+    path.write_bytes(b"MZ" * 50 + path.read_bytes())
+    assert len(prepared(path).index.ids) == 42
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.zip", b"7z\xbc\xaf\x27\x1c" + bytes(90), "is a 7z archive, not a zip: pack its files as .zip or .tar.gz"),
+        ("x.zip", b"Rar!\x1a\x07\x01\x00" + bytes(90), "is a RAR archive, not a zip: pack its files as"),
+        ("x.zip", lzma.compress(b"x" * 99), r"is an xz-compressed file, .*: call it .tar.gz if it holds a tar"),
+        ("x.zip", gzip.compress(b"x" * 99), r"is a gzip-compressed file, .*: call it .tar.gz if it holds a tar"),
+        ("x.zip", "tar", "is a tar archive, whatever its name says: call it .tar"),
+        ("x.zip", b"<!DOCTYPE html><html>", "is an HTML page, not a zip: check its address"),
+        ("x.tar.gz", "zip", "is a zip archive, whatever its name says: call it .zip"),
+        ("x.tar", b"7z\xbc\xaf\x27\x1c" + bytes(90), "is a 7z archive, not a tar: pack its files as"),
+        ("x.tar", b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer: run git lfs pull"),
+    ],
+)
+def test_archive_of_another_kind_is_named(name: str, content: bytes | str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if isinstance(content, str):
+        other = (write_zip if content == "zip" else write_tar)(tmp_path / f"other.{content}", tree())
+        content = other.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(BadDataError, match=f"{name} {message}"):
+        prepared(path)
+
+
+NFC, NFD = (unicodedata.normalize(form, "Vögel") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar, write_folder])
+def test_composed_and_decomposed_names_are_one(write: Write, tmp_path: Path) -> None:
+    """A Mac takes letters apart: train may come from one and val from Linux."""
+    names = {"train": NFD, "val": NFC}
+    files = {
+        f"{split}/{label}/ä{number}.jpg": encoded(number)
+        for split, kind in names.items()
+        for label in (kind, "A")
+        for number in range(3)
+    }
+    twice = f"train/{NFD}/{unicodedata.normalize('NFD', 'ä0.jpg')}"
+    path = write(
+        tmp_path / {write_zip: "x.zip", write_tar: "x.tar", write_folder: "x"}[write], {**files, twice: encoded(9)}
+    )
+    index = prepared(path).index
+    assert index.classes == ("A", NFC)
+    assert len(index.ids) == 12
+    assert index.ids == tuple(unicodedata.normalize("NFC", each) for each in index.ids)
+    assert [each["reason"] for each in index.skipped] == ["another file of the same name follows"]
+
+
+def test_zip_of_a_mac_has_the_names_of_a_folder(tmp_path: Path) -> None:
+    """macOS packs UTF-8, taken apart, without the flag for it."""
+    files = {
+        f"{split}/{label}/{n}.jpg": encoded(n) for split in ("train", "val") for label in (NFC, "A") for n in (1, 2)
+    }
+    path = write_zip(tmp_path / "x.zip", {unicodedata.normalize("NFD", name): data for name, data in files.items()})
+    data = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        at = data.find(mark)
+        while at >= 0:
+            data[at + flags + 1] &= 0xF7
+            at = data.find(mark, at + 4)
+    path.write_bytes(data)
+    folder = prepared(write_folder(tmp_path / "folder", files)).index
+    assert (prepared(path).index.ids, prepared(path).index.classes) == (folder.ids, folder.classes)
 
 
 def test_zip_bomb_is_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

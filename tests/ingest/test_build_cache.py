@@ -125,7 +125,7 @@ def test_truncated_archive_is_bad_data(name: str, tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({"a/train/Ants/1.jpg": b"x"}, "holds no train/<Class>/ with"),
-        ({"readme.txt": b"x"}, "nothing like it"),
+        ({"readme.txt": b"x"}, "but only readme.txt: unpack it"),
         (tree() | tree(root="b/"), "more than one data set"),
         (tree() | tree(test_name="test"), "both val/ and test/"),
         (tree() | {"some/where/train/Dogs/1.jpg": encoded(1)}, "only one of them has Dogs"),

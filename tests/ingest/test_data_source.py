@@ -219,7 +219,9 @@ def test_page_in_place_of_an_archive_is_told_as_such(
         prepared(f"{site.url}/{key}", tmp_path / "cache")
 
 
-@pytest.mark.parametrize(("data", "kind"), [(b"7z\xbc\xaf\x27\x1c" * 99, "a 7z file"), (b"text" * 200, "no archive")])
+@pytest.mark.parametrize(
+    ("data", "kind"), [(b"7z\xbc\xaf\x27\x1c" * 99, "a 7z archive"), (b"\0\1\2\3" * 200, "no archive")]
+)
 def test_object_of_no_known_kind_is_told_by_its_content(data: bytes, kind: str, s3_bucket: str, tmp_path: Path) -> None:
     open_store(f"s3://{s3_bucket}").put("birds", data)
     for verb in (summary, prepared):

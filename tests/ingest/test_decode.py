@@ -164,14 +164,14 @@ def test_jpeg_beyond_bounded_memory_is_rejected() -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a git-lfs pointer: run git lfs pull"),
         (b"<?xml version='1.0'?><annotation/>", "XML"),
         (b"%PDF-1.4", "a PDF document"),
-        (b"PK\3\4....", "an archive"),
+        (b"PK\3\4....", "a zip archive"),
         (b"a,b\n1,2\n", "text"),
     ],
 )
 def test_reason_names_the_found_format(data: bytes, found: str) -> None:
     with pytest.raises(Rejected) as caught:
         decode(data, SIDE)
-    assert str(caught.value) == f"not an image in a known format ({found})"
+    assert str(caught.value) == f"not an image in a format that is read ({found})"
 
 
 def test_jpeg_scaled_in_dct_matches_full_decode() -> None:
@@ -206,7 +206,7 @@ def test_ico_and_eps_are_rejected() -> None:
     Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     for data in (icon(buffer.getvalue()), postscript):
-        with pytest.raises(Rejected, match="not an image in a known format"):
+        with pytest.raises(Rejected, match="not an image in a format that is read"):
             decode(data, 32)
 
 

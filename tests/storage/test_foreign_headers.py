@@ -1,5 +1,8 @@
 """Headers and statuses that no web server should send: each ends in a download or in one of our errors."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +112,21 @@ def test_unreadable_answer_is_one_of_our_errors(answer: bytes, tmp_path: Path) -
     raised = _raised(answer, tmp_path / "x")
     assert raised is None or raised.exit_code in (65, 75, 77, 78), repr(raised)
     assert raised is None or str(raised).isprintable(), repr(raised)
+
+
+def test_malformed_headers_print_no_traceback() -> None:
+    """urllib3 logs them with one."""
+    headers = b"Content-Type: multipart/x\r\nbroken\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    with raw_server(lambda method, path: b"HTTP/1.1 403 No\r\n" + headers) as url:
+        keys = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+        done = subprocess.run(
+            [sys.executable, "entrypoint.py", "prepare", "--data", "s3://bucket/x.zip"],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, **keys},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 77, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "parse headers" not in done.stderr

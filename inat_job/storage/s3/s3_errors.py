@@ -174,6 +174,8 @@ def classify(error: Exception, unknown: Meaning = Meaning.BAD_SETTING) -> tuple[
         return CODES.get(code) or _by_status(status), code or f"HTTP {status}"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return Meaning.BAD_CERTIFICATE, name
+    if name == "InvalidRegionError":  # in the settings, or in the answer of a server that redirects
+        return unknown, name
     cause = (getattr(error, "kwargs", None) or {}).get("error")
     if isinstance(cause, ValueError) and "Invalid header value" in str(cause):
         return Meaning.BROKEN_KEY, name

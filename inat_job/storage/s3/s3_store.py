@@ -254,7 +254,8 @@ class S3Store:
             left = size_of(answer)
         broken = RetryableError(f"{self._host} broke off {self._location(full).uri}")
         with closing(answer["Body"]) as body:
-            require(answer, self._location(full).uri)
+            with self._translated(full, conditional=bool(arguments)):
+                require(answer, self._location(full).uri)
             try:
                 while left > 0 and (block := body.read(min(left, BLOCK_SIZE))):
                     left -= len(block)
