@@ -18,6 +18,7 @@ PHASES = {
     "prepare": "Decoding the images",
     "build": "Building the network",
     "features": "Computing the features of the frozen stem",
+    "export": "Exporting the network",
     "upload": "Storing the results",
 }
 """What a person reads of each phase that does not report its progress from the first moment."""

@@ -24,7 +24,8 @@ def _shrink_rows(pixels: np.ndarray, side: int) -> np.ndarray:
     for tap in range(weights.shape[1]):
         rows = np.minimum(first + tap, len(pixels) - 1)  # whose weight is zero beyond the last
         total += weights[:, tap, None, None] * pixels[rows]
-    return np.clip(total >> bits, 0, 255).astype(np.uint8)
+    shrunk: np.ndarray = np.clip(total >> bits, 0, 255).astype(np.uint8)
+    return shrunk
 
 
 def _weights(size: int, side: int) -> tuple[np.ndarray, np.ndarray, int]:

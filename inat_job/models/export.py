@@ -102,4 +102,3 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], Architecture]] = {
     five_block.KIND: _five_block,
     backbones.KIND: _torchvision,
 }
-

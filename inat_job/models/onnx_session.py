@@ -21,7 +21,7 @@ def open_session(path: Path) -> Run:
         import onnxruntime
     except ImportError as error:
         raise ConflictError(
-            f"onnxruntime cannot be imported ({error}): install it with pip install onnxruntime, or use --runtime torch."
+            f"onnxruntime cannot be imported ({error}): pip install onnxruntime, or use --runtime torch."
         ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cpu.thread_count(cpu.available_cpus())

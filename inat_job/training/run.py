@@ -26,6 +26,7 @@ from inat_job.training import execution, feature_cache, start
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext, load_weights
 from inat_job.training.feature_cache import FeaturePlan
+from inat_job.training.finish_model import finish_model
 from inat_job.training.introduction import introduce
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
@@ -89,6 +90,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         if leased:
             history = leased.lease.history(context.checkpoints.newest().ended)
             report = make_report(context, architecture, best, tracker, splits, history, reuse)
+            report = finish_model(context, report)
             publish(context.folder, leased.lease, tracker, report, metrics.rows if metrics else (), suggestion(context))
 
 
