@@ -64,7 +64,8 @@ def run(settings: Settings, model: str, paths: Sequence[str], request: PredictOp
         )
         sources, missing = _find_all(paths, cache_dir, options, stop)
         rows = itertools.chain(missing, _predicted(loaded, sources, settings.train.batch_size, stop))
-        _finish(_write(rows, sources, loaded, request, len(missing) + sum(len(each.names) for each in sources)))
+        total = len(missing) + sum(len(each.names) for each in sources)
+        _finish(_write(rows, sources, loaded, request, total), total)
 
 
 def _find_all(
@@ -192,11 +193,11 @@ class _Csv:
                 write_atomic(self._path, self._text.getvalue().encode())
 
 
-def _finish(broken: Sequence[Row]) -> None:
+def _finish(broken: Sequence[Row], total: int) -> None:
     if broken:
         first = broken[0]
         reason = first.error.rstrip(".")
         raise BadDataError(
-            f"{len(broken)} images could not be read, first {_shown(first.image)} ({reason}): leave them out, or "
-            "replace them."
+            f"{len(broken)} of {total} images could not be read, first {_shown(first.image)} ({reason}): leave them out, "
+            "or replace them."
         )

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 
 from inat_job.data.augment import centre_maps, cut_views
-from inat_job.errors import ConflictError
 from inat_job.host.device_faults import device_errors
 from inat_job.inference.model_folder import ModelFolder
 from inat_job.inference.runtime import Sizes
 from inat_job.ingest.decode import Squash, squash_with_torch
 from inat_job.models.export import load_exported
+from inat_job.training.execution import choose_accelerator
 
 
 class TorchRuntime:
@@ -20,7 +20,7 @@ class TorchRuntime:
         self._crop, self._size = folder.eval_crop, folder.image_size
         network, _ = load_exported(folder.path)
         with device_errors(training=False):
-            self._device = torch.device(_device(accelerator))
+            self._device = torch.device(choose_accelerator(accelerator))
             self._network = network.to(self._device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -30,13 +30,3 @@ class TorchRuntime:
             maps = centre_maps(torch.tensor(sizes), self._crop).to(self._device)
             logits: np.ndarray = self._network(cut_views(pixels, maps, None, self._size)).cpu().numpy()
         return logits
-
-
-def _device(wanted: str) -> str:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(name for name, present in available.items() if present)
-    if not available[wanted]:
-        names = ", ".join(name for name, present in available.items() if present)
-        raise ConflictError(f"--accelerator is {wanted}, which this machine does not have: it has {names}.")
-    return wanted

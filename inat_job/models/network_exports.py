@@ -75,7 +75,10 @@ def open_pt2(path: Path) -> Run:
 def _traced(network: nn.Module, image_size: int) -> Any:
     """The network as an ExportedProgram with a dynamic batch; two example images, since torch specialises on one."""
     example = (torch.zeros(2, 3, image_size, image_size),)
-    return torch.export.export(network, example, dynamic_shapes={PIXELS: {0: torch.export.Dim("batch")}})
+    program = torch.export.export(network, example, dynamic_shapes={PIXELS: {0: torch.export.Dim("batch")}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # with the paths of this machine
+    return program
 
 
 def _write_pt2(network: nn.Module, image_size: int, path: Path) -> None:

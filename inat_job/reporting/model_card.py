@@ -92,7 +92,7 @@ def _settings(report: Mapping[str, Any]) -> str:
             if each.in_fingerprint and not each.uri and value not in (None, default, json.loads(json.dumps(default))):
                 shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
                 changed.append(f"{each.flag} {shown}")
-    text = f"`{_plain(' '.join(changed))}`, and the defaults else" if changed else "the defaults"
+    text = f"`{_plain(' '.join(changed))}`, and otherwise the defaults" if changed else "the defaults"
     step = report["checkpoint"]
     return f"Settings: {text}. The weights are of epoch {step['epoch']}, step {step['step']}.\n"
 
