@@ -21,7 +21,7 @@ FLAGS = set(
     "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
     "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
     "--label-smoothing --augment --crop-scale --rotation --colour --early-stop --seed --accelerator --precision "
-    "--devices --num-nodes --sync-batch-norm --preflight --compile --deterministic --wandb "
+    "--devices --num-nodes --export --sync-batch-norm --preflight --compile --deterministic --wandb "
     "--wandb-project --wandb-entity".split()
 )
 FLAGS_A = set(

@@ -43,6 +43,8 @@ DOORS = {
     "tqdm": {"console.py"},
     "matplotlib": {"evaluation/plots.py"},
     "onnxruntime": {"models/onnx_session.py"},
+    "onnx": set(),
+    "timm": set(),
     "yaml": {"platforms/k8s/submit_k8s.py"},
     "PIL": {"ingest/decode.py", "ingest/demo.py", "bench/synthetic.py"},
 }

@@ -198,6 +198,6 @@ def _finish(broken: Sequence[Row], total: int) -> None:
         first = broken[0]
         reason = first.error.rstrip(".")
         raise BadDataError(
-            f"{len(broken)} of {total} images could not be read, first {_shown(first.image)} ({reason}): leave them out, "
-            "or replace them."
+            f"{len(broken)} of {total} images could not be read, first {_shown(first.image)} ({reason}): leave "
+            "them out, or replace them."
         )

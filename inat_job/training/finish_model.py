@@ -1,6 +1,6 @@
 """The last files of model/, once the run is evaluated: the formats of `--export`, timm's config.json, the model card.
 
-None of them fails a run: a warning and the report say what is missing.
+A failed export does not fail the run: a warning and the report say why the file is missing.
 """
 
 import json

@@ -53,7 +53,8 @@ def test_timm_cuts_its_views_from_our_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b5", "vgg11", "convnext_tiny"])
 def test_no_config_for_a_network_that_timm_lacks_or_has_otherwise(name: str) -> None:
     blueprint = {"kind": "torchvision", "name": name, "num_classes": 3, "image_size": 64}
-    assert timm_config({"architecture": blueprint, "normalisation": {"mean": [1] * 3, "std": [1] * 3}, **FIELDS}) is None
+    normalisation = {"mean": [1.0] * 3, "std": [1.0] * 3}
+    assert timm_config({"architecture": blueprint, "normalisation": normalisation, **FIELDS}) is None
 
 
 def test_no_config_for_part_a(tmp_path: Path) -> None:
