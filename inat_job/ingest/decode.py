@@ -73,7 +73,7 @@ class Rejected(BadDataError):
 
 def squash_with_torch(pixels: np.ndarray, side: int) -> np.ndarray:
     """uint8 (H, W, 3) to (side, side, 3): bilinear and antialiased, equal to Pillow's resize up to rounding."""
-    import torch  # here: the import takes seconds, during which the data set is being downloaded
+    import torch
     from torch.nn.functional import interpolate
 
     batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
@@ -91,7 +91,10 @@ def decode(data: bytes, side: int, squash: Squash | None = None) -> tuple[np.nda
     orientation applied). JPEGs are scaled within the DCT, to no less than twice `side`. `squash` is torch's by default.
     Raises Rejected, and MemoryError.
     """
-    squash = squash or squash_with_torch
+    if squash is None:
+        import torch  # noqa: F401  here: it takes seconds, during which the data set is being downloaded
+
+        squash = squash_with_torch
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             size = image.size
