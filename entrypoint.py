@@ -28,10 +28,11 @@ from inat_job.command_options import (  # noqa: E402
     CompareOptions,
     EvaluationOptions,
     LogOptions,
+    PredictOptions,
     PrepareOptions,
     StatusOptions,
 )
-from inat_job.configuration import COMPARE_TAKES, PREPARE_TAKES, STATUS_TAKES, TEST_TAKES  # noqa: E402
+from inat_job.configuration import COMPARE_TAKES, PREDICT_TAKES, PREPARE_TAKES, STATUS_TAKES, TEST_TAKES  # noqa: E402
 from inat_job.distributed import ranks  # noqa: E402
 from inat_job.errors import Preempted  # noqa: E402
 from inat_job.options import options_of, parse_section  # noqa: E402
@@ -64,7 +65,8 @@ def logged(function: Function) -> Function:
         log = configuration.log_options({field: options.pop(field) for field in options_of(LogOptions)})
         place = detect.detect_platform()
         on_platform = place.name not in (NO_PLATFORM.name, detect.CONTAINER.name)
-        document = options.get("print_config") or options.get("dry_run")  # which has stdout to itself
+        rows = options.get("json") is True
+        document = rows or options.get("print_config") or options.get("dry_run")  # which has stdout to itself
         json = log.log_format == "json" or (log.log_format == "auto" and on_platform)
         events.configure(not json or bool(document), log.quiet, log.verbose)
         own = ranks.from_environment()
@@ -159,6 +161,31 @@ def prepare(prune: str | None, **options: Any) -> None:
 
         exit.watch(settings, STOP)
         job.run(settings, parse_section(PrepareOptions, {"prune": prune}), STOP, STARTED)
+
+
+@cli.command(epilog="Example: predict --model runs/partb-0123456789ab photo.jpg photos/ s3://bucket/more.zip")
+@click.argument("paths", nargs=-1, required=True, metavar="PATHS")
+@option(
+    "--model",
+    required=True,
+    envvar="INAT_MODEL",
+    metavar="URI",
+    help="A run, its model/ folder, or a folder with model.json.",
+    group="Model",
+)
+@section_options(PredictOptions, "Prediction")
+@setting_options("predict", ["a"], PREDICT_TAKES)
+@logged
+def predict(paths: tuple[str, ...], model: str, **options: Any) -> None:
+    """Classify PATHS: images, folders, archives, or s3:// addresses of these."""
+    request = parse_section(PredictOptions, {name: options.pop(name) for name in options_of(PredictOptions)})
+    if settings := _settled("a", taken=PREDICT_TAKES, **options):
+        if request.runtime == "torch":
+            memory.require_address_space()
+        from inat_job.commands import predict as job
+
+        exit.watch(settings, STOP)
+        job.run(settings, model, paths, request, STOP)
 
 
 @cli.command(epilog="Example: status s3://bucket/runs/parta-0123456789ab --watch")

@@ -19,6 +19,7 @@ from inat_job.command_options import (  # noqa: E402
     CompareOptions,
     EvaluationOptions,
     LogOptions,
+    PredictOptions,
     PrepareOptions,
     StatusOptions,
 )
@@ -41,6 +42,7 @@ OWN_OPTIONS = {
     "status": StatusOptions,
     "compare": CompareOptions,
     "prepare": PrepareOptions,
+    "predict": PredictOptions,
     "bench": BenchOptions,
     "submit": SubmitOptions,
 }
@@ -91,6 +93,7 @@ COMMON = [
         "`test`",
         "Required: a run, one `<step>.ckpt` of a run, or a folder with an exported model; may be repeated",
     ),
+    ("`--model URI`", "`INAT_MODEL`", "`predict`", "Required: a run, its `model/`, or a folder with `model.json`"),
     ("`--part a`, `--part b`", "", "`bench`, `preflight`", "The part whose run is meant; `preflight` assumes `a`"),
     ("`-h`, `--help`", "", "all", "Show the command's options, and stop"),
     ("`--version`", "", "before the command", "Print the version, and stop"),

@@ -25,6 +25,8 @@ _UNBROKEN_UP_TO = 46
 _MISSING = {
     "checkpoint": "name a run, such as --checkpoint runs/parta-0123456789ab",
     "runs": "name two runs or more, such as parta-0123456789ab partb-0123456789ab",
+    "model": "name a run, such as --model runs/parta-0123456789ab",
+    "paths": "name an image, a folder or an archive",
     "run": "name a run, such as parta-0123456789ab, or its URI",
     "part": "use --part a or --part b",
     "target": f"use {' or '.join(submission.TARGETS)}",

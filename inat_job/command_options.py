@@ -1,4 +1,4 @@
-"""Options that are not settings of a run: those of one command (`status`, `prepare`, `bench`), and what is logged."""
+"""Options that are not settings of a run: those of one command, such as `status`, and what is logged."""
 
 import dataclasses
 import math
@@ -88,6 +88,23 @@ class PrepareOptions:
         if not 0 <= seconds < math.inf:
             raise UsageError(f"{age.flag} is {self.prune}: it must be at least 0, such as 30d.")
         return seconds
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What computes the predictions of `predict`, and how they are shown."""
+
+    runtime: str = option(
+        "torch",
+        "What runs the network: torch, or onnx for a run with --export onnx, on the CPU and without torch",
+        choices=("torch", "onnx"),
+    )
+    top_k: int = option(1, "Classes that are shown of each image, the most probable first", minimum=1)
+    json: bool = option(False, "Print one JSON object a line instead of a table")
+    csv: str | None = option(None, "Also write the predictions to this file", metavar="PATH")
+
+    def __post_init__(self) -> None:
+        options.check(self)
 
 
 STAGES = (

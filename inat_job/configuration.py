@@ -19,7 +19,7 @@ from inat_job.settings import Settings
 
 # Read by the tests and the measuring scripts, or between processes of one job, or set for a Service called inat-job.
 _OTHER_PREFIXES = ("INAT_BENCH_", "INAT_TEST_", "INAT_JOB_")
-_OTHER_VARIABLES = ("INAT_CONFIG", "INAT_CHECKPOINT")  # options that are not settings
+_OTHER_VARIABLES = ("INAT_CONFIG", "INAT_CHECKPOINT", "INAT_MODEL")  # options that are not settings
 _OF_A_SERVICE = re.compile(r"INAT_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 """What Kubernetes sets for a Service whose name begins with inat:
 https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables"""
@@ -37,6 +37,12 @@ TEST_TAKES = (
 )
 """The sections and single settings that have an effect on `test`; the run that it tests fixes the rest."""
 
+PREDICT_TAKES = (
+    *("data.cache_dir", "storage.requester_pays", "storage.anonymous", "run.output", "run.grace_seconds"),
+    *("train.batch_size", "train.accelerator"),
+)
+"""The sections and single settings that have an effect on `predict`."""
+
 STATUS_TAKES = ("storage.requester_pays", "storage.anonymous", "run.output")
 """The sections and single settings that have an effect on `status`."""
 
@@ -50,7 +56,7 @@ _BENCH_LACKS_OF_TRAIN = ("max_time", "early_stop", "devices", "num_nodes", "rend
 BENCH_LACKS = (
     *(
         f"run.{field}"
-        for field in ("run_id", "resume", "preflight", "force", "init_from", "price_per_hour", "pictures")
+        for field in ("run_id", "resume", "preflight", "force", "init_from", "export", "price_per_hour", "pictures")
     ),
     *(f"train.{field}" for field in _BENCH_LACKS_OF_TRAIN),
     "tracker",

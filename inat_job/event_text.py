@@ -19,6 +19,7 @@ PHASES = {
     "rendezvous": "Waiting for the other ranks",
     "build": "Building the network",
     "features": "Computing the features of the frozen stem",
+    "export": "Exporting the network",
     "upload": "Storing the results",
 }
 """What a person reads of each phase that does not report its progress from the first moment."""

@@ -35,6 +35,11 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
     },
     "status": {"run.output": "Local folder or s3:// prefix that holds RUN, if RUN is a run id"},
     "compare": {"run.output": "Local folder or s3:// prefix that holds the RUNs named by their run ids"},
+    "predict": {
+        "run.output": "Local folder or s3:// prefix that holds the run, if --model is a run id",
+        "data.cache_dir": "Folder for downloads",
+        "train.batch_size": "Images per forward pass",
+    },
     "prepare": {"data.image_size": "Side in pixels of the largest input that later runs train with"},
     "bench": {
         "run.output": "Local folder or s3:// prefix that checkpoints are written to, and deleted from afterwards",
@@ -115,8 +120,8 @@ def shown_default(each: Option, value: Any) -> str:
 def group_of(key: str, command: str, parts: Sequence[str]) -> str:
     """The title of the group that a setting is listed in; each of several parts has a model of its own."""
     section = key.partition(".")[0]
-    if command == "test" and section == "train":
-        return "Evaluation"
+    if section == "train" and command in ("test", "predict"):
+        return "Evaluation" if command == "test" else "Prediction"
     if section != "model" or len(parts) == 1:
         return TITLES[section]
     [part] = [part for part in parts if key in options_by_key(RECIPES[part]())]

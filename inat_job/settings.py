@@ -18,6 +18,7 @@ RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. are other f
 BLOCKS = 5
 WEIGHTS_NAME = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
 """How torchvision names weights: DEFAULT, or ResNet50_Weights.IMAGENET1K_V2."""
+EXPORT_FORMATS = ("onnx", "pt2")
 # Settings of Part B that only have an effect with some strategies: flag, field, strategies.
 _EFFECTIVE_WITH = (
     ("--last-k", "last_k", ("last-k",)),
@@ -112,6 +113,13 @@ class RunSettings(_Section):
         metavar="SECONDS",
         minimum=4.0,
         maximum=LONGEST_LEASE_S,
+        in_fingerprint=False,
+    )
+    export: tuple[str, ...] = option(
+        (),
+        "More formats of the trained network: onnx, pt2 (torch.export) or both",
+        choices=EXPORT_FORMATS,
+        shown_default="none",
         in_fingerprint=False,
     )
     price_per_hour: float | None = option(

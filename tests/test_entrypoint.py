@@ -31,6 +31,7 @@ BENCH = set(
 )
 LOG = {"--log-format", "--quiet", "--verbose"}
 HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm", "matplotlib"}
+HEAVY |= {"onnx", "onnxscript", "onnxruntime"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -72,6 +73,9 @@ def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> No
     data = set("--data --cache-dir --image-size --max-broken --anonymous --requester-pays --grace-seconds".split())
     assert offered(job, "prepare") == always | data | {"--prune"}
     assert offered(job, "compare") == always | {"--output", "--anonymous", "--requester-pays", "--html", "--json"}
+    predicting = set("--model --runtime --top-k --json --csv --batch-size --accelerator --output --cache-dir".split())
+    reading = {"--anonymous", "--requester-pays", "--grace-seconds"}
+    assert offered(job, "predict") == always | predicting | reading
     assert offered(job, "status") == always | {"--output", "--anonymous", "--requester-pays", "--watch"}
     testing = set(
         "--output --run-id --lease-seconds --price-per-hour --batch-size --accelerator --precision --deterministic "
@@ -82,7 +86,7 @@ def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> No
     assert job("test", "--checkpoint", "x", "--epochs", "2").code == 2
     both = {each.flag for each, _ in options_of_all_parts().values()}
     unused = set(
-        "--run-id --resume --preflight --force --init-from --price-per-hour --max-time --early-stop --devices "
+        "--run-id --resume --preflight --force --init-from --export --price-per-hour --max-time --early-stop --devices "
         "--num-nodes --sync-batch-norm --pictures".split()
     )
     assert offered(job, "bench") == always | (both - unused - tracker) | BENCH
@@ -211,6 +215,9 @@ def test_help_follows_the_terminal_width(
         ("prepare --prune 30", "--prune is 30, which has no unit: write 30d for days, or 30s for seconds."),
         ("parta --compile=true", "--compile takes no value: write it alone."),
         ("test", "--checkpoint is missing: name a run, such as --checkpoint runs/parta-0123456789ab."),
+        ("predict a.jpg", "--model is missing: name a run, such as --model runs/parta-0123456789ab."),
+        ("predict --model r", "PATHS is missing: name an image, a folder or an archive."),
+        ("parta --export onnx,tf", "--export is 'tf': it must be one of onnx, pt2."),
         ("status", "RUN is missing: name a run, such as parta-0123456789ab, or its URI."),
         ("compare", "RUNS is missing: name two runs or more, such as parta-0123456789ab partb-0123456789ab."),
         ("diff a b", "There is no command 'diff'; did you mean compare?"),

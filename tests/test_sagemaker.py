@@ -60,7 +60,7 @@ def ended(child: Child) -> tuple[int, list[dict[str, object]], str]:
 def test_run_writes_model_and_results(train: Callable[..., Child], ml: Path) -> None:
     code, events, last = ended(train({**SMALL, "data": "demo:", "sagemaker_region": "r"}))
     assert code == 0, last
-    assert names(ml / "model") == {"model.json", "model.safetensors"}
+    assert names(ml / "model") == {"model.json", "model.safetensors", "README.md"}
     load_exported(ml / "model")
     results = {"report.json", "report.html", "predictions.csv", "plots/curves.png", "plots/confusion.png"}
     assert names(ml / "output/data") == results
@@ -73,7 +73,7 @@ def test_run_writes_model_and_results(train: Callable[..., Child], ml: Path) -> 
     for name in (*results, "../../model/model.json"):
         (ml / "output/data" / name).unlink()
     code, events, _ = ended(train({**SMALL, "data": "demo:"}))  # a restart after the report was written
-    assert (code, names(ml / "output/data"), len(names(ml / "model"))) == (0, results, 2)
+    assert (code, names(ml / "output/data"), len(names(ml / "model"))) == (0, results, 3)
     assert not [event for event in events if event["event"] == "epoch"]
 
     (ml / "output/data/report.json").unlink()
@@ -111,7 +111,7 @@ def test_isolated_job_with_a_channel(train: Callable[..., Child], ml: Path, isol
     code, events, last = ended(train(hyperparameters, within=isolated, WANDB_API_KEY="0" * 40))
     assert code == 0, last
     assert [event["mode"] for event in events if event["event"] == "tracker" and "mode" in event] == ["offline"]
-    assert names(ml / "model") == {"model.json", "model.safetensors"}
+    assert names(ml / "model") == {"model.json", "model.safetensors", "README.md"}
     assert [name for name in names(ml / "checkpoints/birds/wandb") if name.endswith(".wandb")]
 
 

@@ -7,6 +7,7 @@ It prints "ready". Then, for each line that it reads, it decodes its images and 
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ def main(archive: str, side: str, first: str, step: str, decoder: str) -> None:
     """Decode every `step`-th image from `first`, once for each line on stdin."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", DeprecationWarning)  # torchvision plans to remove its decoder
-    decode_one = {"ours": decode, "torchvision": _decode_at_full_size}[decoder]
+    decoders: dict[str, Callable[[bytes, int], object]] = {"ours": decode, "torchvision": _decode_at_full_size}
+    decode_one = decoders[decoder]
     container = archives.open_archive(Path(archive))
     names = [image.name for image in layout.find_images(container.names(), archive)][int(first) :: int(step)]
     print("ready", flush=True)

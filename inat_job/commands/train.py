@@ -57,9 +57,13 @@ def run(settings: Settings, stop: StopFlag, started: float, platform: Platform =
 
 
 def _check_names(settings: Settings) -> None:
-    """Raise UsageError for a name or an address that cannot be right, before a run is begun or anything downloaded."""
+    """Raise UsageError for a name or an address that cannot be right, before a run is begun or anything downloaded.
+
+    ConflictError for a missing package.
+    """
     data_source.parse_uri(settings.data.uri)
     find_weights.check_names(settings.model)
+    resources.check_export(settings.run.export)
     if settings.run.init_from:
         open_run(settings, settings.run.init_from)
 

@@ -43,9 +43,8 @@ def is_zip(name: str, start: Callable[[], bytes], shown: str) -> bool:
         return True
     if not is_tar(head):
         refuse_page(head, shown)
-        raise BadDataError(
-            f"{shown} is {kind_of(head) or 'no archive'} by its content: use an archive of the kind {', '.join(SUFFIXES)}."
-        )
+        kind = kind_of(head) or "no archive"
+        raise BadDataError(f"{shown} is {kind} by its content: use an archive of the kind {', '.join(SUFFIXES)}.")
     return False
 
 

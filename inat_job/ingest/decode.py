@@ -1,6 +1,7 @@
 """Decodes one image file to square uint8 pixels; a broken file is rejected with a reason.
 
 Pillow decodes, with libjpeg-turbo for JPEGs, and torch resizes, with vector instructions in a third of Pillow's time.
+Where there is no torch, integer_resize.py gives the same bytes.
 """
 
 import io
@@ -8,15 +9,15 @@ import re
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from inat_job.errors import BadDataError
 
-if TYPE_CHECKING:
-    import torch
+Squash = Callable[[np.ndarray, int], np.ndarray]
+"""Resizes uint8 (H, W, 3) to (side, side, 3)."""
 
 MAX_PIXELS = 100_000_000
 """Width times height, after the scaling of a JPEG, beyond which a file is taken for a decompression bomb."""
@@ -78,33 +79,63 @@ class Rejected(BadDataError):
     """An image that cannot be read; the message is the reason."""
 
 
-def decode(data: bytes, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+def squash_with_torch(pixels: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (H, W, 3) to (side, side, 3): bilinear and antialiased, equal to Pillow's resize up to rounding."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    try:
+        square = interpolate(batch, (side, side), mode="bilinear", antialias=True)
+    except RuntimeError as error:  # the shapes are valid, so it can only be memory
+        raise MemoryError(str(error)) from None
+    return np.ascontiguousarray(square[0].permute(1, 2, 0).numpy())
+
+
+def decode(data: bytes, side: int, squash: Squash | None = None) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode `data` and squash it to a square.
 
     Returns uint8 RGB pixels of shape (side, side, 3), and the original (width, height) as displayed (with EXIF
-    orientation applied). JPEGs are scaled within the DCT, to no less than twice `side`. Raises Rejected, and
-    MemoryError.
+    orientation applied). JPEGs are scaled within the DCT, to no less than twice `side`. `squash` is torch's by default.
+    Raises Rejected, and MemoryError.
     """
-    import torch  # here: the import takes seconds, during which the data set is being downloaded
+    if squash is None:
+        import torch  # noqa: F401  here: it takes seconds, during which the data set is being downloaded
 
+        squash = squash_with_torch
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
+            size = image.size
             image.draft("RGB", (2 * side, 2 * side))
-            pixels = _pixels_in_memory(image, width * height, data)
+            pixels = _pixels_in_memory(image, size[0] * size[1], data)
             with _one_large if pixels > LARGE_PIXELS else nullcontext():
-                square = _squash(torch.from_numpy(np.array(_rgb(image))), side)  # np.array: a writable copy
-            if turn := _TURNS.get(orientation := _orientation(image)):
-                square = np.ascontiguousarray(turn(square))
-                if orientation in (5, 6, 7, 8):
-                    width, height = height, width
-            return square, (width, height)
+                return _upright(image, squash(np.array(_rgb(image)), side), size)  # np.array: a writable copy
     except (Rejected, MemoryError):
         raise
     except UnidentifiedImageError:  # its message contains a memory address
         raise Rejected(_unread(data)) from None
     except Exception as error:  # on foreign bytes Pillow's plugins raise almost anything
         raise Rejected(f"{type(error).__name__}: {error}".replace("\n", " ")[:200]) from None
+
+
+def squash_image(image: Any, side: int, squash: Squash) -> tuple[np.ndarray, tuple[int, int]]:
+    """The same of a Pillow image, or of a uint8 array (H, W, 3) in RGB, at its full resolution.
+
+    Raises Rejected for anything else.
+    """
+    if isinstance(image, Image.Image):
+        return _upright(image, squash(np.array(_rgb(image)), side), image.size)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return squash(np.array(image), side), (image.shape[1], image.shape[0])
+    raise Rejected("neither a path, bytes, a Pillow image nor a uint8 array of shape (H, W, 3)")
+
+
+def _upright(image: Image.Image, square: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """A square turned as the EXIF orientation says, and the (width, height) of its image as displayed."""
+    orientation = _orientation(image)
+    if turn := _TURNS.get(orientation):
+        square = np.ascontiguousarray(turn(square))
+    return square, size[::-1] if orientation in (5, 6, 7, 8) else size
 
 
 def _orientation(image: Image.Image) -> object:
@@ -167,17 +198,6 @@ def kind_of(data: bytes) -> str:
     """What a file is that is no image in a format that is read, by its first bytes; empty if unknown."""
     start = data[:1024].decode("latin-1")
     return next((kind for pattern, kind in _KINDS if re.match(pattern, start, re.IGNORECASE | re.DOTALL)), "")
-
-
-def _squash(pixels: "torch.Tensor", side: int) -> np.ndarray:
-    """uint8 (H, W, 3) to (side, side, 3): bilinear and antialiased, equal to Pillow's resize up to rounding."""
-    from torch.nn.functional import interpolate
-
-    try:
-        square = interpolate(pixels[None].permute(0, 3, 1, 2), (side, side), mode="bilinear", antialias=True)
-    except RuntimeError as error:  # the shapes are valid, so it can only be memory
-        raise MemoryError(str(error)) from None
-    return np.ascontiguousarray(square[0].permute(1, 2, 0).numpy())
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,4 +1,8 @@
-"""The exported model: model.safetensors, whose bytes depend on the weights alone, and model.json, which rebuilds it."""
+"""The exported model: model.safetensors, whose bytes depend on the weights alone, and model.json, which rebuilds it.
+
+The weights have the names of the library that the network comes from, so that torchvision loads them, and timm where
+its network is the same. The first layer is ours, so its two buffers are in model.json.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,16 +12,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.models import backbones, five_block
+from inat_job.models.model_files import DESCRIPTION, FORMAT_VERSION, WEIGHTS, check_digest, read_description
 from inat_job.models.strategies import Architecture
-from inat_job.storage.disk import parse_json, sha256_of
+from inat_job.storage.disk import sha256_of
 
-WEIGHTS = "model.safetensors"
-DESCRIPTION = "model.json"
-FORMAT_VERSION = 1
+_FIRST_LAYER, _BACKBONE = "preprocess.", "backbone."
+"""Prefixes of the first layer's buffers and of a backbone's weights."""
 
 
 def export(architecture: Architecture, folder: Path, description: Mapping[str, Any]) -> None:
@@ -28,10 +32,16 @@ def export(architecture: Architecture, folder: Path, description: Mapping[str, A
     state = architecture.network.state_dict()
     # A channels-last tensor would be written in another order.
     tensors = {name: each.detach().cpu().contiguous() for name, each in state.items()}
+    weights = {name.removeprefix(_BACKBONE): each for name, each in tensors.items() if not _is_first_layer(name)}
     full = {"format_version": FORMAT_VERSION, "architecture": architecture.blueprint, **description}
+    full["normalisation"] = {  # of pixels in 0..255, by channel
+        name.removeprefix(_FIRST_LAYER): each.flatten().tolist()
+        for name, each in tensors.items()
+        if _is_first_layer(name)
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / WEIGHTS)
+        save_file(weights, folder / WEIGHTS)
         (folder / DESCRIPTION).touch()
         (folder / WEIGHTS).chmod((folder / DESCRIPTION).stat().st_mode)  # as the process's umask has it; it was 0600
         full["weights"] = {"file": WEIGHTS, "sha256": sha256_of(folder / WEIGHTS)}
@@ -44,17 +54,31 @@ def export(architecture: Architecture, folder: Path, description: Mapping[str, A
 
 def load_exported(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network in eval mode on the CPU, and its description. Raises BadDataError unless both are intact."""
-    description = _read_description(folder / DESCRIPTION)
-    weights = folder / WEIGHTS
+    description = read_description(folder / DESCRIPTION)
     try:
-        if (digest := sha256_of(weights)) != description["weights"]["sha256"]:
-            raise BadDataError(f"{weights} has the sha256 {digest}, not the one in {DESCRIPTION}: export it again.")
+        check_digest(folder / WEIGHTS, description["weights"]["sha256"])
         network = rebuild(description["architecture"])
-        network.load_state_dict(load_file(weights), strict=True)
+        network.load_state_dict(_full_state(load_file(folder / WEIGHTS), description), strict=True)
     except (OSError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError, UsageError) as error:
         reason = (str(error).splitlines() or [""])[-1].strip()
         raise BadDataError(f"{folder} holds no exported model ({reason}): export it again.") from None
     return network.eval(), description
+
+
+def _is_first_layer(name: str) -> bool:
+    return name.startswith(_FIRST_LAYER)
+
+
+def _full_state(weights: dict[str, Tensor], description: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's state dict; models of earlier versions have all of it in their weights."""
+    if "normalisation" not in description:
+        return weights
+    prefix = _BACKBONE if description["architecture"]["kind"] == backbones.KIND else ""
+    first = {
+        f"{_FIRST_LAYER}{name}": torch.tensor(values).view(1, 3, 1, 1)
+        for name, values in description["normalisation"].items()
+    }
+    return first | {f"{prefix}{name}": each for name, each in weights.items()}
 
 
 def rebuild(blueprint: Mapping[str, Any]) -> nn.Module:
@@ -78,13 +102,3 @@ _BUILDERS: dict[str, Callable[[dict[str, Any]], Architecture]] = {
     five_block.KIND: _five_block,
     backbones.KIND: _torchvision,
 }
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadDataError(f"{path} cannot be read as a model's description ({error}): export it again.") from None
-    if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
-        raise BadDataError(f"{path} does not have format version {FORMAT_VERSION}: export it again with this version.")
-    return description

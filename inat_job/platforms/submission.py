@@ -151,7 +151,7 @@ class Command:
     @property
     def writes_run(self) -> bool:
         """Whether it writes a run folder, and so needs an output that outlives the machine."""
-        return self.verb not in ("prepare", "bench", "preflight")
+        return self.verb not in ("prepare", "predict", "bench", "preflight")
 
     @property
     def output(self) -> str | None:

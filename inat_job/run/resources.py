@@ -1,7 +1,9 @@
 """What a run needs of its machine (disk, shared memory, memory, device), checked before the work begins."""
 
+import importlib.util
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 LEAST_MEMORY = 400 * 2**20
 """Bytes of memory (RssAnon) that importing torch, torchvision and Lightning takes; measured, rounded down."""
+
+_EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 _NCCL_SHARED_MEMORY = 2**30
 """Bytes of shared memory for several devices on a machine:
@@ -54,6 +58,16 @@ def check_disk(settings: Settings, data: DataSetSummary | None) -> str | CheckWa
     if data.fetched is None or data.decoded is None:
         return CheckWarning(f"{text} and more, which is not known yet", "leave room for the decoded images")
     return text
+
+
+def check_export(formats: Sequence[str]) -> None:
+    """Raise ConflictError if a format of `--export` needs a package that is not installed."""
+    needed = _EXPORT_PACKAGES if "onnx" in formats else ()
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise ConflictError(
+            f"--export onnx needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}, or "
+            "leave it out."
+        )
 
 
 def check_ranks(settings: Settings, platform: Platform) -> str:

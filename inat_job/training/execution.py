@@ -91,7 +91,7 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
 
     Makes the rank's GPU the current one. Raises ConflictError where the accelerator or precision asked for is missing.
     """
-    accelerator = _accelerator(settings.accelerator)
+    accelerator = choose_accelerator(settings.accelerator)
     if accelerator == "cuda":
         _take_gpu(rank)
     if not stored:
@@ -231,7 +231,8 @@ def _decide_new(settings: TrainSettings, accelerator: str, precision: str | None
     )
 
 
-def _accelerator(wanted: str) -> str:
+def choose_accelerator(wanted: str) -> str:
+    """The device that `--accelerator` means. Raises ConflictError for one that this machine does not have."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted in ("auto", "cuda") and not available["cuda"]:
         nvidia.require_gpu(torch.version.cuda, nvidia.find_driver())

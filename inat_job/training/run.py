@@ -27,6 +27,7 @@ from inat_job.training import execution, feature_cache, start
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext, load_weights
 from inat_job.training.feature_cache import FeaturePlan
+from inat_job.training.finish_model import finish_model
 from inat_job.training.introduction import introduce
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
@@ -103,6 +104,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
             rows = metrics.rows if metrics else ()
             pictures = draw_pictures(context, architecture.network, predictions, weights, rows)
             report = make_report(context, architecture, weights, predictions, tracker, config.get("started"))
+            report = finish_model(context, report)
             publish(context.folder, tracker, report, table, pictures, suggestion(context))
 
 

@@ -10,7 +10,8 @@ from inat_job.evaluation.calibration import fit_temperature
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.models import backbones, five_block
 from inat_job.models.classifier import Classifier
-from inat_job.models.export import DESCRIPTION, WEIGHTS, load_exported
+from inat_job.models.export import load_exported
+from inat_job.models.model_files import DESCRIPTION, WEIGHTS
 from inat_job.run.run_state import open_run, read_config
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import Stop

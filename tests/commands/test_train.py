@@ -47,6 +47,7 @@ def test_run_folder_is_complete_and_report_valid(settings: Make) -> None:
         "checkpoints/12.json",
         "model/model.safetensors",
         "model/model.json",
+        "model/README.md",
         "plots/confusion.png",
         "plots/curves.png",
     }

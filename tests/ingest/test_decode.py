@@ -213,13 +213,13 @@ def test_ico_and_eps_are_rejected() -> None:
 def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = (encoded(1, (width, 6000), "PNG") for width in (6000, 600))
     unfolding: list[bool] = []
-    original = decoding._squash
+    original = decoding.squash_with_torch
 
     def looking(pixels: np.ndarray, side: int) -> np.ndarray:
         unfolding.append(decoding._one_large.locked())
         return original(pixels, side)
 
-    monkeypatch.setattr(decoding, "_squash", looking)
+    monkeypatch.setattr(decoding, "squash_with_torch", looking)
     decode(large, 32)
     decode(small, 32)
     assert unfolding == [True, False]

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torchvision.models import get_model
 
 from inat_job.errors import BadDataError
 from inat_job.models.backbones import build_backbone
 from inat_job.models.export import DESCRIPTION, WEIGHTS, export, load_exported
 from inat_job.models.five_block import FiveBlockSpec, build_five_block
 from inat_job.models.strategies import Architecture
+from inat_job.storage.disk import sha256_of
 
 SPEC = FiveBlockSpec((4, 4, 8, 8, 8), (3, 3, 2, 3, 3), "silu", 6, "gap", True, 0.1, 32, 3)
 DESCRIPTION_FIELDS = {"classes": ["a", "b", "c"], "preprocessing": {"image_size": 32, "eval_crop": 0.95}}
@@ -32,6 +35,24 @@ def test_loaded_model_has_the_same_logits_and_description(architecture: Architec
     assert not network.training
     assert {name: description[name] for name in DESCRIPTION_FIELDS} == DESCRIPTION_FIELDS
     assert torch.equal(network(PIXELS), architecture.network.eval()(PIXELS))
+
+
+def test_model_of_an_earlier_version_is_loaded(architecture: Architecture, tmp_path: Path):
+    """Its weights have the names of the whole network, and the first layer too."""
+    export(architecture, tmp_path, DESCRIPTION_FIELDS)
+    save_file(architecture.network.state_dict(), tmp_path / WEIGHTS)
+    description = json.loads((tmp_path / DESCRIPTION).read_text())
+    del description["normalisation"]
+    description["weights"]["sha256"] = sha256_of(tmp_path / WEIGHTS)
+    (tmp_path / DESCRIPTION).write_text(json.dumps(description))
+    network, _ = load_exported(tmp_path)
+    assert torch.equal(network(PIXELS), architecture.network.eval()(PIXELS))
+
+
+def test_weights_have_torchvisions_names(tmp_path: Path):
+    export(build_backbone("shufflenet_v2_x0_5", 3, 32), tmp_path, DESCRIPTION_FIELDS)
+    plain = get_model("shufflenet_v2_x0_5", num_classes=3)
+    plain.load_state_dict(load_file(tmp_path / WEIGHTS), strict=True)
 
 
 def test_files_have_the_mode_of_the_umask(architecture: Architecture, tmp_path: Path):

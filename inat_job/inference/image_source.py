@@ -1,0 +1,52 @@
+"""The images that a person names: files, folders, archives, s3:// objects and prefixes, each read in place."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from inat_job.data import layout
+from inat_job.errors import BadDataError, UsageError
+from inat_job.ingest import archives, data_source
+from inat_job.ingest.container import Container, Load
+from inat_job.options import public_uri
+from inat_job.signals import Stop
+from inat_job.storage import StorageOptions, open_store, split_uri
+from inat_job.storage.interruptible import interruptible
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """The images of one PATH, each with a `prefix` before its name."""
+
+    container: Container
+    names: Sequence[str]
+    prefix: str
+
+    def load(self) -> Iterator[tuple[str, Load]]:
+        """The shown name of each image and the function that reads it, which raises Rejected or a JobError."""
+        return ((self.prefix + name, load) for name, load in self.container.load(self.names))
+
+
+def find_images(path: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> ImageSource:
+    """The images at a path or URI: one image, or those of a folder, a prefix or an archive.
+
+    Hidden files and sidecars, such as .csv and .txt, are left out. Raises BadDataError if there is nothing, and what
+    the source raises.
+    """
+    parent, key = split_uri(path)
+    store = interruptible(open_store(parent, options), stop)
+    entry = store.stat(key) if key else None
+    if entry is not None and not data_source.names_archive(path):
+        return ImageSource(archives.LooseFiles(store, {key: entry.size}, {}), [key], public_uri(path)[: -len(key)])
+    try:
+        container = data_source.find(path, cache_dir, options, stop).open()
+    except (BadDataError, UsageError) as error:
+        raise type(error)(str(error).replace("check --data", "check the path").replace("--data", "PATH")) from None
+    names = [
+        name
+        for name in container.names()
+        if not layout.is_ignored(name) and not layout.is_sidecar(name) and not name.endswith("/")
+    ]
+    if not names:
+        raise BadDataError(f"{public_uri(path)} holds no images: check the path.")
+    return ImageSource(container, names, f"{public_uri(path).rstrip('/')}/")
