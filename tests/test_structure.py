@@ -29,7 +29,7 @@ LEVELS = (
     {"data", "ingest", "models"},
     {"checkpoints", "distributed"},
     {"run"},
-    {"training", "evaluation", "reporting"},
+    {"training", "evaluation", "reporting", "search"},
     {"bench"},
     {"commands"},
 )
@@ -43,6 +43,7 @@ DOORS = {
     "tqdm": {"console.py"},
     "matplotlib": {"evaluation/plots.py"},
     "yaml": {"platforms/k8s/submit_k8s.py"},
+    "optuna": {f"search/{name}.py" for name in ("journal", "study", "trials")},
     "PIL": {"ingest/decode.py", "ingest/demo.py", "bench/synthetic.py"},
 }
 

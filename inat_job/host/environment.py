@@ -119,3 +119,8 @@ def _netrc_password(path: Path, host: str | None) -> str | None:
     except (OSError, netrc.NetrcParseError):
         return None
     return None if entry is None else entry[2] or ""
+
+
+def set_variables(variables: Mapping[str, str]) -> None:
+    """Set environment variables of this process and those that it starts."""
+    os.environ.update(variables)
