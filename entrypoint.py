@@ -22,8 +22,8 @@ import click  # noqa: E402
 
 import inat_job  # noqa: E402
 from inat_job import configuration, events  # noqa: E402
-from inat_job.command_line import Commands, Decorator, OneOf, option, section_options, sentence, setting_options  # noqa: E402
-from inat_job.command_options import BenchOptions, LogOptions, PrepareOptions, StatusOptions  # noqa: E402
+from inat_job.command_line import Commands, Decorator, Lines, OneOf, option, section_options, sentence, setting_options  # noqa: E402
+from inat_job.command_options import BenchOptions, EvaluationOptions, LogOptions, PrepareOptions, StatusOptions  # noqa: E402
 from inat_job.configuration import PREPARE_TAKES, STATUS_TAKES, TEST_TAKES  # noqa: E402
 from inat_job.distributed import ranks  # noqa: E402
 from inat_job.errors import Preempted  # noqa: E402
@@ -107,26 +107,37 @@ def partb(**options: Any) -> None:
 @option(
     "--checkpoint",
     required=True,
+    multiple=True,
+    type=Lines(),
     envvar="INAT_CHECKPOINT",
     metavar="URI",
-    help="A run, whose best checkpoint is taken, or one <step>.ckpt of it.",
+    help="A run, whose best checkpoint is taken, one <step>.ckpt of it, or a folder with an exported model; may be "
+    "repeated.",
     group="Checkpoint",
 )
 @setting_options("test", ["a"], TEST_TAKES)
+@section_options(EvaluationOptions, "Evaluation")
 @logged
 def test(
-    place: Platform, checkpoint: str, sets: tuple[str, ...], file: str | None, print_config: bool, **options: Any
+    place: Platform,
+    checkpoint: tuple[str, ...],
+    tta: str | None,
+    sets: tuple[str, ...],
+    file: str | None,
+    print_config: bool,
+    **options: Any,
 ) -> None:
-    """Evaluate a checkpoint on the test split, without training."""
+    """Evaluate checkpoints or exported models on the test split, without training."""
     memory.require_address_space()
     from inat_job.commands import test as evaluate
 
-    made = evaluate.settings_of(checkpoint, _given(options), sets, file, STOP, place)
+    request = parse_section(EvaluationOptions, {"tta": tta})
+    made = [evaluate.settings_of(each, _given(options), sets, file, STOP, place) for each in checkpoint]
     if print_config:
-        click.echo(made.text())
+        click.echo("\n".join(each.text() for each in made))
         return
-    exit.watch(made.settings, STOP)
-    evaluate.run(made.settings, checkpoint, STOP, STARTED, made.given, place)
+    exit.watch(made[0].settings, STOP)
+    evaluate.run_all(made, checkpoint, request, STOP, STARTED, place)
 
 
 @cli.command(epilog="Example: prepare --data images.zip --image-size 224")

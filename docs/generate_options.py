@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import entrypoint  # noqa: E402
 from inat_job import option_help  # noqa: E402
-from inat_job.command_options import BenchOptions, LogOptions, PrepareOptions, StatusOptions  # noqa: E402
+from inat_job.command_options import BenchOptions, EvaluationOptions, LogOptions, PrepareOptions, StatusOptions  # noqa: E402
 from inat_job.configuration import options_by_key, options_of_all_parts  # noqa: E402
 from inat_job.options import Option, options_of  # noqa: E402
 from inat_job.platforms.submission import TARGETS, SubmitOptions  # noqa: E402
@@ -29,7 +29,13 @@ SECTIONS = {
     "storage": "how object storage is accessed",
     "tracker": "Weights & Biases",
 }
-OWN_OPTIONS = {"status": StatusOptions, "prepare": PrepareOptions, "bench": BenchOptions, "submit": SubmitOptions}
+OWN_OPTIONS = {
+    "test": EvaluationOptions,
+    "status": StatusOptions,
+    "prepare": PrepareOptions,
+    "bench": BenchOptions,
+    "submit": SubmitOptions,
+}
 """Options that only one command has."""
 
 HEAD = """\
@@ -71,7 +77,12 @@ COMMON = [
     ("`--config FILE`", "`INAT_CONFIG`", "all but `submit`", "TOML or JSON file of settings"),
     ("`--set SECTION.FIELD=VALUE`", "", "all but `submit`", "Set any setting by its name in the file; may be repeated"),
     ("`--print-config`", "", "all but `submit`", "Print each value and its source, and stop"),
-    ("`--checkpoint URI`", "`INAT_CHECKPOINT`", "`test`", "Required: a run, or one `<step>.ckpt` of a run"),
+    (
+        "`--checkpoint URI`",
+        "`INAT_CHECKPOINT`",
+        "`test`",
+        "Required: a run, one `<step>.ckpt` of a run, or a folder with an exported model; may be repeated",
+    ),
     ("`--part a`, `--part b`", "", "`bench`, `preflight`", "The part whose run is meant; `preflight` assumes `a`"),
     ("`-h`, `--help`", "", "all", "Show the command's options, and stop"),
     ("`--version`", "", "before the command", "Print the version, and stop"),

@@ -50,6 +50,12 @@ class OneOf(click.Choice[str]):
         return str(value)
 
 
+class Lines(click.types.StringParamType):
+    """Text of an option that may be repeated: a variable has one value a line, and spaces belong to a value."""
+
+    envvar_list_splitter = "\n"
+
+
 class JobCommand(click.Command):
     """A command whose options are listed in groups, and whose mistaken options are answered with those meant."""
 

@@ -37,6 +37,21 @@ class StatusOptions:
 
 
 @dataclass(frozen=True)
+class EvaluationOptions:
+    """What `test` reports beside the plain accuracy."""
+
+    tta: str = option(
+        "none",
+        "Report test-time augmentation beside the plain accuracy: flip averages the probabilities of each image and "
+        "its mirror image",
+        choices=("none", "flip"),
+    )
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+
+@dataclass(frozen=True)
 class PrepareOptions:
     """Whether `prepare` deletes old caches, and does nothing else."""
 

@@ -162,7 +162,7 @@ def _settings_of_run(run: Mapping[str, Any], defaults: Settings, known: Mapping[
     try:
         _merge(defaults, known, [Layer(_RUN, own)])
     except UsageError as error:
-        raise BadDataError(f"The run's config.json has a setting that cannot be: {error}") from None
+        raise BadDataError(f"The stored settings of the run or model cannot be used: {error}") from None
     return own
 
 

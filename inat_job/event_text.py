@@ -143,6 +143,20 @@ def _result(fields: Fields) -> str:
     )
 
 
+def _tested(fields: Fields) -> str:
+    """The results of several checkpoints, one below the other."""
+    results = fields["results"]
+    width = max(len(each["checkpoint"]) for each in results)
+    flips = ["", *(["with --tta flip"] if results[0]["tta_accuracy"] is not None else [])]
+    lines = ["", f"{'checkpoint':<{width}}  {'accuracy':>8}  {'95 % interval':>18}  {'images':>7}{'  '.join(flips)}"]
+    for each in results:
+        low, high = each["ci95"]
+        flip = "" if each["tta_accuracy"] is None else f"{percent(each['tta_accuracy']):>17}"
+        shown = f"{percent(each['accuracy']):>8}  {f'{percent(low)} to {percent(high)}':>18}  {each['n']:>7,}"
+        lines.append(f"{each['checkpoint']:<{width}}  {shown}{flip}")
+    return "\n".join(lines)
+
+
 def _tracker(fields: Fields) -> str | None:
     if fields.get("upload"):
         return f"The run is tracked offline; to upload it: {fields['upload']}"
@@ -175,6 +189,7 @@ _TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
     "resume": _resume,
     "epoch": _epoch,
     "result": _result,
+    "tested": _tested,
     "stopping": lambda fields: f"Stopping ({fields['why']}): storing what is done; a second signal ends at once.",
     "tracker": _tracker,
     "preflight": _preflight,

@@ -77,7 +77,7 @@ def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> No
         "--resident-share --eval-crop --sse-kms-key-id".split()
     )
     tracker = {"--wandb", "--wandb-project", "--wandb-entity"}
-    assert offered(job, "test") == always | data | testing | tracker | {"--checkpoint"}
+    assert offered(job, "test") == always | data | testing | tracker | {"--checkpoint", "--tta"}
     assert job("test", "--checkpoint", "x", "--epochs", "2").code == 2
     both = {each.flag for each, _ in options_of_all_parts().values()}
     unused = set(
@@ -297,6 +297,16 @@ def test_checkpoint_from_environment(job: Callable[..., Ended], monkeypatch: pyt
     monkeypatch.setenv("INAT_CHECKPOINT", "from-the-environment")
     ended = job("test")
     assert (ended.code, "from-the-environment" in ended.last) == (65, True)
+
+
+def test_several_checkpoints_from_environment_are_lines(
+    job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in ("a folder/r", "a folder/r\nruns/other"):  # the first is looked for first
+        monkeypatch.setenv("INAT_CHECKPOINT", value)
+        ended = job("test")
+        assert (ended.code, "a folder/r holds no run" in ended.last) == (65, True)
+    assert "--tta is 'rotate': it must be one of none, flip" in job("test", "--tta", "rotate").last
 
 
 def test_exit_0_done(job: Callable[..., Ended], archive: str) -> None:

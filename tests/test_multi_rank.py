@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from inat_job.evaluation.prediction_table import PredictionTable
 from tests.harness.children import Child, children, ranks_of, wait_for_end, wait_for_event
 from tests.harness.made_images import tree, write_zip
 
@@ -97,6 +98,12 @@ def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ra
     assert len(report(tmp_path, "resumed")["history"]) == 2
     uninterrupted, resumed = weights(tmp_path, "uninterrupted"), weights(tmp_path, "resumed")
     assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
+    files = [tmp_path / "runs" / run / "predictions.csv" for run in ("uninterrupted", "resumed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    table = PredictionTable.read_csv(files[0])
+    splits = (len(table.split("val")), len(table.split("test")))
+    assert splits == (report(tmp_path, "resumed")["data"]["n_val"], 21)
+    assert len(set(table.ids)) == len(table) == sum(splits)
 
 
 @pytest.mark.soak

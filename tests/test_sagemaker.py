@@ -62,7 +62,7 @@ def test_run_writes_model_and_results(train: Callable[..., Child], ml: Path) -> 
     assert code == 0, last
     assert names(ml / "model") == {"model.json", "model.safetensors"}
     load_exported(ml / "model")
-    results = {"report.json", "report.html", "plots/curves.png", "plots/confusion.png"}
+    results = {"report.json", "report.html", "predictions.csv", "plots/curves.png", "plots/confusion.png"}
     assert names(ml / "output/data") == results
     report = json.loads((ml / "output/data/report.json").read_text())
     assert (report["status"], report["run_id"], report["settings"]["train"]["batch_size"]) == ("done", "birds", 32)

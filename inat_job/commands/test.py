@@ -1,15 +1,17 @@
-"""`test`: evaluate the checkpoint of a finished or interrupted run on the test split, without training."""
+"""`test`: evaluate checkpoints of finished or interrupted runs, or exported models, without training."""
 
 import dataclasses
+import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from inat_job import events
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
+from inat_job.command_options import EvaluationOptions
 from inat_job.configuration import TEST_TAKES, Configuration, configure, options_of_all_parts, takes
 from inat_job.data.cache_index import Cache
 from inat_job.data.module import ImageDataModule
-from inat_job.errors import BadDataError, ConflictError, UsageError
+from inat_job.errors import ConflictError, UsageError
 from inat_job.host import environment
 from inat_job.host.device_faults import device_errors
 from inat_job.job_status import STATUS
@@ -21,7 +23,6 @@ from inat_job.run import outputs
 from inat_job.run.prepare_images import prepare_images
 from inat_job.run.run_state import (
     CONFIG,
-    LeasedRun,
     lease_run,
     open_run,
     read_config,
@@ -29,37 +30,18 @@ from inat_job.run.run_state import (
     run_config,
 )
 from inat_job.run.timing import Clock
-from inat_job.settings import Settings, public_uri
+from inat_job.settings import Settings
 from inat_job.signals import Stop, StopFlag, never
-from inat_job.storage import attempts
+from inat_job.storage.lease import Lease
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import heartbeat
-from inat_job.training.context import RunContext, check_classes, load_weights
+from inat_job.training.context import RunContext, check_classes
 from inat_job.training.execution import Execution, decide, keep_precision, known_decisions
 from inat_job.training.introduction import introduce
-from inat_job.training.results import evaluate_splits, make_report, tracked
+from inat_job.training.results import Predictions, make_report, predict_mirrored, predict_splits, tracked
+from inat_job.training.trained_model import TrainedModel, find_trained, load_trained, temperature_of
 
 _KEPT = ("precision", "channels_last", "deterministic", "threads")
-
-
-@dataclass(frozen=True)
-class TestedRun:
-    """The run that is tested, its config.json, and the step of the checkpoint to test, if not the best."""
-
-    folder: RunFolder
-    config: dict[str, Any]
-    step: int | None
-
-
-def locate(checkpoint: str) -> tuple[str, int | None]:
-    """The run that `--checkpoint` means, and the step of the one checkpoint in it, if it names one."""
-    run, slash, file = checkpoint.rstrip("/").rpartition("/checkpoints/")
-    if not slash:
-        return checkpoint, None
-    step = file.removesuffix(".ckpt")
-    if not step.isdigit():
-        raise BadDataError(f"--checkpoint is {public_uri(checkpoint)}: name a run folder, or one <step>.ckpt in it.")
-    return run, int(step)
 
 
 def settings_of(
@@ -70,7 +52,7 @@ def settings_of(
     stop: Stop = never,
     platform: Platform = NO_PLATFORM,
 ) -> Configuration:
-    """The settings of the run that `--checkpoint` means, with what is given on top and has an effect.
+    """The settings of the run or model that `--checkpoint` means, with what is given on top and has an effect.
 
     Where the run itself is read with the given storage settings, which part it is being unknown yet.
     """
@@ -79,35 +61,58 @@ def settings_of(
             raise UsageError(f"--set {key} does nothing here: the run that --checkpoint names fixes it.")
     said = around(platform, "a", TEST_TAKES)
     given = configure("a", flags, sets, file, taken=TEST_TAKES, around=said)
-    stored = _config(open_run(given.settings, locate(checkpoint)[0], stop))
+    stored = find_trained(given.settings, checkpoint, stop).config
     own = stored["settings"]
     if "train.batch_size" in given.given:  # which the run's slices need not divide
         own = {**own, "train": {**own.get("train", {}), "accumulate": 1}}
     return configure(stored["part"], flags, sets, file, own, TEST_TAKES, said)
 
 
-def run(
-    settings: Settings,
-    checkpoint: str,
+def run_all(
+    made: Sequence[Configuration],
+    checkpoints: Sequence[str],
+    request: EvaluationOptions,
     stop: StopFlag,
     started: float,
-    given: Collection[str] = (),
     platform: Platform = NO_PLATFORM,
 ) -> None:
-    """Write a run folder of its own, `test-<run-id>` by default, with the report, which the platform gets too.
+    """Test each checkpoint with its settings, each in a run folder of its own; at the end, the results of several.
 
-    `given` are the settings that are not the run's own. Raises ConflictError when the data have other classes.
+    Raises UsageError for several with one run id, ConflictError for several where a platform collects one result.
+    """
+    if len(checkpoints) > 1:
+        _check_several(made, platform)
+    found = [find_trained(each.settings, name, stop) for each, name in zip(made, checkpoints, strict=True)]
+    results = []
+    for each, trained, run_id in zip(made, found, _run_ids(found), strict=True):
+        report = run(each, trained, run_id, request, stop, started, platform)
+        results.append({"checkpoint": report["checkpoint"]["uri"], **_result(report)})
+        started = time.perf_counter()
+    if len(results) > 1:
+        events.emit("tested", results=results)
+
+
+def run(
+    made: Configuration,
+    trained: TrainedModel,
+    run_id: str,
+    request: EvaluationOptions,
+    stop: StopFlag,
+    started: float,
+    platform: Platform = NO_PLATFORM,
+) -> dict[str, Any]:
+    """Write a run folder of its own, `run_id` unless the settings name one, with the report, which is returned.
+
+    Raises ConflictError when the data have other classes.
     """
     if platform.num_nodes > 1:
         raise ConflictError(
             f"{platform.name} gives this test {platform.num_nodes} machines, and a test uses one: submit it with one."
         )
+    settings = made.settings
     outputs.check_folders(platform)
     require_key(settings.tracker.mode, environment.has_wandb_key())
-    name, step = locate(checkpoint)
-    tested = open_run(settings, name, stop)
-    config = _config(tested)
-    folder = open_run(settings, settings.run.run_id or f"test-{tested.run_id}"[:64], stop)
+    folder = open_run(settings, settings.run.run_id or run_id, stop)
     STATUS.run, STATUS.run_id = folder.uri, folder.run_id
     _claim(folder)
     with (
@@ -116,35 +121,80 @@ def run(
         device_errors(training=False),
     ):
         _claim(folder)
-        _test(settings, leased, TestedRun(tested, config, step), stop, Clock(started), given)
+        context = _context(made, folder, trained, stop, Clock(started))
+        report = _test(context, leased.lease, trained, request)
     outputs.collect_results(platform, folder)
+    return report
 
 
-def _test(
-    settings: Settings, leased: LeasedRun, tested: TestedRun, stop: StopFlag, clock: Clock, given: Collection[str]
-) -> None:
-    folder, checkpoints = leased.folder, CheckpointIndex(tested.folder, stop)
+def _context(made: Configuration, folder: RunFolder, trained: TrainedModel, stop: StopFlag, clock: Clock) -> RunContext:
+    settings = made.settings
     environment.set_cublas_workspace()
-    execution = _execution(settings, tested.config["execution"], given)
+    execution = _execution(settings, trained.config["execution"], made.given)
     execution.apply()
     images = _images(prepare_images(settings, clock, stop), settings, on_gpu=execution.accelerator == "cuda")
-    classes = images.cache.index.classes
-    check_classes(tested.folder, tested.config, classes)
-    context = RunContext(settings, folder, images, execution, checkpoints, clock, stop)
+    check_classes(trained.folder, trained.config, images.cache.index.classes)
+    return RunContext(settings, folder, images, execution, CheckpointIndex(trained.folder, stop), clock, stop)
+
+
+def _test(context: RunContext, lease: Lease, trained: TrainedModel, request: EvaluationOptions) -> dict[str, Any]:
     architecture, classifier = context.build_network(pretrained=False)
     context.move_images_to_gpu()
-    checkpoints.discover()  # as late as this, since a run that is still training takes new ones and deletes old ones
-    manifest, path = checkpoints.best() if tested.step is None else checkpoints.at_step(tested.step)
-    load_weights(classifier, path)
-    folder.write_json(CONFIG, run_config(settings, execution.as_dict(), command="test", classes=classes))
+    weights, held_out = load_trained(context, classifier, trained)
+    classes = context.images.cache.index.classes
+    config = run_config(context.settings, context.execution.as_dict(), command="test", classes=classes)
+    context.folder.write_json(CONFIG, config)
     introduce(context, architecture, None)
     with tracked(context) as tracker, device_errors(training=False):
-        clock.mark_first_step(None)
-        held_out = manifest.split_digest == context.images.split_digest  # or else the run may have trained on them
-        splits = evaluate_splits(context, classifier, validation=held_out)
-        history = attempts.history(tested.folder.store)
-        report = make_report(context, architecture, manifest, tracker, splits, history)
-        publish(folder, leased.lease, tracker, report)
+        context.clock.mark_first_step(None)
+        table = predict_splits(context, classifier, validation=held_out)
+        tta = predict_mirrored(context, classifier, table) if request.tta == "flip" else None
+        predictions = Predictions(table, temperature_of(trained, table), tta)
+        report = _without_unknown(make_report(context, architecture, weights, predictions, tracker), trained)
+        publish(context.folder, lease, tracker, report, table)
+    return report
+
+
+def _without_unknown(report: dict[str, Any], trained: TrainedModel) -> dict[str, Any]:
+    """The report of a model without its run lacks how it was trained: those settings would be the defaults."""
+    if trained.has_run:
+        return report
+    known = (*TEST_TAKES, "model")
+    settings = {
+        section: {field: value for field, value in fields.items() if takes(known, f"{section}.{field}")}
+        for section, fields in report["settings"].items()
+    }
+    return report | {"settings": settings, "model": report["model"] | {"trainable_parameters": None}}
+
+
+def _check_several(made: Sequence[Configuration], platform: Platform) -> None:
+    if run_id := made[0].settings.run.run_id:
+        raise UsageError(
+            f"--run-id is {run_id}, but there are {len(made)} checkpoints, each with a run folder of its own: leave "
+            "it out."
+        )
+    if platform.results_folder:
+        raise ConflictError(f"{platform.name} collects the result of one checkpoint: submit one job for each.")
+
+
+def _run_ids(found: Sequence[TrainedModel]) -> list[str]:
+    """The run ids of the tests: test-<run>, or where that is not unique, followed by the step."""
+    plain = [f"test-{each.name}"[:64] for each in found]
+    details = [f"-{each.detail}" if plain.count(name) > 1 else "" for each, name in zip(found, plain, strict=True)]
+    names = [name[: 64 - len(detail)] + detail for name, detail in zip(plain, details, strict=True)]
+    for each, name in zip(found, names, strict=True):
+        if names.count(name) > 1:
+            raise UsageError(
+                f"--checkpoint names {each.folder.uri} twice, or another of the same name: test them one by one, each "
+                "with its own --run-id."
+            )
+    return names
+
+
+def _result(report: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table at the end."""
+    names, tta = ("accuracy", "ci95", "correct", "n"), report.get("test_tta")
+    return {**{name: report["test"][name] for name in names}, "tta_accuracy": tta and tta["accuracy"]}
 
 
 def _claim(folder: RunFolder) -> None:
@@ -174,10 +224,3 @@ def _images(cache: Cache, settings: Settings, on_gpu: bool) -> ImageDataModule:
     batch_size = min(settings.train.batch_size, len(least.train_rows))
     train = dataclasses.replace(settings.train, batch_size=batch_size, accumulate=1)
     return ImageDataModule(cache, train, settings.data, on_gpu=on_gpu)
-
-
-def _config(folder: RunFolder) -> dict[str, Any]:
-    stored = read_config(folder)
-    if stored is None:
-        raise BadDataError(f"{folder.uri} holds no run: check --checkpoint.")
-    return stored

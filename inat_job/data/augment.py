@@ -48,6 +48,11 @@ def centre_maps(sizes: Tensor, crop: float) -> Tensor:
     return torch.cat([share.diag_embed(), torch.zeros_like(share).unsqueeze(2)], dim=2).float()
 
 
+def mirrored(maps: Tensor) -> Tensor:
+    """The maps of the same views, mirrored from left to right."""
+    return maps * torch.tensor([-1.0, 1.0, 1.0])
+
+
 def random_maps(sizes: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
     """Maps of the training views, float32 (N, 2, 3): random resized crops, flipped and rotated by `draws`.
 

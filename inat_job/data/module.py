@@ -7,7 +7,7 @@ import torch
 from lightning import LightningDataModule
 
 from inat_job.data import layout, rng, splits
-from inat_job.data.augment import Augmentation, centre_maps, colour_factors, random_maps
+from inat_job.data.augment import Augmentation, centre_maps, colour_factors, mirrored, random_maps
 from inat_job.data.batches import UNSHARDED, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
 from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
@@ -113,6 +113,9 @@ class ImageDataModule(LightningDataModule):
     def _plain_batches(self, rows: np.ndarray) -> TakeBatch:
         return self.pixel_rows.batches(rows, self._centre_maps, None)
 
+    def _mirrored_batches(self, rows: np.ndarray) -> TakeBatch:
+        return self.pixel_rows.batches(rows, mirrored(self._centre_maps), None)
+
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch, for checkpoints. Lightning also supports a state of the loader itself, but
         restores it only in mid-epoch, not at an epoch's end.
@@ -128,9 +131,10 @@ class ImageDataModule(LightningDataModule):
     def val_dataloader(self) -> EvalBatches:
         return EvalBatches(self._val_batches, self.val_rows, self._settings.batch_size, self._shard, self._on_gpu)
 
-    def batches(self, rows: np.ndarray) -> EvalBatches:
-        """This rank's share of the evaluation batches of any rows, each row once."""
-        return EvalBatches(self._plain_batches, rows, self._settings.batch_size, self._shard, self._on_gpu)
+    def batches(self, rows: np.ndarray, mirror: bool = False) -> EvalBatches:
+        """This rank's share of the evaluation batches of any rows, each row once, as they are or mirrored."""
+        take = self._mirrored_batches if mirror else self._plain_batches
+        return EvalBatches(take, rows, self._settings.batch_size, self._shard, self._on_gpu)
 
     def unsharded_batches(self, rows: np.ndarray, view: int | None) -> EvalBatches:
         """Batches of any rows, all on this rank and in order, in a training view or, for None, as evaluated."""

@@ -44,8 +44,7 @@ class EvaluationProgress(Callback):
         signals.check(lambda: stop, f"working on the phase {self._phase}")
 
 
-def predict(trainer: Trainer, classifier: LightningModule, batches: EvalBatches) -> tuple[Tensor, Tensor]:
-    """Logits float32 (n, classes) and labels int64 (n,), on the CPU, in the order of the batches, padding included."""
+def predict(trainer: Trainer, classifier: LightningModule, batches: EvalBatches) -> Tensor:
+    """Logits float32 (n, classes), on the CPU, in the order of the batches, padding included."""
     outputs: Any = trainer.predict(classifier, dataloaders=batches)
-    logits, labels = zip(*outputs, strict=True)
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(outputs)

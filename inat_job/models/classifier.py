@@ -109,9 +109,10 @@ class Classifier(LightningModule):
         if not math.isfinite(self.val_loss):
             raise self._not_finite("validation", self.global_step)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Logits float32 (B, classes) and labels int64 (B,), on the CPU."""
-        return self(batch).float().cpu(), batch.labels.cpu()
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logits float32 (B, classes), on the CPU."""
+        logits: Tensor = self(batch).float().cpu()
+        return logits
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self._architecture, lr=self._train.lr, weight_decay=self._train.weight_decay)

@@ -10,6 +10,8 @@ from inat_job.checkpoints.manifest import FOLDER as CHECKPOINTS
 from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
 from inat_job.evaluation import plots
+from inat_job.evaluation.prediction_table import NAME as PREDICTIONS
+from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.job_status import STATUS
 from inat_job.reporting import html, report
 from inat_job.reporting.tracking import Tracker
@@ -30,6 +32,7 @@ def publish(
     lease: Lease,
     tracker: Tracker,
     content: Mapping[str, Any],
+    predictions: PredictionTable,
     rows: Sequence[Row] = (),
     next_command: str | None = None,
 ) -> None:
@@ -40,11 +43,14 @@ def publish(
     Raises what the store raises, naming the local copy, and LeaseError if another job holds the run by now.
     """
     events.phase("upload")
+    with folder.drafts(".") as drafts:
+        predictions.write_csv(drafts / PREDICTIONS)
     folder.write("report.html", html.render_page(content, _plots(folder, content, rows)))
     with naming_local_copy(folder):
         lease.check()
         folder.write_json(REPORT, content)
         folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKER_FOLDER])
+    tracker.log_table("test_predictions", *report.test_table(predictions))
     tracker.summary(report.flatten(content))
     tracker.finish(0)
     if tracker.sync_command:  # the tracker's server does not have this run, so it is stored with the run

@@ -7,11 +7,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import inat_job
+import numpy as np
 
-SCHEMA_VERSION = 1
+import inat_job
+from inat_job.evaluation.prediction_table import PredictionTable
+
+SCHEMA_VERSION = 2
 _REVISION = Path(inat_job.__file__).parents[1] / "REVISION"
 """A file with the commit that the container image was built from; a checkout has none."""
+
+MOST_ROWS = 2000
+"""Rows of the tracker's table of predictions."""
 
 _PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "wandb", "boto3")
 
@@ -70,9 +76,10 @@ def result_sentence(report: Mapping[str, Any]) -> str:
     """The result in one sentence."""
     test = report["test"]
     low, high = test["ci95"]
+    tta = f" With --tta flip: {report['test_tta']['accuracy']:.4f}." if "test_tta" in report else ""
     return (
         f"Test accuracy {test['accuracy']:.4f} ({test['correct']} of {test['n']} images, "
-        f"95 % interval {low:.3f} to {high:.3f})."
+        f"95 % interval {low:.3f} to {high:.3f}).{tta}"
     )
 
 
@@ -84,6 +91,15 @@ def result_fields(report: Mapping[str, Any]) -> dict[str, Any]:
         "val_accuracy": report["val"]["accuracy"] if report["val"] else None,
         "recall": {name: (each["n"], each["recall"]) for name, each in test["per_class"].items()},
     }
+
+
+def test_table(predictions: PredictionTable) -> tuple[list[str], list[list[Any]]]:
+    """The columns and rows of the tracker's table: the test images with the largest losses, these first."""
+    test = predictions.split("test")
+    test = test.take(np.argsort(-test.losses, kind="stable")[:MOST_ROWS])
+    names = [[test.classes[label] for label in labels] for labels in (test.labels, test.predicted)]
+    rows = zip(test.ids, *names, test.losses.tolist(), test.confidences.tolist(), strict=True)
+    return ["id", "label", "predicted", "loss", "confidence"], [list(row) for row in rows]
 
 
 def per_class_rows(report: Mapping[str, Any]) -> Sequence[tuple[str, int, float, float, float]]:

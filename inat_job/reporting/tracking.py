@@ -14,7 +14,7 @@ import shlex
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from contextlib import closing
 from dataclasses import dataclass
@@ -198,6 +198,10 @@ class Tracker:
         """Log the final values of the run by name."""
         self._try(lambda run: run.summary.update(dict(values)))
 
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Log a table, as a file of the run."""
+        self._try(lambda run: run.log({name: _table(run, name, columns, rows)}))
+
     def preempting(self) -> None:
         """Mark the run as preempted, to be resumed; `finish` follows with a code other than 0."""
         self._try(lambda run: run.mark_preempting())
@@ -229,6 +233,17 @@ class Tracker:
             if not self._failed:
                 events.warn("The tracker failed; the job continues without it.", reason=_one_line(error))
             self._failed = True
+
+
+def _table(run: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Any:
+    """wandb's table, bound to the run: an unbound one would be an artifact too, for which wandb waits for its server
+    and, offline, leaves files outside the run folder.
+    """
+    import wandb
+
+    table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+    table.bind_to_run(run, name, "summary")  # type: ignore[no-untyped-call]
+    return table
 
 
 def _teardown() -> None:

@@ -63,7 +63,10 @@ class Job:
     def _start(self) -> dict[str, Any]:
         """Write a new run's config.json, which also shows early whether its folder is writable."""
         self.folder.discard_local()
-        config = run_config(self.settings, {}, command="train") | {"id": secrets.token_hex(8)}
+        config = run_config(self.settings, {}, command="train") | {
+            "id": secrets.token_hex(8),
+            "started": self.clock.started_at(),
+        }
         self.folder.write_json(CONFIG, config)
         self.folder.publish(CONFIG)
         return config

@@ -13,7 +13,7 @@ from inat_job.storage.disk import disk_errors
 from inat_job.storage.run_folder import RunFolder
 
 _MODEL = "model/"
-_RESULTS = ("report.json", "report.html", "plots/")
+_RESULTS = ("report.json", "report.html", "predictions.csv", "plots/")
 
 
 def check_folders(platform: Platform) -> None:

@@ -91,6 +91,7 @@ def _is_config(stored: Any) -> bool:
         isinstance(sections, dict)
         and all(isinstance(section, dict) for section in sections.values())
         and isinstance(stored.get("execution"), dict)
+        and isinstance(stored.get("started", ""), str)
         and isinstance(classes, list)
         and all(isinstance(name, str) for name in classes)
         and (plan is None or (isinstance(plan, dict) and {name: type(plan[name]) for name in plan} == _PLAN))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 _PHASES = ("pull_s", "prepare_s", "startup_s", "train_s", "test_s")
 
@@ -28,6 +29,10 @@ class Clock:
         """Set the start-up time, which ends as the first training step begins: at `at`, or now if there was none."""
         self._seconds["startup_s"] = (at or time.perf_counter()) - self._started
 
+    def started_at(self) -> str:
+        """The date at which this process started, in the form of `utc_now`."""
+        return _text(datetime.now(UTC) - timedelta(seconds=time.perf_counter() - self._started))
+
     def add_earlier(self, train_s: float) -> None:
         """Set the training time of earlier attempts, as far as their checkpoints hold it."""
         self._earlier_train_s = train_s
@@ -40,3 +45,12 @@ class Clock:
         """The report's section `timing`. Training counts all attempts, the other phases this one."""
         seconds = {**self._seconds, "train_s": train_s, "total_s": time.perf_counter() - self._started}
         return {name: round(value, 3) for name, value in seconds.items()}
+
+
+def utc_now() -> str:
+    """The date in UTC to the second, as ISO 8601 has it: 2026-01-31T12:00:00Z."""
+    return _text(datetime.now(UTC))
+
+
+def _text(date: datetime) -> str:
+    return date.strftime("%Y-%m-%dT%H:%M:%SZ")

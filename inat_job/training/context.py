@@ -29,6 +29,9 @@ from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training.execution import Execution, decide
 
+_LISTED = 5
+"""Names of classes that an error lists."""
+
 
 @dataclass(frozen=True)
 class RunContext:
@@ -120,8 +123,14 @@ def check_classes(folder: RunFolder, config: Mapping[str, Any], classes: Sequenc
     if not isinstance(learned or [], list) or not all(isinstance(name, str) for name in learned or []):
         raise BadDataError(f"{folder.uri}/model/model.json names no classes: delete the run, or name another.")
     if learned and learned != list(classes):
-        other = sorted(set(learned) ^ set(classes))
+        only = {"the model": set(learned) - set(classes), "--data": set(classes) - set(learned)}
+        lists = [f"only {who} has {_listed(sorted(names))}" for who, names in only.items() if names]
         raise ConflictError(
-            f"{folder.uri} learned {len(learned)} classes and --data has {len(classes)}, differing in "
-            f"{', '.join(other[:5]) or 'their order'}: use data of the same classes."
+            f"{folder.uri} learned {len(learned)} classes and --data has {len(classes)}; "
+            f"{' and '.join(lists) or 'they differ in their order'}: use data of the same classes."
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

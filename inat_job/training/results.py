@@ -1,17 +1,21 @@
-"""What a run results in: the metrics of a split, the tracker's run, and the report."""
+"""What a run results in: the predictions, the tracker's run, and the report."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from inat_job import events
 from inat_job.checkpoints.manifest import Manifest
+from inat_job.data import layout
+from inat_job.data.cache_index import CacheIndex
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import JobError, Preempted
-from inat_job.evaluation.metrics import split_metrics
+from inat_job.evaluation.metrics import accuracy_metrics, majority_baseline, split_metrics
+from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.evaluation.predictions import EvaluationProgress, predict
 from inat_job.host import environment, process
 from inat_job.models.classifier import Classifier
@@ -19,31 +23,84 @@ from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
 from inat_job.reporting import report
 from inat_job.reporting.tracking import Tracker, open_tracker
+from inat_job.run import timing
 from inat_job.settings import public_uri
 from inat_job.training.context import RunContext
 from inat_job.training.trainer import make_trainer
 
+VAL = "val"
 
-def evaluate_splits(context: RunContext, classifier: Classifier, validation: bool = True) -> dict[str, Any]:
-    """The report's sections `val`, which is None without `validation`, and `test`."""
-    images = context.images
-    return {
-        "val": _evaluate(context, classifier, images.val_rows, "final-validation") if validation else None,
-        "test": _evaluate(context, classifier, images.test_rows, "test"),
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the tested weights are from.
+
+    `checkpoint` is the report's section, `history` the attempts at the run, `reuse` the features that it trained on.
+    """
+
+    checkpoint: Mapping[str, Any]
+    train_s: float = 0.0
+    images_per_s: float | None = None
+    history: Sequence[Mapping[str, Any]] = ()
+    reuse: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of a run's splits, and the temperature that calibrates them."""
+
+    table: PredictionTable
+    temperature: float
+    tta: PredictionTable | None = None
+    """Of the test split, with each image also mirrored."""
+
+
+def checkpoint_weights(
+    context: RunContext,
+    checkpoint: Manifest,
+    history: Sequence[Mapping[str, Any]],
+    reuse: Mapping[str, Any] | None = None,
+) -> Weights:
+    """The weights of a checkpoint of the run."""
+    newest = context.checkpoints.newest()
+    section = {
+        "uri": f"{context.checkpoints.folder.uri}/{checkpoint.name}",
+        "sha256": checkpoint.sha256,
+        "epoch": checkpoint.epoch,
+        "step": checkpoint.step,
     }
+    return Weights(section, newest.train_s, newest.images_per_s, history, reuse)
 
 
-def _evaluate(context: RunContext, classifier: Classifier, rows: np.ndarray, phase: str) -> dict[str, Any]:
-    """The report's section for a split, given its rows of the cache. Each rank evaluates its share."""
+def predict_splits(context: RunContext, classifier: Classifier, validation: bool = True) -> PredictionTable:
+    """The predictions of the test split and, with `validation`, of the validation split, on every rank."""
+    images, tables = context.images, []
+    if validation:
+        tables.append(predict_split(context, classifier, VAL, images.val_rows, "final-validation"))
+    tables.append(predict_split(context, classifier, layout.TEST, images.test_rows, "test"))
+    return PredictionTable.joined(tables)
+
+
+def predict_mirrored(context: RunContext, classifier: Classifier, table: PredictionTable) -> PredictionTable:
+    """The test split of `table`, each probability the mean of its own and that of the mirrored image."""
+    plain = table.split(layout.TEST)
+    mirror = predict_split(context, classifier, layout.TEST, plain.rows, "test-mirrored", mirror=True)
+    return replace(plain, probabilities=(plain.probabilities + mirror.probabilities) / 2)
+
+
+def predict_split(
+    context: RunContext, classifier: Classifier, split: str, rows: np.ndarray, phase: str, mirror: bool = False
+) -> PredictionTable:
+    """The predictions of a split or its mirrored images, given its rows of the cache. Each rank evaluates its share."""
     events.phase(phase)
     group = context.group
     progress = EvaluationProgress(context.stop, phase, group.any_rank_delayed)
     trainer = make_trainer(context.execution, context.settings.train, [progress], group)
     with context.clock.phase("test_s"), group.lost_rank_errors():
-        parts = predict(trainer, classifier, context.images.batches(rows))
+        part = predict(trainer, classifier, context.images.batches(rows, mirror))
         group.drop_pending()
-        logits, labels = (group.all_gather_rows(part, len(rows)) for part in parts)
-    return split_metrics(logits, labels, context.images.cache.index.classes)
+        logits = group.all_gather_rows(part, len(rows))
+    return PredictionTable.from_logits(context.images.cache.index, split, rows, logits.numpy())
 
 
 @contextmanager
@@ -77,38 +134,30 @@ def tracked(context: RunContext) -> Iterator[Tracker]:
 def make_report(
     context: RunContext,
     architecture: Architecture,
-    checkpoint: Manifest,
+    weights: Weights,
+    predictions: Predictions,
     tracker: Tracker,
-    splits: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    reuse: Mapping[str, Any] | None = None,
+    started: str | None = None,
 ) -> dict[str, Any]:
-    """The content of report.json.
-
-    `splits` has the sections of `evaluate_splits`, `history` the attempts at the run, `reuse` the features that it
-    trained on.
-    """
-    settings, newest = context.settings, context.checkpoints.newest()
+    """The content of report.json; `started` is when the run was first begun, or this process by default."""
+    settings = context.settings
     epochs = settings.train.epochs
     apply_strategy(architecture, trainable_stages(architecture, epochs - 1, epochs))  # as training ends
     return report.build(
         part=settings.part,
         run_id=context.folder.run_id,
-        **splits,
+        started=started or context.clock.started_at(),
+        finished=timing.utc_now(),
+        **_metrics_sections(predictions, context.images),
         model={"name": architecture.name, **network_size(architecture.network, settings.data.image_size).as_dict()},
         data=_data_section(context.images),
         settings=settings.as_dict(),
-        timing=context.clock.timing(newest.train_s),
-        throughput={"train_images_per_s": newest.images_per_s},
-        reuse=reuse,
+        timing=context.clock.timing(weights.train_s),
+        throughput={"train_images_per_s": weights.images_per_s},
+        reuse=weights.reuse,
         cost=report.cost(context.group.size, context.clock.wall_s(), settings.run.price_per_hour),
-        checkpoint={
-            "uri": f"{context.checkpoints.folder.uri}/{checkpoint.name}",
-            "sha256": checkpoint.sha256,
-            "epoch": checkpoint.epoch,
-            "step": checkpoint.step,
-        },
-        history=list(history),
+        checkpoint=weights.checkpoint,
+        history=list(weights.history),
         tracker={"mode": tracker.mode, "run_id": tracker.run_id, "url": tracker.url},
         environment=report.environment(context.execution.device, context.execution.as_dict()),
     )
@@ -122,6 +171,27 @@ def suggestion(context: RunContext) -> str:
     uri = context.settings.data.uri
     data = ["--data", "URI"] if public_uri(uri) != uri else []
     return shlex.join([*process.command_prefix(), "test", "--checkpoint", context.folder.uri, *data])
+
+
+def _metrics_sections(predictions: Predictions, images: ImageDataModule) -> dict[str, Any]:
+    """The sections that are made of predictions."""
+    temperature, index = predictions.temperature, images.cache.index
+    val, test = predictions.table.split(VAL), predictions.table.split(layout.TEST)
+    labels, tta = np.array(index.labels), predictions.tta
+    return {
+        "temperature": temperature,
+        "val": split_metrics(val, temperature) if len(val) else None,
+        "test": {**split_metrics(test, temperature), "not_in_train": _not_in_train(test, index)},
+        **({"test_tta": {"tta": "flip", **split_metrics(tta, temperature)}} if tta else {}),
+        "baseline": majority_baseline(labels[images.train_rows], test),
+    }
+
+
+def _not_in_train(test: PredictionTable, index: CacheIndex) -> dict[str, Any] | None:
+    """The accuracy on the test images whose file is not also a training image; None if there are none."""
+    copies = set(index.in_both_splits())
+    others = test.take(np.array([at for at, name in enumerate(test.ids) if name not in copies], dtype=np.int64))
+    return accuracy_metrics(others) if len(others) else None
 
 
 def _data_section(images: ImageDataModule) -> Mapping[str, Any]:

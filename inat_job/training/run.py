@@ -13,6 +13,7 @@ from inat_job import events
 from inat_job.checkpoints.uploader import NullUploader, Uploader, uploading
 from inat_job.data.cache_index import Cache
 from inat_job.distributed import rendezvous
+from inat_job.evaluation.calibration import fit_temperature
 from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.host.device_faults import device_errors
 from inat_job.job_status import STATUS
@@ -29,7 +30,15 @@ from inat_job.training.feature_cache import FeaturePlan
 from inat_job.training.introduction import introduce
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
-from inat_job.training.results import evaluate_splits, make_report, suggestion, tracked
+from inat_job.training.results import (
+    VAL,
+    Predictions,
+    checkpoint_weights,
+    make_report,
+    predict_splits,
+    suggestion,
+    tracked,
+)
 from inat_job.training.start import Checkpoint
 from inat_job.training.trainer import fit_errors, make_trainer
 
@@ -51,7 +60,7 @@ def run(job: Job, leased: LeasedRun | None, cache: Cache | None) -> None:
 
 
 def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[str, Any]) -> None:
-    """The run itself: model, resume, features, training, best weights, export, evaluation, report."""
+    """The run itself: model, resume, features, training, best weights, evaluation, export, report."""
     settings, group = context.settings, context.group
 
     # Model, and the state to resume from.
@@ -81,15 +90,18 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
 
         # Results, with the weights of the best epoch.
         best = start.load_best(context, classifier, context.checkpoints.best)
+        table = predict_splits(context, classifier)
+        predictions = Predictions(table, fit_temperature(table.split(VAL)))
         if group.is_main:
             with context.folder.drafts("model") as drafts:
-                export(architecture, drafts, _model_card(context))
-        splits = evaluate_splits(context, classifier)
+                export(architecture, drafts, _model_card(context, predictions.temperature))
         store_checkpoints(context.folder, uploader, context.stop)
         if leased:
             history = leased.lease.history(context.checkpoints.newest().ended)
-            report = make_report(context, architecture, best, tracker, splits, history, reuse)
-            publish(context.folder, leased.lease, tracker, report, metrics.rows if metrics else (), suggestion(context))
+            weights = checkpoint_weights(context, best, history, reuse)
+            report = make_report(context, architecture, weights, predictions, tracker, config.get("started"))
+            rows = metrics.rows if metrics else ()
+            publish(context.folder, leased.lease, tracker, report, table, rows, suggestion(context))
 
 
 @contextmanager
@@ -153,10 +165,11 @@ def _validate(context: RunContext, classifier: Classifier, checkpoint: Checkpoin
     context.group.drop_pending()
 
 
-def _model_card(context: RunContext) -> dict[str, Any]:
+def _model_card(context: RunContext, temperature: float) -> dict[str, Any]:
     """What model.json holds besides the architecture."""
     data = context.settings.data
     return {
         "classes": list(context.images.cache.index.classes),
         "preprocessing": {"image_size": data.image_size, "eval_crop": data.eval_crop},
+        "temperature": temperature,
     }

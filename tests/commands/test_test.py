@@ -1,17 +1,27 @@
 """`test`: what it takes from the run, what from the command line, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
-from inat_job.commands import test, train
+from inat_job.command_options import EvaluationOptions, StatusOptions
+from inat_job.commands import status, test, train
 from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError, UsageError
+from inat_job.evaluation.prediction_table import PredictionTable
+from inat_job.event_text import text_of
+from inat_job.platforms.platform import NO_PLATFORM, Platform
+from inat_job.settings import Settings
 from inat_job.signals import StopFlag
+from inat_job.storage import open_store
+from tests.harness.job_runs import SCHEMA, settings_in
 from tests.harness.made_images import tree, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
@@ -21,16 +31,21 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a tr
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a data set, a cache and a run of each part, named after it."""
     place = tmp_path_factory.mktemp("trained")
-    small = {"data.uri": str(write_zip(place / "x.zip", tree(train=20, test=5))), "data.image_size": "32"}
+    write_zip(place / "x.zip", tree(train=20, test=5))
+    for which in ("a", "b"):
+        train.run(settings_of_run(place, which), StopFlag(), time.perf_counter())
+    return place
+
+
+def settings_of_run(place: Path, which: str = "a") -> Settings:
+    small = {"data.uri": str(place / "x.zip"), "data.image_size": "32", "run.run_id": which}
     recipe = {"train.epochs": "1", "train.batch_size": "8", "train.accumulate": "2", "train.precision": "bf16"}
     where = {"run.output": str(place / "runs"), "data.cache_dir": str(place / "cache"), "tracker.mode": "off"}
-    for which, model in (
-        ("a", {"model.filters": "4", "model.dense": "8"}),
-        ("b", {"model.backbone": "resnet18", "model.weights": "none", "model.strategy": "head"}),
-    ):
-        flags = small | recipe | where | model | {"run.run_id": which}
-        train.run(configure(which, flags, [], None).settings, StopFlag(), time.perf_counter())
-    return place
+    models = {
+        "a": {"model.filters": "4", "model.dense": "8"},
+        "b": {"model.backbone": "resnet18", "model.weights": "none", "model.strategy": "head"},
+    }
+    return configure(which, small | recipe | where | models[which], [], None).settings
 
 
 @pytest.fixture
@@ -40,14 +55,21 @@ def place(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "place"
 
 
-def evaluated(place: Path, run: str = "a", file: str | None = None, **changes: str) -> dict[str, Any]:
-    """The report of a test of a run; `dotted__names` stand for section.field."""
+def evaluated(
+    place: Path, run: str = "a", file: str | None = None, name: str = "", tta: str = "none", **changes: str
+) -> dict[str, Any]:
+    """The report of a test of a run, `name` by default test-<run>; `dotted__names` stand for section.field."""
     flags = {"run.output": str(place / "runs"), "data.cache_dir": str(place / "cache"), "tracker.mode": "off"}
     flags |= {name.replace("__", "."): value for name, value in changes.items()}
     checkpoint = str(place / "runs" / run)
     made = test.settings_of(checkpoint, flags, [], file)
-    test.run(made.settings, checkpoint, StopFlag(), time.perf_counter(), made.given)
-    report: dict[str, Any] = json.loads((place / "runs" / f"test-{run}" / "report.json").read_text())
+    test.run_all([made], [checkpoint], EvaluationOptions(tta), StopFlag(), time.perf_counter())
+    return report_of(place, name or f"test-{run}")
+
+
+def report_of(place: Path, run: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((place / "runs" / run / "report.json").read_text())
+    jsonschema.validate(report, SCHEMA)
     return report
 
 
@@ -71,13 +93,13 @@ def test_batch_size_need_not_fit_run_or_data(place: Path) -> None:
 
 
 def test_startup_time_excludes_the_evaluation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = test.evaluate_splits
+    original = test.predict_splits
 
     def slow(*args: Any, **options: Any) -> Any:
         time.sleep(1.0)
         return original(*args, **options)
 
-    monkeypatch.setattr(test, "evaluate_splits", slow)
+    monkeypatch.setattr(test, "predict_splits", slow)
     timing = evaluated(place)["timing"]
     assert timing["startup_s"] <= timing["total_s"] - 1
 
@@ -88,10 +110,10 @@ def test_other_classes_are_refused(place: Path, known_by: str) -> None:
         change_config(place, classes=None)
     renamed = {name.replace("Ants", "Wasps"): data for name, data in tree(train=20, test=5).items()}
     other = write_zip(place / "other.zip", renamed)
-    with pytest.raises(ConflictError, match="differing in Ants, Wasps"):
+    with pytest.raises(ConflictError, match="only the model has Ants and only --data has Wasps"):
         evaluated(place, data__uri=str(other))
     fewer = {name: data for name, data in tree(train=20, test=5).items() if "Ants" not in name}
-    with pytest.raises(ConflictError, match="learned 3 classes and --data has 2"):
+    with pytest.raises(ConflictError, match="learned 3 classes and --data has 2; only the model has Ants:"):
         evaluated(place, data__uri=str(write_zip(place / "fewer.zip", fewer)))
 
 
@@ -150,3 +172,182 @@ def test_folder_of_another_run_is_refused(place: Path) -> None:
         evaluated(place)
     with pytest.raises(ConflictError, match="is a training run"):
         evaluated(place, run__run_id="b")
+
+
+def parts_of(report: dict[str, Any]) -> dict[str, Any]:
+    """What a test of a run must find again."""
+    return {
+        **{name: report[name] for name in ("val", "test", "temperature", "baseline", "model")},
+        "data": report["data"] | {"uri": ""},
+        "checkpoint": report["checkpoint"] | {"uri": ""},
+    }
+
+
+@pytest.mark.parametrize("run", ["a", "b"])
+def test_test_has_the_digits_of_the_runs_report(place: Path, run: str) -> None:
+    original = report_of(place, run)
+    found = evaluated(place, run)
+    assert parts_of(found) == parts_of(original)
+    files = [place / "runs" / name / "predictions.csv" for name in (run, f"test-{run}")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    table = PredictionTable.read_csv(files[0])
+    assert (len(table.split("val")), len(table.split("test"))) == (12, 15)
+    assert len(set(table.ids)) == 27
+
+
+def test_test_has_the_digits_of_the_report_on_s3(tmp_path: Path, s3_bucket: str, trained: Path) -> None:
+    output = f"s3://{s3_bucket}/runs"
+    train.run(settings_in(tmp_path, trained / "x.zip", run__output=output), StopFlag(), time.perf_counter())
+    flags = {"run.output": output, "data.cache_dir": str(tmp_path / "elsewhere"), "tracker.mode": "off"}
+    made = test.settings_of(f"{output}/r", flags, [], None)
+    test.run_all([made], [f"{output}/r"], EvaluationOptions(), StopFlag(), time.perf_counter())
+    store = open_store(output)
+    original, found = (json.loads(store.read(f"{name}/report.json")) for name in ("r", "test-r"))
+    assert parts_of(found) == parts_of(original)
+    assert store.read("r/predictions.csv") == store.read("test-r/predictions.csv")
+
+
+@pytest.mark.parametrize("run", ["a", "b"])
+def test_exported_model_has_the_digits_of_its_run(place: Path, run: str) -> None:
+    original = report_of(place, run)
+    found = evaluated(place, f"{run}/model", name=f"test-{run}")
+    assert found["test"] == original["test"]
+    assert (found["val"], found["temperature"]) == (None, original["temperature"])
+    assert found["settings"]["train"]["lr"] == original["settings"]["train"]["lr"]
+    digest = json.loads((place / "runs" / run / "model" / "model.json").read_text())["weights"]["sha256"]
+    assert found["checkpoint"] == {
+        "uri": f"{place}/runs/{run}/model/model.safetensors", "sha256": digest, "epoch": None, "step": None
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("run", ["a", "b"])
+def test_exported_model_without_its_run(place: Path, run: str) -> None:
+    original = report_of(place, run)
+    (place / "runs" / run / "model").rename(place / "runs" / "my model")
+    shutil.rmtree(place / "runs" / run)
+    data = {"data__uri": str(place / "x.zip"), "train__precision": "bf16", "train__batch_size": "8"}
+    found = evaluated(place, "my model", name="test-my-model", **data)
+    assert found["test"] == original["test"]
+    assert found["settings"]["train"].keys() == {
+        "batch_size", "accelerator", "precision", "deterministic", "resident_share"
+    }  # fmt: skip
+    assert found["model"]["trainable_parameters"] is None
+    assert found["settings"]["data"]["image_size"] == 32
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda model: (model / "model.safetensors").unlink(),
+        lambda model: (model / "model.safetensors").write_bytes(b"x"),
+        lambda model: (model / "model.json").write_text("{}"),
+        lambda model: (model / "model.json").write_text("[1]"),
+        lambda model: change_json(model / "model.json", architecture={"kind": "other"}),
+        lambda model: change_json(model / "model.json", classes=[1, 2, 3]),
+        lambda model: change_json(model / "model.json", temperature="hot"),
+        lambda model: change_json(model / "model.json", temperature=0),
+        lambda model: change_json(model / "model.json", preprocessing={"image_size": 1e9, "eval_crop": 0.9}),
+    ],
+)
+def test_damaged_model_is_bad_data(place: Path, damage: Callable[[Path], Any]) -> None:
+    (place / "runs" / "a" / "model").rename(place / "runs" / "m")
+    damage(place / "runs" / "m")
+    with pytest.raises(BadDataError, match="model"):
+        evaluated(place, "m", data__uri=str(place / "x.zip"))
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_data_the_run_may_have_trained_on_keep_the_models_temperature(place: Path) -> None:
+    change_json(place / "runs" / "a" / "model" / "model.json", temperature=1.625)
+    other = write_zip(place / "other.zip", tree(train=9, test=6))
+    found = evaluated(place, data__uri=str(other))
+    assert (found["val"], found["temperature"], found["test"]["n"]) == (None, 1.625, 18)
+    shutil.rmtree(place / "runs" / "a" / "model")
+    assert evaluated(place, data__uri=str(other))["temperature"] == 1.0
+
+
+def test_accuracy_without_the_test_images_that_are_in_train(place: Path) -> None:
+    files = tree(train=20, test=5)
+    for name in ("Ants/00.jpg", "Bees/01.jpg"):
+        files[f"some/where/val/{name}"] = files[f"some/where/train/{name}"]
+    found = evaluated(place, data__uri=str(write_zip(place / "both.zip", files)))
+    assert (found["test"]["n"], found["data"]["in_both_train_and_test"]) == (15, 2)
+    assert found["test"]["not_in_train"]["n"] == 13
+    table = PredictionTable.read_csv(place / "runs" / "test-a" / "predictions.csv").split("test")
+    right = [name for name, is_right in zip(table.ids, table.predicted == table.labels, strict=True) if is_right]
+    assert found["test"]["correct"] == len(right)
+    assert found["test"]["not_in_train"]["correct"] == len(set(right) - {"test/Ants/00.jpg", "test/Bees/01.jpg"})
+
+
+def test_flip_is_reported_beside_the_plain_accuracy(place: Path) -> None:
+    plain = report_of(place, "b")
+    found = evaluated(place, "b", tta="flip")
+    assert found["test"] == plain["test"]
+    assert (found["test_tta"]["tta"], found["test_tta"]["n"]) == ("flip", 15)
+    assert found["test_tta"]["loss"] != plain["test"]["loss"]
+    kept = PredictionTable.read_csv(place / "runs" / "test-b" / "predictions.csv")
+    assert kept.split("test").losses.mean() == pytest.approx(plain["test"]["loss"], rel=1e-15)
+
+
+def evaluate_several(place: Path, *names: str, platform: Platform = NO_PLATFORM, **changes: str) -> None:
+    flags = {"run.output": str(place / "runs"), "data.cache_dir": str(place / "cache"), "tracker.mode": "off"}
+    flags |= {name.replace("__", "."): value for name, value in changes.items()}
+    checkpoints = [str(place / "runs" / name) for name in names]
+    made = [test.settings_of(each, flags, [], None) for each in checkpoints]
+    test.run_all(made, checkpoints, EvaluationOptions("flip"), StopFlag(), time.perf_counter(), platform)
+
+
+def test_several_checkpoints_have_a_folder_each_and_a_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_several(place, "a", "b", "a/checkpoints/6.ckpt", "a/model")
+    expected = {"test-a-best": "a", "test-b": "b", "test-a-6": "a", "test-a-model": "a"}
+    for name, run in expected.items():
+        assert report_of(place, name)["test"] == report_of(place, run)["test"]
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    [results] = [event["results"] for event in events if event["event"] == "tested"]
+    assert [each["checkpoint"].rpartition("runs/")[2] for each in results] == [
+        "a/checkpoints/6.ckpt", "b/checkpoints/6.ckpt", "a/checkpoints/6.ckpt", "a/model/model.safetensors"
+    ]  # fmt: skip
+    assert results[1]["accuracy"] == report_of(place, "b")["test"]["accuracy"]
+    assert results[1]["tta_accuracy"] == report_of(place, "test-b")["test_tta"]["accuracy"]
+    lines = text_of("tested", {"results": results}).splitlines()
+    assert len({len(line) for line in lines if line}) == 1, lines
+
+
+def test_several_checkpoints_need_different_folders(place: Path) -> None:
+    with pytest.raises(UsageError, match="--run-id is x, but there are 2 checkpoints"):
+        evaluate_several(place, "a", "b", run__run_id="x")
+    with pytest.raises(UsageError, match=r"--checkpoint names .*/runs/a twice"):
+        evaluate_several(place, "a", "b", "a")
+    with pytest.raises(ConflictError, match="SageMaker collects the result of one checkpoint"):
+        evaluate_several(place, "a", "b", platform=Platform("SageMaker", results_folder=place))
+
+
+def test_report_of_version_1_is_still_read(trained: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By `status`, a resume of the finished run, a test of it, and what a platform collects."""
+    report = report_of(place, "a")
+    sections = ("started", "finished", "temperature", "baseline")
+    split = ("n", "correct", "accuracy", "ci95", "loss", "ece", "per_class", "confusion")
+    old = {name: value for name, value in report.items() if name not in sections} | {"schema_version": 1}
+    for name in ("val", "test"):
+        old[name] = {field: report[name][field] for field in split}
+    (place / "runs" / "a" / "report.json").write_text(json.dumps(old))
+    (place / "runs" / "a" / "predictions.csv").unlink()
+    model = place / "runs" / "a" / "model" / "model.json"
+    description = json.loads(model.read_text())
+    del description["temperature"]
+    model.write_text(json.dumps(description))
+    change_config(place, started=None)
+
+    settings = dataclasses.replace(settings_of_run(place), data=settings_of_run(trained).data)
+    status.run(settings, str(place / "runs" / "a"), StatusOptions(), StopFlag())
+    seen = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (seen["state"], seen["test_accuracy"]) == ("finished", report["test"]["accuracy"])
+    platform = Platform("SageMaker", model_folder=place / "ml", results_folder=place / "data")
+    train.run(settings, StopFlag(), time.perf_counter(), platform)
+    assert "Already finished" in capsys.readouterr().out
+    assert json.loads((place / "data" / "report.json").read_text()) == old
+    assert parts_of(evaluated(place)) == parts_of(report)
+    assert evaluated(place, "a/model", name="test-a")["temperature"] == 1.0

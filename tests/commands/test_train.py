@@ -33,6 +33,7 @@ def test_run_folder_is_complete_and_report_valid(settings: Make) -> None:
     assert names >= {
         "report.json",
         "report.html",
+        "predictions.csv",
         "config.json",
         "metrics.jsonl",
         "checkpoints/latest.json",

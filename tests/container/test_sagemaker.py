@@ -25,7 +25,7 @@ pytestmark = pytest.mark.container
 SMALL = {"image-size": "32", "batch-size": "32", "epochs": "1", "wandb": "off", "data": "demo:"}
 PART_A = {**SMALL, "part": "a", "filters": "4"}
 PART_B = {**SMALL, "part": "b", "backbone": "mobilenet_v3_small", "weights": "none"}
-RESULTS = {"report.json", "report.html", "plots/curves.png", "plots/confusion.png"}
+RESULTS = {"report.json", "report.html", "predictions.csv", "plots/curves.png", "plots/confusion.png"}
 
 
 @pytest.fixture

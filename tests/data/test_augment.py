@@ -9,7 +9,16 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms import v2
 
-from inat_job.data.augment import RATIO, Augmentation, _random_box, centre_maps, colour_factors, cut_views, random_maps
+from inat_job.data.augment import (
+    RATIO,
+    Augmentation,
+    _random_box,
+    centre_maps,
+    colour_factors,
+    cut_views,
+    mirrored,
+    random_maps,
+)
 from inat_job.data.rng import COLUMNS
 
 IDENTITY = Augmentation(crop_scale=1.0, rotation=0.0, colour=0.0)
@@ -88,6 +97,15 @@ def test_flip_and_rotation() -> None:
     quarter = random_view(pixels, sizes, draws(angle=1.0), 32, Augmentation(1.0, 90.0, 0.0))
     turned = pixels.float().rot90(1, (2, 3)), pixels.float().rot90(-1, (2, 3))
     assert min((quarter - each).abs().mean() for each in turned) < 1
+
+
+@pytest.mark.parametrize("size", [(400, 200), (90, 256)])
+def test_mirrored_view_is_the_view_mirrored(size: tuple[int, int]) -> None:
+    pixels = torch.randint(0, 256, (1, 3, 48, 48), dtype=torch.uint8)
+    maps = centre_maps(torch.tensor([size]), 0.9)
+    view, mirror = (cut_views(pixels, each, None, 32) for each in (maps, mirrored(maps)))
+    assert torch.allclose(mirror, view.flip(3), atol=1e-2)
+    assert not torch.allclose(mirror, view, atol=1)
 
 
 def test_left_and_top_move_crop() -> None:

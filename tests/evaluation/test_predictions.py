@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inat_job.data.augment import centre_maps, cut_views
 from inat_job.data.module import ImageDataModule
-from inat_job.evaluation.metrics import split_metrics
+from inat_job.evaluation.predictions import predict
 from inat_job.models.export import load_exported
 from inat_job.training import results
 from tests.harness.job_runs import run, settings_in
@@ -23,15 +23,15 @@ def test_exported_model_has_the_logits_of_the_report(tmp_path: Path, monkeypatch
     modules: list[ImageDataModule] = []
     batches = ImageDataModule.batches
 
-    def keep_logits(logits: Tensor, *rest: Any) -> Any:
-        reported.append(logits)
-        return split_metrics(logits, *rest)
+    def keep_logits(*given: Any) -> Tensor:
+        reported.append(predict(*given))
+        return reported[-1]
 
-    def keep_images(self: ImageDataModule, rows: Any) -> Any:
+    def keep_images(self: ImageDataModule, *given: Any) -> Any:
         modules.append(self)
-        return batches(self, rows)
+        return batches(self, *given)
 
-    monkeypatch.setattr(results, "split_metrics", keep_logits)
+    monkeypatch.setattr(results, "predict", keep_logits)
     monkeypatch.setattr(ImageDataModule, "batches", keep_images)
     archive = write_zip(tmp_path / "x.zip", tree(train=20, test=8))
     settings = settings_in(tmp_path, archive, train__precision="bf16", train__batch_size="4")

@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from inat_job.errors import NoPermissionError, TransientError
+from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.reporting import publish as publish_module
 from inat_job.reporting.publish import naming_local_copy, publish
 from inat_job.storage import StorageOptions
 from inat_job.storage.lease import LeaseError
 from inat_job.storage.run_folder import RunFolder, open_run_folder
+from tests.evaluation.made_predictions import table_of
 from tests.reporting.made_reports import REPORT
 
 
@@ -29,6 +32,9 @@ class RecordingTracker:
 
     def summary(self, values: Mapping[str, object]) -> None:
         self.calls.append(values["test/accuracy"])
+
+    def log_table(self, name: str, columns: list[str], rows: list[list[object]]) -> None:
+        self.calls.append((name, rows[0][0]))
 
     def preempting(self) -> None:
         self.calls.append("preempting")
@@ -52,6 +58,7 @@ def folder(tmp_path: Path, s3_bucket: str) -> RunFolder:
     return made
 
 
+TABLE = table_of(np.array([[2.0, 0.0], [2.0, 0.0]]), [0, 1], ["A & B", "C"])
 REPORT_WITH_LOSS: dict[str, Any] = REPORT | {
     "val": None,
     "test": {**REPORT["test"], "loss": 1.0},
@@ -69,10 +76,16 @@ def test_publish_stores_the_report_after_everything_else(folder: RunFolder, monk
 
     monkeypatch.setattr(folder.store, "put", put_and_note)
     tracker = RecordingTracker()
-    publish(folder, HeldLease(), tracker, REPORT_WITH_LOSS)  # type: ignore[arg-type]
-    assert sorted(stored[:-2]) == ["metrics.jsonl", "model/model.json", "plots/confusion.png", "report.html"]
+    publish(folder, HeldLease(), tracker, REPORT_WITH_LOSS, TABLE)  # type: ignore[arg-type]
+    assert sorted(stored[:-2]) == [
+        "metrics.jsonl",
+        "model/model.json",
+        "plots/confusion.png",
+        "predictions.csv",
+        "report.html",
+    ]
     assert stored[-2:] == ["report.json", "wandb/run.wandb"]
-    assert tracker.calls == [0.75, ("finish", 0)]
+    assert tracker.calls == [("test_predictions", "test/0001"), 0.75, ("finish", 0)]
     assert folder.read_json("report.json") == REPORT_WITH_LOSS
 
 
@@ -83,9 +96,15 @@ def test_plot_that_fails_does_not_fail_the_run(
         raise ZeroDivisionError
 
     monkeypatch.setattr(publish_module.plots, "confusion_matrix", fail)
-    publish(folder, HeldLease(), RecordingTracker(), REPORT_WITH_LOSS)  # type: ignore[arg-type]
+    publish(folder, HeldLease(), RecordingTracker(), REPORT_WITH_LOSS, TABLE)  # type: ignore[arg-type]
     assert "The plots could not be drawn" in capsys.readouterr().out
     assert folder.store.stat("report.json")
+
+
+def test_predictions_are_stored_and_read_back(folder: RunFolder, tmp_path: Path) -> None:
+    publish(folder, HeldLease(), RecordingTracker(), REPORT_WITH_LOSS, TABLE)  # type: ignore[arg-type]
+    folder.store.get("predictions.csv", tmp_path / "p.csv")
+    assert PredictionTable.read_csv(tmp_path / "p.csv").ids == TABLE.ids
 
 
 @pytest.mark.parametrize("kind", [TransientError, NoPermissionError])

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import inat_job
 from inat_job.reporting import report
+from tests.evaluation.made_predictions import table_of
 from tests.reporting.made_reports import REPORT
 
 
@@ -14,6 +16,19 @@ def test_flatten_names_scalars_and_leaves_out_lists() -> None:
     assert values["test/accuracy"] == 0.75
     assert values["settings/train/epochs"] == 1
     assert not [name for name in values if "confusion" in name or "ci95" in name]
+
+
+def test_table_has_the_images_with_the_largest_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MOST_ROWS", 2)
+    table = table_of(np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 0.0], [3.0, 0.0]]), [0, 1, 0, 1], ["a", "b"])
+    columns, rows = report.test_table(table)
+    assert columns == ["id", "label", "predicted", "loss", "confidence"]
+    assert [row[:3] for row in rows] == [["test/0003", "b", "a"], ["test/0001", "b", "a"]]
+    assert rows[0][3:] == pytest.approx([np.log1p(np.exp(3)), 1 / (1 + np.exp(-3))])
+
+
+def test_result_sentence_of_test_time_augmentation() -> None:
+    assert report.result_sentence(REPORT | {"test_tta": {"accuracy": 0.8}}).endswith("0.950). With --tta flip: 0.8000.")
 
 
 def test_result_sentence() -> None:

@@ -83,6 +83,39 @@ def test_online_run_ends_with_test_accuracy_on_the_server(run: Open, server: Any
     assert not (tmp_path / "run" / "wandb").exists()  # the server has it all
 
 
+TABLE = ("test_predictions", ["id", "loss"], [["=cmd()\n<b>", 0.5], ["x", 2.0]])
+
+
+def test_table_reaches_the_server_without_a_request_that_waits(run: Open, server: Any, tmp_path: Path) -> None:
+    recorded, _ = server
+    tracker = run("online")
+    _train(tracker)
+    tracker.log_table(*TABLE)
+    tracker.finish(0)
+    content = next(data for name, data in recorded.files.items() if name.startswith("media/table/test_predictions"))
+    assert json.loads(content) == {"columns": TABLE[1], "data": TABLE[2]}
+    assert recorded.summary["test_predictions"]["nrows"] == 2
+    assert recorded.history[-1][STEP] == 4
+    assert not [name for name in recorded.operations if "Artifact" in name]
+    assert not list((tmp_path / "scratch").glob("data/**/tmp*"))
+
+
+def test_table_is_in_the_run_folder_offline(run: Open, tmp_path: Path) -> None:
+    tracker = run("offline")
+    tracker.log_table(*TABLE)
+    tracker.finish(0)
+    [path] = (tmp_path / "run" / "wandb").rglob("*.table.json")
+    assert json.loads(path.read_bytes())["data"] == TABLE[2]
+
+
+def test_table_that_fails_does_not_fail_the_job(run: Open, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = run("offline")
+    tracker.log_table("x", ["id"], [["a", "one value too many"]])
+    tracker.summary({"test.accuracy": 0.5})
+    tracker.finish(0)
+    assert capsys.readouterr().out.count('"message": "The tracker failed; the job continues without it."') == 1
+
+
 def test_machine_and_code_are_not_sent_to_the_server(run: Open, server: Any) -> None:
     recorded, _ = server
     tracker = run("online")

@@ -13,7 +13,7 @@ from inat_job.storage.run_folder import RunFolder, open_run_folder
 
 RUN = ("config.json", "metrics.jsonl", "checkpoints/1.ckpt", "wandb/x", "attempts/1.json")
 MODEL = ("model/model.json", "model/model.safetensors")
-RESULTS = ("report.json", "report.html", "plots/curves.png")
+RESULTS = ("report.json", "report.html", "predictions.csv", "plots/curves.png")
 
 
 def platform_in(folder: Path) -> Platform:

@@ -1,0 +1,133 @@
+"""What `--checkpoint` asks to test: a run's best checkpoint, one of its checkpoints, or an exported model."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inat_job.errors import BadDataError, ConflictError
+from inat_job.evaluation.calibration import fit_temperature
+from inat_job.evaluation.prediction_table import PredictionTable
+from inat_job.models import backbones, five_block
+from inat_job.models.classifier import Classifier
+from inat_job.models.export import DESCRIPTION, WEIGHTS, load_exported
+from inat_job.run.run_state import open_run, read_config
+from inat_job.settings import Settings, public_uri
+from inat_job.signals import Stop
+from inat_job.storage import attempts
+from inat_job.storage.run_folder import RunFolder
+from inat_job.training.context import RunContext, load_weights
+from inat_job.training.results import VAL, Weights, checkpoint_weights
+
+MODEL = "model"
+_FIVE_BLOCK = ("filters", "kernel_sizes", "activation", "dense", "pooling", "batch_norm", "dropout")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A run with its config.json, and the step of the checkpoint to test, if not the best; or an exported model.
+
+    `folder` is the run's, or that of the model, whose model.json is then `description`. `has_run` is whether config is
+    a run's, and not made of model.json alone.
+    """
+
+    folder: RunFolder
+    config: Mapping[str, Any]
+    step: int | None = None
+    description: Mapping[str, Any] | None = None
+    has_run: bool = True
+
+    @property
+    def name(self) -> str:
+        """The id of the run, or the name of a model's folder in the characters of a run id."""
+        uri = self.folder.uri.removesuffix(f"/{MODEL}") if self.description and self.has_run else self.folder.uri
+        return re.sub(r"[^A-Za-z0-9._-]", "-", uri.rpartition("/")[2])
+
+    @property
+    def detail(self) -> str:
+        """What distinguishes it from other checkpoints of its run."""
+        return MODEL if self.description else "best" if self.step is None else str(self.step)
+
+
+def find_trained(settings: Settings, checkpoint: str, stop: Stop) -> TrainedModel:
+    """What `--checkpoint` means. Raises BadDataError if there is neither a run nor a model."""
+    name, step = _locate(checkpoint)
+    folder = open_run(settings, name, stop)
+    if step is None and (description := folder.read_json(DESCRIPTION)) is not None:
+        config, classes = _config_of_model(description, folder), {"classes": description["classes"]}
+        parent, slash, last = name.rstrip("/").rpartition("/")
+        run = read_config(open_run(settings, parent, stop)) if slash and last == MODEL else None
+        return TrainedModel(folder, (run or config) | classes, None, description, run is not None)
+    stored = read_config(folder)
+    if stored is None:
+        raise BadDataError(f"{folder.uri} holds no run and no model: check --checkpoint.")
+    return TrainedModel(folder, stored, step)
+
+
+def load_trained(context: RunContext, classifier: Classifier, trained: TrainedModel) -> tuple[Weights, bool]:
+    """Load the weights, and tell whether they have not seen the validation images of these data, as far as is known."""
+    if trained.description:
+        return _load_exported(classifier, trained), False
+    checkpoints = context.checkpoints
+    checkpoints.discover()  # as late as this, since a run that is still training takes new ones and deletes old ones
+    manifest, path = checkpoints.best() if trained.step is None else checkpoints.at_step(trained.step)
+    load_weights(classifier, path)
+    weights = checkpoint_weights(context, manifest, attempts.history(trained.folder.store))
+    return weights, manifest.split_digest == context.images.split_digest
+
+
+def temperature_of(trained: TrainedModel, table: PredictionTable) -> float:
+    """The temperature fitted on the validation images, or where there are none, that of the exported model."""
+    if VAL in table.splits:
+        return fit_temperature(table.split(VAL))
+    description: Any = trained.description
+    if description is None and trained.step is None:
+        description = trained.folder.read_json(f"{MODEL}/{DESCRIPTION}")
+    temperature = description.get("temperature", 1.0) if isinstance(description, dict) else 1.0
+    if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+        raise BadDataError(f"{trained.folder.uri}: the model's temperature is {temperature!r}: export it again.")
+    return float(temperature)
+
+
+def _locate(checkpoint: str) -> tuple[str, int | None]:
+    """The folder that `--checkpoint` means, and the step of the one checkpoint in it, if it names one."""
+    run, slash, file = checkpoint.rstrip("/").rpartition("/checkpoints/")
+    if not slash:
+        return checkpoint, None
+    step = file.removesuffix(".ckpt")
+    if not step.isdigit():
+        raise BadDataError(f"--checkpoint is {public_uri(checkpoint)}: name a run folder, or one <step>.ckpt in it.")
+    return run, int(step)
+
+
+def _load_exported(classifier: Classifier, trained: TrainedModel) -> Weights:
+    folder = trained.folder
+    path = folder.fetch(DESCRIPTION)
+    if path is None or folder.fetch(WEIGHTS) is None:
+        raise BadDataError(f"{folder.uri} holds no {WEIGHTS}: export the model again.")
+    network, description = load_exported(path.parent)
+    try:
+        classifier.network.load_state_dict(network.state_dict())
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise ConflictError(f"{folder.uri} holds the weights of another network: {detail}") from None
+    uri, sha256 = f"{folder.uri}/{WEIGHTS}", description["weights"]["sha256"]
+    return Weights({"uri": uri, "sha256": sha256, "epoch": None, "step": None})
+
+
+def _config_of_model(description: Any, folder: RunFolder) -> dict[str, Any]:
+    """What a run's config.json would hold, as far as a model.json has it. Raises BadDataError."""
+    try:
+        blueprint, preprocessing, classes = (description[name] for name in ("architecture", "preprocessing", "classes"))
+        if blueprint["kind"] == five_block.KIND:
+            part, model = "a", {name: blueprint[name] for name in _FIVE_BLOCK}
+        elif blueprint["kind"] == backbones.KIND:
+            part, model = "b", {"backbone": blueprint["name"]}
+        else:
+            raise ValueError(blueprint["kind"])
+        data = {name: preprocessing[name] for name in ("image_size", "eval_crop")}
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes")
+    except (LookupError, TypeError, ValueError) as error:
+        raise BadDataError(f"{folder.uri}/{DESCRIPTION} describes no model ({error!r}): export it again.") from None
+    return {"part": part, "settings": {"model": model, "data": data}, "execution": {}, "classes": classes}
