@@ -15,9 +15,10 @@ _WORKER_LOST = "the loss of the sweep's worker"
 
 
 class Epochs(NamedTuple):
-    """The validation accuracy after each epoch so far."""
+    """The validation accuracy after each epoch so far; `last` if training has ended."""
 
     accuracies: list[float]
+    last: bool
 
 
 class Ended(NamedTuple):
@@ -33,15 +34,21 @@ class Ended(NamedTuple):
 
 
 class TrialLink:
-    """The trial's end of the connection. It goes on without an answer that takes over `patience_s` seconds."""
+    """The trial's end of the connection; `name` is the trial's name in the tracker.
 
-    def __init__(self, connection: Connection, stop: StopFlag, patience_s: float) -> None:
-        self._connection, self._stop, self._patience_s = connection, stop, patience_s
+    The trial goes on without an answer that takes over `patience_s` seconds.
+    """
 
-    def report(self, accuracies: Sequence[float]) -> None:
-        """Report the epochs so far, and raise the stop flag if the worker prunes the trial, or is gone."""
+    def __init__(self, name: str, connection: Connection, stop: StopFlag, patience_s: float) -> None:
+        self.name, self._connection, self._stop, self._patience_s = name, connection, stop, patience_s
+
+    def report(self, accuracies: Sequence[float], last: bool) -> None:
+        """Report the epochs so far, and raise the stop flag if the worker prunes the trial, or is gone.
+
+        A trial whose training has ended is not pruned.
+        """
         try:
-            self._connection.send(Epochs(list(accuracies)))
+            self._connection.send(Epochs(list(accuracies), last))
             prune = self._connection.poll(self._patience_s) and self._connection.recv()
         except (EOFError, OSError):
             self._stop.set(_WORKER_LOST)

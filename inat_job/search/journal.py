@@ -14,8 +14,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
-from inat_job.errors import BadDataError, ConflictError, PreconditionFailed
-from inat_job.storage import probe
+from inat_job.errors import BadDataError, PreconditionFailed
 from inat_job.storage.base import Store
 from inat_job.storage.disk import parse_json
 
@@ -26,25 +25,22 @@ SEGMENT = 64
 Log = dict[str, Any]
 
 
-def require_conditional_writes(store: Store) -> None:
-    """Raise ConflictError for a store on which two workers could take the same number."""
-    if not probe.probe(store):
-        raise ConflictError(
-            f"{store.uri} takes no conditional writes, so several workers would lose each other's trials: use one "
-            "worker, or keep the study in a database with --storage."
-        )
-
-
 class StoreJournal(BaseJournalBackend):
     """The journal in the folder `journal/` of a store.
 
     A worker reads at once what it writes itself, and what others write `stale_s` seconds later at most: Optuna reads
-    before and after every operation, and each would be a request. Raises what the store's verbs raise, and BadDataError
-    for a damaged journal.
+    before and after every operation, and each would be a request. A store without conditional writes, `conditional` is
+    false, allows for one worker alone. Raises what the store's verbs raise, and BadDataError for a damaged journal.
     """
 
-    def __init__(self, store: Store, stale_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store, self._stale_s, self._clock = store, stale_s, clock
+    def __init__(
+        self,
+        store: Store,
+        stale_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        conditional: bool = True,
+    ) -> None:
+        self._store, self._stale_s, self._clock, self._conditional = store, stale_s, clock, conditional
         self._lock = threading.RLock()
         self._objects: list[list[Log]] = []
         self._logs: list[Log] = []
@@ -67,7 +63,7 @@ class StoreJournal(BaseJournalBackend):
             self._read_segments()
             while True:
                 try:
-                    self._store.put(self._next_key(), data, if_none_match=True)
+                    self._store.put(self._next_key(), data, if_none_match=self._conditional)
                     break
                 except PreconditionFailed:
                     self._add(self._read(self._next_key()))
@@ -80,9 +76,10 @@ class StoreJournal(BaseJournalBackend):
         self._objects.append(logs)
         self._logs += logs
         if len(self._objects) % SEGMENT == 0:
+            number = len(self._objects) // SEGMENT - 1
             segment = json.dumps(self._objects[-SEGMENT:], separators=(",", ":")).encode()
             with contextlib.suppress(PreconditionFailed):  # another worker has stored the same
-                self._store.put(_segment_key(len(self._objects) // SEGMENT - 1), segment, if_none_match=True)
+                self._store.put(_segment_key(number), segment, if_none_match=self._conditional)
 
     def _read_segments(self) -> None:
         """Read all segments at the beginning; afterwards there is nothing left that single objects do not have."""

@@ -4,18 +4,34 @@ Optuna is the engine: Akiba et al., Optuna: A Next-generation Hyperparameter Opt
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
+from inat_job.errors import UsageError
+from inat_job.options import public_uri
+from inat_job.search.journal import StoreJournal
 from inat_job.search.space import Axis, Space, Value
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the points of a study are chosen, and which trials are ended early."""
+
+    sampler: str
+    pruner: str
+    seed: int
 
 
 class PerTrialSampler(BaseSampler):
@@ -55,6 +71,39 @@ class PerTrialSampler(BaseSampler):
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._own.after_trial(study, trial, state, values)
+
+
+def open_study(journal: StoreJournal | None, database: str | None, name: str, search: Search) -> Study:
+    """The study `name`, made if there is none, in a journal or in a database.
+
+    Raises UsageError for a database that cannot be reached, or whose driver is not installed.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(
+        study_name=name,
+        storage=JournalStorage(journal) if journal else _database(str(database)),
+        sampler=PerTrialSampler(search.sampler, search.seed),
+        pruner=make_pruner(search.pruner),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def _database(uri: str) -> RDBStorage:
+    where = public_uri(uri)
+    try:
+        return RDBStorage(uri, engine_kwargs={"pool_pre_ping": True})
+    except ImportError as error:
+        raise UsageError(f"--storage is {where}, whose driver is not installed ({error}): pip install it.") from None
+    except (SQLAlchemyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"--storage is {where}, which cannot be used ({reason}): check the address.") from None
+
+
+def enqueue_default(study: Study, point: Mapping[str, Value]) -> None:
+    """Make the recipe's own values the first trial of a new study."""
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial(dict(point), skip_if_exists=True)
 
 
 def make_pruner(name: str) -> BasePruner:

@@ -31,6 +31,7 @@ class RunningTrial:
     number: int
     settings: Settings
     trial: Trial
+    continued: bool
 
 
 class Trials:
@@ -71,7 +72,8 @@ class Trials:
 
     def resume(self, frozen: FrozenTrial) -> RunningTrial:
         """Take up a trial that another worker began."""
-        return RunningTrial(frozen.number, self._make_settings(frozen.params), Trial(self.study, frozen._trial_id))
+        settings, trial = self._make_settings(frozen.params), Trial(self.study, frozen._trial_id)
+        return RunningTrial(frozen.number, settings, trial, continued=True)
 
     def begin(self, most: int) -> RunningTrial | None:
         """A new point of the space, or None once `most` trials count. Raises UsageError for an exhausted space."""
@@ -97,7 +99,7 @@ class Trials:
             self._repeat(trial, twin)
             return None
         trial.set_user_attr(FINGERPRINT, fingerprint)
-        return RunningTrial(trial.number, settings, trial)
+        return RunningTrial(trial.number, settings, trial, continued=False)
 
     def _is_beyond(self, trial: Trial, most: int) -> bool:
         """Withdraw a trial if workers that asked at the same moment have begun `most` before it."""

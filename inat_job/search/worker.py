@@ -64,7 +64,8 @@ class Worker:
     def _fill_slots(self) -> None:
         for slot in range(self._count):
             if slot not in self._slots and (running := self._next_trial()):
-                events.emit("trial", number=running.number, settings=dict(running.trial.params))
+                params = {name.partition(".")[2]: value for name, value in running.trial.params.items()}
+                events.emit("trial", number=running.number, values=params, continued=running.continued)
                 self._slots[slot] = _Slot(running, self._start(running.number, running.settings, slot))
 
     def _next_trial(self) -> RunningTrial | None:
@@ -88,7 +89,7 @@ class Worker:
         slot = self._slots[number]
         message = slot.process.receive()
         if isinstance(message, Epochs):
-            slot.pruned = self._trials.report(slot.running.trial, message.accuracies)
+            slot.pruned = self._trials.report(slot.running.trial, message.accuracies) and not message.last
             slot.process.answer(slot.pruned)
         elif isinstance(message, Ended):
             del self._slots[number]
@@ -105,7 +106,17 @@ class Worker:
             self._trials.prune(trial)
         elif outcome is Next.FAILED:
             self._trials.fail(trial, ended.sentence)
-        events.emit("trial-end", number=trial.number, outcome=outcome.value, value=ended.value, why=ended.sentence)
+        standing = self._trials.standing()
+        events.emit(
+            "trial-end",
+            number=trial.number,
+            outcome=outcome.value,
+            value=ended.value,
+            why=ended.sentence,
+            ended=len(standing.values),
+            trials=self._limits.trials,
+            best=standing.best,
+        )
         if outcome is Next.END_SWEEP:
             raise EndedError(f"Trial {trial.number} ended the sweep: {ended.sentence}", ended.code)
         if len(reasons := self._trials.failures_in_a_row()) >= FAILURES_IN_A_ROW:

@@ -19,7 +19,7 @@ from inat_job.host.device_faults import device_errors
 from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
-from inat_job.reporting.publish import publish, store_checkpoints
+from inat_job.reporting.publish import publish, publish_trial, store_checkpoints
 from inat_job.run import resources
 from inat_job.run.job import Job
 from inat_job.run.run_state import CONFIG, LeasedRun
@@ -90,9 +90,9 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
 
         # Results, with the weights of the best epoch.
         best = start.load_best(context, classifier, context.checkpoints.best)
-        table = predict_splits(context, classifier)
+        table = predict_splits(context, classifier, test=context.trial is None)
         predictions = Predictions(table, fit_temperature(table.split(VAL)))
-        if group.is_main:
+        if group.is_main and not context.trial:
             with context.folder.drafts("model") as drafts:
                 export(architecture, drafts, _model_card(context, predictions.temperature))
         store_checkpoints(context.folder, uploader, context.stop)
@@ -100,6 +100,9 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
             history = leased.lease.history(context.checkpoints.newest().ended)
             weights = checkpoint_weights(context, best, history, reuse)
             report = make_report(context, architecture, weights, predictions, tracker, config.get("started"))
+            if context.trial:
+                publish_trial(context.folder, leased.lease, tracker, report)
+                return
             rows = metrics.rows if metrics else ()
             publish(context.folder, leased.lease, tracker, report, table, rows, suggestion(context))
 
@@ -147,6 +150,8 @@ def _train(
             _validate(context, classifier, resumed)
             log.validated(classifier, resumed.manifest.step, resumed.manifest.epoch - 1)
             callback.add_validation(classifier)
+    elif resumed:
+        callback.report_to_sweep()
     if not callback.ended:
         trainer = make_trainer(context.execution, context.settings.train, [log, callback], context.group)
         path = resumed.path if resumed else None

@@ -39,7 +39,7 @@ def run(toy: Toy, connection: Connection) -> Ended:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return Ended(75, "Another job holds the run.", held=True)
-        return _train(toy, TrialLink(connection, stop, 10.0), stop)
+        return _train(toy, TrialLink("toy", connection, stop, 10.0), stop)
 
 
 def _train(toy: Toy, link: TrialLink, stop: StopFlag) -> Ended:
@@ -50,7 +50,7 @@ def _train(toy: Toy, link: TrialLink, stop: StopFlag) -> Ended:
     path = toy.folder / "epochs.jsonl"
     done = [json.loads(line)["accuracy"] for line in path.read_text().splitlines()] if path.exists() else []
     if done:
-        link.report(done)
+        link.report(done, len(done) == toy.epochs)
     while len(done) < toy.epochs:
         if stop():
             return Ended(143, f"Stopped by {stop.why}.")
@@ -58,7 +58,7 @@ def _train(toy: Toy, link: TrialLink, stop: StopFlag) -> Ended:
         done.append(accuracy(toy.lr, len(done) + 1))
         with path.open("a") as file:
             file.write(json.dumps({"accuracy": done[-1], "pid": os.getpid()}) + "\n")
-        link.report(done)
+        link.report(done, len(done) == toy.epochs)
     return Ended(0, "Done.", max(done))
 
 
