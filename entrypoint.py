@@ -31,8 +31,16 @@ from inat_job.command_options import (  # noqa: E402
     PredictOptions,
     PrepareOptions,
     StatusOptions,
+    SweepOptions,
 )
-from inat_job.configuration import COMPARE_TAKES, PREDICT_TAKES, PREPARE_TAKES, STATUS_TAKES, TEST_TAKES  # noqa: E402
+from inat_job.configuration import (  # noqa: E402
+    COMPARE_TAKES,
+    PREDICT_TAKES,
+    PREPARE_TAKES,
+    STATUS_TAKES,
+    SWEEP_TAKES,
+    TEST_TAKES,
+)
 from inat_job.distributed import ranks  # noqa: E402
 from inat_job.errors import Preempted  # noqa: E402
 from inat_job.options import options_of, parse_section  # noqa: E402
@@ -51,9 +59,8 @@ PROGRAM, COMPLETION = "inat-job", "_INAT_JOB_COMPLETE"
 Function = Callable[..., None]
 
 
-def part_option(required: bool) -> Decorator:
+def part_option(text: str, required: bool) -> Decorator:
     """`--part`, for the commands about a run of either part."""
-    text = "Which part's run is measured." if required else "Which part's run is checked.  [default: a]"
     return option("--part", required=required, type=OneOf(list(RECIPES)), metavar="a|b", help=text, group="Part")
 
 
@@ -216,7 +223,7 @@ def compare(runs: tuple[str, ...], **options: Any) -> None:
 
 
 @cli.command(epilog="Example: preflight --part b --data s3://bucket/images.zip --output s3://bucket/runs")
-@part_option(required=False)
+@part_option("Which part's run is checked.  [default: a]", required=False)
 @setting_options("preflight", list(RECIPES), lacking=configuration.PREFLIGHT_LACKS)
 @logged
 def preflight(place: Platform, part: str | None, **options: Any) -> None:
@@ -250,7 +257,7 @@ def _line(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
 
 @cli.command(epilog="Example: bench --part a --data images.zip --stages decode,epoch")
-@part_option(required=True)
+@part_option("Which part's run is measured.", required=True)
 @section_options(BenchOptions, "Measurement")
 @setting_options("bench", list(RECIPES), lacking=configuration.BENCH_LACKS)
 @logged
@@ -263,6 +270,28 @@ def bench(part: str, **options: Any) -> None:
 
         exit.watch(settings, STOP)
         job.run(settings, request, STOP, STARTED)
+
+
+@cli.command(epilog="Example: sweep --part a --data images.zip --trials 30 --epochs 9")
+@part_option("Which part's settings are searched.", required=True)
+@section_options(SweepOptions, "Search")
+@setting_options("sweep", list(RECIPES), SWEEP_TAKES)
+@logged
+def sweep(place: Platform, part: str, **options: Any) -> None:
+    """Search for the best settings by validation accuracy, train them again and test them once."""
+    request = parse_section(SweepOptions, {name: options.pop(name) for name in options_of(SweepOptions)})
+    shown = bool(options.pop("print_config"))
+    sets, file = options.pop("sets"), options.pop("file")
+    made = configured(place, part, _given(options), sets, file, SWEEP_TAKES)
+    from inat_job.commands import sweep as job
+
+    if shown:
+        click.echo(f"{made.text(SWEEP_TAKES)}\n# What is searched, as a file for --space:\n")
+        click.echo(job.space_text(part, request, made.given))
+        return
+    memory.require_address_space()
+    exit.watch(made.settings, STOP)
+    job.run(made.settings, request, made.given, STOP, STARTED)
 
 
 @cli.command()

@@ -107,6 +107,47 @@ class PredictOptions:
         options.check(self)
 
 
+@dataclass(frozen=True)
+class SweepOptions:
+    """How `sweep` searches, and when it ends."""
+
+    trials: int = option(30, "Trials in all, over all workers and restarts", minimum=1)
+    space: str | None = option(
+        None, "TOML file that narrows or extends what is searched", metavar="PATH", shown_default="the part's space"
+    )
+    sampler: str = option("tpe", "How the next point is chosen", choices=("tpe", "random"))
+    pruner: str = option(
+        "asha", "How hopeless trials are ended early, by validation accuracy", choices=("asha", "median", "none")
+    )
+    max_time: float | None = option(
+        None,
+        "End this long after the first trial began, such as 8h; a number alone is in seconds",
+        shown_default="never",
+        duration=True,
+        minimum=1.0,
+    )
+    target: float | None = option(
+        None, "End with the first trial of this validation accuracy", shown_default="none", minimum=0.0, maximum=1.0
+    )
+    patience: int | None = option(
+        None, "End after this many trials without a better one", shown_default="never", minimum=1
+    )
+    parallel: int = option(1, "Trials at a time on this machine, each on a GPU of its own", minimum=1)
+    study: str | None = option(
+        None,
+        "Database for the study, such as postgresql://host/name",
+        name="storage",
+        shown_default="the sweep's folder",
+        uri=True,
+    )
+    retrain: int = option(
+        3, "Seeds with which the best settings are trained again and tested; 0 ends with the search", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        options.check(self)
+
+
 STAGES = (
     "pull",
     "decode",

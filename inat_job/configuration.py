@@ -15,7 +15,7 @@ from inat_job.command_options import LogOptions
 from inat_job.errors import BadDataError, UsageError
 from inat_job.options import Option, options_of, parse, parse_section
 from inat_job.recipes import RECIPES
-from inat_job.settings import Settings
+from inat_job.settings import Settings, TrainSettings
 
 # Read by the tests and the measuring scripts, or between processes of one job, or set for a Service called inat-job.
 _OTHER_PREFIXES = ("INAT_BENCH_", "INAT_TEST_", "INAT_JOB_")
@@ -52,6 +52,12 @@ COMPARE_TAKES = STATUS_TAKES
 PREFLIGHT_LACKS = ("run.preflight",)
 """The settings without an effect on `preflight`, which has all others."""
 
+_RECIPE = tuple(
+    f"train.{field.name}"
+    for field in dataclasses.fields(TrainSettings)
+    if field.name not in ("max_time", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
+)
+
 _BENCH_LACKS_OF_TRAIN = ("max_time", "early_stop", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
 BENCH_LACKS = (
     *(
@@ -62,6 +68,13 @@ BENCH_LACKS = (
     "tracker",
 )
 """The sections and single settings without an effect on `bench`, which has all others."""
+
+SWEEP_TAKES = (
+    *("data", "model", "storage", "tracker"),
+    *(f"run.{field}" for field in ("output", "run_id", "checkpoint_minutes", "grace_seconds", "lease_seconds")),
+    *("run.price_per_hour", *_RECIPE),
+)
+"""The sections and single settings that have an effect on `sweep`: a trial is a run on one device, without a test."""
 
 _RUN = "the run"
 
@@ -177,6 +190,11 @@ def _settings_of_run(run: Mapping[str, Any], defaults: Settings, known: Mapping[
     except UsageError as error:
         raise BadDataError(f"The stored settings of the run or model cannot be used: {error}") from None
     return own
+
+
+def changed(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
+    """Settings with other values by "section.field", as typed in a file. Raises UsageError."""
+    return _merge(settings, options_by_key(settings), [Layer(source, values)]).settings
 
 
 def options_of_all_parts() -> dict[str, tuple[Option, Any]]:

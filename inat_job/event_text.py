@@ -20,6 +20,8 @@ PHASES = {
     "build": "Building the network",
     "features": "Computing the features of the frozen stem",
     "export": "Exporting the network",
+    "search": "Searching",
+    "retrain": "Training the best settings again",
     "upload": "Storing the results",
 }
 """What a person reads of each phase that does not report its progress from the first moment."""
@@ -159,6 +161,27 @@ def _tested(fields: Fields) -> str:
     return "\n".join(lines)
 
 
+def _trial(fields: Fields) -> str:
+    """A trial that begins or is continued."""
+    verb = "continues" if fields["continued"] else "begins"
+    return f"Trial {fields['number']} {verb}: {_pairs(fields['values'])}"
+
+
+def _trial_end(fields: Fields) -> str:
+    value, best = fields["value"], fields["best"]
+    result = f"{percent(value)} in validation" if value is not None else fields["outcome"]
+    why = f" ({fields['why']})" if fields["outcome"] in ("failed", "continue") else ""
+    counted = f"{fields['ended']} of {fields['trials']} ended" + (f", best {percent(best)}" if best is not None else "")
+    return f"Trial {fields['number']}: {result}{why}; {counted}"
+
+
+def _retrained(fields: Fields) -> str:
+    return (
+        f"Seed {fields['seed']}: {percent(fields['val_accuracy'])} in validation, "
+        f"{percent(fields['test_accuracy'])} in the test"
+    )
+
+
 def _tracker(fields: Fields) -> str | None:
     if fields.get("upload"):
         return f"The run is tracked offline; to upload it: {fields['upload']}"
@@ -195,6 +218,9 @@ _TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
     "stopping": lambda fields: f"Stopping ({fields['why']}): storing what is done; a second signal ends at once.",
     "tracker": _tracker,
     "preflight": _preflight,
+    "trial": _trial,
+    "trial-end": _trial_end,
+    "retrained": _retrained,
     "submitted": lambda fields: f"Submitted to {fields['target']}: {fields['job']}",
     "state": _state,
     "waiting": lambda fields: str(fields["message"]),

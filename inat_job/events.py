@@ -66,9 +66,9 @@ def emit(event: str, **fields: object) -> None:
 def write_metrics(lines: Iterable[str]) -> None:
     """Write lines that are not JSON to stderr, for platforms that read metrics from the log; rank 0 alone does.
 
-    stdout holds JSON only.
+    stdout holds JSON only. A process that logs warnings alone, as a trial of a sweep, writes none.
     """
-    if is_json() and STATUS.rank == 0:
+    if is_json() and STATUS.rank == 0 and not _warnings_alone:
         for line in lines:
             _write(sys.stderr, printable(line))
 

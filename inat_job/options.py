@@ -123,19 +123,23 @@ def parse_section(section: type[Section], given: Mapping[str, Any]) -> Section:
 def check(section: Any) -> None:
     """Raise UsageError for the first value of a section that is out of range."""
     for name, (each, _) in options_of(type(section)).items():
-        value = getattr(section, name)
-        if each.uri and value is not None:
-            _check_uri(each, value)
-        parts = value if isinstance(value, tuple) else (value,)
-        for part in parts if each.choices else ():
-            if part not in each.choices:
-                ending = near_misses.ending(near_misses.choice(part, each.choices))
-                raise UsageError(f"{each.flag} is {part!r}: it must be one of {', '.join(each.choices)}{ending}")
-        for number in parts:
-            if isinstance(number, int | float) and not each.minimum <= number <= each.maximum:
-                raise UsageError(f"{each.flag} is {number}: it must be {range_of(each)}.")
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UsageError(f"{each.flag} is {number}: it must be a finite number.")
+        check_value(each, getattr(section, name))
+
+
+def check_value(each: Option, value: Any) -> None:
+    """Raise UsageError if a parsed value is out of range."""
+    if each.uri and value is not None:
+        _check_uri(each, value)
+    parts = value if isinstance(value, tuple) else (value,)
+    for part in parts if each.choices else ():
+        if part not in each.choices:
+            ending = near_misses.ending(near_misses.choice(part, each.choices))
+            raise UsageError(f"{each.flag} is {part!r}: it must be one of {', '.join(each.choices)}{ending}")
+    for number in parts:
+        if isinstance(number, int | float) and not each.minimum <= number <= each.maximum:
+            raise UsageError(f"{each.flag} is {number}: it must be {range_of(each)}.")
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UsageError(f"{each.flag} is {number}: it must be a finite number.")
 
 
 def _check_uri(each: Option, value: str) -> None:

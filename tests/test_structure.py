@@ -29,7 +29,7 @@ LEVELS = (
     {"data", "ingest", "models"},
     {"checkpoints", "distributed"},
     {"run"},
-    {"training", "evaluation", "reporting", "inference"},
+    {"training", "evaluation", "reporting", "inference", "search"},
     {"bench"},
     {"commands", "__init__"},
 )
@@ -49,6 +49,7 @@ DOORS = {
     "onnx": set(),
     "timm": set(),
     "yaml": {"platforms/k8s/submit_k8s.py"},
+    "optuna": {f"search/{name}.py" for name in ("journal", "study", "trials", "sweep_report")},
     "PIL": {"ingest/decode.py", "ingest/demo.py", "bench/synthetic.py"},
 }
 

@@ -51,7 +51,7 @@ def run(settings: Settings, stop: StopFlag, started: float, platform: Platform =
             return  # its rank 0 has copied the results
     else:
         with heartbeat.emit_heartbeats():
-            _train(job)
+            run_rank(job)
     if job.rank.rank == 0:
         outputs.collect_results(platform, job.folder)
 
@@ -76,7 +76,7 @@ def _log_once_per_run(own: Rank | None) -> None:
         STATUS.phase = "start"  # its launcher has logged that phase
 
 
-def _train(job: Job) -> None:
+def run_rank(job: Job) -> None:
     """Do a rank's part of what is left of the run. torch is imported while the images are downloaded and decoded."""
     world.check_batch_size(job.settings, job.rank.world_size)
     state = job.state()  # which may refuse the run, before another job of it is waited for

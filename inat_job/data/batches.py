@@ -101,9 +101,15 @@ class PixelRows(DeviceRows):
         path = str(cache.folder / PIXELS)
         super().__init__(torch.from_file(path, shared=False, size=int(np.prod(shape)), dtype=torch.uint8).view(shape))
         self._labels = torch.tensor(cache.index.labels)
+        self._hidden = cache.index.hidden_rows()
 
     def batches(self, rows: np.ndarray, maps: Tensor, colour: Tensor | None) -> TakeBatch:
-        """Takes the batches of `rows` in this order; `maps` and `colour` are those of every row of the cache."""
+        """Takes the batches of `rows` in this order; `maps` and `colour` are those of every row of the cache.
+
+        Raises LookupError for a row that is hidden from a trial of a sweep.
+        """
+        if np.isin(rows, self._hidden).any():
+            raise LookupError("A trial of a sweep may not read test images.")
         order = torch.from_numpy(rows)
         squares, labels = self.in_order(order), self.upload(self._labels[order])
         maps = self.upload(maps[order])

@@ -18,6 +18,7 @@ from inat_job.storage.disk import read_json_object
 
 FORMAT = 5
 PIXELS, INDEX = "pixels.u8", "index.json"
+_HIDDEN, _NO_LABEL = "hidden", -1
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,22 @@ class CacheIndex:
         rows = zip(self.ids, self.hashes, self.splits, strict=True)
         return tuple(name for name, content, split in rows if split == TEST and content in train)
 
+    def without_test(self) -> "CacheIndex":
+        """The index without test images: nothing in it tells which rows they are of which class."""
+        hidden = [split == TEST for split in self.splits]
+        labels = zip(self.labels, hidden, strict=True)
+        hashes = zip(self.hashes, hidden, strict=True)
+        return dataclasses.replace(
+            self,
+            labels=tuple(_NO_LABEL if out else label for label, out in labels),
+            splits=tuple(_HIDDEN if out else TRAIN for out in hidden),
+            hashes=tuple("" if out else content for content, out in hashes),
+        )
+
+    def hidden_rows(self) -> np.ndarray:
+        """Row numbers of the images that `without_test` removed, int64."""
+        return self.rows(_HIDDEN)
+
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split, int64."""
         return np.flatnonzero(np.array(self.splits) == split)
@@ -67,6 +84,10 @@ class Cache:
     folder: Path
     index: CacheIndex
     held: FolderHold | None = field(default=None, repr=False, compare=False)
+
+    def without_test(self) -> "Cache":
+        """The same cache for a trial of a sweep, which chooses settings and must not see the test images."""
+        return dataclasses.replace(self, index=self.index.without_test())
 
     @cached_property
     def pixels(self) -> np.ndarray:

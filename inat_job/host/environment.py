@@ -119,3 +119,14 @@ def _netrc_password(path: Path, host: str | None) -> str | None:
     except (OSError, netrc.NetrcParseError):
         return None
     return None if entry is None else entry[2] or ""
+
+
+def set_variables(variables: Mapping[str, str]) -> None:
+    """Set environment variables of this process and those that it starts."""
+    os.environ.update(variables)
+
+
+def visible_gpu(number: int, environment: Mapping[str, str] = os.environ) -> str:
+    """CUDA_VISIBLE_DEVICES for one of the GPUs that this process may use, counted from 0 and around."""
+    named = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[number % len(named)] if named else str(number)

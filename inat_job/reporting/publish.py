@@ -44,21 +44,40 @@ def publish(
     with folder.drafts(".") as drafts:
         predictions.write_csv(drafts / PREDICTIONS)
     _write_page(folder, content, predictions, pictures)
-    with naming_local_copy(folder):
-        folder.write_json(REPORT, content)
-        folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKER_FOLDER])
+    _store_report(folder, content)
     tracker.log_images({each.name: (each.path, each.title) for each in pictures})
     tracker.log_table("test_predictions", *report.test_table(predictions))
-    tracker.summary(report.flatten(content))
-    tracker.finish(0)
-    folder.join_attempt()
-    if tracker.sync_command:  # the tracker's server does not have this run, so it is stored with the run
-        folder.publish_folder(TRACKER_FOLDER)
+    _end_tracking(folder, tracker, content)
     test = content["test"]
     events.write_metrics(metric_lines.lines({"test_loss": test["loss"], "test_accuracy": test["accuracy"]}))
     STATUS.outcome = report.result_sentence(content)
     events.emit("result", **report.result_fields(content), run=folder.uri, next=next_command)
     events.emit("done", message=report.result_sentence(content), report=f"{folder.uri}/{REPORT}")
+
+
+def publish_trial(folder: RunFolder, tracker: Tracker, content: Mapping[str, Any]) -> None:
+    """Finish a trial of a sweep: its report has no test, and no page, model or plots are made of it.
+
+    Raises as `publish` does.
+    """
+    events.phase("upload")
+    _store_report(folder, content)
+    _end_tracking(folder, tracker, content)
+
+
+def _store_report(folder: RunFolder, content: Mapping[str, Any]) -> None:
+    """Store the run's files, and the report after them."""
+    with naming_local_copy(folder):
+        folder.write_json(REPORT, content)
+        folder.publish_all(last=REPORT, leave_out=[CHECKPOINTS, TRACKER_FOLDER])
+
+
+def _end_tracking(folder: RunFolder, tracker: Tracker, content: Mapping[str, Any]) -> None:
+    tracker.summary(report.flatten(content))
+    tracker.finish(0)
+    folder.join_attempt()
+    if tracker.sync_command:  # the tracker's server does not have this run, so it is stored with the run
+        folder.publish_folder(TRACKER_FOLDER)
 
 
 def store_checkpoints(folder: RunFolder, uploader: Uploader | NullUploader, stop: StopFlag) -> None:

@@ -115,7 +115,7 @@ def fail_with(error: Exception, stop: StopFlag) -> NoReturn:
     if memory.is_shortage(error):
         message = f"This process could get no more memory or threads ({type(error).__name__})"
         fail(f"{message}: raise its limits (ulimit -v, ulimit -u, the container's).", ConflictError.exit_code)
-    _show(error)
+    show(error)
     last = f" {_stored()}" if is_device_lost(error) else ""
     fail(f"Unexpected {type(error).__name__}: this is a bug, please report it with the lines above.{last}", 1)
 
@@ -137,10 +137,11 @@ def _stored() -> str:
 def _show_thread_error(raised: threading.ExceptHookArgs) -> None:
     """Show what ended a thread, as Python does by default, without secrets."""
     if raised.exc_value and not isinstance(raised.exc_value, SystemExit):
-        _show(raised.exc_value)
+        show(raised.exc_value)
 
 
-def _show(error: BaseException) -> None:
+def show(error: BaseException) -> None:
+    """Show the traceback of an error, without secrets."""
     events.write_text(redact("".join(traceback.format_exception(error))).rstrip("\n"))
 
 

@@ -11,6 +11,7 @@ from inat_job.distributed.ranks import Rank
 from inat_job.run import run_state
 from inat_job.run.run_state import CONFIG, LeasedRun, RunState, decide_run_state, delete_run, lease_run, run_config
 from inat_job.run.timing import Clock
+from inat_job.run.trial_link import TrialLink
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
@@ -25,6 +26,8 @@ class Job:
     rank: Rank
     clock: Clock
     stop: StopFlag
+    trial: TrialLink | None = None
+    """Set in a trial of a sweep, which never sees the test images."""
 
     def is_finished(self) -> bool:
         """Whether there is nothing to do, see `state`."""

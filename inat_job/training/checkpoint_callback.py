@@ -34,7 +34,7 @@ class CheckpointCallback(Callback):
         self, context: RunContext, uploader: Uploader | NullUploader, log: MetricsLog, resumed: Manifest | None
     ) -> None:
         self._settings, self._images, self._group = context.settings, context.images, context.group
-        self._checkpoints, self._stop = context.checkpoints, context.stop
+        self._checkpoints, self._stop, self._trial = context.checkpoints, context.stop, context.trial
         self._uploader, self._log, self._buffer = uploader, log, StateBuffer()
         self._last = resumed
         self._accuracies = list(resumed.accuracies) if resumed else []
@@ -93,6 +93,12 @@ class CheckpointCallback(Callback):
             train_s=self._train_s(),
         )
         self._uploader.update_manifest(self._last)
+        self.report_to_sweep()
+
+    def report_to_sweep(self) -> None:
+        """In a trial of a sweep, report the epochs so far; the answer may set the stop flag."""
+        if self._trial and self._accuracies:
+            self._trial.report(self._accuracies, last=bool(self.ended))
 
     def _why_ended(self, is_last_epoch: bool) -> str:
         patience = self._settings.train.early_stop

@@ -24,6 +24,7 @@ from inat_job.models.strategies import Architecture
 from inat_job.run.job import Job
 from inat_job.run.run_state import storage_options
 from inat_job.run.timing import Clock
+from inat_job.run.trial_link import TrialLink
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
@@ -45,6 +46,7 @@ class RunContext:
     clock: Clock
     stop: StopFlag
     group: ProcessGroup = SINGLE_PROCESS
+    trial: TrialLink | None = None
 
     @classmethod
     def create(
@@ -62,9 +64,10 @@ class RunContext:
             decided = own or decide(train, common, group.rank)
         decided.apply()
         shard = Shard(group.rank.rank, group.size)
+        cache = cache.without_test() if job.trial else cache
         images = ImageDataModule(cache, train, job.settings.data, shard, on_gpu=decided.accelerator == "cuda")
         checkpoints = CheckpointIndex(job.folder, job.stop)
-        return cls(job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group)
+        return cls(job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group, job.trial)
 
     def build_network(self, pretrained: bool) -> tuple[Architecture, Classifier]:
         """The network and its LightningModule, with pretrained weights unless a checkpoint is going to replace them."""

@@ -77,12 +77,15 @@ def checkpoint_weights(
     return Weights(section, newest.train_s, newest.images_per_s, history, reuse)
 
 
-def predict_splits(context: RunContext, classifier: Classifier, validation: bool = True) -> PredictionTable:
-    """The predictions of the test split and, with `validation`, of the validation split, on every rank."""
+def predict_splits(
+    context: RunContext, classifier: Classifier, validation: bool = True, test: bool = True
+) -> PredictionTable:
+    """The predictions of the splits that are asked for, on every rank."""
     images, tables = context.images, []
     if validation:
         tables.append(predict_split(context, classifier, VAL, images.val_rows, "final-validation"))
-    tables.append(predict_split(context, classifier, layout.TEST, images.test_rows, "test"))
+    if test:
+        tables.append(predict_split(context, classifier, layout.TEST, images.test_rows, "test"))
     return PredictionTable.joined(tables)
 
 
@@ -118,7 +121,7 @@ def tracked(context: RunContext) -> Iterator[Tracker]:
     environment.disable_wandb_error_reporting()
     tracker = open_tracker(
         environment.wandb_mode(settings.tracker.mode) if context.group.is_main else "off",  # type: ignore[arg-type]
-        run_id=folder.run_id,
+        run_id=context.trial.name if context.trial else folder.run_id,
         project=settings.tracker.project,
         entity=settings.tracker.entity,
         folder=folder.attempt_folder,
@@ -223,9 +226,11 @@ def _metrics_sections(predictions: Predictions, images: ImageDataModule) -> dict
     temperature, index = predictions.temperature, images.cache.index
     val, test = predictions.table.split(VAL), predictions.table.split(layout.TEST)
     labels, tta = np.array(index.labels), predictions.tta
+    validated = {"temperature": temperature, "val": split_metrics(val, temperature) if len(val) else None}
+    if not len(test):
+        return {**validated, "test": None, "baseline": None}
     return {
-        "temperature": temperature,
-        "val": split_metrics(val, temperature) if len(val) else None,
+        **validated,
         "test": {**split_metrics(test, temperature), "not_in_train": _not_in_train(test, index)},
         **({"test_tta": {"tta": "flip", **split_metrics(tta, temperature)}} if tta else {}),
         "baseline": majority_baseline(labels[images.train_rows], test),

@@ -19,7 +19,7 @@ from inat_job.host.device_faults import device_errors
 from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
-from inat_job.reporting.publish import publish, store_checkpoints
+from inat_job.reporting.publish import publish, publish_trial, store_checkpoints
 from inat_job.run import resources
 from inat_job.run.job import Job
 from inat_job.run.run_state import CONFIG, LeasedRun
@@ -92,19 +92,22 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
 
         # Results, with the weights of the best epoch.
         best = start.load_best(context, classifier, context.checkpoints.best)
-        table = predict_splits(context, classifier)
+        table = predict_splits(context, classifier, test=context.trial is None)
         predictions = Predictions(table, fit_temperature(table.split(VAL)))
-        if group.is_main:
+        if group.is_main and not context.trial:
             with context.folder.drafts("model") as drafts:
                 export(architecture, drafts, _model_card(context, predictions.temperature))
         store_checkpoints(context.folder, uploader, context.stop)
         if leased:
             history = leased.lease.history(context.checkpoints.newest().ended)
             weights = checkpoint_weights(context, best, history, reuse)
+            made = (architecture, weights, predictions, tracker, config.get("started"))
+            if context.trial:
+                publish_trial(context.folder, tracker, make_report(context, *made))
+                return
             rows = metrics.rows if metrics else ()
             pictures = draw_pictures(context, architecture.network, predictions, weights, rows)
-            report = make_report(context, architecture, weights, predictions, tracker, config.get("started"))
-            report = finish_model(context, report)
+            report = finish_model(context, make_report(context, *made))
             publish(context.folder, tracker, report, table, pictures, suggestion(context))
 
 
@@ -151,6 +154,8 @@ def _train(
             _validate(context, classifier, resumed)
             log.validated(classifier, resumed.manifest.step, resumed.manifest.epoch - 1)
             callback.add_validation(classifier)
+    elif resumed:
+        callback.report_to_sweep()
     if not callback.ended:
         trainer = make_trainer(context.execution, context.settings.train, [log, callback], context.group)
         path = resumed.path if resumed else None

@@ -1,0 +1,139 @@
+"""`sweep`: search for the best settings by validation accuracy, train them again, and test them once.
+
+A worker is this command. The same command on another machine, or again after a stop, is another worker of the sweep.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection
+from contextlib import ExitStack
+from functools import partial
+
+from inat_job import events
+from inat_job.command_options import SweepOptions
+from inat_job.commands import sweep_runs
+from inat_job.commands.sweep_runs import BEST, TRIALS, Sweep
+from inat_job.errors import BadDataError, ConflictError, PreconditionFailed
+from inat_job.host import environment
+from inat_job.job_status import STATUS
+from inat_job.reporting.tracking import require_key
+from inat_job.run.prepare_images import prepare_images
+from inat_job.run.run_state import REPORT, lease_run, open_run
+from inat_job.run.timing import Clock
+from inat_job.search import space as spaces
+from inat_job.search import study as studies
+from inat_job.search import sweep_report
+from inat_job.search.journal import StoreJournal
+from inat_job.search.outcomes import Limits
+from inat_job.search.space import Axis
+from inat_job.search.study import Search
+from inat_job.search.sweep_report import Retrained, SweepRecord
+from inat_job.search.trial_leases import TrialLeases
+from inat_job.search.trials import Trials
+from inat_job.search.worker import Worker
+from inat_job.settings import Settings
+from inat_job.signals import StopFlag
+from inat_job.storage import probe
+from inat_job.storage.base import Store
+from inat_job.storage.disk import parse_json
+from inat_job.telemetry import heartbeat
+
+SWEEP = "sweep.json"
+"""What a sweep is: its part, its space, how it searches, and the settings that its trials share."""
+
+
+def space_of(part: str, request: SweepOptions, given: Collection[str]) -> dict[str, Axis]:
+    """What is searched: the part's space, without the settings that are `given` for all trials."""
+    return spaces.space_of(part, request.space, fixed=given)
+
+
+def space_text(part: str, request: SweepOptions, given: Collection[str]) -> str:
+    """What is searched, as TOML for `--space`."""
+    return spaces.as_text(space_of(part, request, given))
+
+
+def run(settings: Settings, request: SweepOptions, given: Collection[str], stop: StopFlag, started: float) -> None:
+    """Work on the sweep until it is over: search, train the best settings again, test them, and report."""
+    require_key(settings.tracker.mode, environment.has_wandb_key())
+    space = space_of(settings.part, request, given)
+    definition = _definition(settings, request, space)
+    folder = open_run(settings, settings.run.run_id or f"sweep-{settings.part}-{_digest(definition)[:12]}", stop)
+    STATUS.run_id, STATUS.run = folder.run_id, folder.uri
+    sweep = Sweep(settings, request.parallel, folder, stop)
+    with heartbeat.emit_heartbeats(), ExitStack() as held:
+        if not probe.probe(folder.store):  # then only one worker can be, which holds the folder
+            sweep = dataclasses.replace(sweep, conditional=False)
+            held.enter_context(lease_run(folder, settings.run.lease_seconds, stop))
+        _begin(sweep, definition)
+        cache = prepare_images(settings, Clock(started), stop)
+        held.callback(lambda: cache)  # whose hold would end with the last reference
+        trials = _open_trials(sweep, request, space)
+        limits = Limits(request.trials, request.max_time, request.target, request.patience)
+        events.phase("search")
+        why = _search(sweep, trials, limits)
+        record = SweepRecord(settings.part, folder.run_id, why, space, trials.counted())
+        events.phase("retrain")
+        _report(sweep, record, sweep_runs.retrain(sweep, record.best, request.retrain))
+
+
+def _definition(settings: Settings, request: SweepOptions, space: dict[str, Axis]) -> dict[str, object]:
+    """What decides the points of a sweep and their values."""
+    return {
+        "part": settings.part,
+        "fingerprint": settings.fingerprint(),
+        "space": {key: axis.as_dict() for key, axis in space.items()},
+        "sampler": request.sampler,
+        "pruner": request.pruner,
+    }
+
+
+def _digest(definition: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
+
+
+def _begin(sweep: Sweep, definition: dict[str, object]) -> None:
+    """Store what the sweep is, or raise ConflictError if its folder holds another one."""
+    text = json.dumps({**definition, "settings": sweep.base.anchored().as_dict()}, indent=2) + "\n"
+    store = sweep.folder.store
+    if store.stat(SWEEP) is None:
+        try:
+            store.put(SWEEP, text.encode(), if_none_match=sweep.conditional)
+            return
+        except PreconditionFailed:
+            pass  # by another worker, with the same, as the next lines check
+    try:
+        stored = parse_json(store.read(SWEEP))
+        differing = [name for name in definition if stored[name] != json.loads(json.dumps(definition[name]))]
+    except (ValueError, TypeError, LookupError):
+        raise BadDataError(f"{store.uri}/{SWEEP} is damaged: give the sweep another --run-id.") from None
+    if differing:
+        raise ConflictError(
+            f"{store.uri} is a sweep with another {', '.join(differing)}: change --run-id, or search as it does."
+        )
+
+
+def _open_trials(sweep: Sweep, request: SweepOptions, space: dict[str, Axis]) -> Trials:
+    journal = None if request.study else StoreJournal(sweep.folder.store, conditional=sweep.conditional)
+    search = Search(request.sampler, request.pruner, sweep.base.train.seed)
+    study = studies.open_study(journal, request.study, sweep.folder.run_id, search)
+    studies.enqueue_default(study, spaces.default_point(sweep.base.part, space))
+    return Trials(study, space, lambda values: sweep.settings_of(values, TRIALS))
+
+
+def _search(sweep: Sweep, trials: Trials, limits: Limits) -> str:
+    def open_trial(number: int) -> Store:
+        return sweep.open(TRIALS, str(number)).store
+
+    leases = TrialLeases(open_trial, sweep.base.run.lease_seconds)
+    start = partial(sweep_runs.start_trial, sweep)
+    return Worker(trials, start, leases.is_free, limits, sweep.parallel, sweep.stop).run()
+
+
+def _report(sweep: Sweep, record: SweepRecord, retrained: list[Retrained]) -> None:
+    folder = sweep.folder
+    content = sweep_report.build(record, retrained, sweep.settings_of(record.best.values, BEST).as_dict())
+    folder.write_json(REPORT, content)
+    folder.publish(REPORT)
+    STATUS.outcome = sweep_report.sentence(content)
+    events.emit("done", message=STATUS.outcome, report=f"{folder.uri}/{REPORT}")

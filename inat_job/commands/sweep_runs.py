@@ -1,0 +1,164 @@
+"""The runs of a sweep, each in a process of its own: its trials, and the best settings again with several seeds."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from inat_job import configuration, events, signals
+from inat_job.commands import train
+from inat_job.distributed import world
+from inat_job.errors import BadDataError, EndedError, JobError, Preempted
+from inat_job.host import environment
+from inat_job.platforms.platform import NO_PLATFORM
+from inat_job.run import exit
+from inat_job.run.job import Job
+from inat_job.run.run_state import REPORT, open_run
+from inat_job.run.timing import Clock
+from inat_job.run.trial_link import Ended, Epochs, TrialLink
+from inat_job.search.outcomes import MOST_FAILURES, Next, next_of
+from inat_job.search.space import Value
+from inat_job.search.sweep_report import Best, Retrained
+from inat_job.search.trial_process import TrialProcess
+from inat_job.settings import Settings
+from inat_job.signals import StopFlag
+from inat_job.storage.lease import LeaseError
+from inat_job.storage.run_folder import RunFolder
+
+TRIALS, BEST = "trials", "best"
+"""The folders of a sweep's runs."""
+
+_PAUSE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the runs of a sweep share: settings, how many run at a time, the sweep's folder, and the stop flag.
+
+    `conditional` says whether the store takes conditional writes.
+    """
+
+    base: Settings
+    parallel: int
+    folder: RunFolder
+    stop: StopFlag
+    conditional: bool = True
+
+    def settings_of(self, values: Mapping[str, Value], where: str, run_id: str = "run", seed: int = 0) -> Settings:
+        """The settings of the run `where`/`run_id` in the sweep's folder, on one device. Raises UsageError."""
+        settings = configuration.changed(self.base, values, "sweep")
+        run = dataclasses.replace(settings.run, output=f"{self.folder.uri}/{where}", run_id=run_id)
+        recipe = dataclasses.replace(settings.train, devices=1, num_nodes=1, seed=settings.train.seed + seed)
+        return dataclasses.replace(settings, run=run, train=recipe)
+
+    def open(self, where: str, run_id: str) -> RunFolder:
+        """The folder of a run of the sweep."""
+        return open_run(self.base, f"{self.folder.uri}/{where}/{run_id}", self.stop)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run's settings, its name in the tracker if it is a trial, and whether its warnings are JSON."""
+
+    settings: Settings
+    trial: str | None
+    json: bool
+
+
+def start_trial(sweep: Sweep, number: int, settings: Settings, slot: int) -> TrialProcess:
+    """Start a trial, or what is left of it, on the GPU `slot` of those that this process may use."""
+    named = dataclasses.replace(settings, run=dataclasses.replace(settings.run, run_id=str(number)))
+    return _start(sweep, Task(named, f"{sweep.folder.run_id}-{number}", events.is_json()), slot)
+
+
+def _start(sweep: Sweep, task: Task, slot: int = 0) -> TrialProcess:
+    variables = {"WANDB_RUN_GROUP": sweep.folder.run_id}
+    if sweep.parallel > 1:
+        variables["CUDA_VISIBLE_DEVICES"] = environment.visible_gpu(slot)
+    return TrialProcess(run_task, task, variables)
+
+
+def run_task(task: Task, connection: Connection) -> Ended:
+    """Do a run in this process, which was made for it, and return how it ended."""
+    settings, stop = task.settings, StopFlag()
+    stop.install()
+    stop.ignore_repeats()  # Ctrl-C in a terminal reaches this process, and so does the worker's signal for it
+    events.configure(text=not task.json)
+    events.only_warnings()
+    exit.silence_libraries()
+    exit.skip_termination_message(True)
+    grace_s = settings.run.grace_seconds
+    signals.end_within_grace(stop, grace_s, _say_nothing, _say_nothing, signals.reserve_s(grace_s))
+    link = TrialLink(task.trial, connection, stop, settings.run.lease_seconds) if task.trial else None
+    try:
+        folder = open_run(settings, settings.run_id, stop)
+        rank = world.local_ranks(settings, NO_PLATFORM)[0]
+        train.run_rank(Job(settings, folder, rank, Clock(time.perf_counter()), stop, link))
+        return Ended(0, "Done.", read_report(folder)["val"]["accuracy"])
+    except LeaseError as error:
+        return Ended(error.exit_code, str(error), held=True)
+    except JobError as error:
+        return Ended(error.exit_code, str(error))
+    except Exception as error:
+        exit.show(error)
+        return Ended(1, f"Unexpected {type(error).__name__}: {error}")
+
+
+def _say_nothing() -> None:
+    """The worker says why its runs stop."""
+
+
+def read_report(folder: RunFolder) -> dict[str, Any]:
+    """The report of a finished run of the sweep. Raises BadDataError."""
+    report = folder.read_json(REPORT)
+    if not isinstance(report, dict) or not isinstance(report.get("val"), dict):
+        raise BadDataError(f"{folder.uri}/{REPORT} is no report of a sweep's run: delete that run.")
+    return report
+
+
+def retrain(sweep: Sweep, best: Best, seeds: int) -> list[Retrained]:
+    """Train and test the best settings with several seeds; those that are finished are only read.
+
+    Raises Preempted when stopped, EndedError where a run fails.
+    """
+    done = []
+    for seed in range(seeds):
+        run_id = f"seed-{seed}"
+        settings = sweep.settings_of(best.values, BEST, run_id, seed)
+        _run_to_end(sweep, Task(settings, None, events.is_json()))
+        folder = sweep.open(BEST, run_id)
+        done.append(Retrained.of(settings.train.seed, folder.uri, read_report(folder)))
+        events.emit("retrained", seed=settings.train.seed, test_accuracy=done[-1].test, val_accuracy=done[-1].val)
+    return done
+
+
+def _run_to_end(sweep: Sweep, task: Task) -> None:
+    """Do a run, or wait until the worker that holds it has done it."""
+    failures = 0
+    while True:
+        signals.check(sweep.stop, "training the best settings again")
+        ended = _wait(sweep, _start(sweep, task))
+        signals.check(sweep.stop, "training the best settings again")
+        failures += ended.code not in (0, Preempted.exit_code) and not ended.held
+        outcome = next_of(ended, pruned=False, failures=failures)
+        if outcome is Next.DONE:
+            return
+        if outcome is not Next.CONTINUE or failures >= MOST_FAILURES:
+            raise EndedError(f"The best settings could not be trained again: {ended.sentence}", ended.code)
+        signals.pause(_PAUSE_S, sweep.stop, "waiting for another worker")
+
+
+def _wait(sweep: Sweep, process: TrialProcess) -> Ended:
+    stopped = False
+    while True:
+        if sweep.stop() and not stopped:
+            process.stop()
+            stopped = True
+        if process.connection.poll(0.1):
+            message = process.receive()
+            if isinstance(message, Ended):
+                return message
+            assert isinstance(message, Epochs)
+            process.answer(False)

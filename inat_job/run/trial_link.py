@@ -1,0 +1,57 @@
+"""The connection between a run that is a trial of a sweep and the worker that started it.
+
+The worker is another process. If it is gone, the trial stores its checkpoint and ends, and whichever worker takes the
+trial up next continues from there.
+"""
+
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+from inat_job.signals import StopFlag
+
+PRUNED = "the sweep, which prunes this trial"
+_WORKER_LOST = "the loss of the sweep's worker"
+
+
+class Epochs(NamedTuple):
+    """The validation accuracy after each epoch so far; `last` if training has ended."""
+
+    accuracies: list[float]
+    last: bool
+
+
+class Ended(NamedTuple):
+    """How a trial's process ended: its exit code, and the sentence that says why.
+
+    `value` is the validation accuracy of a finished run; `held` says that another job holds the run.
+    """
+
+    code: int
+    sentence: str
+    value: float | None = None
+    held: bool = False
+
+
+class TrialLink:
+    """The trial's end of the connection; `name` is the trial's name in the tracker.
+
+    The trial goes on without an answer that takes over `patience_s` seconds.
+    """
+
+    def __init__(self, name: str, connection: Connection, stop: StopFlag, patience_s: float) -> None:
+        self.name, self._connection, self._stop, self._patience_s = name, connection, stop, patience_s
+
+    def report(self, accuracies: Sequence[float], last: bool) -> None:
+        """Report the epochs so far, and raise the stop flag if the worker prunes the trial, or is gone.
+
+        A trial whose training has ended is not pruned.
+        """
+        try:
+            self._connection.send(Epochs(list(accuracies), last))
+            prune = self._connection.poll(self._patience_s) and self._connection.recv()
+        except (EOFError, OSError):
+            self._stop.set(_WORKER_LOST)
+            return
+        if prune:
+            self._stop.set(PRUNED)

@@ -1,0 +1,217 @@
+"""What a search varies: axes by setting, the spaces of both parts, and how a file narrows or extends them.
+
+Nothing here imports Optuna, so that `--print-config` and a mistaken file are answered at once.
+"""
+
+import math
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inat_job import options
+from inat_job.configuration import known_key, options_by_key
+from inat_job.errors import UsageError
+from inat_job.recipes import RECIPES
+
+Value = str | int | float | bool
+Space = Mapping[str, "Axis"]
+"""Axis by setting, "section.field", in the order in which their values are drawn."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The values that a setting may take: `choices`, or numbers from `low` to `high`, both included.
+
+    `log` draws the logarithm uniformly. `only_with` names another setting of the space and its values with which this
+    one has an effect; otherwise it is not drawn.
+    """
+
+    choices: tuple[Value, ...] = ()
+    low: float = math.nan
+    high: float = math.nan
+    log: bool = False
+    integer: bool = False
+    only_with: tuple[str, tuple[Value, ...]] | None = None
+
+    def applies(self, drawn: Mapping[str, Value]) -> bool:
+        """Whether the setting has an effect beside the values that are drawn already."""
+        if self.only_with is None or self.only_with[0] not in drawn:
+            return True
+        key, values = self.only_with
+        return drawn[key] in values
+
+    def ends(self) -> Sequence[Value]:
+        """The values that must be valid for all to be."""
+        return self.choices or ((int(self.low), int(self.high)) if self.integer else (self.low, self.high))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The axis as `--space` reads it."""
+        if self.choices:
+            return {"choices": list(self.choices)}
+        low, high = self.ends()
+        return {"low": low, "high": high, "log": self.log}
+
+
+def real(low: float, high: float, log: bool = False) -> Axis:
+    """An axis of real numbers."""
+    return Axis(low=low, high=high, log=log)
+
+
+def whole(low: int, high: int, log: bool = False) -> Axis:
+    """An axis of whole numbers."""
+    return Axis(low=low, high=high, log=log, integer=True)
+
+
+def one_of(*choices: Value, only_with: tuple[str, tuple[Value, ...]] | None = None) -> Axis:
+    """An axis of some values."""
+    return Axis(choices=choices, only_with=only_with)
+
+
+PART_A: Space = {
+    "model.filters": whole(16, 64, log=True),
+    "model.filter_organisation": one_of("double", "same", "half"),
+    "model.kernel_sizes": one_of("3", "5", "5,5,3,3,3", "7,5,3,3,3"),
+    "model.activation": one_of("relu", "gelu", "silu", "mish"),
+    "model.dense": whole(64, 1024, log=True),
+    "model.dropout": real(0.0, 0.6),
+    "model.batch_norm": one_of(True, False),
+    "model.pooling": one_of("gap", "flatten"),
+    "train.augment": one_of(True, False),
+    "train.crop_scale": Axis(low=0.2, high=1.0, only_with=("train.augment", (True,))),
+    "train.colour": Axis(low=0.0, high=0.6, only_with=("train.augment", (True,))),
+    "train.lr": real(1e-4, 1e-2, log=True),
+    "train.weight_decay": real(1e-3, 0.5, log=True),
+    "train.batch_size": one_of(32, 64, 128, 256),
+    "train.label_smoothing": real(0.0, 0.2),
+}
+PART_B: Space = {
+    "model.strategy": one_of("full", "gradual", "last-k", "head"),
+    "model.backbone": one_of("resnet50", "convnext_tiny", "efficientnet_v2_s"),
+    "model.layer_decay": Axis(low=0.1, high=1.0, log=True, only_with=("model.strategy", ("full", "gradual"))),
+    "data.image_size": one_of(224, 288),
+    "train.lr": real(3e-4, 3e-2, log=True),
+    "train.weight_decay": real(1e-3, 0.2, log=True),
+    "train.label_smoothing": real(0.0, 0.2),
+    "train.crop_scale": real(0.2, 1.0),
+}
+SPACES: Mapping[str, Space] = {"a": PART_A, "b": PART_B}
+"""The space of each part, around its recipe."""
+
+_FIELDS = {"low", "high", "log", "choices"}
+
+
+def space_of(part: str, file: str | None = None, fixed: Collection[str] = ()) -> dict[str, Axis]:
+    """The part's space, changed by a TOML file, without the settings that are `fixed`.
+
+    In the file, a table is an axis that is added or replaced, and `section.field = false` removes one. Raises
+    UsageError for what is no axis of an existing setting, and for a space that is empty.
+    """
+    known = options_by_key(RECIPES[part]())
+    space = dict(SPACES[part])
+    for key, table in _tables(file).items() if file else ():
+        known_key(key, known, f"--space {file}")
+        if table is False:
+            space.pop(key, None)
+            continue
+        before = space.get(key)
+        space[key] = _axis(key, table, f"--space {file}", before.only_with if before else None, *known[key])
+    space = {key: axis for key, axis in space.items() if key not in fixed}
+    if not space:
+        raise UsageError("Nothing is left to search: every setting of the space is fixed.")
+    return space
+
+
+def _tables(file: str) -> dict[str, Any]:
+    try:
+        sections = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--space is {file}, which cannot be read ({error.strerror}): check the path.") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--space is {file}, which is not TOML ({error}): write it as --print-config does.") from None
+    tables: dict[str, Any] = {}
+    for section, fields in sections.items():
+        if not isinstance(fields, dict):
+            raise UsageError(f"--space {file}: {section!r} is not a section: write [{section}.field] above its range.")
+        tables |= {f"{section}.{field}": table for field, table in fields.items()}
+    return tables
+
+
+def _axis(
+    key: str, table: Any, where: str, only_with: tuple[str, tuple[Value, ...]] | None, each: options.Option, kind: Any
+) -> Axis:
+    example = "low and high, or choices"
+    if not isinstance(table, dict) or set(table) - _FIELDS or not ({"low", "high"} <= set(table) or "choices" in table):
+        raise UsageError(f"{where}: {key} is {table!r}: give {example}, or false to leave it as it is.")
+    if "choices" in table:
+        axis = _choices_axis(key, table, where, only_with)
+    else:
+        axis = _range_axis(key, table, where, only_with)
+    for value in axis.ends():
+        try:
+            options.check_value(each, options.parse(each, kind, value))
+        except UsageError as error:
+            raise UsageError(f"{where}: {key} may not be {value!r}. {error}") from None
+    return axis
+
+
+def _choices_axis(key: str, table: dict[str, Any], where: str, only_with: Any) -> Axis:
+    choices = table["choices"]
+    plain = isinstance(choices, list) and all(isinstance(each, str | int | float | bool) for each in choices)
+    if set(table) != {"choices"} or not plain or len(set(choices)) != len(choices) or not choices:
+        raise UsageError(f"{where}: {key} has {table!r}: choices is a list of different texts, numbers or booleans.")
+    return Axis(choices=tuple(choices), only_with=only_with)
+
+
+def _range_axis(key: str, table: dict[str, Any], where: str, only_with: Any) -> Axis:
+    low, high, log = table["low"], table["high"], table.get("log", False)
+    numbers = all(type(each) in (int, float) and math.isfinite(each) for each in (low, high))
+    if not numbers or type(log) is not bool or low >= high or (log and low <= 0):
+        raise UsageError(f"{where}: {key} has {table!r}: low must be less than high, and with log = true more than 0.")
+    return Axis(low=low, high=high, log=log, integer=type(low) is type(high) is int, only_with=only_with)
+
+
+def default_point(part: str, space: Space) -> dict[str, Value]:
+    """The recipe's own values on the axes, which the first trial has, as far as the axes have them."""
+    sections = RECIPES[part]().sections()
+    point: dict[str, Value] = {}
+    for key, axis in space.items():
+        section, _, field = key.partition(".")
+        value = _drawn(getattr(sections[section], field), axis)
+        if axis.applies(point) and _is_on(value, axis):
+            point[key] = value
+    return point
+
+
+def _drawn(value: Any, axis: Axis) -> Value:
+    """A setting's value as an axis has it: several numbers are a text, and one is a number or a text."""
+    if not isinstance(value, tuple):
+        assert isinstance(value, str | int | float | bool)
+        return value
+    text = ",".join(map(str, value))
+    return text if axis.choices else int(text) if len(value) == 1 else text
+
+
+def _is_on(value: Value, axis: Axis) -> bool:
+    if axis.choices:
+        return value in axis.choices
+    return isinstance(value, int | float) and axis.low <= value <= axis.high
+
+
+def as_text(space: Space) -> str:
+    """The space as TOML, for `--space`."""
+    lines = []
+    for key, axis in space.items():
+        lines.append(f"[{key}]")
+        lines += [f"{name} = {_toml(value)}" for name, value in axis.as_dict().items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else repr(value)

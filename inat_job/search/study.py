@@ -1,0 +1,135 @@
+"""The study of a search in Optuna: sampler, pruner, and the trials by what became of them.
+
+Optuna is the engine: Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, 2019.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from inat_job.errors import UsageError
+from inat_job.options import public_uri
+from inat_job.search.journal import StoreJournal
+from inat_job.search.space import Axis, Space, Value
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the points of a study are chosen, and which trials are ended early."""
+
+    sampler: str
+    pruner: str
+    seed: int
+
+
+class PerTrialSampler(BaseSampler):
+    """A sampler whose random draws depend on the seed and the trial's number alone.
+
+    So a search that was stopped goes on as it would have, and workers that start with one seed draw different points.
+    """
+
+    def __init__(self, kind: str, seed: int) -> None:
+        self._kind, self._seed = kind, seed
+        self._own: BaseSampler = self._make(0)
+
+    def _make(self, number: int) -> BaseSampler:
+        seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
+        if self._kind == "random":
+            return RandomSampler(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # group: settings that only some trials have
+            return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._own = self._make(trial.number)
+        self._own.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._own.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._own.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._own.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._own.after_trial(study, trial, state, values)
+
+
+def open_study(journal: StoreJournal | None, database: str | None, name: str, search: Search) -> Study:
+    """The study `name`, made if there is none, in a journal or in a database.
+
+    Raises UsageError for a database that cannot be reached, or whose driver is not installed.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(
+        study_name=name,
+        storage=JournalStorage(journal) if journal else _database(str(database)),
+        sampler=PerTrialSampler(search.sampler, search.seed),
+        pruner=make_pruner(search.pruner),
+        direction="maximize",
+        load_if_exists=True,
+    )
+
+
+def _database(uri: str) -> RDBStorage:
+    where = public_uri(uri)
+    try:
+        return RDBStorage(uri, engine_kwargs={"pool_pre_ping": True})
+    except ImportError as error:
+        raise UsageError(f"--storage is {where}, whose driver is not installed ({error}): pip install it.") from None
+    except (SQLAlchemyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(f"--storage is {where}, which cannot be used ({reason}): check the address.") from None
+
+
+def enqueue_default(study: Study, point: Mapping[str, Value]) -> None:
+    """Make the recipe's own values the first trial of a new study."""
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial(dict(point), skip_if_exists=True)
+
+
+def make_pruner(name: str) -> BasePruner:
+    """The pruner `asha`, `median` or `none`.
+
+    ASHA is that of Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020.
+    """
+    if name == "asha":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    return MedianPruner(n_startup_trials=5, n_warmup_steps=1) if name == "median" else NopPruner()
+
+
+def draw(trial: Trial, space: Space) -> dict[str, Value]:
+    """A value for each axis that has an effect, as the sampler suggests it."""
+    drawn: dict[str, Value] = {}
+    for key, axis in space.items():
+        if axis.applies(drawn):
+            drawn[key] = _suggest(trial, key, axis)
+    return drawn
+
+
+def _suggest(trial: Trial, key: str, axis: Axis) -> Value:
+    if axis.choices:
+        chosen = trial.suggest_categorical(key, axis.choices)
+        assert chosen is not None
+        return chosen
+    if axis.integer:
+        return trial.suggest_int(key, int(axis.low), int(axis.high), log=axis.log)
+    return trial.suggest_float(key, axis.low, axis.high, log=axis.log)

@@ -1,0 +1,132 @@
+"""The report of a sweep: what was tried and what became of it, the best settings, and their test."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from optuna.trial import FrozenTrial, TrialState
+
+from inat_job.errors import ConflictError
+from inat_job.search.space import Axis, Value
+from inat_job.search.trials import REASON
+
+SCHEMA_VERSION = 1
+_NAMES = {
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "unfinished",
+    TrialState.WAITING: "unfinished",
+}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The trial with the best validation accuracy, of those that were done."""
+
+    number: int
+    values: dict[str, Value]
+    val: float
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """The best settings, trained again with a seed: where, and the accuracies."""
+
+    seed: int
+    run: str
+    val: float
+    test: float
+
+    @classmethod
+    def of(cls, seed: int, run: str, report: Mapping[str, Any]) -> Self:
+        """From the run's report."""
+        return cls(seed, run, report["val"]["accuracy"], report["test"]["accuracy"])
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A sweep that is over: why, and its trials."""
+
+    part: str
+    sweep_id: str
+    why: str
+    space: Mapping[str, Axis]
+    trials: Sequence[FrozenTrial]
+
+    @property
+    def best(self) -> Best:
+        """The best trial, the first of equals. Raises ConflictError if none was done."""
+        done = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
+        if not done:
+            raise ConflictError(
+                f"No trial of {self.sweep_id} was done, so there is no best one: raise --trials, or use --pruner none."
+            )
+        best = max(done, key=lambda trial: (trial.value or 0.0, -trial.number))
+        return Best(best.number, dict(best.params), float(best.value or 0.0))
+
+
+def build(record: SweepRecord, retrained: Sequence[Retrained], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a sweep's report.json; `settings` are the best, complete."""
+    best = record.best
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "sweep",
+        "status": "done",
+        "part": record.part,
+        "run_id": record.sweep_id,
+        "why": record.why,
+        "counts": _counts(record.trials),
+        "epochs": sum(len(trial.intermediate_values) for trial in record.trials),
+        "best": {"trial": best.number, "values": best.values, "val_accuracy": best.val, "settings": settings},
+        "retrained": [
+            {"seed": each.seed, "run": each.run, "val_accuracy": each.val, "test_accuracy": each.test}
+            for each in retrained
+        ],
+        "test": _spread([each.test for each in retrained]),
+        "space": {key: axis.as_dict() for key, axis in record.space.items()},
+        "trials": [_trial(trial) for trial in record.trials],
+    }
+
+
+def sentence(report: Mapping[str, Any]) -> str:
+    """The result in one sentence."""
+    best, test, count = report["best"], report["test"], len(report["trials"])
+    chosen = f"Trial {best['trial']} of {count} has the best validation accuracy, {best['val_accuracy']:.4f}"
+    if test is None:
+        return f"{chosen}; it was not trained again."
+    spread = f", from {test['lowest']:.4f} to {test['highest']:.4f}" if test["n"] > 1 else ""
+    seeds = f"{test['n']} seeds" if test["n"] > 1 else "one seed"
+    return f"{chosen}. Trained again with {seeds}, its test accuracy is {test['mean']:.4f}{spread}."
+
+
+def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    names = [_NAMES[trial.state] for trial in trials]
+    return {name: names.count(name) for name in dict.fromkeys(_NAMES.values())}
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any] | None:
+    if not values:
+        return None
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {
+        "n": len(values),
+        "mean": statistics.fmean(values),
+        "sd": deviation,
+        "lowest": min(values),
+        "highest": max(values),
+    }
+
+
+def _trial(trial: FrozenTrial) -> dict[str, Any]:
+    seconds = trial.duration.total_seconds() if trial.duration else None
+    return {
+        "number": trial.number,
+        "outcome": _NAMES[trial.state],
+        "why": trial.user_attrs.get(REASON),
+        "val_accuracy": trial.value if trial.state is TrialState.COMPLETE else None,
+        "epochs": [value for _, value in sorted(trial.intermediate_values.items())],
+        "seconds": None if seconds is None else round(seconds, 3),
+        "values": dict(trial.params),
+    }

@@ -1,0 +1,81 @@
+"""A trial's process: forked from one that has imported torch, so that a trial starts at once and shares nothing else.
+
+The start method is multiprocessing's forkserver. A worker watches its trials through their connections, and need not
+be a thread or a signal handler for each.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from inat_job.host import environment
+from inat_job.run.trial_link import Ended
+
+PRELOADED = ("inat_job.training.run", "inat_job.commands.train")
+Target = Callable[[Any, Connection], Ended]
+"""Runs a trial in its process, given its task, and returns how it ended."""
+
+
+class TrialProcess:
+    """A running trial, whose environment has `variables` too.
+
+    `connection` is readable when the trial has something to say, or has ended.
+    """
+
+    def __init__(self, target: Target, task: Any, variables: Mapping[str, str]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOADED))
+        self.connection, theirs = context.Pipe()
+        self._process: BaseProcess = context.Process(target=_run, args=(target, task, dict(variables), theirs))
+        self._process.start()
+        theirs.close()
+        self._ended: Ended | None = None
+
+    def receive(self) -> Any:
+        """The next message, or Ended once the process has ended, however it did."""
+        try:
+            message = self.connection.recv()
+        except (EOFError, OSError):
+            return self.join()
+        if isinstance(message, Ended):
+            self._ended = message
+            return self.join()
+        return message
+
+    def answer(self, prune: bool) -> None:
+        """Answer the trial's report of an epoch."""
+        with contextlib.suppress(OSError):  # it has ended meanwhile, which is received next
+            self.connection.send(prune)
+
+    def stop(self) -> None:
+        """Ask the trial to store its checkpoint and end."""
+        if self._process.pid and self._process.is_alive():
+            os.kill(self._process.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.join()
+
+    def join(self) -> Ended:
+        """Wait for the process's end. One that could not say how it ended was killed, or crashed."""
+        self._process.join()
+        self.connection.close()
+        code = self._process.exitcode or 0
+        if self._ended:
+            return self._ended
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return Ended(code if code > 0 else 128 - code, f"The trial's process {how}.")
+
+
+def _run(target: Target, task: Any, variables: Mapping[str, str], connection: Connection) -> None:
+    environment.set_variables(variables)  # before CUDA starts, which reads which GPUs it may use
+    ended = target(task, connection)
+    with contextlib.suppress(OSError):  # the worker is gone, and the run folder says it all
+        connection.send(ended)
+    os._exit(ended.code)

@@ -1,0 +1,150 @@
+"""A worker of a sweep: takes up what others left, begins new trials, and watches those that it runs."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+
+from inat_job import events, signals
+from inat_job.errors import ConflictError, EndedError
+from inat_job.run.trial_link import Ended, Epochs
+from inat_job.search.outcomes import Limits, Next, next_of, why_ended
+from inat_job.search.trial_process import TrialProcess
+from inat_job.search.trials import RunningTrial, Trials
+from inat_job.settings import Settings
+from inat_job.signals import StopFlag
+
+FAILURES_IN_A_ROW = 5
+"""Trials that fail one after the other, after which the sweep stops: the next would fail too."""
+
+_POLL_S = 1.0
+
+
+IsFree = Callable[[int, float], bool]
+"""Whether no live job holds the run of a trial, given its number and when it was begun, in seconds since 1970."""
+
+Start = Callable[[int, Settings, int], TrialProcess]
+"""Starts the process of a trial, given its number, its settings and its slot, from 0."""
+
+
+@dataclass
+class _Slot:
+    """A trial at work."""
+
+    running: RunningTrial
+    process: TrialProcess
+    pruned: bool = False
+
+
+class Worker:
+    """Runs trials, up to `slots` at a time, until the sweep is over."""
+
+    def __init__(
+        self, trials: Trials, start: Start, is_free: IsFree, limits: Limits, slots: int, stop: StopFlag
+    ) -> None:
+        self._trials, self._start, self._is_free = trials, start, is_free
+        self._limits, self._count, self._stop = limits, slots, stop
+        self._slots: dict[int, _Slot] = {}
+
+    def run(self) -> str:
+        """Work until the sweep is over, and return why it is.
+
+        Raises Preempted when stopped, once the trials have stored their checkpoints; EndedError for a fault that all
+        trials have; ConflictError if too many fail in a row.
+        """
+        try:
+            while not (why := why_ended(self._trials.standing(), self._limits)):
+                signals.check(self._stop, "searching")
+                self._fill_slots()
+                self._watch()
+            return why
+        finally:
+            self._stop_all()
+
+    def _fill_slots(self) -> None:
+        for slot in range(self._count):
+            if slot not in self._slots and (running := self._next_trial()):
+                params = {name.partition(".")[2]: value for name, value in running.trial.params.items()}
+                events.emit("trial", number=running.number, values=params, continued=running.continued)
+                self._slots[slot] = _Slot(running, self._start(running.number, running.settings, slot))
+
+    def _next_trial(self) -> RunningTrial | None:
+        own = {slot.running.number for slot in self._slots.values()}
+        for frozen in self._trials.running():
+            begun_at = frozen.datetime_start.timestamp() if frozen.datetime_start else 0.0
+            if frozen.number not in own and self._is_free(frozen.number, begun_at):
+                return self._trials.resume(frozen)
+        return self._trials.begin(self._limits.trials)
+
+    def _watch(self) -> None:
+        """Handle what the trials have to say, or wait a while where none has."""
+        by_connection: Mapping[object, int] = {each.process.connection: slot for slot, each in self._slots.items()}
+        if not by_connection:
+            signals.pause(_POLL_S, self._stop, "waiting for the trials of other workers")
+            return
+        for connection in wait(list(by_connection), timeout=_POLL_S):  # type: ignore[arg-type]
+            self._handle(by_connection[connection])
+
+    def _handle(self, number: int) -> None:
+        slot = self._slots[number]
+        message = slot.process.receive()
+        if isinstance(message, Epochs):
+            slot.pruned = self._trials.report(slot.running.trial, message.accuracies) and not message.last
+            slot.process.answer(slot.pruned)
+        elif isinstance(message, Ended):
+            del self._slots[number]
+            self._end(slot, message)
+
+    def _end(self, slot: _Slot, ended: Ended) -> None:
+        trial, failures = slot.running.trial, 0
+        if ended.code not in (0, 143) and not ended.held:
+            failures = self._trials.add_failure(trial, ended.sentence)
+        outcome = next_of(ended, slot.pruned, failures)
+        if outcome is Next.DONE and ended.value is not None:
+            self._trials.complete(trial, ended.value)
+        elif outcome is Next.PRUNED:
+            self._trials.prune(trial)
+        elif outcome is Next.FAILED:
+            self._trials.fail(trial, ended.sentence)
+        standing = self._trials.standing()
+        events.emit(
+            "trial-end",
+            number=trial.number,
+            outcome=outcome.value,
+            value=ended.value,
+            why=ended.sentence,
+            ended=len(standing.values),
+            trials=self._limits.trials,
+            best=standing.best,
+        )
+        if outcome is Next.END_SWEEP:
+            raise EndedError(f"Trial {trial.number} ended the sweep: {ended.sentence}", ended.code)
+        if len(reasons := self._trials.failures_in_a_row()) >= FAILURES_IN_A_ROW:
+            raise ConflictError(f"The last {len(reasons)} trials failed, the last one so: {reasons[0]}")
+
+    def _stop_all(self) -> None:
+        """Stop the trials that still run, each of which stores its checkpoint; they stay to be continued."""
+        for slot in self._slots.values():
+            slot.process.stop()
+        deadline = time.monotonic() + self._grace_s()
+        for number, slot in list(self._slots.items()):
+            while number in self._slots and time.monotonic() < deadline:
+                if slot.process.connection.poll(0.1):
+                    self._receive_last(number)
+            if number in self._slots:
+                slot.process.kill()
+
+    def _receive_last(self, number: int) -> None:
+        slot = self._slots[number]
+        message = slot.process.receive()
+        if isinstance(message, Epochs):
+            self._trials.report(slot.running.trial, message.accuracies)
+            slot.process.answer(False)
+        elif isinstance(message, Ended):
+            del self._slots[number]
+            if message.code == 0 and message.value is not None:  # it was just finishing
+                self._trials.complete(slot.running.trial, message.value)
+
+    def _grace_s(self) -> float:
+        settings = next(iter(self._slots.values())).running.settings if self._slots else None
+        return settings.run.grace_seconds if settings else 0.0

@@ -1,0 +1,105 @@
+"""Search spaces: every point of them is a valid run, and files that narrow or extend them."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inat_job.configuration import configure, options_by_key
+from inat_job.errors import UsageError
+from inat_job.recipes import RECIPES
+from inat_job.search.space import SPACES, Axis, as_text, default_point, space_of
+
+
+def values(axis: Axis) -> st.SearchStrategy:
+    if axis.choices:
+        return st.sampled_from(axis.choices)
+    if axis.integer:
+        return st.integers(int(axis.low), int(axis.high))
+    return st.floats(axis.low, axis.high)
+
+
+@pytest.mark.parametrize("part", SPACES)
+@given(data=st.data())
+def test_every_point_is_a_valid_run(part: str, data: st.DataObject) -> None:
+    drawn = {}
+    for key, axis in SPACES[part].items():
+        if axis.applies(drawn):
+            drawn[key] = data.draw(values(axis), label=key)
+    settings = configure(part, drawn, [], None, environment={}).settings
+    assert settings.fingerprint()
+
+
+@pytest.mark.parametrize("part", SPACES)
+def test_axes_are_settings_that_decide_the_result(part: str) -> None:
+    known = options_by_key(RECIPES[part]())
+    assert all(known[key][0].in_fingerprint for key in SPACES[part])
+
+
+@pytest.mark.parametrize("part", SPACES)
+def test_default_point_is_the_recipe(part: str) -> None:
+    point = default_point(part, SPACES[part])
+    assert set(point) == {key for key, axis in SPACES[part].items() if axis.applies(point)}
+    assert configure(part, point, [], None, environment={}).settings.fingerprint() == RECIPES[part]().fingerprint()
+
+
+@pytest.mark.parametrize("part", SPACES)
+def test_text_reads_back(part: str, tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(as_text(SPACES[part]))
+    assert space_of(part, str(file)) == SPACES[part]
+
+
+def test_file_narrows_extends_and_removes(tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(
+        "[train]\nlr = {low = 1e-3, high = 2e-3}\ncolour = false\nrotation = {low = 0.0, high = 30.0}\n"
+        "[train.crop_scale]\nlow = 0.5\nhigh = 0.9\n"
+    )
+    space = space_of("a", str(file), fixed={"model.dense"})
+    assert space["train.lr"] == Axis(low=1e-3, high=2e-3)
+    assert space["train.rotation"] == Axis(low=0.0, high=30.0)
+    assert space["train.crop_scale"].only_with == ("train.augment", (True,))
+    assert not {"train.colour", "model.dense"} & set(space)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[train]\nlrr = {low = 1e-3, high = 1e-2}", r"there is no setting 'train\.lrr'.*lr"),
+        ("[train]\nlr = 1e-3", r"train\.lr is 0\.001: give low and high, or choices, or false"),
+        ("[train.lr]\nlow = 1e-3", r"give low and high, or choices"),
+        ("[train.lr]\nlow = 1e-2\nhigh = 1e-3", r"low must be less than high"),
+        ("[train.lr]\nlow = 0.0\nhigh = 1e-3\nlog = true", r"with log = true more than 0"),
+        ("[train.lr]\nlow = 0.01\nhigh = inf", r"low must be less than high"),
+        ("[model.activation]\nchoices = ['relu', 'relu']", r"choices is a list of different"),
+        ("[model.activation]\nchoices = []", r"choices is a list of different"),
+        ("[model.dense]\nlow = 1.5\nhigh = 9.5", r"model\.dense may not be 1\.5\. --dense is 1\.5"),
+        ("train = 3", r"'train' is not a section"),
+        ("[train", r"is not TOML"),
+    ],
+)
+def test_mistakes_in_a_file(text: str, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        space_of("a", str(file))
+
+
+@pytest.mark.parametrize("text", ["[train.lr]\nlow = 1.0\nhigh = 100.0", "[model.activation]\nchoices = ['tanh']"])
+def test_values_out_of_a_settings_range(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match="may not be"):
+        space_of("a", str(file))
+
+
+def test_missing_file() -> None:
+    with pytest.raises(UsageError, match="--space is nowhere.toml, which cannot be read"):
+        space_of("a", "nowhere.toml")
+
+
+def test_nothing_left_to_search() -> None:
+    with pytest.raises(UsageError, match="Nothing is left to search"):
+        space_of("a", fixed=set(SPACES["a"]))

@@ -1,0 +1,84 @@
+"""Sampler and pruner: the same points after a restart, conditional axes, and what each pruner stops."""
+
+import optuna
+import pytest
+
+from inat_job.search.space import PART_A, Axis, default_point, one_of, real
+from inat_job.search.study import PerTrialSampler, draw, make_pruner
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def study(seed: int = 0, kind: str = "tpe", storage: optuna.storages.BaseStorage | None = None) -> optuna.Study:
+    sampler = PerTrialSampler(kind, seed)
+    return optuna.create_study(
+        study_name="s", storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
+    )
+
+
+def value(point: dict) -> float:
+    return -abs(point["train.lr"] - 3e-3) - (point["model.activation"] != "gelu")
+
+
+def points(each: optuna.Study, count: int) -> list[dict]:
+    drawn = []
+    for _ in range(count):
+        trial = each.ask()
+        drawn.append(draw(trial, PART_A))
+        each.tell(trial, value(drawn[-1]))
+    return drawn
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+def test_restarted_search_draws_the_same_points(kind: str) -> None:
+    whole = points(study(kind=kind), 14)
+    storage = optuna.storages.InMemoryStorage()
+    parts = [point for count in (3, 9, 2) for point in points(study(kind=kind, storage=storage), count)]
+    assert parts == whole
+    assert points(study(seed=1, kind=kind), 14) != whole
+
+
+def test_settings_without_effect_are_not_drawn() -> None:
+    space = {"a": one_of("x", "y"), "b": Axis(low=0.0, high=1.0, only_with=("a", ("x",)))}
+    each = study()
+    for _ in range(30):
+        trial = each.ask()
+        point = draw(trial, space)
+        assert ("b" in point) == (point["a"] == "x")
+        each.tell(trial, 0.0)
+
+
+def test_first_trial_is_the_default() -> None:
+    each, default = study(), default_point("a", PART_A)
+    each.enqueue_trial(default)
+    assert draw(each.ask(), PART_A) == default
+
+
+def test_search_finds_the_maximum_sooner_than_chance() -> None:
+    space = {"train.lr": real(1e-4, 1e-1, log=True), "model.activation": one_of("relu", "gelu", "silu", "mish")}
+
+    def best(kind: str, seed: int) -> float:
+        each = study(seed, kind)
+        for _ in range(40):
+            trial = each.ask()
+            each.tell(trial, value(draw(trial, space)))
+        return each.best_value
+
+    assert sum(best("tpe", seed) for seed in range(5)) > sum(best("random", seed) for seed in range(5))
+
+
+@pytest.mark.parametrize(("pruner", "pruned"), [("asha", True), ("median", True), ("none", False)])
+def test_pruner_stops_a_bad_trial(pruner: str, pruned: bool) -> None:
+    each = optuna.create_study(direction="maximize", pruner=make_pruner(pruner))
+    for number in range(6):
+        trial = each.ask()
+        for epoch in range(1, 10):
+            trial.report(0.5 + 0.01 * epoch + 0.001 * number, epoch)
+            trial.should_prune()
+        each.tell(trial, 0.6)
+    trial = each.ask()
+    stopped = False
+    for epoch in range(1, 10):
+        trial.report(0.1, epoch)
+        stopped = stopped or trial.should_prune()
+    assert stopped == pruned

@@ -1,0 +1,195 @@
+"""Workers of a sweep, with real processes and signals, and trials that train nothing."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from inat_job.errors import ConflictError, EndedError, Preempted
+from inat_job.search import trial_process
+from inat_job.search.outcomes import Limits
+from inat_job.search.space import one_of
+from inat_job.search.trials import REASON, UNCOUNTED
+from inat_job.signals import StopFlag
+from tests.search.toy_trial import accuracy
+from tests.search.toy_worker import trials_in, worker
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial_process, "PRELOADED", ())
+
+
+def states(folder: Path) -> list[TrialState]:
+    return [trial.state for trial in trials_in(folder).counted()]
+
+
+def epochs_of(folder: Path, number: int) -> list[dict]:
+    path = folder / "trials" / str(number) / "epochs.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def check_every_trial(folder: Path, count: int) -> None:
+    """Every trial ended once, after each of its epochs once, with the value that its settings have."""
+    trials = trials_in(folder).counted()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * count
+    for trial in trials:
+        expected = [accuracy(trial.params["train.lr"], epoch) for epoch in (1, 2, 3)]
+        assert [each["accuracy"] for each in epochs_of(folder, trial.number)] == expected
+        assert trial.value == max(expected)
+        assert trial.intermediate_values == dict(enumerate(expected, start=1))
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_sweep_runs_each_trial_once(tmp_path: Path, slots: int) -> None:
+    assert worker(tmp_path, Limits(7), slots).run() == "all 7 trials have ended"
+    check_every_trial(tmp_path, 7)
+
+
+def test_number_of_trials_is_the_total(tmp_path: Path) -> None:
+    worker(tmp_path, Limits(3)).run()
+    worker(tmp_path, Limits(3)).run()
+    assert len(states(tmp_path)) == 3
+    worker(tmp_path, Limits(5)).run()
+    check_every_trial(tmp_path, 5)
+
+
+def test_target_ends_the_sweep(tmp_path: Path) -> None:
+    assert worker(tmp_path, Limits(50, target=0.0)).run() == "a trial reached 0"
+    assert len(states(tmp_path)) == 1
+
+
+def test_patience_ends_the_sweep(tmp_path: Path) -> None:
+    assert worker(tmp_path, Limits(60, patience=3)).run() == "3 trials brought no better one"
+    values = [trial.value for trial in trials_in(tmp_path).counted()]
+    assert max(values[:-3]) >= max(values[-3:])
+
+
+def test_equal_settings_are_trained_once(tmp_path: Path) -> None:
+    trials = trials_in(tmp_path, space={"train.lr": one_of(1e-3, 2e-3, 4e-3)})
+    worker(tmp_path, Limits(3), trials=trials).run()
+    counted = trials.counted()
+    assert sorted(trial.params["train.lr"] for trial in counted) == [1e-3, 2e-3, 4e-3]
+    for trial in trials.study.trials:
+        if UNCOUNTED in trial.user_attrs and trial.state is TrialState.COMPLETE:
+            assert trial.value == accuracy(trial.params["train.lr"], 3)
+
+
+def test_pruned_trial_is_not_a_failure(tmp_path: Path) -> None:
+    trials = trials_in(tmp_path, pruner="asha")
+    worker(tmp_path, Limits(12), trials=trials).run()
+    found = {trial.state for trial in trials.counted()}
+    assert found == {TrialState.COMPLETE, TrialState.PRUNED}
+    for trial in trials.counted():
+        assert len(epochs_of(tmp_path, trial.number)) == len(trial.intermediate_values)
+        assert (trial.state is TrialState.PRUNED) == (len(trial.intermediate_values) < 3)
+
+
+@pytest.mark.parametrize("code", [78, 1])
+def test_failed_trial_does_not_end_the_sweep(tmp_path: Path, code: int) -> None:
+    worker(tmp_path, Limits(3), fails={1: code}).run()
+    assert states(tmp_path) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert trials_in(tmp_path).counted()[1].user_attrs[REASON] == f"It failed with {code}."
+
+
+@pytest.mark.parametrize(
+    ("fails", "why"), [(75, "It failed with 75."), (-9, "The trial's process was killed by SIGKILL.")]
+)
+def test_trial_is_tried_three_times(tmp_path: Path, fails: int, why: str) -> None:
+    worker(tmp_path, Limits(3), fails={1: fails}).run()
+    trial = trials_in(tmp_path).counted()[1]
+    assert (trial.state, trial.user_attrs["failures"], trial.user_attrs[REASON]) == (TrialState.FAIL, 3, why)
+
+
+@pytest.mark.parametrize("code", [2, 65, 77])
+def test_fault_of_all_trials_ends_the_sweep(tmp_path: Path, code: int) -> None:
+    with pytest.raises(EndedError, match=f"Trial 1 ended the sweep: It failed with {code}") as raised:
+        worker(tmp_path, Limits(9), fails={1: code}).run()
+    assert raised.value.exit_code == code
+    assert states(tmp_path) == [TrialState.COMPLETE, TrialState.RUNNING]
+    worker(tmp_path, Limits(3)).run()  # once the fault is repaired
+    check_every_trial(tmp_path, 3)
+
+
+def test_failures_in_a_row_end_the_sweep(tmp_path: Path) -> None:
+    with pytest.raises(ConflictError, match=r"The last 5 trials failed, the last one so: It failed with 78"):
+        worker(tmp_path, Limits(50), fails=dict.fromkeys(range(1, 50), 78)).run()
+    assert len(states(tmp_path)) == 6
+
+
+def test_stopped_worker_leaves_its_trials_to_be_continued(tmp_path: Path) -> None:
+    stop = StopFlag()
+    stop.set("a test")
+    with pytest.raises(Preempted):
+        worker(tmp_path, Limits(3), stop=stop).run()
+    worker(tmp_path, Limits(3)).run()
+    check_every_trial(tmp_path, 3)
+
+
+def start_worker(folder: Path, trials: int, slots: int = 1, epoch_s: float = 0.1) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "tests.search.toy_worker", str(folder), str(trials), str(slots), str(epoch_s)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for each in started:
+        each.kill()
+        each.wait()
+        assert each.stdout
+        each.stdout.close()
+
+
+def wait_for_epochs(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while sum(path.read_text().count("\n") for path in folder.glob("trials/*/epochs.jsonl")) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_four_workers_of_which_three_are_disturbed(tmp_path: Path, workers: list[subprocess.Popen[str]]) -> None:
+    """One killed, one stopped, one frozen while the others go on: no trial is lost, and none runs twice."""
+    workers += [start_worker(tmp_path, 12) for _ in range(4)]
+    wait_for_epochs(tmp_path, 6)
+    workers[0].send_signal(signal.SIGKILL)
+    workers[1].send_signal(signal.SIGTERM)
+    workers[2].send_signal(signal.SIGSTOP)
+    assert workers[1].wait(60) == 143
+    time.sleep(1)
+    workers[2].send_signal(signal.SIGCONT)
+    for each in workers[2:]:
+        last = each.communicate(timeout=120)[0].splitlines()[-1]
+        assert (each.returncode, json.loads(last)) == (0, {"why": "all 12 trials have ended"})
+    check_every_trial(tmp_path, 12)
+
+
+@pytest.mark.soak
+def test_sweep_killed_at_random_moments(tmp_path: Path, workers: list[subprocess.Popen[str]]) -> None:
+    """Killed 20 times, with SIGKILL or SIGTERM: the same trials as an undisturbed sweep."""
+    disturbed, whole, draws = tmp_path / "disturbed", tmp_path / "whole", random.Random(0)
+    for _ in range(20):
+        each = start_worker(disturbed, 12, epoch_s=0.2)
+        workers.append(each)
+        time.sleep(draws.uniform(0.5, 4.0))
+        each.send_signal(draws.choice([signal.SIGKILL, signal.SIGTERM]))
+        each.wait(60)
+    last = start_worker(disturbed, 12, epoch_s=0.0)
+    workers.append(last)
+    assert last.wait(120) == 0
+    worker(whole, Limits(12)).run()
+    check_every_trial(disturbed, 12)
+    assert [trial.params for trial in trials_in(disturbed).counted()] == [
+        trial.params for trial in trials_in(whole).counted()
+    ]

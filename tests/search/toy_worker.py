@@ -1,0 +1,82 @@
+"""A worker of a sweep whose trials are toys, as a program of its own: FOLDER TRIALS SLOTS EPOCH_S."""
+
+import json
+import sys
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+
+from inat_job.configuration import configure
+from inat_job.errors import JobError
+from inat_job.search import trial_process
+from inat_job.search.journal import StoreJournal
+from inat_job.search.outcomes import Limits
+from inat_job.search.space import Space, real
+from inat_job.search.study import PerTrialSampler, make_pruner
+from inat_job.search.trial_process import TrialProcess
+from inat_job.search.trials import Trials
+from inat_job.search.worker import Worker
+from inat_job.settings import Settings
+from inat_job.signals import StopFlag
+from inat_job.storage import StorageOptions
+from inat_job.storage.local import LocalStore
+from tests.search import toy_trial
+from tests.search.toy_trial import Toy
+
+SPACE: Space = {"train.lr": real(1e-4, 1e-1, log=True)}
+
+
+def make_settings(values: dict) -> Settings:
+    return configure("a", values, [], None, environment={}).settings
+
+
+def trials_in(folder: Path, seed: int = 0, pruner: str = "none", space: Space = SPACE) -> Trials:
+    journal = StoreJournal(LocalStore(folder, StorageOptions()), stale_s=0.2)
+    study = optuna.create_study(
+        study_name="toy",
+        storage=JournalStorage(journal),
+        sampler=PerTrialSampler("tpe", seed),
+        pruner=make_pruner(pruner),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    return Trials(study, space, make_settings)
+
+
+def worker(
+    folder: Path,
+    limits: Limits,
+    slots: int = 1,
+    epoch_s: float = 0.0,
+    stop: StopFlag | None = None,
+    trials: Trials | None = None,
+    fails: dict[int, int] | None = None,
+) -> Worker:
+    """`fails` has the exit codes of trials that fail, by number; a negative one is a signal's."""
+
+    def start(number: int, settings: Settings, slot: int) -> TrialProcess:
+        toy = Toy(folder / "trials" / str(number), settings.train.lr, 3, epoch_s, (fails or {}).get(number, 0))
+        return TrialProcess(toy_trial.run, toy, {})
+
+    def is_free(number: int, begun_at: float) -> bool:
+        return toy_trial.is_free(folder / "trials" / str(number))
+
+    return Worker(trials or trials_in(folder), start, is_free, limits, slots, stop or StopFlag())
+
+
+def main() -> None:
+    folder, most, slots, epoch_s = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    trial_process.PRELOADED = ()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    stop = StopFlag()
+    stop.install()
+    try:
+        print(json.dumps({"why": worker(folder, Limits(most), slots, epoch_s, stop).run()}))
+    except JobError as error:
+        print(json.dumps({"error": str(error)}))
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
