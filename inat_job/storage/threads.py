@@ -44,7 +44,8 @@ def map_in_threads(
     preempted process.
     """
     todo: queue.SimpleQueue[T] = queue.SimpleQueue()
-    results: queue.SimpleQueue[tuple[T, R | None, BaseException | None]] = queue.SimpleQueue()
+    # not SimpleQueue: in Python 3.11 its get(timeout) waits forever if a signal interrupts it and the time is over
+    results: queue.Queue[tuple[T, R | None, BaseException | None]] = queue.Queue()
     halt = threading.Event()
     for item in items:
         todo.put(item)
@@ -71,7 +72,7 @@ def run_in_thread(work: Callable[[Stop], R], tick: Callable[[], None], join_s: f
 
 def _worker(
     todo: "queue.SimpleQueue[T]",
-    results: "queue.SimpleQueue[tuple[T, R | None, BaseException | None]]",
+    results: "queue.Queue[tuple[T, R | None, BaseException | None]]",
     work: Callable[[T, Stop], R],
     halt: threading.Event,
 ) -> None:
@@ -87,7 +88,7 @@ def _worker(
 
 
 def _next_result(
-    results: "queue.SimpleQueue[tuple[T, R | None, BaseException | None]]", tick: Callable[[], None]
+    results: "queue.Queue[tuple[T, R | None, BaseException | None]]", tick: Callable[[], None]
 ) -> tuple[T, R]:
     while True:
         tick()

@@ -1,7 +1,10 @@
 """Parallel work in daemon threads."""
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +52,22 @@ def test_tick_may_end_stalled_work() -> None:
 
 def test_run_in_thread_returns_the_result() -> None:
     assert run_in_thread(lambda halt: (halt(), threading.current_thread().daemon), no_tick) == (False, True)
+
+
+def test_slow_signal_handler_does_not_end_the_polls() -> None:
+    """A handler, or the wait for the interpreter lock before it, may take longer than a poll."""
+    script = """
+import signal, threading, time
+from inat_job.storage.threads import run_in_thread
+raised = []
+def handle(*_):
+    time.sleep(0.3)
+    raised.append(1)
+def tick():
+    if raised: raise SystemExit(7)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.55)
+run_in_thread(lambda halt: time.sleep(60), tick, join_s=0.0)
+"""
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, timeout=30).returncode == 7
