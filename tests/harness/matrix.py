@@ -173,13 +173,15 @@ def _judge_run(outcome: Outcome, setup: MatrixSetup, stored: int) -> None:
         outcome.wrong.append("there is no result")
         return
     outcome.wrong += result.differences(setup.result)
-    outcome.wrong += damaged_checkpoints(setup.output, name)
+    # One that rots at rest is left where it is, since perhaps only this machine cannot read it.
+    left = f"checkpoints/{stored}.json " if (outcome.cell.fault, outcome.cell.phase) == ("rot", "resume") else None
+    outcome.wrong += [text for text in damaged_checkpoints(setup.output, name) if not (left and text.startswith(left))]
     resumed_from = report["history"][-1]["started_step"]
     if outcome.cell.phase == "resume":
         outcome.happened.append(f"resumed from step {resumed_from} of {stored} stored")
         if resumed_from == 0:
             outcome.wrong.append("started again although there was a checkpoint")
-        if outcome.cell.fault == "rot" and resumed_from >= stored:
+        if outcome.cell.fault == "rot" and resumed_from == stored:
             outcome.wrong.append("resumed from a damaged checkpoint")
 
 
