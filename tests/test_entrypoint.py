@@ -30,7 +30,7 @@ BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
 LOG = {"--log-format", "--quiet", "--verbose"}
-HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm", "onnx", "onnxscript", "onnxruntime"}
+HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm", "onnx", "onnxruntime"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
