@@ -59,6 +59,10 @@ def views_of(images: int, size: int, crop: float) -> Tensor:
 def settled(network: nn.Module, views: Tensor) -> nn.Module:
     """The network in eval mode, with batch norm's statistics, and logits of mean 0 and deviation 1."""
     network.train()
+    for each in network.modules():
+        if isinstance(each, nn.BatchNorm2d):
+            each.reset_running_stats()
+            each.momentum = None  # the plain mean over all batches, not one that begins at 0 and 1
     for batch in views.split(50):
         network(batch)
     network.eval()
