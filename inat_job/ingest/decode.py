@@ -64,7 +64,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"\xfd7zXZ", "an xz-compressed file"),
     (r"\x28\xb5\x2f\xfd", "a zstd-compressed file"),
     (r".{257}ustar", "a tar archive"),
-    (r"\0\0[\1\2]\0", "an icon"),
+    (r"\0\0[\1\2]\0[^\0]", "an icon"),
     (r"\s*[\[{]", TEXT[0]),
     (r"[\t\n\r -~]+$", TEXT[1]),
 )
@@ -158,7 +158,9 @@ def _format_of(data: bytes) -> str:
     Image.init()
     for name in Image.ID:
         accept = Image.OPEN[name][1]
-        if accept and name not in FORMATS and len(data) >= 16 and accept(data[:16]) is True:
+        if (
+            accept and name not in (*FORMATS, "XBM") and accept(data[:16].ljust(16, b"\0")) is True
+        ):  # XBM: any C comment
             return f"{name}: convert it to PNG or JPEG"
     return ""
 
