@@ -70,6 +70,9 @@ _KINDS: tuple[tuple[str, str], ...] = (
 )
 """What the first bytes of files are that are no images in a format that is read; as Latin-1, in any case of letters."""
 
+_VAGUE = ("CUR", "GBR", "ICO", "XBM")
+"""Formats whose first bytes are those of others too: a TGA's, a QOI's, a comment in C."""
+
 _one_large = threading.Lock()
 _RGB_LIKE = ("RGB", "L", "CMYK", "YCbCr", "1", "HSV")
 
@@ -158,9 +161,7 @@ def _format_of(data: bytes) -> str:
     Image.init()
     for name in Image.ID:
         accept = Image.OPEN[name][1]
-        if (
-            accept and name not in (*FORMATS, "XBM") and accept(data[:16].ljust(16, b"\0")) is True
-        ):  # XBM: any C comment
+        if accept and name not in (*FORMATS, *_VAGUE) and accept(data[:16].ljust(16, b"\0")) is True:
             return f"{name}: convert it to PNG or JPEG"
     return ""
 
