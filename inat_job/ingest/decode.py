@@ -65,11 +65,14 @@ _KINDS: tuple[tuple[str, str], ...] = (
     (r"\xfd7zXZ", "an xz-compressed file"),
     (r"\x28\xb5\x2f\xfd", "a zstd-compressed file"),
     (r".{257}ustar", "a tar archive"),
-    (r"\0\0[\1\2]\0", "an icon"),
+    (r"\0\0[\1\2]\0[^\0]", "an icon"),
     (r"\s*[\[{]", TEXT[0]),
     (r"[\t\n\r -~]+$", TEXT[1]),
 )
 """What the first bytes of files are that are no images in a format that is read; as Latin-1, in any case of letters."""
+
+_VAGUE = ("CUR", "GBR", "ICO", "XBM")
+"""Formats whose first bytes are those of others too: a TGA's, a QOI's, a comment in C."""
 
 _one_large = threading.Lock()
 _RGB_LIKE = ("RGB", "L", "CMYK", "YCbCr", "1", "HSV")
@@ -189,7 +192,7 @@ def _format_of(data: bytes) -> str:
     Image.init()
     for name in Image.ID:
         accept = Image.OPEN[name][1]
-        if accept and name not in FORMATS and len(data) >= 16 and accept(data[:16]) is True:
+        if accept and name not in (*FORMATS, *_VAGUE) and accept(data[:16].ljust(16, b"\0")) is True:
             return f"{name}: convert it to PNG or JPEG"
     return ""
 

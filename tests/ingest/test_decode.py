@@ -165,6 +165,11 @@ def test_jpeg_beyond_bounded_memory_is_rejected() -> None:
         (b"<?xml version='1.0'?><annotation/>", "XML"),
         (b"%PDF-1.4", "a PDF document"),
         (b"PK\3\4....", "a zip archive"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+        (b"/* XPM */\nstatic char", "XPM: convert it to PNG or JPEG"),
+        (b"/* a comment */", "text"),
+        (b"qoif" + bytes(9), "QOI: convert it to PNG or JPEG"),
+        (b"\0\0\2\0\1\0" + bytes(30), "an icon"),
         (b"a,b\n1,2\n", "text"),
     ],
 )
@@ -172,6 +177,12 @@ def test_reason_names_the_found_format(data: bytes, found: str) -> None:
     with pytest.raises(Rejected) as caught:
         decode(data, SIDE)
     assert str(caught.value) == f"not an image in a format that is read ({found})"
+
+
+def test_tga_is_no_icon() -> None:
+    with pytest.raises(Rejected) as caught:
+        decode(b"\0\0\2" + bytes(9) + b"\x20\0\x20\0\x18\0" + bytes(3072), SIDE)
+    assert str(caught.value) == "not an image in a format that is read"
 
 
 def test_jpeg_scaled_in_dct_matches_full_decode() -> None:

@@ -30,9 +30,11 @@ PILLOWS_LIMIT = 89_478_485
 REASONS = {
     **dict.fromkeys(("ICO", "CUR"), "an icon"),
     "PSD": "a Photoshop document",
-    **dict.fromkeys(("IM", "IMT", "IPTC", "PCD", "SPIDER", "TGA"), "not an image in a format that is read"),
+    **dict.fromkeys(
+        ("GBR", "IM", "IMT", "IPTC", "PCD", "SPIDER", "TGA", "XBM"), "not an image in a format that is read"
+    ),
 }
-"""By format, the reason for which we reject what Pillow reads: of the last six, a file's first bytes say nothing."""
+"""By format, the reason for which we reject what Pillow reads: the first bytes of the last eight say nothing."""
 
 TOLERANCES = {"JPEG": (4.0, 90), "MPO": (4.0, 90), "AVIF": (0.5, 4), "WEBP": (0.5, 4)}
 """By format, the mean and the largest difference: JPEGs are scaled within the DCT, to at least twice the side; the size
