@@ -70,6 +70,10 @@ def test_local_and_s3_results_are_equal(settings: Make, archive: Path, s3_bucket
     run(remote)
     assert report_of(local)["test"] == report_of(remote)["test"]
     assert model_of(local) == model_of(remote)
+    predictions = [open_store(f"{each.run.output}/r").read("predictions.csv") for each in (local, remote)]
+    assert predictions[0] == predictions[1]
+    descriptions = [json.loads(open_store(f"{each.run.output}/r").read("model/model.json")) for each in (local, remote)]
+    assert [each["temperature"] for each in descriptions] == [report_of(local)["temperature"]] * 2
     keys = {entry.key for entry in open_store(f"s3://{s3_bucket}/out/r").list()}
     assert {"report.json", "report.html", "config.json", "metrics.jsonl", "checkpoints/latest.json"} <= keys
 
