@@ -96,12 +96,13 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         if group.is_main:
             with context.folder.drafts("model") as drafts:
                 export(architecture, drafts, _model_card(context, predictions.temperature))
+        if leased and metrics:
+            attempts = leased.lease.history("finished")
+            pictures = draw_pictures(context, architecture.network, predictions, metrics.rows, best.step, attempts)
         store_checkpoints(context.folder, uploader, context.stop)
         if leased:
             history = leased.lease.history(context.checkpoints.newest().ended)
             weights = checkpoint_weights(context, best, history, reuse)
-            rows = metrics.rows if metrics else ()
-            pictures = draw_pictures(context, architecture.network, predictions, weights, rows)
             report = make_report(context, architecture, weights, predictions, tracker, config.get("started"))
             publish(context.folder, leased.lease, tracker, report, table, pictures, suggestion(context))
 
