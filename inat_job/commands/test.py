@@ -156,7 +156,7 @@ def _test(context: RunContext, trained: TrainedModel, request: EvaluationOptions
         table = predict_splits(context, classifier, validation=held_out)
         tta = predict_mirrored(context, classifier, table) if request.tta == "flip" else None
         predictions = Predictions(table, temperature_of(trained, table), tta)
-        pictures = draw_pictures(context, architecture.network, predictions, weights)
+        pictures = draw_pictures(context, architecture.network, predictions)
         report = _without_unknown(make_report(context, architecture, weights, predictions, tracker), trained)
         publish(context.folder, tracker, report, table, pictures)
     return report

@@ -182,11 +182,13 @@ def draw_pictures(
     context: RunContext,
     network: nn.Module,
     predictions: Predictions,
-    weights: Weights,
     rows: Sequence[Mapping[str, Any]] = (),
+    best_step: int | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> list[Picture]:
-    """The pictures of the run, in plots/ of its folder; `rows` are those of metrics.jsonl. None with `--no-pictures`.
+    """The pictures of the run, in plots/ of its folder. None with `--no-pictures`.
 
+    `rows` are those of metrics.jsonl, `history` has the attempts at the run, and `best_step` is that of its best epoch.
     Rank 0 alone draws them; the others wait for the end of the run, for which they have no time-out.
     """
     settings, images = context.settings, context.images
@@ -195,7 +197,7 @@ def draw_pictures(
     events.phase("pictures")
     smoothing = settings.train.label_smoothing
     training = ["augmented images"] * settings.train.augment + [f"labels smoothed by {smoothing:g}"] * (smoothing > 0)
-    attempts = tuple(each["started_step"] for each in weights.history[1:])
+    attempts = tuple(each["started_step"] for each in history[1:])
     inputs = PictureInputs(
         network,
         EvaluationImages(images.cache, settings.data.image_size, settings.data.eval_crop),
@@ -204,7 +206,7 @@ def draw_pictures(
         settings.train.seed,
         predictions.temperature,
         rows,
-        CurveMarks(weights.checkpoint["step"], attempts, ", ".join(training)),
+        CurveMarks(best_step, attempts, ", ".join(training)),
     )
     with context.clock.phase("pictures_s"), context.folder.drafts("plots") as drafts:
         found = draw(inputs, drafts, context.stop)

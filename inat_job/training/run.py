@@ -97,6 +97,9 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         if group.is_main and not context.trial:
             with context.folder.drafts("model") as drafts:
                 export(architecture, drafts, _model_card(context, predictions.temperature))
+        if leased and metrics and not context.trial:
+            attempts = leased.lease.history("finished")
+            pictures = draw_pictures(context, architecture.network, predictions, metrics.rows, best.step, attempts)
         store_checkpoints(context.folder, uploader, context.stop)
         if leased:
             history = leased.lease.history(context.checkpoints.newest().ended)
@@ -105,8 +108,6 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
             if context.trial:
                 publish_trial(context.folder, tracker, make_report(context, *made))
                 return
-            rows = metrics.rows if metrics else ()
-            pictures = draw_pictures(context, architecture.network, predictions, weights, rows)
             report = finish_model(context, make_report(context, *made))
             publish(context.folder, tracker, report, table, pictures, suggestion(context))
 
