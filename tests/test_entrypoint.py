@@ -30,7 +30,7 @@ BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
 LOG = {"--log-format", "--quiet", "--verbose"}
-HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm", "matplotlib"}
+HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm", "matplotlib", "jinja2"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
