@@ -24,7 +24,7 @@ _WIDTH = len("final-validation")
 _WITH_BARS = ("pull", "prepare", "features")
 """Phases that have a bar at 0 % until they advance; others have a line."""
 
-_SILENT = ("train", "validate", "final-validation", "test", "pictures")
+_SILENT = ("train", "validate", "final-validation", "test", "test-mirrored", "pictures")
 """Phases whose work reports its progress from the first moment."""
 
 

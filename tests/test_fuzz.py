@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +27,7 @@ from inat_job.commands import test as evaluate
 from inat_job.configuration import configure
 from inat_job.data.cache_index import INDEX, PIXELS, Cache
 from inat_job.errors import JobError, Preempted
+from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.event_text import printable
 from inat_job.ingest import build_cache, data_source
 from inat_job.ingest.decode_all import ROWS
@@ -39,6 +41,8 @@ from inat_job.storage.attempts import latest_attempt, next_attempt
 from inat_job.storage.run_folder import RunFolder, open_run_folder
 from inat_job.training import context, execution
 from inat_job.training.feature_cache import FeaturePlan
+from inat_job.training.trained_model import find_trained, temperature_of
+from tests.evaluation.made_predictions import table_of
 from tests.harness.made_images import encoded, write_tar, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -243,13 +247,20 @@ class DamagedRun:
         config = run_config(self.settings, decided, "train", ["A", "B"]) | {"id": "x", "reuse": plan}
         checkpoint = manifest.Manifest(6, 1, 0.5, 1.0, [0.5], False, "", "d", "s", 1.0, None, "0" * 64, 5)
         report = {"status": "done", "test": {"accuracy": 0.5}, "history": []}
+        description = {
+            "format_version": 1,
+            "architecture": {"kind": "torchvision", "name": "resnet18", "num_classes": 2, "image_size": 224},
+            "classes": ["A", "B"],
+            "preprocessing": {"image_size": 224, "eval_crop": 0.9},
+            "temperature": 1.5,
+        }
         standing = {"step": 3, "images_per_s": 1.5, "phase": "train"}
         beating = replace(next_attempt(None, 60, {"host": "x"}, "n"), standing=standing)
         self.files = {
             "config.json": json.dumps(config).encode(),
             "checkpoints/6.json": manifest.to_json(checkpoint).encode(),
             "attempts/1.json": beating.to_json(),
-            "model/model.json": json.dumps({"format_version": 1, "classes": ["A", "B"]}).encode(),
+            "model/model.json": json.dumps(description).encode(),
         }
         if self.name == "report.json":
             self.files["report.json"] = json.dumps(report).encode()
@@ -262,7 +273,7 @@ class DamagedRun:
         run = open_run_folder(str(folder / "runs"), "r", StorageOptions(), folder / "spool")
         for name, content in self.files.items():
             run.write(name, data if name == self.name else content)
-        attempts = (self._state, self._status, self._test, self._resume)
+        attempts = (self._state, self._status, self._test, self._resume, self._test_model)
         messages = [error_message(lambda each=each: each(run)) for each in attempts]  # type: ignore[misc]
         if any(messages):
             raise JobError(max(messages))
@@ -283,12 +294,33 @@ class DamagedRun:
         context.check_classes(run, config, ["A", "B"])
         context.check_classes(run, {}, ["A", "B"])
 
+    def _test_model(self, run: RunFolder) -> None:
+        made = evaluate.settings_of(f"{run.uri}/model", {}, [], None).settings
+        model = find_trained(made, f"{run.uri}/model", never)
+        assert temperature_of(model, table_of(np.zeros((1, 2)), [0])) > 0
+        (Path(run.uri) / "config.json").unlink()
+        evaluate.settings_of(f"{run.uri}/model", {}, [], None)
+
     def _resume(self, run: RunFolder) -> None:
         config = read_config(run) or {}
         execution.decide(self.settings.train, config["execution"]).apply()
         if config.get("reuse"):
             FeaturePlan(**config["reuse"])
         run.write_json("config.json", config)
+
+
+class DamagedPredictions:
+    """A damaged predictions.csv."""
+
+    def base(self, folder: Path) -> bytes:
+        table_of(np.eye(3), [0, 1, 2], ["A", "=B", '"C"\r\n']).write_csv(folder / "p.csv")
+        return (folder / "p.csv").read_bytes()
+
+    def attempt(self, folder: Path, data: bytes) -> None:
+        (folder / "p.csv").write_bytes(data)
+        table = PredictionTable.read_csv(folder / "p.csv")
+        assert np.isfinite(table.losses).all()
+        table.write_csv(folder / "again.csv")
 
 
 KINDS = {
@@ -302,6 +334,7 @@ KINDS = {
     "checkpoint": DamagedCheckpoint("ckpt"),
     "manifest": DamagedCheckpoint("json"),
     "attempt": DamagedAttempt(),
+    "predictions": DamagedPredictions(),
     **{name: DamagedRun(name) for name in ("config.json", "report.json", "attempts/1.json", "checkpoints/6.json")},
     "model/model.json": DamagedRun("model/model.json"),
 }

@@ -18,7 +18,7 @@ from torch import nn
 from inat_job import events, signals
 from inat_job.errors import JobError
 from inat_job.evaluation import calibration, dataset_issues, image_sheets, metrics, plots
-from inat_job.evaluation.canvas import SheetFile
+from inat_job.evaluation.canvas import SheetFile, plain
 from inat_job.evaluation.image_sheets import EvaluationImages
 from inat_job.evaluation.plots import NO_MARKS, CurveMarks
 from inat_job.evaluation.prediction_table import PredictionTable
@@ -121,7 +121,7 @@ def _confusion(inputs: PictureInputs, folder: Path) -> Picture | None:
     alt = f"{counts.trace()} of {counts.sum()} test images are on the diagonal, which is right."
     if wrong.any():
         true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-        names = test.classes[true], test.classes[predicted]
+        names = plain(test.classes[true]), plain(test.classes[predicted])
         alt += f" The most frequent mistake is {names[0]} taken for {names[1]}: {wrong.max()} images."
     return Picture("confusion", "Confusion matrix of the test images", alt, path)
 
@@ -162,7 +162,9 @@ def _mistakes(inputs: PictureInputs, folder: Path) -> Picture | None:
 
 
 def _confusions(table: PredictionTable) -> str:
-    names = [(table.classes[a], table.classes[b]) for a, b in zip(table.labels, table.predicted, strict=True)]
+    names = [
+        (plain(table.classes[a]), plain(table.classes[b])) for a, b in zip(table.labels, table.predicted, strict=True)
+    ]
     return "; ".join(f"{true} taken for {predicted}" for true, predicted in names[:_LISTED]) + "."
 
 

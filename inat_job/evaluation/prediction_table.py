@@ -126,6 +126,8 @@ class PredictionTable:
             splits.append(split)
             labels.append(label_of[label])
             probabilities.append(np.array(p, dtype=np.float64))
+            if not ((probabilities[-1] >= 0) & (probabilities[-1] <= 1)).all():
+                raise ValueError(f"{name!r} has a probability beyond 0 and 1")
         return cls(
             classes,
             np.full(len(ids), -1),

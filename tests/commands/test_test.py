@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from inat_job import events
 from inat_job.command_options import EvaluationOptions, StatusOptions
 from inat_job.commands import status, test, train
 from inat_job.configuration import configure
@@ -284,6 +285,7 @@ def test_accuracy_without_the_test_images_that_are_in_train(place: Path) -> None
 
 def test_flip_is_reported_beside_the_plain_accuracy(place: Path) -> None:
     plain = report_of(place, "b")
+    events.configure(text=True)  # which must know the phase
     found = evaluated(place, "b", tta="flip")
     assert found["test"] == plain["test"]
     assert (found["test_tta"]["tta"], found["test_tta"]["n"]) == ("flip", 15)
@@ -305,8 +307,8 @@ def test_several_checkpoints_have_a_folder_each_and_a_table(place: Path, capsys:
     expected = {"test-a-best": "a", "test-b": "b", "test-a-6": "a", "test-a-model": "a"}
     for name, run in expected.items():
         assert report_of(place, name)["test"] == report_of(place, run)["test"]
-    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    [results] = [event["results"] for event in events if event["event"] == "tested"]
+    logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    [results] = [event["results"] for event in logged if event["event"] == "tested"]
     assert [each["checkpoint"].rpartition("runs/")[2] for each in results] == [
         "a/checkpoints/6.ckpt", "b/checkpoints/6.ckpt", "a/checkpoints/6.ckpt", "a/model/model.safetensors"
     ]  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from inat_job.checkpoints import training_state as state
+from inat_job.command_options import EvaluationOptions
 from inat_job.commands import test as evaluate
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, Preempted, TransientError, UsageError
@@ -69,6 +70,10 @@ def test_local_and_s3_results_are_equal(settings: Make, archive: Path, s3_bucket
     run(remote)
     assert report_of(local)["test"] == report_of(remote)["test"]
     assert model_of(local) == model_of(remote)
+    predictions = [open_store(f"{each.run.output}/r").read("predictions.csv") for each in (local, remote)]
+    assert predictions[0] == predictions[1]
+    descriptions = [json.loads(open_store(f"{each.run.output}/r").read("model/model.json")) for each in (local, remote)]
+    assert [each["temperature"] for each in descriptions] == [report_of(local)["temperature"]] * 2
     keys = {entry.key for entry in open_store(f"s3://{s3_bucket}/out/r").list()}
     assert {"report.json", "report.html", "config.json", "metrics.jsonl", "checkpoints/latest.json"} <= keys
 
@@ -499,7 +504,7 @@ def test_test_evaluates_without_training(settings: Make, tmp_path: Path) -> None
     flags = {"run.output": settings().run.output, "data.cache_dir": str(tmp_path / "cache"), "tracker.mode": "off"}
     for checkpoint, name in ((uri, "test-r"), (f"{uri}/checkpoints/6.ckpt", "first")):
         made = evaluate.settings_of(checkpoint, flags | ({} if name == "test-r" else {"run.run_id": name}), [], None)
-        evaluate.run(made.settings, checkpoint, StopAfter(10**9), time.perf_counter())
+        evaluate.run_all([made], [checkpoint], EvaluationOptions(), StopAfter(10**9), time.perf_counter())
         report = json.loads((Path(settings().run.output) / name / "report.json").read_text())
         jsonschema.validate(report, SCHEMA)
         assert report["run_id"] == name
@@ -515,12 +520,14 @@ def test_test_names_a_wrong_checkpoint(settings: Make, tmp_path: Path) -> None:
     flags = {"run.output": settings().run.output, "data.cache_dir": str(tmp_path / "cache"), "tracker.mode": "off"}
     with pytest.raises(BadDataError, match="holds no run"):
         evaluate.settings_of(f"{uri}x", flags, [], None)
-    made = evaluate.settings_of(uri, flags, [], None).settings
+    made = evaluate.settings_of(uri, flags, [], None)
     with pytest.raises(BadDataError, match=r"no intact checkpoint of step 7: its steps are 6, 12"):
-        evaluate.run(made, f"{uri}/checkpoints/7.ckpt", StopAfter(10**9), time.perf_counter())
-    made = evaluate.settings_of(uri, flags | {"run.run_id": "r"}, [], None).settings
+        evaluate.run_all(
+            [made], [f"{uri}/checkpoints/7.ckpt"], EvaluationOptions(), StopAfter(10**9), time.perf_counter()
+        )
+    made = evaluate.settings_of(uri, flags | {"run.run_id": "r"}, [], None)
     with pytest.raises(ConflictError, match="is a training run"):
-        evaluate.run(made, uri, StopAfter(10**9), time.perf_counter())
+        evaluate.run_all([made], [uri], EvaluationOptions(), StopAfter(10**9), time.perf_counter())
 
 
 @pytest.mark.parametrize(

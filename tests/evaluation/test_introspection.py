@@ -179,12 +179,15 @@ BACKBONES = {
 def test_grad_cam_of_every_family(name: str) -> None:
     size = BACKBONES[name]
     torch.manual_seed(0)
-    architecture = build_backbone(name, 3, size)
-    network = architecture.network
-    nn.init.normal_(network.get_submodule(architecture.head[0]).weight)  # a transformer's is 0
+    architecture = build_backbone(name, 8, size)
+    network = architecture.network.eval()
+    head = network.get_submodule(architecture.head[0])
+    nn.init.normal_(head.weight)  # a transformer's is 0
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)  # so that it is the maps that speak for a class
     for parameter in network.parameters():
         parameter.requires_grad_(False)  # as with --strategy head
-    maps = grad_cam(network, pixels(2, size), torch.tensor([0, 2]))
+    maps = grad_cam(network, pixels(2, size), network(pixels(2, size)).argmax(dim=1))  # for which something speaks
     assert maps.shape == (2, size, size)
     assert maps.isfinite().all()
     assert (maps.amax(dim=(1, 2)) <= 1 + 1e-6).all()

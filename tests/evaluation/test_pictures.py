@@ -141,7 +141,7 @@ def test_hostile_names_are_drawn_as_text(inputs: Inputs, tmp_path: Path, capsys:
     assert "could not be drawn" not in capsys.readouterr().out
     assert {each.name for each in found} >= {"confusion", "predictions", "mistakes", "label-errors", "grad-cam"}
     listed = json.loads((tmp_path / INDEX).read_text())
-    assert all(len(each["alt"]) < 1500 for each in listed)
+    assert all(len(each["alt"]) < 1500 and each["alt"].isprintable() for each in listed)
 
 
 def test_picture_that_fails_is_a_warning(

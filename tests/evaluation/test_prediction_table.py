@@ -1,5 +1,7 @@
 """The table of predictions: what it derives from logits, and its file, which reads back exactly."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +94,8 @@ def test_header_and_cells_of_the_file(tmp_path: Path) -> None:
         b"id,split,label,predicted,loss,p:a,p:b\r\nx,test,a,a,1,0.5\r\n",
         b"id,split,label,predicted,loss,p:a,p:b\r\nx,test,a,a,1,0.5,half\r\n",
         b"id,split,label,predicted,loss,p:a,p:b\r\nx,test\r\n",
+        b"id,split,label,predicted,loss,p:a,p:b\r\nx,test,a,a,1,1e999,0\r\n",
+        b"id,split,label,predicted,loss,p:a,p:b\r\nx,test,a,a,1,nan,0.5\r\n",
         b"\xff\xfe",
     ],
 )
@@ -99,3 +103,8 @@ def test_damaged_file_is_bad_data(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.csv").write_bytes(content)
     with pytest.raises(BadDataError, match=r"p\.csv cannot be read as predictions"):
         PredictionTable.read_csv(tmp_path / "p.csv")
+
+
+def test_metrics_and_table_need_no_torch() -> None:
+    script = "import sys, inat_job.evaluation.metrics; print({'torch', 'matplotlib'} & sys.modules.keys() or 'none')"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "none\n"
