@@ -30,8 +30,8 @@ BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
 LOG = {"--log-format", "--quiet", "--verbose"}
-HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm", "matplotlib"}
-HEAVY |= {"onnx", "onnxscript", "onnxruntime"}
+HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm", "matplotlib", "jinja2"}
+HEAVY |= {"onnx", "onnxscript", "onnxruntime", "optuna"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -18,8 +18,8 @@ CELLS = "cells"
 _MOST_BYTES = 2_100_000
 """Bytes of all images on the page, before base64 makes them a third larger."""
 
-_MATRIX, _CELL, _CLASSES, _MISTAKES, _REJECTED = 30, 12, 1000, 10, 100
-"""Classes whose confusion matrix is shown, images listed for a cell, rows of classes, of mistakes, rejected images."""
+_MATRIX, _CELL, _CLASSES, _PAIRS, _REJECTED = 30, 12, 1000, 10, 100
+"""Classes whose confusion matrix is shown, images listed for a cell, rows of classes and of pairs, rejected images."""
 
 Report = Mapping[str, Any]
 
@@ -112,16 +112,26 @@ def _kind(report: Report) -> str:
 
 def _class_rows(report: Report) -> list[dict[str, Any]]:
     """The classes in their order; of very many those with the lowest F1."""
-    per_class, rows = report["test"]["per_class"], []
-    names = list(per_class)
-    for label, (each, counts) in enumerate(zip(per_class.values(), report["test"]["confusion"], strict=True)):
+    per_class, confusion = list(report["test"]["per_class"].items()), report["test"]["confusion"]
+    labels: Sequence[int] = range(len(per_class))
+    if len(labels) > _CLASSES:
+        labels = sorted(labels, key=lambda label: per_class[label][1]["f1"])[:_CLASSES]
+    rows = []
+    for label in labels:
+        name, each = per_class[label]
         ci = each.get("recall_ci95")
         if ci is None and each["n"]:
             ci = wilson_interval(round(each["recall"] * each["n"]), each["n"])
-        times, other = max((count, -column) for column, count in enumerate(counts) if column != label)
-        row = {"name": names[label], **each, "ci": ci, "confused": names[-other] if times else "", "times": times}
-        rows.append(row)
-    return rows if len(rows) <= _CLASSES else sorted(rows, key=lambda row: row["f1"])[:_CLASSES]
+        mistakes = _mistakes(confusion[label], label)
+        times = max(mistakes)
+        confused = per_class[mistakes.index(times)][0] if times else ""
+        rows.append({"name": name, **each, "ci": ci, "confused": confused, "times": times})
+    return rows
+
+
+def _mistakes(row: Sequence[int], label: int) -> list[int]:
+    """A row of the confusion matrix with 0 for what is right."""
+    return [*row[:label], 0, *row[label + 1 :]]
 
 
 def _matrix(report: Report, test: PredictionTable | None, places: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -169,16 +179,14 @@ def _images_of(
 
 
 def _most_confused(report: Report) -> list[dict[str, Any]]:
-    """The pairs of classes that are mistaken for each other most often."""
-    names, confusion = list(report["test"]["per_class"]), report["test"]["confusion"]
-    pairs = [
-        (count, names[true], names[column])
-        for true, row in enumerate(confusion)
-        for column, count in enumerate(row)
-        if count and true != column
-    ]
-    pairs.sort(key=lambda pair: -pair[0])
-    return [{"count": count, "true": true, "predicted": other} for count, true, other in pairs[:_MISTAKES]]
+    """The pairs of classes that are mistaken for each other most often; of equal ones the first."""
+    names, found = list(report["test"]["per_class"]), list[tuple[int, int, int]]()
+    for true, row in enumerate(report["test"]["confusion"]):
+        least, mistakes = (found[-1][0] if len(found) == _PAIRS else 0), _mistakes(row, true)
+        if max(mistakes) > least:  # or else no cell is looked at: there may be many millions
+            more = [(count, true, column) for column, count in enumerate(mistakes) if count > least]
+            found = sorted([*found, *more], key=lambda pair: -pair[0])[:_PAIRS]
+    return [{"count": count, "true": names[true], "predicted": names[column]} for count, true, column in found]
 
 
 def _stages(report: Report) -> list[dict[str, Any]]:

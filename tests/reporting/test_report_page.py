@@ -175,6 +175,24 @@ def test_exports_are_listed_with_what_their_check_found() -> None:
     assert "pt2failed: <b>no</b> space" in page
 
 
+def test_most_frequent_mistakes_are_the_largest_cells() -> None:
+    table = drawn_table(3, 2000, 12, skill=0.5)
+    report = made_report(table)
+    cells = [
+        (count, true, column)
+        for true, row in enumerate(report["test"]["confusion"])
+        for column, count in enumerate(row)
+        if true != column
+    ]
+    cells.sort(key=lambda cell: -cell[0])
+    found = report_page._most_confused(report)
+    assert [(each["count"], each["true"], each["predicted"]) for each in found] == [
+        (count, f"class {true}", f"class {column}") for count, true, column in cells[:10]
+    ]
+    worst = report_page._class_rows(report)[0]
+    assert worst["times"] == max(report["test"]["confusion"][0][1:])
+
+
 def test_frozen_head_owes_the_time_of_its_features() -> None:
     settings = {"model": {"strategy": "head", "weights": "DEFAULT"}, "train": {"epochs": 3}}
     reuse = {"views": 2, "epochs": 3, "at": "flatten", "seconds": 68.0}

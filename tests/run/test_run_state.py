@@ -67,7 +67,13 @@ def test_checkpoints_without_config_are_refused_unless_forced(folder: RunFolder,
     assert list(folder.store.list()) == []
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "3", "{}", '{"part": "a", "settings": {"data": 3}, "execution": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "3", "{}", '{"part": "a", "settings": {"data": 3}, "execution": {}}'),
+        '{"part": "a", "settings": {}, "execution": {}, "started": 5}',
+    ],
+)
 def test_damaged_config_is_refused_unless_forced(folder: RunFolder, text: str) -> None:
     put(folder, "config.json", text)
     with pytest.raises(BadDataError, match=r"config\.json is"):
