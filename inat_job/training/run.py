@@ -5,20 +5,23 @@ lease and writes: the others get an uploader and a tracker that do nothing. Befo
 lease and prepares the images while torch is imported.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from inat_job import events
+from inat_job.checkpoints.manifest import Manifest
 from inat_job.checkpoints.uploader import NullUploader, Uploader, uploading
 from inat_job.data.cache_index import Cache
 from inat_job.distributed import rendezvous
 from inat_job.evaluation.calibration import fit_temperature
+from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.host.device_faults import device_errors
 from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import export
+from inat_job.models.strategies import Architecture
 from inat_job.reporting.publish import publish, publish_trial, store_checkpoints
 from inat_job.run import resources
 from inat_job.run.job import Job
@@ -94,22 +97,17 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         best = start.load_best(context, classifier, context.checkpoints.best)
         table = predict_splits(context, classifier, test=context.trial is None)
         predictions = Predictions(table, fit_temperature(table.split(VAL)))
-        if group.is_main and not context.trial:
-            with context.folder.drafts("model") as drafts:
-                export(architecture, drafts, _model_card(context, predictions.temperature))
-        if leased and metrics and not context.trial:
-            attempts = leased.lease.history("finished")
-            pictures = draw_pictures(context, architecture.network, predictions, metrics.rows, best.step, attempts)
+        pictures = _describe(context, leased, architecture, predictions, metrics.rows if metrics else (), best)
         store_checkpoints(context.folder, uploader, context.stop)
         if leased:
             history = leased.lease.history(context.checkpoints.newest().ended)
             weights = checkpoint_weights(context, best, history, reuse)
-            made = (architecture, weights, predictions, tracker, config.get("started"))
+            report = make_report(context, architecture, weights, predictions, tracker, config.get("started"))
             if context.trial:
-                publish_trial(context.folder, tracker, make_report(context, *made))
-                return
-            report = finish_model(context, make_report(context, *made))
-            publish(context.folder, tracker, report, table, pictures, suggestion(context))
+                publish_trial(context.folder, tracker, report)
+            else:
+                report = finish_model(context, report)
+                publish(context.folder, tracker, report, table, pictures, suggestion(context))
 
 
 @contextmanager
@@ -173,6 +171,23 @@ def _validate(context: RunContext, classifier: Classifier, checkpoint: Checkpoin
     trainer = make_trainer(context.execution, context.settings.train, [progress], context.group)
     trainer.validate(classifier, datamodule=context.images, verbose=False)
     context.group.drop_pending()
+
+
+def _describe(
+    context: RunContext,
+    leased: LeasedRun | None,
+    architecture: Architecture,
+    predictions: Predictions,
+    rows: Sequence[Mapping[str, Any]],
+    best: Manifest,
+) -> list[Picture]:
+    """Export the model, and draw the pictures of the run: rank 0 does, and a trial of a sweep has neither."""
+    if leased is None or context.trial:
+        return []
+    with context.folder.drafts("model") as drafts:
+        export(architecture, drafts, _model_card(context, predictions.temperature))
+    attempts = leased.lease.history("finished")
+    return draw_pictures(context, architecture.network, predictions, rows, best.step, attempts)
 
 
 def _model_card(context: RunContext, temperature: float) -> dict[str, Any]:
