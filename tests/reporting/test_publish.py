@@ -37,13 +37,6 @@ class RecordingTracker:
         self.calls.append(("finish", exit_code))
 
 
-class HeldLease:
-    """A lease that was never lost."""
-
-    def check(self) -> None:
-        pass
-
-
 @pytest.fixture
 def folder(tmp_path: Path, s3_bucket: str) -> RunFolder:
     made = open_run_folder(f"s3://{s3_bucket}", "r", StorageOptions(), tmp_path / "spool")
@@ -69,7 +62,7 @@ def test_publish_stores_the_report_after_everything_else(folder: RunFolder, monk
 
     monkeypatch.setattr(folder.store, "put", put_and_note)
     tracker = RecordingTracker()
-    publish(folder, HeldLease(), tracker, REPORT_WITH_LOSS)  # type: ignore[arg-type]
+    publish(folder, tracker, REPORT_WITH_LOSS)
     assert sorted(stored[:-2]) == ["metrics.jsonl", "model/model.json", "plots/confusion.png", "report.html"]
     assert stored[-2:] == ["report.json", "wandb/run.wandb"]
     assert tracker.calls == [0.75, ("finish", 0)]
@@ -83,7 +76,7 @@ def test_plot_that_fails_does_not_fail_the_run(
         raise ZeroDivisionError
 
     monkeypatch.setattr(publish_module.plots, "confusion_matrix", fail)
-    publish(folder, HeldLease(), RecordingTracker(), REPORT_WITH_LOSS)  # type: ignore[arg-type]
+    publish(folder, RecordingTracker(), REPORT_WITH_LOSS)
     assert "The plots could not be drawn" in capsys.readouterr().out
     assert folder.store.stat("report.json")
 
