@@ -46,13 +46,6 @@ class RecordingTracker:
         self.calls.append(("finish", exit_code))
 
 
-class HeldLease:
-    """A lease that was never lost."""
-
-    def check(self) -> None:
-        pass
-
-
 @pytest.fixture
 def folder(tmp_path: Path, s3_bucket: str) -> RunFolder:
     made = open_run_folder(f"s3://{s3_bucket}", "r", StorageOptions(), tmp_path / "spool")
@@ -80,7 +73,7 @@ def test_publish_stores_the_report_after_everything_else(folder: RunFolder, monk
     monkeypatch.setattr(folder.store, "put", put_and_note)
     tracker = RecordingTracker()
     pictures = [Picture(name, name, "", folder.write(f"plots/{name}.png", name)) for name in ("confusion", "filters")]
-    publish(folder, HeldLease(), tracker, REPORT_WITH_LOSS, TABLE, pictures)  # type: ignore[arg-type]
+    publish(folder, tracker, REPORT_WITH_LOSS, TABLE, pictures)  # type: ignore[arg-type]
     assert sorted(stored[:-2]) == [
         "metrics.jsonl",
         "model/model.json",
@@ -96,14 +89,14 @@ def test_publish_stores_the_report_after_everything_else(folder: RunFolder, monk
 
 def test_page_that_fails_does_not_fail_the_run(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     broken = REPORT_WITH_LOSS | {"environment": None}
-    publish(folder, HeldLease(), RecordingTracker(), broken, TABLE)  # type: ignore[arg-type]
+    publish(folder, RecordingTracker(), broken, TABLE)  # type: ignore[arg-type]
     assert "report.html could not be made" in capsys.readouterr().out
     assert folder.store.stat("report.json")
     assert not folder.store.stat("report.html")
 
 
 def test_predictions_are_stored_and_read_back(folder: RunFolder, tmp_path: Path) -> None:
-    publish(folder, HeldLease(), RecordingTracker(), REPORT_WITH_LOSS, TABLE)  # type: ignore[arg-type]
+    publish(folder, RecordingTracker(), REPORT_WITH_LOSS, TABLE)  # type: ignore[arg-type]
     folder.store.get("predictions.csv", tmp_path / "p.csv")
     assert PredictionTable.read_csv(tmp_path / "p.csv").ids == TABLE.ids
 
