@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from inat_job import event_text, options
+from inat_job import event_text
+from inat_job.configuration import options_by_key
 from inat_job.recipes import RECIPES
+from inat_job.reporting.reproduction import changed_settings
 
 CARD = "README.md"
 _NETWORK = {
@@ -83,15 +85,11 @@ def _class_table(test: Mapping[str, Any]) -> str:
 
 def _settings(report: Mapping[str, Any]) -> str:
     """The settings that decide the result and differ from the recipe's defaults."""
-    defaults, given = RECIPES[report["part"]](), report["settings"]
-    changed = []
-    for section, settings in defaults.sections().items():
-        for field, (each, _) in options.options_of(type(settings)).items():
-            value = given.get(section, {}).get(field)
-            default = getattr(settings, field)
-            if each.in_fingerprint and not each.uri and value not in (None, default, json.loads(json.dumps(default))):
-                shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-                changed.append(f"{each.flag} {shown}")
+    known, changed = options_by_key(RECIPES[report["part"]]()), []
+    for row in changed_settings(report):
+        each, value = known[row["setting"]][0], row["value"]
+        if each.in_fingerprint and not each.uri and value is not None:
+            changed.append(f"{each.flag} {','.join(map(str, value)) if isinstance(value, list) else value}")
     text = f"`{_plain(' '.join(changed))}`, and otherwise the defaults" if changed else "the defaults"
     step = report["checkpoint"]
     return f"Settings: {text}. The weights are of epoch {step['epoch']}, step {step['step']}.\n"
