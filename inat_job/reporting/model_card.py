@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from inat_job import event_text
+from inat_job import event_text, options
 from inat_job.configuration import options_by_key
 from inat_job.recipes import RECIPES
 from inat_job.reporting.reproduction import changed_settings
