@@ -107,8 +107,17 @@ def _parsed(each: Option, kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
         item = typing.get_args(kind)[0]
+        if item is str and value == "none":
+            return ()
         return tuple(_text(part).strip() if item is str else _number(item, part) for part in parts)
     return _number(kind, value)
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as `parse` reads it from text."""
+    if value is None or value in ((), []):
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def parse_section(section: type[Section], given: Mapping[str, Any]) -> Section:

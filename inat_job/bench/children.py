@@ -16,6 +16,7 @@ import inat_job
 from inat_job import events
 from inat_job.configuration import options_by_key
 from inat_job.errors import JobError
+from inat_job.options import as_text
 from inat_job.settings import Settings
 
 ROOT = Path(inat_job.__file__).parents[1]
@@ -51,7 +52,7 @@ def _arguments(settings: Settings) -> Iterator[str]:
         if kind is bool:
             yield option.flag if value else f"--no-{option.name}"
         elif value is not None:
-            yield f"{option.flag}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            yield f"{option.flag}={as_text(value)}"
 
 
 def settings_by_key(settings: Settings) -> dict[str, object]:

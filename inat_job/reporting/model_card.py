@@ -89,7 +89,7 @@ def _settings(report: Mapping[str, Any]) -> str:
     for row in changed_settings(report):
         each, value = known[row["setting"]][0], row["value"]
         if each.in_fingerprint and not each.uri and value is not None:
-            changed.append(f"{each.flag} {','.join(map(str, value)) if isinstance(value, list) else value}")
+            changed.append(f"{each.flag} {options.as_text(value)}")
     text = f"`{_plain(' '.join(changed))}`, and otherwise the defaults" if changed else "the defaults"
     step = report["checkpoint"]
     return f"Settings: {text}. The weights are of epoch {step['epoch']}, step {step['step']}.\n"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inat_job.configuration import options_by_key
+from inat_job.options import as_text
 from inat_job.recipes import RECIPES
 
 _NOT_REPEATED = ("run.resume", "run.force")
@@ -48,5 +49,5 @@ def _plain(sections: Mapping[str, Any]) -> dict[str, Any]:
 def _words(option: Any, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [option.flag if value else f"--no-{option.name}"]
-    text = "none" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = as_text(value)
     return [f"{option.flag}={text}"] if text.startswith("-") else [option.flag, text]

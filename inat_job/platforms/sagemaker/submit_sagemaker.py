@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from inat_job import events
+from inat_job import events, options
 from inat_job.configuration import options_by_key
 from inat_job.errors import (
     BadDataError,
@@ -92,9 +92,7 @@ def hyperparameters(request: SubmitOptions, command: Command) -> dict[str, str]:
 
 
 def _as_text(value: Any) -> str:
-    if isinstance(value, bool | None):
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return str(value).lower() if isinstance(value, bool) else options.as_text(value)
 
 
 def as_text(documents: list[dict[str, Any]]) -> str:
