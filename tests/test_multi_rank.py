@@ -155,7 +155,7 @@ def wait_for_the_stop_flag(job):
         time.sleep(0.1)
     signals.check(job.stop, "waiting")
 
-train._train = wait_for_the_stop_flag
+train.run_rank = wait_for_the_stop_flag
 os.write(1, os.environ.get("RANK", "launcher").encode() + b"\\n")  # one write: processes share the pipe
 try:
     entrypoint.main()

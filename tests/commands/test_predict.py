@@ -98,13 +98,13 @@ def test_predictions_have_the_digits_of_test(
     error, rows = predicted(model, [write_zip(tmp_path / "x.zip", FILES)], runtime=runtime, top_k=3)
     assert error is None
     classes = report_of(trained)["data"]["classes"]
-    expected, correct = logits_of_test(trained), 0
+    expected, temperature, correct = logits_of_test(trained), report_of(trained)["temperature"], 0
     assert len(rows) == len(expected) == 12
     for row in rows:
         name = "test/" + row["image"].partition("/val/")[2]
         by_class = {each["class"]: each["probability"] for each in row["top"]}
         own = [by_class[each] for each in classes]
-        assert own == pytest.approx(softmax(expected[name]), abs=1e-7 if runtime == "torch" else 1e-5)
+        assert own == pytest.approx(softmax(expected[name] / temperature), abs=1e-7 if runtime == "torch" else 1e-5)
         correct += row["class"] == name.split("/")[1]
     assert correct == report_of(trained)["test"]["correct"]
 
@@ -136,7 +136,7 @@ def test_broken_image_is_a_row_and_the_exit_code_65(model: str, predicted: Any, 
     assert isinstance(error, BadDataError)
     assert str(error).startswith("3 of 5 images could not be read, first ")
     reasons = {Path(row["image"]).name: row.get("error") for row in rows}
-    assert reasons["b.jpg"] == "not an image in a known format (text)"
+    assert reasons["b.jpg"] == "not an image in a format that is read (text)"
     assert reasons["c.png"] == "empty file"
     assert "does not exist" in reasons["no.jpg"]
     assert [row["image"] for row in rows if "class" in row] == [f"{folder}/a.jpg"] * 2
@@ -149,7 +149,7 @@ def test_csv_has_a_row_for_each_image(model: str, predicted: Any, tmp_path: Path
         good, bad = csv.DictReader(file)
     assert (good["image"], good["class_1"]) == (f"{folder}/a,b.jpg", rows[0]["class"])
     assert float(good["probability_2"]) == pytest.approx(rows[0]["top"][1]["probability"], rel=1e-8)
-    assert (bad["class_1"], bad["error"]) == ("", "not an image in a known format (text)")
+    assert (bad["class_1"], bad["error"]) == ("", "not an image in a format that is read (text)")
 
 
 def test_table_escapes_names(model: str, predicted: Any, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_temperature_flattens_the_probabilities(model: str, tmp_path: Path) -> N
     description = json.loads((tmp_path / "copy" / "model.json").read_text())
     (tmp_path / "copy" / "model.json").write_text(json.dumps({**description, "temperature": 4.0}))
     plain, scaled = (load_model(folder).predict(encoded(1)) for folder in (f"{model}/model", tmp_path / "copy"))
-    logits = np.log([each.probability for each in plain.classes]) / 4
+    logits = np.log([each.probability for each in plain.classes]) * description["temperature"] / 4
     assert [each.probability for each in scaled.classes] == pytest.approx(softmax(logits))
 
 
