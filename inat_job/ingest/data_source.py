@@ -17,7 +17,6 @@ from inat_job.options import public_uri, unsigned_uri
 from inat_job.signals import Stop
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.disk import disk_errors
-from inat_job.storage.https import HttpsStore
 from inat_job.storage.interruptible import interruptible
 from inat_job.storage.local import LocalStore
 
@@ -142,7 +141,7 @@ def loose_files(store: Store, listed: Iterable[Entry]) -> tuple[list[Entry], dic
 
 def archive_name(uri: str, store: Store, key: str) -> str:
     """The archive's address without the parts that change from one signature to the next."""
-    return unsigned_uri(uri) if isinstance(store, HttpsStore) else f"{store.uri}/{key}"
+    return unsigned_uri(uri) if store.uri.lower().startswith(("http://", "https://")) else f"{store.uri}/{key}"
 
 
 def _folder(folder: Path, expected: str | None, cache_dir: Path, stop: Stop) -> DataSource:

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from inat_job.address import quote_login
 from inat_job.errors import UsageError
 from inat_job.storage.base import Role, StorageOptions, Store, without_secrets
-from inat_job.storage.https import HttpsStore
 from inat_job.storage.local import LocalStore
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -24,9 +23,7 @@ def open_store(uri: str, options: StorageOptions = StorageOptions(), *, role: Ro
     if scheme == "s3":
         return _open_s3(uri, options, role)
     if scheme in ("http", "https"):
-        if not urlsplit(uri).hostname:
-            raise UsageError(f"{without_secrets(uri)!r} names no host: give https://host/folder.")
-        return HttpsStore(uri, options)
+        return _open_https(uri, options)
     return LocalStore(_local_path(uri), options)
 
 
@@ -66,6 +63,18 @@ def _open_s3(uri: str, options: StorageOptions, role: Role) -> Store:
     except ModuleNotFoundError as error:
         raise UsageError(f"{uri} needs boto3, which is not installed: pip install boto3.") from error
     return S3Store(bucket, prefix.rstrip("/"), options, role)
+
+
+def _open_https(uri: str, options: StorageOptions) -> Store:
+    if not urlsplit(uri).hostname:
+        raise UsageError(f"{without_secrets(uri)!r} names no host: give https://host/folder.")
+    try:
+        from inat_job.storage.https import HttpsStore  # here: urllib3 may be missing
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{without_secrets(uri)} needs urllib3, which is not installed: pip install urllib3."
+        ) from error
+    return HttpsStore(uri, options)
 
 
 def _local_path(uri: str) -> Path:

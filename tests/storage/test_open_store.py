@@ -49,15 +49,18 @@ def test_invalid_address_is_usage_error(s3_endpoint: object, monkeypatch: pytest
         open_store("s3://bucket", StorageOptions(retries=0))
 
 
-def test_missing_boto3_is_usage_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("package", "uri"), [("boto3", "s3://b/k"), ("urllib3", "https://host/k")])
+def test_missing_package_is_usage_error(package: str, uri: str, tmp_path: Path) -> None:
+    """A machine without it still reads and writes local folders."""
     program = (
-        "import sys; sys.modules['boto3'] = None\n"
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from inat_job.ingest import data_source\n"
         "from inat_job.storage import open_store\nfrom inat_job.errors import UsageError\n"
         f"open_store({str(tmp_path)!r}).put('k', b'')\n"
-        "try: open_store('s3://b/k')\nexcept UsageError as error: print(error)\n"
+        f"try: open_store({uri!r})\nexcept UsageError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("s3://b/k needs boto3")
+    assert done.stdout.startswith(f"{uri} needs {package}")
 
 
 def test_import_loads_no_boto3() -> None:
