@@ -32,7 +32,10 @@ from tests.harness.tables import markdown_table
 
 TAKEN_OVER = 75
 _AT_RANDOM_EVERY = 3
-_DIFFERENT = ("attempts/", "checkpoints/", "config.json", "report.json", "report.html")
+_DIFFERENT = (
+    *("attempts/", "checkpoints/", "config.json", "report.json", "report.html"),
+    *("model/README.md", "plots/curves.png"),  # which name the run, and mark the attempts
+)
 """Files that differ from one undisturbed run to the next: they hold times, the run's own id, and who has worked on it.
 Which checkpoints are taken depends on the time too; they must match their manifests. The report's scores must be the
 same."""
