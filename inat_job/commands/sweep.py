@@ -15,8 +15,9 @@ from inat_job.command_options import SweepOptions
 from inat_job.commands import sweep_runs
 from inat_job.commands.sweep_runs import BEST, TRIALS, Sweep
 from inat_job.errors import BadDataError, ConflictError, PreconditionFailed
-from inat_job.host import environment
+from inat_job.host import environment, process
 from inat_job.job_status import STATUS
+from inat_job.reporting.sweep_page import render_sweep
 from inat_job.reporting.tracking import require_key
 from inat_job.run.prepare_images import prepare_images
 from inat_job.run.run_state import REPORT, lease_run, open_run
@@ -42,6 +43,10 @@ from inat_job.telemetry import heartbeat
 SWEEP = "sweep.json"
 """What a sweep is: its part, its space, how it searches, and the settings that its trials share."""
 
+PAGE = "report.html"
+_ASKED = ("trials", "max_time", "target", "patience", "retrain")
+"""Options that decide when a sweep is over; with others, the same sweep goes on."""
+
 
 def space_of(part: str, request: SweepOptions, given: Collection[str]) -> dict[str, Axis]:
     """What is searched: the part's space, without the settings that are `given` for all trials."""
@@ -66,13 +71,21 @@ def run(settings: Settings, request: SweepOptions, given: Collection[str], stop:
             sweep = dataclasses.replace(sweep, conditional=False)
             held.enter_context(lease_run(folder, settings.run.lease_seconds, stop))
         _begin(sweep, definition)
+        asked = {name: getattr(request, name) for name in _ASKED}
+        report = folder.read_json(REPORT)
+        if sweep_report.is_of(report, asked):
+            events.emit("done", message=f"Already finished; there is nothing to do: see {folder.uri}/{REPORT}.")
+            return
         cache = prepare_images(settings, Clock(started), stop)
         held.callback(lambda: cache)  # whose hold would end with the last reference
         trials = _open_trials(sweep, request, space)
         limits = Limits(request.trials, request.max_time, request.target, request.patience)
         events.phase("search")
         why = _search(sweep, trials, limits)
-        record = SweepRecord(settings.part, folder.run_id, why, space, trials.counted())
+        epochs = settings.train.epochs
+        record = SweepRecord(
+            settings.part, folder.run_id, asked, why, space, trials.counted(), trials.importances(), epochs
+        )
         events.phase("retrain")
         _report(sweep, record, sweep_runs.retrain(sweep, record.best, request.retrain))
 
@@ -133,6 +146,8 @@ def _search(sweep: Sweep, trials: Trials, limits: Limits) -> str:
 def _report(sweep: Sweep, record: SweepRecord, retrained: list[Retrained]) -> None:
     folder = sweep.folder
     content = sweep_report.build(record, retrained, sweep.settings_of(record.best.values, BEST).as_dict())
+    folder.write(PAGE, render_sweep(content, process.command_prefix()))
+    folder.publish(PAGE)
     folder.write_json(REPORT, content)
     folder.publish(REPORT)
     STATUS.outcome = sweep_report.sentence(content)

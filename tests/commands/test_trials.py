@@ -3,7 +3,7 @@
 import ast
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -46,7 +46,7 @@ def run_trial(settings: Settings) -> None:
 
 
 @pytest.fixture
-def contexts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RunContext]]:
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[RunContext]:
     """The contexts of the runs in the test."""
     made: list[RunContext] = []
     whole_run = story.train_and_test
@@ -56,7 +56,7 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[RunContext]]:
         whole_run(context, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(story, "train_and_test", recorded)
-    yield made
+    return made
 
 
 def test_trial_has_no_test_images(settings: Make, contexts: list[RunContext]) -> None:
@@ -112,12 +112,13 @@ def test_attempt_to_read_test_images_fails_the_trial(
         run_trial(settings())
 
 
-def test_attempt_to_test_a_trial_finds_no_images(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempt_to_test_a_trial_fails_it(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     both = results.predict_splits
     monkeypatch.setattr(story, "predict_splits", lambda context, classifier, test: both(context, classifier, test=True))
     small = settings()
-    run_trial(small)
-    assert report_of(small)["test"] is None
+    with pytest.raises(LookupError, match="A trial of a sweep may not read test images"):
+        run_trial(small)
+    assert not Path(small.run.output, small.run_id, "report.json").exists()
 
 
 def test_features_are_computed_for_no_test_image(

@@ -17,6 +17,7 @@ from inat_job.errors import ConflictError, EndedError, Preempted
 from inat_job.search import trial_process
 from inat_job.search.outcomes import Limits
 from inat_job.search.space import one_of
+from inat_job.search.study import enqueue_default
 from inat_job.search.trials import REASON, UNCOUNTED
 from inat_job.signals import StopFlag
 from tests.search.toy_trial import accuracy
@@ -62,6 +63,14 @@ def test_number_of_trials_is_the_total(tmp_path: Path) -> None:
     assert len(states(tmp_path)) == 3
     worker(tmp_path, Limits(5)).run()
     check_every_trial(tmp_path, 5)
+
+
+def test_single_trial_is_the_default(tmp_path: Path) -> None:
+    trials = trials_in(tmp_path)
+    enqueue_default(trials.study, {"train.lr": 2e-3})
+    worker(tmp_path, Limits(1), trials=trials).run()
+    [trial] = trials.counted()
+    assert (trial.params, trial.state) == ({"train.lr": 2e-3}, TrialState.COMPLETE)
 
 
 def test_target_ends_the_sweep(tmp_path: Path) -> None:
