@@ -48,20 +48,15 @@ _ASKED = ("trials", "max_time", "target", "patience", "retrain")
 """Options that decide when a sweep is over; with others, the same sweep goes on."""
 
 
-def space_of(part: str, request: SweepOptions, given: Collection[str]) -> dict[str, Axis]:
-    """What is searched: the part's space, without the settings that are `given` for all trials."""
-    return spaces.space_of(part, request.space, fixed=given)
-
-
-def space_text(part: str, request: SweepOptions, given: Collection[str]) -> str:
-    """What is searched, as TOML for `--space`."""
-    return spaces.as_text(space_of(part, request, given))
+def space_text(settings: Settings, request: SweepOptions, given: Collection[str]) -> str:
+    """What is searched, as TOML for `--space`: the settings that are `given` for all trials are not."""
+    return spaces.as_text(spaces.space_of(settings, request.space, given))
 
 
 def run(settings: Settings, request: SweepOptions, given: Collection[str], stop: StopFlag, started: float) -> None:
     """Work on the sweep until it is over: search, train the best settings again, test them, and report."""
     require_key(settings.tracker.mode, environment.has_wandb_key())
-    space = space_of(settings.part, request, given)
+    space = spaces.space_of(settings, request.space, given)
     definition = _definition(settings, request, space)
     folder = open_run(settings, settings.run.run_id or f"sweep-{settings.part}-{_digest(definition)[:12]}", stop)
     STATUS.run_id, STATUS.run = folder.run_id, folder.uri

@@ -45,14 +45,14 @@ def train_command(report: Mapping[str, Any], prefix: Sequence[str], leave_out: C
     return shlex.join(words)
 
 
-def config_file(report: Mapping[str, Any], leave_out: Collection[str] = ()) -> str:
-    """The settings that are not the defaults, as TOML for `--config`, all but those to `leave_out`."""
+def config_file(report: Mapping[str, Any], leave_out: Collection[str] = ()) -> list[str]:
+    """The settings that are not the defaults, as lines of TOML for `--config`, all but those to `leave_out`."""
     sections: dict[str, list[str]] = {}
     for row in changed_settings(report):
         section, _, field = row["setting"].partition(".")
         if row["setting"] not in leave_out and row["value"] is not None:
             sections.setdefault(section, []).append(f"{field} = {json.dumps(row['value'])}")
-    return "\n".join(line for name, lines in sections.items() for line in (f"[{name}]", *lines, ""))
+    return [line for name, lines in sections.items() for line in (f"[{name}]", *lines)]
 
 
 def _plain(sections: Mapping[str, Any]) -> dict[str, Any]:
