@@ -90,7 +90,7 @@ def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> No
     both = {each.flag for each, _ in options_of_all_parts().values()}
     unused = set(
         "--run-id --resume --preflight --force --init-from --export --price-per-hour --max-time --early-stop --devices "
-        "--num-nodes --sync-batch-norm --pictures".split()
+        "--num-nodes --rendezvous-minutes --sync-batch-norm --pictures".split()
     )
     assert offered(job, "bench") == always | (both - unused - tracker) | BENCH
     assert offered(job, "train") == always | both
