@@ -86,9 +86,7 @@ def _refuse_what_stays_here(name: str, options: Mapping[str, Any]) -> None:
     if options.get("file"):
         raise UsageError(f"--config is {options['file']!r}, which the job does not have: give its settings as options.")
     if options.get("space"):
-        raise UsageError(
-            f"--space is {options['space']!r}, which the job does not have: narrow it by options, or leave it out."
-        )
+        raise UsageError(f"--space is {options['space']!r}, which the job does not have: leave it out.")
     if options.get("print_config"):
         raise UsageError("--print-config trains nothing: leave it out, or run it here.")
 

@@ -6,9 +6,10 @@ A worker is this command. The same command on another machine, or again after a 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 from inat_job import events
 from inat_job.command_options import SweepOptions
@@ -36,7 +37,6 @@ from inat_job.search.worker import Worker
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage import probe
-from inat_job.storage.base import Store
 from inat_job.storage.disk import parse_json
 from inat_job.telemetry import heartbeat
 
@@ -73,14 +73,8 @@ def run(settings: Settings, request: SweepOptions, given: Collection[str], stop:
             return
         cache = prepare_images(settings, Clock(started), stop)
         held.callback(lambda: cache)  # whose hold would end with the last reference
-        trials = _open_trials(sweep, request, space)
-        limits = Limits(request.trials, request.max_time, request.target, request.patience)
-        events.phase("search")
-        why = _search(sweep, trials, limits)
-        epochs = settings.train.epochs
-        record = SweepRecord(
-            settings.part, folder.run_id, asked, why, space, trials.counted(), trials.importances(), epochs
-        )
+        with studies.database_errors(request.study):
+            record = _search(sweep, request, asked, space)
         events.phase("retrain")
         _report(sweep, record, sweep_runs.retrain(sweep, record.best, request.retrain))
 
@@ -129,13 +123,23 @@ def _open_trials(sweep: Sweep, request: SweepOptions, space: dict[str, Axis]) ->
     return Trials(study, space, lambda values: sweep.settings_of(values, TRIALS))
 
 
-def _search(sweep: Sweep, trials: Trials, limits: Limits) -> str:
-    def open_trial(number: int) -> Store:
-        return sweep.open(TRIALS, str(number)).store
-
-    leases = TrialLeases(open_trial, sweep.base.run.lease_seconds)
+def _search(sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space: dict[str, Axis]) -> SweepRecord:
+    trials = _open_trials(sweep, request, space)
+    limits = Limits(request.trials, request.max_time, request.target, request.patience)
+    leases = TrialLeases(lambda number: sweep.open(TRIALS, str(number)).store, sweep.base.run.lease_seconds)
+    events.phase("search")
     start = partial(sweep_runs.start_trial, sweep)
-    return Worker(trials, start, leases.is_free, limits, sweep.parallel, sweep.stop).run()
+    why = Worker(trials, start, leases.is_free, limits, sweep.parallel, sweep.stop).run()
+    return SweepRecord(
+        part=sweep.base.part,
+        sweep_id=sweep.folder.run_id,
+        asked=asked,
+        why=why,
+        space=space,
+        trials=trials.counted(),
+        importances=trials.importances(),
+        epochs=sweep.base.train.epochs,
+    )
 
 
 def _report(sweep: Sweep, record: SweepRecord, retrained: list[Retrained]) -> None:
