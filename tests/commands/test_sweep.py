@@ -21,6 +21,7 @@ from inat_job.reporting.html import is_page
 from inat_job.storage import open_store
 from tests.harness.in_process import Ended, in_process
 from tests.harness.job_runs import SCHEMA
+from tests.harness.wandb_stub import wandb_server
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -284,3 +285,14 @@ def test_two_workers_share_a_sweep(
     for number in range(3):
         assert len([name for name in names if name.startswith(f"trials/{number}/attempts/")]) == 1
     assert place.read("report.json")["test"] == whole.read("report.json")["test"]
+
+
+def test_trials_are_grouped_in_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run of the tracker for each trial, in the group of the sweep; the runs of the best settings too."""
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2 + "cafecafe")
+    with wandb_server() as (recorded, _):
+        monkeypatch.setenv("WANDB_BASE_URL", recorded.url)
+        ended = local(tmp_path).run("--wandb", "online", "--run-id", "lr-search", "--trials", "2", "--retrain", "1")
+    assert ended.code == 0, ended.last
+    groups = {each["name"]: each.get("groupName") for each in recorded.buckets if each.get("groupName")}
+    assert groups == dict.fromkeys(("lr-search-0", "lr-search-1", "seed-0"), "lr-search")

@@ -12,6 +12,9 @@ from inat_job.run.trial_link import Ended, TrialLink
 from inat_job.signals import StopFlag
 
 
+_START_S = 5.0
+
+
 @dataclass(frozen=True)
 class Toy:
     """A trial's folder, its learning rate, its epochs, their seconds, and how it fails: a code, or a signal's name."""
@@ -62,10 +65,10 @@ def _train(toy: Toy, link: TrialLink, stop: StopFlag) -> Ended:
     return Ended(0, "Done.", max(done))
 
 
-def is_free(folder: Path) -> bool:
-    """Whether no live process holds the trial's lock."""
+def is_free(folder: Path, begun_at: float) -> bool:
+    """Whether no live process holds the trial's lock, or none was made long after the trial was begun."""
     if not folder.exists():
-        return False
+        return time.time() - begun_at > _START_S
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

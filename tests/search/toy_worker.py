@@ -51,7 +51,7 @@ def worker(
         return TrialProcess(toy_trial.run, toy, {})
 
     def is_free(number: int, begun_at: float) -> bool:
-        return toy_trial.is_free(folder / "trials" / str(number))
+        return toy_trial.is_free(folder / "trials" / str(number), begun_at)
 
     return Worker(trials or trials_in(folder), start, is_free, limits, slots, stop or StopFlag())
 
