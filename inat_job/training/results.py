@@ -123,7 +123,7 @@ def tracked(context: RunContext) -> Iterator[Tracker]:
     environment.disable_wandb_error_reporting()
     tracker = open_tracker(
         environment.wandb_mode(settings.tracker.mode) if context.group.is_main else "off",  # type: ignore[arg-type]
-        run_id=context.trial.name if context.trial else folder.run_id,
+        run_id=context.tracked_as or folder.run_id,
         project=settings.tracker.project,
         entity=settings.tracker.entity,
         folder=folder.attempt_folder,

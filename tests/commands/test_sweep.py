@@ -295,4 +295,4 @@ def test_trials_are_grouped_in_the_tracker(tmp_path: Path, monkeypatch: pytest.M
         ended = local(tmp_path).run("--wandb", "online", "--run-id", "lr-search", "--trials", "2", "--retrain", "1")
     assert ended.code == 0, ended.last
     groups = {each["name"]: each.get("groupName") for each in recorded.buckets if each.get("groupName")}
-    assert groups == dict.fromkeys(("lr-search-0", "lr-search-1", "seed-0"), "lr-search")
+    assert groups == dict.fromkeys(("lr-search-0", "lr-search-1", "lr-search-seed-0"), "lr-search")

@@ -37,7 +37,7 @@ def run_trial(settings: Settings) -> None:
     ours, theirs = multiprocessing.Pipe()
     stop = StopAfter(10**9)
     folder, rank = open_run(settings, settings.run_id, stop), world.local_ranks(settings, NO_PLATFORM)[0]
-    link = TrialLink("sweep-0", theirs, stop, 0.0)
+    link = TrialLink(theirs, stop, 0.0)
     try:
         train.run_rank(Job(settings, folder, rank, Clock(time.perf_counter()), stop, link))
     finally:

@@ -11,7 +11,6 @@ from pathlib import Path
 from inat_job.run.trial_link import Ended, TrialLink
 from inat_job.signals import StopFlag
 
-
 _START_S = 5.0
 
 
@@ -42,7 +41,7 @@ def run(toy: Toy, connection: Connection) -> Ended:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return Ended(75, "Another job holds the run.", held=True)
-        return _train(toy, TrialLink("toy", connection, stop, 10.0), stop)
+        return _train(toy, TrialLink(connection, stop, 10.0), stop)
 
 
 def _train(toy: Toy, link: TrialLink, stop: StopFlag) -> Ended:
