@@ -287,7 +287,7 @@ def sweep(place: Platform, part: str, **options: Any) -> None:
 
     if shown:
         click.echo(f"{made.text(SWEEP_TAKES)}\n# What is searched, as a file for --space:\n")
-        click.echo(job.space_text(part, request, made.given))
+        click.echo(job.space_text(made.settings, request, made.given))
         return
     memory.require_address_space()
     exit.watch(made.settings, STOP)

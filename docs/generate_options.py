@@ -22,6 +22,7 @@ from inat_job.command_options import (  # noqa: E402
     PredictOptions,
     PrepareOptions,
     StatusOptions,
+    SweepOptions,
 )
 from inat_job.configuration import options_by_key, options_of_all_parts  # noqa: E402
 from inat_job.options import Option, options_of  # noqa: E402
@@ -44,6 +45,7 @@ OWN_OPTIONS = {
     "prepare": PrepareOptions,
     "predict": PredictOptions,
     "bench": BenchOptions,
+    "sweep": SweepOptions,
     "submit": SubmitOptions,
 }
 """Options that only one command has."""
@@ -94,7 +96,12 @@ COMMON = [
         "Required: a run, one `<step>.ckpt` of a run, or a folder with an exported model; may be repeated",
     ),
     ("`--model URI`", "`INAT_MODEL`", "`predict`", "Required: a run, its `model/`, or a folder with `model.json`"),
-    ("`--part a`, `--part b`", "", "`bench`, `preflight`", "The part whose run is meant; `preflight` assumes `a`"),
+    (
+        "`--part a`, `--part b`",
+        "",
+        "`bench`, `preflight`, `sweep`",
+        "The part whose run is meant; `preflight` assumes `a`",
+    ),
     ("`-h`, `--help`", "", "all", "Show the command's options, and stop"),
     ("`--version`", "", "before the command", "Print the version, and stop"),
 ]

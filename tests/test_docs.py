@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 import entrypoint
 from inat_job.errors import JobError
@@ -60,7 +61,7 @@ def command_lines(text: str) -> list[list[str]]:
     for span in spans(text):
         command = span.rpartition(" -- ")[2].rpartition("entrypoint.py ")[2]
         command = f"bench {command}" if command.startswith("--part ") and " --" in command[2:] else command
-        if re.match(r"(parta|partb|bench|preflight|prepare) --", command):
+        if re.match(r"(parta|partb|bench|preflight|prepare|sweep) --", command):
             found.append(command)
     return [shlex.split(line, comments=True) for line in found]
 
@@ -171,3 +172,24 @@ def test_contributing_lists_every_folder_and_module() -> None:
     modules = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
     folders = {f"{path.name}/" for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     assert set(tree) == modules | folders
+
+
+def agent_words() -> list[list[str]]:
+    """Each value of docs/sweep.yaml in a command line as wandb's agent writes it, beside the first of the others."""
+    sweep = yaml.safe_load((ROOT / "docs" / "sweep.yaml").read_text())
+    fixed = sweep["command"][sweep["command"].index("${program}") + 1 : -1]
+    values = {name: each.get("values") or [each["min"], each["max"]] for name, each in sweep["parameters"].items()}
+    first = {name: each[0] for name, each in values.items()}
+    points = [{**first, name: value} for name, each in values.items() for value in each]
+    return [[*fixed, *(f"--{name}={value}" for name, value in point.items())] for point in points]
+
+
+def test_sweep_for_the_agent_has_real_options(job: Callable[..., Ended]) -> None:
+    for words in agent_words():
+        assert job(*words, "--print-config").code == 0, words
+
+
+def test_sweep_for_the_agent_maximises_a_metric_of_the_run() -> None:
+    sweep = yaml.safe_load((ROOT / "docs" / "sweep.yaml").read_text())
+    assert (sweep["program"], sweep["metric"]["goal"]) == ("entrypoint.py", "maximize")
+    assert f'"{sweep["metric"]["name"]}"' in (PACKAGE / "training" / "metrics_log.py").read_text()

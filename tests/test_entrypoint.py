@@ -29,6 +29,9 @@ SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --run
 BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
+SWEEP = set(
+    "--part --trials --space --sampler --pruner --max-time --target --patience --parallel --storage --retrain".split()
+)
 LOG = {"--log-format", "--quiet", "--verbose"}
 HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm", "matplotlib", "jinja2"}
 HEAVY |= {"onnx", "onnxscript", "onnxruntime", "optuna"}
@@ -87,10 +90,15 @@ def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> No
     both = {each.flag for each, _ in options_of_all_parts().values()}
     unused = set(
         "--run-id --resume --preflight --force --init-from --export --price-per-hour --max-time --early-stop --devices "
-        "--num-nodes --sync-batch-norm --pictures".split()
+        "--num-nodes --rendezvous-minutes --sync-batch-norm --pictures".split()
     )
     assert offered(job, "bench") == always | (both - unused - tracker) | BENCH
     assert offered(job, "train") == always | both
+    alone = set(
+        "--devices --num-nodes --rendezvous-minutes --sync-batch-norm --resume --preflight --force --init-from "
+        "--export --pictures --max-time".split()
+    )
+    assert offered(job, "sweep") == always | (both - alone) | SWEEP
     assert offered(job, "preflight") == always | both - {"--preflight"} | {"--part"}
 
 

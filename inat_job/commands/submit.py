@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from inat_job import command_options, events
-from inat_job.configuration import PREPARE_TAKES, TEST_TAKES, configure
+from inat_job.configuration import PREPARE_TAKES, SWEEP_TAKES, TEST_TAKES, configure
 from inat_job.distributed import world
 from inat_job.errors import EndedError, Preempted, TransientError, UsageError
 from inat_job.event_text import printable
@@ -20,8 +20,8 @@ EVERY_S = 5.0
 
 _FAILURES = 24  # looks in a row that may fail
 _NO_JOBS = ("submit", "train", "status", "compare")  # for people, or for SageMaker only
-_REQUESTS: dict[str, type] = {"bench": command_options.BenchOptions}
-_TAKES = {"test": TEST_TAKES, "prepare": PREPARE_TAKES}
+_REQUESTS: dict[str, type] = {"bench": command_options.BenchOptions, "sweep": command_options.SweepOptions}
+_TAKES = {"test": TEST_TAKES, "prepare": PREPARE_TAKES, "sweep": SWEEP_TAKES}
 
 Parse = Callable[[Sequence[str]], tuple[str, Mapping[str, Any]]]
 """From a command line to the command's name and the values of its options, by section__field for the settings."""
@@ -67,6 +67,11 @@ def _check_size(request: SubmitOptions, command: Command) -> None:
     """Raise UsageError for more machines than the command can use, ConflictError for a batch they cannot split."""
     if command.verb == "test" and request.nodes > 1:
         raise UsageError(f"--nodes is {request.nodes}, and a test uses one machine: leave it out.")
+    if command.verb == "sweep" and request.nodes > 1:
+        raise UsageError(
+            f"--nodes is {request.nodes}, and a worker of a sweep uses one machine: submit it again with another "
+            "--name and the same --run-id."
+        )
     if command.verb in ("parta", "partb"):
         settings = command.configuration.settings
         gpus = 0 if settings.train.accelerator == "cpu" else request.gpus
@@ -75,9 +80,13 @@ def _check_size(request: SubmitOptions, command: Command) -> None:
 
 def _refuse_what_stays_here(name: str, options: Mapping[str, Any]) -> None:
     if name in _NO_JOBS:
-        raise UsageError(f"{name} cannot be submitted as a job: use parta, partb, test, prepare, preflight or bench.")
+        raise UsageError(
+            f"{name} cannot be submitted as a job: use parta, partb, sweep, test, prepare, preflight or bench."
+        )
     if options.get("file"):
         raise UsageError(f"--config is {options['file']!r}, which the job does not have: give its settings as options.")
+    if options.get("space"):
+        raise UsageError(f"--space is {options['space']!r}, which the job does not have: leave it out.")
     if options.get("print_config"):
         raise UsageError("--print-config trains nothing: leave it out, or run it here.")
 

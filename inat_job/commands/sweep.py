@@ -6,17 +6,19 @@ A worker is this command. The same command on another machine, or again after a 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 from inat_job import events
 from inat_job.command_options import SweepOptions
 from inat_job.commands import sweep_runs
 from inat_job.commands.sweep_runs import BEST, TRIALS, Sweep
 from inat_job.errors import BadDataError, ConflictError, PreconditionFailed
-from inat_job.host import environment
+from inat_job.host import environment, process
 from inat_job.job_status import STATUS
+from inat_job.reporting.sweep_page import render_sweep
 from inat_job.reporting.tracking import require_key
 from inat_job.run.prepare_images import prepare_images
 from inat_job.run.run_state import REPORT, lease_run, open_run
@@ -35,28 +37,26 @@ from inat_job.search.worker import Worker
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage import probe
-from inat_job.storage.base import Store
 from inat_job.storage.disk import parse_json
 from inat_job.telemetry import heartbeat
 
 SWEEP = "sweep.json"
 """What a sweep is: its part, its space, how it searches, and the settings that its trials share."""
 
+PAGE = "report.html"
+_ASKED = ("trials", "max_time", "target", "patience", "retrain")
+"""Options that decide when a sweep is over; with others, the same sweep goes on."""
 
-def space_of(part: str, request: SweepOptions, given: Collection[str]) -> dict[str, Axis]:
-    """What is searched: the part's space, without the settings that are `given` for all trials."""
-    return spaces.space_of(part, request.space, fixed=given)
 
-
-def space_text(part: str, request: SweepOptions, given: Collection[str]) -> str:
-    """What is searched, as TOML for `--space`."""
-    return spaces.as_text(space_of(part, request, given))
+def space_text(settings: Settings, request: SweepOptions, given: Collection[str]) -> str:
+    """What is searched, as TOML for `--space`: the settings that are `given` for all trials are not."""
+    return spaces.as_text(spaces.space_of(settings, request.space, given))
 
 
 def run(settings: Settings, request: SweepOptions, given: Collection[str], stop: StopFlag, started: float) -> None:
     """Work on the sweep until it is over: search, train the best settings again, test them, and report."""
     require_key(settings.tracker.mode, environment.has_wandb_key())
-    space = space_of(settings.part, request, given)
+    space = spaces.space_of(settings, request.space, given)
     definition = _definition(settings, request, space)
     folder = open_run(settings, settings.run.run_id or f"sweep-{settings.part}-{_digest(definition)[:12]}", stop)
     STATUS.run_id, STATUS.run = folder.run_id, folder.uri
@@ -66,13 +66,15 @@ def run(settings: Settings, request: SweepOptions, given: Collection[str], stop:
             sweep = dataclasses.replace(sweep, conditional=False)
             held.enter_context(lease_run(folder, settings.run.lease_seconds, stop))
         _begin(sweep, definition)
+        asked = {name: getattr(request, name) for name in _ASKED}
+        report = folder.read_json(REPORT)
+        if sweep_report.is_of(report, asked):
+            events.emit("done", message=f"Already finished; there is nothing to do: see {folder.uri}/{REPORT}.")
+            return
         cache = prepare_images(settings, Clock(started), stop)
         held.callback(lambda: cache)  # whose hold would end with the last reference
-        trials = _open_trials(sweep, request, space)
-        limits = Limits(request.trials, request.max_time, request.target, request.patience)
-        events.phase("search")
-        why = _search(sweep, trials, limits)
-        record = SweepRecord(settings.part, folder.run_id, why, space, trials.counted())
+        with studies.database_errors(request.study):
+            record = _search(sweep, request, asked, space)
         events.phase("retrain")
         _report(sweep, record, sweep_runs.retrain(sweep, record.best, request.retrain))
 
@@ -121,18 +123,30 @@ def _open_trials(sweep: Sweep, request: SweepOptions, space: dict[str, Axis]) ->
     return Trials(study, space, lambda values: sweep.settings_of(values, TRIALS))
 
 
-def _search(sweep: Sweep, trials: Trials, limits: Limits) -> str:
-    def open_trial(number: int) -> Store:
-        return sweep.open(TRIALS, str(number)).store
-
-    leases = TrialLeases(open_trial, sweep.base.run.lease_seconds)
+def _search(sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space: dict[str, Axis]) -> SweepRecord:
+    trials = _open_trials(sweep, request, space)
+    limits = Limits(request.trials, request.max_time, request.target, request.patience)
+    leases = TrialLeases(lambda number: sweep.open(TRIALS, str(number)).store, sweep.base.run.lease_seconds)
+    events.phase("search")
     start = partial(sweep_runs.start_trial, sweep)
-    return Worker(trials, start, leases.is_free, limits, sweep.parallel, sweep.stop).run()
+    why = Worker(trials, start, leases.is_free, limits, sweep.parallel, sweep.stop).run()
+    return SweepRecord(
+        part=sweep.base.part,
+        sweep_id=sweep.folder.run_id,
+        asked=asked,
+        why=why,
+        space=space,
+        trials=trials.counted(),
+        importances=trials.importances(),
+        epochs=sweep.base.train.epochs,
+    )
 
 
 def _report(sweep: Sweep, record: SweepRecord, retrained: list[Retrained]) -> None:
     folder = sweep.folder
     content = sweep_report.build(record, retrained, sweep.settings_of(record.best.values, BEST).as_dict())
+    folder.write(PAGE, render_sweep(content, process.command_prefix()))
+    folder.publish(PAGE)
     folder.write_json(REPORT, content)
     folder.publish(REPORT)
     STATUS.outcome = sweep_report.sentence(content)

@@ -60,17 +60,18 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Task:
-    """A run's settings, its name in the tracker if it is a trial, and whether its warnings are JSON."""
+    """A run's settings, its name in the tracker, whether it is a trial, and whether its warnings are JSON."""
 
     settings: Settings
-    trial: str | None
+    tracked_as: str
+    is_trial: bool
     json: bool
 
 
 def start_trial(sweep: Sweep, number: int, settings: Settings, slot: int) -> TrialProcess:
     """Start a trial, or what is left of it, on the GPU `slot` of those that this process may use."""
     named = dataclasses.replace(settings, run=dataclasses.replace(settings.run, run_id=str(number)))
-    return _start(sweep, Task(named, f"{sweep.folder.run_id}-{number}", events.is_json()), slot)
+    return _start(sweep, Task(named, f"{sweep.folder.run_id}-{number}", True, events.is_json()), slot)
 
 
 def _start(sweep: Sweep, task: Task, slot: int = 0) -> TrialProcess:
@@ -91,11 +92,11 @@ def run_task(task: Task, connection: Connection) -> Ended:
     exit.skip_termination_message(True)
     grace_s = settings.run.grace_seconds
     signals.end_within_grace(stop, grace_s, _say_nothing, _say_nothing, signals.reserve_s(grace_s))
-    link = TrialLink(task.trial, connection, stop, settings.run.lease_seconds) if task.trial else None
+    link = TrialLink(connection, stop, settings.run.lease_seconds) if task.is_trial else None
     try:
         folder = open_run(settings, settings.run_id, stop)
         rank = world.local_ranks(settings, NO_PLATFORM)[0]
-        train.run_rank(Job(settings, folder, rank, Clock(time.perf_counter()), stop, link))
+        train.run_rank(Job(settings, folder, rank, Clock(time.perf_counter()), stop, link, task.tracked_as))
         return Ended(0, "Done.", read_report(folder)["val"]["accuracy"])
     except LeaseError as error:
         return Ended(error.exit_code, str(error), held=True)
@@ -127,7 +128,7 @@ def retrain(sweep: Sweep, best: Best, seeds: int) -> list[Retrained]:
     for seed in range(seeds):
         run_id = f"seed-{seed}"
         settings = sweep.settings_of(best.values, BEST, run_id, seed)
-        _run_to_end(sweep, Task(settings, None, events.is_json()))
+        _run_to_end(sweep, Task(settings, f"{sweep.folder.run_id}-{run_id}", False, events.is_json()))
         folder = sweep.open(BEST, run_id)
         done.append(Retrained.of(settings.train.seed, folder.uri, read_report(folder)))
         events.emit("retrained", seed=settings.train.seed, test_accuracy=done[-1].test, val_accuracy=done[-1].val)

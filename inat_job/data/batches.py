@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inat_job.data import rng
-from inat_job.data.cache_index import PIXELS, Cache
+from inat_job.data.cache_index import HIDDEN_FROM_TRIALS, PIXELS, Cache
 
 TakeBatch = Callable[[slice], Any]
 """Maps a slice of an order of images to their batch."""
@@ -103,13 +103,17 @@ class PixelRows(DeviceRows):
         self._labels = torch.tensor(cache.index.labels)
         self._hidden = cache.index.hidden_rows()
 
+    def in_order(self, positions: Tensor) -> Callable[[slice], Tensor]:
+        """As DeviceRows. Raises LookupError for a row that is hidden from a trial of a sweep."""
+        if np.isin(positions.numpy(), self._hidden).any():
+            raise LookupError(HIDDEN_FROM_TRIALS)
+        return super().in_order(positions)
+
     def batches(self, rows: np.ndarray, maps: Tensor, colour: Tensor | None) -> TakeBatch:
         """Takes the batches of `rows` in this order; `maps` and `colour` are those of every row of the cache.
 
         Raises LookupError for a row that is hidden from a trial of a sweep.
         """
-        if np.isin(rows, self._hidden).any():
-            raise LookupError("A trial of a sweep may not read test images.")
         order = torch.from_numpy(rows)
         squares, labels = self.in_order(order), self.upload(self._labels[order])
         maps = self.upload(maps[order])

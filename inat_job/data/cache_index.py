@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from inat_job.storage.disk import read_json_object
 FORMAT = 5
 PIXELS, INDEX = "pixels.u8", "index.json"
 _HIDDEN, _NO_LABEL = "hidden", -1
+HIDDEN_FROM_TRIALS = "A trial of a sweep may not read test images."
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,16 @@ class CacheIndex:
         return tuple(name for name, content, split in rows if split == TEST and content in train)
 
     def without_test(self) -> "CacheIndex":
-        """The index without test images: nothing in it tells which rows they are of which class."""
+        """The index without test images: of their rows it has no name, no label and no hash."""
         hidden = [split == TEST for split in self.splits]
-        labels = zip(self.labels, hidden, strict=True)
-        hashes = zip(self.hashes, hidden, strict=True)
+        named = {name for name, out in zip(self.ids, hidden, strict=True) if out}
         return dataclasses.replace(
             self,
-            labels=tuple(_NO_LABEL if out else label for label, out in labels),
-            splits=tuple(_HIDDEN if out else TRAIN for out in hidden),
-            hashes=tuple("" if out else content for content, out in hashes),
+            ids=_blanked(self.ids, hidden, ""),  # which contains the class
+            labels=_blanked(self.labels, hidden, _NO_LABEL),
+            splits=_blanked(self.splits, hidden, _HIDDEN),
+            hashes=_blanked(self.hashes, hidden, ""),
+            blank=tuple(name for name in self.blank if name not in named),
         )
 
     def hidden_rows(self) -> np.ndarray:
@@ -91,7 +94,12 @@ class Cache:
 
     @cached_property
     def pixels(self) -> np.ndarray:
-        """uint8 RGB of shape (rows, side, side, 3), memory-mapped, read only."""
+        """uint8 RGB of shape (rows, side, side, 3), memory-mapped, read only.
+
+        Raises LookupError in a trial of a sweep.
+        """
+        if len(self.index.hidden_rows()):
+            raise LookupError(HIDDEN_FROM_TRIALS)
         shape = (len(self.index.ids), self.index.side, self.index.side, 3)
         return np.memmap(self.folder / PIXELS, dtype=np.uint8, mode="r", shape=shape)
 
@@ -125,6 +133,10 @@ def load_trusted(folder: Path) -> Cache | None:
 def _pixels_are_intact(path: Path, index: CacheIndex, stop: Stop) -> bool:
     with pixel_file.open_existing(path, len(index.ids), index.side) as pixels:
         return path.stat().st_size == pixels.nbytes and pixels.digest(stop) == index.pixels_sha256
+
+
+def _blanked(values: tuple[Any, ...], hidden: Sequence[bool], blank: Any) -> tuple[Any, ...]:
+    return tuple(blank if out else value for value, out in zip(values, hidden, strict=True))
 
 
 def _digest(fields: dict[str, Any]) -> str:

@@ -126,6 +126,13 @@ def set_variables(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)
 
 
+def add_import_path(folder: Path) -> None:
+    """Let Python processes that this one starts import from a folder, whatever their current one is."""
+    paths = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    if str(folder) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *paths])
+
+
 def visible_gpu(number: int, environment: Mapping[str, str] = os.environ) -> str:
     """CUDA_VISIBLE_DEVICES for one of the GPUs that this process may use, counted from 0 and around."""
     named = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from inat_job.configuration import options_by_key
@@ -33,12 +33,27 @@ def command_line(report: Mapping[str, Any], prefix: Sequence[str]) -> str:
     """The command of a run, for a shell. `prefix` is the words that start this program."""
     if is_test(report):
         return shlex.join([*prefix, "test", "--checkpoint", report["checkpoint"]["uri"]])
+    return train_command(report, prefix)
+
+
+def train_command(report: Mapping[str, Any], prefix: Sequence[str], leave_out: Collection[str] = ()) -> str:
+    """The command that trains with a report's settings, all but those to `leave_out`, for a shell."""
     known = options_by_key(RECIPES[report["part"]]())
     words = [*prefix, f"part{report['part']}"]
     for row in changed_settings(report):
-        if row["setting"] not in _NOT_REPEATED:
+        if row["setting"] not in (*_NOT_REPEATED, *leave_out):
             words += _words(known[row["setting"]][0], row["value"])
     return shlex.join(words)
+
+
+def config_file(report: Mapping[str, Any], leave_out: Collection[str] = ()) -> list[str]:
+    """The settings that are not the defaults, as lines of TOML for `--config`, all but those to `leave_out`."""
+    sections: dict[str, list[str]] = {}
+    for row in changed_settings(report):
+        section, _, field = row["setting"].partition(".")
+        if row["setting"] not in leave_out and row["value"] is not None:
+            sections.setdefault(section, []).append(f"{field} = {json.dumps(row['value'])}")
+    return [line for name, lines in sections.items() for line in (f"[{name}]", *lines)]
 
 
 def _plain(sections: Mapping[str, Any]) -> dict[str, Any]:

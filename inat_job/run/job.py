@@ -28,6 +28,8 @@ class Job:
     stop: StopFlag
     trial: TrialLink | None = None
     """Set in a trial of a sweep, which never sees the test images."""
+    tracked_as: str | None = None
+    """Its name in the tracker, if that is not its id."""
 
     def is_finished(self) -> bool:
         """Whether there is nothing to do, see `state`."""

@@ -34,13 +34,10 @@ class Ended(NamedTuple):
 
 
 class TrialLink:
-    """The trial's end of the connection; `name` is the trial's name in the tracker.
+    """The trial's end of the connection; the trial goes on without an answer that takes over `patience_s` seconds."""
 
-    The trial goes on without an answer that takes over `patience_s` seconds.
-    """
-
-    def __init__(self, name: str, connection: Connection, stop: StopFlag, patience_s: float) -> None:
-        self.name, self._connection, self._stop, self._patience_s = name, connection, stop, patience_s
+    def __init__(self, connection: Connection, stop: StopFlag, patience_s: float) -> None:
+        self._connection, self._stop, self._patience_s = connection, stop, patience_s
 
     def report(self, accuracies: Sequence[float], last: bool) -> None:
         """Report the epochs so far, and raise the stop flag if the worker prunes the trial, or is gone.

@@ -14,6 +14,7 @@ from inat_job import options
 from inat_job.configuration import known_key, options_by_key
 from inat_job.errors import UsageError
 from inat_job.recipes import RECIPES
+from inat_job.settings import Settings
 
 Value = str | int | float | bool
 Space = Mapping[str, "Axis"]
@@ -102,14 +103,15 @@ SPACES: Mapping[str, Space] = {"a": PART_A, "b": PART_B}
 _FIELDS = {"low", "high", "log", "choices"}
 
 
-def space_of(part: str, file: str | None = None, fixed: Collection[str] = ()) -> dict[str, Axis]:
-    """The part's space, changed by a TOML file, without the settings that are `fixed`.
+def space_of(settings: Settings, file: str | None = None, fixed: Collection[str] = ()) -> dict[str, Axis]:
+    """The space of the settings' part, changed by a TOML file, without the settings that are `fixed`.
 
-    In the file, a table is an axis that is added or replaced, and `section.field = false` removes one. Raises
-    UsageError for what is no axis of an existing setting, and for a space that is empty.
+    In the file, a table is an axis that is added or replaced, and `section.field = false` removes one. What has no
+    effect beside the settings that are not searched is left out too. Raises UsageError for what is no axis of an
+    existing setting, and for a space that is empty.
     """
-    known = options_by_key(RECIPES[part]())
-    space = dict(SPACES[part])
+    known = options_by_key(settings)
+    space = dict(SPACES[settings.part])
     for key, table in _tables(file).items() if file else ():
         known_key(key, known, f"--space {file}")
         if table is False:
@@ -118,6 +120,8 @@ def space_of(part: str, file: str | None = None, fixed: Collection[str] = ()) ->
         before = space.get(key)
         space[key] = _axis(key, table, f"--space {file}", before.only_with if before else None, *known[key])
     space = {key: axis for key, axis in space.items() if key not in fixed}
+    values = {key: _value(settings, key) for key in known if key not in space}
+    space = {key: axis for key, axis in space.items() if axis.applies(values)}
     if not space:
         raise UsageError("Nothing is left to search: every setting of the space is fixed.")
     return space
@@ -174,14 +178,17 @@ def _range_axis(key: str, table: dict[str, Any], where: str, only_with: Any) -> 
 
 def default_point(part: str, space: Space) -> dict[str, Value]:
     """The recipe's own values on the axes, which the first trial has, as far as the axes have them."""
-    sections = RECIPES[part]().sections()
-    point: dict[str, Value] = {}
+    recipe, point = RECIPES[part](), dict[str, Value]()
     for key, axis in space.items():
-        section, _, field = key.partition(".")
-        value = _drawn(getattr(sections[section], field), axis)
+        value = _drawn(_value(recipe, key), axis)
         if axis.applies(point) and _is_on(value, axis):
             point[key] = value
     return point
+
+
+def _value(settings: Settings, key: str) -> Any:
+    section, _, field = key.partition(".")
+    return getattr(settings.sections()[section], field)
 
 
 def _drawn(value: Any, axis: Axis) -> Value:

@@ -4,14 +4,15 @@ Optuna is the engine: Akiba et al., Optuna: A Next-generation Hyperparameter Opt
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage, RDBStorage
@@ -19,7 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from inat_job.errors import UsageError
+from inat_job.errors import TransientError, UsageError
 from inat_job.options import public_uri
 from inat_job.search.journal import StoreJournal
 from inat_job.search.space import Axis, Space, Value
@@ -96,8 +97,22 @@ def _database(uri: str) -> RDBStorage:
     except ImportError as error:
         raise UsageError(f"--storage is {where}, whose driver is not installed ({error}): pip install it.") from None
     except (SQLAlchemyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"--storage is {where}, which cannot be used ({reason}): check the address.") from None
+        raise UsageError(f"--storage is {where}, which cannot be used ({_reason(error)}): check the address.") from None
+
+
+@contextmanager
+def database_errors(database: str | None) -> Iterator[None]:
+    """Raise TransientError for a database that fails during a search: all that it holds is there the next time."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise TransientError(f"--storage is {public_uri(str(database))}, which fails ({_reason(error)}).") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the error below that of Optuna."""
+    text = str(error.__cause__ or error)
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def enqueue_default(study: Study, point: Mapping[str, Value]) -> None:

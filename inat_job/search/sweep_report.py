@@ -17,7 +17,6 @@ _NAMES = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "unfinished",
-    TrialState.WAITING: "unfinished",
 }
 
 
@@ -47,13 +46,16 @@ class Retrained:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """A sweep that is over: why, and its trials."""
+    """A sweep that is over: what was asked for, why it is over, and its trials, of up to `epochs` epochs each."""
 
     part: str
     sweep_id: str
+    asked: Mapping[str, Any]
     why: str
     space: Mapping[str, Axis]
     trials: Sequence[FrozenTrial]
+    importances: Mapping[str, float]
+    epochs: int
 
     @property
     def best(self) -> Best:
@@ -76,15 +78,17 @@ def build(record: SweepRecord, retrained: Sequence[Retrained], settings: Mapping
         "status": "done",
         "part": record.part,
         "run_id": record.sweep_id,
+        "asked": dict(record.asked),
         "why": record.why,
         "counts": _counts(record.trials),
-        "epochs": sum(len(trial.intermediate_values) for trial in record.trials),
+        "epochs": _epochs(record),
         "best": {"trial": best.number, "values": best.values, "val_accuracy": best.val, "settings": settings},
         "retrained": [
             {"seed": each.seed, "run": each.run, "val_accuracy": each.val, "test_accuracy": each.test}
             for each in retrained
         ],
         "test": _spread([each.test for each in retrained]),
+        "importances": dict(record.importances),
         "space": {key: axis.as_dict() for key, axis in record.space.items()},
         "trials": [_trial(trial) for trial in record.trials],
     }
@@ -106,6 +110,21 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     return {name: names.count(name) for name in dict.fromkeys(_NAMES.values())}
 
 
+def _epochs(record: SweepRecord) -> dict[str, int]:
+    """Epochs that all trials trained, and those that the pruned ones did not."""
+    pruned = [trial for trial in record.trials if trial.state is TrialState.PRUNED]
+    whole = [int(trial.params.get("train.epochs", record.epochs)) for trial in pruned]
+    return {
+        "spent": sum(len(trial.intermediate_values) for trial in record.trials),
+        "saved": sum(whole) - sum(len(trial.intermediate_values) for trial in pruned),
+    }
+
+
+def is_of(report: Any, asked: Mapping[str, Any]) -> bool:
+    """Whether a stored value is the report of a sweep that is over and was asked for the same."""
+    return isinstance(report, dict) and report.get("kind") == "sweep" and report.get("asked") == dict(asked)
+
+
 def _spread(values: Sequence[float]) -> dict[str, Any] | None:
     if not values:
         return None
@@ -123,6 +142,7 @@ def _trial(trial: FrozenTrial) -> dict[str, Any]:
     seconds = trial.duration.total_seconds() if trial.duration else None
     return {
         "number": trial.number,
+        "run": f"trials/{trial.number}",
         "outcome": _NAMES[trial.state],
         "why": trial.user_attrs.get(REASON),
         "val_accuracy": trial.value if trial.state is TrialState.COMPLETE else None,

@@ -11,12 +11,17 @@ import signal
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
+import inat_job
 from inat_job.host import environment
 from inat_job.run.trial_link import Ended
 
-PRELOADED = ("inat_job.training.run", "inat_job.commands.train")
+PRELOADED: tuple[str, ...] = ("inat_job.training.run", "inat_job.commands.train", "entrypoint")
+"""What the process that trials are forked from imports once, and not each of them."""
+
+_ROOT = Path(inat_job.__file__).resolve().parent.parent
 Target = Callable[[Any, Connection], Ended]
 """Runs a trial in its process, given its task, and returns how it ended."""
 
@@ -30,6 +35,7 @@ class TrialProcess:
     def __init__(self, target: Target, task: Any, variables: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
+        environment.add_import_path(_ROOT)  # multiprocessing ignores a module that it does not find there
         self.connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=_run, args=(target, task, dict(variables), theirs))
         self._process.start()

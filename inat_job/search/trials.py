@@ -1,10 +1,13 @@
 """The trials of a study, as a sweep counts them: drawn, taken up, ended; each point of the space is trained once."""
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -19,6 +22,12 @@ FINGERPRINT, UNCOUNTED, REASON, FAILURES = "fingerprint", "uncounted", "reason",
 
 _MOST_REPEATS = 50
 """Points in a row that were all trained before, after which the space counts as exhausted."""
+
+_FEWEST_FOR_IMPORTANCES = 10
+"""Trials that were done, below which importances would be chance."""
+
+_BEST_SHARE = 0.3
+"""Optuna's tenth of 30 to 100 trials is so few that chance outranks a setting which decides everything."""
 
 MakeSettings = Callable[[Mapping[str, Value]], Settings]
 """The settings of a trial with these values. Raises UsageError for values that contradict each other."""
@@ -41,8 +50,9 @@ class Trials:
         self.study, self._space, self._make_settings = study, space, make_settings
 
     def counted(self) -> list[FrozenTrial]:
-        """The trials that count towards N, whether they have ended or not."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if UNCOUNTED not in trial.user_attrs]
+        """The trials that count towards N, whether they have ended or not; one that is only queued does not yet."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [each for each in trials if UNCOUNTED not in each.user_attrs and each.state is not TrialState.WAITING]
 
     def standing(self) -> Standing:
         """The sweep so far."""
@@ -130,6 +140,21 @@ class Trials:
             if epoch not in known:
                 trial.report(accuracy, epoch)
         return bool(accuracies) and trial.should_prune()
+
+    def importances(self) -> dict[str, float]:
+        """The share of each setting in how good the trials are, the largest first; none for too few trials.
+
+        PED-ANOVA of Watanabe et al., 2023: what the best trials have in common, `_BEST_SHARE` of all.
+        """
+        done = [trial for trial in self.counted() if trial.state is TrialState.COMPLETE]
+        if len(done) < _FEWEST_FOR_IMPORTANCES:
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is experimental
+            shares = get_param_importances(
+                self.study, evaluator=PedAnovaImportanceEvaluator(target_quantile=_BEST_SHARE)
+            )
+        return {key: round(share, 4) for key, share in shares.items() if math.isfinite(share)}
 
     def complete(self, trial: Trial, value: float) -> None:
         """Note the best validation accuracy of a trial that is done."""

@@ -47,6 +47,7 @@ class RunContext:
     stop: StopFlag
     group: ProcessGroup = SINGLE_PROCESS
     trial: TrialLink | None = None
+    tracked_as: str | None = None
 
     @classmethod
     def create(
@@ -67,7 +68,8 @@ class RunContext:
         cache = cache.without_test() if job.trial else cache
         images = ImageDataModule(cache, train, job.settings.data, shard, on_gpu=decided.accelerator == "cuda")
         checkpoints = CheckpointIndex(job.folder, job.stop)
-        return cls(job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group, job.trial)
+        place = (job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group)
+        return cls(*place, job.trial, job.tracked_as)
 
     def build_network(self, pretrained: bool) -> tuple[Architecture, Classifier]:
         """The network and its LightningModule, with pretrained weights unless a checkpoint is going to replace them."""

@@ -12,7 +12,7 @@ from torch import nn
 from inat_job import events
 from inat_job.checkpoints.manifest import Manifest
 from inat_job.data import layout
-from inat_job.data.cache_index import CacheIndex
+from inat_job.data.cache_index import HIDDEN_FROM_TRIALS, CacheIndex
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import JobError, Preempted
 from inat_job.evaluation.image_sheets import EvaluationImages
@@ -80,11 +80,13 @@ def checkpoint_weights(
 def predict_splits(
     context: RunContext, classifier: Classifier, validation: bool = True, test: bool = True
 ) -> PredictionTable:
-    """The predictions of the splits that are asked for, on every rank."""
+    """The predictions of the splits that are asked for, on every rank. A trial of a sweep has no test: LookupError."""
     images, tables = context.images, []
     if validation:
         tables.append(predict_split(context, classifier, VAL, images.val_rows, "final-validation"))
     if test:
+        if context.trial:
+            raise LookupError(HIDDEN_FROM_TRIALS)
         tables.append(predict_split(context, classifier, layout.TEST, images.test_rows, "test"))
     return PredictionTable.joined(tables)
 
@@ -121,7 +123,7 @@ def tracked(context: RunContext) -> Iterator[Tracker]:
     environment.disable_wandb_error_reporting()
     tracker = open_tracker(
         environment.wandb_mode(settings.tracker.mode) if context.group.is_main else "off",  # type: ignore[arg-type]
-        run_id=context.trial.name if context.trial else folder.run_id,
+        run_id=context.tracked_as or folder.run_id,
         project=settings.tracker.project,
         entity=settings.tracker.entity,
         folder=folder.attempt_folder,

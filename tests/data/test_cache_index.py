@@ -1,5 +1,6 @@
 """The index of the decoded cache: saved, loaded and checked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,15 @@ def test_stop_during_load(cache: Cache) -> None:
 def test_rows_and_in_both_splits(cache: Cache) -> None:
     assert cache.index.rows("train").tolist() == [1, 2]
     assert cache.index.in_both_splits() == ("test/A/1.jpg",)
+
+
+def test_cache_of_a_trial_says_nothing_of_test_images(cache: Cache) -> None:
+    hidden = replace(cache, index=replace(cache.index, blank=("test/A/1.jpg", "train/B/1.jpg"))).without_test()
+    assert hidden.index.hidden_rows().tolist() == [0]
+    assert hidden.index.rows("test").tolist() == []
+    assert hidden.index.rows("train").tolist() == [1, 2]
+    assert hidden.index.ids == ("", "train/A/1.jpg", "train/B/1.jpg")
+    assert (hidden.index.labels, hidden.index.hashes) == ((-1, 0, 1), ("", "a", "b"))
+    assert (hidden.index.blank, hidden.index.in_both_splits()) == (("train/B/1.jpg",), ())
+    with pytest.raises(LookupError, match="may not read test images"):
+        _ = hidden.pixels

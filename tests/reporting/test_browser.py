@@ -16,11 +16,13 @@ from inat_job.evaluation.pictures import Picture
 from inat_job.reporting import html
 from inat_job.reporting.comparison import ComparedRun, compare
 from inat_job.reporting.report_page import render_report
+from inat_job.reporting.sweep_page import render_sweep
 from tests.evaluation.made_predictions import drawn_table
 from tests.harness.job_runs import report_of, run, settings_in
 from tests.harness.made_images import tree, write_zip
 from tests.reporting.made_reports import made_report
 from tests.reporting.test_report_page import HOSTILE
+from tests.reporting.test_sweep_page import made_report as sweep_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
 NoAlertPresentException = pytest.importorskip("selenium.common").NoAlertPresentException
@@ -80,6 +82,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any
     made["compare"] = (folder / "compare.html", None)
     made["compare"][0].write_text(html.render("compare", compare(runs)))
     made["hostile"] = hostile_page(folder)
+    made["sweep"] = (folder / "sweep.html", None)
+    made["sweep"][0].write_text(render_sweep(sweep_report(40, why=HOSTILE[0]), ["inat-job"]))
     return made
 
 
@@ -115,7 +119,7 @@ def requests(browser: Any) -> list[str]:
     return [each["request"]["url"] for each in sent]
 
 
-NAMES = ("a", "b", "compare", "hostile")
+NAMES = ("a", "b", "compare", "hostile", "sweep")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -170,6 +174,14 @@ def test_table_sorts_by_keyboard(browser: Any, pages: Any, name: str) -> None:
         assert shown == [f"{each:.3f}" for each in sorted((row["f1"] for row in rows.values()), reverse=reverse)]
     others = browser.find_elements("css selector", "#class-table th[aria-sort=none]")
     assert len(others) == 6
+
+
+def test_trials_of_a_sweep_sort(browser: Any, pages: Any) -> None:
+    visit(browser, pages["sweep"][0])
+    browser.find_element("css selector", "table.sortable th:nth-child(6) button").click()
+    shown = [float(each.text) for each in browser.find_elements("css selector", "table.sortable td:nth-child(6)")]
+    assert shown == sorted(shown, reverse=True)
+    assert len(shown) == 40
 
 
 @pytest.mark.parametrize("name", ["a", "b"])

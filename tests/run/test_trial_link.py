@@ -21,7 +21,7 @@ def answered(answer: bool | None) -> tuple[StopFlag, object]:
 
     worker = threading.Thread(target=work)
     worker.start()
-    TrialLink("s-1", theirs, stop, 30.0).report((0.25, 0.5), last=False)
+    TrialLink(theirs, stop, 30.0).report((0.25, 0.5), last=False)
     worker.join()
     ours.close()
     theirs.close()
@@ -49,7 +49,7 @@ def test_trial_stops_when_its_worker_is_gone() -> None:
 def test_trial_does_not_wait_for_a_hung_worker() -> None:
     ours, theirs = multiprocessing.Pipe()
     stop = StopFlag()
-    TrialLink("s-1", theirs, stop, 0.01).report([0.5], last=False)
+    TrialLink(theirs, stop, 0.01).report([0.5], last=False)
     assert not stop()
     ours.close()
     theirs.close()

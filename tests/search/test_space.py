@@ -48,7 +48,7 @@ def test_default_point_is_the_recipe(part: str) -> None:
 def test_text_reads_back(part: str, tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text(as_text(SPACES[part]))
-    assert space_of(part, str(file)) == SPACES[part]
+    assert space_of(RECIPES[part](), str(file)) == SPACES[part]
 
 
 def test_file_narrows_extends_and_removes(tmp_path: Path) -> None:
@@ -57,11 +57,22 @@ def test_file_narrows_extends_and_removes(tmp_path: Path) -> None:
         "[train]\nlr = {low = 1e-3, high = 2e-3}\ncolour = false\nrotation = {low = 0.0, high = 30.0}\n"
         "[train.crop_scale]\nlow = 0.5\nhigh = 0.9\n"
     )
-    space = space_of("a", str(file), fixed={"model.dense"})
+    space = space_of(RECIPES["a"](), str(file), fixed={"model.dense"})
     assert space["train.lr"] == Axis(low=1e-3, high=2e-3)
     assert space["train.rotation"] == Axis(low=0.0, high=30.0)
     assert space["train.crop_scale"].only_with == ("train.augment", (True,))
     assert not {"train.colour", "model.dense"} & set(space)
+
+
+def test_settings_without_effect_are_not_searched(tmp_path: Path) -> None:
+    plain = configure("a", {"train.augment": "false"}, [], None, environment={}).settings
+    assert not {"train.crop_scale", "train.colour"} & set(space_of(plain, fixed={"train.augment"}))
+    file = tmp_path / "space.toml"
+    file.write_text("[train]\naugment = false\n")
+    assert "train.augment" not in space_of(RECIPES["a"](), str(file))
+    assert {"train.crop_scale", "train.colour"} <= set(space_of(RECIPES["a"](), str(file)))
+    head = configure("b", {"model.strategy": "head"}, [], None, environment={}).settings
+    assert "model.layer_decay" not in space_of(head, fixed={"model.strategy"})
 
 
 @pytest.mark.parametrize(
@@ -84,7 +95,7 @@ def test_mistakes_in_a_file(text: str, sentence: str, tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text(text)
     with pytest.raises(UsageError, match=sentence):
-        space_of("a", str(file))
+        space_of(RECIPES["a"](), str(file))
 
 
 @pytest.mark.parametrize("text", ["[train.lr]\nlow = 1.0\nhigh = 100.0", "[model.activation]\nchoices = ['tanh']"])
@@ -92,14 +103,14 @@ def test_values_out_of_a_settings_range(text: str, tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text(text)
     with pytest.raises(UsageError, match="may not be"):
-        space_of("a", str(file))
+        space_of(RECIPES["a"](), str(file))
 
 
 def test_missing_file() -> None:
     with pytest.raises(UsageError, match="--space is nowhere.toml, which cannot be read"):
-        space_of("a", "nowhere.toml")
+        space_of(RECIPES["a"](), "nowhere.toml")
 
 
 def test_nothing_left_to_search() -> None:
     with pytest.raises(UsageError, match="Nothing is left to search"):
-        space_of("a", fixed=set(SPACES["a"]))
+        space_of(RECIPES["a"](), fixed=set(SPACES["a"]))

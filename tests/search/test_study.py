@@ -3,8 +3,10 @@
 import optuna
 import pytest
 
+from inat_job.configuration import configure
 from inat_job.search.space import PART_A, Axis, default_point, one_of, real
 from inat_job.search.study import PerTrialSampler, draw, make_pruner
+from inat_job.search.trials import Trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -82,3 +84,25 @@ def test_pruner_stops_a_bad_trial(pruner: str, pruned: bool) -> None:
         trial.report(0.1, epoch)
         stopped = stopped or trial.should_prune()
     assert stopped == pruned
+
+
+def test_importances_find_the_setting_that_matters() -> None:
+    each = study(kind="random")
+    trials = Trials(each, PART_A, lambda values: configure("a", values, [], None, environment={}).settings)
+    points(each, 9)
+    assert trials.importances() == {}  # too few
+    points(each, 41)
+    shares = trials.importances()
+    assert set(shares) == set(PART_A)
+    assert next(iter(shares)) == "model.activation"
+    assert sum(shares.values()) == pytest.approx(1.0, abs=1e-2)
+
+
+def test_importances_of_equal_trials() -> None:
+    each = study(kind="random")
+    trials = Trials(each, PART_A, lambda values: configure("a", values, [], None, environment={}).settings)
+    for _ in range(12):
+        trial = each.ask()
+        draw(trial, PART_A)
+        each.tell(trial, 0.5)
+    assert all(0.0 <= share <= 1.0 for share in trials.importances().values())

@@ -13,12 +13,14 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from inat_job.errors import ConflictError, EndedError, Preempted
+from inat_job.errors import ConflictError, EndedError, Preempted, TransientError, UsageError
 from inat_job.search import trial_process
 from inat_job.search.outcomes import Limits
 from inat_job.search.space import one_of
-from inat_job.search.trials import REASON, UNCOUNTED
+from inat_job.search.study import database_errors, enqueue_default
+from inat_job.search.trials import REASON, UNCOUNTED, Trials
 from inat_job.signals import StopFlag
+from tests.search.postgresql import Postgresql, postgresql_server
 from tests.search.toy_trial import accuracy
 from tests.search.toy_worker import trials_in, worker
 
@@ -39,9 +41,18 @@ def epochs_of(folder: Path, number: int) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def check_every_trial(folder: Path, count: int) -> None:
+def close(trials: Trials) -> None:
+    """Close the connections of a study in a database, as the end of a worker does."""
+    storage = trials.study._storage
+    if hasattr(storage, "_backend"):
+        storage._backend.engine.dispose()
+
+
+def check_every_trial(folder: Path, count: int, database: str | None = None) -> None:
     """Every trial ended once, after each of its epochs once, with the value that its settings have."""
-    trials = trials_in(folder).counted()
+    study = trials_in(folder, database=database)
+    trials = study.counted()
+    close(study)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * count
     for trial in trials:
         expected = [accuracy(trial.params["train.lr"], epoch) for epoch in (1, 2, 3)]
@@ -62,6 +73,14 @@ def test_number_of_trials_is_the_total(tmp_path: Path) -> None:
     assert len(states(tmp_path)) == 3
     worker(tmp_path, Limits(5)).run()
     check_every_trial(tmp_path, 5)
+
+
+def test_single_trial_is_the_default(tmp_path: Path) -> None:
+    trials = trials_in(tmp_path)
+    enqueue_default(trials.study, {"train.lr": 2e-3})
+    worker(tmp_path, Limits(1), trials=trials).run()
+    [trial] = trials.counted()
+    assert (trial.params, trial.state) == ({"train.lr": 2e-3}, TrialState.COMPLETE)
 
 
 def test_target_ends_the_sweep(tmp_path: Path) -> None:
@@ -136,8 +155,11 @@ def test_stopped_worker_leaves_its_trials_to_be_continued(tmp_path: Path) -> Non
     check_every_trial(tmp_path, 3)
 
 
-def start_worker(folder: Path, trials: int, slots: int = 1, epoch_s: float = 0.1) -> subprocess.Popen[str]:
+def start_worker(
+    folder: Path, trials: int, slots: int = 1, epoch_s: float = 0.1, database: str | None = None
+) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "tests.search.toy_worker", str(folder), str(trials), str(slots), str(epoch_s)]
+    words += [database] if database else []
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -152,6 +174,12 @@ def workers(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
         each.stdout.close()
 
 
+@pytest.fixture
+def postgresql() -> Iterator[Postgresql]:
+    with postgresql_server() as server:
+        yield server
+
+
 def wait_for_epochs(folder: Path, count: int) -> None:
     deadline = time.monotonic() + 120
     while sum(path.read_text().count("\n") for path in folder.glob("trials/*/epochs.jsonl")) < count:
@@ -159,9 +187,8 @@ def wait_for_epochs(folder: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-def test_four_workers_of_which_three_are_disturbed(tmp_path: Path, workers: list[subprocess.Popen[str]]) -> None:
-    """One killed, one stopped, one frozen while the others go on: no trial is lost, and none runs twice."""
-    workers += [start_worker(tmp_path, 12) for _ in range(4)]
+def disturb_four_workers(tmp_path: Path, workers: list[subprocess.Popen[str]], database: str | None = None) -> None:
+    workers += [start_worker(tmp_path, 12, database=database) for _ in range(4)]
     wait_for_epochs(tmp_path, 6)
     workers[0].send_signal(signal.SIGKILL)
     workers[1].send_signal(signal.SIGTERM)
@@ -172,7 +199,33 @@ def test_four_workers_of_which_three_are_disturbed(tmp_path: Path, workers: list
     for each in workers[2:]:
         last = each.communicate(timeout=120)[0].splitlines()[-1]
         assert (each.returncode, json.loads(last)) == (0, {"why": "all 12 trials have ended"})
-    check_every_trial(tmp_path, 12)
+    check_every_trial(tmp_path, 12, database)
+
+
+def test_four_workers_of_which_three_are_disturbed(tmp_path: Path, workers: list[subprocess.Popen[str]]) -> None:
+    """One killed, one stopped, one frozen while the others go on: no trial is lost, and none runs twice."""
+    disturb_four_workers(tmp_path, workers)
+
+
+def test_four_workers_on_postgresql(
+    tmp_path: Path, workers: list[subprocess.Popen[str]], postgresql: Postgresql
+) -> None:
+    disturb_four_workers(tmp_path, workers, postgresql.uri)
+
+
+def test_database_that_fails_during_a_search_is_temporary(
+    tmp_path: Path, postgresql: Postgresql, request: pytest.FixtureRequest
+) -> None:
+    trials = trials_in(tmp_path, database=postgresql.uri)
+    request.addfinalizer(lambda: close(trials))
+    postgresql.stop()
+    with (
+        pytest.raises(TransientError, match=r"--storage is postgresql://127\.0\.0\.1:\d+/postgres, which fails"),
+        database_errors(postgresql.uri),
+    ):
+        worker(tmp_path, Limits(2), trials=trials).run()
+    with pytest.raises(UsageError, match=r"cannot be used .*: check the address"):
+        trials_in(tmp_path, database=postgresql.uri)
 
 
 @pytest.mark.soak

@@ -11,6 +11,8 @@ from pathlib import Path
 from inat_job.run.trial_link import Ended, TrialLink
 from inat_job.signals import StopFlag
 
+_START_S = 5.0
+
 
 @dataclass(frozen=True)
 class Toy:
@@ -39,7 +41,7 @@ def run(toy: Toy, connection: Connection) -> Ended:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return Ended(75, "Another job holds the run.", held=True)
-        return _train(toy, TrialLink("toy", connection, stop, 10.0), stop)
+        return _train(toy, TrialLink(connection, stop, 10.0), stop)
 
 
 def _train(toy: Toy, link: TrialLink, stop: StopFlag) -> Ended:
@@ -62,10 +64,10 @@ def _train(toy: Toy, link: TrialLink, stop: StopFlag) -> Ended:
     return Ended(0, "Done.", max(done))
 
 
-def is_free(folder: Path) -> bool:
-    """Whether no live process holds the trial's lock."""
+def is_free(folder: Path, begun_at: float) -> bool:
+    """Whether no live process holds the trial's lock, or none was made long after the trial was begun."""
     if not folder.exists():
-        return False
+        return time.time() - begun_at > _START_S
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,11 +1,8 @@
-"""A worker of a sweep whose trials are toys, as a program of its own: FOLDER TRIALS SLOTS EPOCH_S."""
+"""A worker of a sweep whose trials are toys, as a program of its own: FOLDER TRIALS SLOTS EPOCH_S [DATABASE]."""
 
 import json
 import sys
 from pathlib import Path
-
-import optuna
-from optuna.storages import JournalStorage
 
 from inat_job.configuration import configure
 from inat_job.errors import JobError
@@ -13,7 +10,7 @@ from inat_job.search import trial_process
 from inat_job.search.journal import StoreJournal
 from inat_job.search.outcomes import Limits
 from inat_job.search.space import Space, real
-from inat_job.search.study import PerTrialSampler, make_pruner
+from inat_job.search.study import Search, open_study
 from inat_job.search.trial_process import TrialProcess
 from inat_job.search.trials import Trials
 from inat_job.search.worker import Worker
@@ -31,17 +28,11 @@ def make_settings(values: dict) -> Settings:
     return configure("a", values, [], None, environment={}).settings
 
 
-def trials_in(folder: Path, seed: int = 0, pruner: str = "none", space: Space = SPACE) -> Trials:
-    journal = StoreJournal(LocalStore(folder, StorageOptions()), stale_s=0.2)
-    study = optuna.create_study(
-        study_name="toy",
-        storage=JournalStorage(journal),
-        sampler=PerTrialSampler("tpe", seed),
-        pruner=make_pruner(pruner),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    return Trials(study, space, make_settings)
+def trials_in(
+    folder: Path, seed: int = 0, pruner: str = "none", space: Space = SPACE, database: str | None = None
+) -> Trials:
+    journal = None if database else StoreJournal(LocalStore(folder, StorageOptions()), stale_s=0.2)
+    return Trials(open_study(journal, database, "toy", Search("tpe", pruner, seed)), space, make_settings)
 
 
 def worker(
@@ -60,19 +51,19 @@ def worker(
         return TrialProcess(toy_trial.run, toy, {})
 
     def is_free(number: int, begun_at: float) -> bool:
-        return toy_trial.is_free(folder / "trials" / str(number))
+        return toy_trial.is_free(folder / "trials" / str(number), begun_at)
 
     return Worker(trials or trials_in(folder), start, is_free, limits, slots, stop or StopFlag())
 
 
 def main() -> None:
     folder, most, slots, epoch_s = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    trials = trials_in(folder, database=sys.argv[5] if len(sys.argv) > 5 else None)
     trial_process.PRELOADED = ()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     stop = StopFlag()
     stop.install()
     try:
-        print(json.dumps({"why": worker(folder, Limits(most), slots, epoch_s, stop).run()}))
+        print(json.dumps({"why": worker(folder, Limits(most), slots, epoch_s, stop, trials).run()}))
     except JobError as error:
         print(json.dumps({"error": str(error)}))
         sys.exit(error.exit_code)

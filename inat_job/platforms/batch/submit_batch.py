@@ -66,7 +66,7 @@ def _job_command(request: SubmitOptions, command: Command) -> list[str]:
     words = list(command.words)
     if output := lasting_output(request, command):
         words += ["--output", output]
-    if command.verb in ("parta", "partb") and "run.run_id" not in command.configuration.given:
+    if command.verb in ("parta", "partb", "sweep") and "run.run_id" not in command.configuration.given:
         words += ["--run-id", str(request.name)]
     return words
 

@@ -1,0 +1,298 @@
+"""`sweep` with real trials: whole, killed and resumed, by several workers, and refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import inat_job
+from inat_job.reporting.html import is_page
+from inat_job.storage import open_store
+from tests.harness.in_process import Ended, in_process
+from tests.harness.job_runs import SCHEMA
+from tests.harness.wandb_stub import wandb_server
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ROOT = Path(__file__).parent.parent.parent
+SWEEP_SCHEMA = json.loads((Path(inat_job.__file__).parent / "sweep.schema.json").read_text())
+SPACE = """
+[train.lr]
+low = 1e-4
+high = 1e-1
+log = true
+
+[model.dropout]
+low = 0.0
+high = 0.6
+"""
+WORDS = (
+    "sweep --part a --data demo: --image-size 32 --epochs 2 --batch-size 32 --filters 4 --dense 8 "
+    "--filter-organisation same --kernel-sizes 3 --activation relu --pooling gap --no-augment --batch-norm "
+    "--weight-decay 0.05 --label-smoothing 0.1 --trials 3 --pruner none --wandb off --run-id s"
+).split()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep is: its `--output`, and its folder for what its command writes otherwise."""
+
+    output: str
+    folder: Path
+
+    def words(self, *more: str) -> list[str]:
+        """The command of the sweep; options in `more` override its own."""
+        return [*WORDS, "--space", str(self.folder / "space.toml"), "--output", self.output, *more]
+
+    def start(self, *more: str, space: str = SPACE) -> subprocess.Popen[str]:
+        """A worker, in a session of its own."""
+        (self.folder / "space.toml").write_text(space)
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "entrypoint.py"), *self.words(*more)],
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "INAT_CACHE_DIR": str(self.folder / "cache")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *more: str) -> Ended:
+        """Work on the sweep to its end."""
+        worker = self.start(*more)
+        out, err = worker.communicate(timeout=120)
+        return Ended(worker.returncode, out, (err.strip().splitlines() or [""])[-1])
+
+    def read(self, name: str) -> Any:
+        """A JSON file of the sweep."""
+        return json.loads(open_store(f"{self.output}/s").read(name))
+
+    def names(self) -> dict[str, str]:
+        """The version of each file of the sweep."""
+        return {each.key: str(each) for each in open_store(f"{self.output}/s").list()}
+
+
+def local(folder: Path) -> Place:
+    folder.mkdir(exist_ok=True)
+    return Place(str(folder / "runs"), folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A sweep that nothing disturbed, with its best settings trained again."""
+    place = local(tmp_path_factory.mktemp("whole"))
+    ended = place.run("--retrain", "1")
+    assert ended.code == 0, ended
+    return place
+
+
+@pytest.fixture
+def workers() -> Iterator[list[subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for each in started:
+        if each.poll() is None:
+            os.killpg(each.pid, signal.SIGKILL)
+        each.communicate()
+
+
+def trials_of(place: Place) -> dict[int, tuple[Any, Any, Any]]:
+    """By number: values, accuracies of all epochs, and the whole validation of the trial's own report."""
+    return {
+        each["number"]: (each["values"], each["epochs"], place.read(f"{each['run']}/report.json")["val"])
+        for each in place.read("report.json")["trials"]
+    }
+
+
+def test_reports_have_their_schemas(whole: Place) -> None:
+    report = whole.read("report.json")
+    jsonschema.validate(report, SWEEP_SCHEMA)
+    assert report["counts"] == {"done": 3, "pruned": 0, "failed": 0, "unfinished": 0}
+    assert report["epochs"] == {"spent": 6, "saved": 0}
+    assert report["trials"][0]["values"] == {"train.lr": 0.002, "model.dropout": 0.2}  # the recipe's own
+    for trial in report["trials"]:
+        own = whole.read(f"{trial['run']}/report.json")
+        jsonschema.validate(own, SCHEMA)
+        assert own["test"] is None
+        assert own["val"]["accuracy"] == trial["val_accuracy"] == max(trial["epochs"])
+
+
+def test_best_is_chosen_by_validation_and_tested_once(whole: Place) -> None:
+    report = whole.read("report.json")
+    best = max(report["trials"], key=lambda each: (each["val_accuracy"], -each["number"]))
+    assert (report["best"]["trial"], report["best"]["values"]) == (best["number"], best["values"])
+    [again] = report["retrained"]
+    own = whole.read("best/seed-0/report.json")
+    assert again["test_accuracy"] == own["test"]["accuracy"] == report["test"]["mean"]
+    assert own["val"] == whole.read(f"{best['run']}/report.json")["val"]  # the same settings and seed
+    assert own["settings"]["train"]["lr"] == best["values"]["train.lr"]
+
+
+def test_page_shows_the_best_settings_as_command_and_file(
+    whole: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = open_store(f"{whole.output}/s").read("report.html").decode()
+    assert is_page("sweep", page[:2000])
+    report = whole.read("report.json")
+    assert "parta" in page
+    assert f"--lr {report['best']['settings']['train']['lr']}" in page
+    text = page.partition('<code id="config">')[2].partition("</code>")[0]
+    (tmp_path / "best.toml").write_text(unescape(text))
+    monkeypatch.chdir(tmp_path)
+    with in_process(monkeypatch, capsys) as job:
+        shown = job("parta", "--config", "best.toml", "--print-config")
+    settings = tomllib.loads(shown.stdout)
+    expected = report["best"]["settings"]
+    assert shown.code == 0
+    for section in ("data", "model", "train"):
+        own = {key: value for key, value in expected[section].items() if value is not None and key != "devices"}
+        assert {key: settings[section].get(key) for key in own} == own
+
+
+def test_finished_sweep_has_nothing_to_do(whole: Place) -> None:
+    before = whole.names()
+    ended = whole.run("--retrain", "1")
+    assert (ended.code, "Already finished" in ended.stdout) == (0, True)
+    assert not [line for line in ended.lines if '"phase": "prepare"' in line or '"trial"' in line]
+    assert whole.names() == before
+
+
+def test_more_trials_continue_a_finished_sweep(whole: Place, tmp_path: Path) -> None:
+    """N is the total."""
+    place = local(tmp_path / "more")
+    assert place.run("--retrain", "0", "--trials", "1").code == 0
+    assert place.run("--retrain", "0", "--trials", "2").code == 0
+    assert trials_of(place) == {number: each for number, each in trials_of(whole).items() if number < 2}
+
+
+@pytest.fixture
+def job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Ended]]:
+    """Runs a command line in this process."""
+    monkeypatch.chdir(tmp_path)
+    with in_process(monkeypatch, capsys) as run:
+        yield run
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--epochs", "3"], "fingerprint"),
+        (["--seed", "1"], "fingerprint"),
+        (["--dropout", "0.1"], "space"),
+        (["--sampler", "random"], "sampler"),
+        (["--pruner", "asha"], "pruner"),
+        (["--part", "b", "--weights", "none"], "part"),
+    ],
+)
+def test_other_settings_under_the_same_id_are_refused(
+    whole: Place, job: Callable[..., Ended], more: list[str], named: str
+) -> None:
+    words = whole.words(*more)
+    if "b" in more:  # which has none of the network's options
+        words = ["sweep", "--data", "demo:", "--wandb", "off", "--run-id", "s", "--output", whole.output, *more]
+    ended = job(*words)
+    assert ended.code == 78
+    assert "is a sweep with another" in ended.last
+    assert named in ended.last
+
+
+def test_print_config_shows_settings_and_a_space_that_reads_back(job: Callable[..., Ended], tmp_path: Path) -> None:
+    for part in "ab":
+        ended = job("sweep", "--part", part, "--print-config")
+        assert ended.code == 0
+        settings, _, space = ended.stdout.partition("# What is searched, as a file for --space:\n")
+        assert {"data", "model", "train"} <= set(tomllib.loads(settings))
+        (tmp_path / "space.toml").write_text(space)
+        again = job("sweep", "--part", part, "--print-config", "--space", "space.toml")
+        assert again.stdout == ended.stdout
+        assert tomllib.loads(space)["train"]["lr"]["log"] is True
+
+
+def events_of(worker: subprocess.Popen[str]) -> Iterator[Mapping[str, Any]]:
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        yield json.loads(line)
+
+
+def interrupt(place: Place, worker: subprocess.Popen[str], number: int, how: str) -> int:
+    """Kill a worker when a trial begins, and its trials with it if `how` is "machine"; returns its exit code."""
+    for event in events_of(worker):
+        if event["event"] == "trial" and event["number"] == number:
+            break
+    trial = f"trials/{number}/config.json"
+    deadline = time.monotonic() + 60
+    while open_store(f"{place.output}/s").stat(trial) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if how == "machine":
+        os.killpg(worker.pid, signal.SIGKILL)
+    else:
+        worker.send_signal(getattr(signal, how))
+    return worker.wait(60)
+
+
+def check_interrupted(place: Place, whole: Place, workers: list[subprocess.Popen[str]], how: str) -> None:
+    for number in (0, 1):
+        workers.append(place.start("--retrain", "0"))
+        assert interrupt(place, workers[-1], number, how) == (143 if how == "SIGTERM" else -signal.SIGKILL)
+    ended = place.run("--retrain", "0")
+    assert ended.code == 0, ended.last
+    assert trials_of(place) == trials_of(whole)
+    assert '"continued": true' in ended.stdout
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "machine"])
+def test_interrupted_sweep_has_the_same_trials(
+    whole: Place, tmp_path: Path, workers: list[subprocess.Popen[str]], how: str
+) -> None:
+    check_interrupted(local(tmp_path), whole, workers, how)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("how", ["SIGTERM", "machine"])
+def test_interrupted_sweep_in_a_bucket_has_the_same_trials(
+    whole: Place, tmp_path: Path, workers: list[subprocess.Popen[str]], s3_bucket: str, how: str
+) -> None:
+    check_interrupted(Place(f"s3://{s3_bucket}/runs", tmp_path), whole, workers, how)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("where", ["local", "bucket"])
+def test_two_workers_share_a_sweep(
+    whole: Place, tmp_path: Path, workers: list[subprocess.Popen[str]], s3_bucket: str, where: str
+) -> None:
+    place = local(tmp_path) if where == "local" else Place(f"s3://{s3_bucket}/runs", tmp_path)
+    workers += [place.start("--retrain", "1") for _ in range(2)]
+    for each in workers:
+        _, err = each.communicate(timeout=300)
+        assert each.returncode == 0, err
+    assert trials_of(place) == trials_of(whole)
+    names = place.names()
+    for number in range(3):
+        assert len([name for name in names if name.startswith(f"trials/{number}/attempts/")]) == 1
+    assert place.read("report.json")["test"] == whole.read("report.json")["test"]
+
+
+def test_trials_are_grouped_in_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run of the tracker for each trial, in the group of the sweep; the runs of the best settings too."""
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2 + "cafecafe")
+    with wandb_server() as (recorded, _):
+        monkeypatch.setenv("WANDB_BASE_URL", recorded.url)
+        ended = local(tmp_path).run("--wandb", "online", "--run-id", "lr-search", "--trials", "2", "--retrain", "1")
+    assert ended.code == 0, ended.last
+    groups = {each["name"]: each.get("groupName") for each in recorded.buckets if each.get("groupName")}
+    assert groups == dict.fromkeys(("lr-search-0", "lr-search-1", "lr-search-seed-0"), "lr-search")
