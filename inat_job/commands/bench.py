@@ -17,7 +17,7 @@ from inat_job.bench.measurement import Measurement, bottleneck, format_number, r
 from inat_job.bench.prepared_run import PreparedRun, prepare_run
 from inat_job.command_options import BenchOptions
 from inat_job.errors import UsageError
-from inat_job.ingest import archives, data_source
+from inat_job.ingest import data_source, kinds
 from inat_job.ingest.data_source import DataSource
 from inat_job.run.run_state import storage_options
 from inat_job.settings import Settings
@@ -80,7 +80,7 @@ def _measure(
 ) -> tuple[list[Measurement], dict[str, Any]]:
     found: list[Measurement] = []
     source = _source(settings, stop)
-    if "pull" in request.stages and not archives.is_archive(urlsplit(settings.data.uri).path):
+    if "pull" in request.stages and not kinds.is_archive(urlsplit(settings.data.uri).path):
         events.warn("The stage pull is left out: it is measured on an archive, and --data is not one.")
     elif "pull" in request.stages:
         children.report_stage("pull")

@@ -17,7 +17,7 @@ from inat_job.signals import Stop, never
 from inat_job.storage.cache_locks import FolderHold, hold_folder
 from inat_job.storage.disk import read_json_object
 
-FORMAT = 5
+FORMAT = 6
 PIXELS, INDEX = "pixels.u8", "index.json"
 _HIDDEN, _NO_LABEL = "hidden", -1
 HIDDEN_FROM_TRIALS = "A trial of a sweep may not read test images."
@@ -29,7 +29,7 @@ class CacheIndex:
 
     `digest` is that of the source, `side` the side of the squares in pixels, `sizes` are original widths and heights,
     `hashes` the SHA-256 of the image files. `rejected` has the id and the reason of each unreadable image, `skipped`
-    the name and the reason of each other file that is not used, `blank` the ids of images of a single colour.
+    the name and the reason of each other file that is not used, `blank` the ids of images of (nearly) one colour.
     """
 
     source: str

@@ -21,6 +21,7 @@ _IGNORED_NAMES = {
 }
 _SIDECARS = (
     *(".xml", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".txt", ".md", ".html", ".htm", ".pdf", ".log"),
+    "zbthumbnail.info",
     *(".mov", ".mp4", ".avi", ".m4v", ".aae", ".xmp", ".thm", ".db", ".ini", ".npy", ".mat", ".md5", ".sha256", ".py"),
 )
 
@@ -49,16 +50,23 @@ def is_ignored(name: str) -> bool:
     return any((part.startswith(".") and part != ".") or part in _IGNORED_NAMES for part in name.split("/"))
 
 
+def _is_called_image(name: str) -> bool:
+    return name.lower().endswith((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2"))
+
+
 def is_sidecar(name: str) -> bool:
     """Whether a file that is no image is plainly not meant as one, by its name."""
     return name.lower().endswith(_SIDECARS)
 
 
-def find_images(names: Iterable[str], source: str, stop: Stop = never) -> list[ImageFile]:
+def find_images(
+    names: Iterable[str], source: str, stop: Stop = never, links: Mapping[str, str] | None = None
+) -> list[ImageFile]:
     """The images among `names` (paths with `/`), sorted by id.
 
     Other capitals, such as Train/, count only if nothing is spelled train/ and val/. Raises BadDataError if there is no
-    such tree, more than one, or if train and test differ in their classes, and Preempted.
+    such tree, more than one, if train and test differ in their classes, or if one of the `links`, each with what it
+    is, takes the place of a class folder, and Preempted.
     """
     kept = []
     for name in _interruptible(names, stop):
@@ -71,6 +79,7 @@ def find_images(names: Iterable[str], source: str, stop: Stop = never) -> list[I
     root = complete[0]
     del kept
     _check_folders(roots[root], root)
+    _check_links(links or {}, root, _folders(roots[root], root), source)
     images = [_image(name, root) for name in _interruptible(roots.pop(root), stop)]
     images.sort()
     _check_classes(images, source)
@@ -164,6 +173,17 @@ def _check_folders(names: list[str], root: str) -> None:
         if len(folders) > 1:
             both = " and ".join(f"{folder}/" for folder in folders)
             raise BadDataError(f"{root[:-1] or 'The data set'} holds both {both}: keep the one to use as {split} set.")
+
+
+def _check_links(links: Mapping[str, str], root: str, splits: set[str], source: str) -> None:
+    """Raise BadDataError if a link takes the place of a class folder: without a message the class would be missing."""
+    for name, reason in sorted(links.items()):
+        parts = _parts(name, root) if name.startswith(root) and not is_ignored(name) else []
+        if len(parts) == 2 and parts[0] in splits and not (is_sidecar(name) or _is_called_image(name)):
+            raise BadDataError(
+                f"{source} has {reason.partition(',')[0]} in place of the class folder {name}: "
+                "put the folder itself there, or remove the link."
+            )
 
 
 def _parts(name: str, root: str) -> list[str]:

@@ -15,7 +15,7 @@ from inat_job.data.layout import ImageFile
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted
 from inat_job.events import Progress
 from inat_job.ingest import archives
-from inat_job.ingest.container import DAMAGED, REPEATED, DamagedArchiveError
+from inat_job.ingest.container import DAMAGED, REPEATED, DamagedArchiveError, links
 from inat_job.ingest.data_source import DataSource
 from inat_job.ingest.decode_all import ROWS, Decoded, decode_all
 from inat_job.signals import Stop
@@ -39,7 +39,8 @@ class _Results:
 
     @property
     def is_damaged(self) -> bool:
-        return any((each.reason or "").startswith(DAMAGED) for each in self.decoded)
+        reasons = (*(each.reason or "" for each in self.decoded), *self.skipped.values())
+        return any(reason.startswith(DAMAGED) for reason in reasons)
 
 
 def cache_side(image_size: int) -> int:
@@ -183,7 +184,7 @@ def _decode_intact(source: DataSource, unfinished: Path, side: int, stop: Stop) 
 
 def _decode(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
     container = source.open()
-    images = layout.find_images(container.names(), source.uri, stop)
+    images = layout.find_images(container.names(), source.uri, stop, links(container.skipped()))
     source.check_listed(images)
     remove_link(unfinished)
     unfinished.mkdir(exist_ok=True)
@@ -222,7 +223,7 @@ def _decode_incoming(
     """None on any error: only the complete archive can tell what it means."""
     try:
         container = archives.open_incoming(path, incoming, stop)
-        images = layout.find_images(container.names(), uri, stop)
+        images = layout.find_images(container.names(), uri, stop, links(container.skipped()))
         remove_link(unfinished)
         unfinished.mkdir(exist_ok=True)
         _check_disk(unfinished, len(images) * side * side * 3 + incoming.bytes_missing())
@@ -235,13 +236,18 @@ def _decode_incoming(
 
 
 def _skipped(container: archives.Container, images: Sequence[ImageFile]) -> dict[str, str]:
-    """The files that are no images of the data set, with the reason, except for known litter."""
+    """The files that are no images of the data set, with the reason, except for known litter.
+
+    One whose name is damaged may have been an image.
+    """
     used = {image.name for image in images}
     reasons = dict.fromkeys((name for name in container.names() if name not in used), "not in a class folder")
-    for name, reason in container.skipped().items():
-        if name not in used or reason == REPEATED:
+    for name, reason in container.skipped(used).items():
+        if name not in used or reason.startswith((REPEATED, DAMAGED)):
             reasons[name] = reason
-    return {name: reasons[name] for name in reasons if not layout.is_ignored(name)}
+    return {
+        name: reason for name, reason in reasons.items() if reason.startswith(DAMAGED) or not layout.is_ignored(name)
+    }
 
 
 def _index(source: DataSource, results: _Results, side: int, path: Path) -> CacheIndex:
@@ -249,6 +255,7 @@ def _index(source: DataSource, results: _Results, side: int, path: Path) -> Cach
     lost = [(image, each.reason) for image, each in zip(images, decoded, strict=True) if each.reason is not None]
     sidecars = {image.name: f"a sidecar, {reason}" for image, reason in lost if layout.is_sidecar(image.name)}
     skipped = {**results.skipped, **sidecars}
+    damaged = {name: skipped.pop(name) for name, reason in results.skipped.items() if reason.startswith(DAMAGED)}
     kept = [row for row, each in enumerate(decoded) if each.reason is None]
     if len(kept) < len(images):
         with pixel_file.open_existing(path, len(images), side, writable=True) as pixels:
@@ -267,7 +274,10 @@ def _index(source: DataSource, results: _Results, side: int, path: Path) -> Cach
         splits=tuple(images[row].split for row in kept),
         sizes=tuple(decoded[row].size for row in kept),
         hashes=hashes,
-        rejected=tuple({"id": image.id, "reason": reason} for image, reason in lost if image.name not in sidecars),
+        rejected=(
+            *({"id": image.id, "reason": reason} for image, reason in lost if image.name not in sidecars),
+            *({"id": _as_text(name), "reason": reason} for name, reason in sorted(damaged.items())),
+        ),
         skipped=tuple({"name": _as_text(name), "reason": skipped[name]} for name in sorted(skipped)),
         blank=tuple(images[row].id for row in kept if decoded[row].blank),
         pixels_sha256=pixel_file.digest(decoded[row].pixels for row in kept),

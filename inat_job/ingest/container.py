@@ -12,8 +12,10 @@ from typing import Protocol
 
 from inat_job.data.layout import check_name
 from inat_job.errors import BadDataError, JobError
-from inat_job.ingest.decode import TEXT, Rejected, kind_of
+from inat_job.ingest import kinds
+from inat_job.ingest.decode import Rejected
 from inat_job.storage.disk import disk_errors
+from inat_job.storage.local import DEAD_LINK
 
 Load = Callable[[], bytes]
 """Reads the bytes of one file; any thread may call it."""
@@ -35,15 +37,6 @@ compress, and deflate reaches a factor of 1,032 at most."""
 MAX_MEMBERS = 1_500_000
 """Members of an archive: so many names take almost 1 GB of memory."""
 
-_READABLE = {
-    "a zip archive": (".zip", True),
-    "a tar archive": (".tar", False),
-    "a gzip-compressed file": (".tar.gz if it holds a tar", False),
-    "a bzip2-compressed file": (".tar.gz if it holds a tar, whatever its compression", False),
-    "an xz-compressed file": (".tar.gz if it holds a tar, whatever its compression", False),
-}
-"""Kinds that are read, with the name that they need, and whether that is a zip's."""
-
 
 class Container(Protocol):
     """An archive, folder or prefix that holds image files."""
@@ -51,8 +44,11 @@ class Container(Protocol):
     def names(self) -> list[str]:
         """The paths of all files and links, with `/`, each once."""
 
-    def skipped(self) -> Mapping[str, str]:
-        """By path, why a member is not among the names, or not all members of this path are."""
+    def skipped(self, used: Collection[str] = ()) -> Mapping[str, str]:
+        """By path, why a member is not among the names, cannot be read, or is not the only one of this path.
+
+        Names that are not `used` are checked for damage.
+        """
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         """Each of the names once, in the order that is cheapest to read, with the function that reads it."""
@@ -71,6 +67,11 @@ def plain_name(name: str, path: Path) -> str:
 def composed(name: str) -> str:
     """A name in Unicode's normal form C."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def links(skipped: Mapping[str, str]) -> dict[str, str]:
+    """Those of the skipped names that are links to what cannot be read, and what each is."""
+    return {name: reason for name, reason in skipped.items() if reason in (LINK, DEAD_LINK)}
 
 
 def refuse(reason: Rejected) -> bytes:
@@ -102,21 +103,7 @@ def archive_errors(path: Path) -> Iterator[None]:
 def _other_kind(path: Path) -> str:
     """What a file is, and what to do with it, if it is nothing like what its name says."""
     with path.open("rb") as file:
-        return other_kind(path.name, file.read(512))
-
-
-def other_kind(name: str, start: bytes) -> str:
-    """What an archive really is that begins with `start`, and what to do; empty if that fits its name."""
-    kind, is_zip = kind_of(start), name.lower().endswith(".zip")
-    if kind in _READABLE:
-        suffix, of_zip = _READABLE[kind]
-        return "" if is_zip == of_zip else f"{kind}, whatever its name says: call it {suffix}"
-    if ":" in kind:  # with its own advice
-        return kind
-    if not kind or kind in TEXT:
-        return "" if not kind else "text, not an archive: check its address"
-    what = "pack its files as .zip or .tar.gz" if kind.endswith("archive") else "check its address"
-    return f"{kind}, not {'a zip' if is_zip else 'a tar'}: {what}"
+        return kinds.mismatch(path.name, file.read(kinds.HEAD_BYTES))
 
 
 def is_not_damage(error: Exception) -> bool:

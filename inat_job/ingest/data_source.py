@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inat_job.data.layout import ImageFile, is_ignored, linked_trees
 from inat_job.errors import BadDataError, NoPermissionError, UsageError
-from inat_job.ingest import archives, demo
+from inat_job.ingest import archives, demo, kinds
 from inat_job.ingest.download import Download
 from inat_job.options import public_uri, unsigned_uri
 from inat_job.signals import Stop
@@ -23,8 +23,6 @@ from inat_job.storage.local import LocalStore
 DEMO = "demo:"
 REMOTE = ("s3://", "http://", "https://")
 _LIKE_A_HASH = re.compile(r"(sha|md5|crc)[-_0-9a-z]*=|[0-9a-f]{32,}$", re.IGNORECASE)
-_OTHER_ARCHIVE = re.compile(r"\.(7z|rar|xz|txz|bz2|tbz2?|zst|lz4|Z|(?<!\.tar\.)gz)$", re.IGNORECASE)
-"""Archives of other kinds: in a bucket they would be taken for a prefix."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,16 @@ def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Data
 
 def parse_uri(uri: str) -> tuple[str, str | None]:
     """The data set's address (a URI, a path or demo:), and the SHA-256 that it must have. Raises UsageError."""
+    uri = re.sub(r"^(s3|https?|file)://", lambda scheme: scheme[0].lower(), uri, flags=re.IGNORECASE)
     plain, mark, fragment = uri.rpartition("#")
     match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     if mark and not match and (uri.startswith(REMOTE[1:]) or _LIKE_A_HASH.match(fragment)):
         raise UsageError(f"--data ends in #{fragment}: use #sha256= and 64 hexadecimal digits.")
     plain = plain if match else uri  # a key or path may have a # of its own
-    if (other := _OTHER_ARCHIVE.search(plain.partition("?")[0])) and not Path(plain).is_dir():
-        suffixes = ", ".join(archives.SUFFIXES)
-        raise UsageError(f"--data is {public_uri(plain)}, and {other[0]} files are not read: pack it as {suffixes}.")
-    if plain.lower().startswith("file://"):
+    if (other := kinds.unread_suffix(plain.partition("?")[0])) and not Path(plain).is_dir():
+        suffixes = ", ".join(kinds.SUFFIXES)
+        raise UsageError(f"--data is {public_uri(plain)}, and {other} files are not read: pack it as {suffixes}.")
+    if plain.startswith("file://"):
         plain = open_store(plain).uri
     elif ":" in plain.split("/")[0] and not plain.startswith(REMOTE) and plain != DEMO:
         raise UsageError(f"--data is {public_uri(plain)!r}: use s3://, https://, file://, a path, or demo:")
@@ -96,7 +95,7 @@ def parse_uri(uri: str) -> tuple[str, str | None]:
 
 def names_archive(uri: str) -> bool:
     """Whether the address of an object is that of an archive; a web address may have a query behind it."""
-    return archives.is_archive(uri if uri.startswith("s3://") else uri.partition("?")[0])
+    return kinds.is_archive(uri if uri.startswith("s3://") else uri.partition("?")[0])
 
 
 def is_archive(uri: str, options: StorageOptions, stop: Stop) -> bool:
@@ -117,9 +116,9 @@ def is_archive(uri: str, options: StorageOptions, stop: Stop) -> bool:
 def only_archive(folder: Path) -> Path | None:
     """The archive in a folder that holds nothing else but links to it, or None."""
     files = [path for path in folder.iterdir() if not is_ignored(path.name)]
-    if len({path.resolve() for path in files}) != 1:
+    if len({os.path.realpath(path) for path in files}) != 1:
         return None
-    named = [path for path in sorted(files, key=Path.is_symlink) if path.is_file() and archives.is_archive(path.name)]
+    named = [path for path in sorted(files, key=Path.is_symlink) if path.is_file() and kinds.is_archive(path.name)]
     return named[0] if named else None
 
 

@@ -5,7 +5,6 @@ Where there is no torch, integer_resize.py gives the same bytes.
 """
 
 import io
-import re
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from inat_job.errors import BadDataError
+from inat_job.ingest import kinds
 
 Squash = Callable[[np.ndarray, int], np.ndarray]
 """Resizes uint8 (H, W, 3) to (side, side, 3)."""
@@ -45,34 +45,11 @@ _TURNS: dict[object, Callable[[np.ndarray], np.ndarray]] = {
 }
 """By EXIF orientation, how pixels of shape (H, W, 3) are turned upright."""
 
-TEXT = ("JSON or text", "text")
-_KINDS: tuple[tuple[str, str], ...] = (
-    (r"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "a HEIC image: convert it to JPEG"),
-    (r"....ftyp", "a video"),
-    (r"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL image: convert it to JPEG"),
-    (r"8BPS", "a Photoshop document"),
-    (r"version https://git-lfs", "a git-lfs pointer: run git lfs pull"),
-    (r"\s*(<!doctype html|<html)", "an HTML page"),
-    (r"\s*(<\?xml.{0,1000})?<svg", "an SVG drawing"),
-    (r"\s*<\?xml", "XML"),
-    (r"%PDF", "a PDF document"),
-    (r"%!PS|\xc5\xd0\xd3\xc6", "a PostScript document"),
-    (r"PK(\x03\x04|\x05\x06)", "a zip archive"),
-    (r"7z\xbc\xaf", "a 7z archive"),
-    (r"Rar!", "a RAR archive"),
-    (r"\x1f\x8b", "a gzip-compressed file"),
-    (r"BZh\d", "a bzip2-compressed file"),
-    (r"\xfd7zXZ", "an xz-compressed file"),
-    (r"\x28\xb5\x2f\xfd", "a zstd-compressed file"),
-    (r".{257}ustar", "a tar archive"),
-    (r"\0\0[\1\2]\0[^\0]", "an icon"),
-    (r"\s*[\[{]", TEXT[0]),
-    (r"[\t\n\r -~]+$", TEXT[1]),
-)
-"""What the first bytes of files are that are no images in a format that is read; as Latin-1, in any case of letters."""
-
 _VAGUE = ("CUR", "GBR", "ICO", "XBM")
 """Formats whose first bytes are those of others too: a TGA's, a QOI's, a comment in C."""
+
+NEARLY = 16
+"""Levels of 255 within which a channel counts as uniform: so few are left of 12 bits in 16."""
 
 _one_large = threading.Lock()
 _RGB_LIKE = ("RGB", "L", "CMYK", "YCbCr", "1", "HSV")
@@ -180,8 +157,8 @@ def _is_buffered(data: bytes) -> bool:
 
 def _unread(data: bytes) -> str:
     """Why a file is no image for us."""
-    kind = kind_of(data)
-    if kind in ("", *TEXT):
+    kind = kinds.described(data)
+    if kind in ("", *kinds.TEXTS):
         kind = _format_of(data) or kind
     known = f" ({kind})" if kind else ""
     return f"not an image in a format that is read{known}" if data else "empty file"
@@ -197,20 +174,14 @@ def _format_of(data: bytes) -> str:
     return ""
 
 
-def kind_of(data: bytes) -> str:
-    """What a file is that is no image in a format that is read, by its first bytes; empty if unknown."""
-    start = data[:1024].decode("latin-1")
-    return next((kind for pattern, kind in _KINDS if re.match(pattern, start, re.IGNORECASE | re.DOTALL)), "")
-
-
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB; transparency becomes white, unless all is transparent, and deep greys keep their upper bits."""
+    """Any mode as RGB; transparency becomes white, unless all is nearly so, and deep greys keep their upper bits."""
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_grey(np.asarray(image))).convert("RGB")
     if image.mode in _RGB_LIKE and "transparency" not in image.info:
         return image if image.mode == "RGB" else image.convert("RGB")
     layered = image.convert("RGBA")
-    if layered.getchannel("A").getextrema() == (0, 0):
+    if np.asarray(layered.getchannel("A")).max() < NEARLY:
         return layered.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
 
@@ -219,11 +190,11 @@ def _grey(deep: np.ndarray) -> np.ndarray:
     """Integers of up to 32 bits, or floats, as uint8.
 
     Files do not tell how many of 16 bits their camera uses: 8, 10, 12, 14 or 16, as few as hold the largest value.
-    Floats are taken as 0 to 1 or 0 to 255. Beyond that, and with negative values, the range is stretched.
+    Floats are taken as 0 to 1, or as 0 to 255 if their largest is 16 or more. Otherwise the range is stretched.
     """
     deep = np.nan_to_num(deep, posinf=0, neginf=0)
     low, high = deep.min().item(), deep.max().item()
-    if low >= 0 and deep.dtype.kind == "f" and high <= 255:
+    if low >= 0 and deep.dtype.kind == "f" and (high <= 1 or NEARLY <= high <= 255):
         return (deep * (255 if high <= 1 else 1)).astype(np.uint8)
     if low >= 0 and deep.dtype.kind != "f" and high < 2**16:
         bits = next(bits for bits in (8, 10, 12, 14, 16) if high < 2**bits)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from inat_job import events, signals
 from inat_job.data import layout, pixel_file
 from inat_job.data.cache_index import FORMAT, PIXELS
@@ -23,7 +25,7 @@ from inat_job.data.pixel_file import PixelFile
 from inat_job.events import Progress
 from inat_job.host import cpu
 from inat_job.ingest.container import Container, Load
-from inat_job.ingest.decode import Rejected, decode
+from inat_job.ingest.decode import NEARLY, Rejected, decode
 from inat_job.signals import Stop
 from inat_job.storage.disk import open_unlinked, write_atomic
 
@@ -34,7 +36,7 @@ _TICK_S = 0.1
 @dataclass(frozen=True)
 class Decoded:
     """One image after decoding: the SHA-256 of its file, its (width, height), the SHA-256 of its row of pixels and
-    whether they are all of one colour, or the reason for its rejection.
+    whether they are all of one colour, or nearly, or the reason for its rejection.
     """
 
     sha256: str = ""
@@ -177,7 +179,7 @@ def _decode_row(
             return done[row]
         square, size = decode(data, side)
         pixels.write(row, square)
-        blank = bool((square == square[0, 0]).all())
+        blank = bool(np.ptp(square, axis=(0, 1)).max() < NEARLY)
         result = Decoded(sha256, size, hashlib.sha256(square.data).hexdigest(), blank=blank)
     except Rejected as reason:
         result = Decoded(reason=str(reason))

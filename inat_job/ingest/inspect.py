@@ -8,14 +8,15 @@ import io
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from inat_job.data import layout, splits
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
-from inat_job.ingest import archives, build_cache, data_source
-from inat_job.ingest.container import composed, other_kind
+from inat_job.ingest import build_cache, data_source, kinds
+from inat_job.ingest.archives import LooseFiles
+from inat_job.ingest.container import LINK, links, plain_name
 from inat_job.ingest.demo import CLASSES, TEST_EACH, TRAIN_EACH
 from inat_job.ingest.download import Download
 from inat_job.ingest.zip_directory import cut_off, read_directory
@@ -82,13 +83,14 @@ def summarise(
 
 def _loose_files(store: Store, shown: str, image_size: int) -> DataSetSummary:
     listed = list(store.list(most=MAX_LISTED))
-    entries, _ = data_source.loose_files(store, listed)
+    entries, unreadable = data_source.loose_files(store, listed)
     if not entries:
         raise BadDataError(f"{shown} holds no files: check --data.")
     _read_sample(store, next((entry for entry in entries if entry.size), entries[0]))
     if len(listed) >= MAX_LISTED:
         return DataSetSummary(f"{shown}, {len(entries)} files or more", 0, None, "preflight lists no more files")
-    return _summary(shown, [entry.key for entry in entries], 0, image_size)
+    container = LooseFiles(store, {entry.key: entry.size for entry in entries}, unreadable)
+    return _summary(shown, container.names(), 0, image_size, links(container.skipped()))
 
 
 def _archive(
@@ -107,45 +109,50 @@ def _archive(
         return DataSetSummary(f"{shown}, already decoded in --cache-dir", 0, 0, training=training)
     fetched = 0 if isinstance(opened, LocalStore) else max(0, entry.size - _bytes_in(download.path.parent))
     if entry.size == UNKNOWN_SIZE or not entry.version:
-        archives.refuse_page(_read_sample(store, entry), shown)
+        kinds.refuse_page(_read_sample(store, entry), shown)
         return DataSetSummary(f"{shown}, which exists", None, None, "its server reports no size or no version")
     names = _names(store, entry, shown)
     text = f"{shown}, {megabytes(entry.size)}"
     if names is None:
         return DataSetSummary(text, fetched, None, "the number of its images is known only after the download")
-    return _summary(text, names, fetched, image_size)
+    return _summary(text, names, fetched, image_size, links(names))
 
 
-def _names(store: Store, entry: Entry, shown: str) -> list[str] | None:
-    """The names in an archive, or None if its end does not list them; reads some of it in any case, as a test."""
+def _names(store: Store, entry: Entry, shown: str) -> dict[str, str] | None:
+    """The names in an archive, with LINK for links, or None if its end does not list them.
+
+    Reads some of the archive in any case, as a test.
+    """
     name = Path(entry.key if store.uri.startswith("s3://") else entry.key.partition("?")[0]).name
     sample = _read_sample(store, entry)
-    archives.refuse_page(sample, shown)
-    if not archives.is_zip(name, lambda: sample, shown):
+    if not kinds.is_zip(name, sample, shown):
+        if other := kinds.mismatch(name, sample):
+            raise BadDataError(f"{shown} is {other}.")
         return None
-    if not entry.size:
-        raise BadDataError(f"{shown} is empty: upload it again.")
     tail = store.read_range(entry, max(0, entry.size - _TAIL_BYTES), entry.size)
     if tail is None:
         return None
     if _END_OF_ZIP not in tail[-_END_WITHIN:]:
-        kind = other_kind(name, sample)
-        raise BadDataError(f"{shown} is {kind}." if kind else cut_off(shown, entry.size))
+        other = kinds.mismatch(name, sample)
+        raise BadDataError(f"{shown} is {other}." if other else cut_off(shown, entry.size))
     try:
         directory = read_directory(io.BytesIO(tail), len(tail), Path(shown), entry.size - len(tail))
-        return [composed(member.name) for _, member in directory.members(never)]
+        files = [member for _, member in directory.members(never) if not member.is_folder]
+        return {plain_name(member.name, Path(shown)): LINK if member.is_link else "" for member in files}
     except (zipfile.BadZipFile, ValueError, EOFError, UnicodeError, NotImplementedError, struct.error):
         return None  # its directory is longer than the tail, or damaged, which reading all of it will show
 
 
 def _read_sample(store: Store, entry: Entry) -> bytes:
     """The first bytes. Permission to stat an object is not permission to read it: a KMS key may be refused."""
-    size = archives.HEAD_BYTES if entry.size == UNKNOWN_SIZE else min(archives.HEAD_BYTES, entry.size)
+    size = kinds.HEAD_BYTES if entry.size == UNKNOWN_SIZE else min(kinds.HEAD_BYTES, entry.size)
     return (store.read_range(entry, 0, size) or b"") if size else b""
 
 
-def _summary(shown: str, names: Collection[str], fetched: int, image_size: int) -> DataSetSummary:
-    images = layout.find_images(names, shown)
+def _summary(
+    shown: str, names: Collection[str], fetched: int, image_size: int, linked: Mapping[str, str]
+) -> DataSetSummary:
+    images = layout.find_images(names, shown, links=linked)
     text = f"{shown}, {len(images)} images of {len(layout.class_names(images))} classes"
     counts = layout.training_counts(images)
     return DataSetSummary(text, fetched, _pixel_bytes(len(images), image_size), training=counts)

@@ -1,26 +1,22 @@
 """Reads the members of a tar, compressed or not, in the archive's own order."""
 
-import bz2
-import gzip
 import io
-import lzma
 import tarfile
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from inat_job import signals
-from inat_job.ingest import container
+from inat_job.errors import BadDataError
+from inat_job.ingest import container, kinds
 from inat_job.ingest.container import LINK, REPEATED, Load, check_count, check_size, check_unfolding, plain_name
 from inat_job.ingest.decode import Rejected
 from inat_job.signals import Stop, never
 
 MAX_HEADER_BYTES = 2**20
 """Bytes between two members' contents: a header, its long name and its extensions."""
-
-_COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 
 
 class TarArchive:
@@ -35,7 +31,7 @@ class TarArchive:
         self._numbers: dict[str, int] = {}  # by name, the number of the member that holds its bytes
         self._rejected: dict[str, str] = {}
         self._skipped: dict[str, str] = {}
-        for number, member, _ in _members(path, MAX_HEADER_BYTES):
+        for number, member, _ in _members(path):
             check_count(path, number)
             if number % 256 == 0:
                 signals.check(stop, "listing the archive")
@@ -44,8 +40,8 @@ class TarArchive:
     def names(self) -> list[str]:
         return [*self._numbers, *self._rejected]
 
-    def skipped(self) -> Mapping[str, str]:
-        return self._skipped
+    def skipped(self, used: Collection[str] = ()) -> Mapping[str, str]:
+        return {**self._rejected, **self._skipped}
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         wanted: dict[int, list[str]] = defaultdict(list)
@@ -55,7 +51,7 @@ class TarArchive:
             else:
                 wanted[self._numbers[name]].append(name)
         with container.archive_errors(self._path):
-            for number, member, archive in _members(self._path, container.MAX_FILE_BYTES):
+            for number, member, archive in _members(self._path):
                 if number in wanted:
                     load = _read_member(archive, member)
                     yield from ((name, load) for name in wanted[number])
@@ -74,32 +70,28 @@ class TarArchive:
             self._skipped[name] = "neither a file nor a folder"
 
 
-def is_tar(head: bytes) -> bool:
-    """Whether the first 512 bytes of a file are those of a tar, compressed or not."""
-    if head.startswith(tuple(_COMPRESSED)):
-        return True
-    try:
-        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return False
-    return True
-
-
 class BoundedReader(io.BufferedIOBase):
     """Reads what the file at `path`, of `size` bytes, unfolds to, within limits that tarfile lacks: it believes a
-    header's claim about the length of the next.
+    header's claim about the length of the next, and keeps all headers before a member.
 
-    `last` holds the bytes of the last read. Raises BadDataError beyond the limit of unfolding, ReadError for a read of
-    more than `most` bytes.
+    `last` holds the bytes of the last read. Raises BadDataError beyond the limit of unfolding and for more than `most`
+    bytes since `allow`, ReadError for a single read of as many.
     """
 
-    def __init__(self, file: IO[bytes], path: Path, size: int, most: int) -> None:
-        self._file, self._path, self._size, self._most = file, path, size, most
+    def __init__(self, file: IO[bytes], path: Path, size: int) -> None:
+        self._file, self._path, self._size = file, path, size
         self.last = b""
+        self.allow(MAX_HEADER_BYTES)
+
+    def allow(self, most: int) -> None:
+        self._most, self._left = most, most + 2 * tarfile.BLOCKSIZE  # the block before a header, and a member's own
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= self._most:
             raise tarfile.ReadError(f"a header says that it has more than {self._most} bytes")
+        self._left -= size
+        if self._left < 0:
+            raise _too_many_headers(self._path)
         check_unfolding(self._path, self._size, self.tell() + size)
         self.last = self._file.read(size)
         return self.last
@@ -112,32 +104,36 @@ class BoundedReader(io.BufferedIOBase):
         return self._file.tell()
 
 
-def _members(path: Path, most: int) -> Iterator[tuple[int, tarfile.TarInfo, tarfile.TarFile]]:
-    """The numbered members of a tar; no read exceeds `most` bytes. Raises ReadError for a damaged header.
+def _too_many_headers(path: Path) -> BadDataError:
+    return BadDataError(
+        f"{path} has too many headers: more than {MAX_HEADER_BYTES} bytes between two members: "
+        "pack its files again (tar --format=gnu)."
+    )
+
+
+def _members(path: Path) -> Iterator[tuple[int, tarfile.TarInfo, tarfile.TarFile]]:
+    """The numbered members of a tar. Raises ReadError for a damaged header, BadDataError for too many headers.
 
     tarfile takes a damaged header for the end of the archive, and would silently lose everything after it; at the real
     end there is nothing or a block of zeros.
     """
-    with _open(path) as file:
-        stream = BoundedReader(file, path, path.stat().st_size, most)
+    with kinds.open_tar(path) as file:
+        stream = BoundedReader(file, path, path.stat().st_size)
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             number = 0
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # or it would keep every member in memory
+                if sum(len(name) + len(value) for name, value in archive.pax_headers.items()) > MAX_HEADER_BYTES:
+                    raise _too_many_headers(path)  # for all members, from between several
+                stream.allow(container.MAX_FILE_BYTES)
                 yield number, member, archive
+                stream.allow(MAX_HEADER_BYTES)
                 number += 1
             if any(stream.last):
                 raise tarfile.ReadError(f"the header after its {number} members is damaged")
+            stream.allow(MAX_HEADER_BYTES)
             while stream.read(MAX_HEADER_BYTES):  # the checksum of a compressed file is at its very end
-                pass
-
-
-def _open(path: Path) -> IO[bytes]:
-    """The file, decompressed."""
-    with path.open("rb") as file:
-        start = file.read(6)
-    decompress = next((function for magic, function in _COMPRESSED.items() if start.startswith(magic)), None)
-    return path.open("rb") if decompress is None else decompress(path)
+                stream.allow(MAX_HEADER_BYTES)
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Load:

@@ -3,6 +3,7 @@
 Entries stay the bytes that they are until a member is read: zipfile's objects for 1.5 million members take 1.1 GB.
 """
 
+import stat
 import struct
 import zipfile
 import zlib
@@ -56,6 +57,14 @@ class ZipMember:
     size: int
     attributes: int
     offset: int
+
+    @property
+    def is_folder(self) -> bool:
+        return self.name.endswith(("/", "\\"))
+
+    @property
+    def is_link(self) -> bool:
+        return stat.S_ISLNK(self.attributes >> 16)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 import bisect
 import os
-import stat
 import struct
 import weakref
 import zipfile
 import zlib
 from array import array
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -56,15 +56,19 @@ class ZipArchive:
             self._directory = read_directory(self._file, size, path)
         self._skipped: dict[str, str] = {}
         self._members: dict[str, int] = {}  # by name, the position in the directory
+        self._replaced: dict[str, list[int]] = defaultdict(list)  # the positions of those before the last of a name
         starts, unfolded, packed = array("Q", [self._directory.start, size]), 0, 0
         for at, member in self._directory.members(stop):
             starts.append(member.offset)
             check_count(path, len(starts) - 2)
             unfolded, packed = unfolded + member.size, packed + member.packed
-            if member.name.endswith(("/", "\\")):
+            if member.is_folder:
                 continue
             if (name := plain_name(member.name, path)) in self._members:
                 self._skipped[name] = REPEATED
+                self._replaced[name].append(self._members[name])
+            elif member.is_link:
+                self._skipped[name] = LINK
             self._members[name] = at
         check_unfolding(path, size, unfolded, packed)
         self._starts = array("Q", sorted(starts))
@@ -72,8 +76,13 @@ class ZipArchive:
     def names(self) -> list[str]:
         return list(self._members)
 
-    def skipped(self) -> Mapping[str, str]:
-        return self._skipped
+    def skipped(self, used: Collection[str] = ()) -> Mapping[str, str]:
+        if not used:
+            return self._skipped
+        with disk_errors(self._path):
+            lost = [name for name in self._members if name in self._replaced or name not in used]
+            lost = [name for name in lost if any(map(self._is_misnamed, self._positions(name)))]
+        return {**self._skipped, **dict.fromkeys(lost, f"{DAMAGED}: its name differs from the one in the directory")}
 
     def load(self, names: Collection[str]) -> Iterator[tuple[str, Load]]:
         where = {name: self._directory.member(self._members[name]).offset for name in names}
@@ -90,7 +99,7 @@ class ZipArchive:
     def _read(self, member: ZipMember) -> bytes:
         if member.flags & 1:
             raise BadDataError(f"{self._path} is encrypted: use an archive without a password.")
-        if stat.S_ISLNK(member.attributes >> 16):
+        if member.is_link:
             raise Rejected(LINK)
         if member.method not in _BOUNDED:
             raise Rejected(f"compression method {member.method} is not supported, only deflate is")
@@ -126,6 +135,25 @@ class ZipArchive:
         if zlib.crc32(data) != member.crc:
             raise zipfile.BadZipFile("Bad CRC-32")
         return data
+
+    def _positions(self, name: str) -> list[int]:
+        return [*self._replaced.get(name, ()), self._members[name]]
+
+    def _is_misnamed(self, position: int) -> bool:
+        """Whether a member's own header has another name, of equal length, than the directory: names have no CRC."""
+        member = self._directory.member(position)
+        start, length = member.offset + _HEADER.size, len(member.stored_name)
+        incoming = None if self._incoming is None or self._incoming.is_proven else self._incoming
+        for _ in range(2):
+            header = self._read_at(member.offset, start)
+            own = self._read_at(start, start + length)
+            if len(header) < _HEADER.size or _HEADER.unpack(header)[-2] != length or header[:4] != b"PK\3\4":
+                return False  # not where the directory says, which reading it would tell
+            if own.replace(b"\\", b"/") == member.stored_name.replace(b"\\", b"/"):
+                return False
+            if not (incoming and _repaired(incoming, member.offset, start + length)):
+                break
+        return True
 
     def _read_at(self, start: int, end: int) -> bytes:
         if self._incoming:

@@ -72,7 +72,7 @@ def _metadata(report: Mapping[str, Any], timm: bool) -> str:
 def _name(uri: str) -> str:
     """The data set's name without its place: of s3://bucket/nature_12K.zip, nature_12K."""
     last = PurePosixPath(options.public_uri(uri).rstrip("/:")).name
-    return re.sub(r"\.(zip|tar|tar\.gz|tgz)$", "", last) or "data"
+    return re.sub(r"\.(zip|tgz|txz|tbz2?|tar(\.(gz|xz|bz2))?)$", "", last) or "data"
 
 
 def _class_table(test: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, batch_size:
         first = f"{skipped[0]['name']} ({skipped[0]['reason']})"
         events.warn(f"{len(skipped)} files of the data set are not used, first {first}")
     if blank := index.blank:
-        events.warn(f"{len(blank)} images have a single colour, maybe because they are broken", first=blank[0])
+        events.warn(f"{len(blank)} images have (nearly) one colour, maybe because they are broken", first=blank[0])
     if both := index.in_both_splits():
         events.warn(f"{len(both)} test images are also in train, so the test accuracy is too high", first=both[0])
     return cache

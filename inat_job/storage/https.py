@@ -122,8 +122,7 @@ class HttpsStore:
         with _open_body(self._open(entry.key, headers)) as answer:
             if span:
                 require_range(name, answer.status, answer.headers.get("Content-Range", ""), span)
-            if entry.version and _version(answer) != entry.version:
-                raise PreconditionFailed(f"{name} changed.")
+            _require_version(name, answer, entry.version)
             _require_length(name, answer, span, entry.size)
             yield from self._body(answer, name)
 
@@ -260,6 +259,19 @@ def _require_length(name: str, answer: BaseHTTPResponse, span: tuple[int, int, i
 
 def _version(answer: BaseHTTPResponse) -> str:
     return str(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
+
+
+def _require_version(name: str, answer: BaseHTTPResponse, version: str) -> None:
+    """Raise RetryableError for an answer that does not tell its version, PreconditionFailed for another one."""
+    if not version or _version(answer) == version:
+        return
+    header = "ETag" if version.startswith(('"', "W/")) else "Last-Modified"
+    if not (answer.headers.get("ETag") or (header != "ETag" and _version(answer))):
+        raise RetryableError(
+            f"{name}: the answer has no {header}, though the first one had",
+            "check for a proxy on the way, or try again later",
+        )
+    raise PreconditionFailed(f"{name} changed.")
 
 
 def _if_unchanged(version: str) -> dict[str, str]:

@@ -22,6 +22,9 @@ _ATTEMPT = f"{_PRIVATE}attempt-"
 _TOKEN_BYTES = 8
 _NAME_CHARACTERS = 50
 
+DEAD_LINK = "a dead link"
+LINK_UPWARDS = "a link to a folder that it is in"
+
 
 class LocalStore:
     """The files under `root`, which may not exist yet."""
@@ -41,19 +44,25 @@ class LocalStore:
                 yield entry
 
     def unreadable(self) -> dict[str, str]:
-        """What is no file, and so no object: keys of dead links and of pipes, with the reason."""
+        """What is no file, and so no object: keys of dead links, links upwards and pipes, with the reason."""
+        upwards = set[str]()
         with disk_errors(self.root):
-            keys = [key for key in self._keys(self.root) if not self._path(key).is_file()]
-            return {key: _why_unreadable(self._path(key)) for key in sorted(keys)}
+            keys = [key for key in self._keys(self.root, upwards) if not self._path(key).is_file()]
+            found = {key: _why_unreadable(self._path(key)) for key in keys}
+        return dict(sorted((found | dict.fromkeys(upwards, LINK_UPWARDS)).items()))
 
-    def _keys(self, start: Path) -> Iterator[str]:
-        """Keys of the files under `start`; follows linked folders, except to a folder that they are in."""
+    def _keys(self, start: Path, upwards: set[str] | None = None) -> Iterator[str]:
+        """Keys of the files under `start`; follows linked folders, except to a folder that they are in: those are
+        added to `upwards`.
+        """
         above: dict[str, tuple[str, ...]] = {}  # by folder, the real paths of it and of the folders above
         for folder, folders, names in os.walk(start, followlinks=True, onerror=_raise_unless_missing):
             real, parents = os.path.realpath(folder), above.get(os.path.dirname(folder), ())  # noqa: PTH120
             above[folder] = (*parents, real)
             if real in parents:
                 folders.clear()
+                if upwards is not None:
+                    upwards.add(Path(folder).relative_to(self.root).as_posix())
                 continue
             folders[:] = sorted(filter(is_object, folders))
             yield from ((Path(folder) / name).relative_to(self.root).as_posix() for name in names if is_object(name))
@@ -186,7 +195,7 @@ def _missing(path: Path) -> str:
 
 
 def _why_unreadable(path: Path) -> str:
-    return "a dead link" if path.is_symlink() else "neither a file nor a folder"
+    return DEAD_LINK if path.is_symlink() else "neither a file nor a folder"
 
 
 def is_object(name: str) -> bool:
