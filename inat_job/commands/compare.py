@@ -8,7 +8,7 @@ from typing import Any
 
 from inat_job import events
 from inat_job.command_options import CompareOptions
-from inat_job.errors import BadDataError, ConflictError, UsageError
+from inat_job.errors import BadDataError, UsageError
 from inat_job.evaluation.prediction_table import NAME as PREDICTIONS
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.event_text import printable
@@ -19,7 +19,7 @@ from inat_job.run.run_state import CONFIG, REPORT, storage_options
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import Stop
 from inat_job.storage.base import Store
-from inat_job.storage.disk import disk_errors, parse_json, write_atomic
+from inat_job.storage.disk import disk_errors, parse_json, refuse_foreign, write_atomic
 from inat_job.storage.interruptible import InterruptibleStore
 from inat_job.storage.open_store import open_store, split_uri
 
@@ -35,8 +35,13 @@ def run(settings: Settings, names: Sequence[str], request: CompareOptions, stop:
     if len(names) < 2:
         raise UsageError("RUNS is one run: name two or more.")
     page = Path(request.html)
-    _refuse_foreign(page)
-    result = compare([_read(settings, name, stop) for name in names])
+    refuse_foreign(page, "--html", "comparison", lambda start: html.is_page("compare", start))
+    located = [_located(settings, name, stop) for name in names]
+    places = [(store.uri, key) for store, key in located]
+    for name, place in zip(names, places, strict=True):
+        if places.count(place) > 1:
+            raise UsageError(f"RUNS names {public_uri(name)} twice: name each run once.")
+    result = compare([_read(*each) for each in located])
     with disk_errors(page):
         write_atomic(page, html.render("compare", result).encode())
     if request.json or events.is_json():
@@ -46,23 +51,7 @@ def run(settings: Settings, names: Sequence[str], request: CompareOptions, stop:
         print("\n".join(printable(line) for line in lines), flush=True)
 
 
-def _refuse_foreign(page: Path) -> None:
-    """Raise ConflictError if there is a file in the page's place that is no comparison."""
-    try:
-        with page.open("rb") as file:
-            start = file.read(2000).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ConflictError(
-            f"--html is {page}, which cannot be written ({error.strerror}): name another file."
-        ) from None
-    if not html.is_page("compare", start):
-        raise ConflictError(f"--html is {page}, which exists and is no comparison: name another file.")
-
-
-def _read(settings: Settings, name: str, stop: Stop) -> ComparedRun:
-    store, key = _located(settings, name, stop)
+def _read(store: Store, key: str) -> ComparedRun:
     report = _report(store, key)
     return ComparedRun(store.uri, report, _predictions(store, report))
 
@@ -100,7 +89,7 @@ def _predictions(store: Store, report: dict[str, Any]) -> PredictionTable | None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PREDICTIONS
         store.get(PREDICTIONS, path)
-        table = PredictionTable.read_csv(path).split("test")
+        table = PredictionTable.read_csv(path, f"{store.uri}/{PREDICTIONS}").split("test")
     test = report["test"]
     if (len(table), int((table.predicted == table.labels).sum())) != (test["n"], test["correct"]):
         raise BadDataError(f"{store.uri}/{PREDICTIONS} is not that of its {REPORT}: test the run again.")

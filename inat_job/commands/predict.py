@@ -1,6 +1,7 @@
 """`predict`: classify images with an exported model. torch is imported only for `--runtime torch`."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -25,11 +26,13 @@ from inat_job.run.run_state import storage_options
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage import StorageOptions
-from inat_job.storage.disk import disk_errors, write_atomic
+from inat_job.storage.disk import disk_errors, refuse_foreign, write_atomic
 from inat_job.telemetry import heartbeat
 
 _NAME_WIDTH = 60
 """Letters of a table's first column at most; a longer name moves the rest of its row."""
+
+_CSV_START = "image,class_1,"
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class Row:
 def run(settings: Settings, model: str, paths: Sequence[str], request: PredictOptions, stop: StopFlag) -> None:
     """Print a row for each image, and then raise BadDataError if one could not be read.
 
-    Raises what the model and the stores raise, and Preempted.
+    Raises ConflictError if --csv would replace another file, what the model and the stores raise, and Preempted.
     """
     if request.runtime == "onnx" and settings.train.accelerator not in ("auto", "cpu"):
         raise UsageError(
             f"--accelerator is {settings.train.accelerator}, and --runtime onnx runs on the CPU: leave one out."
         )
+    if request.csv:
+        refuse_foreign(Path(request.csv), "--csv", "table of predict", lambda start: start.startswith(_CSV_START))
     options, cache_dir = storage_options(settings.storage), Path(settings.data.cache_dir)
     with heartbeat.emit_heartbeats():
         events.phase("start")
@@ -62,6 +67,9 @@ def run(settings: Settings, model: str, paths: Sequence[str], request: PredictOp
             stop=stop,
             output=settings.run.output,
         )
+        if request.top_k > len(loaded.classes):
+            events.warn(f"--top-k is {request.top_k}, and the model has {len(loaded.classes)} classes: all are shown.")
+            request = dataclasses.replace(request, top_k=len(loaded.classes))
         sources, missing = _find_all(paths, cache_dir, options, stop)
         rows = itertools.chain(missing, _predicted(loaded, sources, settings.train.batch_size, stop))
         total = len(missing) + sum(len(each.names) for each in sources)
@@ -156,9 +164,9 @@ def _answer(row: Row, top_k: int, width: int) -> str:
 
 def _fields(row: Row, top_k: int) -> dict[str, Any]:
     if row.prediction is None:
-        return {"image": _shown(row.image), "error": row.error}
+        return {"image": row.image, "error": row.error}
     top = [{"class": each.name, "probability": each.probability} for each in row.prediction.classes[:top_k]]
-    return {"image": _shown(row.image), **top[0], "top": top}
+    return {"image": row.image, **top[0], "top": top}
 
 
 def _shown(name: str) -> str:
@@ -185,12 +193,12 @@ class _Csv:
         top = row.prediction.classes[: self._top_k] if row.prediction else ()
         values = [value for each in top for value in (each.name, f"{each.probability:.9g}")]
         padding = [""] * (2 * self._top_k - len(values))
-        self._writer.writerow([_shown(row.image), *values, *padding, row.error])
+        self._writer.writerow([row.image, *values, *padding, row.error])
 
     def __exit__(self, kind: object, *error: object) -> None:
         if kind is None:
             with disk_errors(self._path):
-                write_atomic(self._path, self._text.getvalue().encode())
+                write_atomic(self._path, self._text.getvalue().encode(errors="surrogateescape"))
 
 
 def _finish(broken: Sequence[Row], total: int) -> None:

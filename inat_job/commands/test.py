@@ -35,7 +35,7 @@ from inat_job.signals import Stop, StopFlag, never
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes
-from inat_job.training.execution import Execution, decide, keep_precision, known_decisions
+from inat_job.training.execution import Execution, decide, known_decisions
 from inat_job.training.introduction import introduce
 from inat_job.training.results import (
     Predictions,
@@ -47,7 +47,7 @@ from inat_job.training.results import (
 )
 from inat_job.training.trained_model import TrainedModel, find_trained, load_trained, temperature_of
 
-_KEPT = ("precision", "channels_last", "deterministic", "threads")
+_KEPT = ("channels_last", "deterministic", "threads")
 
 
 def settings_of(
@@ -128,7 +128,7 @@ def run(
     ):
         _claim(folder)
         context = _context(made, folder, trained, stop, Clock(started))
-        report = _test(context, trained, request)
+        report = _test(context, trained, request, made.given)
     outputs.collect_results(platform, folder)
     return report
 
@@ -143,7 +143,9 @@ def _context(made: Configuration, folder: RunFolder, trained: TrainedModel, stop
     return RunContext(settings, folder, images, execution, CheckpointIndex(trained.folder, stop), clock, stop)
 
 
-def _test(context: RunContext, trained: TrainedModel, request: EvaluationOptions) -> dict[str, Any]:
+def _test(
+    context: RunContext, trained: TrainedModel, request: EvaluationOptions, given: Collection[str]
+) -> dict[str, Any]:
     architecture, classifier = context.build_network(pretrained=False)
     context.move_images_to_gpu()
     weights, held_out = load_trained(context, classifier, trained)
@@ -157,7 +159,8 @@ def _test(context: RunContext, trained: TrainedModel, request: EvaluationOptions
         tta = predict_mirrored(context, classifier, table) if request.tta == "flip" else None
         predictions = Predictions(table, temperature_of(trained, table), tta)
         pictures = draw_pictures(context, architecture.network, predictions)
-        report = _without_unknown(make_report(context, architecture, weights, predictions, tracker), trained)
+        report = make_report(context, architecture, weights, predictions, tracker, "test")
+        report = _without_unknown(report, trained) | {"given": sorted(given)}
         publish(context.folder, tracker, report, table, pictures)
     return report
 
@@ -214,14 +217,15 @@ def _claim(folder: RunFolder) -> None:
 
 
 def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[str]) -> Execution:
-    """The run's own arithmetic where this is the same kind of device, but for what was given."""
+    """The run's own arithmetic where this is the same kind of device, but for what was given, in float32 by default."""
     stored = known_decisions(stored)
-    fresh = decide(dataclasses.replace(settings.train, compile=False), None)  # a test compiles nothing
+    asked = settings.train.precision if "train.precision" in given else "auto"
+    precision = "fp32" if asked == "auto" else asked
+    fresh = decide(dataclasses.replace(settings.train, compile=False, precision=precision), None)  # compiles nothing
+    fresh = dataclasses.replace(fresh, evaluation_precision=precision).of_evaluation()
     if stored.get("accelerator") != fresh.accelerator:
         return fresh
     kept = {name: stored[name] for name in _KEPT if name in stored and f"train.{name}" not in given}
-    if "precision" in kept:
-        kept["precision"] = keep_precision(kept["precision"], settings.train, fresh.accelerator)
     return dataclasses.replace(fresh, **kept)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from inat_job.evaluation.calibration import expected_calibration_error, reliability, tempered
 from inat_job.evaluation.prediction_table import PredictionTable
 
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
+"""Standard deviations from the mean that hold 95 % of a normal distribution."""
 _TOP = 3
 
 
@@ -58,9 +59,9 @@ def confusion_matrix(table: PredictionTable) -> np.ndarray:
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % score interval (1927) of the proportion `correct` / `n`, 0..1."""
-    share, z2 = correct / n, _Z95**2
+    share, z2 = correct / n, Z95**2
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 

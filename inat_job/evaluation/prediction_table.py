@@ -105,23 +105,39 @@ class PredictionTable:
                 writer.writerow(row)
 
     @classmethod
-    def read_csv(cls, path: Path) -> Self:
-        """The table in a file of `write_csv`, with rows of -1. Raises BadDataError for another file."""
+    def read_csv(cls, path: Path, uri: str = "") -> Self:
+        """The table in a file of `write_csv`, with rows of -1. Raises BadDataError for another file.
+
+        The error names `uri`, by default the path, and the line.
+        """
+        line = 0
         try:
             with path.open(encoding="utf-8", newline="") as file:
-                return cls._read(csv.reader(file))
-        except (OSError, ValueError, LookupError, StopIteration, csv.Error) as error:
-            raise BadDataError(f"{path} cannot be read as predictions ({error!r}): test the run again.") from None
+                lines = csv.reader(file)
+                try:
+                    return cls._read(lines)
+                finally:
+                    line = lines.line_num
+        except (OSError, ValueError, StopIteration, csv.Error) as error:
+            reason = str(error) or "it is empty"
+            raise BadDataError(
+                f"{uri or path}, line {line}, cannot be read as predictions ({reason}): test the run again."
+            ) from None
 
     @classmethod
     def _read(cls, lines: Iterator[list[str]]) -> Self:
         head = next(lines)
         classes = tuple(name.removeprefix(_PROBABILITY) for name in head[len(_FIXED) :])
         if head != [*_FIXED, *(_PROBABILITY + name for name in classes)] or len(set(classes)) < 2:
-            raise ValueError("its header is another")
+            raise ValueError("its header is not that of predictions")
         label_of = {name: label for label, name in enumerate(classes)}
         ids, splits, labels, probabilities = [], [], [], []
-        for name, split, label, _, _, *p in lines:
+        for row in lines:
+            if len(row) != len(head):
+                raise ValueError(f"it has {len(row)} of {len(head)} columns")
+            name, split, label, _, _, *p = row
+            if label not in label_of:
+                raise ValueError(f"there is no class {label!r}")
             ids.append(name)
             splits.append(split)
             labels.append(label_of[label])

@@ -9,9 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from inat_job.evaluation.metrics import wilson_interval
-
-_Z95 = 1.959963984540054
+from inat_job.evaluation.metrics import Z95, wilson_interval
 
 Interval = tuple[float, float]
 
@@ -104,7 +102,7 @@ def paired_ratio_interval(counts: PairedCounts) -> Interval | None:
 
 
 def _log_interval(above: float, below: float, variance: float) -> Interval:
-    factor = math.exp(_Z95 * math.sqrt(variance))
+    factor = math.exp(Z95 * math.sqrt(variance))
     return above / below / factor, above / below * factor
 
 

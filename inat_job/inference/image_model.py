@@ -9,6 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from inat_job.errors import BadDataError, UsageError
+from inat_job.evaluation.prediction_table import softmax
 from inat_job.host import cpu
 from inat_job.inference.model_folder import RUNTIMES, ModelFolder, find_model
 from inat_job.inference.runtime import OnnxRuntime, Runtime
@@ -81,8 +82,7 @@ class ImageModel:
     def predictions(self, squares: Sequence[Square]) -> list[Prediction]:
         """The predictions of decoded images, in one batch."""
         scaled = self.logits(squares).astype(np.float64) / self._folder.temperature
-        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return [self._prediction(row / row.sum()) for row in weights]
+        return [self._prediction(row) for row in softmax(scaled)]
 
     def decode(self, image: ImageLike) -> Square:
         """A decoded image. Raises Rejected with the reason, and what the disk raises for a path."""

@@ -1,4 +1,4 @@
-"""The network in torch, in float32, as `test` runs it on a CPU."""
+"""The network in torch, in float32 without TF32, as `test` runs it."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from inat_job.inference.model_folder import ModelFolder
 from inat_job.inference.runtime import Sizes
 from inat_job.ingest.decode import Squash, squash_with_torch
 from inat_job.models.export import load_exported
-from inat_job.training.execution import choose_accelerator
+from inat_job.training.execution import choose_accelerator, float32_math
 
 
 class TorchRuntime:
@@ -25,7 +25,7 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def logits(self, squares: np.ndarray, sizes: Sizes) -> np.ndarray:
-        with device_errors(training=False):
+        with device_errors(training=False), float32_math(tf32=False):
             pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self._device)
             maps = centre_maps(torch.tensor(sizes), self._crop).to(self._device)
             logits: np.ndarray = self._network(cut_views(pixels, maps, None, self._size)).cpu().numpy()

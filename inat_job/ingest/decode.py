@@ -95,6 +95,8 @@ def decode(data: bytes, side: int, squash: Squash | None = None) -> tuple[np.nda
     except UnidentifiedImageError:  # its message contains a memory address
         raise Rejected(_unread(data)) from None
     except Exception as error:  # on foreign bytes Pillow's plugins raise almost anything
+        if "truncated" in str(error).lower():
+            raise Rejected("truncated file") from None
         raise Rejected(f"{type(error).__name__}: {error}".replace("\n", " ")[:200]) from None
 
 

@@ -5,6 +5,7 @@ https://huggingface.co/docs/hub/model-cards
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,13 +13,10 @@ from typing import Any
 from inat_job import event_text, options
 from inat_job.configuration import options_by_key
 from inat_job.recipes import RECIPES
-from inat_job.reporting.reproduction import changed_settings
+from inat_job.reporting.reproduction import changed_settings, model_kind, option_words
 
 CARD = "README.md"
-_NETWORK = {
-    "a": "a five-block convolutional network, trained from scratch",
-    "b": "fine-tuned from a network of torchvision",
-}
+_NETWORK = {"a": "a five-block convolutional network", "b": "a network of torchvision"}
 
 
 def render_card(report: Mapping[str, Any], timm: bool) -> str:
@@ -29,7 +27,8 @@ def render_card(report: Mapping[str, Any], timm: bool) -> str:
     parts = [
         _metadata(report, timm),
         f"# {_plain(model['name'])}: {len(data['classes'])} classes\n",
-        f"An image classifier, {_NETWORK[report['part']]}: {model['parameters']:,} parameters, "
+        f"An image classifier, {_NETWORK[report['part']]} ({_plain(model_kind(report))}): "
+        f"{model['parameters']:,} parameters, "
         f"{model['macs'] / 1e6:,.0f} million multiply-adds an image.\n",
         "## Results\n",
         f"**Test accuracy {test['accuracy']:.4f}**, 95 % interval {low:.4f} to {high:.4f}: {test['correct']} of "
@@ -88,9 +87,10 @@ def _settings(report: Mapping[str, Any]) -> str:
     known, changed = options_by_key(RECIPES[report["part"]]()), []
     for row in changed_settings(report):
         each, value = known[row["setting"]][0], row["value"]
-        if each.in_fingerprint and not each.uri and value is not None:
-            changed.append(f"{each.flag} {options.as_text(value)}")
-    text = f"`{_plain(' '.join(changed))}`, and otherwise the defaults" if changed else "the defaults"
+        private = each.uri and not re.fullmatch(each.names, str(value))
+        if each.in_fingerprint and not private and value is not None:
+            changed += option_words(each, value)
+    text = f"`{_plain(shlex.join(changed))}`, and otherwise the defaults" if changed else "the defaults"
     step = report["checkpoint"]
     return f"Settings: {text}. The weights are of epoch {step['epoch']}, step {step['step']}.\n"
 

@@ -73,12 +73,13 @@ def flatten(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result_sentence(report: Mapping[str, Any]) -> str:
-    """The result in one sentence."""
+    """The result in one sentence; a test's names its run, as there may be several."""
     test = report["test"]
     low, high = test["ci95"]
     tta = f" With --tta flip: {report['test_tta']['accuracy']:.4f}." if "test_tta" in report else ""
+    name = f"{report['run_id']}: " if report.get("command") == "test" else ""
     return (
-        f"Test accuracy {test['accuracy']:.4f} ({test['correct']} of {test['n']} images, "
+        f"{name}Test accuracy {test['accuracy']:.4f} ({test['correct']} of {test['n']} images, "
         f"95 % interval {low:.3f} to {high:.3f}).{tta}"
     )
 

@@ -9,7 +9,7 @@ from inat_job.evaluation.metrics import wilson_interval
 from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.reporting import html
-from inat_job.reporting.reproduction import changed_settings, command_line, is_test
+from inat_job.reporting.reproduction import changed_settings, command_line, is_test, model_kind
 from inat_job.storage.disk import read_json_object
 
 CELLS = "cells"
@@ -42,7 +42,7 @@ def render_report(
             "test": report["test"],
             "val": report["val"],
             "baseline": report["baseline"],
-            "kind": _kind(report),
+            "kind": model_kind(report),
             "part": report["part"].upper(),
             "classes": _class_rows(report),
             "left_out": max(0, len(report["test"]["per_class"]) - _CLASSES),
@@ -97,17 +97,6 @@ def _sheet(pictures: Sequence[Picture], images: Mapping[str, str]) -> dict[str, 
     index: dict[str, Any] = {"cells": [], "side": 1} | read_json_object(path.with_suffix(".json"))
     places = {image["id"]: (image["x"], image["y"]) for cell in index["cells"] for image in cell["images"]}
     return {"source": images[CELLS], "side": index["side"], "places": places}
-
-
-def _kind(report: Report) -> str:
-    """The model in words: trained from scratch, or fine-tuned and how much of it."""
-    model, settings = report["model"], report["settings"].get("model", {})
-    if report["part"] == "a":
-        return f"{model['name']}, trained from scratch"
-    ways = {"head": "frozen but for its head", "full": "fine-tuned as a whole", "gradual": "unfrozen stage by stage"}
-    ways["last-k"] = f"fine-tuned in its last {settings.get('last_k')} stages"
-    way = ways.get(settings.get("strategy"), "fine-tuned")
-    return f"{model['name']}, {'of random weights' if settings.get('weights') == 'none' else 'pretrained'}, {way}"
 
 
 def _class_rows(report: Report) -> list[dict[str, Any]]:
@@ -201,6 +190,7 @@ def _stages(report: Report) -> list[dict[str, Any]]:
         "training": 0.0 if is_test(report) else timing["train_s"],
         "evaluation": timing["test_s"],
         "pictures": timing.get("pictures_s", 0.0),
+        "export": timing.get("export_s", 0.0),
     }
     seconds["other"] = max(0.0, timing["total_s"] - sum(seconds.values()))
     whole, at, stages = sum(seconds.values()) or 1.0, 0.0, []

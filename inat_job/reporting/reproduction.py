@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from inat_job.configuration import options_by_key
-from inat_job.options import as_text
+from inat_job.models.model_files import WEIGHTS
+from inat_job.options import Option, as_text
 from inat_job.recipes import RECIPES
 
 _NOT_REPEATED = ("run.resume", "run.force")
@@ -14,7 +15,9 @@ _NOT_REPEATED = ("run.resume", "run.force")
 
 
 def is_test(report: Mapping[str, Any]) -> bool:
-    """Whether this is the report of a test, whose checkpoint is that of another run."""
+    """Whether this is the report of a test; in those of earlier versions the checkpoint's run tells."""
+    if "command" in report:
+        return bool(report["command"] == "test")
     return f"/{report['run_id']}/checkpoints/" not in report["checkpoint"]["uri"]
 
 
@@ -32,7 +35,8 @@ def changed_settings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def command_line(report: Mapping[str, Any], prefix: Sequence[str]) -> str:
     """The command of a run, for a shell. `prefix` is the words that start this program."""
     if is_test(report):
-        return shlex.join([*prefix, "test", "--checkpoint", report["checkpoint"]["uri"]])
+        known = options_by_key(RECIPES[report["part"]]())
+        return shlex.join([*prefix, "test", *_test_words(report, known)])
     return train_command(report, prefix)
 
 
@@ -42,7 +46,7 @@ def train_command(report: Mapping[str, Any], prefix: Sequence[str], leave_out: C
     words = [*prefix, f"part{report['part']}"]
     for row in changed_settings(report):
         if row["setting"] not in (*_NOT_REPEATED, *leave_out):
-            words += _words(known[row["setting"]][0], row["value"])
+            words += option_words(known[row["setting"]][0], row["value"])
     return shlex.join(words)
 
 
@@ -56,13 +60,38 @@ def config_file(report: Mapping[str, Any], leave_out: Collection[str] = ()) -> l
     return [line for name, lines in sections.items() for line in (f"[{name}]", *lines)]
 
 
-def _plain(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as a file has them, without tuples."""
-    return dict(json.loads(json.dumps(sections)))
+def model_kind(report: Mapping[str, Any]) -> str:
+    """The model in words: trained from scratch, or fine-tuned and how much of it."""
+    model, settings = report["model"], report["settings"].get("model", {})
+    if model.get("trainable_parameters", 0) is None:  # a test of a model without its run
+        return str(model["name"])
+    if report["part"] == "a":
+        return f"{model['name']}, trained from scratch"
+    ways = {"head": "frozen but for its head", "full": "fine-tuned as a whole", "gradual": "unfrozen stage by stage"}
+    ways["last-k"] = f"fine-tuned in its last {settings.get('last_k')} stages"
+    way = ways.get(settings.get("strategy"), "fine-tuned")
+    return f"{model['name']}, {'of random weights' if settings.get('weights') == 'none' else 'pretrained'}, {way}"
 
 
-def _words(option: Any, value: Any) -> list[str]:
+def option_words(option: Option, value: Any) -> list[str]:
+    """A setting's words on the command line."""
     if isinstance(value, bool):
         return [option.flag if value else f"--no-{option.name}"]
     text = as_text(value)
     return [f"{option.flag}={text}"] if text.startswith("-") else [option.flag, text]
+
+
+def _test_words(report: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """The options of a test: its checkpoint or the folder of its model, its data, and what was set for it."""
+    words = ["--checkpoint", report["checkpoint"]["uri"].removesuffix(f"/{WEIGHTS}")]
+    for key in dict.fromkeys(["data.uri", *report.get("given", ()), "run.run_id"]):
+        section, _, field = key.partition(".")
+        value = report["run_id"] if key == "run.run_id" else report["settings"].get(section, {}).get(field)
+        if key in known and value is not None:
+            words += option_words(known[key][0], value)
+    return [*words, *(["--tta", report["test_tta"]["tta"]] if report.get("test_tta") else [])]
+
+
+def _plain(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as a file has them, without tuples."""
+    return dict(json.loads(json.dumps(sections)))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-_PHASES = ("pull_s", "prepare_s", "startup_s", "train_s", "test_s", "pictures_s")
+_PHASES = ("pull_s", "prepare_s", "startup_s", "train_s", "test_s", "pictures_s", "export_s")
 
 
 class Clock:

@@ -111,6 +111,24 @@ def write_atomic(path: Path, data: bytes, draft: Path | None = None, *, durable:
         raise
 
 
+def refuse_foreign(path: Path, flag: str, kind: str, is_ours: Callable[[str], bool]) -> None:
+    """Raise ConflictError if the file that `flag` names is there and is none that may be replaced.
+
+    `is_ours` says so of its first 2,000 bytes as text; `kind` is what it should be, in words.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(2000).decode("utf-8", "replace")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConflictError(
+            f"{flag} is {path}, which cannot be written ({error.strerror}): name another file."
+        ) from None
+    if not is_ours(start):
+        raise ConflictError(f"{flag} is {path}, which exists and is no {kind}: name another file.")
+
+
 def publish(draft: Path, path: Path) -> None:
     """Rename a finished file to `path`, durably. Raises OSError."""
     with draft.open("rb") as file:

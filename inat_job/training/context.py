@@ -131,7 +131,8 @@ def check_classes(folder: RunFolder, config: Mapping[str, Any], classes: Sequenc
         only = {"the model": set(learned) - set(classes), "--data": set(classes) - set(learned)}
         lists = [f"only {who} has {_listed(sorted(names))}" for who, names in only.items() if names]
         raise ConflictError(
-            f"{folder.uri} learned {len(learned)} classes and --data has {len(classes)}; "
+            f"{folder.uri} learned {len(learned)} classes ({_listed(learned)}), and --data has {len(classes)} "
+            f"({_listed(classes)}); "
             f"{' and '.join(lists) or 'they differ in their order'}: use data of the same classes."
         )
 

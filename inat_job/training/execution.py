@@ -5,7 +5,8 @@ Decided once, when a run first starts, and stored with the run, so that a resume
 
 import dataclasses
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ _RECOMPILE_LIMIT = 64
 
 _POSSIBLE: Mapping[str, Callable[[Any], bool]] = {
     "precision": lambda value: value in _LIGHTNING_PRECISION,
+    "evaluation_precision": lambda value: value in _LIGHTNING_PRECISION,
     "threads": lambda value: 0 < value < 2**16,
     "compile_mode": lambda value: value in ("default", "reduce-overhead"),
 }
@@ -60,6 +62,8 @@ class Execution:
     compile_mode: str = "default"
     ranks: int = 1
     view_format: int = 1
+    evaluation_precision: str = "fp32"
+    """Of the final evaluation and of `test`: by default what `predict` and the exports compute in."""
 
     @property
     def lightning_precision(self) -> str:
@@ -70,6 +74,10 @@ class Execution:
         """Plain values, as `decide` reads them back."""
         return dataclasses.asdict(self)
 
+    def of_evaluation(self) -> "Execution":
+        """The decisions of an evaluation whose digits are reported: float32 is not TF32."""
+        return dataclasses.replace(self, precision=self.evaluation_precision, tf32=self.evaluation_precision != "fp32")
+
     def apply(self) -> None:
         """Set torch's global switches, and how the C library keeps freed memory.
 
@@ -79,11 +87,26 @@ class Execution:
         if self.accelerator == "cpu":
             events.emit("allocator", keeps_freed=memory.keep_freed_memory())
         torch.set_num_threads(self.threads)
-        # Not torch.backends.fp32_precision: once it is set, the older switches of Lightning and torch.compile raise.
-        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = self.tf32
+        _set_float32("high" if self.tf32 else "highest", self.tf32)
         torch.backends.cudnn.benchmark = False  # until training begins: execution_callback.py
         torch.use_deterministic_algorithms(self.deterministic)
+
+
+@contextmanager
+def float32_math(tf32: bool) -> Iterator[None]:
+    """Let torch compute float32 with or without TF32 in the block, as it did before after it."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _set_float32("high" if tf32 else "highest", tf32)
+    try:
+        yield
+    finally:
+        _set_float32(*before)
+
+
+def _set_float32(matmul: str, convolution: bool) -> None:
+    # Not torch.backends.fp32_precision: once it is set, the older switches of Lightning and torch.compile raise.
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = convolution
 
 
 def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = SINGLE_RANK) -> Execution:

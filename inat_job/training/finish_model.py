@@ -24,20 +24,26 @@ _REASON = 300
 """Letters of a failure's reason in the report: the exporters explain at length."""
 
 
-def finish_model(context: RunContext, report: dict[str, Any]) -> dict[str, Any]:
-    """Write the files; returns the report with its section `exports`, by format, if any was asked for."""
-    formats, folder = context.settings.run.export, context.folder.path(f"model/{DESCRIPTION}").parent
+def export_formats(context: RunContext) -> dict[str, Any]:
+    """Write the files of `--export`; returns the report's section `exports`, by format, empty if none was asked for."""
+    formats, folder = context.settings.run.export, _model_folder(context)
     for file in EXPORTS.values():  # of an earlier attempt
         (folder / file).unlink(missing_ok=True)
-    exports = {}
-    if formats:
-        events.phase("export")
-        with context.folder.drafts("model") as drafts:
-            exports = {name: _export(context, name, folder, drafts) for name in dict.fromkeys(formats)}
-    report = {**report, "exports": exports} if formats else report
+    if not formats:
+        return {}
+    events.phase("export")
+    with context.clock.phase("export_s"), context.folder.drafts("model") as drafts:
+        return {name: _export(context, name, folder, drafts) for name in dict.fromkeys(formats)}
+
+
+def finish_model(context: RunContext, report: dict[str, Any]) -> None:
+    """Write the files that are made of the report: model.json with the exports' digests, config.json, and the card."""
     with context.folder.drafts("model") as drafts:
-        _describe(folder, drafts, report)
-    return report
+        _describe(_model_folder(context), drafts, report)
+
+
+def _model_folder(context: RunContext) -> Path:
+    return context.folder.path(f"model/{DESCRIPTION}").parent
 
 
 def _export(context: RunContext, name: str, model: Path, drafts: Path) -> dict[str, Any]:
@@ -64,7 +70,6 @@ def _export(context: RunContext, name: str, model: Path, drafts: Path) -> dict[s
 
 
 def _describe(folder: Path, drafts: Path, report: dict[str, Any]) -> None:
-    """model.json with the exports' digests, config.json, and the card."""
     description = read_description(folder / DESCRIPTION)
     exports = {name: each for name, each in report.get("exports", {}).items() if "file" in each}
     description["exports"] = {name: {key: each[key] for key in ("file", "sha256")} for name, each in exports.items()}

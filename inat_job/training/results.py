@@ -31,6 +31,7 @@ from inat_job.run import timing
 from inat_job.settings import public_uri
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training.context import RunContext
+from inat_job.training.execution import float32_math
 from inat_job.training.trainer import make_trainer
 
 VAL = "val"
@@ -105,8 +106,9 @@ def predict_split(
     events.phase(phase)
     group = context.group
     progress = EvaluationProgress(context.stop, phase, group.any_rank_delayed)
-    trainer = make_trainer(context.execution, context.settings.train, [progress], group)
-    with context.clock.phase("test_s"), group.lost_rank_errors():
+    execution = context.execution.of_evaluation()
+    trainer = make_trainer(execution, context.settings.train, [progress], group)
+    with context.clock.phase("test_s"), group.lost_rank_errors(), float32_math(execution.tf32):
         part = predict(trainer, classifier, context.images.batches(rows, mirror))
         group.drop_pending()
         logits = group.all_gather_rows(part, len(rows))
@@ -154,13 +156,18 @@ def make_report(
     weights: Weights,
     predictions: Predictions,
     tracker: Tracker,
+    command: str,
     started: str | None = None,
 ) -> dict[str, Any]:
-    """The content of report.json; `started` is when the run was first begun, or this process by default."""
+    """The content of report.json; `command` is train or test.
+
+    `started` is when the run was first begun, or this process by default.
+    """
     settings = context.settings
     epochs = settings.train.epochs
     apply_strategy(architecture, trainable_stages(architecture, epochs - 1, epochs))  # as training ends
     return report.build(
+        command=command,
         part=settings.part,
         run_id=context.folder.run_id,
         started=started or context.clock.started_at(),

@@ -30,7 +30,7 @@ from inat_job.training import execution, feature_cache, start
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext, load_weights
 from inat_job.training.feature_cache import FeaturePlan
-from inat_job.training.finish_model import finish_model
+from inat_job.training.finish_model import export_formats, finish_model
 from inat_job.training.introduction import introduce
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog
@@ -102,11 +102,13 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         if leased:
             history = leased.lease.history(context.checkpoints.newest().ended)
             weights = checkpoint_weights(context, best, history, reuse)
-            report = make_report(context, architecture, weights, predictions, tracker, config.get("started"))
+            exports = {} if context.trial else export_formats(context)
+            report = make_report(context, architecture, weights, predictions, tracker, "train", config.get("started"))
             if context.trial:
                 publish_trial(context.folder, tracker, report)
             else:
-                report = finish_model(context, report)
+                report |= {"exports": exports} if exports else {}
+                finish_model(context, report)
                 publish(context.folder, tracker, report, table, pictures, suggestion(context))
 
 

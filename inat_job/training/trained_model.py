@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inat_job.errors import BadDataError, ConflictError
+from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.evaluation.calibration import fit_temperature
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.models import backbones, five_block
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import load_exported
-from inat_job.models.model_files import DESCRIPTION, WEIGHTS
-from inat_job.run.run_state import open_run, read_config
+from inat_job.models.model_files import DESCRIPTION, EXPORTS, WEIGHTS
+from inat_job.run.run_state import REPORT, open_run, read_config
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import Stop
 from inat_job.storage import attempts
@@ -52,7 +52,7 @@ class TrainedModel:
 
 def find_trained(settings: Settings, checkpoint: str, stop: Stop) -> TrainedModel:
     """What `--checkpoint` means. Raises BadDataError if there is neither a run nor a model."""
-    name, step = _locate(checkpoint)
+    name, step = _locate(_model_folder(checkpoint))
     folder = open_run(settings, name, stop)
     if step is None and (description := folder.read_json(DESCRIPTION)) is not None:
         config, classes = _config_of_model(description, folder), {"classes": description["classes"]}
@@ -62,6 +62,8 @@ def find_trained(settings: Settings, checkpoint: str, stop: Stop) -> TrainedMode
     stored = read_config(folder)
     if stored is None:
         raise BadDataError(f"{folder.uri} holds no run and no model: check --checkpoint.")
+    if stored.get("command") == "test":
+        raise BadDataError(f"{folder.uri} is the folder of a test{_tested_in(folder)}: name that run.")
     return TrainedModel(folder, stored, step)
 
 
@@ -88,6 +90,23 @@ def temperature_of(trained: TrainedModel, table: PredictionTable) -> float:
     if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
         raise BadDataError(f"{trained.folder.uri}: the model's temperature is {temperature!r}: export it again.")
     return float(temperature)
+
+
+def _tested_in(folder: RunFolder) -> str:
+    report = folder.read_json(REPORT)
+    checkpoint = report.get("checkpoint") if isinstance(report, dict) else None
+    return f" of {checkpoint['uri']}" if isinstance(checkpoint, dict) and "uri" in checkpoint else ""
+
+
+def _model_folder(checkpoint: str) -> str:
+    """The folder of an exported model where its weights are named. Raises UsageError for another of its files."""
+    folder, _, file = checkpoint.rpartition("/")
+    if file in EXPORTS.values():
+        raise UsageError(
+            f"--checkpoint is {public_uri(checkpoint)}, and test runs the network in torch: name its folder, "
+            f"{public_uri(folder) or '.'}. Its run's report has the accuracy of {file}."
+        )
+    return (folder or ".") if file in (WEIGHTS, DESCRIPTION) else checkpoint
 
 
 def _locate(checkpoint: str) -> tuple[str, int | None]:
