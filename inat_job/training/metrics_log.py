@@ -202,7 +202,7 @@ class MetricsLog(Callback):
         is_last = steps == int(trainer.num_training_batches) // trainer.accumulate_grad_batches
         if batches == 0 and (step % LOG_EVERY == 0 or is_last):
             self.flush()
-            self._unread = _PendingLoss(pl_module, step, {"epoch": trainer.current_epoch, "lr": _lr(trainer)})
+            self._unread = _PendingLoss(pl_module, step, {"epoch": trainer.current_epoch, "lr": self._lr})
         # Ranks read together, so among several it waits for the next row.
         if self._unread and self._group.size == 1 and self._unread.is_there():
             self.flush()
