@@ -140,7 +140,7 @@ def test_page_has_settings_of_one_part_folded_dates_and_precision(weak: Predicti
     assert "train.epochs" in every
     assert "model.strategy" not in every
     assert "model.strategy" in partial
-    assert page.count("2026-01-02 04:04:05 UTC") == page.count(">fp32<") == 2
+    assert page.count("2026-01-02 04:04:05 UTC") == page.count(", <bdi>fp32</bdi>") == 2
     assert ["train.augment", "on", "off"] in [line.split() for line in comparison_lines(result)]
 
 
