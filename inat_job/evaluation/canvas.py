@@ -16,8 +16,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.image import imsave
 from matplotlib.patches import Rectangle
 
-WIDTH = 800
-"""Pixels of a figure's width."""
+WIDTH = 992
+"""Pixels of a figure's width: the column of report.html."""
 
 # The palette of Okabe and Ito, Color Universal Design, 2008.
 BLACK, ORANGE, GREEN, BLUE, VERMILLION = "#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00"
@@ -25,7 +25,7 @@ GREY = "#595959"
 
 _DPI = 100
 _MARGIN, _GAP, _LINE = 12, 8, 17
-_TEXT_PT, _TITLE_PT = 9.0, 12.0
+_TEXT_PT = 9.0
 _JPEG = {"quality": 85, "subsampling": 0, "optimize": True}  # full resolution of colour keeps text sharp
 _MARKS = {True: ("✓ right", BLUE, "-", 1.5), False: ("✗ wrong", VERMILLION, (0, (3, 2)), 3.0)}
 """How right and wrong predictions are told apart: word and mark, colour, line style, line width."""
@@ -40,15 +40,6 @@ class Tile:
     right: bool | None = None
 
 
-@dataclass(frozen=True)
-class SheetFile:
-    """Where a sheet is written, its title, and a note below it in plain words."""
-
-    path: Path
-    title: str
-    note: str
-
-
 def plain(text: str, most: int = 40) -> str:
     """`text` as one line of at most `most` characters, without control, formatting and unassigned characters."""
     kept = "".join(" " if char.isspace() else char for char in text if _is_drawn(char))
@@ -57,8 +48,8 @@ def plain(text: str, most: int = 40) -> str:
 
 
 def file_name(name: str, most: int = 16) -> str:
-    """The end of an image's id, as `plain` text."""
-    kept = plain(name, len(name) + 1)
+    """The file's name in an image's id, without its folders, or the end of it, as `plain` text."""
+    kept = plain(name.rpartition("/")[2], len(name) + 1)
     return kept if len(kept) <= most else f"…{kept[1 - most :]}"
 
 
@@ -88,37 +79,24 @@ def _any_script() -> Iterator[None]:
         yield
 
 
-def save_sheet(tiles: Sequence[Tile], file: SheetFile, columns: int) -> None:
+def save_sheet(tiles: Sequence[Tile], path: Path, columns: int) -> None:
     """Write tiles in rows, with the captions to their right."""
-    notes = _wrapped(file.note)
-    top = _MARGIN + 22 + _LINE * len(notes) + _GAP
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(_height(tile) for tile in row) + _GAP for row in rows]
+    top = _MARGIN
     figure = new_figure(top + sum(heights) + _MARGIN, layout=None)
     pen = _Pen(figure)
-    pen.text(_MARGIN, _MARGIN, file.title, WIDTH - 2 * _MARGIN, size=_TITLE_PT, weight="bold")
-    for number, line in enumerate(notes):
-        pen.text(_MARGIN, _MARGIN + 22 + number * _LINE, line, WIDTH, color=GREY)
     cell = (WIDTH - 2 * _MARGIN) // columns
     for row, height in zip(rows, heights, strict=True):
         for column, tile in enumerate(row):
             pen.tile(_MARGIN + column * cell, top, tile, cell)
         top += height
     pen.paste()
-    save(figure, file.path)
+    save(figure, path)
 
 
 def _height(tile: Tile) -> int:
     return max(len(tile.image), _LINE * (len(tile.lines) + (tile.right is not None)))
-
-
-def _wrapped(text: str, most: int = 118) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) >= most:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
 
 
 class _Pen:
@@ -145,9 +123,9 @@ class _Pen:
         for number, (line, style_of) in enumerate(lines):
             self.text(x + w + _GAP, y + number * _LINE, line, width - w - 2 * _GAP, **style_of)
 
-    def text(self, x: int, y: int, text: str, width: int, size: float = _TEXT_PT, **style: Any) -> None:
+    def text(self, x: int, y: int, text: str, width: int, **style: Any) -> None:
         """Draw a line whose top left corner is at x, y, shortened to `width` pixels."""
-        font = FontProperties(size=size, weight=style.get("weight", "normal"))
+        font = FontProperties(size=_TEXT_PT, weight=style.get("weight", "normal"))
         fitting = self._fitting(text, width, font)
         at = {"x": x / WIDTH, "y": 1 - y / self._height}
         self._figure.text(s=fitting, va="top", parse_math=False, fontproperties=font, **at, **style)

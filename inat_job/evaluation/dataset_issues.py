@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from inat_job.data.cache_index import Cache
+from inat_job.evaluation.metrics import wilson_interval
 from inat_job.evaluation.prediction_table import PredictionTable
 
 HASH_SIDE = 16
@@ -59,6 +60,26 @@ def label_issues(table: PredictionTable) -> list[LabelIssue]:
     errors = np.flatnonzero((reached.max(axis=1) >= 0) & (likely != labels) & (margins < 0))
     ranked = errors[np.argsort(margins[errors], kind="stable")]
     return [LabelIssue(int(at), int(likely[at]), float(margins[at])) for at in ranked]
+
+
+def too_weak_for_labels(table: PredictionTable) -> str:
+    """Why these predictions cannot cast doubt on labels, as a sentence; empty if they can.
+
+    Confident learning needs a model that is mostly right: one near chance disagrees with right labels as well. Enough
+    is an accuracy whose 95 % interval is above one half, and above the largest class's share plus a quarter of what
+    that share leaves to 1.
+    """
+    if not len(table):
+        return ""
+    largest = float(np.bincount(table.labels).max()) / len(table)
+    needed, right = max(0.5, largest + (1 - largest) / 4), int((table.predicted == table.labels).sum())
+    low = wilson_interval(right, len(table))[0]
+    if low > needed:
+        return ""
+    return (
+        f"Not listed: a model that is right on {right} of {len(table)} validation images cannot cast doubt on labels. "
+        f"The 95 % interval of its accuracy begins at {100 * low:.1f} %, and must begin above {100 * needed:.1f} %."
+    )
 
 
 def near_duplicates(cache: Cache, splits: dict[str, np.ndarray], most: int = 1000) -> list[NearDuplicate]:

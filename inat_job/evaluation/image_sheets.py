@@ -19,7 +19,6 @@ from inat_job.data.augment import centre_maps, cut_views
 from inat_job.data.cache_index import Cache
 from inat_job.evaluation import introspection
 from inat_job.evaluation.canvas import (
-    SheetFile,
     Tile,
     enlarged,
     file_name,
@@ -34,7 +33,7 @@ from inat_job.evaluation.dataset_issues import LabelIssue, NearDuplicate
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.models.five_block import FiveBlockNet
 
-_SIDE = 104
+_SIDE = 128
 """Pixels of an image's side on a sheet."""
 
 CELL_SIDE, CELL_IMAGES, _CELL_COLUMNS = 64, 256, 16
@@ -76,11 +75,11 @@ def as_shown(views: Tensor, side: int = _SIDE) -> list[np.ndarray]:
     return list(resized.clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy())
 
 
-def predictions(images: EvaluationImages, table: PredictionTable, file: SheetFile) -> None:
+def predictions(images: EvaluationImages, table: PredictionTable, path: Path) -> None:
     """Images in three columns, each with its true and predicted class, and marked as right or wrong."""
     shown = images.shown(table.rows.tolist())
     tiles = [Tile(image, (*_verdict(table, at),), _is_right(table, at)) for at, image in enumerate(shown)]
-    save_sheet(tiles, file, columns=3)
+    save_sheet(tiles, path, columns=3)
 
 
 def _is_right(table: PredictionTable, at: int) -> bool:
@@ -99,9 +98,7 @@ def _verdict(table: PredictionTable, at: int) -> tuple[str, ...]:
     )
 
 
-def label_issues(
-    images: EvaluationImages, table: PredictionTable, issues: Sequence[LabelIssue], file: SheetFile
-) -> None:
+def label_issues(images: EvaluationImages, table: PredictionTable, issues: Sequence[LabelIssue], path: Path) -> None:
     """Images whose label is likely wrong, with the label and the likely class."""
     shown = images.shown([int(table.rows[issue.at]) for issue in issues])
     tiles = []
@@ -115,14 +112,14 @@ def label_issues(
             file_name(table.ids[issue.at]),
         )
         tiles.append(Tile(image, lines))
-    save_sheet(tiles, file, columns=3)
+    save_sheet(tiles, path, columns=3)
 
 
 def near_duplicates(
     images: EvaluationImages,
     pairs: Sequence[NearDuplicate],
     split_of: dict[int, str],
-    file: SheetFile,
+    path: Path,
 ) -> None:
     """Pairs of look-alike images side by side; `split_of` names the split of a row."""
     index = images.cache.index
@@ -133,7 +130,7 @@ def near_duplicates(
         for row in (pair.row, pair.other):
             lines += [f"{split_of[row]}: {plain(index.classes[index.labels[row]])}", file_name(index.ids[row])]
         tiles.append(Tile(row_of(shown[2 * at : 2 * at + 2]), tuple(lines)))
-    save_sheet(tiles, file, columns=2)
+    save_sheet(tiles, path, columns=2)
 
 
 def cells(images: EvaluationImages, table: PredictionTable, path: Path) -> int:
@@ -173,13 +170,13 @@ def _of_cells(table: PredictionTable) -> list[int]:
     return [at for _, at in sorted(ranked, key=lambda each: each[0])]
 
 
-def filters(network: nn.Module, file: SheetFile) -> int:
+def filters(network: nn.Module, path: Path) -> int:
     """The first layer's filters, at most 64; returns how many there are."""
     weights = introspection.first_filters(network).permute(0, 2, 3, 1).numpy()
     scaled = [_around_grey(each) for each in weights[:_FILTERS]]
-    side = max(36, weights.shape[1])
+    side = max(48, weights.shape[1])
     shown = mosaic([enlarged(each, side) for each in scaled], _FILTER_COLUMNS)
-    save_sheet([Tile(shown, (f"{len(weights)} filters", f"{weights.shape[1]} x {weights.shape[2]}"))], file, columns=1)
+    save_sheet([Tile(shown, (f"{len(weights)} filters", f"{weights.shape[1]} x {weights.shape[2]}"))], path, columns=1)
     return len(weights)
 
 
@@ -189,11 +186,11 @@ def _around_grey(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.round(127.5 + 127.5 * np.clip(values / largest, -1, 1)).astype(np.uint8))
 
 
-def feature_maps(images: EvaluationImages, network: FiveBlockNet, row: int, file: SheetFile) -> None:
+def feature_maps(images: EvaluationImages, network: FiveBlockNet, row: int, path: Path) -> None:
     """The strongest maps of each block's activation for one image of the cache."""
     view = images.views([row])
     layers = [block.get_submodule("activation") for block in network.blocks]
-    side = 76
+    side = 96
     tiles = [Tile(as_shown(view, _SIDE)[0], ("the image", file_name(images.ids[row])))]
     for number, maps in enumerate(introspection.feature_maps(network, view, layers), 1):
         each = maps[0].numpy()
@@ -201,7 +198,7 @@ def feature_maps(images: EvaluationImages, network: FiveBlockNet, row: int, file
         shown = [in_colours(enlarged(_to_unit(each[channel]), side)) for channel in strongest]
         lines = (f"block {number}", f"{len(each)} maps", f"of {each.shape[1]} x {each.shape[2]}")
         tiles.append(Tile(row_of(shown), lines))
-    save_sheet(tiles, file, columns=1)
+    save_sheet(tiles, path, columns=1)
 
 
 def _to_unit(values: np.ndarray) -> np.ndarray:
@@ -210,7 +207,7 @@ def _to_unit(values: np.ndarray) -> np.ndarray:
 
 
 def guided_backpropagation(
-    images: EvaluationImages, network: FiveBlockNet, rows: Sequence[int], seed: int, file: SheetFile
+    images: EvaluationImages, network: FiveBlockNet, rows: Sequence[int], seed: int, path: Path
 ) -> int:
     """Neurons of block five, chosen by `seed` among those that fire, each for the image of `rows` that excites it most.
 
@@ -234,7 +231,7 @@ def guided_backpropagation(
             file_name(images.ids[rows[at]]),
         )
         tiles.append(Tile(row_of([image, shown]), lines))
-    save_sheet(tiles, file, columns=2)
+    save_sheet(tiles, path, columns=2)
     return len(tiles)
 
 
@@ -255,7 +252,7 @@ def grad_cam(
     network: nn.Module,
     table: PredictionTable,
     labels: Sequence[int],
-    file: SheetFile,
+    path: Path,
 ) -> None:
     """For each of some classes, the image with the least loss and that with the largest, with Grad-CAM over them."""
     chosen = [(int(at), word) for label in labels for at, word in _best_and_worst(table, label)]
@@ -269,7 +266,9 @@ def grad_cam(
     for image, cam, (at, word) in zip(images.shown(table.rows[positions].tolist()), maps, chosen, strict=True):
         lines = (f"{word} of {plain(table.classes[int(table.labels[at])], 20)}", *_verdict(table, at)[1:])
         tiles.append(Tile(row_of([image, _overlaid(image, cam)]), lines, _is_right(table, at)))
-    save_sheet(tiles, file, columns=2)
+    scale = np.linspace(0, 1, 2 * _SIDE)[None].repeat(24, axis=0)
+    tiles.append(Tile(_coloured(np.full_like(scale, 150), scale), ("from nothing to the most",)))
+    save_sheet(tiles, path, columns=2)
 
 
 def _best_and_worst(table: PredictionTable, label: int) -> list[tuple[int, str]]:
@@ -282,5 +281,10 @@ def _overlaid(image: np.ndarray, cam: Tensor) -> np.ndarray:
     """An image in grey under the colours of its map, which are the stronger the larger the map's value is."""
     side = len(image)
     values = F.interpolate(cam[None, None], size=(side, side), mode="bilinear", align_corners=False)[0, 0].numpy()
-    grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
-    return np.asarray(np.round(0.5 * grey + 0.5 * in_colours(values)).astype(np.uint8))
+    return _coloured(0.85 * image.mean(axis=2), values)
+
+
+def _coloured(grey: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Brightnesses, (h, w) in 0..255, under colours for values in 0..1: those of 0 leave the grey as it is."""
+    cover = 0.8 * values[..., None]
+    return np.asarray(np.round((1 - cover) * grey[..., None] + cover * in_colours(values, "plasma")).astype(np.uint8))

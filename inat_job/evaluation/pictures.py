@@ -18,7 +18,7 @@ from torch import nn
 from inat_job import events, signals
 from inat_job.errors import JobError
 from inat_job.evaluation import calibration, dataset_issues, image_sheets, metrics, plots
-from inat_job.evaluation.canvas import SheetFile, plain
+from inat_job.evaluation.canvas import plain
 from inat_job.evaluation.image_sheets import EvaluationImages
 from inat_job.evaluation.plots import NO_MARKS, CurveMarks
 from inat_job.evaluation.prediction_table import PredictionTable
@@ -35,12 +35,14 @@ _MOST_MACS = 1e12
 
 @dataclass(frozen=True)
 class Picture:
-    """A file of plots/: its name without suffix, a title, a text for those who do not see it, and its path."""
+    """A file of plots/: its name without suffix, a title, a text for those who do not see it, its path, and a note that
+    explains it to those who do."""
 
     name: str
     title: str
     alt: str
     path: Path
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +75,7 @@ Drawer = Callable[[PictureInputs, Path], Picture | None]
 
 
 def draw(inputs: PictureInputs, folder: Path, stop: Stop = signals.never) -> list[Picture]:
-    """Draw all pictures into `folder`, and write pictures.json: name, title, alt and file of each, in order.
+    """Draw all pictures into `folder`, and write pictures.json: name, title, alt, note and file of each, in order.
 
     Raises Preempted on the stop flag. Files that are not in the list are the rest of a picture that failed.
     """
@@ -144,9 +146,10 @@ def _predictions(inputs: PictureInputs, folder: Path) -> Picture | None:
     some = test.take(inputs.draws(0).permutation(len(test))[:_GRID])
     title = "Predictions of test images"
     note = f"{len(some)} of {len(test)} test images, chosen by the seed {inputs.seed}."
-    image_sheets.predictions(inputs.images, some, SheetFile(path, title, note))
+    image_sheets.predictions(inputs.images, some, path)
     right = int((some.predicted == some.labels).sum())
-    return Picture("predictions", title, f"{note} {right} predictions are right, {len(some) - right} are wrong.", path)
+    alt = f"{len(some)} images; {right} predictions are right, {len(some) - right} are wrong."
+    return Picture("predictions", title, alt, path, note)
 
 
 def _mistakes(inputs: PictureInputs, folder: Path) -> Picture | None:
@@ -157,8 +160,8 @@ def _mistakes(inputs: PictureInputs, folder: Path) -> Picture | None:
     some = test.take(wrong[np.argsort(-test.losses[wrong], kind="stable")][:_LISTED])
     title = "Most confident mistakes"
     note = f"The {len(some)} wrong predictions with the largest loss, of {len(wrong)} wrong ones of {len(test)}."
-    image_sheets.predictions(inputs.images, some, SheetFile(path, title, note))
-    return Picture("mistakes", title, f"{note} {_confusions(some)}", path)
+    image_sheets.predictions(inputs.images, some, path)
+    return Picture("mistakes", title, _confusions(some), path, note)
 
 
 def _confusions(table: PredictionTable) -> str:
@@ -177,7 +180,7 @@ def _cells(inputs: PictureInputs, folder: Path) -> Picture | None:
 
 def _label_errors(inputs: PictureInputs, folder: Path) -> Picture | None:
     held_out, path = inputs.table.split("val"), folder / "label-errors.jpg"
-    issues = dataset_issues.label_issues(held_out)
+    issues = [] if dataset_issues.too_weak_for_labels(held_out) else dataset_issues.label_issues(held_out)
     if not issues:
         return None
     title, shown = "Likely label errors", issues[:_LISTED]
@@ -185,8 +188,9 @@ def _label_errors(inputs: PictureInputs, folder: Path) -> Picture | None:
         f"{len(issues)} of {len(held_out)} validation images, by confident learning (Northcutt et al., 2021); the "
         f"first {len(shown)} by normalised margin. The model may be wrong instead."
     )
-    image_sheets.label_issues(inputs.images, held_out, shown, SheetFile(path, title, note))
-    return Picture("label-errors", title, note, path)
+    image_sheets.label_issues(inputs.images, held_out, shown, path)
+    alt = f"{len(shown)} images, each with its label, the likelier class and the probabilities of both."
+    return Picture("label-errors", title, alt, path, note)
 
 
 def _near_duplicates(inputs: PictureInputs, folder: Path) -> Picture | None:
@@ -200,17 +204,17 @@ def _near_duplicates(inputs: PictureInputs, folder: Path) -> Picture | None:
         f"that differ in at most {dataset_issues.NEAR_BITS} of 256 bits; the {len(shown)} nearest pairs."
     )
     split_of = {int(row): name for name, rows in inputs.splits.items() for row in rows}
-    image_sheets.near_duplicates(inputs.images, shown, split_of, SheetFile(path, title, note))
-    return Picture("near-duplicates", title, note, path)
+    image_sheets.near_duplicates(inputs.images, shown, split_of, path)
+    alt = f"{len(shown)} pairs of images, each with the split and the class of both."
+    return Picture("near-duplicates", title, alt, path, note)
 
 
 def _filters(inputs: PictureInputs, folder: Path) -> Picture | None:
     path, title = folder / "filters.png", "Filters of the first layer"
     note = "Grey is zero; each filter is scaled by its largest weights."
-    count = image_sheets.filters(inputs.network, SheetFile(path, title, note))
-    return Picture(
-        "filters", title, f"{count} small colour patterns, the weights of the first convolution. {note}", path
-    )
+    count = image_sheets.filters(inputs.network, path)
+    alt = f"{count} small colour patterns, the weights of the first convolution."
+    return Picture("filters", title, alt, path, note)
 
 
 def _feature_maps(inputs: PictureInputs, folder: Path) -> Picture | None:
@@ -222,8 +226,9 @@ def _feature_maps(inputs: PictureInputs, folder: Path) -> Picture | None:
         f"A test image chosen by the seed {inputs.seed}; of each block, behind its activation, the maps with the "
         "largest mean, each from its least value (dark) to its largest (bright)."
     )
-    image_sheets.feature_maps(inputs.images, network, row, SheetFile(path, title, note))
-    return Picture("feature-maps", title, note, path)
+    image_sheets.feature_maps(inputs.images, network, row, path)
+    alt = "An image, and in five rows below it small maps, which are coarser from block to block."
+    return Picture("feature-maps", title, alt, path, note)
 
 
 def _guided_backpropagation(inputs: PictureInputs, folder: Path) -> Picture | None:
@@ -237,10 +242,9 @@ def _guided_backpropagation(inputs: PictureInputs, folder: Path) -> Picture | No
         f"{len(candidates)} test images, and what in it does so (Springenberg et al., 2015); grey is zero."
     )
     seed = int(inputs.draws(3).integers(2**31))
-    count = image_sheets.guided_backpropagation(
-        inputs.images, network, candidates.tolist(), seed, SheetFile(path, title, note)
-    )
-    return Picture("guided-backpropagation", title, f"{count} pairs of images. {note}", path) if count else None
+    count = image_sheets.guided_backpropagation(inputs.images, network, candidates.tolist(), seed, path)
+    alt = f"{count} pairs of an image and its gradient."
+    return Picture("guided-backpropagation", title, alt, path, note) if count else None
 
 
 def _grad_cam(inputs: PictureInputs, folder: Path) -> Picture | None:
@@ -248,11 +252,12 @@ def _grad_cam(inputs: PictureInputs, folder: Path) -> Picture | None:
     labels = _explained(inputs)
     which = "each class" if len(labels) == len(set(test.labels)) else f"{len(labels)} classes chosen by the seed"
     note = (
-        f"The test images of {which} with the least and the largest loss, and where they speak for the predicted "
-        "class: bright is much, dark is little (Selvaraju et al., 2017)."
+        f"The test images of {which} with the least and the largest loss, and beside each, in colour over grey, what "
+        "in it speaks for the predicted class (Selvaraju et al., 2017); each map has its own scale."
     )
-    image_sheets.grad_cam(inputs.images, inputs.network, test, labels, SheetFile(path, title, note))
-    return Picture("grad-cam", title, note, path)
+    image_sheets.grad_cam(inputs.images, inputs.network, test, labels, path)
+    alt = f"{2 * len(labels)} images, each beside its map; in grey what does not speak for the predicted class."
+    return Picture("grad-cam", title, alt, path, note)
 
 
 def _explained(inputs: PictureInputs) -> list[int]:

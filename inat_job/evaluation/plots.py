@@ -72,7 +72,7 @@ def _mark(axes: Any, points: Sequence[tuple[int, float]], marks: CurveMarks, bes
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
     """Plot the confusion matrix, true class by row, shaded by share of the row; with many classes only the shades."""
-    figure = new_figure(0.9 * WIDTH)
+    figure = new_figure(0.8 * WIDTH)
     axes = figure.subplots()
     counts = np.array(matrix)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))

@@ -25,8 +25,8 @@ _UNPAIRED = (
 )
 _APART = "As independent tests: Newcombe's interval (1998) of the difference, Katz's (1978) of the ratio."
 
-_NOT_COMPARED = ("run.run_id", "run.output", "run.force", "run.resume", "data.cache_dir")
-"""Settings that say where a run is."""
+_NOT_COMPARED = ("run.run_id", "run.export", "run.output", "run.force", "run.resume", "data.cache_dir")
+"""Settings that say where a run is, and what else it writes."""
 
 _TYPES: Mapping[str, Any] = {
     "part": str,
@@ -113,9 +113,16 @@ def _row(name: str, run: ComparedRun) -> dict[str, Any]:
         "total_s": report["timing"]["total_s"],
         "device_seconds": None if tested else _number(cost.get("device_seconds")),
         "cost": None if tested else _number(cost.get("total")),
+        "finished": _text(report.get("finished")),
+        "precision": _text(_execution(report).get("precision")),
         "device": report["environment"]["device"],
         "code_version": report["environment"]["code_version"],
     }
+
+
+def _execution(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = report["environment"].get("execution")
+    return found if isinstance(found, dict) else {}
 
 
 def _mean_f1(per_class: Mapping[str, Any]) -> float:
@@ -152,7 +159,8 @@ def _pair(base: ComparedRun, other: ComparedRun, base_name: str, name: str) -> d
         "warnings": warnings,
     }
     claims = (base.report["part"], other.report["part"]) == ("a", "b") and not different
-    return {**pair, "claim": _claim(pair) if claims else None}
+    subject = _fine_tuning(other.report["settings"].get("model", {}))
+    return {**pair, "claim": _claim(pair, subject) if claims and subject else None}
 
 
 def _different_tests(base: ComparedRun, other: ComparedRun) -> str:
@@ -204,7 +212,15 @@ def _per_class(base: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[s
     return sorted(rows, key=lambda row: -row["difference"])
 
 
-def _claim(pair: Mapping[str, Any]) -> str:
+def _fine_tuning(model: Mapping[str, Any]) -> str:
+    """What Part B did, as the subject of a sentence; empty where it has fine-tuned nothing pretrained."""
+    if model.get("weights", "none") == "none":
+        return ""
+    ways = {"head": "A frozen network with a new head", "last-k": "Fine-tuning the last stages"}
+    return ways.get(str(model.get("strategy")), "Fine-tuning")
+
+
+def _claim(pair: Mapping[str, Any], subject: str) -> str:
     """The sentence about the claim that fine-tuning doubles the accuracy."""
     interval = pair["ratio_ci95"]
     if interval is None:
@@ -212,18 +228,22 @@ def _claim(pair: Mapping[str, Any]) -> str:
     low, high = interval
     found = f"{pair['ratio']:.2f} times the accuracy (95 % interval {low:.2f} to {high:.2f})"
     if low > CLAIM:
-        return f"Fine-tuning more than doubles the accuracy: {found}."
+        return f"{subject} more than doubles the accuracy: {found}."
     if high < CLAIM:
-        return f"Fine-tuning does not double the accuracy: {found}."
-    return f"Whether fine-tuning doubles the accuracy is open: {found}."
+        return f"{subject} does not double the accuracy: {found}."
+    return f"Whether {subject[0].lower()}{subject[1:]} doubles the accuracy is open: {found}."
 
 
 def _differing(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """The settings that are not the same in all runs; "-" where a run does not have one."""
+    """The settings that are not the same in all runs, first those that all have; "-" where a run does not have one."""
     flat = [flat_settings(run.report["settings"]) for run in runs]
     keys = list(dict.fromkeys(key for each in flat for key in each if key not in _NOT_COMPARED))
-    rows = [{"setting": key, "values": [each.get(key, "-") for each in flat]} for key in keys]
-    return [row for row in rows if any(value != row["values"][0] for value in row["values"])]
+    rows: list[dict[str, Any]] = [
+        {"setting": key, "values": [each.get(key, "-") for each in flat], "shared": all(key in each for each in flat)}
+        for key in keys
+    ]
+    differing = [row for row in rows if any(value != row["values"][0] for value in row["values"])]
+    return sorted(differing, key=lambda row: not row["shared"])
 
 
 def flat_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -251,6 +271,10 @@ def _has(value: Any, types: Mapping[str, Any]) -> bool:
 def _number(value: Any) -> Any:
     """The value if it is a number that can be shown, and else None."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _is_interval(value: Any) -> bool:

@@ -18,9 +18,11 @@ def comparison_lines(result: Mapping[str, Any]) -> list[str]:
         lines += ["", *_pair_lines(pair)]
     if result["settings"]:
         names = [row["name"] for row in result["runs"]]
-        rows = [(row["setting"], *map(_plain, row["values"])) for row in result["settings"]]
+        rows = [(row["setting"], *map(_plain, row["values"])) for row in result["settings"] if row["shared"]]
         lines += ["", *_aligned([("Settings that differ", *names), *rows[:_SETTINGS]], left=range(len(names) + 1))]
-        lines += [f"and {len(rows) - _SETTINGS} more"] if len(rows) > _SETTINGS else []
+        partial, left = len(result["settings"]) - len(rows), max(0, len(rows) - _SETTINGS)
+        lines += [f"and {left} more"] if left else []
+        lines += [f"and {partial} that not every run has, which the page lists"] if partial else []
     return lines
 
 
@@ -80,6 +82,8 @@ def _share(value: float | None) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "not set" if value is None else str(value)
 
 

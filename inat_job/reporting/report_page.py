@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from inat_job.evaluation.dataset_issues import too_weak_for_labels
 from inat_job.evaluation.metrics import wilson_interval
 from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.prediction_table import PredictionTable
@@ -48,7 +49,7 @@ def render_report(
             "left_out": max(0, len(report["test"]["per_class"]) - _CLASSES),
             "matrix": _matrix(report, test, sheet["places"] if sheet else {}),
             "confused": _most_confused(report),
-            "pictures": {each.name: _shown(each, images) for each in pictures if each.name != CELLS},
+            "pictures": _all_shown(pictures, images, predictions),
             "sheet": sheet,
             "smoothing": report["settings"].get("train", {}).get("label_smoothing"),
             "tested": is_test(report),
@@ -85,8 +86,23 @@ def _embedded(pictures: Sequence[Picture]) -> dict[str, str]:
     return uris
 
 
-def _shown(picture: Picture, images: Mapping[str, str]) -> dict[str, Any]:
-    return {"title": picture.title, "alt": picture.alt, "source": images.get(picture.name), "file": picture.path.name}
+def _all_shown(
+    pictures: Sequence[Picture], images: Mapping[str, str], predictions: PredictionTable | None
+) -> dict[str, dict[str, Any]]:
+    """The pictures by name, and behind the mistakes why there is no sheet of label errors, if the model is too weak."""
+    shown = {}
+    for each in pictures:
+        shown[each.name] = {
+            **{"title": each.title, "alt": each.alt, "note": each.note},
+            **{"source": images.get(each.name), "file": each.path.name},
+        }
+    if CELLS in shown and "label-errors" not in shown and predictions is not None:
+        reason = too_weak_for_labels(predictions.split("val"))
+        absent = {"title": "Likely label errors", "alt": "", "note": reason, "source": None, "file": ""}
+        names = [name for each in shown for name in ((each, "label-errors") if each == CELLS and reason else (each,))]
+        shown = {name: shown.get(name, absent) for name in names}
+    shown.pop(CELLS, None)
+    return shown
 
 
 def _sheet(pictures: Sequence[Picture], images: Mapping[str, str]) -> dict[str, Any] | None:

@@ -80,7 +80,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 LOG_EVERY = 10
-"""Optimiser steps between two rows."""
+"""Optimiser steps between two rows; the last step of an epoch has one too."""
 
 WARM_UP_STEPS = 10
 """Steps at the start of an attempt that the rate leaves out."""
@@ -198,9 +198,11 @@ class MetricsLog(Callback):
         STATUS.trained_s, STATUS.waited_s = self._trained_s, self._waited_s
         self._losses.append(pl_module.loss)
         self._progress(batch_idx + 1, int(trainer.num_training_batches), self._note())
-        if step % LOG_EVERY == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        steps, batches = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        is_last = steps == int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        if batches == 0 and (step % LOG_EVERY == 0 or is_last):
             self.flush()
-            self._unread = _PendingLoss(pl_module, step, {"epoch": trainer.current_epoch, "lr": _lr(trainer)})
+            self._unread = _PendingLoss(pl_module, step, {"epoch": trainer.current_epoch, "lr": self._lr})
         # Ranks read together, so among several it waits for the next row.
         if self._unread and self._group.size == 1 and self._unread.is_there():
             self.flush()

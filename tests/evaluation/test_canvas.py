@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inat_job.evaluation import canvas
-from inat_job.evaluation.canvas import SheetFile, Tile, file_name, plain, save_sheet
+from inat_job.evaluation.canvas import Tile, file_name, plain, save_sheet
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -39,6 +39,7 @@ def test_visible_text_is_kept(text: str) -> None:
 def test_long_names_keep_the_telling_end() -> None:
     assert plain("a" * 300, 10) == "a" * 9 + "…"
     assert file_name("train/" + "a" * 300 + "1.jpg", 10) == "…aaaa1.jpg"
+    assert file_name("test/Stars/007.jpg", 16) == "007.jpg"
 
 
 def tiles(names: tuple[str, ...]) -> list[Tile]:
@@ -51,7 +52,7 @@ def tiles(names: tuple[str, ...]) -> list[Tile]:
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_sheet_of_hostile_names_is_drawn_and_repeats(suffix: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        save_sheet(tiles(HOSTILE), SheetFile(tmp_path / f"{name}{suffix}", "Title", "note " * 60), columns=3)
+        save_sheet(tiles(HOSTILE), tmp_path / f"{name}{suffix}", columns=3)
     first = tmp_path / f"a{suffix}"
     assert first.read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     with Image.open(first) as image:
@@ -62,11 +63,12 @@ def test_sheet_of_hostile_names_is_drawn_and_repeats(suffix: str, tmp_path: Path
 def test_caption_stays_in_its_cell(tmp_path: Path) -> None:
     """Also one of 40 wide letters: nothing is drawn right of its column."""
     path = tmp_path / "a.png"
-    save_sheet(tiles(("W" * 300,)), SheetFile(path, "", ""), columns=3)
+    save_sheet(tiles(("W" * 300,)), path, columns=3)
+    column = canvas._MARGIN + (canvas.WIDTH - 2 * canvas._MARGIN) // 3
     with Image.open(path) as image:
         drawn = np.asarray(image.convert("L")) < 250
-    assert drawn[:, :270].any()
-    assert not drawn[:, 270:].any()
+    assert drawn[:, :column].any()
+    assert not drawn[:, column:].any()
 
 
 def test_right_and_wrong_differ_without_colour(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_right_and_wrong_differ_without_colour(tmp_path: Path) -> None:
     shapes = []
     for right in (True, False):
         path = tmp_path / f"{right}.png"
-        save_sheet([Tile(image, ("same",), right)], SheetFile(path, "", ""), columns=3)
+        save_sheet([Tile(image, ("same",), right)], path, columns=3)
         with Image.open(path) as drawn:
             shapes.append(np.asarray(drawn.convert("L")) < 200)
     frame = np.s_[30:150, :120]

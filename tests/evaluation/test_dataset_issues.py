@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inat_job.data.cache_index import PIXELS, Cache
-from inat_job.evaluation.dataset_issues import NearDuplicate, hashes, label_issues, near_duplicates
+from inat_job.evaluation.dataset_issues import NearDuplicate, hashes, label_issues, near_duplicates, too_weak_for_labels
 from tests.evaluation.made_predictions import drawn_table, index_of, table_of
 
 
@@ -33,6 +33,31 @@ def test_label_issues_are_the_off_diagonal_of_the_confident_joint(seed: int, n: 
     assert {issue.at for issue in issues} == by_definition(table)
     assert [issue.margin for issue in issues] == sorted(issue.margin for issue in issues)
     assert all(issue.likely != table.labels[issue.at] and -1 <= issue.margin < 0 for issue in issues)
+
+
+def half_and_half(right: int, n: int, share: float = 0.5) -> Any:
+    """Predictions of n images of two classes, the first of which has this share; the first `right` ones are right."""
+    labels = np.array([int(at >= share * n) for at in range(n)])
+    order = np.random.default_rng(0).permutation(n)
+    predicted = np.where(order < right, labels, 1 - labels)
+    return table_of(np.eye(2)[predicted] * 4, labels.tolist())
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "share", "weak"),
+    [
+        (60, 80, 0.5, False),
+        (55, 80, 0.5, True),
+        (6, 8, 0.5, True),
+        (91, 100, 0.9, True),
+        (990, 1000, 0.9, False),
+        (40, 80, 0.5, True),
+    ],
+)
+def test_labels_are_doubted_only_by_a_model_that_is_mostly_right(right: int, n: int, share: float, weak: bool) -> None:
+    reason = too_weak_for_labels(half_and_half(right, n, share))
+    assert bool(reason) == weak
+    assert not weak or f"{right} of {n} validation images" in reason
 
 
 def test_wrong_labels_are_found_first() -> None:

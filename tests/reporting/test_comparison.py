@@ -114,6 +114,36 @@ def test_claim_that_fine_tuning_doubles_the_accuracy(right_a: int, right_b: int,
     assert pair["claim"] is None, "the claim is about both parts"
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"weights": "DEFAULT", "strategy": "full"}, "Fine-tuning does not double"),
+        ({"weights": "DEFAULT", "strategy": "last-k"}, "Fine-tuning the last stages does not double"),
+        ({"weights": "DEFAULT", "strategy": "head"}, "A frozen network with a new head does not double"),
+        ({"weights": "none", "strategy": "full"}, None),
+        ({}, None),
+    ],
+)
+def test_claim_names_what_was_trained(weak: PredictionTable, model: dict[str, Any], words: str | None) -> None:
+    one = compared(weak, "b", "b")
+    other = compared(weak, "b", "b", settings={**one.report["settings"], "model": model})
+    (pair,) = compare([compared(weak), other])["pairs"]
+    assert (pair["claim"] and pair["claim"].split(" the accuracy:")[0]) == words
+
+
+def test_page_has_settings_of_one_part_folded_dates_and_precision(weak: PredictionTable) -> None:
+    plain = compared(weak, "b", "b")
+    settings = {**plain.report["settings"], "train": {**plain.report["settings"]["train"], "augment": False}}
+    result = compare([compared(weak), compared(weak, "b", "b", settings=settings)])
+    page = html.render("compare", result)
+    every, _, partial = page.partition("Settings that not every run has")
+    assert "train.epochs" in every
+    assert "model.strategy" not in every
+    assert "model.strategy" in partial
+    assert page.count("2026-01-02 04:04:05 UTC") == page.count(", <bdi>fp32</bdi>") == 2
+    assert ["train.augment", "on", "off"] in [line.split() for line in comparison_lines(result)]
+
+
 def test_base_is_the_first_run_of_part_a(weak: PredictionTable) -> None:
     runs = [compared(weak, part, run_id) for part, run_id in (("b", "x"), ("a", "y"), ("a", "z"))]
     assert (compare(runs)["base"], [pair["run"] for pair in compare(runs)["pairs"]]) == ("y", ["x", "z"])
@@ -122,12 +152,16 @@ def test_base_is_the_first_run_of_part_a(weak: PredictionTable) -> None:
 
 def test_settings_that_differ(weak: PredictionTable) -> None:
     one = compared(weak)
-    train = {**one.report["settings"]["train"], "lr": 0.5, "new": None}
-    settings = {**one.report["settings"], "train": train, "run": {**one.report["settings"]["run"], "run_id": "s"}}
+    train = {"a_new_one": False, **one.report["settings"]["train"], "lr": 0.5}
+    settings = {
+        **one.report["settings"],
+        "train": train,
+        "run": {**one.report["settings"]["run"], "run_id": "s", "export": ["onnx"]},
+    }
     rows = compare([one, compared(weak, run_id="s", settings=settings)])["settings"]
     assert rows == [
-        {"setting": "train.lr", "values": [0.002, 0.5]},
-        {"setting": "train.new", "values": ["-", None]},
+        {"setting": "train.lr", "values": [0.002, 0.5], "shared": True},
+        {"setting": "train.a_new_one", "values": ["-", False], "shared": False},
     ]
 
 

@@ -78,6 +78,18 @@ def test_page_says_what_the_report_says(table: PredictionTable) -> None:
     assert float(figure["data-value"] or "") == test["accuracy"]
 
 
+@pytest.mark.parametrize(("epoch", "words_"), [(0, "0 whole epochs"), (1, "1 whole epoch."), (3, "3 whole epochs.")])
+def test_checkpoint_is_of_the_epochs_that_it_has_finished(epoch: int, words_: str) -> None:
+    page = words(render_report(REPORT | {"checkpoint": {**REPORT["checkpoint"], "epoch": epoch}}))
+    assert f"the weights of step 6, after {words_}" in page
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(5, False), (6, True)])
+def test_top_3_is_shown_where_it_says_something(classes: int, shown: bool) -> None:
+    table = drawn_table(0, 60, classes)
+    assert ("Top-3 accuracy" in render_report(made_report(table), table)) == shown
+
+
 def test_report_of_version_1_has_a_page() -> None:
     lacking = ("started", "finished", "temperature", "baseline", "reuse", "cost")
     old = {name: value for name, value in REPORT.items() if name not in lacking} | {"schema_version": 1}
@@ -230,6 +242,14 @@ def test_pictures_are_embedded_with_their_texts(tmp_path: Path, table: Predictio
     expected = [("Text of curves", f"data:image/png;base64,{data}"), ("Text of grid", f"data:image/jpeg;base64,{data}")]
     assert [(image["alt"], image["src"]) for image in images_of(page)] == expected
     assert "Title of grid" in page
+
+
+@pytest.mark.parametrize(("skill", "doubts"), [(0.2, False), (6.0, True)])
+def test_weak_model_lists_no_label_errors_and_says_why(tmp_path: Path, skill: float, doubts: bool) -> None:
+    table = drawn_table(0, 80, 4, skill)
+    table = PredictionTable.joined([table, replace(table, splits=np.full(80, "val"))])
+    page = words(render_report(made_report(table.split("test")), table, [picture(tmp_path, "cells", suffix=".jpg")]))
+    assert ("cannot cast doubt on labels" in page) != doubts
 
 
 def test_cells_show_their_images_from_one_sheet(tmp_path: Path) -> None:
