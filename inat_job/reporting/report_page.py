@@ -70,7 +70,10 @@ def _complete(report: Report) -> dict[str, Any]:
         **report,
         "exports": report.get("exports") or {},
         "test": {**dict.fromkeys(figures), **report["test"]},
-        "data": {"n_train_dropped_per_epoch": 0, "in_both_train_and_test": 0, **report["data"]},
+        "data": {
+            **{"n_train_dropped_per_epoch": 0, "in_both_train_and_test": 0, "skipped": [], "blank": []},
+            **report["data"],
+        },
         "reuse": {"seconds": None, **report["reuse"]} if report.get("reuse") else None,
     }
 

@@ -3,6 +3,7 @@
 Optuna is the engine: Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, 2019.
 """
 
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +19,15 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from inat_job.errors import TransientError, UsageError
 from inat_job.options import public_uri
 from inat_job.search.journal import StoreJournal
 from inat_job.search.space import Axis, Space, Value
+
+_TRIES = 5
+"""Times that a new database is opened while other workers make its tables."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,20 @@ def open_study(journal: StoreJournal | None, database: str | None, name: str, se
 def _database(uri: str) -> RDBStorage:
     where = public_uri(uri)
     try:
-        return RDBStorage(uri, engine_kwargs={"pool_pre_ping": True})
+        return _opened(uri)
     except ImportError as error:
         raise UsageError(f"--storage is {where}, whose driver is not installed ({error}): pip install it.") from None
     except (SQLAlchemyError, ValueError) as error:
         raise UsageError(f"--storage is {where}, which cannot be used ({_reason(error)}): check the address.") from None
+
+
+def _opened(uri: str) -> RDBStorage:
+    for _ in range(_TRIES):
+        try:
+            return RDBStorage(uri, engine_kwargs={"pool_pre_ping": True})
+        except (IntegrityError, ProgrammingError):  # another worker has just made the same tables
+            time.sleep(1.0)
+    return RDBStorage(uri, engine_kwargs={"pool_pre_ping": True})
 
 
 @contextmanager

@@ -71,7 +71,11 @@ class Place:
     def run(self, *more: str) -> Ended:
         """Work on the sweep to its end."""
         worker = self.start(*more)
-        out, err = worker.communicate(timeout=120)
+        try:
+            out, err = worker.communicate(timeout=120)
+        finally:
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
         return Ended(worker.returncode, out, (err.strip().splitlines() or [""])[-1])
 
     def read(self, name: str) -> Any:

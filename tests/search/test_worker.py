@@ -43,9 +43,9 @@ def epochs_of(folder: Path, number: int) -> list[dict]:
 
 def close(trials: Trials) -> None:
     """Close the connections of a study in a database, as the end of a worker does."""
-    storage = trials.study._storage
-    if hasattr(storage, "_backend"):
-        storage._backend.engine.dispose()
+    engine = getattr(getattr(trials.study._storage, "_backend", None), "engine", None)
+    if engine:
+        engine.dispose()
 
 
 def check_every_trial(folder: Path, count: int, database: str | None = None) -> None:
