@@ -15,8 +15,7 @@ from pathlib import Path
 from inat_job.data import layout, splits
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.ingest import build_cache, data_source, kinds
-from inat_job.ingest.archives import LooseFiles
-from inat_job.ingest.container import LINK, links, plain_name
+from inat_job.ingest.container import LINK, composed, links, plain_name
 from inat_job.ingest.demo import CLASSES, TEST_EACH, TRAIN_EACH
 from inat_job.ingest.download import Download
 from inat_job.ingest.zip_directory import cut_off, read_directory
@@ -89,8 +88,8 @@ def _loose_files(store: Store, shown: str, image_size: int) -> DataSetSummary:
     _read_sample(store, next((entry for entry in entries if entry.size), entries[0]))
     if len(listed) >= MAX_LISTED:
         return DataSetSummary(f"{shown}, {len(entries)} files or more", 0, None, "preflight lists no more files")
-    container = LooseFiles(store, {entry.key: entry.size for entry in entries}, unreadable)
-    return _summary(shown, container.names(), 0, image_size, links(container.skipped()))
+    linked = links({composed(key): reason for key, reason in unreadable.items()})
+    return _summary(shown, {composed(entry.key) for entry in entries}, 0, image_size, linked)
 
 
 def _archive(
@@ -112,10 +111,12 @@ def _archive(
         kinds.refuse_page(_read_sample(store, entry), shown)
         return DataSetSummary(f"{shown}, which exists", None, None, "its server reports no size or no version")
     names = _names(store, entry, shown)
-    text = f"{shown}, {megabytes(entry.size)}"
+    size = f", {megabytes(entry.size)}"
     if names is None:
-        return DataSetSummary(text, fetched, None, "the number of its images is known only after the download")
-    return _summary(text, names, fetched, image_size, links(names))
+        return DataSetSummary(
+            f"{shown}{size}", fetched, None, "the number of its images is known only after the download"
+        )
+    return _summary(shown, names, fetched, image_size, links(names), size)
 
 
 def _names(store: Store, entry: Entry, shown: str) -> dict[str, str] | None:
@@ -150,10 +151,10 @@ def _read_sample(store: Store, entry: Entry) -> bytes:
 
 
 def _summary(
-    shown: str, names: Collection[str], fetched: int, image_size: int, linked: Mapping[str, str]
+    shown: str, names: Collection[str], fetched: int, image_size: int, linked: Mapping[str, str], size: str = ""
 ) -> DataSetSummary:
     images = layout.find_images(names, shown, links=linked)
-    text = f"{shown}, {len(images)} images of {len(layout.class_names(images))} classes"
+    text = f"{shown}{size}, {len(images)} images of {len(layout.class_names(images))} classes"
     counts = layout.training_counts(images)
     return DataSetSummary(text, fetched, _pixel_bytes(len(images), image_size), training=counts)
 

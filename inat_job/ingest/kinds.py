@@ -35,8 +35,8 @@ class Kind(NamedTuple):
 
 _NOTHING = r"(?!)"
 _ARCHIVES = (
-    Kind(r".{257}ustar", "a tar archive", "call it .tar", (".tar",), _TAR),
     Kind(r"PK(\x03\x04|\x05\x06)", "a zip archive", "call it .zip", (".zip",), _ZIP),
+    Kind(r".{257}ustar", "a tar archive", "call it .tar", (".tar",), _TAR),
     Kind(r"\x1f\x8b", "a gzip-compressed file", "", (".tar.gz", ".tgz"), _TAR, gzip.open),
     Kind(r"BZh\d", "a bzip2-compressed file", "", (".tar.bz2", ".tbz2", ".tbz"), _TAR, bz2.open),
     Kind(r"\xfd7zXZ\0", "an xz-compressed file", "", (".tar.xz", ".txz"), _TAR, lzma.open),
@@ -77,7 +77,7 @@ _OTHERS = (
     Kind(r"%PDF", "a PDF document"),
     Kind(r"%!PS|\xc5\xd0\xd3\xc6", "a PostScript document"),
     Kind(r"\{\\rtf", "an RTF document"),
-    Kind(r"\0\5\x16[\0\7]\0", "metadata of macOS (AppleDouble)"),
+    Kind(r"\x00\x05\x16[\x00\x07]\x00", "metadata of macOS (AppleDouble)"),
     Kind(r"\0\0[\1\2]\0[^\0]", "an icon"),
 )
 _TEXT, _JSON = Kind(_NOTHING, "text"), Kind(_NOTHING, "JSON or text")

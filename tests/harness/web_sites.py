@@ -20,8 +20,8 @@ class Site:
     """What a loopback web server serves, how it misbehaves, and how many bytes it has sent.
 
     Each request for more than one byte takes the next of the `faults`: a status, "reset", "truncate", "stall", "flip"
-    (a byte), "whole" (the object instead of the range), "page" (a page of HTML), "shifted" (another range) or, for
-    none, "". `statuses` answers requests for a name with a status; `before` is called with each request's Range header.
+    (a byte), "whole" (the object instead of the range), "page" (a page of HTML), "shifted" (another range), "untagged"
+    (no ETag) or, for none, "". `statuses` answers requests for a name with a status; `before` is called with each request's Range header.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         etag = site.etags.get(name, "")
         if self.headers.get("If-Match", etag) != etag:
             return self._refuse(412)
-        return self._serve(site.files[name], asked, etag, fault)
+        return self._serve(site.files[name], asked, "" if fault == "untagged" else etag, fault)
 
     def _serve(self, data: bytes, asked: str, etag: str, fault: str) -> None:
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", asked) if self.site.ranges and fault != "whole" else None

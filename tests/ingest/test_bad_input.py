@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import os
+import stat
 import struct
 import tarfile
 import unicodedata
@@ -210,6 +211,15 @@ def test_image_with_the_name_of_a_sidecar_is_an_image(tmp_path: Path) -> None:
     assert (len(index.ids), index.skipped) == (43, ())
 
 
+@pytest.mark.parametrize("levels", [1, 15])
+def test_images_of_nearly_one_colour_are_named(levels: int, tmp_path: Path) -> None:
+    """As colours of 12 bits in 16, of which Pillow keeps the upper eight."""
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").point(lambda level: level * levels // 255).convert("RGB").save(buffer, "PNG")
+    index = prepared(write_zip(tmp_path / "x.zip", tree() | {FIRST: buffer.getvalue()})).index
+    assert index.blank == ("train/Ants/00.jpg",)
+
+
 def test_images_of_one_colour_are_named(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30), "grey").save(buffer, "PNG")
@@ -222,7 +232,9 @@ def test_dead_link_is_a_rejected_image(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "x", tree(root=""))
     (folder / "train/Ants/gone.jpg").symlink_to("nowhere.jpg")
     (folder / "train/Ants/self.jpg").symlink_to("self.jpg")
-    (folder / "train/Dogs").symlink_to(tmp_path / "unmounted")
+    (folder / "train/dog.jpg").symlink_to(tmp_path / "unmounted")
+    (folder / "x").symlink_to(folder / "x")
+    (folder / "train/Ants/up").symlink_to("..")
     os.mkfifo(folder / "train/Ants/pipe.jpg")
     index = prepared(folder, max_broken=0.1).index
     assert len(index.ids) == 42
@@ -231,7 +243,60 @@ def test_dead_link_is_a_rejected_image(tmp_path: Path) -> None:
         {"id": "train/Ants/pipe.jpg", "reason": "neither a file nor a folder"},
         {"id": "train/Ants/self.jpg", "reason": "a dead link"},
     )
-    assert index.skipped == ({"name": "train/Dogs", "reason": "a dead link"},)
+    assert index.skipped == (
+        {"name": "train/Ants/up", "reason": "a link to a folder that it is in"},
+        {"name": "train/dog.jpg", "reason": "a dead link"},
+        {"name": "x", "reason": "a dead link"},
+    )
+
+
+def test_link_in_place_of_a_class_folder_is_refused(tmp_path: Path) -> None:
+    """Also in both splits, where the classes would still be the same."""
+    folder = write_folder(tmp_path / "x", tree())
+    links = [f"some/where/{split}/Dogs" for split in ("train", "val")]
+    with tarfile.open(write_tar(tmp_path / "x.tar", tree()), "a") as archive:
+        for name in links:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, "../pool"
+            archive.addfile(link)
+    with zipfile.ZipFile(write_zip(tmp_path / "x.zip", tree()), "a") as archive:
+        for name in links:
+            member = zipfile.ZipInfo(name)
+            member.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(member, "../pool")
+    for name in links:
+        (folder / name).symlink_to("unmounted")
+    for path, found in ((folder, "a dead link"), (tmp_path / "x.zip", "a link"), (tmp_path / "x.tar", "a link")):
+        message = f"{path} has {found} in place of the class folder {links[0]}: put the folder itself there"
+        for read in (prepared, summarised) if path.suffix != ".tar" else (prepared,):
+            with pytest.raises(BadDataError, match=message):
+                read(path)
+
+
+def test_link_beside_the_class_folders_of_a_tar_keeps_its_reason(tmp_path: Path) -> None:
+    with tarfile.open(write_tar(tmp_path / "x.tar", tree(root="")), "a") as archive:
+        link = tarfile.TarInfo("latest")
+        link.type, link.linkname = tarfile.SYMTYPE, "train"
+        archive.addfile(link)
+    assert prepared(tmp_path / "x.tar").index.skipped == ({"name": "latest", "reason": "a link, not an image"},)
+
+
+def test_damaged_name_in_a_zip_counts_as_a_broken_image(tmp_path: Path) -> None:
+    """A flip in the directory, which has no checksum: out of its folder, hidden, and onto another's name."""
+    path = write_zip(tmp_path / "x.zip", tree(root="") | {"README": b"x"})
+    data = bytearray(path.read_bytes())
+    start = zipfile.ZipFile(path).start_dir
+    for name, at, bit in (("train/Ants/03.jpg", 0, 1), ("train/Bees/03.jpg", 11, 0x1E), ("train/Cats/03.jpg", 12, 1)):
+        data[data.index(name.encode(), start) + at] ^= bit
+    path.write_bytes(data)
+    with pytest.raises(BadDataError, match=r"3 of 42 images of .*x.zip cannot be read"):
+        prepared(path)
+    index = prepared(path, max_broken=0.1).index
+    reason = "damaged in the archive: its name differs from the one in the directory"
+    assert {each["id"]: each["reason"] for each in index.rejected} == dict.fromkeys(
+        ("train/Bees/.3.jpg", "train/Cats/02.jpg", "urain/Ants/03.jpg"), reason
+    )
+    assert index.skipped == ({"name": "README", "reason": "not in a class folder"},)
 
 
 @pytest.mark.parametrize("names", [("Ants", "Bees"), ("zAnts", "zBees")])
@@ -325,13 +390,13 @@ def test_bytes_before_a_zip_do_no_harm(tmp_path: Path) -> None:
     [
         ("x.zip", b"7z\xbc\xaf\x27\x1c" + bytes(90), "is a 7z archive, not a zip: pack its files as .zip or .tar.gz"),
         ("x.zip", b"Rar!\x1a\x07\x01\x00" + bytes(90), "is a RAR archive, not a zip: pack its files as"),
-        ("x.zip", lzma.compress(b"x" * 99), r"is an xz-compressed file, .*: call it .tar.gz if it holds a tar"),
+        ("x.zip", lzma.compress(b"x" * 99), r"is an xz-compressed file, .*: call it .tar.xz if it holds a tar"),
         ("x.zip", gzip.compress(b"x" * 99), r"is a gzip-compressed file, .*: call it .tar.gz if it holds a tar"),
         ("x.zip", "tar", "is a tar archive, whatever its name says: call it .tar"),
-        ("x.zip", b"<!DOCTYPE html><html>", "is an HTML page, not a zip: check its address"),
+        ("x.zip", b"<!DOCTYPE html><html>", "is an HTML page, not an archive: open the address"),
         ("x.tar.gz", "zip", "is a zip archive, whatever its name says: call it .zip"),
         ("x.tar", b"7z\xbc\xaf\x27\x1c" + bytes(90), "is a 7z archive, not a tar: pack its files as"),
-        ("x.tar", b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer: run git lfs pull"),
+        ("x.tar", b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer, not a tar: run git lfs pull"),
     ],
 )
 def test_archive_of_another_kind_is_named(name: str, content: bytes | str, message: str, tmp_path: Path) -> None:
@@ -340,8 +405,40 @@ def test_archive_of_another_kind_is_named(name: str, content: bytes | str, messa
         other = (write_zip if content == "zip" else write_tar)(tmp_path / f"other.{content}", tree())
         content = other.read_bytes()
     path.write_bytes(content)
-    with pytest.raises(BadDataError, match=f"{name} {message}"):
-        prepared(path)
+    for read in (prepared, summarised):
+        with pytest.raises(BadDataError, match=f"{name} {message}"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar.gz", "x"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: upload it again"),
+        (b"<!-- saved --><html>", "is an HTML page, not an archive"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>", "is an HTML page, not an archive"),
+        (b"\x28\xb5\x2f\xfd" + bytes(90), "is a zstd-compressed file"),
+        (b"\x04\x22\x4d\x18" + bytes(90), "is an lz4-compressed file"),
+        (b"Rar!\x1a\x07\x01\x00" + bytes(90), "is a RAR archive"),
+    ],
+)
+def test_preflight_and_prepare_say_the_same(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    said = []
+    for read in (prepared, summarised):
+        with pytest.raises(BadDataError, match=f"{name} {message}") as caught:
+            read(tmp_path / name)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("xz", "xz"), ("bz2", "bz2"), ("txz", "xz"), ("tbz2", "bz2")])
+def test_other_compressions_of_a_tar_are_read(suffix: str, pack: str, tmp_path: Path) -> None:
+    path = tmp_path / (f"x.tar.{suffix}" if suffix == pack else f"x.{suffix}")
+    with tarfile.open(path, f"w:{pack}") as archive:  # type: ignore[call-overload]
+        archive.add(write_folder(tmp_path / "files", tree(root="")), ".")
+    assert len(prepared(path).index.ids) == 42
+    assert summarised(path).doubt
 
 
 NFC, NFD = (unicodedata.normalize(form, "Vögel") for form in ("NFC", "NFD"))
@@ -361,6 +458,7 @@ def test_composed_and_decomposed_names_are_one(write: Write, tmp_path: Path) -> 
     path = write(
         tmp_path / {write_zip: "x.zip", write_tar: "x.tar", write_folder: "x"}[write], {**files, twice: encoded(9)}
     )
+    assert "12 images of 2 classes" in summarised(path).text or path.suffix == ".tar"
     index = prepared(path).index
     assert index.classes == ("A", NFC)
     assert len(index.ids) == 12

@@ -152,7 +152,7 @@ def test_damaged_cache_is_rebuilt(damage: str, tmp_path: Path) -> None:
     assert np.array_equal(prepared(path, tmp_path / "cache").pixels, expected)
 
 
-@pytest.mark.parametrize("old", ['"labels": [0', '"Ants"', '"format": 5', '"side": 40'])
+@pytest.mark.parametrize("old", ['"labels": [0', '"Ants"', '"format": 6', '"side": 40'])
 def test_index_with_flipped_digit_is_rebuilt(old: str, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", tree())
     intact = prepared(path, tmp_path / "cache")

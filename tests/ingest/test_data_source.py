@@ -47,6 +47,12 @@ def test_file_uri(tmp_path: Path) -> None:
         assert prepared(f"file://{tmp_path}/{uri}", tmp_path / "cache").index.source == str(shown)
 
 
+def test_scheme_in_capitals(s3_bucket: str, tmp_path: Path) -> None:
+    open_store(f"s3://{s3_bucket}").put("x.zip", write_zip(tmp_path / "x.zip", tree()))
+    assert prepared(f"S3://{s3_bucket}/x.zip", tmp_path / "cache").index.source == f"s3://{s3_bucket}/x.zip"
+    assert data_source.parse_uri("HTTPS://Host/X.zip") == ("https://Host/X.zip", None)
+
+
 def test_missing_archive_is_bad_data(tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match=r"nowhere.zip does not exist"):
         prepared(tmp_path / "nowhere.zip", tmp_path)
@@ -112,7 +118,10 @@ def test_local_archive_with_a_number_sign(tmp_path: Path) -> None:
     assert prepared(path, tmp_path / "cache").index.source == str(path)
 
 
-@pytest.mark.parametrize("name", ["x.tar.xz", "x.7z", "x.RAR", "x.tar.bz2", "x.tar.zst", "x.gz"])
+OTHERS = ["x.tar.lzma", "x.tzst", "x.tar.lz", "x.tar.br", "x.zipx", "x.zip.001", "x.iso", "x.cab", "x.Z", "x.tar.lz4"]
+
+
+@pytest.mark.parametrize("name", ["x.xz", "x.7z", "x.RAR", "x.bz2", "x.tar.zst", "x.gz", *OTHERS])
 @pytest.mark.parametrize("start", ["s3://bucket/", "https://host/", "/data/"])
 def test_archive_of_another_kind_is_named(start: str, name: str) -> None:
     query = "?sig=secret" if start.startswith("https") else ""

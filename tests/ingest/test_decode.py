@@ -82,7 +82,7 @@ def test_grey_of_32_bits(low: int, high: int) -> None:
     assert (np.diff(pixels[:, :, 0].astype(int), axis=0) >= 0).all()
 
 
-@pytest.mark.parametrize("high", [1.0, 255.0, 1e9])
+@pytest.mark.parametrize("high", [1.0, 1.0001, 2.0, 10.0, 255.0, 1e9])
 def test_grey_of_floats(high: float) -> None:
     ramp = np.linspace(0, high, 64 * 48, dtype=np.float32).reshape(48, 64)
     pixels, _ = decode(saved(Image.fromarray(ramp), "TIFF"), SIDE)
@@ -99,9 +99,10 @@ def test_transparency_becomes_white() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_fully_transparent_image_keeps_its_colours(mode: str) -> None:
+@pytest.mark.parametrize("opacity", [0, 1, 2])
+def test_transparent_image_keeps_its_colours(opacity: int, mode: str) -> None:
     image = quadrants().convert(mode)
-    image.putalpha(0)
+    image.putalpha(opacity)
     pixels, _ = decode(saved(image, "PNG"), SIDE)
     assert np.ptp(pixels) > 100
 
@@ -171,6 +172,19 @@ def test_jpeg_beyond_bounded_memory_is_rejected() -> None:
         (b"qoif" + bytes(9), "QOI: convert it to PNG or JPEG"),
         (b"\0\0\2\0\1\0" + bytes(30), "an icon"),
         (b"a,b\n1,2\n", "text"),
+        (b"\0\0\0\x1cftypcrx \0\0\0\1crx isom", "a camera's raw image: convert it to JPEG"),
+        (b"II*\0\x10\0\0\0CR\2\0" + bytes(90), "a camera's raw image: convert it to JPEG"),
+        (b"MM\0*\0\0\0\x08" + bytes(90), "a camera's raw image or a damaged TIFF: convert it to JPEG"),
+        (b"\0\0\0\x1cftypavis" + bytes(90), "a damaged AVIF image or sequence"),
+        (bytes(128) + b"DICM", "a DICOM image: convert it to PNG"),
+        (b"\xef\xbb\xbf<!DOCTYPE html><html>", "an HTML page"),
+        (b"<!-- a -->\n<!-- b --><html>", "an HTML page"),
+        (b"<!-- generator --><svg xmlns=''/>", "an SVG drawing"),
+        ("Zażółć gęślą".encode() * 99, "text"),
+        ("hello".encode("utf-16"), "text"),
+        (b"{\\rtf1 a}", "an RTF document"),
+        ('{"a": "ż"}'.encode(), "JSON or text"),
+        (b"Rar!", "a RAR archive"),
     ],
 )
 def test_reason_names_the_found_format(data: bytes, found: str) -> None:

@@ -37,6 +37,15 @@ def test_local_images_are_counted(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_repeated_names_in_a_zip_count_once(tmp_path: Path) -> None:
+    with zipfile.ZipFile(write_zip(tmp_path / "x.zip", FILES), "a") as archive:
+        for name in [*FILES][:5]:
+            archive.writestr(name, FILES[name])
+            archive.writestr(f"./{name}".replace("/", "//"), FILES[name])
+    assert "42 images of 3 classes" in inspected(tmp_path / "x.zip", tmp_path / "cache").text
+
+
 def test_remote_zip_is_counted_from_its_end(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspect, "_TAIL_BYTES", 8_000)
     data = write_zip(tmp_path / "x.zip", {"padding.bin": os.urandom(10**6), **FILES}).read_bytes()

@@ -151,7 +151,7 @@ def as_documented(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     layered = np.asarray(image.convert("RGBA")).astype(float)
     colours, opacity = layered[..., :3], layered[..., 3:] / 255
-    if opacity.max() > 0:
+    if opacity.max() * 255 >= 16:
         colours = np.round(colours * opacity + 255 * (1 - opacity))
     return Image.fromarray(colours.astype(np.uint8))
 
@@ -159,7 +159,7 @@ def as_documented(image: Image.Image) -> Image.Image:
 def as_8_bits(grey: np.ndarray) -> np.ndarray:
     values = grey.astype(float)
     low, high = values.min(), values.max()
-    if grey.dtype.kind == "f" and low >= 0 and 1 < high <= 255:
+    if grey.dtype.kind == "f" and low >= 0 and 1 < high <= 255 and high >= 16:
         return values.astype(np.uint8)
     if grey.dtype.kind != "f" and low >= 0 and high < 2**16:
         bits = min(bits for bits in (8, 10, 12, 14, 16) if high < 2**bits)

@@ -33,6 +33,20 @@ def test_endless_header_is_bad_data(
     assert grown_kib < 50_000
 
 
+@pytest.mark.parametrize("members", [0, 1])
+def test_many_headers_are_refused(
+    members: int, tmp_path: Path, read_in_child: Callable[[Path], tuple[int, str]]
+) -> None:
+    """Global headers are kept, before the first member or between several."""
+    with gzip.open(tmp_path / "x.tar.gz", "wb", 1) as file:
+        for number in range(200):
+            file.write(tarfile.TarInfo().create_pax_global_header({f"k{number}": "v" * 900_000}))
+            file.write(tarfile.TarInfo(f"{number}.jpg").tobuf() * members)
+    grown_kib, message = read_in_child(tmp_path / "x.tar.gz")
+    assert "has too many headers: more than 1048576 bytes between two members" in message
+    assert grown_kib < 50_000
+
+
 def test_many_empty_members_are_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(container, "ALWAYS_ALLOWED_BYTES", 2**20)
     monkeypatch.setattr(container, "MAX_UNFOLDING", 10)

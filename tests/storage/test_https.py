@@ -66,6 +66,15 @@ def test_get_from_every_kind_of_server(site: Site, tmp_path: Path, ranges: bool,
     assert not reported or reported[-1] == (len(DATA), len(DATA))
 
 
+def test_answers_without_the_etag_that_the_first_had(site: Site, tmp_path: Path) -> None:
+    site.faults = ["untagged"] * 2
+    _get(site, tmp_path / "x", sha256=SHA256)
+    assert (tmp_path / "x").read_bytes() == DATA
+    site.faults = ["untagged"] * 999
+    with pytest.raises(TransientError, match="x.zip: the answer has no ETag, though the first one had"):
+        _get(site, tmp_path / "y", sha256=SHA256)
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_read_range_sends_only_the_range(site: Site, ranges: bool) -> None:
     site.files["x.zip"], site.etags["x.zip"], site.ranges = bytes(range(256)) * 40_000, '"v"', ranges
