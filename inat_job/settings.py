@@ -247,7 +247,7 @@ class TrainSettings(_Section):
     )
     precision: str = option(
         "auto",
-        "Arithmetic of the forward pass; auto is the lowest that the device handles well",
+        "Arithmetic of training; auto is the lowest that the device handles well. test is in fp32 unless this is given",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     devices: int | None = option(

@@ -22,6 +22,7 @@ from inat_job.storage.base import Store
 from inat_job.storage.disk import disk_errors, parse_json, refuse_foreign, write_atomic
 from inat_job.storage.interruptible import InterruptibleStore
 from inat_job.storage.open_store import open_store, split_uri
+from inat_job.storage.run_folder import run_uri
 
 _MOST_JSON = 2**28
 
@@ -61,8 +62,7 @@ def _located(settings: Settings, name: str, stop: Stop) -> tuple[Store, str]:
     if name.lower().startswith(("http://", "https://")):
         raise UsageError(f"RUN is {public_uri(name)}: compare reads folders and s3:// only; download its report.json.")
     folder, key = split_uri(name) if name.endswith(".json") else (name, REPORT)
-    if "/" not in folder and folder not in (".", "..", "") and not Path(folder, REPORT).exists():
-        folder = f"{settings.run.output.rstrip('/')}/{folder}"
+    folder = run_uri(folder, settings.run.output, REPORT)
     store = open_store(folder.rstrip("/") or "/", storage_options(settings.storage), role="output")
     return InterruptibleStore(store, stop), key
 

@@ -17,12 +17,12 @@ from inat_job.event_text import printable
 from inat_job.host import process
 from inat_job.run import progress
 from inat_job.run.progress import FINISHED, RunSnapshot
-from inat_job.run.run_state import REPORT, open_run, read_config
+from inat_job.run.run_state import CONFIG, REPORT, open_run, read_config
 from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage import attempts
 from inat_job.storage.attempts import RUNNING
-from inat_job.storage.run_folder import RunFolder
+from inat_job.storage.run_folder import RunFolder, run_uri
 
 EVERY_S = {False: 2.0, True: 15.0}
 """Seconds between two looks at a local folder, and at a remote one."""
@@ -34,7 +34,7 @@ def run(settings: Settings, name: str, request: StatusOptions, stop: Stop) -> No
     With --watch, look again until no job works on it, and then raise EndedError if the run is not finished. Raises
     BadDataError if there is no run, Preempted, and what the store raises.
     """
-    folder = open_run(settings, name, stop)
+    folder = open_run(settings, run_uri(name, settings.run.output, CONFIG), stop)
     printed: list[str] = []
     for seen in _looks(folder, stop):
         printed = _print(seen, printed)

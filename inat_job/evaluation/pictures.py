@@ -33,6 +33,9 @@ _MOST_MACS = 1e12
 """Multiply-adds that Grad-CAM may take, about ten seconds of a CPU; a larger network is shown for fewer classes."""
 
 
+_PLAIN = "Probabilities are before the temperature."
+
+
 @dataclass(frozen=True)
 class Picture:
     """A file of plots/: its name without suffix, a title, a text for those who do not see it, its path, and a note that
@@ -145,7 +148,7 @@ def _predictions(inputs: PictureInputs, folder: Path) -> Picture | None:
     test, path = inputs.test, folder / "predictions.jpg"
     some = test.take(inputs.draws(0).permutation(len(test))[:_GRID])
     title = "Predictions of test images"
-    note = f"{len(some)} of {len(test)} test images, chosen by the seed {inputs.seed}."
+    note = f"{len(some)} of {len(test)} test images, chosen by the seed {inputs.seed}. {_PLAIN}"
     image_sheets.predictions(inputs.images, some, path)
     right = int((some.predicted == some.labels).sum())
     alt = f"{len(some)} images; {right} predictions are right, {len(some) - right} are wrong."
@@ -159,7 +162,9 @@ def _mistakes(inputs: PictureInputs, folder: Path) -> Picture | None:
         return None
     some = test.take(wrong[np.argsort(-test.losses[wrong], kind="stable")][:_LISTED])
     title = "Most confident mistakes"
-    note = f"The {len(some)} wrong predictions with the largest loss, of {len(wrong)} wrong ones of {len(test)}."
+    note = (
+        f"The {len(some)} wrong predictions with the largest loss, of {len(wrong)} wrong ones of {len(test)}. {_PLAIN}"
+    )
     image_sheets.predictions(inputs.images, some, path)
     return Picture("mistakes", title, _confusions(some), path, note)
 

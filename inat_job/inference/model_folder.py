@@ -12,9 +12,12 @@ from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, Store, cache_locks, open_store
 from inat_job.storage.cache_locks import FolderHold, hold_folder
 from inat_job.storage.local import LocalStore
+from inat_job.storage.run_folder import run_uri
 
 RUNTIMES = {"torch": WEIGHTS, "onnx": EXPORTS["onnx"]}
 """By runtime, the file with the network."""
+_PREFIXES = ("", "model/")
+"""Where model.json is in a folder that a person names."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,11 @@ def find_model(
 
 def _located(name: str, output: str | None, options: StorageOptions) -> tuple[Store, str]:
     """The store of a run or a folder, and the prefix of the model in it."""
-    names = [name]
-    if output and "/" not in name:
-        names.append(f"{output.rstrip('/')}/{name}")
-    for each in names:
-        store = open_store(each, options)
-        for prefix in ("", "model/"):
-            if store.stat(prefix + DESCRIPTION) is not None:
-                return store, prefix
+    files = [prefix + DESCRIPTION for prefix in _PREFIXES]
+    store = open_store(run_uri(name, output, *files) if output else name, options)
+    for prefix, file in zip(_PREFIXES, files, strict=True):
+        if store.stat(file) is not None:
+            return store, prefix
     raise BadDataError(
         f"{public_uri(name)} holds no {DESCRIPTION}: name a run that has trained, its model/ folder, or its run id "
         "under --output."

@@ -24,6 +24,18 @@ _MOST_JSON = 2**28
 """Bytes of a JSON file; a report of 10,000 classes has 200 MB, nearly all of it the confusion matrix."""
 
 
+def run_uri(name: str, output: str, *files: str) -> str:
+    """The address of the run that a person names: a path or URI, or a run id under `output`.
+
+    A name without a slash is a folder here if one of `files` is in it.
+    """
+    if "/" in name.rstrip("/"):
+        return name
+    if name in ("", ".", "..") or any(Path(name, file).exists() for file in files):
+        return f"./{name}"
+    return f"{output.rstrip('/')}/{name}"
+
+
 class RunFolder:
     """`<output>/<run-id>/`, with a local copy of the files that this machine wrote or fetched.
 

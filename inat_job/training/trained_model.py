@@ -12,11 +12,11 @@ from inat_job.models import backbones, five_block
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import load_exported
 from inat_job.models.model_files import DESCRIPTION, EXPORTS, WEIGHTS
-from inat_job.run.run_state import REPORT, open_run, read_config
+from inat_job.run.run_state import CONFIG, REPORT, open_run, read_config
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import Stop
 from inat_job.storage import attempts
-from inat_job.storage.run_folder import RunFolder
+from inat_job.storage.run_folder import RunFolder, run_uri
 from inat_job.training.context import RunContext, load_weights
 from inat_job.training.results import VAL, Weights, checkpoint_weights
 
@@ -53,6 +53,7 @@ class TrainedModel:
 def find_trained(settings: Settings, checkpoint: str, stop: Stop) -> TrainedModel:
     """What `--checkpoint` means. Raises BadDataError if there is neither a run nor a model."""
     name, step = _locate(_model_folder(checkpoint))
+    name = run_uri(name, settings.run.output, CONFIG, DESCRIPTION)
     folder = open_run(settings, name, stop)
     if step is None and (description := folder.read_json(DESCRIPTION)) is not None:
         config, classes = _config_of_model(description, folder), {"classes": description["classes"]}

@@ -152,3 +152,19 @@ def test_compare_imports_no_torch(compare: Compare, tmp_path: Path) -> None:
     words = [sys.executable, "-c", script]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "b", "runs/a/report.json")])
+def test_run_named_twice_is_refused(compare: Compare, names: list[str]) -> None:
+    ended = compare(*names)
+    assert (ended.code, ended.last) == (2, "Error: RUNS names a twice: name each run once.")
+
+
+def test_damaged_predictions_are_named_by_run_and_line(compare: Compare, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "b" / "predictions.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], lines[3].rpartition(",")[0], *lines[4:]]))
+    assert (
+        f"{path}, line 4, cannot be read as predictions (it has 7 of 8 columns): test the run again."
+        in compare("a", "b").last
+    )

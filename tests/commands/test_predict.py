@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from inat_job import load_model
+from inat_job import events, load_model
 from inat_job.command_options import PredictOptions
 from inat_job.commands import predict
 from inat_job.configuration import configure
 from inat_job.data.augment import cut_views
 from inat_job.data.cache_index import load
 from inat_job.data.module import ImageDataModule
-from inat_job.errors import BadDataError, JobError, Preempted, UsageError
+from inat_job.errors import BadDataError, ConflictError, JobError, Preempted, UsageError
 from inat_job.models.export import load_exported
 from inat_job.settings import Settings
 from inat_job.signals import never
@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     place = tmp_path_factory.mktemp("trained")
     archive = write_zip(place / "x.zip", tree(train=8, test=4))
     settings = settings_in(
-        place, archive, train__epochs="1", train__precision="fp32", run__export="onnx,pt2", data__eval_crop="0.9"
+        place, archive, train__epochs="1", train__precision="bf16", run__export="onnx,pt2", data__eval_crop="0.9"
     )
     run(settings)
     return settings
@@ -113,9 +113,10 @@ def test_report_and_description_have_the_exports(trained: Settings, model: str) 
     report = report_of(trained)
     assert set(report["exports"]) == {"onnx", "pt2"}
     for each in report["exports"].values():
-        assert each["accuracy"] == report["test"]["accuracy"]
+        assert each["accuracy"] == report["test"]["accuracy"]  # though the run trained in bf16
         assert each["max_abs_diff"] <= 1e-4
         assert (Path(model) / "model" / each["file"]).stat().st_size == each["bytes"]
+    assert 0 < report["timing"]["export_s"] < report["timing"]["total_s"]
     card = (Path(model) / "model" / "README.md").read_text()
     assert f"**Test accuracy {report['test']['accuracy']:.4f}**" in card
 
@@ -152,10 +153,39 @@ def test_csv_has_a_row_for_each_image(model: str, predicted: Any, tmp_path: Path
     assert (bad["class_1"], bad["error"]) == ("", "not an image in a format that is read (text)")
 
 
-def test_table_escapes_names(model: str, predicted: Any, tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "y", {"a\x1b[2Jb\n.jpg": encoded(1)})
-    _, [row] = predicted(model, [folder])
-    assert row["image"].endswith("a\\x1b[2Jb\\n.jpg")
+def test_names_are_escaped_for_terminals_alone(
+    trained: Settings, model: str, predicted: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"a\x1b[2Jb\n.jpg": encoded(1), "\udcff.jpg": encoded(2)}
+    folder = write_folder(tmp_path / "y", files)
+    _, rows = predicted(model, [folder], csv=str(tmp_path / "p.csv"))
+    names = {f"{folder}/{name}" for name in files}
+    assert {row["image"] for row in rows} == names
+    with (tmp_path / "p.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == names
+    events.configure(text=True)
+    predict.run(trained, model, [str(folder)], PredictOptions(), never)
+    assert "a\\x1b[2Jb\\n.jpg" in capsys.readouterr().out
+
+
+def test_csv_replaces_its_own_file_and_no_other(model: str, predicted: Any, tmp_path: Path) -> None:
+    photo, table = tmp_path / "a.jpg", tmp_path / "p.csv"
+    photo.write_bytes(encoded(1))
+    for _ in range(2):
+        assert predicted(model, [photo], csv=str(table))[0] is None
+    for name in (photo, tmp_path):
+        error, rows = predicted(model, [photo], csv=str(name))
+        assert isinstance(error, ConflictError)
+        assert (str(error).startswith(f"--csv is {name}, which "), rows) == (True, [])
+    assert photo.read_bytes() == encoded(1)
+
+
+def test_top_k_beyond_the_classes_shows_all(model: str, predicted: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(1))
+    _, [row] = predicted(model, [tmp_path / "a.jpg"], top_k=99, csv=str(tmp_path / "p.csv"))
+    assert len(row["top"]) == len(CLASSES)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        assert len(next(csv.reader(file))) == 2 + 2 * len(CLASSES)
 
 
 @pytest.mark.parametrize("name", ["r", "{run}", "{run}/model", "{run}/"])

@@ -1,7 +1,10 @@
 """`test`: what it takes from the run, what from the command line, and what it refuses."""
 
 import dataclasses
+import html
 import json
+import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 
 from inat_job import events
 from inat_job.command_options import EvaluationOptions, StatusOptions
@@ -18,6 +22,7 @@ from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.event_text import text_of
+from inat_job.models.classifier import Classifier
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
@@ -80,10 +85,32 @@ def change_config(place: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in stored.items() if value is not None}))
 
 
-def test_precision_is_the_runs_unless_given(place: Path) -> None:
-    for changes, precision in (({}, "bf16"), ({"train__precision": "fp32"}, "fp32")):
-        report = evaluated(place, **changes)
-        assert report["environment"]["execution"]["precision"] == precision
+def test_precision_is_float32_unless_given(place: Path) -> None:
+    of_run = report_of(place, "a")["environment"]["execution"]
+    assert (of_run["precision"], of_run["evaluation_precision"]) == ("bf16", "fp32")
+    for given, precision in ((None, "fp32"), ("bf16", "bf16"), ("auto", "fp32")):
+        changes = {"train__precision": given} if given else {}
+        execution = evaluated(place, **changes)["environment"]["execution"]
+        assert execution["precision"] == execution["evaluation_precision"] == precision
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_run_trains_with_its_precision_and_is_evaluated_in_float32(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    original = Classifier.forward
+
+    def forward(self: Classifier, batch: Any) -> torch.Tensor:
+        logits = original(self, batch)
+        fn = self.trainer.state.fn
+        seen.add((fn.value, logits.dtype, torch.backends.cudnn.allow_tf32))
+        return logits
+
+    monkeypatch.setattr(Classifier, "forward", forward)
+    train.run(settings_in(tmp_path, trained / "x.zip", train__precision="bf16"), StopFlag(), time.perf_counter())
+    assert {each for each in seen if each[0] == "predict"} == {("predict", torch.float32, False)}
+    assert {each for each in seen if each[0] == "fit"} == {("fit", torch.bfloat16, True)}
 
 
 def test_batch_size_need_not_fit_run_or_data(place: Path) -> None:
@@ -111,10 +138,13 @@ def test_other_classes_are_refused(place: Path, known_by: str) -> None:
         change_config(place, classes=None)
     renamed = {name.replace("Ants", "Wasps"): data for name, data in tree(train=20, test=5).items()}
     other = write_zip(place / "other.zip", renamed)
-    with pytest.raises(ConflictError, match="only the model has Ants and only --data has Wasps"):
+    lists = r"learned 3 classes \(Ants, Bees, Cats\), and --data has 3 \(Bees, Cats, Wasps\)"
+    with pytest.raises(ConflictError, match=f"{lists}; only the model has Ants and only --data has Wasps"):
         evaluated(place, data__uri=str(other))
     fewer = {name: data for name, data in tree(train=20, test=5).items() if "Ants" not in name}
-    with pytest.raises(ConflictError, match="learned 3 classes and --data has 2; only the model has Ants:"):
+    with pytest.raises(
+        ConflictError, match=r"learned 3 classes \(.*\), and --data has 2 \(.*\); only the model has Ants:"
+    ):
         evaluated(place, data__uri=str(write_zip(place / "fewer.zip", fewer)))
 
 
@@ -226,13 +256,15 @@ def test_exported_model_without_its_run(place: Path, run: str) -> None:
     original = report_of(place, run)
     (place / "runs" / run / "model").rename(place / "runs" / "my model")
     shutil.rmtree(place / "runs" / run)
-    data = {"data__uri": str(place / "x.zip"), "train__precision": "bf16", "train__batch_size": "8"}
+    data = {"data__uri": str(place / "x.zip"), "train__batch_size": "8"}
     found = evaluated(place, "my model", name="test-my-model", **data)
     assert found["test"] == original["test"]
     assert found["settings"]["train"].keys() == {
         "batch_size", "accelerator", "precision", "deterministic", "resident_share"
     }  # fmt: skip
     assert found["model"]["trainable_parameters"] is None
+    page = (place / "runs" / "test-my-model" / "report.html").read_text()
+    assert not [words for words in ("pretrained", "trained from scratch", "of random weights") if words in page]
     assert found["settings"]["data"]["image_size"] == 32
 
 
@@ -304,10 +336,13 @@ def evaluate_several(place: Path, *names: str, platform: Platform = NO_PLATFORM,
 
 def test_several_checkpoints_have_a_folder_each_and_a_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate_several(place, "a", "b", "a/checkpoints/6.ckpt", "a/model")
+    out = capsys.readouterr().out
     expected = {"test-a-best": "a", "test-b": "b", "test-a-6": "a", "test-a-model": "a"}
     for name, run in expected.items():
         assert report_of(place, name)["test"] == report_of(place, run)["test"]
-    logged = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    logged = [json.loads(line) for line in out.splitlines()]
+    ends = [event["message"] for event in logged if event["event"] == "done"]
+    assert [each.partition(": Test accuracy")[0] for each in ends] == list(expected)
     [results] = [event["results"] for event in logged if event["event"] == "tested"]
     assert [each["checkpoint"].rpartition("runs/")[2] for each in results] == [
         "a/checkpoints/6.ckpt", "b/checkpoints/6.ckpt", "a/checkpoints/6.ckpt", "a/model/model.safetensors"
@@ -316,6 +351,45 @@ def test_several_checkpoints_have_a_folder_each_and_a_table(place: Path, capsys:
     assert results[1]["tta_accuracy"] == report_of(place, "test-b")["test_tta"]["accuracy"]
     lines = text_of("tested", {"results": results}).splitlines()
     assert len({len(line) for line in lines if line}) == 1, lines
+
+
+def test_page_of_a_test_has_its_command(place: Path) -> None:
+    data = str(place / "x.zip")
+    evaluated(place, "a/model", name="again", tta="flip", run__run_id="again", data__uri=data, train__batch_size="7")
+    page = html.unescape((place / "runs" / "again" / "report.html").read_text())
+    [command] = re.findall("<code>(.* test .*)</code>", page)
+    words = shlex.split(command)
+    options = dict(zip(words[words.index("test") + 1 :: 2], words[words.index("test") + 2 :: 2], strict=True))
+    assert options == {
+        "--checkpoint": f"{place}/runs/a/model",
+        "--data": data,
+        "--cache-dir": str(place / "cache"),
+        "--output": str(place / "runs"),
+        "--wandb": "off",
+        "--batch-size": "7",
+        "--run-id": "again",
+        "--tta": "flip",
+    }
+    assert "finds the run finished" not in page
+    assert "finds the run finished" in (place / "runs" / "a" / "report.html").read_text()
+    assert report_of(place, "a")["command"] == "train"
+    assert report_of(place, "again")["command"] == "test"
+
+
+def test_files_of_a_model_stand_for_its_folder_or_are_refused(place: Path) -> None:
+    named = test.settings_of(str(place / "runs" / "a" / "model" / "model.safetensors"), {}, [], None)
+    assert named.settings == test.settings_of(str(place / "runs" / "a" / "model"), {}, [], None).settings
+    for file in ("model.onnx", "model.pt2"):
+        with pytest.raises(UsageError, match=f"name its folder, {place}/runs/a/model"):
+            test.settings_of(f"{place}/runs/a/model/{file}", {}, [], None)
+
+
+def test_folder_of_a_test_is_no_checkpoint(place: Path) -> None:
+    evaluated(place)
+    with pytest.raises(
+        BadDataError, match=rf"the folder of a test of {place}/runs/a/checkpoints/\d+.ckpt: name that run"
+    ):
+        evaluated(place, "test-a")
 
 
 def test_several_checkpoints_need_different_folders(place: Path) -> None:

@@ -101,7 +101,7 @@ def test_header_and_cells_of_the_file(tmp_path: Path) -> None:
 )
 def test_damaged_file_is_bad_data(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.csv").write_bytes(content)
-    with pytest.raises(BadDataError, match=r"p\.csv cannot be read as predictions"):
+    with pytest.raises(BadDataError, match=r"p\.csv, line \d+, cannot be read as predictions \([a-z\'x]"):
         PredictionTable.read_csv(tmp_path / "p.csv")
 
 

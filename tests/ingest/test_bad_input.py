@@ -49,7 +49,7 @@ def animated(format: str) -> bytes:
     [
         (b"", "empty file"),
         (b"this is text", "not an image"),
-        (encoded(1)[:200], "runcated"),
+        (encoded(1)[:200], "truncated file"),
         (b"%PDF-1.4 and so on", "not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         (struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 60, 0, 0, 54, 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0), "pixels"),

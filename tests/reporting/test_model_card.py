@@ -1,6 +1,7 @@
 """The model card: the hub's metadata, the numbers of the report, and hostile names as text."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -56,3 +57,19 @@ def test_hostile_class_name_stays_text(made: dict[str, Any]) -> None:
     assert "<script>" not in card
     assert sum(line.startswith("| &#60;script") for line in card.splitlines()) == 1
     assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == made["run_id"]
+
+
+def test_card_of_random_weights_says_so(made: dict[str, Any]) -> None:
+    made["part"], made["settings"] = "b", RECIPES["b"]().as_dict()
+    made["settings"]["model"] |= {"weights": "none", "strategy": "head"}
+    card = render_card(made, timm=False)
+    assert "of random weights, frozen but for its head" in card
+    assert "--weights none" in card
+    assert "fine-tuned" not in card
+    made["settings"]["model"]["weights"] = "s3://secret-bucket/w.pth"
+    assert "secret-bucket" not in render_card(made, timm=False)
+
+
+def test_card_writes_switches_as_flags(made: dict[str, Any]) -> None:
+    made["settings"]["model"]["batch_norm"] = not made["settings"]["model"]["batch_norm"]
+    assert re.search(r"--(no-)?batch-norm[` ](?!True|False)", render_card(made, timm=False))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import entrypoint
 from inat_job.configuration import configure
-from inat_job.reporting.reproduction import changed_settings, command_line
+from inat_job.reporting.reproduction import changed_settings, command_line, is_test
 from inat_job.settings import Settings
 
 GIVEN = {
@@ -57,7 +57,14 @@ def test_command_of_a_test_names_the_checkpoint() -> None:
         "settings": {},
         "checkpoint": {"uri": "s3://b/runs/r/checkpoints/6.ckpt"},
     }
-    assert command_line(report, ["job"]) == "job test --checkpoint s3://b/runs/r/checkpoints/6.ckpt"
+    assert command_line(report, ["job"]) == "job test --checkpoint s3://b/runs/r/checkpoints/6.ckpt --run-id test-r"
+
+
+def test_command_of_a_report_tells_a_test() -> None:
+    run = report_of(configure("a", {}, [], None, environment={}).settings)
+    assert not is_test(run)
+    assert is_test(run | {"command": "test"})
+    assert not is_test(run | {"command": "train", "checkpoint": {"uri": "elsewhere"}})
 
 
 def test_unknown_settings_of_another_version_are_left_out() -> None:

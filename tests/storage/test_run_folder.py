@@ -6,7 +6,7 @@ import pytest
 
 from inat_job.errors import BadDataError
 from inat_job.storage import StorageOptions
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder, open_run_folder, run_uri
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -72,3 +72,23 @@ def test_has_local_compares_the_field(folder: RunFolder) -> None:
 def test_equal_run_ids_have_separate_spools(tmp_path: Path) -> None:
     one, two = (open_run_folder(f"s3://bucket-{each}", "r", StorageOptions(), tmp_path) for each in "12")
     assert one.local != two.local
+
+
+@pytest.mark.parametrize(
+    ("name", "uri"),
+    [
+        ("r", "s3://b/runs/r"),
+        ("r/", "s3://b/runs/r/"),
+        ("here", "./here"),
+        (".", "./."),
+        ("a/r", "a/r"),
+        ("/r", "/r"),
+        ("s3://c/r", "s3://c/r"),
+    ],
+)
+def test_run_is_named_by_id_path_or_uri(name: str, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "model.json").touch()
+    monkeypatch.chdir(tmp_path)
+    assert run_uri(name, "s3://b/runs/", "config.json", "model.json") == uri
+    assert run_uri("here", "runs") == "runs/here"
