@@ -9,6 +9,7 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,10 @@ _TAIL_BYTES = 4 * 2**20
 """Bytes read from the end of a zip: the directory of some forty thousand images."""
 
 _END_OF_ZIP, _END_WITHIN = b"PK\x05\x06", 22 + 2**16
+
+
+_TRIES = 3
+"""How often an object is inspected that changes meanwhile, as by one wrong answer of its server."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,12 @@ def summarise(
         plain, is_archive = (str(found), True) if found else (plain, False)
     else:
         is_archive = data_source.is_archive(plain, options, never)
-    try:
-        if is_archive:
-            return _archive(plain, expected, cache_dir, image_size, options, stop)
-        return _loose_files(interruptible(open_store(plain, options), stop), public_uri(plain), image_size)
-    except PreconditionFailed as error:
-        raise TransientError(f"{public_uri(plain)} changed while it was inspected: try again.") from error
+    for _ in range(_TRIES):
+        with suppress(PreconditionFailed):
+            if is_archive:
+                return _archive(plain, expected, cache_dir, image_size, options, stop)
+            return _loose_files(interruptible(open_store(plain, options), stop), public_uri(plain), image_size)
+    raise TransientError(f"{public_uri(plain)} changed {_TRIES} times while it was inspected: try again.")
 
 
 def _loose_files(store: Store, shown: str, image_size: int) -> DataSetSummary:

@@ -5,16 +5,18 @@ import os
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from inat_job.errors import BadDataError, NoPermissionError, UsageError
+from inat_job.errors import BadDataError, NoPermissionError, PreconditionFailed, TransientError, UsageError
 from inat_job.ingest import inspect
 from inat_job.ingest.build_cache import prepare
 from inat_job.ingest.data_source import find
 from inat_job.ingest.inspect import summarise
 from inat_job.signals import never
 from inat_job.storage import StorageOptions, open_store
+from inat_job.storage.local import LocalStore
 from tests.harness.made_images import tree, write_folder, write_tar, write_zip
 from tests.harness.web_sites import Site
 
@@ -149,3 +151,23 @@ def test_tar_is_sampled(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("empty"))
     assert inspected(tmp_path / "x.tar.gz", tmp_path).decoded is None
+
+
+@pytest.mark.parametrize(("changes", "inspected_again"), [(1, True), (2, True), (3, False)])
+def test_object_that_changes_is_inspected_again(
+    changes: int, inspected_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One wrong answer of a store is no reason to end a job."""
+    path, left, read = write_zip(tmp_path / "x.zip", FILES), iter(range(changes)), LocalStore.read_range
+
+    def read_range(store: LocalStore, *args: Any) -> bytes | None:
+        if next(left, None) is not None:
+            raise PreconditionFailed
+        return read(store, *args)
+
+    monkeypatch.setattr(LocalStore, "read_range", read_range)
+    if inspected_again:
+        assert "42 images" in inspected(path, tmp_path).text
+    else:
+        with pytest.raises(TransientError, match=r"x.zip changed 3 times while it was inspected: try again."):
+            inspected(path, tmp_path)
