@@ -257,11 +257,11 @@ def grad_cam(
     """For each of some classes, the image with the least loss and that with the largest, with Grad-CAM over them."""
     chosen = [(int(at), word) for label in labels for at, word in _best_and_worst(table, label)]
     positions = [at for at, _ in chosen]
-    maps = []
+    maps, layer = [], introspection.map_layer(network, images.views(table.rows[positions[:1]].tolist()))
     for start in range(0, len(positions), _AT_A_TIME):
         some = positions[start : start + _AT_A_TIME]
         classes = torch.from_numpy(table.predicted[some])
-        maps += list(introspection.grad_cam(network, images.views(table.rows[some].tolist()), classes))
+        maps += list(introspection.grad_cam(network, images.views(table.rows[some].tolist()), classes, layer))
     tiles = []
     for image, cam, (at, word) in zip(images.shown(table.rows[positions].tolist()), maps, chosen, strict=True):
         lines = (f"{word} of {plain(table.classes[int(table.labels[at])], 20)}", *_verdict(table, at)[1:])

@@ -70,14 +70,15 @@ def guided_gradients(network: nn.Module, pixels: Tensor, layer: nn.Module, neuro
     return gradient.float().cpu()
 
 
-def grad_cam(network: nn.Module, pixels: Tensor, classes: Tensor) -> Tensor:
+def grad_cam(network: nn.Module, pixels: Tensor, classes: Tensor, layer: nn.Module | None = None) -> Tensor:
     """Where each image speaks for a class: float32 (B, S, S) in 0..1, on the CPU (Selvaraju et al., Grad-CAM, 2017).
 
-    `pixels` is float (B, 3, S, S) in 0..255, `classes` int64 (B,). The maps are those of `map_layer`: each is weighted
-    by the mean gradient of the class's logit with respect to it, and the sum is rectified, resized to the image and
-    divided by its maximum; a map without positive values is 0. Raises NoMapsError.
+    `pixels` is float (B, 3, S, S) in 0..255, `classes` int64 (B,). The maps are those of `layer`, by default the
+    network's `map_layer`, which takes a forward pass to find: each is weighted by the mean gradient of the class's
+    logit with respect to it, and the sum is rectified, resized to the image and divided by its maximum; a map without
+    positive values is 0. Raises NoMapsError.
     """
-    layer = map_layer(network, pixels[:1])
+    layer = layer or map_layer(network, pixels[:1])
     found: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
