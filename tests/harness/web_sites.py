@@ -21,7 +21,8 @@ class Site:
 
     Each request for more than one byte takes the next of the `faults`: a status, "reset", "truncate", "stall", "flip"
     (a byte), "whole" (the object instead of the range), "page" (a page of HTML), "shifted" (another range), "untagged"
-    (no ETag) or, for none, "". `statuses` answers requests for a name with a status; `before` is called with each request's Range header.
+    (no ETag) or, for none, "". `statuses` answers requests for a name with a status; `before` is called with each
+    request's Range header.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
