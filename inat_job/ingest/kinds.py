@@ -77,7 +77,7 @@ _OTHERS = (
     Kind(r"%PDF", "a PDF document"),
     Kind(r"%!PS|\xc5\xd0\xd3\xc6", "a PostScript document"),
     Kind(r"\{\\rtf", "an RTF document"),
-    Kind(r"\x00\x05\x16[\x00\x07]\x00", "metadata of macOS (AppleDouble)"),
+    Kind(r"\x00\x05\x16[\x00\x07]\x00", "AppleDouble metadata of macOS"),
     Kind(r"\0\0[\1\2]\0[^\0]", "an icon"),
 )
 _TEXT, _JSON = Kind(_NOTHING, "text"), Kind(_NOTHING, "JSON or text")
