@@ -105,7 +105,7 @@ class PixelRows(DeviceRows):
 
     def in_order(self, positions: Tensor) -> Callable[[slice], Tensor]:
         """As DeviceRows. Raises LookupError for a row that is hidden from a trial of a sweep."""
-        if np.isin(positions.numpy(), self._hidden).any():
+        if len(self._hidden) and np.isin(positions.numpy(), self._hidden).any():
             raise LookupError(HIDDEN_FROM_TRIALS)
         return super().in_order(positions)
 

@@ -76,7 +76,7 @@ def summarise(
             found = data_source.only_archive(Path(plain)) if Path(plain).is_dir() else Path(plain)
         plain, is_archive = (str(found), True) if found else (plain, False)
     else:
-        is_archive = data_source.is_archive(plain, options, never)
+        is_archive = data_source.is_archive(plain, options, stop)
     for _ in range(_TRIES):
         with suppress(PreconditionFailed):
             if is_archive:

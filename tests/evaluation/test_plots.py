@@ -17,7 +17,7 @@ def test_confusion_matrix_plot(classes: list[str], tmp_path: Path) -> None:
     matrix = [[int(i == j) for j in range(len(classes))] for i in range(len(classes))]
     plots.confusion_matrix(matrix, classes, tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
-        assert image.width == 800
+        assert image.width == 992
         assert not image.info.get("Software")
 
 
