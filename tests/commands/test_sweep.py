@@ -172,6 +172,7 @@ def test_finished_sweep_has_nothing_to_do(whole: Place) -> None:
     assert whole.names() == before
 
 
+@pytest.mark.soak
 def test_more_trials_continue_a_finished_sweep(whole: Place, tmp_path: Path) -> None:
     """N is the total."""
     place = local(tmp_path / "more")
@@ -291,6 +292,7 @@ def test_two_workers_share_a_sweep(
     assert place.read("report.json")["test"] == whole.read("report.json")["test"]
 
 
+@pytest.mark.soak
 def test_trials_are_grouped_in_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run of the tracker for each trial, in the group of the sweep; the runs of the best settings too."""
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2 + "cafecafe")

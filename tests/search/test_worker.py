@@ -202,11 +202,13 @@ def disturb_four_workers(tmp_path: Path, workers: list[subprocess.Popen[str]], d
     check_every_trial(tmp_path, 12, database)
 
 
+@pytest.mark.soak
 def test_four_workers_of_which_three_are_disturbed(tmp_path: Path, workers: list[subprocess.Popen[str]]) -> None:
     """One killed, one stopped, one frozen while the others go on: no trial is lost, and none runs twice."""
     disturb_four_workers(tmp_path, workers)
 
 
+@pytest.mark.soak
 def test_four_workers_on_postgresql(
     tmp_path: Path, workers: list[subprocess.Popen[str]], postgresql: Postgresql
 ) -> None:
