@@ -86,8 +86,8 @@ def row(name: str, images: int) -> str:
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         return zip(views.split(25), labels.split(25), strict=True)
 
-    _, eager = compare(lambda batch: network(torch.from_numpy(batch)).numpy(), network, batches())
-    cells = [name, f"{size} px", f"{eager:.4f}"]
+    _, largest, eager = compare(lambda batch: network(torch.from_numpy(batch)).numpy(), network, batches())
+    cells = [name, f"{size} px", f"{largest:.3g}", f"{eager:.4f}"]
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("onnx", "pt2"):
             started = time.perf_counter()
@@ -104,8 +104,9 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(SIZES))
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    print("| network | input | accuracy of all three | ONNX differs by | size | time | .pt2 differs by | size | time |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ("network", "input", "largest logit", "accuracy of all three", "ONNX differs by", "size", "time")
+    columns += (".pt2 differs by", "size", "time")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name in asked.networks.split(","):
         print(row(name, asked.images), flush=True)
 

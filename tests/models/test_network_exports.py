@@ -95,7 +95,7 @@ def test_accuracy_is_of_all_images_and_the_difference_of_the_first() -> None:
         return np.where(batch >= COMPARED, [[0.0, 1.0]], [[1.0, 0.0]]).astype(np.float32)  # differs beyond the first
 
     batches = zip(torch.arange(n).float()[:, None].split(64), torch.zeros(n, dtype=torch.int64).split(64), strict=True)
-    assert compare(run, network, batches) == (0.0, COMPARED / n)
+    assert compare(run, network, batches) == (0.0, 1.0, COMPARED / n)
 
 
 def test_damaged_onnx_file_is_bad_data(tmp_path: Path) -> None:
