@@ -68,6 +68,8 @@ def settled(network: nn.Module, views: Tensor) -> nn.Module:
     network.eval()
     for each in reversed([*network.modules()]):
         if isinstance(each, nn.Linear):
+            if not each.weight.any():  # a vision transformer's head begins at 0
+                nn.init.normal_(each.weight, std=0.02)
             each.bias -= network(views[:50]).mean(dim=0)
             scale = 1 / network(views[:50]).std()
             each.weight *= scale
