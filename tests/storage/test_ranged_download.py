@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -185,11 +186,11 @@ def test_stop_during_a_second_reading_from_a_stalled_server(site: Site, tmp_path
         polls += bool(site.faults)
         return polls > 3
 
-    incoming = PartialDownload()
-    _get(site, tmp_path / "x", incoming=incoming, stop=stop, progress=lambda *_: incoming.wait(0, 10))
-    site.faults = ["stall"] * 100
-    with pytest.raises(Preempted):
-        incoming.repair(0, 1000)
+    with closing(PartialDownload()) as incoming:
+        _get(site, tmp_path / "x", incoming=incoming, stop=stop, progress=lambda *_: incoming.wait(0, 10))
+        site.faults = ["stall"] * 100
+        with pytest.raises(Preempted):
+            incoming.repair(0, 1000)
     assert polls == 4
 
 
