@@ -42,7 +42,7 @@ def piped(tmp_path: Path) -> Pipe:
     return run
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.soak)])
 def test_run_on_a_terminal(data: str, tmp_path: Path, columns: int) -> None:
     with Terminal(["parta", "--data", data, *SMALL, "--epochs", "3"], tmp_path, columns) as terminal:
         assert terminal.end() == 0
@@ -101,6 +101,7 @@ def test_second_ctrl_c_ends_at_once(data: str, tmp_path: Path) -> None:
         assert "Error" not in terminal.raw
 
 
+@pytest.mark.soak
 def test_quiet_and_verbose_on_a_terminal(data: str, tmp_path: Path) -> None:
     with Terminal(["parta", "--data", data, *SMALL, "--epochs", "1", "-q"], tmp_path) as terminal:
         assert terminal.end() == 0
@@ -138,6 +139,7 @@ def test_run_in_a_pipe_writes_plain_lines(data: str, piped: Pipe) -> None:
     assert lines[-1].startswith("Test accuracy 0.")
 
 
+@pytest.mark.soak
 def test_foreign_names_steer_no_terminal(piped: Pipe, tmp_path: Path) -> None:
     """Of classes, of an archive, and of the run and host in a run's folder."""
     odd = "\x1b[2J\rA\u202e"

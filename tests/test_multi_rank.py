@@ -125,6 +125,7 @@ def test_lost_rank_ends_the_others_and_the_run_resumes(start: Start, tmp_path: P
     assert report(tmp_path, "r")["history"][1]["started_step"] > 0
 
 
+@pytest.mark.soak
 def test_refused_settings(start: Start) -> None:
     code, last = wait_for_end(start("r", "--devices", "3"))
     assert (code, last) == (

@@ -174,6 +174,7 @@ def test_host_waits_for_rank_0_until_it_is_stopped(train: Callable[..., Child], 
     assert failure(ml).startswith("Stopped while")
 
 
+@pytest.mark.soak
 def test_stop_is_the_failure_reason_and_the_job_resumes(train: Callable[..., Child], ml: Path) -> None:
     long = {**SMALL, "data": "demo:", "epochs": "400"}
     for standing in ("new", "resume"):

@@ -90,6 +90,7 @@ def _stored(bucket: str) -> dict[str, bytes]:
     return {f"s3:{key}": client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
 
+@pytest.mark.soak
 def test_whole_run_leaks_no_secret(job: Job, served: Site, s3_bucket: str) -> None:
     output = (
         "--output",

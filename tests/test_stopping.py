@@ -43,7 +43,7 @@ def is_asked(server: socket.socket) -> bool:
     return bool(select.select([server], [], [], 0)[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_signal_to_the_process_group(job: Callable[..., Child], number: signal.Signals, tmp_path: Path) -> None:
     """wandb's own process gets it too, and ends."""
     child = job("--wandb", "offline")
@@ -117,7 +117,12 @@ def test_stop_while_a_server_is_silent(job: Callable[..., Child]) -> None:
         ("parta", ["--data", "s3://bucket/x.zip"], "waiting for s3://bucket"),
         ("parta", ["--data", "s3://bucket/folder"], "waiting for s3://bucket/folder"),
         ("parta", ["--data", "http://{}/x.zip"], "waiting for http://"),
-        ("partb", ["--data", "demo:", "--weights", "http://{}/w.pth"], "waiting for http://"),
+        pytest.param(
+            "partb",
+            ["--data", "demo:", "--weights", "http://{}/w.pth"],
+            "waiting for http://",
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_stop_while_the_store_of_an_input_is_silent(part: str, options: list[str], said: str, tmp_path: Path) -> None:

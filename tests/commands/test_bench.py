@@ -39,6 +39,7 @@ def run(
     return measured(tmp_path)
 
 
+@pytest.mark.soak
 def test_every_stage_is_measured(settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     found = run(settings, tmp_path, stages=(*IN_PROCESS, "pull", "decode"))
     assert found[""]["bound_by"] in ("batch assembly", "step without data")

@@ -241,6 +241,7 @@ def test_killed_run_resumes_on_a_new_machine(
     assert rows[0] == rows[1]
 
 
+@pytest.mark.soak
 def test_stop_at_any_moment_changes_nothing(settings: Make, tmp_path: Path) -> None:
     """Among them: in mid-epoch, at an epoch's last step, in validation, and right after it."""
     changes = {"model__strategy": "gradual", **SMALLER_B}

@@ -84,9 +84,9 @@ def black_hole() -> Iterator[int]:
 @pytest.mark.parametrize(
     ("case", "why"),
     [
-        ("wrong name", "no such name|name server does not answer"),
+        pytest.param("wrong name", "no such name|name server does not answer", marks=pytest.mark.soak),
         ("refused", "connection refused"),
-        ("silent", "no answer"),
+        pytest.param("silent", "no answer", marks=pytest.mark.soak),
     ],
 )
 def test_rank_that_cannot_reach_rank_0_says_where_and_why(case: str, why: str, tmp_path: Path) -> None:

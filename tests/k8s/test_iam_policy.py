@@ -169,6 +169,7 @@ def refused_upload(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
             open_store(f"s3://{bucket}/runs", StorageOptions(), role="output").put("x", bytes(50_000))
 
 
+@pytest.mark.soak
 def test_policy_allows_what_a_run_needs_and_no_more(
     bucket: str, calls: set[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,7 @@ def fit_compiled(network: nn.Module | None = None) -> None:
     trainer(compile=True).fit(module, images())
 
 
+@pytest.mark.soak
 def test_log_says_that_the_step_was_compiled(capsys: pytest.CaptureFixture[str]) -> None:
     fit_compiled()
     [line] = [each for each in logged(capsys) if each["event"] in ("compiled", "warning")]
@@ -160,6 +161,7 @@ class Divided(nn.Module):
         return logits
 
 
+@pytest.mark.soak
 def test_log_says_that_the_step_was_compiled_in_part(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
