@@ -10,8 +10,10 @@ from typing import Any
 
 from inat_job import options
 from inat_job.errors import UsageError
-from inat_job.options import Option, option
+from inat_job.options import Option, SettingsSection, option
 from inat_job.options import public_uri as public_uri
+from inat_job.service_settings import StorageSettings as StorageSettings
+from inat_job.service_settings import TrackerSettings as TrackerSettings
 
 DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
 RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. are other folders
@@ -27,17 +29,12 @@ _EFFECTIVE_WITH = (
 )
 
 
-class _Section:
-    def __post_init__(self) -> None:
-        options.check(self)
-
-
 LONGEST_LEASE_S = 600.0
 """A job that waits for a lease does not count as alive, so this is less than what the liveness check allows."""
 
 
 @dataclass(frozen=True)
-class DataSettings(_Section):
+class DataSettings(SettingsSection):
     """Which images, and how they are cut."""
 
     uri: str = option(
@@ -58,22 +55,7 @@ class DataSettings(_Section):
 
 
 @dataclass(frozen=True)
-class StorageSettings(_Section):
-    """How object storage is accessed; credentials and endpoint come from the usual AWS variables."""
-
-    sse_kms_key_id: str | None = option(
-        None,
-        "KMS key that encrypts objects written to S3",
-        metavar="ID",
-        shown_default="as the bucket says",
-        in_fingerprint=False,
-    )
-    requester_pays: bool = option(False, "Pay for requests to a requester-pays bucket", in_fingerprint=False)
-    anonymous: bool = option(False, "Send unsigned requests, for public buckets", in_fingerprint=False)
-
-
-@dataclass(frozen=True)
-class RunSettings(_Section):
+class RunSettings(SettingsSection):
     """Where a run is stored and how it is resumed."""
 
     output: str = option(
@@ -141,7 +123,7 @@ class RunSettings(_Section):
 
 
 @dataclass(frozen=True)
-class FiveBlockSettings(_Section):
+class FiveBlockSettings(SettingsSection):
     """Part A's network."""
 
     filters: tuple[int, ...] = option(
@@ -174,7 +156,7 @@ class FiveBlockSettings(_Section):
 
 
 @dataclass(frozen=True)
-class BackboneSettings(_Section):
+class BackboneSettings(SettingsSection):
     """Part B's network and how much of it is trained."""
 
     backbone: str = option("resnet50", "A classification model of torchvision, but SqueezeNet", metavar="NAME")
@@ -214,7 +196,7 @@ class BackboneSettings(_Section):
 
 
 @dataclass(frozen=True)
-class TrainSettings(_Section):
+class TrainSettings(SettingsSection):
     """The recipe, and the device that it runs on."""
 
     epochs: int = option(30, "Passes over the training images", minimum=1)
@@ -227,10 +209,20 @@ class TrainSettings(_Section):
     )
     batch_size: int = option(64, "Images per optimiser step, over all devices", minimum=2)
     accumulate: int = option(1, "Slices that a batch is processed in, to save memory", minimum=1)
+    optimiser: str = option(
+        "adamw", "AdamW, or SGD with Nesterov momentum, whose --lr is larger", choices=("adamw", "sgd"), off=("adamw",)
+    )
     lr: float = option(2e-3, "Peak learning rate", minimum=1e-8, maximum=10.0)
-    weight_decay: float = option(0.05, "AdamW's weight decay", minimum=0.0, maximum=10.0)
+    weight_decay: float = option(0.05, "Weight decay of all but norms and biases", minimum=0.0, maximum=10.0)
     warmup: float = option(0.1, "Share of the steps in which the learning rate rises", minimum=0.0, maximum=0.9)
     label_smoothing: float = option(0.1, "Label smoothing", minimum=0.0, maximum=0.9)
+    ema: float = option(
+        0.0,
+        "Decay of the weights' moving average, which is what is tested; 0 has none",
+        minimum=0.0,
+        maximum=0.99999,
+        off=(0.0,),
+    )
     augment: bool = option(True, "Random crop, flip, rotation and colour")
     crop_scale: float = option(0.35, "Smallest share of an image that a random crop keeps", minimum=0.05, maximum=1.0)
     rotation: float = option(0.0, "Largest random rotation in degrees, either way", minimum=0.0, maximum=180.0)
@@ -291,28 +283,6 @@ class TrainSettings(_Section):
 
 
 @dataclass(frozen=True)
-class TrackerSettings(_Section):
-    """Weights & Biases."""
-
-    mode: str = option(
-        "auto",
-        "Track the run with Weights & Biases; auto is online if there is a key, else offline",
-        name="wandb",
-        choices=("online", "offline", "off", "auto"),
-        in_fingerprint=False,
-    )
-    project: str = option("inat-job", "wandb project", name="wandb-project", metavar="NAME", in_fingerprint=False)
-    entity: str | None = option(
-        None,
-        "wandb user or team",
-        name="wandb-entity",
-        metavar="NAME",
-        shown_default="the key's own",
-        in_fingerprint=False,
-    )
-
-
-@dataclass(frozen=True)
 class Settings:
     """One run, completely."""
 
@@ -320,9 +290,9 @@ class Settings:
     model: FiveBlockSettings | BackboneSettings
     train: TrainSettings
     data: DataSettings = DataSettings()
-    storage: StorageSettings = StorageSettings()
+    storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     run: RunSettings = RunSettings()
-    tracker: TrackerSettings = TrackerSettings()
+    tracker: TrackerSettings = dataclasses.field(default_factory=TrackerSettings)
 
     def sections(self) -> dict[str, Any]:
         """Section by name, in the order of the fields."""
@@ -346,7 +316,7 @@ class Settings:
         """SHA-256 over what decides the result: data, model, recipe and seed."""
         deciding: dict[str, Any] = {"part": self.part}
         for name, field, each, value in self._values():
-            if each.in_fingerprint:
+            if each.in_fingerprint and value not in each.off:
                 deciding[f"{name}.{field}"] = options.fingerprint_value(each, value)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 

@@ -20,9 +20,9 @@ FLAGS = set(
     "--data --cache-dir --image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
     "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
     "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
-    "--label-smoothing --augment --crop-scale --rotation --colour --early-stop --seed --accelerator --precision "
-    "--pictures --devices --num-nodes --rendezvous-minutes --export --sync-batch-norm --preflight --compile "
-    "--deterministic --wandb --wandb-project --wandb-entity".split()
+    "--label-smoothing --optimiser --ema --augment --crop-scale --rotation --colour --early-stop --seed --accelerator "
+    "--precision --pictures --devices --num-nodes --rendezvous-minutes --export --sync-batch-norm --preflight "
+    "--compile --deterministic --wandb --wandb-project --wandb-entity".split()
 )
 FLAGS_A = set(
     "--filters --filter-organisation --kernel-sizes --activation --dense --pooling --batch-norm --dropout".split()
@@ -58,6 +58,17 @@ def test_run_contributes_deciding_settings_only() -> None:
     stored = configure("a", {"train.epochs": "7", "run.output": "there", "model.filters": "8"}, [], None).settings
     taken = configure("a", {"train.seed": "1"}, [], None, json.loads(json.dumps(stored.as_dict()))).settings
     assert (taken.train.epochs, taken.model.filters, taken.train.seed, taken.run.output) == (7, (8,), 1, "runs")
+
+
+def test_option_that_is_off_changes_no_fingerprint_and_an_older_run_lacks_it() -> None:
+    """Runs of earlier versions are found again."""
+    without, given = configure("a", {}, [], None).settings, {"train.ema": "0", "train.optimiser": "adamw"}
+    assert configure("a", given, [], None).settings.fingerprint() == without.fingerprint()
+    assert configure("a", {"train.ema": "0.9"}, [], None).settings.fingerprint() != without.fingerprint()
+    older = json.loads(json.dumps(without.as_dict()))
+    del older["train"]["ema"]
+    made = configure("a", {}, [], None, older)
+    assert (made.settings.train.ema, made.sources["train.ema"]) == (0.0, "the run")
 
 
 @pytest.mark.parametrize("part", RECIPES)

@@ -3,13 +3,14 @@
 Lightning's trainer runs the training loop (training/trainer.py); `training_step` is what it does with one batch."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from inat_job.data.augment import cut_views
@@ -18,7 +19,14 @@ from inat_job.data.features import FeatureBatch
 from inat_job.errors import ConflictError
 from inat_job.models.frozen_stem import StemAndTail, cut_stem
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
+from inat_job.models.weight_average import WeightAverage
 from inat_job.settings import DataSettings, TrainSettings
+
+_NETWORK = "network."
+"""Prefix of the network's names in a checkpoint."""
+_RAW = "raw_weights"
+"""What a checkpoint has besides the averages, which are in its state dict: the weights that training continues."""
+_MOMENTUM = 0.9
 
 
 class Classifier(LightningModule):
@@ -42,6 +50,8 @@ class Classifier(LightningModule):
         self._val_sums = torch.zeros(3)
         self._stages_set_for_epoch = -1
         self._stem_and_tail: tuple[torch.device, StemAndTail] | None = None
+        self._average: WeightAverage | None = None
+        self._restored: dict[str, Tensor] | None = None
 
     def forward(self, batch: Batch | FeatureBatch) -> Tensor:
         """Logits (B, classes) of a batch of images, whose views are cut here, or of a batch of cached features."""
@@ -73,6 +83,35 @@ class Classifier(LightningModule):
         self.finite = self.finite & torch.isfinite(self.loss)
         return loss
 
+    def on_train_start(self) -> None:
+        if self._train.ema:
+            self._average = WeightAverage(self._architecture, self._train.ema, self._restored)
+            self._restored = None
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self._average:  # before any callback may take a checkpoint
+            self._average.update(self.global_step)
+
+    def on_train_end(self) -> None:
+        self._average = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With an average, it is what everyone but a resume finds in the checkpoint."""
+        if self._average:
+            state = checkpoint["state_dict"]
+            averages = {_NETWORK + name: average for name, average in self._average.as_dict().items()}
+            checkpoint[_RAW] = {name: state[name] for name in averages}
+            state.update(averages)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._train.ema:
+            state = checkpoint["state_dict"]
+            self._restored = {name.removeprefix(_NETWORK): state[name] for name in checkpoint[_RAW]}
+            checkpoint["state_dict"] = state | checkpoint[_RAW]
+
     def check_finite(self, step: int, finite: bool) -> None:
         """Raise ConflictError if any training loss up to a step was not finite."""
         if not finite:
@@ -96,6 +135,8 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._val_sums = torch.zeros(3, device=self.device)
+        if self._average:
+            self._average.swap()
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         logits = self(batch).float()
@@ -104,6 +145,8 @@ class Classifier(LightningModule):
         self._val_sums += torch.stack([loss, correct.float(), (batch.labels != IGNORED).sum().float()])
 
     def on_validation_epoch_end(self) -> None:
+        if self._average:
+            self._average.swap()
         loss, correct, n = self.trainer.strategy.reduce(self._val_sums, reduce_op="sum").tolist()
         self.val_loss, self.val_accuracy = loss / n, correct / n
         if not math.isfinite(self.val_loss):
@@ -116,7 +159,9 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self._architecture, lr=self._train.lr, weight_decay=self._train.weight_decay)
-        optimiser = AdamW(groups, lr=self._train.lr, fused=True)
+        optimiser: Optimizer = AdamW(groups, lr=self._train.lr, fused=True)
+        if self._train.optimiser == "sgd":
+            optimiser = SGD(groups, lr=self._train.lr, momentum=_MOMENTUM, nesterov=True, fused=True)
         total, warmup = self._total_steps, self._train.warmup
         schedule = LambdaLR(optimiser, lambda step: learning_rate_factor(step, total, warmup))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
