@@ -25,7 +25,7 @@ _OF_A_SERVICE = re.compile(r"INAT_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(
 https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables"""
 
 PREPARE_TAKES = (
-    *("data.uri", "data.cache_dir", "data.image_size", "data.max_broken"),
+    *("data.uri", "data.cache_dir", "data.image_size", "data.test_size", "data.max_broken"),
     *("storage.requester_pays", "storage.anonymous", "run.grace_seconds"),
 )
 """The sections and single settings that have an effect on `prepare`."""

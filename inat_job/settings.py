@@ -21,6 +21,7 @@ BLOCKS = 5
 WEIGHTS_NAME = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
 """How torchvision names weights: DEFAULT, or ResNet50_Weights.IMAGENET1K_V2."""
 EXPORT_FORMATS = ("onnx", "pt2")
+_FIXED_SIZE = r"(vit|maxvit)_.*"  # of torchvision's networks
 # Settings of Part B that only have an effect with some strategies: flag, field, strategies.
 _EFFECTIVE_WITH = (
     ("--last-k", "last_k", ("last-k",)),
@@ -48,10 +49,28 @@ class DataSettings(SettingsSection):
         "cache", "Folder for downloads, decoded images and features", metavar="PATH", in_fingerprint=False
     )
     image_size: int = option(224, "Side of the network's square input in pixels", minimum=32, maximum=1024)
+    test_size: int | None = option(
+        None,
+        "Side of the input in validation, test and the exported model, in pixels",
+        shown_default="--image-size",
+        minimum=32,
+        maximum=1024,
+        off=(None,),
+    )
     eval_crop: float = option(
         0.95, "Share of the short side that the centre crop keeps in evaluation", minimum=0.1, maximum=1.0
     )
     max_broken: float = option(0.01, "Share of images that may be unreadable", minimum=0.0, maximum=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval_size < self.image_size:
+            raise UsageError(f"--test-size is {self.test_size}: it must be at least --image-size, {self.image_size}.")
+
+    @property
+    def eval_size(self) -> int:
+        """Side of the evaluation views, which is the largest of all."""
+        return self.test_size or self.image_size
 
 
 @dataclass(frozen=True)
@@ -143,6 +162,11 @@ class FiveBlockSettings(SettingsSection):
     batch_norm: bool = option(True, "Batch norm after each convolution")
     dropout: float = option(0.2, "Dropout before the output layer", minimum=0.0, maximum=0.95)
 
+    @property
+    def takes_one_size(self) -> str:
+        """What fixes the size of the network's input, empty if it takes others too."""
+        return "--pooling flatten" if self.pooling == "flatten" else ""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for flag, values in (("--filters", self.filters), ("--kernel-sizes", self.kernel_sizes)):
@@ -185,6 +209,11 @@ class BackboneSettings(SettingsSection):
         minimum=0,
     )
 
+    @property
+    def takes_one_size(self) -> str:
+        """As Part A's."""
+        return f"--backbone {self.backbone}" if re.fullmatch(_FIXED_SIZE, self.backbone) else ""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for flag, field, strategies in _EFFECTIVE_WITH:
@@ -223,10 +252,36 @@ class TrainSettings(SettingsSection):
         maximum=0.99999,
         off=(0.0,),
     )
-    augment: bool = option(True, "Random crop, flip, rotation and colour")
+    augment: bool = option(True, "Random crop, flip, rotation and colour, and what else changes training images")
     crop_scale: float = option(0.35, "Smallest share of an image that a random crop keeps", minimum=0.05, maximum=1.0)
     rotation: float = option(0.0, "Largest random rotation in degrees, either way", minimum=0.0, maximum=180.0)
     colour: float = option(0.3, "Largest change of brightness, contrast and saturation", minimum=0.0, maximum=0.95)
+    flip: str = option(
+        "random",
+        "Mirror images at random, alternately (each time the other way than in the last epoch), or never",
+        choices=("random", "alternating", "none"),
+        off=("random",),
+    )
+    trivial_augment: float = option(
+        0.0,
+        "Strength of TrivialAugment's geometry and colours, one per image and epoch",
+        minimum=0,
+        maximum=1,
+        off=(0.0,),
+    )
+    erase: float = option(0.0, "Probability of a random box erased from an image", minimum=0, maximum=1, off=(0.0,))
+    mixup: float = option(0.0, "Alpha of mixup; 0 is off, and with --cutmix each batch gets one", minimum=0, off=(0.0,))
+    cutmix: float = option(0.0, "Alpha of CutMix; 0 is off, 1 is usual", minimum=0, off=(0.0,))
+    mix_until: float = option(
+        0.8, "Share of the epochs in which --mixup and --cutmix mix images", minimum=0, maximum=1, off=(0.8,)
+    )
+    start_size: int | None = option(
+        None,
+        "Side of the views in the first epoch in pixels; it grows to --image-size over two thirds of the epochs",
+        shown_default="--image-size",
+        minimum=32,
+        off=(None,),
+    )
     early_stop: int | None = option(
         None, "Stop after this many epochs without a better validation accuracy", shown_default="never", minimum=1
     )
@@ -281,6 +336,11 @@ class TrainSettings(SettingsSection):
                 f"--accumulate is {self.accumulate}: it must divide --batch-size, which is {self.batch_size}."
             )
 
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed in some of the epochs."""
+        return self.augment and max(self.mixup, self.cutmix) > 0
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -293,6 +353,14 @@ class Settings:
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     run: RunSettings = RunSettings()
     tracker: TrackerSettings = dataclasses.field(default_factory=TrackerSettings)
+
+    def __post_init__(self) -> None:
+        size, start = self.data.image_size, self.train.start_size
+        if start is not None and start > size:
+            raise UsageError(f"--start-size is {start}: it must be at most --image-size, {size}.")
+        for flag, other in (("--test-size", self.data.test_size), ("--start-size", start)):
+            if other not in (None, size) and (fixed := self.model.takes_one_size):
+                raise UsageError(f"{flag} is {other}, but with {fixed} the network takes only --image-size, {size}.")
 
     def sections(self) -> dict[str, Any]:
         """Section by name, in the order of the fields."""

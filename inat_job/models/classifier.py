@@ -16,11 +16,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from inat_job.data.augment import cut_views
 from inat_job.data.batches import IGNORED, Batch
 from inat_job.data.features import FeatureBatch
+from inat_job.data.mixing import mix_views, of_neighbours
 from inat_job.errors import ConflictError
 from inat_job.models.frozen_stem import StemAndTail, cut_stem
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
 from inat_job.models.weight_average import WeightAverage
-from inat_job.settings import DataSettings, TrainSettings
+from inat_job.settings import TrainSettings
 
 _NETWORK = "network."
 """Prefix of the network's names in a checkpoint."""
@@ -36,13 +37,11 @@ class Classifier(LightningModule):
     `val_accuracy` are the last validation's.
     """
 
-    def __init__(
-        self, architecture: Architecture, train: TrainSettings, data: DataSettings, steps_per_epoch: int
-    ) -> None:
+    def __init__(self, architecture: Architecture, train: TrainSettings, steps_per_epoch: int) -> None:
         super().__init__()
         self.network = architecture.network
         self._architecture = architecture
-        self._train, self._data = train, data
+        self._train = train
         self._total_steps = train.epochs * steps_per_epoch
         self.loss = torch.tensor(float("nan"))
         self.finite = torch.tensor(True)
@@ -64,8 +63,9 @@ class Classifier(LightningModule):
         return logits
 
     def view(self, batch: Batch) -> Tensor:
-        """The views of a batch: float32 (B, 3, image size, image size) in 0..255, channels last in memory."""
-        return cut_views(batch.pixels, batch.maps, batch.colour, self._data.image_size)
+        """The views of a batch: float32 (B, 3, size, size) in 0..255, channels last in memory."""
+        views = cut_views(batch.pixels, batch.maps, batch.colour, batch.size, batch.erased)
+        return mix_views(views, batch.mix) if batch.mix else views
 
     def stem_and_tail(self) -> StemAndTail:
         """The network, cut after the stages that are frozen as training begins. Raises CannotCutError."""
@@ -76,8 +76,12 @@ class Classifier(LightningModule):
         return self._stem_and_tail[1]
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
-        logits = self(batch)
-        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self._train.label_smoothing)
+        logits = self(batch).float()
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self._train.label_smoothing)
+        if isinstance(batch, Batch) and batch.mix:  # linear in the labels, so this is the loss of the mixed ones
+            other = of_neighbours(batch.labels)
+            other_loss = F.cross_entropy(logits, other, label_smoothing=self._train.label_smoothing)
+            loss = torch.lerp(other_loss, loss, batch.mix.own_share(batch.size))
         # Kept on the device: reading it at each step would make the CPU wait for the device.
         self.loss = loss.detach()
         self.finite = self.finite & torch.isfinite(self.loss)

@@ -89,7 +89,7 @@ def check_shared_memory(train: TrainSettings) -> str | CheckWarning:
 
 def check_job_memory(settings: Settings) -> str:
     """The memory limit, compared with the libraries and one slice of a batch. Raises ConflictError."""
-    train, side = settings.train, settings.data.image_size
+    train, side = settings.train, settings.data.eval_size
     batch = train.batch_size // train.accumulate * side * side * 3 * 4  # as float32, without the network's own maps
     check_memory(batch)
     limit = memory.limit_bytes()

@@ -197,6 +197,6 @@ def _model_card(context: RunContext, temperature: float) -> dict[str, Any]:
     data = context.settings.data
     return {
         "classes": list(context.images.cache.index.classes),
-        "preprocessing": {"image_size": data.image_size, "eval_crop": data.eval_crop},
+        "preprocessing": {"image_size": data.eval_size, "eval_crop": data.eval_crop},
         "temperature": temperature,
     }

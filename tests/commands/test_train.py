@@ -31,7 +31,21 @@ from tests.harness.in_process import in_process
 from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, StopAfter, model_of, report_of, run
 from tests.harness.made_images import tree, write_tar, write_zip
 
-WITH_EVERYTHING = {"train__ema": "0.9", "train__optimiser": "sgd", "train__lr": "0.02", "train__epochs": "4"}
+WITH_EVERYTHING = {
+    "train__ema": "0.9",
+    "train__optimiser": "sgd",
+    "train__lr": "0.02",
+    "train__epochs": "4",
+    "train__flip": "alternating",
+    "train__trivial_augment": "1",
+    "train__erase": "0.5",
+    "train__mixup": "0.2",
+    "train__cutmix": "1",
+    "train__mix_until": "0.6",
+    "data__image_size": "64",
+    "train__start_size": "32",
+    "data__test_size": "80",
+}
 """Each part of the recipe that is off by default and could make a resume inexact."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
