@@ -25,7 +25,7 @@ _OF_A_SERVICE = re.compile(r"INAT_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(
 https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables"""
 
 PREPARE_TAKES = (
-    *("data.uri", "data.cache_dir", "data.image_size", "data.max_broken"),
+    *("data.uri", "data.cache_dir", "data.image_size", "data.test_size", "data.max_broken"),
     *("storage.requester_pays", "storage.anonymous", "run.grace_seconds"),
 )
 """The sections and single settings that have an effect on `prepare`."""
@@ -185,6 +185,8 @@ def _settings_of_run(run: Mapping[str, Any], defaults: Settings, known: Mapping[
         and key in known
         and known[key][0].in_fingerprint  # null is the default, or was in older runs
     }
+    if run:  # one of an earlier version lacks the options that came later
+        own = {key: each.off[0] for key, (each, _) in known.items() if each.off} | own
     try:
         _merge(defaults, known, [Layer(_RUN, own)])
     except UsageError as error:

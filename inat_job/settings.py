@@ -10,8 +10,10 @@ from typing import Any
 
 from inat_job import options
 from inat_job.errors import UsageError
-from inat_job.options import Option, option
+from inat_job.options import Option, SettingsSection, option
 from inat_job.options import public_uri as public_uri
+from inat_job.service_settings import StorageSettings as StorageSettings
+from inat_job.service_settings import TrackerSettings as TrackerSettings
 
 DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
 RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. are other folders
@@ -19,6 +21,7 @@ BLOCKS = 5
 WEIGHTS_NAME = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
 """How torchvision names weights: DEFAULT, or ResNet50_Weights.IMAGENET1K_V2."""
 EXPORT_FORMATS = ("onnx", "pt2")
+_FIXED_SIZE = r"(vit|maxvit)_.*"  # of torchvision's networks
 # Settings of Part B that only have an effect with some strategies: flag, field, strategies.
 _EFFECTIVE_WITH = (
     ("--last-k", "last_k", ("last-k",)),
@@ -27,17 +30,12 @@ _EFFECTIVE_WITH = (
 )
 
 
-class _Section:
-    def __post_init__(self) -> None:
-        options.check(self)
-
-
 LONGEST_LEASE_S = 600.0
 """A job that waits for a lease does not count as alive, so this is less than what the liveness check allows."""
 
 
 @dataclass(frozen=True)
-class DataSettings(_Section):
+class DataSettings(SettingsSection):
     """Which images, and how they are cut."""
 
     uri: str = option(
@@ -51,29 +49,32 @@ class DataSettings(_Section):
         "cache", "Folder for downloads, decoded images and features", metavar="PATH", in_fingerprint=False
     )
     image_size: int = option(224, "Side of the network's square input in pixels", minimum=32, maximum=1024)
+    test_size: int | None = option(
+        None,
+        "Side of the input in validation, test and the exported model, in pixels",
+        shown_default="--image-size",
+        minimum=32,
+        maximum=1024,
+        off=(None,),
+    )
     eval_crop: float = option(
         0.95, "Share of the short side that the centre crop keeps in evaluation", minimum=0.1, maximum=1.0
     )
     max_broken: float = option(0.01, "Share of images that may be unreadable", minimum=0.0, maximum=1.0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval_size < self.image_size:
+            raise UsageError(f"--test-size is {self.test_size}: it must be at least --image-size, {self.image_size}.")
 
-@dataclass(frozen=True)
-class StorageSettings(_Section):
-    """How object storage is accessed; credentials and endpoint come from the usual AWS variables."""
-
-    sse_kms_key_id: str | None = option(
-        None,
-        "KMS key that encrypts objects written to S3",
-        metavar="ID",
-        shown_default="as the bucket says",
-        in_fingerprint=False,
-    )
-    requester_pays: bool = option(False, "Pay for requests to a requester-pays bucket", in_fingerprint=False)
-    anonymous: bool = option(False, "Send unsigned requests, for public buckets", in_fingerprint=False)
+    @property
+    def eval_size(self) -> int:
+        """Side of the evaluation views, which is the largest of all."""
+        return self.test_size or self.image_size
 
 
 @dataclass(frozen=True)
-class RunSettings(_Section):
+class RunSettings(SettingsSection):
     """Where a run is stored and how it is resumed."""
 
     output: str = option(
@@ -141,7 +142,7 @@ class RunSettings(_Section):
 
 
 @dataclass(frozen=True)
-class FiveBlockSettings(_Section):
+class FiveBlockSettings(SettingsSection):
     """Part A's network."""
 
     filters: tuple[int, ...] = option(
@@ -161,6 +162,11 @@ class FiveBlockSettings(_Section):
     batch_norm: bool = option(True, "Batch norm after each convolution")
     dropout: float = option(0.2, "Dropout before the output layer", minimum=0.0, maximum=0.95)
 
+    @property
+    def takes_one_size(self) -> str:
+        """What fixes the size of the network's input, empty if it takes others too."""
+        return "--pooling flatten" if self.pooling == "flatten" else ""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for flag, values in (("--filters", self.filters), ("--kernel-sizes", self.kernel_sizes)):
@@ -174,7 +180,7 @@ class FiveBlockSettings(_Section):
 
 
 @dataclass(frozen=True)
-class BackboneSettings(_Section):
+class BackboneSettings(SettingsSection):
     """Part B's network and how much of it is trained."""
 
     backbone: str = option("resnet50", "A classification model of torchvision, but SqueezeNet", metavar="NAME")
@@ -203,6 +209,11 @@ class BackboneSettings(_Section):
         minimum=0,
     )
 
+    @property
+    def takes_one_size(self) -> str:
+        """As Part A's."""
+        return f"--backbone {self.backbone}" if re.fullmatch(_FIXED_SIZE, self.backbone) else ""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for flag, field, strategies in _EFFECTIVE_WITH:
@@ -214,7 +225,7 @@ class BackboneSettings(_Section):
 
 
 @dataclass(frozen=True)
-class TrainSettings(_Section):
+class TrainSettings(SettingsSection):
     """The recipe, and the device that it runs on."""
 
     epochs: int = option(30, "Passes over the training images", minimum=1)
@@ -227,14 +238,50 @@ class TrainSettings(_Section):
     )
     batch_size: int = option(64, "Images per optimiser step, over all devices", minimum=2)
     accumulate: int = option(1, "Slices that a batch is processed in, to save memory", minimum=1)
+    optimiser: str = option(
+        "adamw", "AdamW, or SGD with Nesterov momentum, whose --lr is larger", choices=("adamw", "sgd"), off=("adamw",)
+    )
     lr: float = option(2e-3, "Peak learning rate", minimum=1e-8, maximum=10.0)
-    weight_decay: float = option(0.05, "AdamW's weight decay", minimum=0.0, maximum=10.0)
+    weight_decay: float = option(0.05, "Weight decay of all but norms and biases", minimum=0.0, maximum=10.0)
     warmup: float = option(0.1, "Share of the steps in which the learning rate rises", minimum=0.0, maximum=0.9)
     label_smoothing: float = option(0.1, "Label smoothing", minimum=0.0, maximum=0.9)
-    augment: bool = option(True, "Random crop, flip, rotation and colour")
+    ema: float = option(
+        0.0,
+        "Decay of the weights' moving average, which is what is tested; 0 has none",
+        minimum=0.0,
+        maximum=0.99999,
+        off=(0.0,),
+    )
+    augment: bool = option(True, "Random crop, flip, rotation and colour, and what else changes training images")
     crop_scale: float = option(0.35, "Smallest share of an image that a random crop keeps", minimum=0.05, maximum=1.0)
     rotation: float = option(0.0, "Largest random rotation in degrees, either way", minimum=0.0, maximum=180.0)
     colour: float = option(0.3, "Largest change of brightness, contrast and saturation", minimum=0.0, maximum=0.95)
+    flip: str = option(
+        "random",
+        "Mirror images at random, alternately (each time the other way than in the last epoch), or never",
+        choices=("random", "alternating", "none"),
+        off=("random",),
+    )
+    trivial_augment: float = option(
+        0.0,
+        "Strength of TrivialAugment's geometry and colours, one per image and epoch",
+        minimum=0,
+        maximum=1,
+        off=(0.0,),
+    )
+    erase: float = option(0.0, "Probability of a random box erased from an image", minimum=0, maximum=1, off=(0.0,))
+    mixup: float = option(0.0, "Alpha of mixup; 0 is off, and with --cutmix each batch gets one", minimum=0, off=(0.0,))
+    cutmix: float = option(0.0, "Alpha of CutMix; 0 is off, 1 is usual", minimum=0, off=(0.0,))
+    mix_until: float = option(
+        0.8, "Share of the epochs in which --mixup and --cutmix mix images", minimum=0, maximum=1, off=(0.8,)
+    )
+    start_size: int | None = option(
+        None,
+        "Side of the views in the first epoch in pixels; it grows to --image-size over two thirds of the epochs",
+        shown_default="--image-size",
+        minimum=32,
+        off=(None,),
+    )
     early_stop: int | None = option(
         None, "Stop after this many epochs without a better validation accuracy", shown_default="never", minimum=1
     )
@@ -289,27 +336,10 @@ class TrainSettings(_Section):
                 f"--accumulate is {self.accumulate}: it must divide --batch-size, which is {self.batch_size}."
             )
 
-
-@dataclass(frozen=True)
-class TrackerSettings(_Section):
-    """Weights & Biases."""
-
-    mode: str = option(
-        "auto",
-        "Track the run with Weights & Biases; auto is online if there is a key, else offline",
-        name="wandb",
-        choices=("online", "offline", "off", "auto"),
-        in_fingerprint=False,
-    )
-    project: str = option("inat-job", "wandb project", name="wandb-project", metavar="NAME", in_fingerprint=False)
-    entity: str | None = option(
-        None,
-        "wandb user or team",
-        name="wandb-entity",
-        metavar="NAME",
-        shown_default="the key's own",
-        in_fingerprint=False,
-    )
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed in some of the epochs."""
+        return self.augment and max(self.mixup, self.cutmix) > 0
 
 
 @dataclass(frozen=True)
@@ -320,9 +350,17 @@ class Settings:
     model: FiveBlockSettings | BackboneSettings
     train: TrainSettings
     data: DataSettings = DataSettings()
-    storage: StorageSettings = StorageSettings()
+    storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     run: RunSettings = RunSettings()
-    tracker: TrackerSettings = TrackerSettings()
+    tracker: TrackerSettings = dataclasses.field(default_factory=TrackerSettings)
+
+    def __post_init__(self) -> None:
+        size, start = self.data.image_size, self.train.start_size
+        if start is not None and start > size:
+            raise UsageError(f"--start-size is {start}: it must be at most --image-size, {size}.")
+        for flag, other in (("--test-size", self.data.test_size), ("--start-size", start)):
+            if other not in (None, size) and (fixed := self.model.takes_one_size):
+                raise UsageError(f"{flag} is {other}, but with {fixed} the network takes only --image-size, {size}.")
 
     def sections(self) -> dict[str, Any]:
         """Section by name, in the order of the fields."""
@@ -346,7 +384,7 @@ class Settings:
         """SHA-256 over what decides the result: data, model, recipe and seed."""
         deciding: dict[str, Any] = {"part": self.part}
         for name, field, each, value in self._values():
-            if each.in_fingerprint:
+            if each.in_fingerprint and value not in each.off:
                 deciding[f"{name}.{field}"] = options.fingerprint_value(each, value)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 

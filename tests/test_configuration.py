@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inat_job.command_options import LogOptions
 from inat_job.configuration import PREPARE_TAKES, configure, log_options, options_by_key, unused_variables
 from inat_job.errors import UsageError
-from inat_job.options import Option, parse
+from inat_job.options import Option, as_text, parse
 from inat_job.recipes import RECIPES
 from inat_job.settings import RUN_ID, public_uri
 
@@ -20,9 +20,10 @@ FLAGS = set(
     "--data --cache-dir --image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
     "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
     "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
-    "--label-smoothing --augment --crop-scale --rotation --colour --early-stop --seed --accelerator --precision "
-    "--pictures --devices --num-nodes --rendezvous-minutes --export --sync-batch-norm --preflight --compile "
-    "--deterministic --wandb --wandb-project --wandb-entity".split()
+    "--label-smoothing --optimiser --ema --flip --trivial-augment --erase --mixup --cutmix --mix-until "
+    "--start-size --test-size --augment --crop-scale --rotation --colour --early-stop --seed --accelerator "
+    "--precision --pictures --devices --num-nodes --rendezvous-minutes --export --sync-batch-norm --preflight "
+    "--compile --deterministic --wandb --wandb-project --wandb-entity".split()
 )
 FLAGS_A = set(
     "--filters --filter-organisation --kernel-sizes --activation --dense --pooling --batch-norm --dropout".split()
@@ -60,6 +61,19 @@ def test_run_contributes_deciding_settings_only() -> None:
     assert (taken.train.epochs, taken.model.filters, taken.train.seed, taken.run.output) == (7, (8,), 1, "runs")
 
 
+def test_option_that_is_off_changes_no_fingerprint_and_an_older_run_lacks_it() -> None:
+    """Runs of earlier versions are found again."""
+    without = configure("a", {}, [], None).settings
+    later = {key: as_text(each.off[0]) for key, (each, _) in options_by_key(without).items() if each.off}
+    assert configure("a", later, [], None).settings.fingerprint() == without.fingerprint()
+    assert configure("a", {"train.ema": "0.9"}, [], None).settings.fingerprint() != without.fingerprint()
+    assert later.keys() >= {"train.ema", "data.test_size"}
+    older = json.loads(json.dumps(without.as_dict()))
+    del older["train"]["ema"]
+    made = configure("a", {}, [], None, older)
+    assert (made.settings.train.ema, made.sources["train.ema"]) == (0.0, "the run")
+
+
 @pytest.mark.parametrize("part", RECIPES)
 def test_printed_config_round_trip(part: str, tmp_path: Path) -> None:
     made = configure(part, {"train.max_time": "1h30m", "train.early_stop": "4", "run.run_id": "x"}, [], None)
@@ -77,6 +91,19 @@ def test_printed_config_round_trip(part: str, tmp_path: Path) -> None:
         ("b", {"model.last_k": "2"}, "--last-k does nothing with --strategy full"),
         ("b", {"model.strategy": "head", "model.layer_decay": "0.5"}, "--layer-decay does nothing with"),
         ("b", {"model.strategy": "last-k", "model.layer_decay": "0.5"}, "or use gradual or full."),
+        ("a", {"data.test_size": "64"}, "--test-size is 64: it must be at least --image-size, 224."),
+        ("a", {"train.start_size": "256"}, "--start-size is 256: it must be at most --image-size, 224."),
+        (
+            "a",
+            {"data.test_size": "256", "model.pooling": "flatten"},
+            "but with --pooling flatten the network takes",
+        ),
+        ("a", {"train.start_size": "64", "model.pooling": "flatten"}, "--start-size is 64, but with --pooling flatten"),
+        (
+            "b",
+            {"data.test_size": "256", "model.backbone": "vit_b_16"},
+            "with --backbone vit_b_16 the network takes",
+        ),
     ],
 )
 def test_setting_without_effect_is_refused(part: str, flags: dict[str, str], words: str) -> None:

@@ -156,7 +156,7 @@ class DamagedCheckpoint:
         ).settings
         inputs = BuildInputs(3, 32, pretrained=False, cache_dir=folder, options=StorageOptions(), stop=never)
         architecture = build(settings.model, inputs)
-        self._classifier = Classifier(architecture, settings.train, settings.data, 4)
+        self._classifier = Classifier(architecture, settings.train, 4)
         content = {"state_dict": self._classifier.state_dict(), "loops": {"x": [1, 2.5]}, "epoch": 1}
         self._sha256, self._size = training_state.write(content, folder / "6.ckpt")
         self._state = (folder / "6.ckpt").read_bytes()

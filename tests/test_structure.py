@@ -19,6 +19,7 @@ LEVELS = (
     {"console"},
     {"signals", "events"},
     {"options"},
+    {"service_settings"},
     {"settings"},
     {"recipes"},
     {"configuration", "command_options"},

@@ -181,7 +181,8 @@ def _loaders(folder: Path, settings: Settings, preprocess: Any) -> dict[str, "Da
         T.Normalize(*((each.flatten() / 255).tolist() for each in (preprocess.mean, preprocess.std))),
     ]
     size = settings.data.image_size
-    plain = T.Compose([T.Resize(round(size / settings.data.eval_crop)), T.CenterCrop(size), *to_tensor])
+    eval_size = settings.data.eval_size
+    plain = T.Compose([T.Resize(round(eval_size / settings.data.eval_crop)), T.CenterCrop(eval_size), *to_tensor])
     augmented = T.Compose([*_augmentation(settings.train, size), *to_tensor]) if settings.train.augment else plain
     return {
         split: DataLoader(

@@ -85,12 +85,12 @@ def _measure(
     elif "pull" in request.stages:
         children.report_stage("pull")
         data, options = settings.data, storage_options(settings.storage)
-        found += ingest_stages.pull(data.uri, options, data.image_size, scratch, request.runs, stop)
+        found += ingest_stages.pull(data.uri, options, data.eval_size, scratch, request.runs, stop)
     if "decode" in request.stages:
         children.report_stage("decode")
         archive = _archive(settings, source, scratch)
         local = data_source.find(str(archive), scratch, storage_options(settings.storage), stop)
-        found += ingest_stages.decode(local, archive, settings.data.image_size, scratch, request.runs, stop)
+        found += ingest_stages.decode(local, archive, settings.data.eval_size, scratch, request.runs, stop)
     with prepare_run(settings, request, stop, started) as bench:
         found += _in_process(bench, source, scratch)
         facts = bench.facts()

@@ -140,7 +140,7 @@ def _clock(job: _Job) -> str | CheckWarning:
 def _data(job: _Job) -> str | CheckWarning:
     data = job.settings.data
     try:
-        summary = summarise(data.uri, Path(data.cache_dir), data.image_size, job.options)
+        summary = summarise(data.uri, Path(data.cache_dir), data.eval_size, job.options)
     except BaseException:
         job.data_summary.cancel()
         raise

@@ -47,6 +47,9 @@ from inat_job.training.results import (
 )
 from inat_job.training.trained_model import TrainedModel, find_trained, load_trained, temperature_of
 
+_FINDING_TAKES = (*(each for each in TEST_TAKES if each != "data"), "data.cache_dir")
+"""What decides where a run is found. Its own settings are not known yet, which sizes given here may go with."""
+
 _KEPT = ("channels_last", "deterministic", "threads")
 
 
@@ -66,7 +69,7 @@ def settings_of(
         if key in options_of_all_parts() and not takes(TEST_TAKES, key):
             raise UsageError(f"--set {key} does nothing here: the run that --checkpoint names fixes it.")
     said = around(platform, "a", TEST_TAKES)
-    given = configure("a", flags, sets, file, taken=TEST_TAKES, around=said)
+    given = configure("a", flags, sets, file, taken=_FINDING_TAKES, around=said)
     stored = find_trained(given.settings, checkpoint, stop).config
     own = stored["settings"]
     if "train.batch_size" in given.given:  # which the run's slices need not divide

@@ -99,7 +99,7 @@ def _check_data(job: Job) -> None:
     """Refuse what is known to be wrong with the data without a download, before the run is begun."""
     events.phase("pull")
     data, options = job.settings.data, storage_options(job.settings.storage)
-    summary = inspect.summarise(data.uri, Path(data.cache_dir), data.image_size, options, job.stop)
+    summary = inspect.summarise(data.uri, Path(data.cache_dir), data.eval_size, options, job.stop)
     summary.check_batch_size(job.settings.train.batch_size)
 
 

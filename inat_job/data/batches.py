@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from inat_job.data import rng
+from inat_job.data.augment import Views
 from inat_job.data.cache_index import HIDDEN_FROM_TRIALS, PIXELS, Cache
+from inat_job.data.mixing import Mix
 
 TakeBatch = Callable[[slice], Any]
 """Maps a slice of an order of images to their batch."""
@@ -28,16 +30,19 @@ _COPY_BYTES = 2**26
 
 
 class Batch(NamedTuple):
-    """Cached squares with their labels, and how their views are cut, see augment.py."""
+    """Cached squares with their labels, and how their views are cut and mixed, see augment.py and mixing.py."""
 
     pixels: Tensor
     """uint8 (B, 3, S, S), channels last in memory."""
     labels: Tensor
     """int64 (B,)."""
     maps: Tensor
-    """float32 (B, 2, 3): affine, from the view's coordinates to the square's."""
+    """These three as in Views, for each image."""
     colour: Tensor | None
-    """float32 (B, 3): factors of brightness, contrast and saturation; None leaves the colours as they are."""
+    erased: Tensor | None
+    size: int
+    """Side of the views in pixels."""
+    mix: Mix | None = None
 
 
 class DeviceRows:
@@ -109,19 +114,17 @@ class PixelRows(DeviceRows):
             raise LookupError(HIDDEN_FROM_TRIALS)
         return super().in_order(positions)
 
-    def batches(self, rows: np.ndarray, maps: Tensor, colour: Tensor | None) -> TakeBatch:
-        """Takes the batches of `rows` in this order; `maps` and `colour` are those of every row of the cache.
+    def batches(self, rows: np.ndarray, views: Views, size: int) -> TakeBatch:
+        """Takes the batches of `rows` in this order; `views` are those of every row of the cache.
 
         Raises LookupError for a row that is hidden from a trial of a sweep.
         """
         order = torch.from_numpy(rows)
         squares, labels = self.in_order(order), self.upload(self._labels[order])
-        maps = self.upload(maps[order])
-        colour = None if colour is None else self.upload(colour[order])
+        ours = views.each(lambda table: self.upload(table[order]))
 
         def take(at: slice) -> Batch:
-            recolour = None if colour is None else colour[at]
-            return Batch(squares(at).permute(0, 3, 1, 2), labels[at], maps[at], recolour)
+            return Batch(squares(at).permute(0, 3, 1, 2), labels[at], *ours.each(lambda table: table[at]), size)
 
         return take
 

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 
-from inat_job.data import layout, rng, splits
-from inat_job.data.augment import Augmentation, centre_maps, colour_factors, mirrored, random_maps
-from inat_job.data.batches import UNSHARDED, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
+from inat_job.data import layout, splits
+from inat_job.data.augment import Augmentation, Views, centre_maps, mirrored, training_views, view_size
+from inat_job.data.batches import UNSHARDED, Batch, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
 from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
+from inat_job.data.mixing import draw_mix
 from inat_job.errors import BadDataError
 from inat_job.settings import DataSettings, TrainSettings
 
@@ -35,8 +36,10 @@ class ImageDataModule(LightningDataModule):
         self.cache, self._shard, self._on_gpu = cache, shard, on_gpu
         self._features: Features | None = None
         self._feature_epochs = 0
-        self._settings = train
-        self.augmentation = Augmentation(train.crop_scale, train.rotation, train.colour)
+        self._settings, self._data = train, data
+        self.augmentation = Augmentation(
+            train.crop_scale, train.rotation, train.colour, train.flip, train.trivial_augment, train.erase
+        )
         self._sizes = torch.tensor(cache.index.sizes)
         self._centre_maps = centre_maps(self._sizes, data.eval_crop)
         rows = cache.index.rows(layout.TRAIN)
@@ -86,19 +89,31 @@ class ImageDataModule(LightningDataModule):
         """Take the first `epochs` epochs from features instead of pixels."""
         self._features, self._feature_epochs = features, epochs
 
-    def view_batches(self, view: int, rows: np.ndarray) -> TakeBatch:
-        """Takes the batches of `rows` in a view, augmented by its draws if the run augments."""
-        if not self._settings.augment:
-            return self._plain_batches(rows)
-        # Of all rows of the cache, so that an image's view depends on no other image.
-        draws = torch.from_numpy(rng.augmentation(self._settings.seed, view, len(self.cache.index.ids)))
-        maps = random_maps(self._sizes, draws, self.augmentation)
-        return self.pixel_rows.batches(rows, maps, colour_factors(draws, self.augmentation))
+    def view_batches(self, view: int, rows: np.ndarray, size: int | None = None) -> TakeBatch:
+        """Takes the batches of `rows` in a view, augmented by its draws if the run augments.
+
+        The views have the image size unless another one is given.
+        """
+        views, size = Views(self._centre_maps), size or self._data.image_size
+        if self._settings.augment:  # of all rows of the cache, so that an image's view depends on no other image
+            views = training_views(self._sizes, self._settings.seed, view, self.augmentation)
+        return self.pixel_rows.batches(rows, views, size)
 
     def _train_batches(self, epoch: int, rows: np.ndarray) -> TakeBatch:
-        if self._features is None or epoch >= self._feature_epochs:
-            return self.view_batches(epoch, rows)
-        return self._features.train_batches(epoch, rows)
+        if self._features is not None and epoch < self._feature_epochs:
+            return self._features.train_batches(epoch, rows)
+        train, size = self._settings, self._data.image_size
+        size = view_size(epoch, train.epochs, train.start_size or size, size)
+        take = self.view_batches(epoch, rows, size)
+        if not train.mixes or epoch >= train.mix_until * train.epochs:
+            return take
+
+        def mixed(at: slice) -> Batch:
+            number = epoch * len(self.train_batches) + at.start // self.slice_size
+            batch: Batch = take(at)
+            return batch._replace(mix=draw_mix(train.seed, number, train.mixup, train.cutmix))
+
+        return mixed
 
     def _val_batches(self, rows: np.ndarray) -> TakeBatch:
         epoch = self.train_batches.position()["epoch"]
@@ -107,10 +122,10 @@ class ImageDataModule(LightningDataModule):
         return self._features.val_batches(rows)
 
     def _plain_batches(self, rows: np.ndarray) -> TakeBatch:
-        return self.pixel_rows.batches(rows, self._centre_maps, None)
+        return self.pixel_rows.batches(rows, Views(self._centre_maps), self._data.eval_size)
 
     def _mirrored_batches(self, rows: np.ndarray) -> TakeBatch:
-        return self.pixel_rows.batches(rows, mirrored(self._centre_maps), None)
+        return self.pixel_rows.batches(rows, Views(mirrored(self._centre_maps)), self._data.eval_size)
 
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch, for checkpoints. Lightning also supports a state of the loader itself, but

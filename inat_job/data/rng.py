@@ -9,12 +9,18 @@ from enum import IntEnum
 import numpy as np
 
 COLUMNS = ("area", "ratio", "left", "top", "flip", "angle", "brightness", "contrast", "saturation")
+OPERATION_COLUMNS = ("operation", "strength")
+ERASING_COLUMNS = ("erase", "area", "ratio", "left", "top")
 
 
 class _Stream(IntEnum):
     ORDER = 0
     AUGMENTATION = 1
     MODEL = 2
+    FLIP = 3
+    OPERATION = 4
+    ERASING = 5
+    MIXING = 6
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -25,6 +31,29 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
 def augmentation(seed: int, view: int, rows: int) -> np.ndarray:
     """Uniform draws in [0, 1) for one view of every cached image: float32 of shape (rows, len(COLUMNS))."""
     return _generator(seed, _Stream.AUGMENTATION, view).random((rows, len(COLUMNS)), dtype=np.float32)
+
+
+def alternating_flips(seed: int, view: int, rows: int) -> np.ndarray:
+    """Whether each cached image is mirrored: at random in view 0, and from then on the other way in each view.
+
+    bool (rows,). (K. Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU, 2024, arXiv 2404.00498)
+    """
+    return (_generator(seed, _Stream.FLIP, 0).random(rows) < 0.5) ^ bool(view % 2)
+
+
+def operations(seed: int, view: int, rows: int) -> np.ndarray:
+    """Draws of one operation for each cached image in a view: float32 (rows, len(OPERATION_COLUMNS)) in [0, 1)."""
+    return _generator(seed, _Stream.OPERATION, view).random((rows, len(OPERATION_COLUMNS)), dtype=np.float32)
+
+
+def erasing(seed: int, view: int, rows: int) -> np.ndarray:
+    """Draws of one erased box for each cached image in a view: float32 (rows, len(ERASING_COLUMNS)) in [0, 1)."""
+    return _generator(seed, _Stream.ERASING, view).random((rows, len(ERASING_COLUMNS)), dtype=np.float32)
+
+
+def mixing(seed: int, number: int) -> np.random.Generator:
+    """What the mixing of a batch is drawn from; `number` counts the batches of the run, or their slices."""
+    return _generator(seed, _Stream.MIXING, number)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -39,6 +39,12 @@ def check_batch_size(settings: Settings, world_size: int) -> None:
             f"--batch-size is {batch}, which {world_size} devices{f' in {slices} slices' if slices > 1 else ''} cannot "
             f"split evenly: use a multiple of {divisor}, or lower --devices."
         )
+    share = batch // divisor
+    if settings.train.mixes and world_size > 1 and share % 2:
+        raise ConflictError(
+            f"--batch-size is {batch}, of which each of {world_size} devices gets {share}, but --mixup and --cutmix "
+            f"mix pairs of images: use a multiple of {2 * divisor}."
+        )
 
 
 def _device_count(train: TrainSettings) -> int:

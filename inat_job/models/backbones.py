@@ -74,10 +74,7 @@ def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Archit
         raise _size_error(name, image_size, error) from None
     network = BackboneNet(backbone)
     head = _head(name, backbone, num_classes)
-    try:
-        network_size(network, image_size)  # a forward pass on the meta device is the cheapest proof that the size fits
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise _size_error(name, image_size, error) from None
+    check_size(name, network, image_size)
     return Architecture(
         name=name,
         network=network,
@@ -85,6 +82,14 @@ def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Archit
         head=(f"backbone.{head}",),
         blueprint={"kind": KIND, "name": name, "num_classes": num_classes, "image_size": image_size},
     )
+
+
+def check_size(name: str, network: nn.Module, size: int, flag: str = "--image-size") -> None:
+    """Raise UsageError unless the network takes images of this size, which `flag` sets."""
+    try:
+        network_size(network, size)  # a forward pass on the meta device is the cheapest proof that the size fits
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise _size_error(name, size, error, flag) from None
 
 
 def _check_name(name: str) -> None:
@@ -165,6 +170,6 @@ def _divide_evenly(units: list[str], n_stages: int) -> tuple[tuple[str, ...], ..
     return tuple(tuple(units[start:end]) for start, end in itertools.pairwise(bounds))
 
 
-def _size_error(name: str, image_size: int, error: Exception) -> UsageError:
+def _size_error(name: str, image_size: int, error: Exception, flag: str = "--image-size") -> UsageError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UsageError(f"--image-size is {image_size}, which {name} cannot take ({reason}): 224 is the usual size.")
+    return UsageError(f"{flag} is {image_size}, which {name} cannot take ({reason}): 224 is the usual size.")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import singledispatch
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from inat_job import events
 from inat_job.errors import TransientError
-from inat_job.models.backbones import build_backbone
+from inat_job.models.backbones import build_backbone, check_size
 from inat_job.models.find_weights import parse_weights, stat_weights
 from inat_job.models.five_block import BLOCKS, FiveBlockSpec, block_filters, build_five_block
 from inat_job.models.strategies import Architecture
@@ -24,7 +25,10 @@ from inat_job.storage.cache_locks import hold_folder
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """What building a network needs beside its settings; `pretrained` is off if a checkpoint replaces the weights."""
+    """What building a network needs beside its settings; `pretrained` is off if a checkpoint replaces the weights.
+
+    `other_sizes` are the sizes that it must take besides the image size, by their flags.
+    """
 
     classes: int
     image_size: int
@@ -32,6 +36,7 @@ class BuildInputs:
     cache_dir: Path
     options: StorageOptions
     stop: Stop
+    other_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @singledispatch
@@ -70,6 +75,9 @@ def _(settings: BackboneSettings, inputs: BuildInputs) -> Architecture:
         layer_decay=settings.layer_decay,
         feature_views=settings.feature_views,
     )
+    for flag, size in inputs.other_sizes.items():
+        if size != inputs.image_size:
+            check_size(settings.backbone, architecture.network, size, flag)
     if inputs.pretrained and settings.weights != "none":
         loaded = _load_weights(architecture, settings, inputs)
         events.emit("weights", sha256=loaded.sha256, loaded=loaded.loaded, missing=len(loaded.missing))

@@ -3,22 +3,31 @@
 Lightning's trainer runs the training loop (training/trainer.py); `training_step` is what it does with one batch."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from inat_job.data.augment import cut_views
 from inat_job.data.batches import IGNORED, Batch
 from inat_job.data.features import FeatureBatch
+from inat_job.data.mixing import mix_views, of_neighbours
 from inat_job.errors import ConflictError
 from inat_job.models.frozen_stem import StemAndTail, cut_stem
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
-from inat_job.settings import DataSettings, TrainSettings
+from inat_job.models.weight_average import WeightAverage
+from inat_job.settings import TrainSettings
+
+_NETWORK = "network."
+"""Prefix of the network's names in a checkpoint."""
+_RAW = "raw_weights"
+"""What a checkpoint has besides the averages, which are in its state dict: the weights that training continues."""
+_MOMENTUM = 0.9
 
 
 class Classifier(LightningModule):
@@ -28,13 +37,11 @@ class Classifier(LightningModule):
     `val_accuracy` are the last validation's.
     """
 
-    def __init__(
-        self, architecture: Architecture, train: TrainSettings, data: DataSettings, steps_per_epoch: int
-    ) -> None:
+    def __init__(self, architecture: Architecture, train: TrainSettings, steps_per_epoch: int) -> None:
         super().__init__()
         self.network = architecture.network
         self._architecture = architecture
-        self._train, self._data = train, data
+        self._train = train
         self._total_steps = train.epochs * steps_per_epoch
         self.loss = torch.tensor(float("nan"))
         self.finite = torch.tensor(True)
@@ -42,6 +49,8 @@ class Classifier(LightningModule):
         self._val_sums = torch.zeros(3)
         self._stages_set_for_epoch = -1
         self._stem_and_tail: tuple[torch.device, StemAndTail] | None = None
+        self._average: WeightAverage | None = None
+        self._restored: dict[str, Tensor] | None = None
 
     def forward(self, batch: Batch | FeatureBatch) -> Tensor:
         """Logits (B, classes) of a batch of images, whose views are cut here, or of a batch of cached features."""
@@ -54,8 +63,9 @@ class Classifier(LightningModule):
         return logits
 
     def view(self, batch: Batch) -> Tensor:
-        """The views of a batch: float32 (B, 3, image size, image size) in 0..255, channels last in memory."""
-        return cut_views(batch.pixels, batch.maps, batch.colour, self._data.image_size)
+        """The views of a batch: float32 (B, 3, size, size) in 0..255, channels last in memory."""
+        views = cut_views(batch.pixels, batch.maps, batch.colour, batch.size, batch.erased)
+        return mix_views(views, batch.mix) if batch.mix else views
 
     def stem_and_tail(self) -> StemAndTail:
         """The network, cut after the stages that are frozen as training begins. Raises CannotCutError."""
@@ -66,12 +76,45 @@ class Classifier(LightningModule):
         return self._stem_and_tail[1]
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
-        logits = self(batch)
-        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self._train.label_smoothing)
+        logits = self(batch).float()
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self._train.label_smoothing)
+        if isinstance(batch, Batch) and batch.mix:  # linear in the labels, so this is the loss of the mixed ones
+            other = of_neighbours(batch.labels)
+            other_loss = F.cross_entropy(logits, other, label_smoothing=self._train.label_smoothing)
+            loss = torch.lerp(other_loss, loss, batch.mix.own_share(batch.size))
         # Kept on the device: reading it at each step would make the CPU wait for the device.
         self.loss = loss.detach()
         self.finite = self.finite & torch.isfinite(self.loss)
         return loss
+
+    def on_train_start(self) -> None:
+        if self._train.ema:
+            self._average = WeightAverage(self._architecture, self._train.ema, self._restored)
+            self._restored = None
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self._average:  # before any callback may take a checkpoint
+            self._average.update(self.global_step)
+
+    def on_train_end(self) -> None:
+        self._average = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With an average, it is what everyone but a resume finds in the checkpoint."""
+        if self._average:
+            state = checkpoint["state_dict"]
+            averages = {_NETWORK + name: average for name, average in self._average.as_dict().items()}
+            checkpoint[_RAW] = {name: state[name] for name in averages}
+            state.update(averages)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._train.ema:
+            state = checkpoint["state_dict"]
+            self._restored = {name.removeprefix(_NETWORK): state[name] for name in checkpoint[_RAW]}
+            checkpoint["state_dict"] = state | checkpoint[_RAW]
 
     def check_finite(self, step: int, finite: bool) -> None:
         """Raise ConflictError if any training loss up to a step was not finite."""
@@ -96,6 +139,8 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._val_sums = torch.zeros(3, device=self.device)
+        if self._average:
+            self._average.swap()
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         logits = self(batch).float()
@@ -104,6 +149,8 @@ class Classifier(LightningModule):
         self._val_sums += torch.stack([loss, correct.float(), (batch.labels != IGNORED).sum().float()])
 
     def on_validation_epoch_end(self) -> None:
+        if self._average:
+            self._average.swap()
         loss, correct, n = self.trainer.strategy.reduce(self._val_sums, reduce_op="sum").tolist()
         self.val_loss, self.val_accuracy = loss / n, correct / n
         if not math.isfinite(self.val_loss):
@@ -116,7 +163,9 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self._architecture, lr=self._train.lr, weight_decay=self._train.weight_decay)
-        optimiser = AdamW(groups, lr=self._train.lr, fused=True)
+        optimiser: Optimizer = AdamW(groups, lr=self._train.lr, fused=True)
+        if self._train.optimiser == "sgd":
+            optimiser = SGD(groups, lr=self._train.lr, momentum=_MOMENTUM, nesterov=True, fused=True)
         total, warmup = self._total_steps, self._train.warmup
         schedule = LambdaLR(optimiser, lambda step: learning_rate_factor(step, total, warmup))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -36,7 +36,7 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, batch_size:
         source = data_source.find(data.uri, cache_dir, storage_options(settings.storage), stop)
         if batch_size:
             source = replace(source, check_listed=partial(_check_batch_size, batch_size))
-        cache = build_cache.prepare(source, cache_dir, data.image_size, data.max_broken, stop, downloaded)
+        cache = build_cache.prepare(source, cache_dir, data.eval_size, data.max_broken, stop, downloaded)
     index = cache.index
     events.emit("data", images=len(index.ids), classes=len(index.classes), digest=index.digest)
     for each in index.rejected:

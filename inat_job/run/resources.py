@@ -89,7 +89,7 @@ def check_shared_memory(train: TrainSettings) -> str | CheckWarning:
 
 def check_job_memory(settings: Settings) -> str:
     """The memory limit, compared with the libraries and one slice of a batch. Raises ConflictError."""
-    train, side = settings.train, settings.data.image_size
+    train, side = settings.train, settings.data.eval_size
     batch = train.batch_size // train.accumulate * side * side * 3 * 4  # as float32, without the network's own maps
     check_memory(batch)
     limit = memory.limit_bytes()
@@ -133,15 +133,15 @@ def check_memory(additional: int = 0) -> None:
         )
 
 
-def check_training(architecture: "Architecture", folder: Path) -> None:
+def check_training(architecture: "Architecture", train: TrainSettings, folder: Path) -> None:
     """Raise ConflictError if memory, or the disk of the run's `folder`, cannot hold what training this network takes.
 
-    A state is the weights, and AdamW's two moments of each trained parameter. Memory holds it, a copy of it and the
-    gradients; the disk holds one for each checkpoint that retention keeps.
+    A state is the weights, the optimiser's moments of each trained parameter, and with --ema its average. Memory holds
+    it, a copy of it and the gradients; the disk holds one for each checkpoint that retention keeps.
     """
     weights = sum(tensor.nbytes for tensor in architecture.network.state_dict().values())
     trained = architecture.trained_bytes()
-    state = weights + 2 * trained
+    state = weights + ((1 if train.optimiser == "sgd" else 2) + (train.ema > 0)) * trained
     check_memory(2 * state + trained)
     present = sum(path.stat().st_size for path in (folder / "checkpoints").glob("*.ckpt"))
     needed, free = _MOST_CHECKPOINTS * state - present, shutil.disk_usage(folder).free

@@ -77,6 +77,7 @@ class RunContext:
         events.phase("build")
         signals.check(self.stop, "building the network")
         torch.manual_seed(settings.train.seed)
+        start_size = settings.train.start_size or settings.data.image_size
         inputs = BuildInputs(
             classes=len(self.images.cache.index.classes),
             image_size=settings.data.image_size,
@@ -84,11 +85,12 @@ class RunContext:
             cache_dir=Path(settings.data.cache_dir),
             options=storage_options(settings.storage),
             stop=self.stop,
+            other_sizes={"--test-size": settings.data.eval_size, "--start-size": start_size},
         )
         architecture = build(settings.model, inputs)
         if self.execution.channels_last:
             architecture.network.to(memory_format=torch.channels_last)
-        return architecture, Classifier(architecture, settings.train, settings.data, self.images.steps_per_epoch)
+        return architecture, Classifier(architecture, settings.train, self.images.steps_per_epoch)
 
     def move_images_to_gpu(self) -> None:
         """Copy all images to the GPU once, if they fit there beside the network; else batches come from the host."""

@@ -59,7 +59,7 @@ def pays(bytes_per_image: int, macs_per_image: int, accelerator: str) -> bool:
 
 def decide(context: RunContext, architecture: Architecture, classifier: Classifier) -> FeaturePlan | None:
     """The plan of a new run. Where nothing is cached although the stem is frozen, the log says why."""
-    train, images = context.settings.train, context.images
+    train = context.settings.train
     epochs = epochs_with_initial_stages(architecture, train.epochs)
     views = architecture.feature_views if train.augment else min(architecture.feature_views, 1)
     if architecture.strategy == "full" or views == 0:
@@ -67,8 +67,10 @@ def decide(context: RunContext, architecture: Architecture, classifier: Classifi
     try:
         if epochs <= views:
             raise CannotCutError(f"only {epochs} epochs train the same stages, and there would be {views} views")
+        if train.mixes or train.start_size:
+            raise CannotCutError("--mixup, --cutmix and --start-size change the views of an image")
         cut = classifier.stem_and_tail()
-        _check_worth(context, cut.stem, views * len(images.train_rows) + len(images.val_rows))
+        _check_worth(context, cut.stem, views)
     except CannotCutError as reason:
         events.emit("reuse", message=f"No features are cached: {reason}.")
         return None
@@ -113,6 +115,7 @@ def cache_key(context: RunContext, classifier: Classifier) -> str:
     view: Mapping[str, Any] = {
         "format": augment.VIEW_FORMAT,
         "image_size": data.image_size,
+        "eval_size": data.eval_size,
         "eval_crop": data.eval_crop,
         "augment": train.augment,
         "augmentation": dataclasses.asdict(context.images.augmentation),
@@ -150,13 +153,15 @@ def _compute(
     assert part.load()
 
 
-def _check_worth(context: RunContext, stem: torch.nn.Module, images: int) -> None:
-    """Raise CannotCutError with the reason not to cache the features of so many images."""
-    counts = network_size(stem, context.settings.data.image_size)
+def _check_worth(context: RunContext, stem: torch.nn.Module, views: int) -> None:
+    """Raise CannotCutError with the reason not to cache the features of so many training views."""
+    data, images = context.settings.data, context.images
+    counts, evaluated = network_size(stem, data.image_size), network_size(stem, data.eval_size)
     per_image = 4 * counts.outputs  # at most: in mixed precision, some layers still put out four bytes
     if not pays(per_image, counts.macs, context.execution.accelerator):
         raise CannotCutError(f"reading {per_image:,} bytes per image takes longer than computing them")
-    needed, free = per_image * images, shutil.disk_usage(_existing(Path(context.settings.data.cache_dir))).free
+    needed = per_image * views * len(images.train_rows) + 4 * evaluated.outputs * len(images.val_rows)
+    free = shutil.disk_usage(_existing(Path(data.cache_dir))).free
     if needed > _DISK_SHARE * free:
         raise CannotCutError(f"they need {megabytes(needed)}, and --cache-dir has {megabytes(free)} free")
 

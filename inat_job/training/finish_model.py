@@ -53,12 +53,12 @@ def _export(context: RunContext, name: str, model: Path, drafts: Path) -> dict[s
         for batch in context.images.unsharded_batches(context.images.test_rows, None):
             signals.check(context.stop, f"verifying the export to {name}")
             pixels, maps = batch.pixels.cpu(), batch.maps.cpu()
-            yield cut_views(pixels, maps, None, context.settings.data.image_size), batch.labels.cpu()
+            yield cut_views(pixels, maps, None, context.settings.data.eval_size), batch.labels.cpu()
 
     signals.check(context.stop, f"exporting the network to {name}")
     try:
         network, _ = load_exported(model)
-        facts = export_verified(name, network, context.settings.data.image_size, drafts, views)
+        facts = export_verified(name, network, context.settings.data.eval_size, drafts, views)
     except Preempted:
         raise
     except Exception as error:  # the exporters raise almost anything for a network that they do not support

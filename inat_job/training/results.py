@@ -173,7 +173,7 @@ def make_report(
         started=started or context.clock.started_at(),
         finished=timing.utc_now(),
         **_metrics_sections(predictions, context.images),
-        model={"name": architecture.name, **network_size(architecture.network, settings.data.image_size).as_dict()},
+        model={"name": architecture.name, **network_size(architecture.network, settings.data.eval_size).as_dict()},
         data=_data_section(context.images),
         settings=settings.as_dict(),
         timing=context.clock.timing(weights.train_s),
@@ -209,7 +209,7 @@ def draw_pictures(
     attempts = tuple(each["started_step"] for each in history[1:])
     inputs = PictureInputs(
         network,
-        EvaluationImages(images.cache, settings.data.image_size, settings.data.eval_crop),
+        EvaluationImages(images.cache, settings.data.eval_size, settings.data.eval_crop),
         {layout.TEST: images.test_rows, VAL: images.val_rows, layout.TRAIN: images.train_rows},
         predictions.table,
         settings.train.seed,

@@ -72,7 +72,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
     resumed = start.find_checkpoint(context)
     architecture, classifier = context.build_network(pretrained=not resumed and not settings.run.init_from)
     if group.is_main:
-        resources.check_training(architecture, context.folder.path(CONFIG).parent)
+        resources.check_training(architecture, settings.train, context.folder.path(CONFIG).parent)
     context.move_images_to_gpu()
     if resumed:
         start.check_same_data(context, resumed.manifest)
@@ -197,6 +197,6 @@ def _model_card(context: RunContext, temperature: float) -> dict[str, Any]:
     data = context.settings.data
     return {
         "classes": list(context.images.cache.index.classes),
-        "preprocessing": {"image_size": data.image_size, "eval_crop": data.eval_crop},
+        "preprocessing": {"image_size": data.eval_size, "eval_crop": data.eval_crop},
         "temperature": temperature,
     }

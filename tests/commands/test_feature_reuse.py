@@ -44,7 +44,9 @@ def test_features_train_as_the_same_views_do(
     run(by_features)
     monkeypatch.setattr("inat_job.training.feature_cache.decide", lambda *args: None)
     view_batches = ImageDataModule.view_batches
-    monkeypatch.setattr(ImageDataModule, "view_batches", lambda self, view, rows: view_batches(self, view % 2, rows))
+    monkeypatch.setattr(
+        ImageDataModule, "view_batches", lambda self, view, rows, size: view_batches(self, view % 2, rows, size)
+    )
     plain = settings("b", **HEAD, train__precision="fp32", run__run_id="plain")
     run(plain)
     assert report_of(plain)["reuse"] is None

@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from inat_job.checkpoints import training_state as state
 from inat_job.command_options import EvaluationOptions
@@ -29,6 +30,23 @@ from inat_job.training import run as train
 from tests.harness.in_process import in_process
 from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, StopAfter, model_of, report_of, run
 from tests.harness.made_images import tree, write_tar, write_zip
+
+WITH_EVERYTHING = {
+    "train__ema": "0.9",
+    "train__optimiser": "sgd",
+    "train__lr": "0.02",
+    "train__epochs": "4",
+    "train__flip": "alternating",
+    "train__trivial_augment": "1",
+    "train__erase": "0.5",
+    "train__mixup": "0.2",
+    "train__cutmix": "1",
+    "train__mix_until": "0.6",
+    "data__image_size": "64",
+    "train__start_size": "32",
+    "data__test_size": "80",
+}
+"""Each part of the recipe that is off by default and could make a resume inexact."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
@@ -130,6 +148,7 @@ def test_trainable_parameters_do_not_depend_on_resume(settings: Make) -> None:
         ("a", {"train__precision": "fp32"}),
         ("a", {"train__precision": "bf16"}),
         ("a", {"train__accumulate": "2"}),
+        ("a", WITH_EVERYTHING),
         ("a", {"train__early_stop": "2", "train__epochs": "30", "train__lr": "1e-6"}),
         ("b", {"model__strategy": "head"}),
         ("b", {"model__strategy": "last-k"}),
@@ -157,6 +176,21 @@ def test_resume_is_bit_exact(which: str, changes: dict[str, str], settings: Make
     rows = [(Path(each.run.output) / "r" / "metrics.jsonl").read_text() for each in (stopped, whole)]
     assert rows[0] == rows[1]
     assert [attempt["why"] for attempt in report_of(stopped)["history"]].count("preempted") > 1
+
+
+def test_average_is_validated_tested_and_exported(settings: Make) -> None:
+    made = settings(train__ema="0.9", train__precision="fp32")
+    run(made)
+    folder = Path(made.run.output) / "r"
+    report = report_of(made)
+    checkpoint = state.read(folder / "checkpoints" / f"{report['checkpoint']['step']}.ckpt")
+    averages, raw = checkpoint["state_dict"], checkpoint["raw_weights"]
+    assert any(not torch.equal(averages[name], raw[name]) for name in raw)
+    exported = load_file(folder / "model" / "model.safetensors")
+    assert all(torch.equal(averages[f"network.{name}"], each) for name, each in exported.items())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validated = [row["val_loss"] for row in rows if "val_loss" in row and row["step"] == checkpoint["global_step"]]
+    assert validated == pytest.approx([report["val"]["loss"]], rel=1e-4)
 
 
 def events_of(capsys: pytest.CaptureFixture[str], name: str) -> list[dict[str, Any]]:

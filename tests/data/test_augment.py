@@ -1,5 +1,8 @@
 """Augmentation: views have the geometry of the original image, because sampling undoes the squash."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,15 +12,22 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms import v2
 
+from inat_job.data import rng
 from inat_job.data.augment import (
+    _OPERATIONS,
     RATIO,
     Augmentation,
     _random_box,
     centre_maps,
     colour_factors,
+    composed,
     cut_views,
+    erased_boxes,
     mirrored,
+    operations,
     random_maps,
+    training_views,
+    view_size,
 )
 from inat_job.data.rng import COLUMNS
 
@@ -72,8 +82,7 @@ def test_views_restore_aspect(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(400, 200), (200, 400), (256, 256)])
 def test_centre_view_matches_torchvision(size: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
     image = coarse.resize(size, Image.Resampling.BICUBIC)
     pixels, sizes = squashed(image, 256)
     ours = centre_view(pixels, sizes, 112, 0.875)
@@ -191,3 +200,105 @@ def test_autocast_changes_no_pixel(training: bool, dtype: torch.dtype) -> None:
     plain = view()
     with torch.autocast("cpu", dtype):
         assert torch.equal(view(), plain)
+
+
+@given(st.integers(1, 300), st.integers(32, 512), st.integers(0, 512))
+def test_view_size_grows_in_steps_of_16(epochs: int, start: int, more: int) -> None:
+    size = start + more
+    sizes = [view_size(epoch, epochs, start, size) for epoch in range(epochs)]
+    assert sizes == sorted(sizes)
+    assert all(each == size or (each - start) % 16 == 0 for each in sizes)
+    assert sizes[-1] == size
+    assert sizes[0] == (start if epochs > 1 else size)
+    assert set(sizes[math.ceil(2 * epochs / 3) :]) <= {size}
+    assert {view_size(epoch, epochs, size, size) for epoch in range(epochs)} == {size}
+
+
+@given(st.lists(st.floats(0, 0.75, width=32), min_size=5, max_size=5), st.floats(0, 1, width=32))
+def test_erased_box_is_inside_the_view(values: list[float], probability: float) -> None:
+    [(left, top, right, bottom)] = erased_boxes(torch.tensor([values]), probability).tolist()
+    assert 0 <= left <= right <= 1 + 1e-6
+    assert 0 <= top <= bottom <= 1 + 1e-6
+    area = (right - left) * (bottom - top)
+    assert area <= 1 / 3 + 1e-6
+    assert (area > 0.01) == (values[0] < probability)
+
+
+def test_erased_pixels_are_grey_and_the_others_as_before() -> None:
+    pixels = torch.randint(150, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    maps = centre_maps(torch.tensor([[16, 16]] * 3), 1.0)
+    boxes = torch.tensor([[0.25, 0.5, 0.75, 1.0], [0.3, 0.3, 0.3, 0.3], [0.0, 0.0, 1.0, 0.125]])
+    plain, erased = cut_views(pixels, maps, None, 16), cut_views(pixels, maps, None, 16, boxes)
+    expected = plain.clone()
+    expected[0, :, 8:, 4:12] = 114
+    expected[2, :, :2] = 114
+    assert torch.equal(erased, expected)
+    assert erased.is_contiguous(memory_format=torch.channels_last)
+
+
+def operation(name: str, level: float, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+    at = (_OPERATIONS.index(name) + 0.5) / len(_OPERATIONS)
+    return operations(torch.tensor([[at, (level + 1) / 2]]), strength)
+
+
+@pytest.mark.parametrize("name", _OPERATIONS)
+@pytest.mark.parametrize("level", [-1.0, 0.5])
+def test_one_operation_changes_the_view_in_one_way(name: str, level: float) -> None:
+    changes, factors = operation(name, level)
+    still = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    angle = math.radians(30 * level)
+    expected = still.clone()
+    match name:
+        case "shear x":
+            expected[0, 0, 1] = 0.3 * level
+        case "shear y":
+            expected[0, 1, 0] = 0.3 * level
+        case "translate x":
+            expected[0, 0, 2] = 0.6 * level  # of coordinates from -1 to 1
+        case "translate y":
+            expected[0, 1, 2] = 0.6 * level
+        case "rotate":
+            expected[0, :, :2] = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    assert torch.allclose(changes, expected)
+    named = [1 + 0.9 * level if name == factor else 1.0 for factor in ("brightness", "contrast", "saturation")]
+    assert factors.tolist() == [pytest.approx(named)]
+    weaker, paler = operation(name, level, 0.0)
+    assert torch.allclose(weaker, still)
+    assert paler.tolist() == [[1.0] * 3]
+
+
+def test_composed_maps_sample_as_one_after_the_other() -> None:
+    first, second = torch.randn(2, 5, 2, 3)
+    points = torch.randn(5, 2, 1)
+
+    def sampled(maps: Tensor, at: Tensor) -> Tensor:
+        return maps[:, :, :2] @ at + maps[:, :, 2:]
+
+    assert torch.allclose(sampled(composed(first, second), points), sampled(first, sampled(second, points)), atol=1e-5)
+
+
+def test_training_views_without_additions_are_those_of_the_first_stream() -> None:
+    sizes, plain = torch.tensor([[40, 30], [20, 50]]), Augmentation(0.35, 20.0, 0.3)
+    table = torch.from_numpy(rng.augmentation(5, 3, 2))
+    found = training_views(sizes, 5, 3, plain)
+    assert torch.equal(found.maps, random_maps(sizes, table, plain))
+    assert found.colour is not None
+    assert torch.equal(found.colour, colour_factors(table, plain))  # type: ignore[arg-type]
+    assert found.erased is None
+    changed = training_views(sizes, 5, 3, dataclasses.replace(plain, operation=1.0, erase=1.0))
+    assert not torch.equal(changed.maps, found.maps)
+    assert changed.erased is not None
+    colourless = training_views(sizes, 5, 3, Augmentation(0.35, 20.0, 0.0, operation=1.0))
+    assert colourless.colour is not None
+
+
+@pytest.mark.parametrize("flip", ["alternating", "none"])
+def test_flips_of_successive_views(flip: str) -> None:
+    sizes, augmentation = torch.tensor([[32, 32]] * 40), Augmentation(1.0, 0.0, 0.0, flip=flip)
+    signs = [training_views(sizes, 0, view, augmentation).maps[:, 0, 0].sign() for view in range(3)]
+    if flip == "none":
+        assert all((each == 1).all() for each in signs)
+    else:
+        assert (signs[0] == -signs[1]).all()
+        assert (signs[0] == signs[2]).all()
+        assert 0 < (signs[0] > 0).sum() < 40

@@ -38,3 +38,17 @@ def test_draws_have_not_changed() -> None:
     assert rng.order(0, 0, 8).tolist() == [3, 6, 4, 0, 7, 5, 2, 1]
     assert rng.augmentation(0, 2, 3)[1, :3].tolist() == [0.9432896971702576, 0.2327425479888916, 0.8338075280189514]
     assert rng.step_seed(0, 5, 1) == 3574110592955793954
+
+
+def test_new_streams_have_not_changed() -> None:
+    found = [rng.operations(5, 3, 2)[1, 0], rng.erasing(5, 3, 2)[1, 0], rng.mixing(5, 3).random()]
+    assert [f"{each:.5f}" for each in found] == ["0.38119", "0.23872", "0.71485"]
+    assert (rng.operations(0, 0, 4).shape, rng.erasing(0, 0, 4).shape) == ((4, 2), (4, 5))
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(0, 1000))
+def test_alternating_flips_turn_each_image_with_each_view(seed: int, view: int) -> None:
+    one, other, again = (rng.alternating_flips(seed, view + later, 200) for later in range(3))
+    assert (one != other).all()
+    assert (one == again).all()
+    assert 40 < one.sum() < 160

@@ -43,6 +43,11 @@ def test_ranks_of_one_of_several_machines(monkeypatch: pytest.MonkeyPatch) -> No
         ({"num_nodes": 2}, replace(NO_PLATFORM, node_rank=2, master_address="host"), "number 2"),
         ({"devices": 4}, NO_PLATFORM, "--devices is 4, but this machine has 2"),
         ({"devices": 2, "batch_size": 64, "accumulate": 64}, NO_PLATFORM, "use a multiple of 128"),
+        (
+            {"devices": 2, "batch_size": 6, "mixup": 0.2},
+            NO_PLATFORM,
+            "2 devices gets 3, .*: use a multiple of 4",
+        ),
     ],
 )
 def test_contradicting_settings_are_refused(

@@ -1,10 +1,16 @@
-"""The learning rate schedule of the LightningModule that both parts train."""
+"""The LightningModule that both parts train: its learning rate schedule, and the loss of mixed images."""
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from inat_job.models.classifier import learning_rate_factor
+from inat_job.data.batches import Batch
+from inat_job.data.mixing import Mix
+from inat_job.models.classifier import Classifier, learning_rate_factor
+from inat_job.models.five_block import FiveBlockSpec, build_five_block
+from inat_job.settings import TrainSettings
 
 
 @given(st.integers(1, 500), st.floats(0, 0.9))
@@ -16,3 +22,17 @@ def test_learning_rate_warms_up_and_decays_to_zero(total: int, warmup: float) ->
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-9) or total <= 1
+
+
+@pytest.mark.parametrize("is_cutmix", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_of_mixed_images_is_that_of_their_mixed_labels(is_cutmix: bool, smoothing: float) -> None:
+    spec = FiveBlockSpec((2,) * 5, (3,) * 5, "relu", 4, "gap", True, 0.0, 32, 3)
+    module = Classifier(build_five_block(spec), TrainSettings(label_smoothing=smoothing), 10).eval()
+    pixels, maps = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8), torch.eye(2, 3).repeat(4, 1, 1)
+    batch = Batch(pixels, torch.tensor([0, 1, 1, 2]), maps, None, None, 32, Mix(is_cutmix, 0.7, 0.4, 0.6))
+    own = batch.mix.own_share(32)  # type: ignore[union-attr]
+    one_hot = F.one_hot(batch.labels, 3).float()
+    targets = own * one_hot + (1 - own) * one_hot[[1, 0, 3, 2]]
+    expected = F.cross_entropy(module(batch), targets, label_smoothing=smoothing)
+    assert module.training_step(batch, 0).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -11,6 +11,7 @@ from inat_job.errors import ConflictError
 from inat_job.host import memory
 from inat_job.models.strategies import Architecture
 from inat_job.run import resources
+from inat_job.settings import TrainSettings
 
 MIB = 2**20
 NETWORK = nn.Sequential(nn.Linear(1024, 1024, bias=False), nn.Linear(1024, 1024, bias=False))  # 4 MiB each
@@ -37,12 +38,16 @@ def test_trained_bytes_count_only_what_the_strategy_trains() -> None:
 
 def test_disk_too_small_for_checkpoints_is_refused(small_disk: Path) -> None:
     with pytest.raises(ConflictError, match=r"has 50 MB free, and the checkpoints need 126 MB: free some"):
-        resources.check_training(architecture("full"), small_disk)
+        resources.check_training(architecture("full"), TrainSettings(), small_disk)
+    with pytest.raises(ConflictError, match=r"the checkpoints need 168 MB"):
+        resources.check_training(architecture("full"), TrainSettings(ema=0.9), small_disk)
+    with pytest.raises(ConflictError, match=r"the checkpoints need 84 MB"):
+        resources.check_training(architecture("full"), TrainSettings(optimiser="sgd"), small_disk)
     (small_disk / "checkpoints").mkdir()
     with (small_disk / "checkpoints" / "6.ckpt").open("wb") as file:
         file.write(bytes(24 * MIB))  # counts as one of the checkpoints that must fit
     with pytest.raises(ConflictError, match="need 101 MB"):
-        resources.check_training(architecture("full"), small_disk)
+        resources.check_training(architecture("full"), TrainSettings(), small_disk)
 
 
 def test_memory_limit_too_low_for_libraries_or_network_is_refused(
@@ -53,9 +58,10 @@ def test_memory_limit_too_low_for_libraries_or_network_is_refused(
         resources.check_memory()
     monkeypatch.setattr(memory, "limit_bytes", lambda: resources.LEAST_MEMORY + 37 * MIB)
     resources.check_memory()
-    resources.check_training(architecture("head"), tmp_path)  # twice a state of 8 + 2 * 4 MiB, and 4 of gradients
+    # Twice a state of 8 + 2 * 4 MiB, and 4 of gradients.
+    resources.check_training(architecture("head"), TrainSettings(), tmp_path)
     with pytest.raises(ConflictError, match="needs more than 478 MB"):
-        resources.check_training(architecture("full"), tmp_path)
+        resources.check_training(architecture("full"), TrainSettings(), tmp_path)
 
 
 def test_unknown_memory_limit_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A training step copies nothing to a GPU and does not wait for it, counted on tensors of a GPU that is not there."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tests.harness.made_images import tree, write_zip
 
 ROWS, SIDE = 40, 40
 DATA, TRAIN = DataSettings(image_size=32), TrainSettings(batch_size=8, colour=0.3, rotation=10.0)
+MIXED = dataclasses.replace(TRAIN, trivial_augment=1.0, erase=0.5, cutmix=1.0, mixup=0.2)
 GPU = torch.device("cuda", 0)
 VIEW_OPERATORS = 20
 """One for each change of a whole batch: more would be work on a few numbers, each of which is a launch too."""
@@ -47,7 +49,12 @@ def images(tmp_path: Path) -> ImageDataModule:
         rejected=(),
         pixels_sha256="",
     )
-    found = ImageDataModule(Cache(tmp_path, index), TRAIN, DATA)
+    return opened(Cache(tmp_path, index), TRAIN)
+
+
+def opened(cache: Cache, train: TrainSettings) -> ImageDataModule:
+    """With its file open, which no fake tensor can have."""
+    found = ImageDataModule(cache, train, DATA)
     assert found.pixel_rows.device.type == "cpu"
     return found
 
@@ -56,8 +63,8 @@ def classifier(part: str) -> Classifier:
     with torch.device("cuda"):
         if part == "a":
             spec = FiveBlockSpec((4, 4, 8, 8, 8), (3,) * 5, "relu", 8, "flatten", True, 0.1, 32, 2)
-            return Classifier(build_five_block(spec), TRAIN, DATA, 10)
-        return Classifier(build_backbone("resnet50", 2, 32), TRAIN, DATA, 10)
+            return Classifier(build_five_block(spec), TRAIN, 10)
+        return Classifier(build_backbone("resnet50", 2, 32), TRAIN, 10)
 
 
 @pytest.mark.parametrize("part", ["a", "b"])
@@ -75,6 +82,23 @@ def test_step_neither_copies_nor_waits(images: ImageDataModule, part: str) -> No
             with torch.autocast("cuda", torch.bfloat16), DeviceCalls() as forward:
                 module.training_step(batch, step)
             assert not (assembly.copies + assembly.waits + forward.copies + forward.waits)
+
+
+def test_mixed_step_neither_copies_nor_waits(images: ImageDataModule) -> None:
+    mixed = opened(images.cache, MIXED)
+    with fake_cuda():
+        mixed.pixel_rows.place(GPU, resident=True)
+        module, kinds = classifier("a").train(), set[bool]()
+        with DeviceCalls() as epoch:
+            take = mixed._train_batches(0, mixed.train_rows)
+        assert (len(epoch.copies), epoch.waits) == (5, []), "with the boxes to erase"
+        for step in range(4):
+            batch = take(slice(8 * step, 8 * step + 8))
+            kinds.add(batch.mix.is_cutmix)
+            with torch.autocast("cuda", torch.bfloat16), DeviceCalls() as forward:
+                module.training_step(batch, step)
+            assert forward.copies + forward.waits == []
+    assert kinds == {True, False}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -97,9 +121,9 @@ def test_images_in_host_memory_are_copied_once_a_batch(images: ImageDataModule) 
         images.pixel_rows.place(GPU, resident=False)
         take = images.view_batches(0, images.train_rows)
         batch = take(slice(8))
-        assert [each is None or each.is_cuda for each in batch] == [False, True, True, True]
+        assert [each.is_cuda for each in batch[:4]] == [False, True, True, True]
         with DeviceCalls() as calls:
-            Batch(*(None if each is None else each.to(GPU, non_blocking=True) for each in batch))
+            Batch(*(each.to(GPU, non_blocking=True) for each in batch[:4]), *batch[4:])
     assert (calls.copies, calls.waits) == (["_to_copy"], [])
 
 
