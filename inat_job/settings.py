@@ -238,6 +238,11 @@ class TrainSettings(_Section):
     early_stop: int | None = option(
         None, "Stop after this many epochs without a better validation accuracy", shown_default="never", minimum=1
     )
+    final: bool = option(
+        False,
+        "Train on the validation images too, once all is chosen: the last epoch's weights are the result",
+        neutral=False,
+    )
     seed: int = option(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
     accelerator: str = option(
         "auto",
@@ -287,6 +292,10 @@ class TrainSettings(_Section):
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--accumulate is {self.accumulate}: it must divide --batch-size, which is {self.batch_size}."
+            )
+        if self.final and self.early_stop is not None:
+            raise UsageError(
+                f"--early-stop is {self.early_stop}, and --final leaves no image for validation: leave one of them out."
             )
 
 
@@ -346,7 +355,7 @@ class Settings:
         """SHA-256 over what decides the result: data, model, recipe and seed."""
         deciding: dict[str, Any] = {"part": self.part}
         for name, field, each, value in self._values():
-            if each.in_fingerprint:
+            if each.in_fingerprint and (each.neutral is None or value != each.neutral):
                 deciding[f"{name}.{field}"] = options.fingerprint_value(each, value)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 

@@ -139,7 +139,7 @@ def _checkpoint_line(fields: Mapping[str, Any]) -> str:
     newest, best = fields["checkpoint"], fields["best"]
     if newest is None:
         return "none yet" if fields["epochs"] else ""
-    accuracy = "not validated yet" if newest["val_accuracy"] is None else f"validation {newest['val_accuracy']:.4f}"
+    accuracy = "not validated" if newest["val_accuracy"] is None else f"validation {newest['val_accuracy']:.4f}"
     other = f"; best {best['val_accuracy']:.4f} at step {best['step']}" if best and best != newest else ""
     return f"step {newest['step']}, {accuracy}{other}"
 

@@ -1,7 +1,7 @@
 """When a checkpoint is taken, what it holds, and what ends training: the stop flag, `--max-time`, `--early-stop`.
 
 An epoch's checkpoint is taken before its validation, and the result is added to the manifest afterwards. So a job that
-is stopped while it validates loses nothing: the next attempt validates first.
+is stopped while it validates loses nothing: the next attempt validates first. With `--final` there is no validation.
 """
 
 import time
@@ -52,7 +52,7 @@ class CheckpointCallback(Callback):
     ) -> None:
         done = batch_idx + 1
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
-            return  # no optimiser step is complete here; the epoch's last step is saved as validation starts
+            return  # no optimiser step is complete here; the epoch's last step is saved as it ends
         self._uploader.raise_if_failed()
         stop, overtime, due = self._group.any_rank_delayed(self._stop(), self._is_overtime(), self._is_due())
         if stop:
@@ -64,8 +64,18 @@ class CheckpointCallback(Callback):
             self._take(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take(trainer, validate=True)
+        self._take(trainer, ends_epoch=True)
         self._preempt_if_stopped()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._settings.train.final:
+            return  # on_validation_end has done this
+        self._log.end_epoch(trainer.global_step, trainer.current_epoch)
+        self.ended = self._why_ended(trainer.current_epoch + 1 == self._settings.train.epochs)
+        self._take(trainer, ends_epoch=True)
+        trainer.should_stop = bool(self.ended)
+        if not self.ended:
+            self._preempt_if_stopped()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self._group.any_rank_delayed(self._stop(), False, False)[0]:
@@ -119,19 +129,19 @@ class CheckpointCallback(Callback):
     def _train_s(self) -> float:
         return self._earlier_s + time.monotonic() - self._started
 
-    def _take(self, trainer: Trainer, validate: bool = False) -> None:
+    def _take(self, trainer: Trainer, ends_epoch: bool = False) -> None:
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
         self._log.flush()
         module.check_finite(trainer.global_step, bool(module.finite))
         manifest = Manifest(
             step=trainer.global_step,
-            epoch=trainer.current_epoch + validate,
+            epoch=trainer.current_epoch + ends_epoch,
             val_accuracy=None,
             val_loss=None,
             accuracies=list(self._accuracies),
-            validate=validate,
-            ended="",
+            validate=ends_epoch and not self._settings.train.final,
+            ended=self.ended,
             data_digest=self._images.cache.index.digest,
             split_digest=self._images.split_digest,
             train_s=self._train_s(),
