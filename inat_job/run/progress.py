@@ -101,7 +101,8 @@ def seconds_left(config: Mapping[str, Any], stored: Sequence[Manifest], step: in
         pace = newest.train_s / newest.step
     else:
         return None
-    left = max(0, epochs * per_epoch - step) * pace
+    end = newest.cuts[-1][1] if newest.cuts else epochs * per_epoch
+    left = max(0, end - step) * pace
     limit = _train_setting(config, "max_time")
     if isinstance(limit, int | float):
         left = min(left, max(0.0, limit - newest.train_s - (step - newest.step) * pace))

@@ -163,7 +163,7 @@ class MetricsLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
         STATUS.device, STATUS.steps_per_epoch = str(trainer.strategy.root_device), steps
-        STATUS.epoch, STATUS.epochs = trainer.current_epoch, trainer.max_epochs
+        STATUS.epoch = trainer.current_epoch
         STATUS.step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -181,7 +181,7 @@ class MetricsLog(Callback):
     def _begin_epoch(self, trainer: Trainer, batch_idx: int) -> None:
         self._epoch, self._losses = trainer.current_epoch, []
         self._epoch_began = 0.0 if batch_idx else time.monotonic()  # the rest of one takes less than an epoch
-        self._progress = events.progress(f"epoch {self._epoch + 1}/{trainer.max_epochs}", transient=True)
+        self._progress = events.progress(f"epoch {self._epoch + 1}/{STATUS.epochs}", transient=True)
         self._progress(batch_idx, int(trainer.num_training_batches))
 
     def on_train_batch_end(
