@@ -55,10 +55,13 @@ PREFLIGHT_LACKS = ("run.preflight",)
 _RECIPE = tuple(
     f"train.{field.name}"
     for field in dataclasses.fields(TrainSettings)
-    if field.name not in ("max_time", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
+    if field.name not in ("max_time", "final", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
 )
 
-_BENCH_LACKS_OF_TRAIN = ("max_time", "early_stop", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
+_BENCH_LACKS_OF_TRAIN = (
+    *("max_time", "early_stop", "final"),
+    *("devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm"),
+)
 BENCH_LACKS = (
     *(
         f"run.{field}"

@@ -69,7 +69,7 @@ WITHOUT = {
     ),
     **dict.fromkeys(("optimizer", "optimiser", "opt", "optim"), "AdamW is the only optimiser"),
     **dict.fromkeys(("num-classes", "classes", "num-labels"), "the folders of the data set are the classes"),
-    **dict.fromkeys(("val-split", "validation-split", "val-share"), "a fifth of train is always held out"),
+    **dict.fromkeys(("val-split", "validation-split", "val-share"), "a fifth of train is held out but for --final"),
     **dict.fromkeys(("momentum", "sgd-momentum"), "AdamW has none"),
     **dict.fromkeys(("scheduler", "sched", "lr-scheduler"), "the learning rate always rises, then follows a cosine"),
 }

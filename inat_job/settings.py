@@ -285,6 +285,11 @@ class TrainSettings(SettingsSection):
     early_stop: int | None = option(
         None, "Stop after this many epochs without a better validation accuracy", shown_default="never", minimum=1
     )
+    final: bool = option(
+        False,
+        "Train on the validation images too, once all is chosen: the last epoch's weights are the result",
+        off=(False,),
+    )
     seed: int = option(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
     accelerator: str = option(
         "auto",
@@ -334,6 +339,10 @@ class TrainSettings(SettingsSection):
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--accumulate is {self.accumulate}: it must divide --batch-size, which is {self.batch_size}."
+            )
+        if self.final and self.early_stop is not None:
+            raise UsageError(
+                f"--early-stop is {self.early_stop}, and --final leaves no image for validation: leave one of them out."
             )
 
     @property

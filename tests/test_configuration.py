@@ -21,7 +21,7 @@ FLAGS = set(
     "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
     "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
     "--label-smoothing --optimiser --ema --flip --trivial-augment --erase --mixup --cutmix --mix-until "
-    "--start-size --test-size --augment --crop-scale --rotation --colour --early-stop --seed --accelerator "
+    "--start-size --test-size --augment --crop-scale --rotation --colour --early-stop --final --seed --accelerator "
     "--precision --pictures --devices --num-nodes --rendezvous-minutes --export --sync-batch-norm --preflight "
     "--compile --deterministic --wandb --wandb-project --wandb-entity".split()
 )

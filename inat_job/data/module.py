@@ -20,8 +20,9 @@ class ImageDataModule(LightningDataModule):
     """Train, validation and test batches of a cache, or of features computed from it.
 
     `shard` is the rank's share of each batch. With `on_gpu`, all batches of an evaluation have one shape, since a GPU
-    prepares the kernels of each shape again; a CPU would compute the padding for nothing. Raises BadDataError if no
-    image is left for validation, ConflictError for a batch larger than the training set.
+    prepares the kernels of each shape again; a CPU would compute the padding for nothing. With `--final` no image is
+    held out. Raises BadDataError if no image is left for validation, ConflictError for a batch larger than the training
+    set.
     """
 
     def __init__(
@@ -45,15 +46,15 @@ class ImageDataModule(LightningDataModule):
         rows = cache.index.rows(layout.TRAIN)
         hashes = [cache.index.hashes[row] for row in rows]
         labels = [cache.index.labels[row] for row in rows]
-        held_out = splits.validation(hashes, labels, train.seed)
+        held_out = [False] * len(rows) if train.final else splits.validation(hashes, labels, train.seed)
         self.split_digest = splits.digest(hashes, held_out)
         self.train_rows: np.ndarray = rows[~np.array(held_out)]
         self.val_rows: np.ndarray = rows[np.array(held_out)]
         self.test_rows: np.ndarray = cache.index.rows(layout.TEST)
-        if len(self.val_rows) == 0:
+        if len(self.val_rows) == 0 and not train.final:
             raise BadDataError(
                 f"{cache.index.source} leaves no image for validation, because no class has two different images in "
-                "train: add some."
+                "train: add some, or train with --final, which needs none."
             )
         splits.check_batch_size(train.batch_size, len(self.train_rows))
 

@@ -1,4 +1,4 @@
-"""The LightningModule of both parts: the training, validation and prediction steps, and the learning rate schedule.
+"""The LightningModule of both parts: the training, validation and prediction steps, and the optimiser.
 
 Lightning's trainer runs the training loop (training/trainer.py); `training_step` is what it does with one batch."""
 
@@ -19,6 +19,7 @@ from inat_job.data.features import FeatureBatch
 from inat_job.data.mixing import mix_views, of_neighbours
 from inat_job.errors import ConflictError
 from inat_job.models.frozen_stem import StemAndTail, cut_stem
+from inat_job.models.schedule import Schedule
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
 from inat_job.models.weight_average import WeightAverage
 from inat_job.settings import TrainSettings
@@ -34,7 +35,7 @@ class Classifier(LightningModule):
     """A network with its recipe.
 
     `loss` is the last batch's, and `finite` says whether all so far were finite, both on the device; `val_loss` and
-    `val_accuracy` are the last validation's.
+    `val_accuracy` are the last validation's. `schedule` may be shortened while it trains.
     """
 
     def __init__(self, architecture: Architecture, train: TrainSettings, steps_per_epoch: int) -> None:
@@ -42,7 +43,7 @@ class Classifier(LightningModule):
         self.network = architecture.network
         self._architecture = architecture
         self._train = train
-        self._total_steps = train.epochs * steps_per_epoch
+        self.schedule = Schedule(train.epochs * steps_per_epoch, train.warmup)
         self.loss = torch.tensor(float("nan"))
         self.finite = torch.tensor(True)
         self.val_loss = self.val_accuracy = float("nan")
@@ -166,18 +167,5 @@ class Classifier(LightningModule):
         optimiser: Optimizer = AdamW(groups, lr=self._train.lr, fused=True)
         if self._train.optimiser == "sgd":
             optimiser = SGD(groups, lr=self._train.lr, momentum=_MOMENTUM, nesterov=True, fused=True)
-        total, warmup = self._total_steps, self._train.warmup
-        schedule = LambdaLR(optimiser, lambda step: learning_rate_factor(step, total, warmup))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Learning rate at a step over the peak rate, 0..1.
-
-    It rises linearly over the share `warmup` of the steps, then falls to zero along half a cosine (Loshchilov and
-    Hutter, SGDR, 2016).
-    """
-    rise = max(1, min(round(warmup * total), total - 1))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+        scheduler = LambdaLR(optimiser, lambda step: self.schedule.factor(step))  # noqa: PLW0108, it may be shortened
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -101,7 +101,8 @@ def seconds_left(config: Mapping[str, Any], stored: Sequence[Manifest], step: in
         pace = newest.train_s / newest.step
     else:
         return None
-    left = max(0, epochs * per_epoch - step) * pace
+    end = newest.cuts[-1][1] if newest.cuts else epochs * per_epoch
+    left = max(0, end - step) * pace
     limit = _train_setting(config, "max_time")
     if isinstance(limit, int | float):
         left = min(left, max(0.0, limit - newest.train_s - (step - newest.step) * pace))
@@ -139,7 +140,7 @@ def _checkpoint_line(fields: Mapping[str, Any]) -> str:
     newest, best = fields["checkpoint"], fields["best"]
     if newest is None:
         return "none yet" if fields["epochs"] else ""
-    accuracy = "not validated yet" if newest["val_accuracy"] is None else f"validation {newest['val_accuracy']:.4f}"
+    accuracy = "not validated" if newest["val_accuracy"] is None else f"validation {newest['val_accuracy']:.4f}"
     other = f"; best {best['val_accuracy']:.4f} at step {best['step']}" if best and best != newest else ""
     return f"step {newest['step']}, {accuracy}{other}"
 

@@ -24,6 +24,12 @@ def introduce(context: RunContext, architecture: Architecture, resumed: Manifest
         ranks=context.group.size,
         run=context.folder.uri,
     )
+    if settings.train.final:
+        events.emit(
+            "final",
+            message="All images of train are trained on (--final): nothing is validated, the last epoch's weights are "
+            "the result, and their confidences are not calibrated.",
+        )
     if resumed:
         epochs = settings.train.epochs
         epoch = min(resumed.epoch + (not resumed.ended), epochs)

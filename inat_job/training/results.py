@@ -81,9 +81,12 @@ def checkpoint_weights(
 def predict_splits(
     context: RunContext, classifier: Classifier, validation: bool = True, test: bool = True
 ) -> PredictionTable:
-    """The predictions of the splits that are asked for, on every rank. A trial of a sweep has no test: LookupError."""
+    """The predictions of the splits that are asked for, on every rank: of validation only if the run has any.
+
+    A trial of a sweep has no test: LookupError.
+    """
     images, tables = context.images, []
-    if validation:
+    if validation and len(images.val_rows):
         tables.append(predict_split(context, classifier, VAL, images.val_rows, "final-validation"))
     if test:
         if context.trial:

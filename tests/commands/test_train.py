@@ -149,6 +149,7 @@ def test_trainable_parameters_do_not_depend_on_resume(settings: Make) -> None:
         ("a", {"train__precision": "bf16"}),
         ("a", {"train__accumulate": "2"}),
         ("a", WITH_EVERYTHING),
+        ("a", {"train__final": "true"}),
         ("a", {"train__early_stop": "2", "train__epochs": "30", "train__lr": "1e-6"}),
         ("b", {"model__strategy": "head"}),
         ("b", {"model__strategy": "last-k"}),
