@@ -46,7 +46,7 @@ from inat_job.errors import Preempted  # noqa: E402
 from inat_job.options import options_of, parse_section  # noqa: E402
 from inat_job.platforms import detect, submission  # noqa: E402
 from inat_job.platforms.platform import NO_PLATFORM, Platform  # noqa: E402
-from inat_job.platforms.settings_layer import configured, part_of, part_or  # noqa: E402
+from inat_job.platforms.settings_layer import configured, part_of, part_or, sweep_of  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.run import exit  # noqa: E402
 from inat_job.settings import Settings  # noqa: E402
@@ -280,12 +280,22 @@ def bench(part: str, **options: Any) -> None:
 def sweep(place: Platform, part: str, **options: Any) -> None:
     """Search for the best settings by validation accuracy, train them again and test them once."""
     request = parse_section(SweepOptions, {name: options.pop(name) for name in options_of(SweepOptions)})
-    shown = bool(options.pop("print_config"))
-    sets, file = options.pop("sets"), options.pop("file")
+    _run_sweep(place, part, request, **options)
+
+
+def _run_sweep(
+    place: Platform,
+    part: str,
+    request: SweepOptions,
+    sets: tuple[str, ...],
+    file: str | None,
+    print_config: bool,
+    **options: Any,
+) -> None:
     made = configured(place, part, _given(options), sets, file, SWEEP_TAKES)
     from inat_job.commands import sweep as job
 
-    if shown:
+    if print_config:
         click.echo(f"{made.text(SWEEP_TAKES)}\n# What is searched, as a file for --space:\n")
         click.echo(job.space_text(made.settings, request, made.given))
         return
@@ -298,8 +308,12 @@ def sweep(place: Platform, part: str, **options: Any) -> None:
 @setting_options("train", list(RECIPES))
 @logged
 def train(place: Platform, **options: Any) -> None:
-    """On SageMaker, run the part that the hyperparameter `part` names."""
-    _run_part(part_of(place), place, **options)
+    """On SageMaker, run the part that the hyperparameter `part` names, or its sweep."""
+    part, sweep = part_of(place), sweep_of(place)
+    if sweep is None:
+        _run_part(part, place, **options)
+    else:
+        _run_sweep(place, part, parse_section(SweepOptions, sweep), **options)
 
 
 def _settled(

@@ -85,6 +85,15 @@ def test_run_writes_model_and_results(train: Callable[..., Child], ml: Path) -> 
     assert (again["run_id"], again["test"]["accuracy"]) == ("test-birds", report["test"]["accuracy"])
 
 
+def test_sweep_by_hyperparameters(train: Callable[..., Child], ml: Path) -> None:
+    search = {"command": "sweep", "trials": "1", "retrain": "0", "max-time": "1h"}
+    code, events, last = ended(train({**SMALL, **search, "data": "demo:", "run_id": "s"}))
+    assert code == 0, last
+    report = json.loads((ml / "checkpoints/s/report.json").read_text())
+    assert (report["kind"], report["asked"]["max_time"], report["counts"]["done"]) == ("sweep", 3600.0, 1)
+    assert [event["message"] for event in events if event["event"] == "done"]
+
+
 @pytest.fixture(scope="module")
 def isolated() -> tuple[str, ...]:
     """The words before a command that run it with no network but a loopback interface."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from inat_job import command_options, events
-from inat_job.configuration import PREPARE_TAKES, SWEEP_TAKES, TEST_TAKES, configure
+from inat_job.configuration import PREPARE_TAKES, SWEEP_TAKES, TEST_TAKES, Configuration, configure
 from inat_job.distributed import world
 from inat_job.errors import EndedError, Preempted, TransientError, UsageError
 from inat_job.event_text import printable
@@ -14,6 +14,8 @@ from inat_job.job_status import STATUS
 from inat_job.options import options_of, parse_section
 from inat_job.platforms import submission
 from inat_job.platforms.submission import Command, Handle, State, SubmitOptions, Target
+from inat_job.search.definition import definition_of, sweep_id
+from inat_job.search.space import space_of
 
 EVERY_S = 5.0
 """Seconds between two looks at a job."""
@@ -53,14 +55,29 @@ def checked(words: Sequence[str], parse: Parse) -> Command:
     flags = {key.replace("__", "."): value for key, value in options.items() if "__" in key and value is not None}
     # What this machine's variables set is not set where the job runs.
     configuration = configure(part, flags, options.get("sets", ()), None, taken=_TAKES.get(name), environment={})
-    if name in _REQUESTS:
-        own = options_of(_REQUESTS[name])
-        parse_section(_REQUESTS[name], {key: value for key, value in options.items() if key in own})
-    command = Command(tuple(words), configuration)
+    request = _own_options(name, options)
+    sweep = request if isinstance(request, command_options.SweepOptions) else None
+    command = Command(tuple(words), configuration, _run_id(name, configuration, sweep), sweep)
     submission.refuse_secrets(command)
     if configuration.settings.run.force:
         raise UsageError("--force would start the run again at every attempt of the platform: leave it out.")
     return command
+
+
+def _own_options(name: str, options: Mapping[str, Any]) -> Any:
+    """The options of the command that are not settings, None if it has none. Raises UsageError."""
+    if name not in _REQUESTS:
+        return None
+    own = options_of(_REQUESTS[name])
+    return parse_section(_REQUESTS[name], {key: value for key, value in options.items() if key in own})
+
+
+def _run_id(name: str, made: Configuration, sweep: command_options.SweepOptions | None) -> str | None:
+    """The id of the command's run or sweep, None if it has none of its own. Raises UsageError."""
+    if sweep:
+        space = space_of(made.settings, fixed=made.given)
+        return made.settings.run.run_id or sweep_id(definition_of(made.settings, sweep, space))
+    return made.settings.run_id if name in ("parta", "partb") else None
 
 
 def _check_size(request: SubmitOptions, command: Command) -> None:
@@ -69,9 +86,10 @@ def _check_size(request: SubmitOptions, command: Command) -> None:
         raise UsageError(f"--nodes is {request.nodes}, and a test uses one machine: leave it out.")
     if command.verb == "sweep" and request.nodes > 1:
         raise UsageError(
-            f"--nodes is {request.nodes}, and a worker of a sweep uses one machine: submit it again with another "
-            "--name and the same --run-id."
+            f"--nodes is {request.nodes}, and a worker of a sweep uses one machine: use --workers {request.nodes}."
         )
+    if command.verb != "sweep" and request.workers > 1:
+        raise UsageError(f"--workers is {request.workers}, and only a sweep has workers: leave it out, or use --nodes.")
     if command.verb in ("parta", "partb"):
         settings = command.configuration.settings
         gpus = 0 if settings.train.accelerator == "cpu" else request.gpus

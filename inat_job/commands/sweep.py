@@ -4,10 +4,9 @@ A worker is this command. The same command on another machine, or again after a 
 """
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,7 @@ from inat_job.run.timing import Clock
 from inat_job.search import space as spaces
 from inat_job.search import study as studies
 from inat_job.search import sweep_report
+from inat_job.search.definition import Definition, definition_of, sweep_id
 from inat_job.search.journal import StoreJournal
 from inat_job.search.outcomes import Limits
 from inat_job.search.space import Axis
@@ -38,6 +38,7 @@ from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage import probe
 from inat_job.storage.disk import parse_json
+from inat_job.storage.lease import LeaseError
 from inat_job.telemetry import heartbeat
 
 SWEEP = "sweep.json"
@@ -57,14 +58,14 @@ def run(settings: Settings, request: SweepOptions, given: Collection[str], stop:
     """Work on the sweep until it is over: search, train the best settings again, test them, and report."""
     require_key(settings.tracker.mode, environment.has_wandb_key())
     space = spaces.space_of(settings, request.space, given)
-    definition = _definition(settings, request, space)
-    folder = open_run(settings, settings.run.run_id or f"sweep-{settings.part}-{_digest(definition)[:12]}", stop)
+    definition = definition_of(settings, request, space)
+    folder = open_run(settings, settings.run.run_id or sweep_id(definition), stop)
     STATUS.run_id, STATUS.run = folder.run_id, folder.uri
     sweep = Sweep(settings, request.parallel, folder, stop)
     with heartbeat.emit_heartbeats(), ExitStack() as held:
         if not probe.probe(folder.store):  # then only one worker can be, which holds the folder
             sweep = dataclasses.replace(sweep, conditional=False)
-            held.enter_context(lease_run(folder, settings.run.lease_seconds, stop))
+            held.enter_context(_only_worker(sweep))
         _begin(sweep, definition)
         asked = {name: getattr(request, name) for name in _ASKED}
         report = folder.read_json(REPORT)
@@ -79,22 +80,20 @@ def run(settings: Settings, request: SweepOptions, given: Collection[str], stop:
         _report(sweep, record, sweep_runs.retrain(sweep, record.best, request.retrain))
 
 
-def _definition(settings: Settings, request: SweepOptions, space: dict[str, Axis]) -> dict[str, object]:
-    """What decides the points of a sweep and their values."""
-    return {
-        "part": settings.part,
-        "fingerprint": settings.fingerprint(),
-        "space": {key: axis.as_dict() for key, axis in space.items()},
-        "sampler": request.sampler,
-        "pruner": request.pruner,
-    }
+@contextmanager
+def _only_worker(sweep: Sweep) -> Iterator[None]:
+    """Hold the sweep's folder, on a store that allows for one worker alone. Raises LeaseError for a second one."""
+    try:
+        with lease_run(sweep.folder, sweep.base.run.lease_seconds, sweep.stop):
+            yield
+    except LeaseError as error:
+        raise LeaseError(
+            f"{sweep.folder.uri} is in a store without conditional writes, where a sweep has one worker: use one, or "
+            f"another --output. {error}"
+        ) from None
 
 
-def _digest(definition: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()
-
-
-def _begin(sweep: Sweep, definition: dict[str, object]) -> None:
+def _begin(sweep: Sweep, definition: Definition) -> None:
     """Store what the sweep is, or raise ConflictError if its folder holds another one."""
     text = json.dumps({**definition, "settings": sweep.base.anchored().as_dict()}, indent=2) + "\n"
     store = sweep.folder.store

@@ -26,6 +26,7 @@ from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage.lease import LeaseError
 from inat_job.storage.run_folder import RunFolder
+from inat_job.telemetry import liveness
 
 TRIALS, BEST = "trials", "best"
 """The folders of a sweep's runs."""
@@ -90,6 +91,7 @@ def run_task(task: Task, connection: Connection) -> Ended:
     events.only_warnings()
     exit.silence_libraries()
     exit.skip_termination_message(True)
+    liveness.start()
     grace_s = settings.run.grace_seconds
     signals.end_within_grace(stop, grace_s, _say_nothing, _say_nothing, signals.reserve_s(grace_s))
     link = TrialLink(connection, stop, settings.run.lease_seconds) if task.is_trial else None

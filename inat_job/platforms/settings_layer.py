@@ -4,15 +4,26 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from inat_job import configuration
-from inat_job.configuration import Configuration, Layer, PlatformLayers, options_by_key, options_of_all_parts
+from inat_job.command_options import SweepOptions
+from inat_job.configuration import (
+    SWEEP_TAKES,
+    Configuration,
+    Layer,
+    PlatformLayers,
+    options_by_key,
+    options_of_all_parts,
+    takes,
+)
 from inat_job.errors import UsageError
-from inat_job.options import Option, parse
+from inat_job.options import Option, options_of, parse
 from inat_job.platforms.platform import Platform
 from inat_job.platforms.sagemaker import training_job
 from inat_job.recipes import RECIPES
 
-_PART, _CONFIG = "part", "config"
+_PART, _COMMAND, _CONFIG = "part", "command", "config"
 """Hyperparameters that are not settings."""
+
+_SWEEP = "sweep"
 
 Known = Mapping[str, tuple[Option, Any]]
 
@@ -33,6 +44,19 @@ def part_of(place: Platform) -> str:
     return str(part)
 
 
+def sweep_of(place: Platform) -> dict[str, Any] | None:
+    """The options of `sweep` among the hyperparameters, by field; None if these do not ask for a sweep.
+
+    Raises UsageError for a hyperparameter `command` of another value.
+    """
+    command = place.hyperparameters.get(_COMMAND)
+    if command not in (None, _SWEEP):
+        raise UsageError(f"The hyperparameter command is {command!r}: set it to {_SWEEP}, or leave it out.")
+    fields = {each.name: field for field, (each, _) in options_of(SweepOptions).items()} if command else {}
+    named = {spelled.replace("_", "-"): value for spelled, value in place.hyperparameters.items()}
+    return {field: named[name] for name, field in fields.items() if name in named} if command else None
+
+
 def part_or(asked: str | None, place: Platform) -> str:
     """The part that `--part` names, or that the platform does, or the first."""
     return asked or (part_of(place) if place.hyperparameters else next(iter(RECIPES)))
@@ -43,7 +67,9 @@ def around(place: Platform, part: str, taken: Collection[str] | None = None) -> 
 
     Raises UsageError for a hyperparameter that is not an option, or that belongs to the other part.
     """
-    options = options_by_key(RECIPES[part]()) if taken is None else options_of_all_parts()
+    options = options_of_all_parts()
+    if taken in (None, SWEEP_TAKES):
+        options = {key: entry for key, entry in options_by_key(RECIPES[part]()).items() if takes(taken, key)}
     if taken is None and place.hyperparameters.get(_PART, part) != part:
         raise UsageError(
             f"The hyperparameter part is {place.hyperparameters[_PART]!r} and the command is for Part {part.upper()}: "
@@ -52,7 +78,8 @@ def around(place: Platform, part: str, taken: Collection[str] | None = None) -> 
     suggested = place.settings()
     if taken is not None:
         suggested.pop("run.run_id", None)  # a test is not the run that it tests
-    asked = {name: value for name, value in place.hyperparameters.items() if name not in (_PART, _CONFIG)}
+    others = {_PART, _COMMAND, _CONFIG, *(options_of(SweepOptions)[field][0].name for field in sweep_of(place) or ())}
+    asked = {name: value for name, value in place.hyperparameters.items() if name.replace("_", "-") not in others}
     keyed = _keyed(asked, options, f"The hyperparameters of Part {part.upper()}")
     file = place.hyperparameters.get(_CONFIG)
     return PlatformLayers(

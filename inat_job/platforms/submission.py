@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from inat_job import options
+from inat_job.command_options import SweepOptions
 from inat_job.configuration import Configuration
 from inat_job.errors import JobError, TransientError, UsageError
 from inat_job.options import option, public_uri, unsigned_uri
@@ -82,6 +83,7 @@ class SubmitOptions:
     )
     gpus: int = option(1, "GPUs of each machine", minimum=0, maximum=16, refused={"sagemaker": _OF_THE_MACHINE})
     nodes: int = option(1, "Machines that work on the run", minimum=1, maximum=1024)
+    workers: int = option(1, "Workers of a sweep, each on a machine of its own", minimum=1, maximum=1024)
     cpus: int | None = option(None, "Processors of each machine", minimum=1, refused={"sagemaker": _OF_THE_MACHINE})
     memory: int | None = option(
         None, "Memory of each machine in GiB", minimum=1, refused={"sagemaker": _OF_THE_MACHINE}
@@ -130,10 +132,15 @@ class SubmitOptions:
 
 @dataclass(frozen=True)
 class Command:
-    """The command line that the job runs, checked: `words`, and the settings that they mean."""
+    """The command line that the job runs, checked: `words`, the settings that they mean, and its run's id.
+
+    `sweep` is how a sweep searches, None for another command.
+    """
 
     words: tuple[str, ...]
     configuration: Configuration
+    run_id: str | None = None
+    sweep: SweepOptions | None = None
 
     @property
     def verb(self) -> str:
@@ -144,8 +151,7 @@ class Command:
     def name(self) -> str:
         """The job's name, the same for the same command: its run's id, where it has a run."""
         digest = hashlib.sha256("\0".join(self.words).encode()).hexdigest()[:_DIGEST_LENGTH]
-        made = self.configuration.settings.run_id if self.verb in ("parta", "partb") else f"{self.verb}-{digest}"
-        plain = re.sub(r"[^a-z0-9-]", "-", made.lower())[:_NAME_LENGTH].strip("-")
+        plain = re.sub(r"[^a-z0-9-]", "-", (self.run_id or f"{self.verb}-{digest}").lower())[:_NAME_LENGTH].strip("-")
         return plain or f"{self.verb}-{digest}"
 
     @property

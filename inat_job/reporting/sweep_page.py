@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inat_job.reporting import html
+from inat_job.reporting.parallel_coordinates import parallel_coordinates
 from inat_job.reporting.reproduction import changed_settings, config_file, train_command
 
 _OF_THE_RUN = ("run.output", "run.run_id", "train.devices")
@@ -35,6 +36,7 @@ def render_sweep(report: Report, prefix: Sequence[str] = ()) -> str:
             "config": config_file(best, _OF_THE_RUN),
             "progress": best_so_far(trials),
             "plot": _plot(trials),
+            "parallel": parallel_coordinates(report["space"], trials, report["best"]["trial"]),
             "axes": [axis_rows(key, axis, trials) for key, axis in report["space"].items()],
             "keys": list(report["space"]),
             "trials": trials,

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 
-from inat_job import events, signals
+from inat_job import events, signals, watchdog
 from inat_job.errors import ConflictError, EndedError
 from inat_job.run.trial_link import Ended, Epochs
 from inat_job.search.outcomes import Limits, Next, next_of, why_ended
@@ -53,13 +54,20 @@ class Worker:
         trials have; ConflictError if too many fail in a row.
         """
         try:
-            while not (why := why_ended(self._trials.standing(), self._limits)):
+            while not (why := self._work()):
+                pass
+            return why
+        finally:
+            self._stop_all()
+
+    def _work(self) -> str:
+        """Do what there is to do now, and return why the sweep is over, if it is."""
+        with watchdog.waiting() if self._slots else nullcontext():  # the processes of the trials note their progress
+            if not (why := why_ended(self._trials.standing(), self._limits)):
                 signals.check(self._stop, "searching")
                 self._fill_slots()
                 self._watch()
             return why
-        finally:
-            self._stop_all()
 
     def _fill_slots(self) -> None:
         for slot in range(self._count):

@@ -17,7 +17,11 @@ import jsonschema
 import pytest
 
 import inat_job
+from inat_job.commands import sweep
+from inat_job.configuration import configure
 from inat_job.reporting.html import is_page
+from inat_job.run.run_state import lease_run, open_run
+from inat_job.signals import never
 from inat_job.storage import open_store
 from tests.harness.in_process import Ended, in_process
 from tests.harness.job_runs import SCHEMA
@@ -191,6 +195,17 @@ def job(
         yield run
 
 
+def test_second_worker_without_conditional_writes_is_told_why(
+    job: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep.probe, "probe", lambda store: False)
+    settings = configure("a", {"run.output": str(tmp_path / "runs")}, [], None, environment={}).settings
+    with lease_run(open_run(settings, "s"), 8.0, never):
+        ended = job("sweep", "--part", "a", "--output", "runs", "--run-id", "s", "--lease-seconds", "8")
+    assert ended.code == 75
+    assert "a store without conditional writes, where a sweep has one worker" in ended.last
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [
@@ -232,16 +247,34 @@ def events_of(worker: subprocess.Popen[str]) -> Iterator[Mapping[str, Any]]:
         yield json.loads(line)
 
 
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.soak
+def test_trial_notes_progress_for_the_liveness_probe(
+    tmp_path: Path, workers: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = tmp_path / "alive"
+    monkeypatch.setenv("INAT_JOB_ALIVE_FILE", str(alive))
+    place = local(tmp_path)
+    workers.append(place.start("--epochs", "50", "--lease-seconds", "4"))
+    wait_for(lambda: open_store(f"{place.output}/s").stat("trials/0/config.json"))
+    workers[0].send_signal(signal.SIGSTOP)  # so that only the trial's process can touch the file
+    alive.unlink()
+    wait_for(alive.exists)
+
+
 def interrupt(place: Place, worker: subprocess.Popen[str], number: int, how: str) -> int:
     """Kill a worker when a trial begins, and its trials with it if `how` is "machine"; returns its exit code."""
     for event in events_of(worker):
         if event["event"] == "trial" and event["number"] == number:
             break
     trial = f"trials/{number}/config.json"
-    deadline = time.monotonic() + 60
-    while open_store(f"{place.output}/s").stat(trial) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: open_store(f"{place.output}/s").stat(trial))
     if how == "machine":
         os.killpg(worker.pid, signal.SIGKILL)
     else:

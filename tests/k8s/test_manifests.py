@@ -26,7 +26,7 @@ from inat_job.platforms.k8s.pod import detect_kubernetes
 from inat_job.telemetry import liveness
 
 ROOT = Path(__file__).parents[2]
-JOBS = ("parta", "partb", "nodes")
+JOBS = ("parta", "partb", "nodes", "sweep")
 VERSIONS = ("1.31", "1.32", "1.33")
 LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 QUANTITY = r"\d+(\.\d+)?(m|[kMGTPE]|[KMGTPE]i)?"
@@ -77,13 +77,17 @@ BUILT: dict[str, dict[str, Any]] = {
         "tags": ("team=vision", "example.com/cost-centre=a.1"),
     },
     "no-gpu": {"gpus": 0},
+    "sweep": {"workers": 3, "retries": 2},
 }
+SWEEP = ("sweep", "--part", "a", "--trials", "9", "--output", "s3://b/runs")
 
 
-@pytest.fixture(params=[*JOBS, *BUILT])
+@pytest.fixture(params=[*(f"k8s/{name}" for name in JOBS), *BUILT])
 def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
-    name = request.param
-    return rendered(name) if name in JOBS else built(**BUILT[name])
+    name = str(request.param)
+    if name.startswith("k8s/"):
+        return rendered(name.removeprefix("k8s/"))
+    return built(*(SWEEP if name == "sweep" else ()), **BUILT[name])
 
 
 def resource(manifests: list[Manifest], kind: str) -> Manifest:
@@ -234,17 +238,17 @@ def test_arguments_are_valid_and_the_pod_is_detected(name: str) -> None:
         "KUBERNETES_JOB_NAME": resource(manifests, "Job")["metadata"]["name"],
         "KUBERNETES_SERVICE_HOST": "10.0.0.1",
     }
-    variables |= {"JOB_COMPLETION_INDEX": "1"} if name == "nodes" else {}
+    variables |= {"JOB_COMPLETION_INDEX": "1"} if name in ("nodes", "sweep") else {}
     platform = detect_kubernetes({key: value for key, value in variables.items() if value}, Path("/nonexistent"))
     assert platform
     assert (platform.run_id, platform.node_rank, platform.num_nodes) == (
-        variables["KUBERNETES_JOB_NAME"],
+        variables["KUBERNETES_JOB_NAME"] + ("-1" if name == "sweep" else ""),
         *((1, 2) if name == "nodes" else (0, 1)),
     )
     settings = {
         key: value for key, value in variables.items() if key.startswith("INAT_") and key != "INAT_NUM_NODES" and value
     }
-    job = configure(command.verb.removeprefix("part"), {}, (), None, environment=settings).settings
+    job = configure(command.configuration.settings.part, {}, (), None, environment=settings).settings
     assert (job.run.output, job.run.grace_seconds) == ("s3://my-bucket/runs", 120)
 
 
@@ -260,15 +264,28 @@ def test_machines_find_rank_0_by_the_headless_service() -> None:
         assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
 
 
-@pytest.mark.parametrize(("name", "nodes"), [("parta", 1), ("partb", 1), ("nodes", 2)])
-def test_submit_builds_what_kustomize_renders(name: str, nodes: int) -> None:
+def test_workers_of_a_sweep_share_its_id_and_have_retries_of_their_own() -> None:
+    for manifests, workers, retries in ((rendered("sweep"), 4, 6), (built(*SWEEP, **BUILT["sweep"]), 3, 2)):
+        spec = resource(manifests, "Job")["spec"]
+        assert (spec["completions"], spec["parallelism"], spec["completionMode"]) == (workers, workers, "Indexed")
+        assert (spec["backoffLimitPerIndex"], spec["successPolicy"]) == (retries, {"rules": [{"succeededCount": 1}]})
+        environment = {each["name"]: each for each in pod_of(manifests)[1]["env"]}
+        assert environment["INAT_RUN_ID"]["valueFrom"] == environment["KUBERNETES_JOB_NAME"]["valueFrom"]
+        assert "INAT_NUM_NODES" not in environment
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("parta", {}), ("partb", {}), ("nodes", {"nodes": 2}), ("sweep", {"workers": 4})]
+)
+def test_submit_builds_what_kustomize_renders(name: str, options: dict[str, int]) -> None:
     expected = rendered(name)
     settings = yaml.safe_load((ROOT / "k8s/base/settings.yaml").read_text())["data"]
     job = resource(expected, "Job")
     submitted = built(
-        *("parta", "--output", settings["output"]),
+        *("sweep --part a".split() if name == "sweep" else ["parta"]),
+        *("--output", settings["output"]),
         **{"image": settings["image"], "role": settings["role"], "instance_type": settings["instance-type"]},
-        **{"name": job["metadata"]["name"], "nodes": nodes},
+        **{"name": job["metadata"]["name"], **options},
     )
     pod_of(submitted)[1]["env"].append({"name": "INAT_OUTPUT", "value": settings["output"]})
     pod_of(submitted)[1]["args"] = pod_of(expected)[1]["args"]

@@ -21,6 +21,10 @@ def test_name_is_the_run_id(submit: Callable[..., Ended]) -> None:
     assert name("parta", "--wandb", "off") == name("parta", "--output", "s3://x/y")
     assert name("parta") != name("parta", "--seed", "1")
     assert name("parta", "--run-id", "My.Run_1") == "my-run-1"
+    assert name("sweep", "--part", "a", "--run-id", "My.Run_1") == "my-run-1"
+    assert name("sweep", "--part", "a").startswith("sweep-a-")
+    assert name("sweep", "--part", "a") == name("sweep", "--part", "a", "--trials", "99", "--output", "s3://x/y")
+    assert name("sweep", "--part", "a") != name("sweep", "--part", "a", "--dropout", "0.1")
 
 
 def test_missing_options_are_named(submit: Callable[..., Ended], cluster: Path) -> None:
@@ -81,6 +85,9 @@ def test_invalid_commands_are_refused(
     ("options", "words", "code", "message"),
     [
         (["--nodes", "2"], ["test", "--checkpoint", "s3://b/r"], 2, "--nodes is 2, and a test uses one machine"),
+        (["--nodes", "2"], ["sweep", "--part", "a"], 2, "--nodes is 2, and a worker of a sweep uses one machine"),
+        (["--workers", "2"], ["parta"], 2, "--workers is 2, and only a sweep has workers"),
+        (["--workers", "2"], ["sweep", "--part", "a"], 0, ""),
         (["--nodes", "2"], ["parta", "--batch-size", "33"], 78, "--batch-size is 33, which 2 devices cannot"),
         (["--gpus", "4"], ["parta", "--batch-size", "34"], 78, "--batch-size is 34, which 4 devices cannot"),
         (["--gpus", "4"], ["parta", "--batch-size", "33", "--accelerator", "cpu"], 0, ""),

@@ -86,6 +86,8 @@ def test_page_says_what_the_report_says(count: int, seeds: int) -> None:
     done = [each["outcome"] == "done" for each in report["trials"]]
     assert links == [f"trials/{at}/{'report.json' if each else ''}" for at, each in enumerate(done)]
     assert len([tag for tag, _ in tags.tags if tag == "circle"]) == count
+    drawn = [each for each in report["trials"] if each["outcome"] in ("done", "pruned")]
+    assert len([tag for tag, _ in tags.tags if tag == "polyline"]) == 1 + (len(drawn) if len(drawn) > 1 else 0)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

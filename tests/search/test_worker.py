@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from inat_job import watchdog
 from inat_job.errors import ConflictError, EndedError, Preempted, TransientError, UsageError
 from inat_job.search import trial_process
 from inat_job.search.outcomes import Limits
@@ -153,6 +154,19 @@ def test_stopped_worker_leaves_its_trials_to_be_continued(tmp_path: Path) -> Non
         worker(tmp_path, Limits(3), stop=stop).run()
     worker(tmp_path, Limits(3)).run()
     check_every_trial(tmp_path, 3)
+
+
+def test_worker_notes_no_progress_while_its_trials_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own processes do, so that one that hangs is noticed."""
+    monkeypatch.setattr(watchdog, "AT_MOST_EVERY_S", 0.0)
+    each = worker(tmp_path, Limits(3))
+    running: list[int] = []
+    watchdog.watched_by(lambda: running.append(len(each._slots)))
+    try:
+        each.run()
+    finally:
+        watchdog.watched_by(None)
+    assert set(running) == {0}
 
 
 def start_worker(

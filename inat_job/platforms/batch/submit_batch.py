@@ -55,7 +55,8 @@ def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
     name = f"{request.name}-{digest}"
     job = {"jobName": request.name, "jobQueue": request.queue, "jobDefinition": name, "tags": request.labels}
-    documents = [{"jobDefinitionName": name, **definition}, {**job, "propagateTags": True}]
+    array = {"arrayProperties": {"size": request.workers}} if request.workers > 1 else {}
+    documents = [{"jobDefinitionName": name, **definition}, {**job, **array, "propagateTags": True}]
     request_models.check("batch", "RegisterJobDefinition", documents[0])
     request_models.check("batch", "SubmitJob", documents[1])
     return documents
@@ -66,7 +67,7 @@ def _job_command(request: SubmitOptions, command: Command) -> list[str]:
     words = list(command.words)
     if output := lasting_output(request, command):
         words += ["--output", output]
-    if command.verb in ("parta", "partb", "sweep") and "run.run_id" not in command.configuration.given:
+    if command.run_id and "run.run_id" not in command.configuration.given:
         words += ["--run-id", str(request.name)]
     return words
 
@@ -185,12 +186,22 @@ class BatchJob:
         main = job
         if "nodeProperties" in job:
             main = self._describe(f"{self._id}#{job['nodeProperties'].get('mainNode', 0)}", job)
+        if "arrayProperties" in job:
+            main = self._describe(self._child(job), job)
         stream = (main.get("container") or {}).get("logStreamName")
         code, reason = exit_code_of(job, main)
         phase = str(job["status"])
         if code is None and reason:  # such as why a RUNNABLE job does not start, which is known later than the status
             phase, reason = f"{phase} ({reason})", ""
         return State(phase, tuple(self._log.new(stream)), code, reason)
+
+    def _child(self, job: Mapping[str, Any]) -> str:
+        """The id of the array's child that says the most: one that failed, if the job did, or the first."""
+        if job["status"] == "FAILED":
+            failed = self._batch("list_jobs", arrayJobId=self._id, jobStatus="FAILED")["jobSummaryList"]
+            if failed:
+                return str(failed[0]["jobId"])
+        return f"{self._id}:0"
 
     def _describe(self, job_id: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
         found = self._batch("describe_jobs", jobs=[job_id])["jobs"]
@@ -222,10 +233,12 @@ _REASONS = (
 def exit_code_of(job: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[int | None, str]:
     """Our exit code for a job's description, None while the job runs, and the reason.
 
-    `main` is the description of the main node; for a single container, that of the job itself. The container's exit
-    code takes precedence over Batch's reasons, unless the container was killed (137) or has no exit code.
+    `main` is the description of the main node; for a single container, that of the job itself. An array is done with
+    the first worker that exits 0, since the sweep is finished then. The container's exit code takes precedence over
+    Batch's reasons, unless the container was killed (137) or has no exit code.
     """
-    if job["status"] == "SUCCEEDED":
+    workers = (job.get("arrayProperties") or {}).get("statusSummary") or {}
+    if job["status"] == "SUCCEEDED" or workers.get("SUCCEEDED"):
         return 0, ""
     if job["status"] != "FAILED":
         return None, str(job.get("statusReason") or "")

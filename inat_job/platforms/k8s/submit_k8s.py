@@ -45,6 +45,8 @@ def build(request: SubmitOptions, command: Command) -> list[Manifest]:
     account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"] = request.role
     if request.nodes > 1:
         job = merge(job, read_manifest("nodes/job.yaml"))
+    if command.sweep:
+        job = merge(job, read_manifest("sweep/job.yaml"))
     job = merge(job, {"metadata": _metadata(request), "spec": _spec(request, command)})
     pod = job["spec"]["template"]["spec"]
     [container] = pod["containers"]
@@ -143,12 +145,14 @@ def _spec(request: SubmitOptions, command: Command) -> Manifest:
     }
     spec: Manifest = {"template": {"metadata": {"labels": request.labels}, "spec": {"containers": [container]}}}
     if request.retries is not None:
-        spec["backoffLimit"] = request.retries
+        spec["backoffLimitPerIndex" if command.sweep else "backoffLimit"] = request.retries
     if request.timeout is not None:
         spec["activeDeadlineSeconds"] = int(request.timeout)
     if request.nodes > 1:
         spec |= {"completions": request.nodes, "parallelism": request.nodes}
         spec["template"]["spec"]["subdomain"] = request.name
+    if command.sweep:
+        spec |= {"completions": request.workers, "parallelism": request.workers}
     return spec
 
 

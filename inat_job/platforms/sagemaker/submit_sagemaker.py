@@ -6,10 +6,12 @@ https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_DescribeTrainingJo
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from inat_job import events, options
+from inat_job.command_options import SweepOptions
 from inat_job.configuration import options_by_key
 from inat_job.errors import (
     BadDataError,
@@ -21,7 +23,16 @@ from inat_job.errors import (
     UsageError,
 )
 from inat_job.platforms.aws import request_models
-from inat_job.platforms.submission import Command, State, SubmitOptions, lasting_output, our_code, pages, refuse_unused
+from inat_job.platforms.submission import (
+    Command,
+    Handle,
+    State,
+    SubmitOptions,
+    lasting_output,
+    our_code,
+    pages,
+    refuse_unused,
+)
 from inat_job.telemetry import metric_lines
 
 NEEDS = ("image", "role")
@@ -30,14 +41,26 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 
 _INSTANCE_TYPE, _DISK_GIB = "ml.g5.xlarge", 100
 _RUNTIME_S = 86400
-_PARTS = {"parta": "a", "partb": "b"}
+_COMMANDS = ("parta", "partb", "sweep")
 
 
 def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
-    """The request of CreateTrainingJob. Raises UsageError for what SageMaker would refuse or ignore."""
+    """A request of CreateTrainingJob, for a sweep one for each worker.
+
+    Raises UsageError for what SageMaker would refuse or ignore.
+    """
     refuse_unused(request, "sagemaker")
-    if command.verb not in _PARTS:
-        raise UsageError(f"SageMaker cannot run {command.verb}: use parta or partb.")
+    if command.verb not in _COMMANDS:
+        raise UsageError(f"SageMaker cannot run {command.verb}: use {', '.join(_COMMANDS)}.")
+    numbers = range(1, request.workers + 1)
+    names = [f"{request.name}-worker-{number}" for number in numbers] if request.workers > 1 else [str(request.name)]
+    documents = [_training(request, command, name) for name in names]
+    for each in documents:
+        request_models.check("sagemaker", "CreateTrainingJob", each)
+    return documents
+
+
+def _training(request: SubmitOptions, command: Command, name: str) -> dict[str, Any]:
     runtime = round(request.timeout or _RUNTIME_S)
     stopping = {"MaxRuntimeInSeconds": runtime}
     if request.spot:
@@ -45,7 +68,7 @@ def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     parameters = hyperparameters(request, command)
     output = parameters["output"].rstrip("/")
     training: dict[str, Any] = {
-        "TrainingJobName": request.name,
+        "TrainingJobName": name,
         "AlgorithmSpecification": {
             "TrainingImage": request.image,
             "TrainingInputMode": "File",
@@ -63,24 +86,33 @@ def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
         "StoppingCondition": stopping,
         "EnableManagedSpotTraining": request.spot,
         # The job stores its checkpoints itself; this keeps whatever else is in the folder when a Spot machine ends.
-        "CheckpointConfig": {"S3Uri": f"{output}/{parameters['run-id']}/opt-ml", "LocalPath": "/opt/ml/checkpoints"},
+        "CheckpointConfig": {
+            "S3Uri": f"{output}/{parameters['run-id']}/{'-'.join(['opt-ml', *_worker(request, name)])}",
+            "LocalPath": "/opt/ml/checkpoints",
+        },
         "Tags": [{"Key": key, "Value": value} for key, value in request.labels.items()],
     }
     if request.retries != 0:
         training["RetryStrategy"] = {"MaximumRetryAttempts": request.retries or 3}  # SageMaker's own errors only
-    request_models.check("sagemaker", "CreateTrainingJob", training)
-    return [training]
+    return training
+
+
+def _worker(request: SubmitOptions, name: str) -> list[str]:
+    """The worker's number in its job's name, none where there is one job."""
+    return [name.rpartition("-")[2]] if request.workers > 1 else []
 
 
 def hyperparameters(request: SubmitOptions, command: Command) -> dict[str, str]:
-    """The command as hyperparameters of `train`: `part`, and each option that was set, as text.
+    """The command as hyperparameters of `train`: `part`, `command` if it is a sweep, and each option that was set.
 
     The data set stays an option, --data, rather than a channel: the job decodes while it downloads, but SageMaker would
     copy a channel to disk before the job starts.
     https://docs.aws.amazon.com/sagemaker/latest/dg/model-access-training-data.html
     """
     settings, given = command.configuration.settings, command.configuration.given
-    parameters = {"part": _PARTS[command.verb]}
+    parameters = {"part": settings.part}
+    if command.sweep:
+        parameters |= {"command": command.verb, **_changed(command.sweep)}
     for key, (each, _) in options_by_key(settings).items():
         section, _, field = key.partition(".")
         if key in given:
@@ -91,13 +123,20 @@ def hyperparameters(request: SubmitOptions, command: Command) -> dict[str, str]:
     return parameters
 
 
+def _changed(sweep: SweepOptions) -> dict[str, str]:
+    """The options of a sweep that are not the defaults, by name."""
+    known = options.options_of(SweepOptions)
+    values = {field: value for field in known if (value := getattr(sweep, field)) != getattr(SweepOptions, field)}
+    return {known[field][0].name: _as_text(value) for field, value in values.items()}
+
+
 def _as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else options.as_text(value)
 
 
 def as_text(documents: list[dict[str, Any]]) -> str:
-    """The request as JSON, which `aws sagemaker create-training-job --cli-input-json` takes."""
-    return json.dumps(documents[0], indent=2) + "\n"
+    """The request as JSON, which `aws sagemaker create-training-job --cli-input-json` takes; several as a list."""
+    return json.dumps(documents if len(documents) > 1 else documents[0], indent=2) + "\n"
 
 
 def attempt_of(name: str, base: str) -> int:
@@ -112,16 +151,20 @@ def next_name(base: str, taken: Iterable[str]) -> str:
     return f"{base}-attempt-{attempts + 1}" if attempts else base
 
 
-def submit(request: SubmitOptions, documents: list[dict[str, Any]]) -> "TrainingJob":
-    """Create the training job under a free name, or return the job that already works on this run.
+def submit(request: SubmitOptions, documents: list[dict[str, Any]]) -> Handle:
+    """Create each training job under a free name, unless one of its run, or of this worker of it, is active.
 
     Raises JobError, in particular ConflictError if that job has other settings.
     """
     from inat_job.platforms.aws import client  # boto3 loads slowly, and a dry run does not need it
 
-    training, base = documents[0], str(documents[0]["TrainingJobName"])
-    sagemaker = client.service("sagemaker", request.region)
-    log = client.LogTail(client.service("logs", request.region), LOG_GROUP)
+    sagemaker, logs = client.service("sagemaker", request.region), client.service("logs", request.region)
+    jobs = [_submitted(sagemaker, client.LogTail(logs, LOG_GROUP), each) for each in documents]
+    return TrainingJobs(jobs) if len(jobs) > 1 else jobs[0]
+
+
+def _submitted(sagemaker: Any, log: Any, training: dict[str, Any]) -> "TrainingJob":
+    base = str(training["TrainingJobName"])
     jobs = _attempts(sagemaker, base)
     if running := next((name for name, status in jobs.items() if status in ("InProgress", "Stopping")), None):
         parameters = sagemaker("describe_training_job", TrainingJobName=running).get("HyperParameters")
@@ -161,6 +204,21 @@ class TrainingJob:
         lines = self._log.new(self._log.newest(f"{self._name}/algo-1-"))
         code, reason = exit_code_of(job)
         return State(str(job.get("SecondaryStatus") or job["TrainingJobStatus"]), tuple(lines), code, reason)
+
+
+class TrainingJobs:
+    """The training jobs of a sweep's workers. The first that is done ends it, since the sweep is finished then."""
+
+    def __init__(self, jobs: Sequence[TrainingJob]) -> None:
+        self._jobs = jobs
+        self.name = f"{jobs[0].name} and {len(jobs) - 1} more"
+
+    def read_state(self) -> State:
+        """The state of the first job that is done, or that still runs, or that failed last, with all new log lines."""
+        states = [job.read_state() for job in self._jobs]
+        lines = tuple(line for state in states for line in state.lines)
+        chosen = next((state for code in (0, None) for state in states if state.code == code), states[-1])
+        return replace(chosen, lines=lines)
 
 
 _EXIT_CODE = re.compile(r"exit code:? *'?(\d+)", re.IGNORECASE)

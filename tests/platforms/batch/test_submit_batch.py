@@ -259,6 +259,50 @@ def test_multi_node_job_ends_as_its_main_node() -> None:
     assert (state.phase, state.code, state.lines, streams) == ("FAILED", 75, ("line",), ["main"])
 
 
+SWEEP = ("sweep", "--part", "a", "--output", "s3://bucket/runs")
+
+
+def test_sweep_is_an_array_whose_children_share_its_id() -> None:
+    definition, job = built(*SWEEP, workers=4)
+    assert job["arrayProperties"] == {"size": 4}
+    assert definition["type"] == "container"
+    assert definition["containerProperties"]["command"] == [*SWEEP, "--run-id", job["jobName"]]
+    assert "arrayProperties" not in built(*SWEEP)[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "children", "code", "stream"),
+    [
+        ("PENDING", {"RUNNING": 2}, None, "first"),
+        ("PENDING", {"RUNNING": 1, "SUCCEEDED": 1}, 0, "first"),
+        ("SUCCEEDED", {"SUCCEEDED": 2}, 0, "first"),
+        ("FAILED", {"FAILED": 1, "SUCCEEDED": 1}, 0, "second"),
+        ("FAILED", {"FAILED": 2}, 78, "second"),
+    ],
+)
+def test_array_is_done_with_its_first_worker(
+    status: str, children: dict[str, int], code: int | None, stream: str
+) -> None:
+    array = {"status": status, "arrayProperties": {"size": 2, "statusSummary": children}}
+    failed = {"status": "FAILED", "container": {"exitCode": 78, "logStreamName": "second"}}
+    described = {"j": array, "j:0": {"status": "RUNNING", "container": {"logStreamName": "first"}}, "j:1": failed}
+    streams: list[str | None] = []
+
+    class LogTail:
+        def new(self, stream: str | None) -> list[str]:
+            streams.append(stream)
+            return []
+
+    def batch(operation: str, **asked: Any) -> dict[str, Any]:
+        if operation == "list_jobs":
+            assert asked == {"arrayJobId": "j", "jobStatus": "FAILED"}
+            return {"jobSummaryList": [{"jobId": "j:1"}]}
+        return {"jobs": [described[each] for each in asked["jobs"]]}
+
+    assert submit_batch.BatchJob("j", batch, LogTail()).read_state().code == code
+    assert streams == [stream]
+
+
 def test_status_reason_of_a_waiting_job() -> None:
     class LogTail:
         def new(self, stream: str | None) -> list[str]:

@@ -1,5 +1,6 @@
 """submit_sagemaker.py: the request to SageMaker, how the job reads it, and the exit code of its status."""
 
+import json
 import re
 from typing import Any
 
@@ -10,13 +11,18 @@ from hypothesis import strategies as st
 from moto import mock_aws
 
 from entrypoint import _line
+from inat_job.command_options import SweepOptions
 from inat_job.commands.submit import checked
+from inat_job.configuration import SWEEP_TAKES
 from inat_job.errors import ConflictError, UsageError
+from inat_job.options import parse_section
 from inat_job.platforms.platform import Platform
 from inat_job.platforms.sagemaker import submit_sagemaker
 from inat_job.platforms.sagemaker.submit_sagemaker import exit_code_of
-from inat_job.platforms.settings_layer import configured, part_of
-from inat_job.platforms.submission import SubmitOptions, completed
+from inat_job.platforms.settings_layer import configured, part_of, sweep_of
+from inat_job.platforms.submission import State, SubmitOptions, completed
+from inat_job.search.definition import definition_of, sweep_id
+from inat_job.search.space import space_of
 from inat_job.telemetry import metric_lines
 
 ROLE = "arn:aws:iam::123456789012:role/birds"
@@ -107,13 +113,81 @@ def test_set_option_becomes_a_hyperparameter() -> None:
         ({"role": "birds"}, WORDS, "RoleArn"),
         ({"instance_type": "g5.xlarge"}, WORDS, "InstanceType"),
         ({"retries": 31}, WORDS, "MaximumRetryAttempts"),
-        ({}, ("prepare", "--data", "demo:"), "use parta or partb"),
+        ({}, ("prepare", "--data", "demo:"), "use parta, partb, sweep"),
         ({}, ("parta",), "--output is not set"),
     ],
 )
 def test_invalid_or_unused_options_are_refused(options: dict[str, Any], words: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         built(*words, **options)
+
+
+SWEEP = ("sweep", "--part", "b", "--output", "s3://bucket/runs", "--max-time", "2h", "--trials", "9", "--lr", "0.01")
+
+
+def test_hyperparameters_give_the_same_sweep() -> None:
+    request = built(*SWEEP, "--storage", "postgresql://host/x", "--no-augment")
+    asked = request["HyperParameters"]
+    assert (asked["command"], asked["part"], asked["run-id"]) == ("sweep", "b", request["TrainingJobName"])
+    place = Platform("SageMaker", run_id="other", hyperparameters=asked)
+    here = checked((*SWEEP, "--storage", "postgresql://host/x", "--no-augment"), _line)
+    sweep = sweep_of(place)
+    assert sweep is not None
+    assert parse_section(SweepOptions, sweep) == here.sweep
+    in_the_job = configured(place, part_of(place), {}, [], None, SWEEP_TAKES)
+    assert in_the_job.settings.train == here.configuration.settings.train
+    assert in_the_job.settings.run.run_id == request["TrainingJobName"]
+    space = space_of(in_the_job.settings, fixed=in_the_job.given)
+    assert sweep_id(definition_of(in_the_job.settings, here.sweep, space)) == here.run_id  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"command": "swep"}, "command is 'swep': set it to sweep"),
+        ({"command": "sweep", "trial": "3"}, "there is no setting 'trial'"),
+        ({"command": "sweep", "export": "onnx"}, "there is no setting 'export'"),
+    ],
+)
+def test_invalid_hyperparameters_of_a_sweep_are_refused(asked: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        configured(Platform("SageMaker", hyperparameters=asked), "a", {}, [], None, SWEEP_TAKES)
+
+
+def test_each_worker_is_a_training_job() -> None:
+    command = checked(SWEEP, _line)
+    request = completed(SubmitOptions(**OPTIONS, workers=3, name="birds"), command, submit_sagemaker.NEEDS)
+    documents = submit_sagemaker.build(request, command)
+    assert [each["TrainingJobName"] for each in documents] == ["birds-worker-1", "birds-worker-2", "birds-worker-3"]
+    assert len({each["CheckpointConfig"]["S3Uri"] for each in documents}) == 3
+    assert all(each["HyperParameters"] == documents[0]["HyperParameters"] for each in documents)
+    assert documents[0]["HyperParameters"]["run-id"] == "birds"
+    assert json.loads(submit_sagemaker.as_text(documents)) == documents
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"), [([None, None], None), ([None, 0], 0), ([75, None], None), ([75, 0], 0), ([75, 78], 78)]
+)
+def test_sweep_is_done_with_its_first_worker(codes: list[int | None], code: int | None) -> None:
+    class Job:
+        name = "training job x"
+
+        def __init__(self, code: int | None) -> None:
+            self.code = code
+
+        def read_state(self) -> State:
+            return State("Training", (f"line of {self.code}",), self.code)
+
+    state = submit_sagemaker.TrainingJobs([Job(each) for each in codes]).read_state()  # type: ignore[misc]
+    assert (state.code, state.lines) == (code, tuple(f"line of {each}" for each in codes))
+
+
+def test_submit_creates_a_job_for_each_worker(account: Any) -> None:
+    command = checked(SWEEP, _line)
+    request = completed(SubmitOptions(**OPTIONS, workers=2), command, submit_sagemaker.NEEDS)
+    submit_sagemaker.submit(request, submit_sagemaker.build(request, command))
+    names = {each["TrainingJobName"] for each in account.list_training_jobs()["TrainingJobSummaries"]}
+    assert names == {f"{command.run_id}-worker-1", f"{command.run_id}-worker-2"}
 
 
 def test_dry_run_has_placeholders() -> None:
