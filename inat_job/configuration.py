@@ -188,6 +188,8 @@ def _settings_of_run(run: Mapping[str, Any], defaults: Settings, known: Mapping[
         and key in known
         and known[key][0].in_fingerprint  # null is the default, or was in older runs
     }
+    if run:  # one of an earlier version lacks the options that came later
+        own = {key: each.off[0] for key, (each, _) in known.items() if each.off} | own
     try:
         _merge(defaults, known, [Layer(_RUN, own)])
     except UsageError as error:

@@ -31,10 +31,10 @@ class Option:
 
     `name` is the flag without dashes, `short` its one-letter form. `metavar` and `shown_default` are what `--help`
     shows where the field's type and default say too little. `in_fingerprint` says whether the value decides the result,
-    and so the run id. A value that is `neutral` does what was done before there was the option, and is left out of the
-    fingerprint: so runs of earlier versions keep their ids. `uri` marks URIs and paths, which can hold secrets; `names`
-    is a pattern of the values that are neither, but names. `bare` is the value of a flag that is given without one.
-    `refused` maps a target of `submit` that has no use for the option to the reason.
+    and so the run id. `uri` marks URIs and paths, which can hold secrets; `names` is a pattern of the values that are
+    neither, but names. `bare` is the value of a flag that is given without one. `refused` maps a target of `submit`
+    that has no use for the option to the reason. `off` holds the one value that does what versions without the option
+    did: it is left out of the fingerprint, and a stored run that lacks the option has it.
     """
 
     help: str
@@ -46,11 +46,11 @@ class Option:
     minimum: float = -math.inf
     maximum: float = math.inf
     in_fingerprint: bool = True
-    neutral: Any = None
     duration: bool = False
     uri: bool = False
     names: str = ""
     bare: Any = None
+    off: tuple[Any, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property

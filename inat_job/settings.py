@@ -238,10 +238,22 @@ class TrainSettings(_Section):
     early_stop: int | None = option(
         None, "Stop after this many epochs without a better validation accuracy", shown_default="never", minimum=1
     )
+    class_weights: str = option(
+        "none",
+        "Weights of the classes in the training loss; balanced gives each class the same, however few its images",
+        choices=("none", "balanced"),
+        off=("none",),
+    )
+    sampling: str = option(
+        "shuffled",
+        "An epoch has each training image once (shuffled), or images of each class equally often (balanced)",
+        choices=("shuffled", "balanced"),
+        off=("shuffled",),
+    )
     final: bool = option(
         False,
         "Train on the validation images too, once all is chosen: the last epoch's weights are the result",
-        neutral=False,
+        off=(False,),
     )
     seed: int = option(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
     accelerator: str = option(
@@ -292,6 +304,10 @@ class TrainSettings(_Section):
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--accumulate is {self.accumulate}: it must divide --batch-size, which is {self.batch_size}."
+            )
+        if self.class_weights == self.sampling == "balanced":
+            raise UsageError(
+                "--class-weights and --sampling are both balanced, which favours small classes twice: use one of them."
             )
         if self.final and self.early_stop is not None:
             raise UsageError(
@@ -355,7 +371,7 @@ class Settings:
         """SHA-256 over what decides the result: data, model, recipe and seed."""
         deciding: dict[str, Any] = {"part": self.part}
         for name, field, each, value in self._values():
-            if each.in_fingerprint and (each.neutral is None or value != each.neutral):
+            if each.in_fingerprint and value not in each.off:
                 deciding[f"{name}.{field}"] = options.fingerprint_value(each, value)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 

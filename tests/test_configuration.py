@@ -20,9 +20,9 @@ FLAGS = set(
     "--data --cache-dir --image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
     "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
     "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
-    "--label-smoothing --augment --crop-scale --rotation --colour --early-stop --final --seed --accelerator "
-    "--precision --pictures --devices --num-nodes --rendezvous-minutes --export --sync-batch-norm --preflight "
-    "--compile --deterministic --wandb --wandb-project --wandb-entity".split()
+    "--label-smoothing --augment --crop-scale --rotation --colour --early-stop --class-weights --sampling --final "
+    "--seed --accelerator --precision --pictures --devices --num-nodes --rendezvous-minutes --export --sync-batch- "
+    "--preflight --compile --deterministic --wandb --wandb-project --wandb-entity".split()
 )
 FLAGS_A = set(
     "--filters --filter-organisation --kernel-sizes --activation --dense --pooling --batch-norm --dropout".split()

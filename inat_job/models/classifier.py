@@ -5,6 +5,7 @@ Lightning's trainer runs the training loop (training/trainer.py); `training_step
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor
@@ -30,13 +31,20 @@ class Classifier(LightningModule):
     """
 
     def __init__(
-        self, architecture: Architecture, train: TrainSettings, data: DataSettings, steps_per_epoch: int
+        self,
+        architecture: Architecture,
+        train: TrainSettings,
+        data: DataSettings,
+        steps_per_epoch: int,
+        class_weights: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.network = architecture.network
         self._architecture = architecture
         self._train, self._data = train, data
         self.schedule = Schedule(train.epochs * steps_per_epoch, train.warmup)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("_class_weights", weights, persistent=False)
         self.loss = torch.tensor(float("nan"))
         self.finite = torch.tensor(True)
         self.val_loss = self.val_accuracy = float("nan")
@@ -67,12 +75,23 @@ class Classifier(LightningModule):
         return self._stem_and_tail[1]
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
-        logits = self(batch)
-        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self._train.label_smoothing)
+        loss = self._training_loss(self(batch).float(), batch.labels)
         # Kept on the device: reading it at each step would make the CPU wait for the device.
         self.loss = loss.detach()
         self.finite = self.finite & torch.isfinite(self.loss)
         return loss
+
+    def _training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy of logits (B, classes) and labels int64 (B,), smoothed and weighted by the recipe.
+
+        Each image's loss is multiplied by its class's weight and divided by B, not by the sum of the weights as torch's
+        own weights are: so the slices of a batch, on several ranks or one, have the mean of the batch.
+        """
+        smoothing, weights = self._train.label_smoothing, self._class_weights
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        assert isinstance(weights, Tensor)
+        return (weights[labels] * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()
 
     def check_finite(self, step: int, finite: bool) -> None:
         """Raise ConflictError if any training loss up to a step was not finite."""
