@@ -21,8 +21,8 @@ FLAGS = set(
     "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
     "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
     "--label-smoothing --augment --crop-scale --rotation --colour --early-stop --class-weights --sampling --final "
-    "--seed --accelerator --precision --pictures --devices --num-nodes --rendezvous-minutes --export --sync-batch- "
-    "--preflight --compile --deterministic --wandb --wandb-project --wandb-entity".split()
+    "--seed --accelerator --precision --pictures --devices --num-nodes --rendezvous-minutes --export "
+    "--sync-batch-norm --compile --deterministic --wandb --wandb-project --wandb-entity".split()
 )
 FLAGS_A = set(
     "--filters --filter-organisation --kernel-sizes --activation --dense --pooling --batch-norm --dropout".split()
