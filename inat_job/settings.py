@@ -285,6 +285,18 @@ class TrainSettings(SettingsSection):
     early_stop: int | None = option(
         None, "Stop after this many epochs without a better validation accuracy", shown_default="never", minimum=1
     )
+    class_weights: str = option(
+        "none",
+        "Weights of the classes in the training loss; balanced gives each class the same, however few its images",
+        choices=("none", "balanced"),
+        off=("none",),
+    )
+    sampling: str = option(
+        "shuffled",
+        "An epoch has each training image once (shuffled), or images of each class equally often (balanced)",
+        choices=("shuffled", "balanced"),
+        off=("shuffled",),
+    )
     final: bool = option(
         False,
         "Train on the validation images too, once all is chosen: the last epoch's weights are the result",
@@ -339,6 +351,10 @@ class TrainSettings(SettingsSection):
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--accumulate is {self.accumulate}: it must divide --batch-size, which is {self.batch_size}."
+            )
+        if self.class_weights == self.sampling == "balanced":
+            raise UsageError(
+                "--class-weights and --sampling are both balanced, which favours small classes twice: use one of them."
             )
         if self.final and self.early_stop is not None:
             raise UsageError(

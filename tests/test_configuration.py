@@ -21,9 +21,9 @@ FLAGS = set(
     "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
     "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
     "--label-smoothing --optimiser --ema --flip --trivial-augment --erase --mixup --cutmix --mix-until "
-    "--start-size --test-size --augment --crop-scale --rotation --colour --early-stop --final --seed --accelerator "
-    "--precision --pictures --devices --num-nodes --rendezvous-minutes --export --sync-batch-norm --preflight "
-    "--compile --deterministic --wandb --wandb-project --wandb-entity".split()
+    "--start-size --test-size --augment --crop-scale --rotation --colour --early-stop --class-weights --sampling "
+    "--final --seed --accelerator --precision --pictures --devices --num-nodes --rendezvous-minutes --export "
+    "--sync-batch-norm --compile --deterministic --wandb --wandb-project --wandb-entity".split()
 )
 FLAGS_A = set(
     "--filters --filter-organisation --kernel-sizes --activation --dense --pooling --batch-norm --dropout".split()

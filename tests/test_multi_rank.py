@@ -80,9 +80,18 @@ def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int) 
     assert several["environment"]["execution"]["ranks"] == ranks
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.soak)])
-def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ranks: int) -> None:
-    recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3")
+@pytest.mark.parametrize(
+    ("ranks", "more"),
+    [
+        (2, ()),
+        (2, ("--final", "--sampling", "balanced", "--max-time", "1h")),
+        pytest.param(4, ("--class-weights", "balanced"), marks=pytest.mark.soak),
+    ],
+)
+def test_stop_and_exact_resume_of_several_ranks(
+    start: Start, tmp_path: Path, ranks: int, more: tuple[str, ...]
+) -> None:
+    recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3", *more)
     assert wait_for_end(start("uninterrupted", *recipe))[0] == 0
     child = start("resumed", *recipe)
     wait_for_event(child, "checkpoint")

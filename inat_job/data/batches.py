@@ -14,6 +14,7 @@ from torch import Tensor
 from inat_job.data import rng
 from inat_job.data.augment import Views
 from inat_job.data.cache_index import HIDDEN_FROM_TRIALS, PIXELS, Cache
+from inat_job.data.imbalance import balanced_order
 from inat_job.data.mixing import Mix
 
 TakeBatch = Callable[[slice], Any]
@@ -144,7 +145,8 @@ class TrainBatches:
     """Each iteration is an epoch of `length` training batches; the partial batch at its end is dropped.
 
     A rank gets its share of each batch; all shares together are the batch, which does not depend on the number of
-    ranks. `position` and `go_to` work at any step, also within an epoch, and the batches that follow are the same.
+    ranks. An epoch has each row once, or with the `labels` of all rows, int64 (n,), as many rows of each class.
+    `position` and `go_to` work at any step, also within an epoch, and the batches that follow are the same.
     """
 
     def __init__(
@@ -155,8 +157,10 @@ class TrainBatches:
         length: int,
         seed: int,
         shard: Shard = UNSHARDED,
+        labels: np.ndarray | None = None,
     ) -> None:
         assert batch_size % shard.size == 0
+        self._labels = labels
         self._take_for_epoch, self._rows, self._shard = take_for_epoch, rows, shard
         self._batch_size, self._length, self._seed = batch_size, length, seed
         self._epoch, self._position = 0, 0
@@ -167,7 +171,10 @@ class TrainBatches:
     def __iter__(self) -> Iterator[Any]:
         if self._position >= len(self):
             self._epoch, self._position = self._epoch + 1, 0
-        shuffled = self._rows[rng.order(self._seed, self._epoch, len(self._rows))]
+        order = rng.order(self._seed, self._epoch, len(self._rows))
+        if self._labels is not None:
+            order = balanced_order(self._seed, self._epoch, self._labels)
+        shuffled = self._rows[order]
         size = self._batch_size // self._shard.size
         starts = (at * self._batch_size + self._shard.rank * size for at in range(self._position, len(self)))
         ranges = (slice(start, start + size) for start in starts)

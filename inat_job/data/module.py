@@ -11,6 +11,7 @@ from inat_job.data.augment import Augmentation, Views, centre_maps, mirrored, tr
 from inat_job.data.batches import UNSHARDED, Batch, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
 from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
+from inat_job.data.imbalance import balanced_weights
 from inat_job.data.mixing import draw_mix
 from inat_job.errors import BadDataError
 from inat_job.settings import DataSettings, TrainSettings
@@ -73,6 +74,21 @@ class ImageDataModule(LightningDataModule):
         """Training images that an epoch leaves out, different ones each time, because its last batch is partial."""
         return len(self.train_rows) % self._settings.batch_size
 
+    @property
+    def train_counts(self) -> np.ndarray:
+        """The training images of each class, int64 (classes,)."""
+        return np.bincount(self._train_labels, minlength=len(self.cache.index.classes))
+
+    @property
+    def class_weights(self) -> np.ndarray | None:
+        """The weights of the classes in the training loss, float64 (classes,); None if they are all 1."""
+        return balanced_weights(self.train_counts) if self._settings.class_weights == "balanced" else None
+
+    @property
+    def _train_labels(self) -> np.ndarray:
+        labels: np.ndarray = np.array(self.cache.index.labels)[self.train_rows]
+        return labels
+
     @cached_property
     def pixel_rows(self) -> PixelRows:
         """The images by row."""
@@ -82,8 +98,9 @@ class ImageDataModule(LightningDataModule):
     def train_batches(self) -> TrainBatches:
         """The training batches, each a slice of the global batch if gradients are accumulated."""
         length = self.steps_per_epoch * self._settings.accumulate
+        labels = self._train_labels if self._settings.sampling == "balanced" else None
         return TrainBatches(
-            self._train_batches, self.train_rows, self.slice_size, length, self._settings.seed, self._shard
+            self._train_batches, self.train_rows, self.slice_size, length, self._settings.seed, self._shard, labels
         )
 
     def use_features(self, features: Features, epochs: int) -> None:

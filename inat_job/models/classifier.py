@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor
@@ -38,12 +39,20 @@ class Classifier(LightningModule):
     `val_accuracy` are the last validation's. `schedule` may be shortened while it trains.
     """
 
-    def __init__(self, architecture: Architecture, train: TrainSettings, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        train: TrainSettings,
+        steps_per_epoch: int,
+        class_weights: np.ndarray | None = None,
+    ) -> None:
         super().__init__()
         self.network = architecture.network
         self._architecture = architecture
         self._train = train
         self.schedule = Schedule(train.epochs * steps_per_epoch, train.warmup)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("_class_weights", weights, persistent=False)
         self.loss = torch.tensor(float("nan"))
         self.finite = torch.tensor(True)
         self.val_loss = self.val_accuracy = float("nan")
@@ -78,10 +87,9 @@ class Classifier(LightningModule):
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         logits = self(batch).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self._train.label_smoothing)
+        loss = self._training_loss(logits, batch.labels)
         if isinstance(batch, Batch) and batch.mix:  # linear in the labels, so this is the loss of the mixed ones
-            other = of_neighbours(batch.labels)
-            other_loss = F.cross_entropy(logits, other, label_smoothing=self._train.label_smoothing)
+            other_loss = self._training_loss(logits, of_neighbours(batch.labels))
             loss = torch.lerp(other_loss, loss, batch.mix.own_share(batch.size))
         # Kept on the device: reading it at each step would make the CPU wait for the device.
         self.loss = loss.detach()
@@ -116,6 +124,18 @@ class Classifier(LightningModule):
             state = checkpoint["state_dict"]
             self._restored = {name.removeprefix(_NETWORK): state[name] for name in checkpoint[_RAW]}
             checkpoint["state_dict"] = state | checkpoint[_RAW]
+
+    def _training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy of logits (B, classes) and labels int64 (B,), smoothed and weighted by the recipe.
+
+        Each image's loss is multiplied by its class's weight and divided by B, not by the sum of the weights as torch's
+        own weights are: so the slices of a batch, on several ranks or one, have the mean of the batch.
+        """
+        smoothing, weights = self._train.label_smoothing, self._class_weights
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        assert isinstance(weights, Tensor)
+        return (weights[labels] * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()
 
     def check_finite(self, step: int, finite: bool) -> None:
         """Raise ConflictError if any training loss up to a step was not finite."""

@@ -259,7 +259,7 @@ def _not_in_train(test: PredictionTable, index: CacheIndex) -> dict[str, Any] | 
 
 
 def _data_section(images: ImageDataModule) -> Mapping[str, Any]:
-    index = images.cache.index
+    index, weights = images.cache.index, images.class_weights
     return {
         "uri": index.source,
         "digest": index.digest,
@@ -268,6 +268,8 @@ def _data_section(images: ImageDataModule) -> Mapping[str, Any]:
         "n_val": len(images.val_rows),
         "n_test": len(images.test_rows),
         "n_train_dropped_per_epoch": images.dropped_per_epoch,
+        "n_train_per_class": images.train_counts.tolist(),
+        "class_weights": None if weights is None else [round(weight, 6) for weight in weights.tolist()],
         "in_both_train_and_test": len(index.in_both_splits()),
         "classes": list(index.classes),
         "rejected": list(index.rejected),

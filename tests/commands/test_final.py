@@ -102,7 +102,12 @@ def test_test_and_compare_of_a_final_run(settings: Make, tmp_path: Path, capsys:
         assert (again["test"], again["val"], again["temperature"]) == (report_of(final)["test"], None, 1)
     assert report_of(final)["data"]["split_digest"] != report_of(ordinary)["data"]["split_digest"]
     capsys.readouterr()
-    compare.run(final, [f"{final.run.output}/{name}" for name in ("final", "ordinary")], CompareOptions(html=str(tmp_path / "compare.html")), StopFlag())
+    compare.run(
+        final,
+        [f"{final.run.output}/{name}" for name in ("final", "ordinary")],
+        CompareOptions(html=str(tmp_path / "compare.html")),
+        StopFlag(),
+    )
     assert "final" in capsys.readouterr().out
 
 
