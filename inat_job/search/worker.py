@@ -61,13 +61,19 @@ class Worker:
             self._stop_all()
 
     def _work(self) -> str:
-        """Do what there is to do now, and return why the sweep is over, if it is."""
-        with watchdog.waiting() if self._slots else nullcontext():  # the processes of the trials note their progress
+        """Do what there is to do now, and return why the sweep is over, if it is.
+
+        A trial notes its progress itself, in its process; here it has made progress when it says something.
+        """
+        heard = False
+        with watchdog.waiting() if self._slots else nullcontext():
             if not (why := why_ended(self._trials.standing(), self._limits)):
                 signals.check(self._stop, "searching")
                 self._fill_slots()
-                self._watch()
-            return why
+                heard = self._watch()
+        if heard:
+            watchdog.beat()
+        return why
 
     def _fill_slots(self) -> None:
         for slot in range(self._count):
@@ -84,14 +90,16 @@ class Worker:
                 return self._trials.resume(frozen)
         return self._trials.begin(self._limits.trials)
 
-    def _watch(self) -> None:
-        """Handle what the trials have to say, or wait a while where none has."""
+    def _watch(self) -> bool:
+        """Handle what the trials have to say, or wait a while where none has; returns whether one had."""
         by_connection: Mapping[object, int] = {each.process.connection: slot for slot, each in self._slots.items()}
         if not by_connection:
             signals.pause(_POLL_S, self._stop, "waiting for the trials of other workers")
-            return
-        for connection in wait(list(by_connection), timeout=_POLL_S):  # type: ignore[arg-type]
+            return False
+        ready = wait(list(by_connection), timeout=_POLL_S)  # type: ignore[arg-type]
+        for connection in ready:
             self._handle(by_connection[connection])
+        return bool(ready)
 
     def _handle(self, number: int) -> None:
         slot = self._slots[number]

@@ -76,7 +76,7 @@ class Place:
         """Work on the sweep to its end."""
         worker = self.start(*more)
         try:
-            out, err = worker.communicate(timeout=120)
+            out, err = worker.communicate(timeout=600)
         finally:
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)

@@ -13,7 +13,11 @@ from typing import Any
 
 @dataclass
 class Recorded:
-    """What the server was told, over all runs."""
+    """What the server was told, over all runs.
+
+    `sweep_config` is that of every sweep, `commands` what an agent is told once it runs nothing, and `run_states` what
+    it says about its runs.
+    """
 
     url: str = ""
     operations: list[str] = field(default_factory=list)
@@ -23,6 +27,9 @@ class Recorded:
     exit_code: int | None = None
     preempting: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
+    sweep_config: str = ""
+    commands: list[dict[str, Any]] = field(default_factory=list)
+    run_states: list[dict[str, Any]] = field(default_factory=list)
 
 
 @contextmanager
@@ -89,6 +96,15 @@ def _graphql(recorded: Recorded, request: dict[str, Any]) -> dict[str, Any]:
     if operation == "CreateRunFiles":
         files = [{"name": name, "uploadUrl": f"{recorded.url}/storage/{name}"} for name in variables["files"]]
         return {"data": {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}}
+    if operation == "SweepWithRuns":
+        sweep = {"id": "1", "name": variables["sweep"], "state": "RUNNING", "config": recorded.sweep_config}
+        return {"data": {"project": {"sweep": {**sweep, "runs": {"edges": []}}}}}
+    if operation == "CreateAgent":
+        return {"data": {"createAgent": {"agent": {"id": "1"}}}}
+    if operation == "Heartbeat":
+        recorded.run_states.append(json.loads(variables["runState"]))
+        told = [recorded.commands.pop(0)] if recorded.commands and not recorded.run_states[-1] else []
+        return {"data": {"agentHeartbeat": {"agent": {"id": "1"}, "commands": json.dumps(told)}}}
     return {"data": {}}
 
 
