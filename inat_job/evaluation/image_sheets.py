@@ -116,10 +116,7 @@ def label_issues(images: EvaluationImages, table: PredictionTable, issues: Seque
 
 
 def near_duplicates(
-    images: EvaluationImages,
-    pairs: Sequence[NearDuplicate],
-    split_of: dict[int, str],
-    path: Path,
+    images: EvaluationImages, pairs: Sequence[NearDuplicate], split_of: dict[int, str], path: Path
 ) -> None:
     """Pairs of look-alike images side by side; `split_of` names the split of a row."""
     index = images.cache.index
@@ -248,11 +245,7 @@ def _excited(maps: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grad_cam(
-    images: EvaluationImages,
-    network: nn.Module,
-    table: PredictionTable,
-    labels: Sequence[int],
-    path: Path,
+    images: EvaluationImages, network: nn.Module, table: PredictionTable, labels: Sequence[int], path: Path
 ) -> None:
     """For each of some classes, the image with the least loss and that with the largest, with Grad-CAM over them."""
     chosen = [(int(at), word) for label in labels for at, word in _best_and_worst(table, label)]
