@@ -25,10 +25,8 @@ def main(text: str) -> None:
     spec = json.loads(text)
     settings = configure(spec["part"], spec["flags"], [], None).settings
     data = settings.data
-    build(
-        settings.model,
-        BuildInputs(spec["classes"], data.image_size, True, Path(data.cache_dir), StorageOptions(), never),
-    )
+    inputs = BuildInputs(spec["classes"], data.image_size, True, Path(data.cache_dir), StorageOptions(), never)
+    build(settings.model, inputs)
     print("built", flush=True)
 
 

@@ -28,21 +28,17 @@ class ChildError(JobError):
     """A child process of the bench has failed."""
 
 
-def python(*arguments: str) -> list[str]:
-    """A command line of this Python interpreter."""
-    return [sys.executable, *arguments]
-
-
 def module(name: str, *arguments: str) -> list[str]:
     """A command line that runs a module of this folder from any working directory, so that paths may be relative."""
     start = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); "
-    return python("-c", start + f"runpy.run_module('inat_job.bench.{name}', None, '__main__', True)", *arguments)
+    start += f"runpy.run_module('inat_job.bench.{name}', None, '__main__', True)"
+    return [sys.executable, "-c", start, *arguments]
 
 
 def job(settings: Settings) -> list[str]:
     """The command line of a job with these settings: every value is given, so that the environment does not matter."""
-    entrypoint = python(str(ROOT / "entrypoint.py"), f"part{settings.part}", "--log-format=json")
-    return [*entrypoint, *_arguments(settings)]
+    program = [sys.executable, str(ROOT / "entrypoint.py"), f"part{settings.part}", "--log-format=json"]
+    return [*program, *_arguments(settings)]
 
 
 def _arguments(settings: Settings) -> Iterator[str]:

@@ -30,9 +30,9 @@ from inat_job.configuration import configure
 from inat_job.host import cpu
 from inat_job.models.build import BuildInputs, build
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
+from inat_job.run.run_state import storage_options
 from inat_job.settings import Settings, TrainSettings
 from inat_job.signals import never
-from inat_job.storage import StorageOptions
 
 WARM_UP_STEPS = 10
 """Steps at an epoch's start that the rate leaves out, and with them the start of the workers."""
@@ -131,7 +131,9 @@ def main(text: str) -> None:
     torch.manual_seed(settings.train.seed)
     folder = Path(spec.folder)
     classes = len(list((folder / "train").iterdir()))
-    architecture = _architecture(settings, classes)
+    options, cache_dir = storage_options(settings.storage), Path(settings.data.cache_dir)
+    inputs = BuildInputs(classes, settings.data.image_size, True, cache_dir, options, never)
+    architecture = build(settings.model, inputs)
     loaders = _loaders(folder, settings, architecture.network.preprocess)
     architecture.network.preprocess = nn.Identity()
     apply_strategy(architecture, trainable_stages(architecture, 0, 1))
@@ -154,19 +156,6 @@ def _trainer(spec: BaselineSpec, train: TrainSettings, epochs: EpochRates) -> Tr
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-
-
-def _architecture(settings: Settings, classes: int) -> Architecture:
-    storage = settings.storage
-    inputs = BuildInputs(
-        classes=classes,
-        image_size=settings.data.image_size,
-        pretrained=True,
-        cache_dir=Path(settings.data.cache_dir),
-        options=StorageOptions(requester_pays=storage.requester_pays, anonymous=storage.anonymous),
-        stop=never,
-    )
-    return build(settings.model, inputs)
 
 
 def _learning_rate(settings: Settings) -> float:

@@ -14,15 +14,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from inat_job.bench.measurement import (
-    EPOCH,
-    IMAGES_PER_S,
-    Measurement,
-    rates,
-    synchronize,
-    time_alternately,
-    time_once,
-)
+from inat_job.bench.measurement import EPOCH, IMAGES_PER_S, Measurement, rates, synchronize, time_alternately, time_once
 from inat_job.checkpoints import training_state
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.manifest import Manifest
@@ -34,15 +26,7 @@ from inat_job.errors import TransientError
 from inat_job.evaluation.predictions import predict
 from inat_job.models.classifier import Classifier
 
-PEAKS = {
-    "H200": 989.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L4": 121.0,
-    "A10G": 70.0,
-    "T4": 65.0,
-    "V100": 125.0,
-}
+PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L4": 121.0, "A10G": 70.0, "T4": 65.0, "V100": 125.0}
 """Dense TFLOP/s in bf16, or fp16 where there is no bf16 (T4, V100), by a word in the device's name; from the data
 sheets, for the SXM variants of H100, H200 and V100: https://www.nvidia.com/en-us/data-center/"""
 
@@ -179,10 +163,7 @@ def copy(live: LiveTraining, runs: int) -> list[Measurement]:
     batch = live.batch.pixels.cpu().pin_memory()
     large = torch.empty(max(2**28, batch.nbytes), dtype=torch.uint8).pin_memory()
     seconds = time_alternately(
-        {
-            "batch": lambda: batch.to(device, non_blocking=True),
-            "large": lambda: large.to(device, non_blocking=True),
-        },
+        {"batch": lambda: batch.to(device, non_blocking=True), "large": lambda: large.to(device, non_blocking=True)},
         runs,
     )
     limits = rates(live.images * large.nbytes / batch.nbytes, seconds["large"])

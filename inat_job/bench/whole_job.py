@@ -19,7 +19,6 @@ from inat_job.bench.training_stages import TrainEpoch
 from inat_job.data import layout
 from inat_job.data.module import ImageDataModule
 from inat_job.ingest import archives
-from inat_job.ingest.decode import Rejected
 from inat_job.settings import Settings
 
 BUILT = "built"
@@ -139,15 +138,8 @@ def unpack(container: archives.Container, images: ImageDataModule, folder: Path)
         suffix = Path(image.id).suffix.lower()
         path = folder / split_of[image.id] / image.label / f"{number:07d}{suffix if suffix in _SUFFIXES else '.jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_bytes(read))
+        path.write_bytes(read())
     return folder
-
-
-def _bytes(read: archives.Load) -> bytes:
-    try:
-        return read()
-    except Rejected:  # impossible: it was read when the cache was prepared
-        raise AssertionError("an image of the cache can no longer be read") from None
 
 
 @contextmanager

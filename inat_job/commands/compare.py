@@ -19,12 +19,10 @@ from inat_job.run.run_state import CONFIG, REPORT, storage_options
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import Stop
 from inat_job.storage.base import Store
-from inat_job.storage.disk import disk_errors, parse_json, refuse_foreign, write_atomic
+from inat_job.storage.disk import disk_errors, refuse_foreign, write_atomic
 from inat_job.storage.interruptible import InterruptibleStore
 from inat_job.storage.open_store import open_store, split_uri
-from inat_job.storage.run_folder import run_uri
-
-_MOST_JSON = 2**28
+from inat_job.storage.run_folder import read_stored_json, run_uri
 
 
 def run(settings: Settings, names: Sequence[str], request: CompareOptions, stop: Stop) -> None:
@@ -68,18 +66,14 @@ def _located(settings: Settings, name: str, stop: Stop) -> tuple[Store, str]:
 
 
 def _report(store: Store, key: str) -> dict[str, Any]:
-    entry = store.stat(key)
-    if entry is None:
+    report = read_stored_json(store, key)
+    if report is None:
         if key == REPORT and store.stat(CONFIG) is not None:
             raise BadDataError(f"{store.uri} is not finished, and has no {REPORT} yet: run its command again.")
         raise BadDataError(f"{store.uri} holds no {key}: check the run's name and --output.")
-    try:
-        report = parse_json(store.read(key)) if entry.size <= _MOST_JSON else None
-    except ValueError:
-        report = None
     if not is_report(report):
-        raise BadDataError(f"{store.uri}/{key} is not the report of a finished run, or is damaged: name another.")
-    return dict(report or {})
+        raise BadDataError(f"{store.uri}/{key} is not the report of a finished run: name another.")
+    return dict(report)
 
 
 def _predictions(store: Store, report: dict[str, Any]) -> PredictionTable | None:

@@ -7,9 +7,9 @@ import itertools
 import json
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from inat_job.inference.image_model import ImageModel, Prediction, Square, load_
 from inat_job.inference.image_source import ImageSource, find_images
 from inat_job.ingest.container import Load
 from inat_job.run.run_state import storage_options
-from inat_job.settings import Settings
+from inat_job.settings import Settings, public_uri
 from inat_job.signals import StopFlag
 from inat_job.storage import StorageOptions
 from inat_job.storage.disk import disk_errors, refuse_foreign, write_atomic
@@ -85,7 +85,7 @@ def _find_all(
         try:
             sources.append(find_images(path, cache_dir, options, stop))
         except BadDataError as error:
-            missing.append(Row(path, None, str(error)))
+            missing.append(Row(public_uri(path), None, str(error)))
     return sources, missing
 
 
@@ -126,17 +126,16 @@ def _write(
     rows: Iterator[Row], sources: Sequence[ImageSource], model: ImageModel, request: PredictOptions, total: int
 ) -> list[Row]:
     """Print each row, and write them to the file of `--csv`; returns those without a prediction."""
-    names = (len(source.prefix + name) for source in sources for name in source.names)
+    names = (len(source.shown(name)) for source in sources for name in source.names)
     widths = min(_NAME_WIDTH, max(names, default=0)), max(map(len, model.classes))
     # On a terminal the rows show the progress.
     show = None if sys.stdout.isatty() else events.progress("predict")
-    table = _Csv(Path(request.csv), request.top_k) if request.csv else None
     broken = []
-    with table or nullcontext():
+    with _csv_file(Path(request.csv), request.top_k) if request.csv else nullcontext() as add:
         for done, row in enumerate(rows, 1):
             _print(row, request, widths)
-            if table:
-                table.add(row)
+            if add:
+                add(row)
             if row.prediction is None:
                 broken.append(row)
             if show:
@@ -174,31 +173,24 @@ def _shown(name: str) -> str:
     return printable(name.encode(errors="backslashreplace").decode())
 
 
-class _Csv:
-    """The file of `--csv`, which takes its place when all rows are there."""
+@contextmanager
+def _csv_file(path: Path, top_k: int) -> Iterator[Callable[[Row], None]]:
+    """A function that adds a row to the file of `--csv`, which is written after the block."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    columns = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
+    writer.writerow(["image", *columns, "error"])
 
-    def __init__(self, path: Path, top_k: int) -> None:
-        self._path, self._top_k = path, top_k
-        self._text = io.StringIO(newline="")
-        self._writer = csv.writer(self._text)
-        columns = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
-        self._writer.writerow(["image", *columns, "error"])
-
-    def __enter__(self) -> "_Csv":
-        with disk_errors(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def add(self, row: Row) -> None:
-        top = row.prediction.classes[: self._top_k] if row.prediction else ()
+    def add(row: Row) -> None:
+        top = row.prediction.classes[:top_k] if row.prediction else ()
         values = [value for each in top for value in (each.name, f"{each.probability:.9g}")]
-        padding = [""] * (2 * self._top_k - len(values))
-        self._writer.writerow([row.image, *values, *padding, row.error])
+        writer.writerow([row.image, *values, *[""] * (2 * top_k - len(values)), row.error])
 
-    def __exit__(self, kind: object, *error: object) -> None:
-        if kind is None:
-            with disk_errors(self._path):
-                write_atomic(self._path, self._text.getvalue().encode(errors="surrogateescape"))
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    yield add
+    with disk_errors(path):
+        write_atomic(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def _finish(broken: Sequence[Row], total: int) -> None:

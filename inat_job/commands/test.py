@@ -21,14 +21,7 @@ from inat_job.reporting.publish import publish
 from inat_job.reporting.tracking import require_key
 from inat_job.run import outputs
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.run_state import (
-    CONFIG,
-    lease_run,
-    open_run,
-    read_config,
-    refuse_unowned_checkpoints,
-    run_config,
-)
+from inat_job.run.run_state import CONFIG, lease_run, open_run, read_config, refuse_unowned_checkpoints, run_config
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
 from inat_job.signals import Stop, StopFlag, never
@@ -37,14 +30,7 @@ from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes
 from inat_job.training.execution import Execution, decide, known_decisions
 from inat_job.training.introduction import introduce
-from inat_job.training.results import (
-    Predictions,
-    draw_pictures,
-    make_report,
-    predict_mirrored,
-    predict_splits,
-    tracked,
-)
+from inat_job.training.results import Predictions, draw_pictures, make_report, predict_mirrored, predict_splits, tracked
 from inat_job.training.trained_model import TrainedModel, find_trained, load_trained, temperature_of
 
 _FINDING_TAKES = (*(each for each in TEST_TAKES if each != "data"), "data.cache_dir")

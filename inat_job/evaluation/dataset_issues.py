@@ -92,10 +92,8 @@ def near_duplicates(cache: Cache, splits: dict[str, np.ndarray], most: int = 100
     bits, contrast = hashes(cache)
     found: dict[int, NearDuplicate] = {}
     names = list(splits)
-    for number, name in enumerate(names):
+    for number, name in enumerate(names[:-1]):
         rest = [splits[other] for other in names[number + 1 :]]
-        if not rest:
-            break
         ours, theirs = (rows[contrast[rows] >= _LEAST_CONTRAST] for rows in (splits[name], np.concatenate(rest)))
         for pair in _nearest(bits, ours, theirs):
             if pair.bits <= NEAR_BITS:

@@ -6,7 +6,6 @@ Images come from the decoded cache in the evaluation crop, predictions from the 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +62,6 @@ class EvaluationImages:
         parts = (rows[start : start + 64] for start in range(0, len(rows), 64))
         return [image for part in parts for image in as_shown(self.views(part), side)]
 
-    @cached_property
-    def ids(self) -> tuple[str, ...]:
-        """Names of the images in the data set."""
-        return self.cache.index.ids
-
 
 def as_shown(views: Tensor, side: int = _SIDE) -> list[np.ndarray]:
     """Views, float (n, 3, S, S) in 0..255, as images uint8 (side, side, 3)."""
@@ -116,10 +110,7 @@ def label_issues(images: EvaluationImages, table: PredictionTable, issues: Seque
 
 
 def near_duplicates(
-    images: EvaluationImages,
-    pairs: Sequence[NearDuplicate],
-    split_of: dict[int, str],
-    path: Path,
+    images: EvaluationImages, pairs: Sequence[NearDuplicate], split_of: dict[int, str], path: Path
 ) -> None:
     """Pairs of look-alike images side by side; `split_of` names the split of a row."""
     index = images.cache.index
@@ -191,7 +182,7 @@ def feature_maps(images: EvaluationImages, network: FiveBlockNet, row: int, path
     view = images.views([row])
     layers = [block.get_submodule("activation") for block in network.blocks]
     side = 96
-    tiles = [Tile(as_shown(view, _SIDE)[0], ("the image", file_name(images.ids[row])))]
+    tiles = [Tile(as_shown(view, _SIDE)[0], ("the image", file_name(images.cache.index.ids[row])))]
     for number, maps in enumerate(introspection.feature_maps(network, view, layers), 1):
         each = maps[0].numpy()
         strongest = np.argsort(-each.mean(axis=(1, 2)), kind="stable")[:_MAPS]
@@ -228,7 +219,7 @@ def guided_backpropagation(
             f"channel {channel}",
             f"row {y}, column {x}",
             f"activation {float(maps[at, channel, y, x]):.3g}",
-            file_name(images.ids[rows[at]]),
+            file_name(images.cache.index.ids[rows[at]]),
         )
         tiles.append(Tile(row_of([image, shown]), lines))
     save_sheet(tiles, path, columns=2)
@@ -248,11 +239,7 @@ def _excited(maps: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def grad_cam(
-    images: EvaluationImages,
-    network: nn.Module,
-    table: PredictionTable,
-    labels: Sequence[int],
-    path: Path,
+    images: EvaluationImages, network: nn.Module, table: PredictionTable, labels: Sequence[int], path: Path
 ) -> None:
     """For each of some classes, the image with the least loss and that with the largest, with Grad-CAM over them."""
     chosen = [(int(at), word) for label in labels for at, word in _best_and_worst(table, label)]

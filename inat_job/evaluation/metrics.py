@@ -1,6 +1,7 @@
 """The metrics of a split, from its predictions: accuracy with its interval, loss, calibration, those of each class."""
 
 import math
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,8 @@ def split_metrics(table: PredictionTable, temperature: float) -> dict[str, Any]:
     return {
         **accuracy_metrics(table),
         "top3_accuracy": float((_ranks(table) < _TOP).mean()),
-        "balanced_accuracy": _mean(each["recall"] for each in per_class.values() if each["n"]),
-        "macro_f1": _mean(each["f1"] for each, there in zip(per_class.values(), occurs, strict=True) if there),
+        "balanced_accuracy": fmean(each["recall"] for each in per_class.values() if each["n"]),
+        "macro_f1": fmean(each["f1"] for each, there in zip(per_class.values(), occurs, strict=True) if there),
         "loss": float(table.losses.mean()),
         "ece": expected_calibration_error(table),
         "reliability": reliability(table),
@@ -84,7 +85,3 @@ def _class_metrics(matrix: np.ndarray, label: int) -> dict[str, Any]:
         "recall_ci95": list(wilson_interval(hits, actual)) if actual else None,
         "f1": 2 * hits / (actual + predicted) if actual + predicted else 0.0,
     }
-
-
-def _mean(values: Any) -> float:
-    return math.fsum(values := list(values)) / len(values)

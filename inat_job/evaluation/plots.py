@@ -54,7 +54,7 @@ def learning_curves(rows: Sequence[Row], path: Path, marks: CurveMarks = NO_MARK
         axes.set_title(title, fontsize=10, parse_math=False)
         axes.grid(alpha=0.3)
         _mark(axes, points, marks, best=name.startswith("val_"))
-    for axes in panels[2:] if isinstance(panels, list) else figure.axes[2:]:
+    for axes in figure.axes[2:4]:
         axes.set_xlabel("optimiser step")
     handles = {
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)

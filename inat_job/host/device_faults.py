@@ -40,7 +40,7 @@ _MISUSED = re.compile(
     r"device-side assert"
     r"|(?:CUDA error|Triton Error \[CUDA\]): (?:.*captur|too many resources"
     r"|invalid (?:argument|configuration|resource handle|device function))"
-    r"|STATUS_(?:INVALID_VALUE|BAD_PARAM|NOT_SUPPORTED)",
+    r"|STATUS_(?:INVALID_VALUE|BAD_PARAM|NOT_SUPPORTED)"
 )
 
 _CONFLICTS = (

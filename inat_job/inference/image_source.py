@@ -1,6 +1,6 @@
 """The images that a person names: files, folders, archives, s3:// objects and prefixes, each read in place."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,15 @@ from inat_job.storage.interruptible import interruptible
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The images of one PATH, each with a `prefix` before its name."""
+    """The images of one PATH; `shown` is how a name is shown, without what may be secret."""
 
     container: Container
     names: Sequence[str]
-    prefix: str
+    shown: Callable[[str], str]
 
     def load(self) -> Iterator[tuple[str, Load]]:
         """The shown name of each image and the function that reads it, which raises Rejected or a JobError."""
-        return ((self.prefix + name, load) for name, load in self.container.load(self.names))
+        return ((self.shown(name), load) for name, load in self.container.load(self.names))
 
 
 def find_images(path: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> ImageSource:
@@ -37,7 +37,7 @@ def find_images(path: str, cache_dir: Path, options: StorageOptions, stop: Stop)
     store = interruptible(open_store(parent, options), stop)
     entry = store.stat(key) if key else None
     if entry is not None and not data_source.names_archive(path):
-        return ImageSource(archives.LooseFiles(store, {key: entry.size}, {}), [key], public_uri(path)[: -len(key)])
+        return ImageSource(archives.LooseFiles(store, {key: entry.size}, {}), [key], lambda name: public_uri(path))
     try:
         container = data_source.find(path, cache_dir, options, stop).open()
     except (BadDataError, UsageError) as error:
@@ -49,4 +49,5 @@ def find_images(path: str, cache_dir: Path, options: StorageOptions, stop: Stop)
     ]
     if not names:
         raise BadDataError(f"{public_uri(path)} holds no images: check the path.")
-    return ImageSource(container, names, f"{public_uri(path).rstrip('/')}/")
+    prefix = f"{public_uri(path).rstrip('/')}/"
+    return ImageSource(container, names, lambda name: prefix + name)

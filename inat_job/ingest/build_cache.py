@@ -170,7 +170,7 @@ def _publishing(folder: Path, cache_dir: Path, stop: Stop) -> Iterator[Cache | N
 def _decode_intact(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
     """The images; an archive with damage is downloaded once more, and decoded again if its bytes differ now."""
     try:
-        results = _decode(source, unfinished, side, stop)
+        results = _decode(source, source.open(), unfinished, side, stop)
         if not results.is_damaged:
             return results
     except DamagedArchiveError:
@@ -179,17 +179,24 @@ def _decode_intact(source: DataSource, unfinished: Path, side: int, stop: Stop) 
     else:
         if not (source.archive and source.archive.renew()):
             return results
-    return _decode(source, unfinished, side, stop)
+    return _decode(source, source.open(), unfinished, side, stop)
 
 
-def _decode(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
-    container = source.open()
+def _decode(
+    source: DataSource,
+    container: archives.Container,
+    unfinished: Path,
+    side: int,
+    stop: Stop,
+    incoming: PartialDownload | None = None,
+    show: Progress | None = None,
+) -> _Results:
     images = layout.find_images(container.names(), source.uri, stop, links(container.skipped()))
     source.check_listed(images)
     remove_link(unfinished)
     unfinished.mkdir(exist_ok=True)
-    _check_disk(unfinished, len(images) * side * side * 3)
-    decoded = decode_all(container, images, unfinished, side, stop, verify=source.download is not None)
+    _check_disk(unfinished, len(images) * side * side * 3 + (incoming.bytes_missing() if incoming else 0))
+    decoded = decode_all(container, images, unfinished, side, stop, verify=source.download is not None, show=show)
     return _Results(images, decoded, _skipped(container, images))
 
 
@@ -210,29 +217,18 @@ def _decode_during_download(
             on_downloaded()
             show(done, total)
 
+    results = None
     with closing(incoming):
         with download.in_background(incoming):
-            results = _decode_incoming(download.path, incoming, source.uri, unfinished, side, stop, progress)
+            try:
+                container = archives.open_incoming(download.path, incoming, stop)
+                results = _decode(source, container, unfinished, side, stop, incoming, progress)
+            except Preempted:
+                raise
+            except (JobError, OSError):  # only the complete archive can tell what it means
+                pass
         source.identify()
-        return results if download.matches(incoming) else None
-
-
-def _decode_incoming(
-    path: Path, incoming: PartialDownload, uri: str, unfinished: Path, side: int, stop: Stop, show: Progress
-) -> _Results | None:
-    """None on any error: only the complete archive can tell what it means."""
-    try:
-        container = archives.open_incoming(path, incoming, stop)
-        images = layout.find_images(container.names(), uri, stop, links(container.skipped()))
-        remove_link(unfinished)
-        unfinished.mkdir(exist_ok=True)
-        _check_disk(unfinished, len(images) * side * side * 3 + incoming.bytes_missing())
-        decoded = decode_all(container, images, unfinished, side, stop, verify=True, show=show)
-        return _Results(images, decoded, _skipped(container, images))
-    except Preempted:
-        raise
-    except (JobError, OSError):
-        return None
+        return results if incoming.is_now(download.path) else None
 
 
 def _skipped(container: archives.Container, images: Sequence[ImageFile]) -> dict[str, str]:

@@ -33,14 +33,7 @@ class Download:
     """
 
     def __init__(
-        self,
-        store: Store,
-        entry: Entry,
-        address: str,
-        name: str,
-        cache_dir: Path,
-        stop: Stop,
-        sha256: str | None = None,
+        self, store: Store, entry: Entry, address: str, name: str, cache_dir: Path, stop: Stop, sha256: str | None
     ) -> None:
         self._store, self._entry, self._address, self._sha256 = store, entry, address, sha256
         self._cache_dir, self._stop = cache_dir, stop
@@ -76,10 +69,6 @@ class Download:
     def in_background(self, incoming: PartialDownload) -> AbstractContextManager[None]:
         """Download it during the block, which may read `incoming`."""
         return run_in_background(incoming, lambda stop: self._downloaded(incoming=incoming, stop=stop), self._stop)
-
-    def matches(self, incoming: PartialDownload) -> bool:
-        """Whether the bytes read from `incoming` are those of the file that is here now."""
-        return incoming.is_now(self.path)
 
     def digest(self) -> str:
         """The SHA-256 of the archive, which is downloaded unless this version was hashed before.

@@ -87,22 +87,15 @@ def fetch(
             return path
     lock_path = path.with_name(f"{path.name}.lock")
     with lock(lock_path, cache_dir, stop, f"waiting for another job that downloads {path.name}"):
-        if refresh or not path.exists():
-            _download(store, key, path, stop, what, sha256, incoming)
+        for left in reversed(range(_DOWNLOADS if refresh or not path.exists() else 0)):
+            try:
+                store.get(key, path, sha256=sha256, progress=events.progress(what), stop=stop, incoming=incoming)
+                break
+            except BadDataError as error:
+                if not left or sha256 is None:
+                    raise
+                events.warn(f"Downloading it again: {error}")
     return path
-
-
-def _download(
-    store: Store, key: str, path: Path, stop: Stop, what: str, sha256: str | None, incoming: PartialDownload | None
-) -> None:
-    for left in reversed(range(_DOWNLOADS)):
-        try:
-            store.get(key, path, sha256=sha256, progress=events.progress(what), stop=stop, incoming=incoming)
-            return
-        except BadDataError as error:
-            if not left or sha256 is None:
-                raise
-            events.warn(f"Downloading it again: {error}")
 
 
 class FolderHold:

@@ -1,6 +1,7 @@
 """A store whose requests are abandoned when the job is to stop, however long the server takes to answer."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, Unpack
 
@@ -56,7 +57,5 @@ class InterruptibleStore:
         self._run(lambda: self._store.delete_drafts(selected))
 
     def _run(self, request: Callable[[], R]) -> R:
-        def tick() -> None:
-            signals.check(self._stop, f"waiting for {self.uri}")
-
+        tick = partial(signals.check, self._stop, f"waiting for {self.uri}")
         return run_in_thread(lambda _: request(), tick, join_s=0.0)

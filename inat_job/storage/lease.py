@@ -156,6 +156,7 @@ class Lease:
                 events.warn(f"The end of this attempt could not be recorded: {error}")
 
 
+@watchdog.waiting()
 def acquire(
     store: Store,
     background: Store,
@@ -170,19 +171,6 @@ def acquire(
     Waits until the present holder ends or its lease expires after `seconds`. Raises LeaseError if the holder turns out
     to be alive, Preempted when `stop` turns true.
     """
-    with watchdog.waiting():
-        return _acquire(store, background, seconds, holder, is_gone, stop, read_progress)
-
-
-def _acquire(
-    store: Store,
-    background: Store,
-    seconds: float,
-    holder: Holder,
-    is_gone: IsGone,
-    stop: Stop,
-    read_progress: ReadProgress,
-) -> Lease:
     attempt, seen = _latest_attempt(store, seconds)
     begun = seen_at = time.monotonic()
     said_at = -REPORT_EVERY_S

@@ -12,7 +12,7 @@ from typing import Unpack
 
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.events import Progress
-from inat_job.storage.base import DamagedFileError, Entry, StorageOptions, Transfer, checked_key
+from inat_job.storage.base import Conditions, DamagedFileError, Entry, StorageOptions, Transfer, checked_key
 from inat_job.storage.disk import disk_errors, sync_folder
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 
@@ -89,26 +89,16 @@ class LocalStore:
         source = RangeSource(str(self._path(key)), lambda: (self._present(key), True, None), self._blocks)
         return download(source, path, self._options, **transfer)
 
-    def put(
-        self,
-        key: str,
-        source: Path | bytes,
-        *,
-        if_none_match: bool = False,
-        if_match: str | None = None,
-        sha256: str | None = None,
-        progress: Progress | None = None,
-        confirm: Callable[[], None] | None = None,
-    ) -> Entry:
+    def put(self, key: str, source: Path | bytes, **conditions: Unpack[Conditions]) -> Entry:
         path = self._path(key)
         draft = draft_of(path)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                size = _write(draft, source, sha256, progress)
-                if confirm:
+                size = _write(draft, source, conditions.get("sha256"), conditions.get("progress"))
+                if confirm := conditions.get("confirm"):
                     confirm()
-                entry = self._publish(key, draft, if_none_match, if_match)
+                entry = self._publish(key, draft, conditions.get("if_none_match", False), conditions.get("if_match"))
             finally:
                 draft.unlink(missing_ok=True)
             sync_folder(path.parent)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from inat_job import events
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
@@ -25,13 +24,11 @@ _VERSIONS = 3
 """Versions of an object that are tried before a download gives up on one that keeps changing."""
 
 
-class ReadBlocks(Protocol):
-    """Yields the bytes of `entry` from `start` up to `end` (None: to its end) in blocks.
+ReadBlocks = Callable[[Entry, int, int | None], Iterator[bytes]]
+"""A generator of the bytes of an object from a start up to an end (None: to its end) in blocks.
 
-    A generator. It raises RetryableError for a broken body, PreconditionFailed for an object that changed.
-    """
-
-    def __call__(self, entry: Entry, start: int, end: int | None, /) -> Iterator[bytes]: ...
+It raises RetryableError for a broken body, PreconditionFailed for an object that changed.
+"""
 
 
 def require_range(name: str, status: int, content_range: str, span: tuple[int, int, int]) -> None:

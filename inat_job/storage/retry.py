@@ -46,15 +46,9 @@ class _Hosts:
     """What this process knows of hosts: whose name was resolved once, and when each of them last failed."""
 
     def __init__(self) -> None:
-        self._resolved: set[str] = set()
+        self.resolved: set[str] = set()
         self._failed_at: dict[str, float] = {}
         self._lock = threading.Lock()
-
-    def resolved(self, host: str) -> None:
-        self._resolved.add(host)
-
-    def is_resolved(self, host: str) -> bool:
-        return host in self._resolved
 
     def fails(self, host: str) -> bool:
         """Note a failure; whether it begins a trouble."""
@@ -82,8 +76,8 @@ class Retries:
         """
         self._failed = 1 if progressed else self._failed + 1
         if not error.is_unresolved:
-            _HOSTS.resolved(self._host)
-        most = self._retries if _HOSTS.is_resolved(self._host) else min(self._retries, TRIES_OF_A_NAME - 1)
+            _HOSTS.resolved.add(self._host)
+        most = self._retries if self._host in _HOSTS.resolved else min(self._retries, TRIES_OF_A_NAME - 1)
         if self._failed > most:
             raise error
         if _HOSTS.fails(self._host) and self._failed == 1:
@@ -93,7 +87,7 @@ class Retries:
 
     def succeeded(self) -> None:
         """Note that the host answered."""
-        _HOSTS.resolved(self._host)
+        _HOSTS.resolved.add(self._host)
 
 
 def _longest_s(failed: int) -> float:

@@ -36,6 +36,22 @@ def run_uri(name: str, output: str, *files: str) -> str:
     return f"{output.rstrip('/')}/{name}"
 
 
+def read_stored_json(store: Store, name: str) -> Any | None:
+    """A JSON file in a store, or None if it is not stored. Raises BadDataError if it is damaged."""
+    entry = store.stat(name)
+    if entry is None:
+        return None
+    try:
+        if entry.size > _MOST_JSON:
+            raise ValueError("it is too large")
+        value = parse_json(store.read(name))
+        if value is None:  # which would read as a file that is not stored
+            raise ValueError("it is null")
+        return value
+    except ValueError:
+        raise BadDataError(f"{store.uri}/{name} is damaged: delete it, or choose another run.") from None
+
+
 class RunFolder:
     """`<output>/<run-id>/`, with a local copy of the files that this machine wrote or fetched.
 
@@ -193,18 +209,7 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any | None:
         """A stored JSON file, or None if it is not stored. Raises BadDataError if it is damaged."""
-        entry = self.store.stat(name)
-        if entry is None:
-            return None
-        try:
-            if entry.size > _MOST_JSON:
-                raise ValueError("it is too large")
-            value = parse_json(self.store.read(name))
-            if value is None:  # which would read as a file that is not stored
-                raise ValueError("it is null")
-            return value
-        except ValueError:
-            raise BadDataError(f"{self.uri}/{name} is damaged: delete it, or choose another run.") from None
+        return read_stored_json(self.store, name)
 
     def clear(self, keep: str, emptied: str) -> None:
         """Delete everything in the folder, locally and in the store, except the object `keep`.

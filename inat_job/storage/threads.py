@@ -33,12 +33,7 @@ def start_daemon(work: Callable[[], R], name: str) -> "Future[R]":
 
 
 def map_in_threads(
-    items: Sequence[T],
-    work: Callable[[T, Stop], R],
-    *,
-    threads: int,
-    tick: Callable[[], None],
-    join_s: float = JOIN_S,
+    items: Sequence[T], work: Callable[[T, Stop], R], *, threads: int, tick: Callable[[], None], join_s: float = JOIN_S
 ) -> Iterator[tuple[T, R]]:
     """Yield (item, work(item, halt)) in order of completion; the first failure is raised.
 

@@ -94,7 +94,7 @@ def damaged_predictions(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (damage, "runs/b/report.json is not the report of a finished run, or is damaged"),
+        (damage, "runs/b/report.json is damaged"),
         (replace_by_another, "is not the report of a finished run"),
         (unfinish, "runs/b is not finished, and has no report.json yet: run its command again."),
         (remove, "runs/b holds no report.json: check the run's name and --output."),

@@ -18,8 +18,7 @@ from botocore.loaders import create_loader
 
 from inat_job.address import host_of
 from inat_job.errors import BadDataError, ConflictError, JobError, NoPermissionError, PreconditionFailed
-from inat_job.events import Progress
-from inat_job.storage.base import Entry, Role, StorageOptions, Transfer, checked_key
+from inat_job.storage.base import Conditions, Entry, Role, StorageOptions, Transfer, checked_key
 from inat_job.storage.checksums import Checksum, parts_of, stated_checksum
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range, verified
 from inat_job.storage.retry import RetryableError, with_retries
@@ -109,21 +108,11 @@ class S3Store:
         source = RangeSource(self._location(self._full(key)).uri, lambda: self._present(key), self._range)
         return download(source, path, self._options, **transfer)
 
-    def put(
-        self,
-        key: str,
-        source: Path | bytes,
-        *,
-        if_none_match: bool = False,
-        if_match: str | None = None,
-        sha256: str | None = None,
-        progress: Progress | None = None,
-        confirm: Callable[[], None] | None = None,
-    ) -> Entry:
-        condition = (
-            {"IfNoneMatch": "*"} if if_none_match else {"IfMatch": f'"{if_match}"'} if if_match is not None else {}
-        )
-        key_id = self._options.sse_kms_key_id
+    def put(self, key: str, source: Path | bytes, **conditions: Unpack[Conditions]) -> Entry:
+        version, key_id = conditions.get("if_match"), self._options.sse_kms_key_id
+        condition = {} if version is None else {"IfMatch": f'"{version}"'}
+        if conditions.get("if_none_match"):
+            condition = {"IfNoneMatch": "*"}
         upload = Upload(
             client=self._client,
             target={"Bucket": self.bucket, "Key": self._full(key), **self._payer},
@@ -131,12 +120,11 @@ class S3Store:
             encryption={"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_id} if key_id else {},
             options=self._options,
             translated=lambda: self._translated(self._full(key), writing=True, conditional=bool(condition)),
-            progress=progress,
-            sha256=sha256,
-            confirm=confirm,
+            progress=conditions.get("progress"),
+            sha256=conditions.get("sha256"),
+            confirm=conditions.get("confirm"),
         )
-        size, version = self._retry(lambda: upload.run(source))
-        return Entry(key, size, version)
+        return Entry(key, *self._retry(lambda: upload.run(source)))
 
     def delete(self, key: str) -> None:
         self._retry(lambda: self._delete(key))
