@@ -24,7 +24,8 @@ FLAGS = set(
     "--grace-seconds --lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr "
     "--weight-decay --warmup --label-smoothing --augment --crop-scale --rotation --colour --early-stop "
     "--class-weights --sampling --final --seed --accelerator --precision --pictures --devices --num-nodes "
-    "--rendezvous-minutes --export --sync-batch-norm --compile --deterministic --wandb --wandb-project --wandb-entity".split()
+    "--rendezvous-minutes --export --sync-batch-norm --compile --deterministic --wandb --wandb-project "
+    "--wandb-entity".split()
 )
 FLAGS_A = set(
     "--filters --filter-organisation --kernel-sizes --activation --dense --pooling --batch-norm --dropout".split()
