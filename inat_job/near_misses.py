@@ -43,6 +43,7 @@ _WORDS = {
     "num-nodes": "nodes nnodes machines",
     "output": "output-dir out out-dir save-dir save-path log-dir logdir results-dir default-root-dir",
     "precision": "amp fp16 bf16 mixed-precision half dtype",
+    "preset": "recipe mode profile",
     "print-config": "show-config dump-config",
     "rendezvous-minutes": "rdzv-timeout rendezvous-timeout join-timeout dist-timeout",
     "resume": "resume-from resume-from-checkpoint",

@@ -22,6 +22,8 @@ WEIGHTS_NAME = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
 """How torchvision names weights: DEFAULT, or ResNet50_Weights.IMAGENET1K_V2."""
 EXPORT_FORMATS = ("onnx", "pt2")
 _FIXED_SIZE = r"(vit|maxvit)_.*"  # of torchvision's networks
+STANDARD = "standard"
+"""The preset that has the defaults."""
 # Settings of Part B that only have an effect with some strategies: flag, field, strategies.
 _EFFECTIVE_WITH = (
     ("--last-k", "last_k", ("last-k",)),
@@ -85,6 +87,12 @@ class RunSettings(SettingsSection):
         "Name of the run folder; the same name resumes the run",
         metavar="NAME",
         shown_default="made from the settings that decide the result",
+        in_fingerprint=False,
+    )
+    preset: str = option(
+        STANDARD,
+        "Recipe that other options change: for minutes on a laptop (quick), the defaults (standard), for a GPU (best)",
+        choices=("quick", STANDARD, "best"),
         in_fingerprint=False,
     )
     resume: str = option(

@@ -116,6 +116,14 @@ def test_stop_and_exact_resume_of_several_ranks(
 
 
 @pytest.mark.soak
+def test_ranks_agree_on_what_max_time_leaves(start: Start, tmp_path: Path) -> None:
+    code, last = wait_for_end(start("r", "--devices", "2", "--epochs", "100000", "--max-time", "6"))
+    assert code == 0, last
+    [attempt] = report(tmp_path, "r")["history"]
+    manifest = json.loads((tmp_path / "runs" / "r" / f"checkpoints/{attempt['ended_step']}.json").read_text())
+    assert (attempt["why"], manifest["cuts"][-1][1] < 100_000) == ("max-time", True)
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_lost_rank_ends_the_others_and_the_run_resumes(start: Start, tmp_path: Path, lost: int) -> None:
     recipe = ("--devices", "2", "--epochs", "30", "--lease-seconds", "4")

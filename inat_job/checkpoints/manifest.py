@@ -97,6 +97,11 @@ def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
     return min(scored, key=lambda each: (-(each.val_accuracy or 0.0), each.val_loss, each.step), default=None)
 
 
+def planned_epochs(newest: Manifest, epochs: int, per_epoch: int) -> int:
+    """The epochs of a run, the last maybe in part, as of its newest manifest: fewer if it was shortened."""
+    return -(-newest.cuts[-1][1] // per_epoch) if newest.cuts and per_epoch else epochs
+
+
 def epochs_since_best(accuracies: Sequence[float]) -> int:
     """Epochs since the best validation accuracy was first reached; 0 without any."""
     return len(accuracies) - 1 - list(accuracies).index(max(accuracies)) if accuracies else 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inat_job.checkpoints.manifest import Manifest, best_of
+from inat_job.checkpoints.manifest import Manifest, best_of, planned_epochs
 from inat_job.errors import Preempted, TransientError
 from inat_job.storage.attempts import RUNNING, Attempt, IsGone
 
@@ -55,6 +55,8 @@ def status_fields(snapshot: RunSnapshot, state: str) -> dict[str, Any]:
     beat = attempt.standing if attempt else {}
     step = max(_int_or_zero(beat.get("step")), newest.step if newest else 0)
     epochs, per_epoch = _train_setting(snapshot.config, "epochs"), _int_or_zero(beat.get("steps_per_epoch"))
+    if newest and epochs:
+        epochs = planned_epochs(newest, epochs, per_epoch)
     phase, rate = beat.get("phase"), beat.get("images_per_s")
     if not isinstance(rate, int | float):
         rate = newest.images_per_s if newest else None

@@ -1,7 +1,7 @@
 """What the log says before training: what is trained on what, and from where a run is resumed."""
 
 from inat_job import events
-from inat_job.checkpoints.manifest import Manifest
+from inat_job.checkpoints.manifest import Manifest, planned_epochs
 from inat_job.models.strategies import Architecture, parameter_groups
 from inat_job.training.context import RunContext
 
@@ -31,7 +31,7 @@ def introduce(context: RunContext, architecture: Architecture, resumed: Manifest
             "the result, and their confidences are not calibrated.",
         )
     if resumed:
-        epochs = settings.train.epochs
+        epochs = planned_epochs(resumed, settings.train.epochs, images.steps_per_epoch)
         epoch = min(resumed.epoch + (not resumed.ended), epochs)
         events.emit("resume", step=resumed.step, epoch=epoch, epochs=epochs, ended=resumed.ended)
         if context.execution.accelerator == "cuda" and not (context.execution.deterministic or resumed.ended):
