@@ -180,9 +180,11 @@ def default_point(part: str, space: Space) -> dict[str, Value]:
     """The recipe's own values on the axes, which the first trial has, as far as the axes have them."""
     recipe, point = RECIPES[part](), dict[str, Value]()
     for key, axis in space.items():
-        value = _drawn(_value(recipe, key), axis)
-        if axis.applies(point) and _is_on(value, axis):
-            point[key] = value
+        value = _value(recipe, key)
+        if value is None or not axis.applies(point):
+            continue
+        if _is_on(drawn := _drawn(value, axis), axis):
+            point[key] = drawn
     return point
 
 
