@@ -21,6 +21,7 @@ from tests.harness.made_images import tree, write_zip
 ROOT = Path(__file__).parent.parent
 STEPS = 50
 RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --no-batch-norm --dropout 0 --wandb off".split()
+MIXED = "--mixup 0.2 --cutmix 1 --erase 0.5 --trivial-augment 1 --flip alternating"
 Start = Callable[..., Child]
 Weights = dict[str, torch.Tensor]
 
@@ -46,12 +47,13 @@ def events_of(child: Child) -> list[str]:
 
 
 def weights(folder: Path, run: str) -> Weights:
-    """The weights of the run's last checkpoint."""
+    """The weights of the run's last checkpoint, and their averages if it has any."""
     checkpoints = (folder / "runs" / run / "checkpoints").glob("*.ckpt")
     last = max(checkpoints, key=lambda path: int(path.stem))
     assert int(last.stem) >= STEPS
-    state: Weights = torch.load(last, weights_only=True)["state_dict"]
-    return state
+    checkpoint = torch.load(last, weights_only=True)
+    raw = {f"raw {name}": each for name, each in checkpoint.get("raw_weights", {}).items()}
+    return checkpoint["state_dict"] | raw
 
 
 def distance(one: Weights, other: Weights) -> float:
@@ -65,15 +67,16 @@ def report(folder: Path, run: str) -> Any:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "further"), [(2, ""), (4, ""), (2, f"{MIXED} --ema 0.9")])
+def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int, further: str) -> None:
+    recipe = ("--epochs", "8", *further.split())
     for run, devices in (("one", 1), ("several", ranks)):
-        code, last = wait_for_end(start(run, "--epochs", "8", "--devices", str(devices)))
+        code, last = wait_for_end(start(run, *recipe, "--devices", str(devices)))
         assert code == 0, last
     difference = distance(weights(tmp_path, "several"), weights(tmp_path, "one"))
     print(f"{ranks} ranks: weights differ from those of one by {difference:.2%}")
     assert difference < 0.01
-    child = start("several", "--epochs", "8", "--devices", str(ranks))
+    child = start("several", *recipe, "--devices", str(ranks))
     assert events_of(child) == ["phase", "done"], "a finished run is found finished, and reported once"
     one, several = report(tmp_path, "one"), report(tmp_path, "several")
     assert (several["test"]["n"], several["val"]["n"]) == (21, one["val"]["n"])
@@ -81,17 +84,16 @@ def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int) 
 
 
 @pytest.mark.parametrize(
-    ("ranks", "more"),
+    ("ranks", "further"),
     [
-        (2, ()),
-        (2, ("--final", "--sampling", "balanced", "--max-time", "1h")),
-        pytest.param(4, ("--class-weights", "balanced"), marks=pytest.mark.soak),
+        (2, ""),
+        pytest.param(2, "--final --sampling balanced --max-time 1h", marks=pytest.mark.soak),
+        pytest.param(4, "--class-weights balanced", marks=pytest.mark.soak),
+        pytest.param(2, f"{MIXED} --ema 0.9 --optimiser sgd --batch-norm --test-size 48", marks=pytest.mark.soak),
     ],
 )
-def test_stop_and_exact_resume_of_several_ranks(
-    start: Start, tmp_path: Path, ranks: int, more: tuple[str, ...]
-) -> None:
-    recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3", *more)
+def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ranks: int, further: str) -> None:
+    recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3", *further.split())
     assert wait_for_end(start("uninterrupted", *recipe))[0] == 0
     child = start("resumed", *recipe)
     wait_for_event(child, "checkpoint")

@@ -172,7 +172,9 @@ def _loaders(folder: Path, settings: Settings, preprocess: Any) -> dict[str, "Da
     size = settings.data.image_size
     eval_size = settings.data.eval_size
     plain = T.Compose([T.Resize(round(eval_size / settings.data.eval_crop)), T.CenterCrop(eval_size), *to_tensor])
-    augmented = T.Compose([*_augmentation(settings.train, size), *to_tensor]) if settings.train.augment else plain
+    erasing = [T.RandomErasing(settings.train.erase)] if settings.train.erase else []
+    augmented = T.Compose([*_augmentation(settings.train, size), *to_tensor, *erasing])
+    augmented = augmented if settings.train.augment else plain
     return {
         split: DataLoader(
             ImageFolder(str(folder / split), augmented if split == "train" else plain),
@@ -187,10 +189,11 @@ def _loaders(folder: Path, settings: Settings, preprocess: Any) -> dict[str, "Da
 
 
 def _augmentation(train: TrainSettings, size: int) -> list[Any]:
-    """The recipe's augmentation, on one image at a time."""
+    """The recipe's augmentation, on one image at a time; images are not mixed."""
     return [
         T.RandomResizedCrop(size, scale=(train.crop_scale, 1.0)),
-        T.RandomHorizontalFlip(),
+        T.RandomHorizontalFlip(0.0 if train.flip == "none" else 0.5),
+        *([T.TrivialAugmentWide()] if train.trivial_augment else []),
         *([T.RandomRotation(train.rotation)] if train.rotation else []),
         T.ColorJitter(train.colour, train.colour, train.colour),
     ]

@@ -181,9 +181,11 @@ def default_point(settings: Settings, space: Space) -> dict[str, Value]:
     """The settings' own values on the axes, which the first trial has, as far as the axes have them."""
     point = dict[str, Value]()
     for key, axis in space.items():
-        value = _drawn(_value(settings, key), axis)
-        if axis.applies(point) and _is_on(value, axis):
-            point[key] = value
+        value = _value(settings, key)
+        if value is None or not axis.applies(point):
+            continue
+        if _is_on(drawn := _drawn(value, axis), axis):
+            point[key] = drawn
     return point
 
 

@@ -208,7 +208,8 @@ def draw_pictures(
         return []
     events.phase("pictures")
     smoothing = settings.train.label_smoothing
-    training = ["augmented images"] * settings.train.augment + [f"labels smoothed by {smoothing:g}"] * (smoothing > 0)
+    training = ["augmented images"] * settings.train.augment + ["mixed images"] * settings.train.mixes
+    training += [f"labels smoothed by {smoothing:g}"] * (smoothing > 0)
     attempts = tuple(each["started_step"] for each in history[1:])
     inputs = PictureInputs(
         network,

@@ -40,7 +40,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     place = tmp_path_factory.mktemp("trained")
     archive = write_zip(place / "x.zip", tree(train=8, test=4))
     settings = settings_in(
-        place, archive, train__epochs="1", train__precision="bf16", run__export="onnx,pt2", data__eval_crop="0.9"
+        place,
+        archive,
+        train__epochs="1",
+        train__precision="bf16",
+        run__export="onnx,pt2",
+        data__eval_crop="0.9",
+        data__test_size="48",
     )
     run(settings)
     return settings
@@ -82,7 +88,7 @@ def logits_of_test(settings: Settings) -> dict[str, np.ndarray]:
     found = []
     with torch.inference_mode():
         for batch in images.batches(images.test_rows):
-            found += [*network(cut_views(batch.pixels, batch.maps, None, settings.data.image_size)).numpy()]
+            found += [*network(cut_views(batch.pixels, batch.maps, None, batch.size)).numpy()]
     return dict(zip((cache.index.ids[row] for row in images.test_rows), found, strict=True))
 
 

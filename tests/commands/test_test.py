@@ -95,6 +95,15 @@ def test_precision_is_float32_unless_given(place: Path) -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_larger_size_than_the_runs_own(place: Path) -> None:
+    own, larger = report_of(place, "a"), evaluated(place, data__test_size="48")
+    assert (larger["settings"]["data"]["image_size"], larger["settings"]["data"]["test_size"]) == (32, 48)
+    assert larger["model"]["macs"] > 2 * own["model"]["macs"]
+    assert larger["test"]["loss"] != own["test"]["loss"]
+    with pytest.raises(UsageError, match="--test-size is 33: it must be at least --image-size, 64"):
+        evaluated(place, data__image_size="64", data__test_size="33")
+
+
 def test_run_trains_with_its_precision_and_is_evaluated_in_float32(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,16 @@ def test_default_point_is_the_recipe(part: str) -> None:
     assert configure(part, point, [], None, environment={}).settings.fingerprint() == RECIPES[part]().fingerprint()
 
 
+def test_default_point_leaves_out_what_the_recipe_does_not_set(tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text("[data]\ntest_size = {choices = [224, 256]}\n[train]\nema = {choices = [0.0, 0.99]}\n")
+    space = space_of(RECIPES["a"](), str(file))
+    assert "data.test_size" in space
+    point = default_point("a", space)
+    assert "data.test_size" not in point
+    assert point["train.ema"] == 0.0
+
+
 @pytest.mark.parametrize("part", SPACES)
 @pytest.mark.parametrize("preset", ["quick", "best"])
 def test_first_trial_is_the_preset(part: str, preset: str) -> None:
