@@ -6,7 +6,7 @@ A worker is this command. The same command on another machine, or again after a 
 import dataclasses
 import json
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -119,7 +119,8 @@ def _open_trials(sweep: Sweep, request: SweepOptions, space: dict[str, Axis]) ->
     search = Search(request.sampler, request.pruner, sweep.base.train.seed)
     study = studies.open_study(journal, request.study, sweep.folder.run_id, search)
     studies.enqueue_default(study, spaces.default_point(sweep.base, space))
-    return Trials(study, space, lambda values: sweep.settings_of(values, TRIALS))
+    together = journal.together if journal else nullcontext
+    return Trials(study, space, lambda values: sweep.settings_of(values, TRIALS), together)
 
 
 def _search(sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space: dict[str, Axis]) -> SweepRecord:

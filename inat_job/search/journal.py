@@ -9,7 +9,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
@@ -45,12 +46,25 @@ class StoreJournal(BaseJournalBackend):
         self._objects: list[list[Log]] = []
         self._logs: list[Log] = []
         self._begun, self._read_at = False, -math.inf
+        self._held: list[Log] | None = None
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Store all that is appended in the block as one object at its end; nobody reads it earlier, here neither."""
+        with self._lock:
+            self._held = []
+            try:
+                yield
+            finally:
+                held, self._held = self._held, None
+                if held:
+                    self.append_logs(held)
 
     def read_logs(self, log_number_from: int) -> Sequence[Log]:
         """The logs from a number on."""
         with self._lock:
             self._read_segments()
-            if self._clock() - self._read_at >= self._stale_s:
+            if self._held is None and self._clock() - self._read_at >= self._stale_s:
                 while self._store.stat(self._next_key()) is not None:
                     self._add(self._read(self._next_key()))
                 self._read_at = self._clock()
@@ -61,6 +75,9 @@ class StoreJournal(BaseJournalBackend):
         data = json.dumps(logs, separators=(",", ":")).encode()
         with self._lock:
             self._read_segments()
+            if self._held is not None:
+                self._held += logs
+                return
             while True:
                 try:
                     self._store.put(self._next_key(), data, if_none_match=self._conditional)

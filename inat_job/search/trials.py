@@ -4,9 +4,11 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -44,10 +46,19 @@ class RunningTrial:
 
 
 class Trials:
-    """The trials of a study, of which at most `most` count."""
+    """The trials of a study, of which at most `most` count.
 
-    def __init__(self, study: Study, space: Space, make_settings: MakeSettings) -> None:
-        self.study, self._space, self._make_settings = study, space, make_settings
+    What a study writes within `together` may be stored at the end of the block, as one.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: Space,
+        make_settings: MakeSettings,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.study, self._space, self._make_settings, self._together = study, space, make_settings, together
 
     def counted(self) -> list[FrozenTrial]:
         """The trials that count towards N, whether they have ended or not; one that is only queued does not yet."""
@@ -64,8 +75,8 @@ class Trials:
         return Standing(tuple(values), time.time() - min(begun, default=time.time()))
 
     def running(self) -> list[FrozenTrial]:
-        """Trials that have been drawn and have not ended."""
-        return [each for each in self.counted() if each.state is TrialState.RUNNING and FINGERPRINT in each.user_attrs]
+        """Trials that have not ended, also those whose worker was lost before all of their values were drawn."""
+        return [each for each in self.counted() if each.state is TrialState.RUNNING]
 
     def failures_in_a_row(self) -> list[str]:
         """The reasons of the last trials that have ended, as far back as all of them failed."""
@@ -80,10 +91,14 @@ class Trials:
             reasons.append(str(trial.user_attrs.get(REASON, "")))
         return reasons
 
-    def resume(self, frozen: FrozenTrial) -> RunningTrial:
-        """Take up a trial that another worker began."""
-        settings, trial = self._make_settings(frozen.params), Trial(self.study, frozen._trial_id)
-        return RunningTrial(frozen.number, settings, trial, continued=True)
+    def resume(self, frozen: FrozenTrial, most: int) -> RunningTrial | None:
+        """Take up a trial that another worker began, None if it needs no training: see `begin`."""
+        trial = Trial(self.study, frozen._trial_id)
+        if FINGERPRINT not in frozen.user_attrs:
+            with suppress(UpdateFinishedTrialError):  # another worker has ended it meanwhile
+                return None if self._is_beyond(trial, most) else self._begin(trial)
+            return None
+        return RunningTrial(frozen.number, self._make_settings(frozen.params), trial, continued=True)
 
     def begin(self, most: int) -> RunningTrial | None:
         """A new point of the space, or None once `most` trials count. Raises UsageError for an exhausted space."""
@@ -93,7 +108,9 @@ class Trials:
             trial = self.study.ask()
             if self._is_beyond(trial, most):
                 return None
-            if begun := self._begin(trial):
+            with self._together():  # which is a request for each value otherwise
+                begun = self._begin(trial)
+            if begun:
                 return begun
         raise UsageError(f"The last {_MOST_REPEATS} points were all trained before: widen --space, or lower --trials.")
 

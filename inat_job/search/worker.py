@@ -86,8 +86,9 @@ class Worker:
         own = {slot.running.number for slot in self._slots.values()}
         for frozen in self._trials.running():
             begun_at = frozen.datetime_start.timestamp() if frozen.datetime_start else 0.0
-            if frozen.number not in own and self._is_free(frozen.number, begun_at):
-                return self._trials.resume(frozen)
+            is_free = frozen.number not in own and self._is_free(frozen.number, begun_at)
+            if is_free and (resumed := self._trials.resume(frozen, self._limits.trials)):
+                return resumed
         return self._trials.begin(self._limits.trials)
 
     def _watch(self) -> bool:

@@ -45,6 +45,33 @@ def journal(folder: Path | Store, stale_s: float = 0.0) -> StoreJournal:
     return StoreJournal(folder if not isinstance(folder, Path) else LocalStore(folder, StorageOptions()), stale_s)
 
 
+def test_logs_that_are_appended_together_are_one_object(tmp_path: Path) -> None:
+    store = CountingStore(tmp_path)
+    own, other = journal(store), journal(tmp_path)
+    with own.together():
+        for number in range(5):
+            own.append_logs(logs(number))
+        other.append_logs(logs(9))
+        assert list(own.read_logs(0)) == []
+    assert store.requests["put"] == 2  # the second one after the other worker's
+    assert [log["n"] for log in own.read_logs(0)] == [log["n"] for log in other.read_logs(0)] == [9, 0, 1, 2, 3, 4]
+
+
+def test_logs_that_are_appended_together_are_kept_when_the_block_fails(tmp_path: Path) -> None:
+    own = journal(tmp_path)
+
+    def fail() -> None:
+        with own.together():
+            own.append_logs(logs(0))
+            raise ConflictError("a test")
+
+    with pytest.raises(ConflictError):
+        fail()
+    with own.together():
+        pass
+    assert [log["n"] for log in journal(tmp_path).read_logs(0)] == [0]
+
+
 @pytest.fixture(params=["local", "s3"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "local" else f"s3://{request.getfixturevalue('s3_bucket')}/sweep"

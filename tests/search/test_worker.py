@@ -17,8 +17,9 @@ from inat_job import watchdog
 from inat_job.errors import ConflictError, EndedError, Preempted, TransientError, UsageError
 from inat_job.search import trial_process
 from inat_job.search import worker as worker_module
+from inat_job.search.journal import FOLDER
 from inat_job.search.outcomes import Limits
-from inat_job.search.space import one_of
+from inat_job.search.space import PART_A, one_of
 from inat_job.search.study import database_errors, enqueue_default
 from inat_job.search.trials import REASON, UNCOUNTED, Trials
 from inat_job.signals import StopFlag
@@ -155,6 +156,42 @@ def test_stopped_worker_leaves_its_trials_to_be_continued(tmp_path: Path) -> Non
         worker(tmp_path, Limits(3), stop=stop).run()
     worker(tmp_path, Limits(3)).run()
     check_every_trial(tmp_path, 3)
+
+
+def points(folder: Path) -> list[dict]:
+    return [trial.params for trial in trials_in(folder).counted()]
+
+
+@pytest.mark.parametrize("database", [False, True])
+def test_trial_whose_worker_was_lost_before_it_was_drawn_is_drawn(
+    tmp_path: Path, request: pytest.FixtureRequest, database: bool
+) -> None:
+    """With the values that its worker would have drawn: they depend on its number."""
+    uri = request.getfixturevalue("postgresql").uri if database else None
+    lost = trials_in(tmp_path / "a", database=uri)
+    request.addfinalizer(lambda: close(lost))
+    lost.study.ask()
+    trials = trials_in(tmp_path / "a", database=uri)
+    request.addfinalizer(lambda: close(trials))
+    worker(tmp_path / "a", Limits(3), trials=trials).run()
+    check_every_trial(tmp_path / "a", 3, uri)
+    worker(tmp_path / "b", Limits(3)).run()
+    assert [each.params for each in trials.counted()] == points(tmp_path / "b")
+
+
+def test_trial_beyond_the_last_whose_worker_was_lost_is_withdrawn(tmp_path: Path) -> None:
+    for _ in range(4):
+        trials_in(tmp_path).study.ask()
+    worker(tmp_path, Limits(3)).run()
+    for frozen in trials_in(tmp_path).running():
+        assert trials_in(tmp_path).resume(frozen, 3) is None
+    check_every_trial(tmp_path, 3)
+
+
+def test_point_is_one_object_of_the_journal(tmp_path: Path) -> None:
+    trials = trials_in(tmp_path, space=PART_A)
+    trials.begin(1)
+    assert len(list((tmp_path / FOLDER).glob("*.json"))) == 3  # the study, the trial, its values
 
 
 def test_worker_notes_progress_of_a_trial_when_it_says_something(

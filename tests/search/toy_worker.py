@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from inat_job.configuration import configure
@@ -32,7 +33,8 @@ def trials_in(
     folder: Path, seed: int = 0, pruner: str = "none", space: Space = SPACE, database: str | None = None
 ) -> Trials:
     journal = None if database else StoreJournal(LocalStore(folder, StorageOptions()), stale_s=0.2)
-    return Trials(open_study(journal, database, "toy", Search("tpe", pruner, seed)), space, make_settings)
+    study = open_study(journal, database, "toy", Search("tpe", pruner, seed))
+    return Trials(study, space, make_settings, journal.together if journal else nullcontext)
 
 
 def worker(
