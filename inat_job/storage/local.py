@@ -44,7 +44,7 @@ class LocalStore:
                 yield entry
 
     def unreadable(self) -> dict[str, str]:
-        """What is no file, and so no object: keys of dead links, links upwards and pipes, with the reason."""
+        """Keys that cannot be read (dead links, links to a folder above, pipes), with the reason."""
         upwards = set[str]()
         with disk_errors(self.root):
             keys = [key for key in self._keys(self.root, upwards) if not self._path(key).is_file()]
@@ -171,7 +171,7 @@ def earlier_attempt_folders(root: Path, attempt: int) -> list[Path]:
 def draft_of(path: Path) -> Path:
     """A new name beside `path` for a file or a folder whose contents are to take that path's place.
 
-    It is no object, and `delete_drafts` knows from it which path it is for.
+    It is no object, and holds the start of that path's name for `delete_drafts`.
     """
     return path.with_name(f"{_PRIVATE}{secrets.token_hex(_TOKEN_BYTES)}-{path.name[:_NAME_CHARACTERS]}{_DRAFT}")
 
@@ -189,7 +189,7 @@ def _why_unreadable(path: Path) -> str:
 
 
 def is_object(name: str) -> bool:
-    """Whether a file or folder of this name is none of the store's own."""
+    """Whether a file or folder name is an object's, not that of a draft or lock file of the store."""
     return not name.startswith(_PRIVATE)
 
 
