@@ -81,18 +81,14 @@ class Retries:
         if self._failed > most:
             raise error
         if _HOSTS.fails(self._host) and self._failed == 1:
-            events.warn(f"{error.what}: trying again, up to {most} times in about {_usual_s(most):.0f} s.")
+            seconds = 0.75 * sum(map(_longest_s, range(1, most + 1)))  # on average, see backoff_s
+            events.warn(f"{error.what}: trying again, up to {most} times in about {seconds:.0f} s.")
         wait_s = backoff_s(self._failed) if error.wait_s is None else min(error.wait_s, 3 * LONGEST_WAIT_S)
         pause(wait_s, self._stop, "waiting for the storage")
 
 
 def _longest_s(failed: int) -> float:
     return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failed - 1, 60))
-
-
-def _usual_s(failed: int) -> float:
-    """Seconds of the waits after so many failures in a row, on average."""
-    return 0.75 * sum(map(_longest_s, range(1, failed + 1)))
 
 
 def backoff_s(failed: int) -> float:
