@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import inat_job
-from inat_job import events
 from inat_job.configuration import options_by_key
 from inat_job.errors import JobError
 from inat_job.options import as_text
@@ -179,8 +178,3 @@ def anonymous_bytes(status: Path) -> int:
     except OSError:
         return 0
     return 1024 * int(match[1]) if match else 0
-
-
-def report_stage(stage: str) -> None:
-    """Log which stage is measured next."""
-    events.emit("bench", stage=stage)

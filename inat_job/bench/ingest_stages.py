@@ -5,17 +5,18 @@ The limits are a plain download, and processes that decode and do nothing else.
 
 import hashlib
 import os
-import shutil
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from inat_job.address import basic_login, quote_login
 from inat_job.bench import children
 from inat_job.bench.measurement import IMAGES_PER_S, Measurement, rates, time_alternately
 from inat_job.data import layout, pixel_file
@@ -55,7 +56,7 @@ def pull(uri: str, options: StorageOptions, image_size: int, scratch: Path, runs
     works = {
         "pull": download,
         "both": download_and_prepare,
-        "plain": lambda: plain_download(store, entry, scratch / "plain"),
+        "plain": lambda: plain_download(store, entry, scratch / "plain", basic_login(quote_login(uri))),
     }
     seconds = time_alternately(works, runs, least_s=0)
     limit = rates(entry.size / 1e6, seconds["plain"])
@@ -66,33 +67,33 @@ def pull(uri: str, options: StorageOptions, image_size: int, scratch: Path, runs
     ]
 
 
-def plain_download(store: Store, entry: Entry, path: Path) -> None:
-    """Download an object to `path` and delete it; a local object is only read. Raises OSError."""
+def plain_download(store: Store, entry: Entry, path: Path, login: str | None = None) -> None:
+    """Download an object to `path` and delete it; a local object is only read. Raises OSError.
+
+    `login` is the Authorization header of a web server.
+    """
     if isinstance(store, LocalStore):
         with (store.root / entry.key).open("rb") as file:
             while file.read(_BLOCK):
                 pass
         return
     address = cast(Any, store).address(entry.key)  # which every store has but a local one
-    with path.open("wb") as file:
-        if entry.version:
-            _download_ranges(address, entry.size, file.fileno())
-        else:
-            with closing(urllib.request.urlopen(address)) as response:  # noqa: S310
-                shutil.copyfileobj(response, file, _BLOCK)
-    path.unlink()
 
-
-def _download_ranges(address: str, size: int, file: int) -> None:
-    def download(start: int) -> None:
-        headers = {"Range": f"bytes={start}-{min(start + RANGE, size) - 1}"}
-        with closing(urllib.request.urlopen(urllib.request.Request(address, headers=headers))) as response:  # noqa: S310
+    def download(start: int, length: int) -> None:
+        request = urllib.request.Request(address)  # noqa: S310
+        if length < entry.size:
+            request.add_header("Range", f"bytes={start}-{min(start + length, entry.size) - 1}")
+        if login:
+            request.add_unredirected_header("Authorization", login)
+        with closing(urllib.request.urlopen(request)) as response:  # noqa: S310
             while block := response.read(_BLOCK):
-                os.pwrite(file, block, start)
+                os.pwrite(file.fileno(), block, start)
                 start += len(block)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(download, range(0, size, RANGE)))
+    length = RANGE if entry.version else entry.size
+    with path.open("wb") as file, ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(download, range(0, entry.size, length), repeat(length)))
+    path.unlink()
 
 
 def decode(

@@ -37,7 +37,6 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """The median of the values."""
         return statistics.median(self.values)
 
     @property

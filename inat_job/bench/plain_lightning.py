@@ -53,8 +53,6 @@ class BaselineSpec:
 
 
 class PlainModule(LightningModule):
-    """A network and its loss."""
-
     def __init__(self, architecture: Architecture, lr: float) -> None:
         super().__init__()
         self.network, self._architecture, self._lr = architecture.network, architecture, lr

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from inat_job.bench import children, training_stages
+from inat_job import events
+from inat_job.bench import training_stages
 from inat_job.bench.measurement import Measurement
 from inat_job.bench.training_stages import EpochTimer, LiveTraining, TrainEpoch
 from inat_job.checkpoints.uploader import Uploader, uploading
@@ -53,12 +54,12 @@ class PreparedRun:
         stages, runs, work = self.request.stages, self.request.runs, self.work
         found: list[Measurement] = []
         if "assembly" in stages:
-            children.report_stage("assembly")
+            events.emit("bench", stage="assembly")
             found += training_stages.assembly(work.images, runs)
-        children.report_stage("epoch" if self.request.trains else "device")
+        events.emit("bench", stage="epoch" if self.request.trains else "device")
         found += self._train(dict(others))
         if "test" in stages:
-            children.report_stage("test")
+            events.emit("bench", stage="test")
             trainer = self._trainer([EvaluationProgress(work.stop, "test")])
             found += training_stages.evaluation(trainer, self.classifier, work.images, runs)
         return found
@@ -98,7 +99,7 @@ class PreparedRun:
             trained = tuple(timer.epoch_rates or timer.step_rates)
             found += training_stages.utilisation(live, runs, self._macs(), work.execution.device, trained)
         if "checkpoint" in stages:
-            children.report_stage("checkpoint")
+            events.emit("bench", stage="checkpoint")
             epoch_images = len(work.images.train_batches) * work.images.slice_size
             epoch_s = epoch_images / timer.epoch_rates[-1] if timer.epoch_rates else 0.0
             found += training_stages.checkpoint(live, work.checkpoints, self.uploader, runs, epoch_s)

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from inat_job import events
-from inat_job.bench import children, ingest_stages, synthetic, whole_job
+from inat_job.bench import ingest_stages, synthetic, whole_job
 from inat_job.bench.measurement import Measurement, bottleneck, format_number, run_durations, shares_of_total, table
 from inat_job.bench.prepared_run import PreparedRun, prepare_run
 from inat_job.command_options import BenchOptions
@@ -83,11 +83,11 @@ def _measure(
     if "pull" in request.stages and not kinds.is_archive(urlsplit(settings.data.uri).path):
         events.warn("The stage pull is left out: it is measured on an archive, and --data is not one.")
     elif "pull" in request.stages:
-        children.report_stage("pull")
+        events.emit("bench", stage="pull")
         data, options = settings.data, storage_options(settings.storage)
         found += ingest_stages.pull(data.uri, options, data.eval_size, scratch, request.runs, stop)
     if "decode" in request.stages:
-        children.report_stage("decode")
+        events.emit("bench", stage="decode")
         archive = _archive(settings, source, scratch)
         local = data_source.find(str(archive), scratch, storage_options(settings.storage), stop)
         found += ingest_stages.decode(local, archive, settings.data.eval_size, scratch, request.runs, stop)
@@ -99,14 +99,14 @@ def _measure(
         if request.end_to_end and not unpacked.exists():
             whole_job.unpack(source.open(), bench.work.images, unpacked)
     if "start" in request.stages:
-        children.report_stage("start")
+        events.emit("bench", stage="start")
         found += whole_job.first_step(settings, classes, scratch, request.runs)
     if request.end_to_end:
-        children.report_stage("end to end")
+        events.emit("bench", stage="end to end")
         epochs = request.baseline_epochs or settings.train.epochs
         found += whole_job.end_to_end(settings, unpacked, scratch, request.runs, epochs)
     if request.scale:
-        children.report_stage("scale")
+        events.emit("bench", stage="scale")
         found += whole_job.growth(settings, source.open(), scratch, request.scale)
     return found, facts
 
@@ -114,7 +114,7 @@ def _measure(
 def _in_process(bench: PreparedRun, source: DataSource, scratch: Path) -> list[Measurement]:
     if not bench.request.baseline:
         return bench.measure({})
-    children.report_stage("unpack")
+    events.emit("bench", stage="unpack")
     folder = whole_job.unpack(source.open(), bench.work.images, scratch / "unpacked")
     with whole_job.baseline_in_lockstep(bench.work.settings, folder, bench.request.runs + 1) as epoch:
         return bench.measure({"baseline epoch": epoch})

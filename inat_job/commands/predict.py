@@ -22,6 +22,7 @@ from inat_job.host import cpu
 from inat_job.inference.image_model import ImageModel, Prediction, Square, load_model
 from inat_job.inference.image_source import ImageSource, find_images
 from inat_job.ingest.container import Load
+from inat_job.ingest.data_source import as_utf8
 from inat_job.run.run_state import storage_options
 from inat_job.settings import Settings, public_uri
 from inat_job.signals import StopFlag
@@ -170,7 +171,7 @@ def _fields(row: Row, top_k: int) -> dict[str, Any]:
 
 def _shown(name: str) -> str:
     """A name without what could steer a terminal, and that is UTF-8."""
-    return printable(name.encode(errors="backslashreplace").decode())
+    return printable(as_utf8(name))
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def run(settings: Settings, name: str, request: StatusOptions, stop: Stop) -> No
 
 
 def _looks(folder: RunFolder, stop: Stop) -> Iterator[dict[str, Any]]:
-    """The result of each look. A job that was seen to write is timed by our clock, and by its own before that."""
+    """The result of each look. The job's silence is measured by its own clock until it was seen to write."""
     version, heard_at = "", None
     while True:
         seen, now = _look(folder, stop)

@@ -47,9 +47,9 @@ def settings_of(
     stop: Stop = never,
     platform: Platform = NO_PLATFORM,
 ) -> Configuration:
-    """The settings of the run or model that `--checkpoint` means, with what is given on top and has an effect.
+    """The settings of the run or model of `--checkpoint`, overridden by what is given.
 
-    Where the run itself is read with the given storage settings, which part it is being unknown yet.
+    The run is read with the given storage settings, before its part is known.
     """
     for key in (text.partition("=")[0] for text in sets):
         if key in options_of_all_parts() and not takes(TEST_TAKES, key):
@@ -155,7 +155,7 @@ def _test(
 
 
 def _without_unknown(report: dict[str, Any], trained: TrainedModel) -> dict[str, Any]:
-    """The report of a model without its run lacks how it was trained: those settings would be the defaults."""
+    """The report, for a model without its run less the training settings, which would be the defaults."""
     if trained.has_run:
         return report
     known = (*TEST_TAKES, "model")
@@ -206,7 +206,7 @@ def _claim(folder: RunFolder) -> None:
 
 
 def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[str]) -> Execution:
-    """The run's own arithmetic where this is the same kind of device, but for what was given, in float32 by default."""
+    """The run's arithmetic if this is the same kind of device, overridden by what is given; float32 by default."""
     stored = known_decisions(stored)
     asked = settings.train.precision if "train.precision" in given else "auto"
     precision = "fp32" if asked == "auto" else asked

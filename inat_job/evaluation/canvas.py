@@ -42,8 +42,9 @@ class Tile:
 
 def plain(text: str, most: int = 40) -> str:
     """`text` as one line of at most `most` characters, without control, formatting and unassigned characters."""
-    kept = "".join(" " if char.isspace() else char for char in text if _is_drawn(char))
-    kept = " ".join(kept.split())
+    # Marks of direction and private use are of category C too.
+    drawn = (char for char in text if char.isspace() or unicodedata.category(char)[0] != "C")
+    kept = " ".join("".join(drawn).split())
     return kept if len(kept) <= most else f"{kept[: most - 1]}…"
 
 
@@ -51,10 +52,6 @@ def file_name(name: str, most: int = 16) -> str:
     """The file's name in an image's id, without its folders, or the end of it, as `plain` text."""
     kept = plain(name.rpartition("/")[2], len(name) + 1)
     return kept if len(kept) <= most else f"…{kept[1 - most :]}"
-
-
-def _is_drawn(char: str) -> bool:
-    return char.isspace() or unicodedata.category(char)[0] != "C"  # marks of direction and private use are C too
 
 
 def new_figure(height: float, layout: str | None = "constrained") -> Figure:

@@ -39,14 +39,14 @@ def first_filters(network: nn.Module) -> Tensor:
 
 def feature_maps(network: nn.Module, pixels: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
     """The outputs of `layers` for `pixels`, float (B, 3, S, S) in 0..255: one float32 (B, C, h, w) each, on the CPU."""
-    found: dict[int, Tensor] = {}
+    found: dict[nn.Module, Tensor] = {}
 
-    def keep(number: int) -> Hook:
-        return lambda module, inputs, output: found.__setitem__(number, output.detach().float().cpu().clone())
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        found[module] = output.detach().float().cpu().clone()
 
-    with _observed(network, {layer: keep(number) for number, layer in enumerate(layers)}), torch.no_grad():
+    with _observed(network, dict.fromkeys(layers, keep)), torch.no_grad():
         network.forward(_on_device(network, pixels))
-    return [found[number] for number in range(len(layers))]
+    return [found[layer] for layer in layers]
 
 
 def guided_gradients(network: nn.Module, pixels: Tensor, layer: nn.Module, neurons: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def guided_gradients(network: nn.Module, pixels: Tensor, layer: nn.Module, neuro
 
 
 def grad_cam(network: nn.Module, pixels: Tensor, classes: Tensor, layer: nn.Module | None = None) -> Tensor:
-    """Where each image speaks for a class: float32 (B, S, S) in 0..1, on the CPU (Selvaraju et al., Grad-CAM, 2017).
+    """Grad-CAM, the regions that raise a class's logit: float32 (B, S, S) in 0..1, on the CPU (Selvaraju et al., 2017).
 
     `pixels` is float (B, 3, S, S) in 0..255, `classes` int64 (B,). The maps are those of `layer`, by default the
     network's `map_layer`, which takes a forward pass to find: each is weighted by the mean gradient of the class's

@@ -260,11 +260,11 @@ def _grad_cam(inputs: PictureInputs, folder: Path) -> Picture | None:
     labels = _explained(inputs)
     which = "each class" if len(labels) == len(set(test.labels)) else f"{len(labels)} classes chosen by the seed"
     note = (
-        f"The test images of {which} with the least and the largest loss, and beside each, in colour over grey, what "
-        "in it speaks for the predicted class (Selvaraju et al., 2017); each map has its own scale."
+        f"The test images of {which} with the least and the largest loss, and beside each, in colour over grey, the "
+        "regions that raise the logit of the predicted class (Selvaraju et al., 2017); each map has its own scale."
     )
     image_sheets.grad_cam(inputs.images, inputs.network, test, labels, path)
-    alt = f"{2 * len(labels)} images, each beside its map; in grey what does not speak for the predicted class."
+    alt = f"{2 * len(labels)} images, each beside its map; regions that do not raise the logit are grey."
     return Picture("grad-cam", title, alt, path, note)
 
 

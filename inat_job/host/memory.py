@@ -55,7 +55,7 @@ def require_address_space() -> None:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error says that memory, address space or threads could not be had."""
+    """Whether an error means that memory, address space or threads are exhausted."""
     of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
     said = isinstance(error, ImportError | RuntimeError) and _SHORTAGE.search(str(error)) is not None
     return isinstance(error, MemoryError) or of_system or said

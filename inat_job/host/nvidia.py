@@ -82,7 +82,7 @@ class _Utilization(ctypes.Structure):
 def gpu_use(uuid: str, load: Callable[[str], ctypes.CDLL] = ctypes.CDLL) -> float:
     """The share of the last moments, 0..1, in which a kernel ran on a GPU, such as "GPU-5e1c7a2b-...".
 
-    NVML counts every process. Raises OSError if it is missing or does not know, as for a slice of a GPU (MIG).
+    NVML counts every process. Raises OSError if it is missing or has no figure, as for a slice of a GPU (MIG).
     https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceQueries.html
     """
     nvml, handle, use = load("libnvidia-ml.so.1"), ctypes.c_void_p(), _Utilization()

@@ -16,7 +16,7 @@ from inat_job.errors import BadDataError, ConflictError, JobError, Preempted
 from inat_job.events import Progress
 from inat_job.ingest import archives
 from inat_job.ingest.container import DAMAGED, REPEATED, DamagedArchiveError, links
-from inat_job.ingest.data_source import DataSource
+from inat_job.ingest.data_source import DataSource, as_utf8
 from inat_job.ingest.decode_all import ROWS, Decoded, decode_all
 from inat_job.signals import Stop
 from inat_job.storage.cache_locks import cache_errors, hold_folder, lock
@@ -272,17 +272,12 @@ def _index(source: DataSource, results: _Results, side: int, path: Path) -> Cach
         hashes=hashes,
         rejected=(
             *({"id": image.id, "reason": reason} for image, reason in lost if image.name not in sidecars),
-            *({"id": _as_text(name), "reason": reason} for name, reason in sorted(damaged.items())),
+            *({"id": as_utf8(name), "reason": reason} for name, reason in sorted(damaged.items())),
         ),
-        skipped=tuple({"name": _as_text(name), "reason": skipped[name]} for name in sorted(skipped)),
+        skipped=tuple({"name": as_utf8(name), "reason": skipped[name]} for name in sorted(skipped)),
         blank=tuple(images[row].id for row in kept if decoded[row].blank),
         pixels_sha256=pixel_file.digest(decoded[row].pixels for row in kept),
     )
-
-
-def _as_text(name: str) -> str:
-    """A name that a report, which is UTF-8, can hold."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def _content_digest(ids: Sequence[str], hashes: Sequence[str]) -> str:

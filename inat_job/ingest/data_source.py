@@ -123,9 +123,9 @@ def only_archive(folder: Path) -> Path | None:
 
 
 def loose_files(store: Store, listed: Iterable[Entry]) -> tuple[list[Entry], dict[str, str]]:
-    """Those of the listed files that are no litter, and the reasons of those that cannot be read.
+    """The listed files without litter, and the reasons for those that cannot be read.
 
-    Each is among them once, though a link beside a data set may lead to it.
+    A file is among them once, even if a link beside the data set leads to it too.
     """
     entries = [entry for entry in listed if not is_ignored(entry.key)]
     if not isinstance(store, LocalStore):
@@ -158,7 +158,7 @@ def _loose_files(store: Store, uri: str, expected: str | None, stop: Stop) -> Da
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
     container = archives.LooseFiles(reader, {entry.key: entry.size for entry in entries}, unreadable)
     return DataSource(
-        _as_utf8(uri), identity, expected, lambda: identity, lambda: identity, lambda: container, is_archive=False
+        as_utf8(uri), identity, expected, lambda: identity, lambda: identity, lambda: container, is_archive=False
     )
 
 
@@ -170,10 +170,10 @@ def _archive(
     entry = interruptible(store, stop).stat(key)
     if entry is None:
         raise BadDataError(f"{shown} does not exist: check --data.")
-    download = Download(store, entry, _as_utf8(shown), archive_name(uri, store, key), cache_dir, stop, expected)
+    download = Download(store, entry, as_utf8(shown), archive_name(uri, store, key), cache_dir, stop, expected)
     draft, remote = (download.draft_key, download) if download.is_streamable else (download.digest(), None)
     source = DataSource(
-        _as_utf8(shown),
+        as_utf8(shown),
         draft,
         expected,
         download.known_digest,
@@ -188,6 +188,6 @@ def _archive(
     return source
 
 
-def _as_utf8(uri: str) -> str:
-    """A URI that a report can hold: a path may have bytes that are not UTF-8."""
-    return uri.encode(errors="backslashreplace").decode()
+def as_utf8(name: str) -> str:
+    """A URI or name that a report can hold: a path may have bytes that are not UTF-8."""
+    return name.encode(errors="backslashreplace").decode()

@@ -101,7 +101,7 @@ def decode(data: bytes, side: int, squash: Squash | None = None) -> tuple[np.nda
 
 
 def squash_image(image: Any, side: int, squash: Squash) -> tuple[np.ndarray, tuple[int, int]]:
-    """The same of a Pillow image, or of a uint8 array (H, W, 3) in RGB, at its full resolution.
+    """Squash a Pillow image, or a uint8 array (H, W, 3) in RGB, from its full resolution; returns what `decode` does.
 
     Raises Rejected for anything else.
     """
@@ -158,7 +158,7 @@ def _is_buffered(data: bytes) -> bool:
 
 
 def _unread(data: bytes) -> str:
-    """Why a file is no image for us."""
+    """The reason for rejecting a file that Pillow does not identify."""
     kind = kinds.described(data)
     if kind in ("", *kinds.TEXTS):
         kind = _format_of(data) or kind

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -66,9 +66,30 @@ class Download:
         digest = self._digest or self._noted_digest()
         return None if digest is None or self._is_wrong(digest) else digest
 
-    def in_background(self, incoming: PartialDownload) -> AbstractContextManager[None]:
-        """Download it during the block, which may read `incoming`."""
-        return run_in_background(incoming, lambda stop: self._downloaded(incoming=incoming, stop=stop), self._stop)
+    @contextmanager
+    def in_background(self, incoming: PartialDownload) -> Iterator[None]:
+        """Download it during the block, which may read `incoming`; the end of the block waits for it.
+
+        If the block itself fails, the download is stopped, and waited for only briefly, because a silent server may
+        block it.
+        """
+        halted = threading.Event()
+
+        def work() -> None:
+            try:
+                self._downloaded(incoming=incoming, stop=lambda: self._stop() or halted.is_set())
+            finally:
+                incoming.fail()
+
+        future = start_daemon(work, "pull")
+        try:
+            yield
+            while not futures.wait([future], _TICK_S).done:
+                signals.check(self._stop, "downloading the data set")
+            future.result()
+        finally:
+            halted.set()
+            futures.wait([future], _JOIN_S)
 
     def digest(self) -> str:
         """The SHA-256 of the archive, which is downloaded unless this version was hashed before.
@@ -149,29 +170,3 @@ class Download:
             return sha256_of(path, lambda: signals.check(self._stop, "hashing the data set"))
         except OSError as error:
             raise NoPermissionError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
-
-
-@contextmanager
-def run_in_background(incoming: PartialDownload, fetch: Callable[[Stop], object], stop: Stop) -> Iterator[None]:
-    """Run `fetch` during the block, which reads `incoming`; the end of the block waits for it.
-
-    Raises what `fetch` raises, and Preempted. If the block itself fails, `fetch` is stopped, and waited for only
-    briefly, because a silent server may block it.
-    """
-    halted = threading.Event()
-
-    def work() -> None:
-        try:
-            fetch(lambda: stop() or halted.is_set())
-        finally:
-            incoming.fail()
-
-    future = start_daemon(work, "pull")
-    try:
-        yield
-        while not futures.wait([future], _TICK_S).done:
-            signals.check(stop, "downloading the data set")
-        future.result()
-    finally:
-        halted.set()
-        futures.wait([future], _JOIN_S)

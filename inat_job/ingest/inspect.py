@@ -37,9 +37,8 @@ _TAIL_BYTES = 4 * 2**20
 
 _END_OF_ZIP, _END_WITHIN = b"PK\x05\x06", 22 + 2**16
 
-
 _TRIES = 3
-"""How often an object is inspected that changes meanwhile, as by one wrong answer of its server."""
+"""Inspections of an object that changes meanwhile, which one wrong answer of its server may suggest."""
 
 
 @dataclass(frozen=True)

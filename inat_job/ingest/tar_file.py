@@ -71,8 +71,8 @@ class TarArchive:
 
 
 class BoundedReader(io.BufferedIOBase):
-    """Reads what the file at `path`, of `size` bytes, unfolds to, within limits that tarfile lacks: it believes a
-    header's claim about the length of the next, and keeps all headers before a member.
+    """Reads what the file at `path`, of `size` bytes, unpacks to, within limits that tarfile lacks: it allocates the
+    length that a header states for the next, and keeps all headers before a member.
 
     `last` holds the bytes of the last read. Raises BadDataError beyond the limit of unfolding and for more than `most`
     bytes since `allow`, ReadError for a single read of as many.

@@ -53,7 +53,6 @@ class Attempt:
         return {"started_step": self.started_step, "ended_step": self.ended_step, "why": why}
 
     def to_json(self) -> bytes:
-        """The contents of its object."""
         return (json.dumps(dataclasses.asdict(self), indent=2) + "\n").encode()
 
 

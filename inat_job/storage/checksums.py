@@ -11,9 +11,6 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-from inat_job.storage.disk import read_blocks
 
 _AMAZON = {"x-amz-checksum-sha256": "sha256", "x-amz-checksum-sha1": "sha1", "x-amz-checksum-crc32": "crc32"}
 _SIZES = {"md5": 16, "sha1": 20, "sha256": 32, "crc32": 4}
@@ -24,7 +21,7 @@ class Checksum:
     """A digest (in hexadecimal) by `algorithm`: a name of hashlib's, or crc32.
 
     With `part_size` it is the digest of the digests of parts of so many bytes. A value that is not `is_certain` may be
-    something else that looks like a digest, so that only a match tells something.
+    something else that looks like a digest, so that only a match is evidence.
     """
 
     algorithm: str
@@ -50,10 +47,6 @@ class Checksum:
         if done:
             whole.update(part.digest())
         return whole.digest().hex() == self.value
-
-    def matches_file(self, path: Path, between: Callable[[], None] = lambda: None) -> bool:
-        """Whether a file has this digest. Raises OSError."""
-        return self.matches(read_blocks(path), between)
 
 
 def stated_checksum(

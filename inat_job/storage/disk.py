@@ -91,20 +91,17 @@ def open_unlinked(path: Path, mode: str) -> IO[Any]:
     return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
-def write_atomic(path: Path, data: bytes, draft: Path | None = None, *, durable: bool = False) -> None:
+def write_atomic(path: Path, data: bytes, draft: Path | None = None) -> None:
     """Replace the contents of `path` in one step: after a kill it holds either the old bytes or the new ones.
 
     The bytes are written to `draft` first, a file beside `path` with a random name by default, so that concurrent
-    writers don't collide. `durable` survives a power failure too. Raises OSError.
+    writers don't collide. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft or path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open_unlinked(draft, "wb") as file:
             file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
@@ -112,9 +109,9 @@ def write_atomic(path: Path, data: bytes, draft: Path | None = None, *, durable:
 
 
 def refuse_foreign(path: Path, flag: str, kind: str, is_ours: Callable[[str], bool]) -> None:
-    """Raise ConflictError if the file that `flag` names is there and is none that may be replaced.
+    """Raise ConflictError if the file that `flag` names exists and may not be replaced.
 
-    `is_ours` says so of its first 2,000 bytes as text; `kind` is what it should be, in words.
+    `is_ours` gets its first 2,000 bytes as text; `kind` names the expected content in the message.
     """
     try:
         with path.open("rb") as file:

@@ -26,7 +26,7 @@ RENEWALS = 4
 """Times that a holder renews its lease within the time-out."""
 
 REPORT_EVERY_S = 30.0
-"""Seconds between two lines about whom this job waits for."""
+"""Seconds between two log lines while this job waits for another one."""
 
 SETTLE_S = 2.0
 """Seconds that the winner on a store without conditional writes waits before it trusts its win."""

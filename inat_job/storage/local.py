@@ -44,11 +44,11 @@ class LocalStore:
                 yield entry
 
     def unreadable(self) -> dict[str, str]:
-        """What is no file, and so no object: keys of dead links, links upwards and pipes, with the reason."""
+        """Keys that cannot be read (dead links, links to a folder above, pipes), with the reason."""
         upwards = set[str]()
         with disk_errors(self.root):
             keys = [key for key in self._keys(self.root, upwards) if not self._path(key).is_file()]
-            found = {key: _why_unreadable(self._path(key)) for key in keys}
+            found = {key: DEAD_LINK if self._path(key).is_symlink() else "neither a file nor a folder" for key in keys}
         return dict(sorted((found | dict.fromkeys(upwards, LINK_UPWARDS)).items()))
 
     def _keys(self, start: Path, upwards: set[str] | None = None) -> Iterator[str]:
@@ -171,7 +171,7 @@ def earlier_attempt_folders(root: Path, attempt: int) -> list[Path]:
 def draft_of(path: Path) -> Path:
     """A new name beside `path` for a file or a folder whose contents are to take that path's place.
 
-    It is no object, and `delete_drafts` knows from it which path it is for.
+    It is no object, and holds the start of that path's name for `delete_drafts`.
     """
     return path.with_name(f"{_PRIVATE}{secrets.token_hex(_TOKEN_BYTES)}-{path.name[:_NAME_CHARACTERS]}{_DRAFT}")
 
@@ -184,12 +184,8 @@ def _missing(path: Path) -> str:
     return f"{path} does not exist or is not a file: check the path."
 
 
-def _why_unreadable(path: Path) -> str:
-    return DEAD_LINK if path.is_symlink() else "neither a file nor a folder"
-
-
 def is_object(name: str) -> bool:
-    """Whether a file or folder of this name is none of the store's own."""
+    """Whether a file or folder name is an object's, not that of a draft or lock file of the store."""
     return not name.startswith(_PRIVATE)
 
 
@@ -230,17 +226,13 @@ def _source_blocks(source: Path | bytes) -> Iterator[tuple[bytes, int]]:
 def _link(draft: Path, path: Path) -> None:
     """Give `draft` the name `path` unless that exists; of several at once exactly one succeeds."""
     try:
-        os.link(draft, path)
-    except FileExistsError as error:
-        raise PreconditionFailed(f"{path} exists already.") from error
-    except OSError:
-        _create_empty(path)  # a file system without hard links
-        draft.replace(path)
-
-
-def _create_empty(path: Path) -> None:
-    try:
-        path.open("xb").close()
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            path.open("xb").close()
+            draft.replace(path)
     except FileExistsError as error:
         raise PreconditionFailed(f"{path} exists already.") from error
 

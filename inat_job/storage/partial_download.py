@@ -76,7 +76,6 @@ class PartialDownload:
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Mark the download as complete."""
         self._finished = True
 
     def fail(self) -> None:

@@ -14,7 +14,7 @@ from inat_job.signals import Stop, check, never
 from inat_job.storage import partial_download
 from inat_job.storage.base import UNKNOWN_SIZE, Entry, StorageOptions
 from inat_job.storage.checksums import Checksum
-from inat_job.storage.disk import disk_errors, open_unlinked, publish, require_space, sha256_of
+from inat_job.storage.disk import disk_errors, open_unlinked, publish, read_blocks, require_space, sha256_of
 from inat_job.storage.partial_download import JournalWriter, PartialDownload
 from inat_job.storage.retry import Retries, RetryableError, with_retries
 from inat_job.storage.threads import map_in_threads, run_in_thread
@@ -211,7 +211,7 @@ class _Download:
 
         What may be no checksum at all, such as an ETag, is overruled by two downloads of the same bytes.
         """
-        if checksum.matches_file(self.part, self._verifying):
+        if checksum.matches(read_blocks(self.part), self._verifying):
             return True
         found = sha256_of(self.part, self._verifying)
         if not checksum.is_certain and found in damaged:

@@ -23,7 +23,7 @@ TRIES_OF_A_NAME = 3
 """Tries of a host whose name has never been resolved: a misspelled one stays unknown."""
 
 _SAME_TROUBLE_S = 60.0
-"""Failures of one host with shorter pauses between them are one trouble, and warned of once."""
+"""Failures of one host with shorter pauses between them are warned of once."""
 
 _JITTER = random.Random()  # noqa: S311 (nothing secret); not the shared generator, which others seed and check
 
@@ -51,7 +51,7 @@ class _Hosts:
         self._lock = threading.Lock()
 
     def fails(self, host: str) -> bool:
-        """Note a failure; whether it begins a trouble."""
+        """Note a failure; returns whether it is the first of this host for `_SAME_TROUBLE_S`."""
         now = time.monotonic()
         with self._lock:
             before = self._failed_at.get(host, -_SAME_TROUBLE_S)
@@ -70,7 +70,7 @@ class Retries:
         self._failed = 0
 
     def wait(self, error: RetryableError, progressed: bool = False) -> None:
-        """Wait before the next attempt, with a warning if the trouble is new.
+        """Wait before the next attempt, with a warning for the first failure of a host.
 
         Raises `error` once the retries are used up, Preempted when stopped.
         """
@@ -81,22 +81,14 @@ class Retries:
         if self._failed > most:
             raise error
         if _HOSTS.fails(self._host) and self._failed == 1:
-            events.warn(f"{error.what}: trying again, up to {most} times in about {_usual_s(most):.0f} s.")
+            seconds = 0.75 * sum(map(_longest_s, range(1, most + 1)))  # on average, see backoff_s
+            events.warn(f"{error.what}: trying again, up to {most} times in about {seconds:.0f} s.")
         wait_s = backoff_s(self._failed) if error.wait_s is None else min(error.wait_s, 3 * LONGEST_WAIT_S)
         pause(wait_s, self._stop, "waiting for the storage")
-
-    def succeeded(self) -> None:
-        """Note that the host answered."""
-        _HOSTS.resolved.add(self._host)
 
 
 def _longest_s(failed: int) -> float:
     return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failed - 1, 60))
-
-
-def _usual_s(failed: int) -> float:
-    """Seconds of the waits after so many failures in a row, on average."""
-    return 0.75 * sum(map(_longest_s, range(1, failed + 1)))
 
 
 def backoff_s(failed: int) -> float:
@@ -113,5 +105,5 @@ def with_retries(action: Callable[[], T], retries: int, address: str, stop: Stop
         except RetryableError as error:
             attempts.wait(error)
         else:
-            attempts.succeeded()
+            _HOSTS.resolved.add(host_of(address))
             return result

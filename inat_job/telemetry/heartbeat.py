@@ -5,7 +5,7 @@ The lines come from a thread of their own, so they also appear while the job han
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,24 +21,21 @@ _COUNTERS = ("images", "trained_s", "waited_s")
 
 
 @contextmanager
-def emit_heartbeats(
-    interval_s: float = INTERVAL_S, status: Callable[[], JobStatus] = STATUS.snapshot
-) -> Iterator[None]:
+def emit_heartbeats(interval_s: float = INTERVAL_S) -> Iterator[None]:
     """Log heartbeats while the block runs, for machines; people see the progress in bars and lines."""
     finished = threading.Event()
     if events.is_json():
-        arguments = (finished, interval_s, status)
-        threading.Thread(target=_emit_until, args=arguments, name="heartbeat", daemon=True).start()
+        threading.Thread(target=_emit_until, args=(finished, interval_s), name="heartbeat", daemon=True).start()
     try:
         yield
     finally:
         finished.set()
 
 
-def _emit_until(finished: threading.Event, interval_s: float, status: Callable[[], JobStatus]) -> None:
-    before, cpu_s, at = status(), time.process_time(), time.monotonic()
+def _emit_until(finished: threading.Event, interval_s: float) -> None:
+    before, cpu_s, at = STATUS.snapshot(), time.process_time(), time.monotonic()
     while not finished.wait(interval_s):
-        now, cpu_now_s, at_now = status(), time.process_time(), time.monotonic()
+        now, cpu_now_s, at_now = STATUS.snapshot(), time.process_time(), time.monotonic()
         cpu_use = (cpu_now_s - cpu_s) / ((at_now - at) * cpu.available_cpus())
         fields = {**training_rates(before, now), **_device_use(now.device or "cpu", cpu_use)}
         fields["cpu_use"] = round(cpu_use, 3)

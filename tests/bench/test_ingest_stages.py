@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from inat_job.address import basic_login
 from inat_job.bench import ingest_stages
-from inat_job.storage import Entry, open_store
+from inat_job.signals import never
+from inat_job.storage import Entry, StorageOptions, open_store
+from tests.harness.made_images import tree, write_zip
+from tests.harness.web_sites import Site, site  # noqa: F401  # a fixture
 
 CONTENT = bytes(range(256)) * 400
 
@@ -50,3 +54,11 @@ def test_plain_download_from_the_web_in_one_stream(tmp_path: Path, downloaded: l
         ingest_stages.plain_download(store, Entry("x.zip", len(CONTENT), ""), tmp_path / "x")
         server.shutdown()
     assert downloaded == [CONTENT]
+
+
+def test_pull_sends_the_login_with_each_request(site: Site, tmp_path: Path) -> None:  # noqa: F811
+    site.files["x.zip"] = write_zip(tmp_path / "x.zip", tree(train=3, test=2)).read_bytes()
+    site.etags["x.zip"] = '"1"'
+    uri = f"{site.url.replace('://', '://user:password@')}/x.zip"
+    assert len(ingest_stages.pull(uri, StorageOptions(), 16, tmp_path, 1, never)) == 2
+    assert {headers.get("Authorization") for headers in site.headers} == {basic_login(uri)}

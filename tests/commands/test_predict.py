@@ -23,10 +23,11 @@ from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted, UsageError
 from inat_job.models.export import load_exported
 from inat_job.settings import Settings
-from inat_job.signals import never
-from inat_job.storage import open_store
+from inat_job.signals import StopFlag, never
+from inat_job.storage import StorageOptions, open_store
 from tests.harness.job_runs import StopAfter, report_of, run, settings_in
 from tests.harness.made_images import CLASSES, encoded, tree, write_folder, write_tar, write_zip
+from tests.harness.web_sites import Site, site  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's and the exporters' remarks
@@ -308,3 +309,10 @@ def test_accelerator_with_onnx_is_refused(trained: Settings, model: str) -> None
     settings = configure("a", {"train.accelerator": "cuda"}, [], None).settings
     with pytest.raises(UsageError, match="runs on the CPU"):
         predict.run(settings, model, ["x"], PredictOptions(runtime="onnx"), never)
+
+
+def test_missing_image_is_shown_without_its_query(site: Site, tmp_path: Path) -> None:  # noqa: F811
+    sources, [row] = predict._find_all([f"{site.url}/none.jpg?token=hidden"], tmp_path, StorageOptions(), StopFlag())
+    assert sources == []
+    assert row.image == f"{site.url}/none.jpg"
+    assert "hidden" not in row.error

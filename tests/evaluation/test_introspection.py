@@ -184,7 +184,7 @@ def test_grad_cam_of_every_family(name: str) -> None:
     head = network.get_submodule(architecture.head[0])
     nn.init.normal_(head.weight)  # a transformer's is 0
     if head.bias is not None:
-        nn.init.zeros_(head.bias)  # so that it is the maps that speak for a class
+        nn.init.zeros_(head.bias)  # so that the maps alone decide the class
     for parameter in network.parameters():
         parameter.requires_grad_(False)  # as with --strategy head
     maps = grad_cam(network, pixels(2, size), network(pixels(2, size)).argmax(dim=1))  # for which something speaks

@@ -48,7 +48,7 @@ def test_failed_write_atomic_keeps_old_file(tmp_path: Path, monkeypatch: pytest.
     write_atomic(tmp_path / "x", b"old")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_atomic(tmp_path / "x", b"new", durable=True)
+        write_atomic(tmp_path / "x", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"old")]
 
 
