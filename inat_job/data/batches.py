@@ -110,15 +110,19 @@ class PixelRows(DeviceRows):
             raise LookupError(HIDDEN_FROM_TRIALS)
         return super().in_order(positions)
 
-    def batches(self, rows: np.ndarray, maps: Tensor, colour: Tensor | None) -> TakeBatch:
+    def batches(
+        self, rows: np.ndarray, maps: Tensor, colour: Tensor | None, views: np.ndarray | None = None
+    ) -> TakeBatch:
         """Takes the batches of `rows` in this order; `maps` and `colour` are those of every row of the cache.
 
-        Raises LookupError for a row that is hidden from a trial of a sweep.
+        If they are of several views of each, `views` says which of them to take, int64 (n,). Raises LookupError for a
+        row that is hidden from a trial of a sweep.
         """
         order = torch.from_numpy(rows)
         squares, labels = self.in_order(order), self.upload(self._labels[order])
-        maps = self.upload(maps[order])
-        colour = None if colour is None else self.upload(colour[order])
+        picked = order if views is None else torch.from_numpy(views)
+        maps = self.upload(maps[picked])
+        colour = None if colour is None else self.upload(colour[picked])
 
         def take(at: slice) -> Batch:
             recolour = None if colour is None else colour[at]

@@ -11,9 +11,12 @@ from inat_job.data.augment import Augmentation, centre_maps, colour_factors, mir
 from inat_job.data.batches import UNSHARDED, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
 from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
-from inat_job.data.imbalance import balanced_weights
+from inat_job.data.imbalance import balanced_weights, earlier_times
 from inat_job.errors import BadDataError
 from inat_job.settings import DataSettings, TrainSettings
+
+_AGAIN = 2**20 + 1
+"""From the number of an image's view to that of its next one in the same epoch: more than there are epochs, and odd."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -105,13 +108,20 @@ class ImageDataModule(LightningDataModule):
         self._features, self._feature_epochs = features, epochs
 
     def view_batches(self, view: int, rows: np.ndarray) -> TakeBatch:
-        """Takes the batches of `rows` in a view, augmented by its draws if the run augments."""
+        """Takes the batches of `rows` in a view, augmented by its draws if the run augments.
+
+        A row that comes again has another view each time.
+        """
         if not self._settings.augment:
             return self._plain_batches(rows)
+        again, count = earlier_times(rows), len(self.cache.index.ids)
         # Of all rows of the cache, so that an image's view depends on no other image.
-        draws = torch.from_numpy(rng.augmentation(self._settings.seed, view, len(self.cache.index.ids)))
-        maps = random_maps(self._sizes, draws, self.augmentation)
-        return self.pixel_rows.batches(rows, maps, colour_factors(draws, self.augmentation))
+        numbers = [view + _AGAIN * time for time in range(again.max(initial=0) + 1)]
+        draws = torch.from_numpy(
+            np.concatenate([rng.augmentation(self._settings.seed, number, count) for number in numbers])
+        )
+        maps = random_maps(self._sizes.repeat(len(numbers), 1), draws, self.augmentation)
+        return self.pixel_rows.batches(rows, maps, colour_factors(draws, self.augmentation), rows + count * again)
 
     def _train_batches(self, epoch: int, rows: np.ndarray) -> TakeBatch:
         if self._features is None or epoch >= self._feature_epochs:
