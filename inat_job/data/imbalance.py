@@ -16,6 +16,15 @@ def balanced_weights(counts: np.ndarray) -> np.ndarray:
     return weights
 
 
+def earlier_times(rows: np.ndarray) -> np.ndarray:
+    """How often the row at each position was among those before it, int64 (n,), given rows int64 (n,)."""
+    sorted_at = np.argsort(rows, kind="stable")
+    starts = np.flatnonzero(np.diff(rows[sorted_at], prepend=-1))
+    times = np.empty(len(rows), dtype=np.int64)
+    times[sorted_at] = np.arange(len(rows)) - np.repeat(starts, np.diff(starts, append=len(rows)))
+    return times
+
+
 def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
     """The positions of an epoch's images, int64 (n,), as many as there are `labels`, int64 (n,).
 

@@ -11,10 +11,13 @@ from inat_job.data.augment import Augmentation, Views, centre_maps, mirrored, tr
 from inat_job.data.batches import UNSHARDED, Batch, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
 from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
-from inat_job.data.imbalance import balanced_weights
+from inat_job.data.imbalance import balanced_weights, earlier_times
 from inat_job.data.mixing import draw_mix
 from inat_job.errors import BadDataError
 from inat_job.settings import DataSettings, TrainSettings
+
+_AGAIN = 2**20 + 1
+"""From the number of an image's view to that of its next one in the same epoch: more than there are epochs, and odd."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -110,12 +113,17 @@ class ImageDataModule(LightningDataModule):
     def view_batches(self, view: int, rows: np.ndarray, size: int | None = None) -> TakeBatch:
         """Takes the batches of `rows` in a view, augmented by its draws if the run augments.
 
-        The views have the image size unless another one is given.
+        The views have the image size unless another one is given. A row that comes again has another view each time.
         """
-        views, size = Views(self._centre_maps), size or self._data.image_size
-        if self._settings.augment:  # of all rows of the cache, so that an image's view depends on no other image
-            views = training_views(self._sizes, self._settings.seed, view, self.augmentation)
-        return self.pixel_rows.batches(rows, views, size)
+        size = size or self._data.image_size
+        if not self._settings.augment:
+            return self.pixel_rows.batches(rows, Views(self._centre_maps), size)
+        again, seed = earlier_times(rows), self._settings.seed
+        numbers = [view + _AGAIN * time for time in range(again.max(initial=0) + 1)]
+        # Of all rows of the cache, so that an image's view depends on no other image.
+        drawn = [training_views(self._sizes, seed, number, self.augmentation) for number in numbers]
+        views = Views(*(None if tables[0] is None else torch.cat(tables) for tables in zip(*drawn, strict=True)))
+        return self.pixel_rows.batches(rows, views, size, rows + len(self._sizes) * again)
 
     def _train_batches(self, epoch: int, rows: np.ndarray) -> TakeBatch:
         if self._features is not None and epoch < self._feature_epochs:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.data.imbalance import balanced_order, balanced_weights
+from inat_job.data.imbalance import balanced_order, balanced_weights, earlier_times
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(np.array)
 
@@ -29,6 +29,12 @@ def test_balanced_epoch_has_each_class_equally_often(labels: np.ndarray, seed: i
         of_class = times[labels == label]
         assert of_class.max() - of_class.min() <= 1
     assert np.array_equal(order, balanced_order(seed, epoch, labels))
+
+
+@given(st.lists(st.integers(0, 9), max_size=60))
+def test_earlier_times_counts_a_row_so_far(rows: list[int]) -> None:
+    expected = [rows[:at].count(row) for at, row in enumerate(rows)]
+    assert earlier_times(np.array(rows, dtype=np.int64)).tolist() == expected
 
 
 def test_balanced_epochs_differ_and_leave_no_image_out() -> None:
