@@ -13,8 +13,8 @@ from typing import Any
 from inat_job import near_misses
 from inat_job.command_options import LogOptions
 from inat_job.errors import BadDataError, UsageError
-from inat_job.options import Option, options_of, parse, parse_section
-from inat_job.recipes import RECIPES
+from inat_job.options import Option, check_value, options_of, parse, parse_section
+from inat_job.recipes import PRESETS, RECIPES
 from inat_job.settings import Settings, TrainSettings
 
 # Read by the tests and the measuring scripts, or between processes of one job, or set for a Service called inat-job.
@@ -55,10 +55,13 @@ PREFLIGHT_LACKS = ("run.preflight",)
 _RECIPE = tuple(
     f"train.{field.name}"
     for field in dataclasses.fields(TrainSettings)
-    if field.name not in ("max_time", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
+    if field.name not in ("max_time", "final", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
 )
 
-_BENCH_LACKS_OF_TRAIN = ("max_time", "early_stop", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
+_BENCH_LACKS_OF_TRAIN = (
+    *("max_time", "early_stop", "final"),
+    *("devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm"),
+)
 BENCH_LACKS = (
     *(
         f"run.{field}"
@@ -72,11 +75,12 @@ BENCH_LACKS = (
 SWEEP_TAKES = (
     *("data", "model", "storage", "tracker"),
     *(f"run.{field}" for field in ("output", "run_id", "checkpoint_minutes", "grace_seconds", "lease_seconds")),
-    *("run.price_per_hour", *_RECIPE),
+    *("run.price_per_hour", "run.preset", *_RECIPE),
 )
 """The sections and single settings that have an effect on `sweep`: a trial is a run on one device, without a test."""
 
 _RUN = "the run"
+_PRESET, _OF_PRESET = "run.preset", "preset "
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ class Configuration:
 
     @property
     def given(self) -> set[str]:
-        """The settings that were set for this command, not by the run that it takes them from."""
-        return {key for key, source in self.sources.items() if source != _RUN}
+        """The settings that were set for this command, not by a preset or the run that it takes them from."""
+        return {key for key, source in self.sources.items() if source != _RUN and not source.startswith(_OF_PRESET)}
 
     def text(self, taken: Collection[str] | None = None) -> str:
         """A TOML file for `--config`, each value followed by its source; `taken` limits it to some settings."""
@@ -154,7 +158,7 @@ def configure(
     environment: Mapping[str, str] = os.environ,
 ) -> Configuration:
     """The settings of a part. Each layer overrides the next: command line, environment, hyperparameters, file, the
-    run's own settings, the platform's suggestions, the recipe's defaults.
+    run's own settings, the platform's suggestions, the preset, the recipe's defaults.
 
     `flags` holds the values given on the command line by "section.field", `sets` the texts of `--set`, `run` the
     settings in the config.json of a run that the command takes them from, `around` the platform's. `taken` limits a
@@ -173,7 +177,23 @@ def configure(
     ]
     own = _settings_of_run(run or {}, defaults, known)
     taken_of = [_only(layer, taken) for layer in (around.suggested, *layers)]
-    return _merge(defaults, known, [taken_of[0], Layer(_RUN, own), *taken_of[1:]])
+    preset = _preset_layer(part, known, taken_of)
+    return _merge(defaults, known, [preset, taken_of[0], Layer(_RUN, own), *taken_of[1:]])
+
+
+def _preset_layer(part: str, known: Mapping[str, tuple[Option, Any]], layers: Sequence[Layer]) -> Layer:
+    """The values of the preset that the last of the layers names, as far as they are not the defaults."""
+    named = [layer.values[_PRESET] for layer in layers if _PRESET in layer.values]
+    if not named:
+        return Layer(_OF_PRESET, {})
+    name = parse(*known[_PRESET], named[-1])
+    check_value(known[_PRESET][0], name)
+    own, defaults = (_flatten(each().as_dict()) for each in (PRESETS[part][name], RECIPES[part]))
+    changes = {key: value for (key, value), default in zip(own, defaults, strict=True) if (key, value) != default}
+    return Layer(
+        f"{_OF_PRESET}{name}",
+        {key: list(value) if isinstance(value, tuple) else value for key, value in changes.items()},
+    )
 
 
 def _settings_of_run(run: Mapping[str, Any], defaults: Settings, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,6 +205,8 @@ def _settings_of_run(run: Mapping[str, Any], defaults: Settings, known: Mapping[
         and key in known
         and known[key][0].in_fingerprint  # null is the default, or was in older runs
     }
+    if run:  # one of an earlier version lacks the options that came later
+        own = {key: each.off[0] for key, (each, _) in known.items() if each.off} | own
     try:
         _merge(defaults, known, [Layer(_RUN, own)])
     except UsageError as error:

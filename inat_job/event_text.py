@@ -96,7 +96,7 @@ def _introduction(fields: Fields) -> str:
     total, trained = fields["parameters"], fields["trainable_parameters"]
     learns = "all trained" if total == trained else f"{trained:,} trained"
     how = f", strategy {fields['strategy']}" if fields.get("strategy") else ""
-    splits = ", ".join(f"{count:,} {name}" for name, count in fields["images"].items())
+    splits = ", ".join(f"{count:,} {name}" for name, count in fields["images"].items() if count)
     ranks = f"{fields['ranks']} ranks" if fields["ranks"] > 1 else "1 device"
     return (
         f"\nModel  {fields['model']}, {total:,} parameters, {learns}{how}\n"
@@ -115,8 +115,8 @@ def _epoch(fields: Fields) -> str:
     values = (
         f"{fields['epoch']}/{fields['epochs']}" if fields.get("epochs") else str(fields["epoch"]),
         _number(fields.get("train_loss"), ".3f"),
-        _number(fields["val_loss"], ".3f"),
-        percent(fields["val_accuracy"]),
+        _number(fields.get("val_loss"), ".3f"),
+        _MISSING if fields.get("val_accuracy") is None else percent(fields["val_accuracy"]),
         "*" if fields.get("best") else "",
         _number(fields.get("lr"), ".2e"),
         _number(fields.get("images_per_s"), ",.0f"),
@@ -176,10 +176,8 @@ def _trial_end(fields: Fields) -> str:
 
 
 def _retrained(fields: Fields) -> str:
-    return (
-        f"Seed {fields['seed']}: {percent(fields['val_accuracy'])} in validation, "
-        f"{percent(fields['test_accuracy'])} in the test"
-    )
+    val = "" if fields["val_accuracy"] is None else f"{percent(fields['val_accuracy'])} in validation, "
+    return f"Seed {fields['seed']}: {val}{percent(fields['test_accuracy'])} in the test"
 
 
 def _tracker(fields: Fields) -> str | None:
@@ -223,6 +221,11 @@ _TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
     "retrained": _retrained,
     "submitted": lambda fields: f"Submitted to {fields['target']}: {fields['job']}",
     "state": _state,
+    "shortened": lambda fields: (
+        f"--max-time leaves time for {fields['steps']:,} of {fields['of']:,} steps, in {fields['epochs']} epochs: the "
+        "learning rate falls to zero by then."
+    ),
+    "final": lambda fields: str(fields["message"]),
     "waiting": lambda fields: str(fields["message"]),
     "done": lambda fields: str(fields["message"]),
 }

@@ -43,6 +43,7 @@ _WORDS = {
     "num-nodes": "nodes nnodes machines",
     "output": "output-dir out out-dir save-dir save-path log-dir logdir results-dir default-root-dir",
     "precision": "amp fp16 bf16 mixed-precision half dtype",
+    "preset": "recipe mode profile",
     "print-config": "show-config dump-config",
     "rendezvous-minutes": "rdzv-timeout rendezvous-timeout join-timeout dist-timeout",
     "resume": "resume-from resume-from-checkpoint",
@@ -69,7 +70,7 @@ WITHOUT = {
     ),
     **dict.fromkeys(("optimizer", "optimiser", "opt", "optim"), "AdamW is the only optimiser"),
     **dict.fromkeys(("num-classes", "classes", "num-labels"), "the folders of the data set are the classes"),
-    **dict.fromkeys(("val-split", "validation-split", "val-share"), "a fifth of train is always held out"),
+    **dict.fromkeys(("val-split", "validation-split", "val-share"), "a fifth of train is held out but for --final"),
     **dict.fromkeys(("momentum", "sgd-momentum"), "AdamW has none"),
     **dict.fromkeys(("scheduler", "sched", "lr-scheduler"), "the learning rate always rises, then follows a cosine"),
 }

@@ -33,7 +33,8 @@ class Option:
     shows where the field's type and default say too little. `in_fingerprint` says whether the value decides the result,
     and so the run id. `uri` marks URIs and paths, which can hold secrets; `names` is a pattern of the values that are
     neither, but names. `bare` is the value of a flag that is given without one. `refused` maps a target of `submit`
-    that has no use for the option to the reason.
+    that has no use for the option to the reason. `off` holds the one value that does what versions without the option
+    did: it is left out of the fingerprint, and a stored run that lacks the option has it.
     """
 
     help: str
@@ -49,6 +50,7 @@ class Option:
     uri: bool = False
     names: str = ""
     bare: Any = None
+    off: tuple[Any, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -19,6 +19,8 @@ BLOCKS = 5
 WEIGHTS_NAME = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
 """How torchvision names weights: DEFAULT, or ResNet50_Weights.IMAGENET1K_V2."""
 EXPORT_FORMATS = ("onnx", "pt2")
+STANDARD = "standard"
+"""The preset that has the defaults."""
 # Settings of Part B that only have an effect with some strategies: flag, field, strategies.
 _EFFECTIVE_WITH = (
     ("--last-k", "last_k", ("last-k",)),
@@ -84,6 +86,12 @@ class RunSettings(_Section):
         "Name of the run folder; the same name resumes the run",
         metavar="NAME",
         shown_default="made from the settings that decide the result",
+        in_fingerprint=False,
+    )
+    preset: str = option(
+        STANDARD,
+        "Recipe that other options change: for minutes on a laptop (quick), the defaults (standard), for a GPU (best)",
+        choices=("quick", STANDARD, "best"),
         in_fingerprint=False,
     )
     resume: str = option(
@@ -238,6 +246,23 @@ class TrainSettings(_Section):
     early_stop: int | None = option(
         None, "Stop after this many epochs without a better validation accuracy", shown_default="never", minimum=1
     )
+    class_weights: str = option(
+        "none",
+        "Weights of the classes in the training loss; balanced gives each class the same, however few its images",
+        choices=("none", "balanced"),
+        off=("none",),
+    )
+    sampling: str = option(
+        "shuffled",
+        "An epoch has each training image once (shuffled), or images of each class equally often (balanced)",
+        choices=("shuffled", "balanced"),
+        off=("shuffled",),
+    )
+    final: bool = option(
+        False,
+        "Train on the validation images too, once all is chosen: the last epoch's weights are the result",
+        off=(False,),
+    )
     seed: int = option(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
     accelerator: str = option(
         "auto",
@@ -287,6 +312,14 @@ class TrainSettings(_Section):
         if self.batch_size % self.accumulate:
             raise UsageError(
                 f"--accumulate is {self.accumulate}: it must divide --batch-size, which is {self.batch_size}."
+            )
+        if self.class_weights == self.sampling == "balanced":
+            raise UsageError(
+                "--class-weights and --sampling are both balanced, which favours small classes twice: use one of them."
+            )
+        if self.final and self.early_stop is not None:
+            raise UsageError(
+                f"--early-stop is {self.early_stop}, and --final leaves no image for validation: leave one of them out."
             )
 
 
@@ -346,7 +379,7 @@ class Settings:
         """SHA-256 over what decides the result: data, model, recipe and seed."""
         deciding: dict[str, Any] = {"part": self.part}
         for name, field, each, value in self._values():
-            if each.in_fingerprint:
+            if each.in_fingerprint and value not in each.off:
                 deciding[f"{name}.{field}"] = options.fingerprint_value(each, value)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 

@@ -1,8 +1,10 @@
 """Settings from every layer, with the right precedence, and a clear sentence for each error."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,17 +14,18 @@ from inat_job.command_options import LogOptions
 from inat_job.configuration import PREPARE_TAKES, configure, log_options, options_by_key, unused_variables
 from inat_job.errors import UsageError
 from inat_job.options import Option, parse
-from inat_job.recipes import RECIPES
-from inat_job.settings import RUN_ID, public_uri
+from inat_job.recipes import PRESETS, RECIPES
+from inat_job.settings import RUN_ID, Settings, public_uri
 
 # A new option is a deliberate act: add it here, to the README and, where it is shared, to what relies on it.
 FLAGS = set(
     "--data --cache-dir --image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
-    "--anonymous --output --run-id --resume --preflight --force --init-from --checkpoint-minutes --grace-seconds "
-    "--lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr --weight-decay --warmup "
-    "--label-smoothing --augment --crop-scale --rotation --colour --early-stop --seed --accelerator --precision "
-    "--pictures --devices --num-nodes --rendezvous-minutes --export --sync-batch-norm --preflight --compile "
-    "--deterministic --wandb --wandb-project --wandb-entity".split()
+    "--anonymous --output --run-id --preset --resume --preflight --force --init-from --checkpoint-minutes "
+    "--grace-seconds --lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr "
+    "--weight-decay --warmup --label-smoothing --augment --crop-scale --rotation --colour --early-stop "
+    "--class-weights --sampling --final --seed --accelerator --precision --pictures --devices --num-nodes "
+    "--rendezvous-minutes --export --sync-batch-norm --compile --deterministic --wandb --wandb-project "
+    "--wandb-entity".split()
 )
 FLAGS_A = set(
     "--filters --filter-organisation --kernel-sizes --activation --dense --pooling --batch-norm --dropout".split()
@@ -337,3 +340,52 @@ def test_durations(days: int, hours: int, minutes: int, seconds: int) -> None:
     expected = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     assert parse(each, float, f"{days}d{hours}h{minutes}m{seconds}s") == expected
     assert parse(each, float, str(expected)) == expected
+
+
+@pytest.mark.parametrize("part", PRESETS)
+@pytest.mark.parametrize("name", ["quick", "standard", "best"])
+def test_preset_decides_by_its_values_alone(part: str, name: str) -> None:
+    made = configure(part, {"run.preset": name}, [], None, environment={})
+    wanted = PRESETS[part][name]()
+    assert made.settings.fingerprint() == wanted.fingerprint()
+    assert (wanted == RECIPES[part]()) == (name == "standard")
+    changed = [key for key, source in made.sources.items() if source == f"preset {name}"]
+    assert bool(changed) == (name != "standard")
+    assert made.given == {"run.preset"}
+    spelled = {key: _value_of(made.settings, key) for key in changed}
+    flags = {key: list(value) if isinstance(value, tuple) else value for key, value in spelled.items()}
+    assert configure(part, flags, [], None, environment={}).settings.run_id == made.settings.run_id
+
+
+def _value_of(settings: Settings, key: str) -> Any:
+    section, _, field = key.partition(".")
+    return getattr(settings.sections()[section], field)
+
+
+def test_everything_given_overrides_a_preset(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('[run]\npreset = "quick"\n[train]\nepochs = 7\ncolour = 0.1\n')
+    made = configure("a", {}, [], str(file), environment={"INAT_COLOUR": "0.15"})
+    assert (made.settings.train.epochs, made.settings.train.colour, made.settings.data.image_size) == (7, 0.15, 64)
+    sources = [made.sources[key] for key in ("train.epochs", "train.colour", "data.image_size")]
+    assert sources == ["file", "environment", "preset quick"]
+    assert "image_size = 64  # preset quick" in made.text()
+    assert configure("a", {"run.preset": "best"}, [], str(file), environment={}).settings.data.image_size == 224
+    other = configure("a", {}, [], str(file), environment={"INAT_PRESET": "best"})
+    assert (other.settings.data.image_size, other.settings.train.epochs) == (224, 7)
+    file.write_text(made.text())
+    assert configure("a", {}, [], str(file), environment={}).settings == made.settings
+
+
+@pytest.mark.parametrize("name", ["quik", "", "QUICK"])
+def test_wrong_preset_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="--preset is '.*': it must be"):
+        configure("a", {"run.preset": name}, [], None, environment={})
+
+
+@pytest.mark.parametrize("part", PRESETS)
+def test_preset_says_what_it_costs(part: str) -> None:
+    for name, recipe in PRESETS[part].items():
+        option = "" if name == "standard" else f" --preset {name}"
+        assert f"\n    Command: `python entrypoint.py part{part}{option}`\n" in str(recipe.__doc__)
+        assert re.search(r"\n    Expected accuracy: .+\n    Time: .+\n", str(recipe.__doc__)), name

@@ -52,6 +52,24 @@ def test_introduction_in_three_lines() -> None:
     assert "parameters, all trained\n" in str(text_of("introduction", part_a))
 
 
+def test_texts_of_a_run_without_validation() -> None:
+    images = {"train": 400, "validation": 0, "test": 1000}
+    assert "1,400 images of 4 classes: 400 train, 1,000 test\n" in str(
+        text_of("introduction", {**INTRODUCTION, "images": images})
+    )
+    lacks = {name: value for name, value in EPOCH.items() if not name.startswith("val_")}
+    row = str(text_of("epoch", {**lacks, "best": False})).split()
+    assert row == ["3/30", "1.234", "-", "-", "2.00e-03", "1,234", "1:01"]
+    retrained = {"seed": 1, "val_accuracy": None, "test_accuracy": 0.5}
+    assert text_of("retrained", retrained) == "Seed 1: 50.0 % in the test"
+
+
+def test_shortened_run_says_what_fits() -> None:
+    assert text_of("shortened", {"epochs": 7, "steps": 65, "of": 3000}) == (
+        "--max-time leaves time for 65 of 3,000 steps, in 7 epochs: the learning rate falls to zero by then."
+    )
+
+
 def test_resume_names_step_and_epoch() -> None:
     fields = {"step": 180, "epoch": 3, "epochs": 30, "ended": ""}
     assert text_of("resume", fields) == "Resuming from step 180 (epoch 3 of 30)"

@@ -80,9 +80,18 @@ def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int) 
     assert several["environment"]["execution"]["ranks"] == ranks
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.soak)])
-def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ranks: int) -> None:
-    recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3")
+@pytest.mark.parametrize(
+    ("ranks", "more"),
+    [
+        (2, ()),
+        (2, ("--final", "--sampling", "balanced", "--max-time", "1h")),
+        pytest.param(4, ("--class-weights", "balanced"), marks=pytest.mark.soak),
+    ],
+)
+def test_stop_and_exact_resume_of_several_ranks(
+    start: Start, tmp_path: Path, ranks: int, more: tuple[str, ...]
+) -> None:
+    recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3", *more)
     assert wait_for_end(start("uninterrupted", *recipe))[0] == 0
     child = start("resumed", *recipe)
     wait_for_event(child, "checkpoint")
@@ -107,6 +116,14 @@ def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ra
 
 
 @pytest.mark.soak
+def test_ranks_agree_on_what_max_time_leaves(start: Start, tmp_path: Path) -> None:
+    code, last = wait_for_end(start("r", "--devices", "2", "--epochs", "100000", "--max-time", "6"))
+    assert code == 0, last
+    [attempt] = report(tmp_path, "r")["history"]
+    manifest = json.loads((tmp_path / "runs" / "r" / f"checkpoints/{attempt['ended_step']}.json").read_text())
+    assert (attempt["why"], manifest["cuts"][-1][1] < 100_000) == ("max-time", True)
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_lost_rank_ends_the_others_and_the_run_resumes(start: Start, tmp_path: Path, lost: int) -> None:
     recipe = ("--devices", "2", "--epochs", "30", "--lease-seconds", "4")

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from inat_job.storage.attempts import is_non_negative_number
@@ -25,7 +26,8 @@ class Manifest:
 
     `epoch` counts finished epochs. `accuracies` are the validation accuracies, 0..1, of all epochs validated so
     far. `validate` is whether the epoch's validation is still to be done. `ended` is why training ended with this
-    checkpoint, and empty while it goes on. `train_s` are the seconds of training until it.
+    checkpoint, and empty while it goes on. `train_s` are the seconds of training until it. `cuts` are the steps at
+    which the run was shortened, each with its new number of steps (see Schedule).
     """
 
     step: int
@@ -41,6 +43,7 @@ class Manifest:
     images_per_s: float | None
     sha256: str = ""
     size: int = 0
+    cuts: list[list[int]] = dataclasses.field(default_factory=list)
 
     @property
     def awaits_validation(self) -> bool:
@@ -94,6 +97,11 @@ def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
     return min(scored, key=lambda each: (-(each.val_accuracy or 0.0), each.val_loss, each.step), default=None)
 
 
+def planned_epochs(newest: Manifest, epochs: int, per_epoch: int) -> int:
+    """The epochs of a run, the last maybe in part, as of its newest manifest: fewer if it was shortened."""
+    return -(-newest.cuts[-1][1] // per_epoch) if newest.cuts and per_epoch else epochs
+
+
 def epochs_since_best(accuracies: Sequence[float]) -> int:
     """Epochs since the best validation accuracy was first reached; 0 without any."""
     return len(accuracies) - 1 - list(accuracies).index(max(accuracies)) if accuracies else 0
@@ -113,7 +121,18 @@ def _is_sound(manifest: Manifest) -> bool:
         and all(isinstance(each, str) for each in (manifest.data_digest, manifest.split_digest, manifest.sha256))
         and len(manifest.sha256) == _SHA256_DIGITS
         and both_or_neither
+        and _are_cuts(manifest.cuts)
     )
+
+
+def _are_cuts(value: Any) -> bool:
+    """Whether these are pairs of a step and a later end, each cut later than the one before, and its end no later."""
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return False
+    if not all(type(each) is int for pair in value for each in pair):
+        return False
+    ordered = all(old[0] <= at <= end < old[1] for old, (at, end) in pairwise(value))
+    return ordered and all(0 < at <= end for at, end in value)
 
 
 def _is_share(value: Any) -> bool:

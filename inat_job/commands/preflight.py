@@ -145,7 +145,7 @@ def _data(job: _Job) -> str | CheckWarning:
         job.data_summary.cancel()
         raise
     job.data_summary.set_result(summary)
-    summary.check_batch_size(job.settings.train.batch_size)
+    summary.check_batch_size(job.settings.train)
     return summary.text + (f"; {summary.doubt}" if summary.doubt else "")
 
 

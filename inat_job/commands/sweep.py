@@ -120,7 +120,7 @@ def _open_trials(sweep: Sweep, request: SweepOptions, space: dict[str, Axis]) ->
     journal = None if request.study else StoreJournal(sweep.folder.store, conditional=sweep.conditional)
     search = Search(request.sampler, request.pruner, sweep.base.train.seed)
     study = studies.open_study(journal, request.study, sweep.folder.run_id, search)
-    studies.enqueue_default(study, spaces.default_point(sweep.base.part, space))
+    studies.enqueue_default(study, spaces.default_point(sweep.base, space))
     together = journal.together if journal else nullcontext
     return Trials(study, space, lambda values: sweep.settings_of(values, TRIALS), together)
 

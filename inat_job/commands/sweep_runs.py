@@ -99,7 +99,8 @@ def run_task(task: Task, connection: Connection) -> Ended:
         folder = open_run(settings, settings.run_id, stop)
         rank = world.local_ranks(settings, NO_PLATFORM)[0]
         train.run_rank(Job(settings, folder, rank, Clock(time.perf_counter()), stop, link, task.tracked_as))
-        return Ended(0, "Done.", read_report(folder)["val"]["accuracy"])
+        val = read_report(folder)["val"]
+        return Ended(0, "Done.", val and val["accuracy"])
     except LeaseError as error:
         return Ended(error.exit_code, str(error), held=True)
     except JobError as error:
@@ -116,7 +117,7 @@ def _say_nothing() -> None:
 def read_report(folder: RunFolder) -> dict[str, Any]:
     """The report of a finished run of the sweep. Raises BadDataError."""
     report = folder.read_json(REPORT)
-    if not isinstance(report, dict) or not isinstance(report.get("val"), dict):
+    if not isinstance(report, dict) or not isinstance(report.get("val", ""), dict | None):
         raise BadDataError(f"{folder.uri}/{REPORT} is no report of a sweep's run: delete that run.")
     return report
 

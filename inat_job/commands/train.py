@@ -100,11 +100,11 @@ def _check_data(job: Job) -> None:
     events.phase("pull")
     data, options = job.settings.data, storage_options(job.settings.storage)
     summary = inspect.summarise(data.uri, Path(data.cache_dir), data.image_size, options, job.stop)
-    summary.check_batch_size(job.settings.train.batch_size)
+    summary.check_batch_size(job.settings.train)
 
 
 def _images(job: Job) -> Cache:
-    return prepare_images(job.settings, job.clock, job.stop, job.settings.train.batch_size)
+    return prepare_images(job.settings, job.clock, job.stop, trains=True)
 
 
 def _training_story() -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inat_job.data import rng
 from inat_job.data.cache_index import HIDDEN_FROM_TRIALS, PIXELS, Cache
+from inat_job.data.imbalance import balanced_order
 
 TakeBatch = Callable[[slice], Any]
 """Maps a slice of an order of images to their batch."""
@@ -109,15 +110,19 @@ class PixelRows(DeviceRows):
             raise LookupError(HIDDEN_FROM_TRIALS)
         return super().in_order(positions)
 
-    def batches(self, rows: np.ndarray, maps: Tensor, colour: Tensor | None) -> TakeBatch:
+    def batches(
+        self, rows: np.ndarray, maps: Tensor, colour: Tensor | None, views: np.ndarray | None = None
+    ) -> TakeBatch:
         """Takes the batches of `rows` in this order; `maps` and `colour` are those of every row of the cache.
 
-        Raises LookupError for a row that is hidden from a trial of a sweep.
+        If they are of several views of each, `views` says which of them to take, int64 (n,). Raises LookupError for a
+        row that is hidden from a trial of a sweep.
         """
         order = torch.from_numpy(rows)
         squares, labels = self.in_order(order), self.upload(self._labels[order])
-        maps = self.upload(maps[order])
-        colour = None if colour is None else self.upload(colour[order])
+        picked = order if views is None else torch.from_numpy(views)
+        maps = self.upload(maps[picked])
+        colour = None if colour is None else self.upload(colour[picked])
 
         def take(at: slice) -> Batch:
             recolour = None if colour is None else colour[at]
@@ -141,7 +146,8 @@ class TrainBatches:
     """Each iteration is an epoch of `length` training batches; the partial batch at its end is dropped.
 
     A rank gets its share of each batch; all shares together are the batch, which does not depend on the number of
-    ranks. `position` and `go_to` work at any step, also within an epoch, and the batches that follow are the same.
+    ranks. An epoch has each row once, or with the `labels` of all rows, int64 (n,), as many rows of each class.
+    `position` and `go_to` work at any step, also within an epoch, and the batches that follow are the same.
     """
 
     def __init__(
@@ -152,8 +158,10 @@ class TrainBatches:
         length: int,
         seed: int,
         shard: Shard = UNSHARDED,
+        labels: np.ndarray | None = None,
     ) -> None:
         assert batch_size % shard.size == 0
+        self._labels = labels
         self._take_for_epoch, self._rows, self._shard = take_for_epoch, rows, shard
         self._batch_size, self._length, self._seed = batch_size, length, seed
         self._epoch, self._position = 0, 0
@@ -164,7 +172,10 @@ class TrainBatches:
     def __iter__(self) -> Iterator[Any]:
         if self._position >= len(self):
             self._epoch, self._position = self._epoch + 1, 0
-        shuffled = self._rows[rng.order(self._seed, self._epoch, len(self._rows))]
+        order = rng.order(self._seed, self._epoch, len(self._rows))
+        if self._labels is not None:
+            order = balanced_order(self._seed, self._epoch, self._labels)
+        shuffled = self._rows[order]
         size = self._batch_size // self._shard.size
         starts = (at * self._batch_size + self._shard.rank * size for at in range(self._position, len(self)))
         ranges = (slice(start, start + size) for start in starts)

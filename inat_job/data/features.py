@@ -103,14 +103,14 @@ class FeatureWriter:
 
 
 class Features:
-    """A run's features: `views` of the training rows by number, and the validation rows.
+    """A run's features: `views` of the training rows by number, and the validation rows if there are any.
 
     `held` keeps their folder from being deleted.
     """
 
     def __init__(self, folder: Path, labels: np.ndarray, train: np.ndarray, val: np.ndarray, views: int) -> None:
         self.views = {view: FeatureFile(folder, f"train-{view}", train) for view in range(views)}
-        self.val = FeatureFile(folder, "val", val)
+        self.val = FeatureFile(folder, "val", val) if len(val) else None
         self.held: FolderHold | None = None
         self._labels = torch.from_numpy(labels)
         self._positions: Mapping[str, Tensor] = {
@@ -135,6 +135,7 @@ class Features:
 
     def val_batches(self, rows: np.ndarray) -> TakeBatch:
         """Takes the batches of validation rows of the cache."""
+        assert self.val
         return self._batches(self.val, "val", rows)
 
     def _batches(self, file: FeatureFile, split: str, rows: np.ndarray) -> TakeBatch:
@@ -142,7 +143,7 @@ class Features:
         return file.batches(self._positions[split][picked], self._labels[picked])
 
     def _files(self) -> list[FeatureFile]:
-        return [*self.views.values(), self.val]
+        return [*self.views.values(), *([self.val] if self.val else [])]
 
 
 def _positions(rows: np.ndarray, count: int) -> Tensor:

@@ -11,16 +11,21 @@ from inat_job.data.augment import Augmentation, centre_maps, colour_factors, mir
 from inat_job.data.batches import UNSHARDED, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
 from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
+from inat_job.data.imbalance import balanced_weights, earlier_times
 from inat_job.errors import BadDataError
 from inat_job.settings import DataSettings, TrainSettings
+
+_AGAIN = 2**20 + 1
+"""From the number of an image's view to that of its next one in the same epoch: more than there are epochs, and odd."""
 
 
 class ImageDataModule(LightningDataModule):
     """Train, validation and test batches of a cache, or of features computed from it.
 
     `shard` is the rank's share of each batch. With `on_gpu`, all batches of an evaluation have one shape, since a GPU
-    prepares the kernels of each shape again; a CPU would compute the padding for nothing. Raises BadDataError if no
-    image is left for validation, ConflictError for a batch larger than the training set.
+    prepares the kernels of each shape again; a CPU would compute the padding for nothing. With `--final` no image is
+    held out. Raises BadDataError if no image is left for validation, ConflictError for a batch larger than the training
+    set.
     """
 
     def __init__(
@@ -42,15 +47,15 @@ class ImageDataModule(LightningDataModule):
         rows = cache.index.rows(layout.TRAIN)
         hashes = [cache.index.hashes[row] for row in rows]
         labels = [cache.index.labels[row] for row in rows]
-        held_out = splits.validation(hashes, labels, train.seed)
+        held_out = [False] * len(rows) if train.final else splits.validation(hashes, labels, train.seed)
         self.split_digest = splits.digest(hashes, held_out)
         self.train_rows: np.ndarray = rows[~np.array(held_out)]
         self.val_rows: np.ndarray = rows[np.array(held_out)]
         self.test_rows: np.ndarray = cache.index.rows(layout.TEST)
-        if len(self.val_rows) == 0:
+        if len(self.val_rows) == 0 and not train.final:
             raise BadDataError(
                 f"{cache.index.source} leaves no image for validation, because no class has two different images in "
-                "train: add some."
+                "train: add some, or train with --final, which needs none."
             )
         splits.check_batch_size(train.batch_size, len(self.train_rows))
 
@@ -69,6 +74,21 @@ class ImageDataModule(LightningDataModule):
         """Training images that an epoch leaves out, different ones each time, because its last batch is partial."""
         return len(self.train_rows) % self._settings.batch_size
 
+    @property
+    def train_counts(self) -> np.ndarray:
+        """The training images of each class, int64 (classes,)."""
+        return np.bincount(self._train_labels, minlength=len(self.cache.index.classes))
+
+    @property
+    def class_weights(self) -> np.ndarray | None:
+        """The weights of the classes in the training loss, float64 (classes,); None if they are all 1."""
+        return balanced_weights(self.train_counts) if self._settings.class_weights == "balanced" else None
+
+    @property
+    def _train_labels(self) -> np.ndarray:
+        labels: np.ndarray = np.array(self.cache.index.labels)[self.train_rows]
+        return labels
+
     @cached_property
     def pixel_rows(self) -> PixelRows:
         """The images by row."""
@@ -78,8 +98,9 @@ class ImageDataModule(LightningDataModule):
     def train_batches(self) -> TrainBatches:
         """The training batches, each a slice of the global batch if gradients are accumulated."""
         length = self.steps_per_epoch * self._settings.accumulate
+        labels = self._train_labels if self._settings.sampling == "balanced" else None
         return TrainBatches(
-            self._train_batches, self.train_rows, self.slice_size, length, self._settings.seed, self._shard
+            self._train_batches, self.train_rows, self.slice_size, length, self._settings.seed, self._shard, labels
         )
 
     def use_features(self, features: Features, epochs: int) -> None:
@@ -87,13 +108,20 @@ class ImageDataModule(LightningDataModule):
         self._features, self._feature_epochs = features, epochs
 
     def view_batches(self, view: int, rows: np.ndarray) -> TakeBatch:
-        """Takes the batches of `rows` in a view, augmented by its draws if the run augments."""
+        """Takes the batches of `rows` in a view, augmented by its draws if the run augments.
+
+        A row that comes again has another view each time.
+        """
         if not self._settings.augment:
             return self._plain_batches(rows)
+        again, count = earlier_times(rows), len(self.cache.index.ids)
         # Of all rows of the cache, so that an image's view depends on no other image.
-        draws = torch.from_numpy(rng.augmentation(self._settings.seed, view, len(self.cache.index.ids)))
-        maps = random_maps(self._sizes, draws, self.augmentation)
-        return self.pixel_rows.batches(rows, maps, colour_factors(draws, self.augmentation))
+        numbers = [view + _AGAIN * time for time in range(again.max(initial=0) + 1)]
+        draws = torch.from_numpy(
+            np.concatenate([rng.augmentation(self._settings.seed, number, count) for number in numbers])
+        )
+        maps = random_maps(self._sizes.repeat(len(numbers), 1), draws, self.augmentation)
+        return self.pixel_rows.batches(rows, maps, colour_factors(draws, self.augmentation), rows + count * again)
 
     def _train_batches(self, epoch: int, rows: np.ndarray) -> TakeBatch:
         if self._features is None or epoch >= self._feature_epochs:

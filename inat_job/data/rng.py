@@ -15,11 +15,17 @@ class _Stream(IntEnum):
     ORDER = 0
     AUGMENTATION = 1
     MODEL = 2
+    BALANCE = 16
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of `count` training images in an epoch: a permutation, int64."""
     return _generator(seed, _Stream.ORDER, epoch).permutation(count)
+
+
+def balance(seed: int, epoch: int) -> np.random.Generator:
+    """What an epoch with images of each class equally often is drawn from, see imbalance.py."""
+    return _generator(seed, _Stream.BALANCE, epoch)
 
 
 def augmentation(seed: int, view: int, rows: int) -> np.ndarray:

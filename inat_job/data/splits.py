@@ -34,9 +34,12 @@ def validation(hashes: Sequence[str], labels: Sequence[int], seed: int, share: f
     return held_out
 
 
-def training_count(class_counts: Iterable[int]) -> int:
-    """The images left to train on, given those of each class in train/, if all are readable and different."""
-    return sum(count - min(_wanted(count, VALIDATION_SHARE), count - 1) for count in class_counts)
+def training_count(class_counts: Iterable[int], final: bool = False) -> int:
+    """The images left to train on, given those of each class in train/, if all are readable and different.
+
+    With `final`, nothing is held out.
+    """
+    return sum(count if final else count - min(_wanted(count, VALIDATION_SHARE), count - 1) for count in class_counts)
 
 
 def check_batch_size(batch_size: int, training_images: int) -> None:

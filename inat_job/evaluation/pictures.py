@@ -111,10 +111,13 @@ def _curves(inputs: PictureInputs, folder: Path) -> Picture | None:
     path = folder / "curves.png"
     plots.learning_curves(inputs.rows, path, inputs.marks)
     validated = [row for row in inputs.rows if "val_accuracy" in row]
-    best = max((row["val_accuracy"] for row in validated), default=float("nan"))
-    alt = (
-        f"Four line plots over optimiser steps; the validation accuracy of {len(validated)} epochs peaks at {best:.3f}."
-    )
+    alt = "Line plots over optimiser steps: training loss and learning rate."
+    if validated:
+        best = max(row["val_accuracy"] for row in validated)
+        alt = (
+            f"Four line plots over optimiser steps; the validation accuracy of {len(validated)} epochs peaks at "
+            f"{best:.3f}."
+        )
     return Picture("curves", "Learning curves", alt, path)
 
 

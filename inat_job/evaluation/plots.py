@@ -32,17 +32,20 @@ NO_MARKS = CurveMarks()
 def learning_curves(rows: Sequence[Row], path: Path, marks: CurveMarks = NO_MARKS) -> None:
     """Plot training loss, validation loss, accuracy and learning rate over steps, from the rows of metrics.jsonl.
 
+    A run without validation has no such plots.
+
     Each has its own axes: a training loss of augmented images and smoothed labels is no measure for a validation loss.
     """
-    figure = new_figure(620)
-    panels = figure.subplots(2, 2, sharex=True).flat
     training = f"Training loss\n{f'({marks.training})' if marks.training else ''}"
-    named = (
+    named: tuple[tuple[str, str, str], ...] = (
         ("train_loss", training, GREY),
         ("val_loss", "Validation loss\n(plain images and labels)", BLUE),
         ("lr", "Learning rate of the head", GREEN),
         ("val_accuracy", "Validation accuracy", BLUE),
     )
+    named = tuple(each for each in named if any(each[0] in row for row in rows) or not each[0].startswith("val_"))
+    figure = new_figure(310 * (len(named) // 2))
+    panels = figure.subplots(len(named) // 2, 2, sharex=True).flat
     for axes, (name, title, colour) in zip(panels, named, strict=True):
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:

@@ -21,6 +21,7 @@ from inat_job.ingest.demo import CLASSES, TEST_EACH, TRAIN_EACH
 from inat_job.ingest.download import Download
 from inat_job.ingest.zip_directory import cut_off, read_directory
 from inat_job.options import public_uri
+from inat_job.settings import TrainSettings
 from inat_job.signals import Stop, never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.base import UNKNOWN_SIZE
@@ -55,10 +56,10 @@ class DataSetSummary:
     doubt: str = ""
     training: tuple[int, ...] = ()
 
-    def check_batch_size(self, batch_size: int) -> None:
+    def check_batch_size(self, train: TrainSettings) -> None:
         """Raise ConflictError if there cannot be a full batch."""
         if self.training:
-            splits.check_batch_size(batch_size, splits.training_count(self.training))
+            splits.check_batch_size(train.batch_size, splits.training_count(self.training, train.final))
 
 
 def summarise(

@@ -1,10 +1,11 @@
-"""The LightningModule of both parts: the training, validation and prediction steps, and the learning rate schedule.
+"""The LightningModule of both parts: the training, validation and prediction steps, and the optimiser.
 
 Lightning's trainer runs the training loop (training/trainer.py); `training_step` is what it does with one batch."""
 
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from torch import Tensor
@@ -17,6 +18,7 @@ from inat_job.data.batches import IGNORED, Batch
 from inat_job.data.features import FeatureBatch
 from inat_job.errors import ConflictError
 from inat_job.models.frozen_stem import StemAndTail, cut_stem
+from inat_job.models.schedule import Schedule
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
 from inat_job.settings import DataSettings, TrainSettings
 
@@ -25,17 +27,24 @@ class Classifier(LightningModule):
     """A network with its recipe.
 
     `loss` is the last batch's, and `finite` says whether all so far were finite, both on the device; `val_loss` and
-    `val_accuracy` are the last validation's.
+    `val_accuracy` are the last validation's. `schedule` may be shortened while it trains.
     """
 
     def __init__(
-        self, architecture: Architecture, train: TrainSettings, data: DataSettings, steps_per_epoch: int
+        self,
+        architecture: Architecture,
+        train: TrainSettings,
+        data: DataSettings,
+        steps_per_epoch: int,
+        class_weights: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.network = architecture.network
         self._architecture = architecture
         self._train, self._data = train, data
-        self._total_steps = train.epochs * steps_per_epoch
+        self.schedule = Schedule(train.epochs * steps_per_epoch, train.warmup)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("_class_weights", weights, persistent=False)
         self.loss = torch.tensor(float("nan"))
         self.finite = torch.tensor(True)
         self.val_loss = self.val_accuracy = float("nan")
@@ -66,12 +75,23 @@ class Classifier(LightningModule):
         return self._stem_and_tail[1]
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
-        logits = self(batch)
-        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self._train.label_smoothing)
+        loss = self._training_loss(self(batch).float(), batch.labels)
         # Kept on the device: reading it at each step would make the CPU wait for the device.
         self.loss = loss.detach()
         self.finite = self.finite & torch.isfinite(self.loss)
         return loss
+
+    def _training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean cross-entropy of logits (B, classes) and labels int64 (B,), smoothed and weighted by the recipe.
+
+        Each image's loss is multiplied by its class's weight and divided by B, not by the sum of the weights as torch's
+        own weights are: so the slices of a batch, on several ranks or one, have the mean of the batch.
+        """
+        smoothing, weights = self._train.label_smoothing, self._class_weights
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        assert isinstance(weights, Tensor)
+        return (weights[labels] * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()
 
     def check_finite(self, step: int, finite: bool) -> None:
         """Raise ConflictError if any training loss up to a step was not finite."""
@@ -117,18 +137,5 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self._architecture, lr=self._train.lr, weight_decay=self._train.weight_decay)
         optimiser = AdamW(groups, lr=self._train.lr, fused=True)
-        total, warmup = self._total_steps, self._train.warmup
-        schedule = LambdaLR(optimiser, lambda step: learning_rate_factor(step, total, warmup))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Learning rate at a step over the peak rate, 0..1.
-
-    It rises linearly over the share `warmup` of the steps, then falls to zero along half a cosine (Loshchilov and
-    Hutter, SGDR, 2016).
-    """
-    rise = max(1, min(round(warmup * total), total - 1))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
+        scheduler = LambdaLR(optimiser, lambda step: self.schedule.factor(step))  # noqa: PLW0108, it may be shortened
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -36,7 +36,7 @@ def render_card(report: Mapping[str, Any], timm: bool) -> str:
         _class_table(test),
         "## Data\n",
         f"`{_plain(_name(data['uri']))}`, sha256 `{data['digest']}`: {data['n_train']} images for training, "
-        f"{data['n_val']} for validation, {data['n_test']} for testing.\n",
+        f"{data['n_val'] or 'none'} for validation, {data['n_test']} for testing.\n",
         "## Training\n",
         _settings(report),
         "## How to load it\n",

@@ -10,8 +10,9 @@ from inat_job.models.model_files import WEIGHTS
 from inat_job.options import Option, as_text
 from inat_job.recipes import RECIPES
 
-_NOT_REPEATED = ("run.resume", "run.force")
-"""Settings that decide about the run that was there, and would delete this one."""
+_NOT_REPEATED = ("run.resume", "run.force", "run.preset")
+"""Settings that decide about the run that was there, and would delete this one; and the preset, for which its values
+stand."""
 
 
 def is_test(report: Mapping[str, Any]) -> bool:
@@ -55,7 +56,7 @@ def config_file(report: Mapping[str, Any], leave_out: Collection[str] = ()) -> l
     sections: dict[str, list[str]] = {}
     for row in changed_settings(report):
         section, _, field = row["setting"].partition(".")
-        if row["setting"] not in leave_out and row["value"] is not None:
+        if row["setting"] not in (*_NOT_REPEATED, *leave_out) and row["value"] is not None:
             sections.setdefault(section, []).append(f"{field} = {json.dumps(row['value'])}")
     return [line for name, lines in sections.items() for line in (f"[{name}]", *lines)]
 

@@ -12,14 +12,14 @@ from inat_job.data.cache_index import Cache
 from inat_job.ingest import build_cache, data_source
 from inat_job.run.run_state import storage_options
 from inat_job.run.timing import Clock
-from inat_job.settings import Settings
+from inat_job.settings import Settings, TrainSettings
 from inat_job.signals import StopFlag
 
 
-def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, batch_size: int | None = None) -> Cache:
+def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, trains: bool = False) -> Cache:
     """The decoded images of `--data`. Raises what the source, the disk and the images raise, and Preempted.
 
-    Raises ConflictError, before the images are decoded, where they give no batch of `batch_size`.
+    If the command `trains`, raises ConflictError, before the images are decoded, where they give no batch.
 
     A zip is decoded while it is downloaded: pull_s is the time until all of it is here, prepare_s what comes after.
     """
@@ -34,8 +34,8 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, batch_size:
         events.phase("pull")
         timed.enter_context(clock.phase("pull_s"))
         source = data_source.find(data.uri, cache_dir, storage_options(settings.storage), stop)
-        if batch_size:
-            source = replace(source, check_listed=partial(_check_batch_size, batch_size))
+        if trains:
+            source = replace(source, check_listed=partial(_check_batch_size, settings.train))
         cache = build_cache.prepare(source, cache_dir, data.image_size, data.max_broken, stop, downloaded)
     index = cache.index
     events.emit("data", images=len(index.ids), classes=len(index.classes), digest=index.digest)
@@ -51,5 +51,5 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, batch_size:
     return cache
 
 
-def _check_batch_size(batch_size: int, images: Sequence[layout.ImageFile]) -> None:
-    splits.check_batch_size(batch_size, splits.training_count(layout.training_counts(images)))
+def _check_batch_size(train: TrainSettings, images: Sequence[layout.ImageFile]) -> None:
+    splits.check_batch_size(train.batch_size, splits.training_count(layout.training_counts(images), train.final))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inat_job.checkpoints.manifest import Manifest, best_of
+from inat_job.checkpoints.manifest import Manifest, best_of, planned_epochs
 from inat_job.errors import Preempted, TransientError
 from inat_job.storage.attempts import RUNNING, Attempt, IsGone
 
@@ -55,6 +55,8 @@ def status_fields(snapshot: RunSnapshot, state: str) -> dict[str, Any]:
     beat = attempt.standing if attempt else {}
     step = max(_int_or_zero(beat.get("step")), newest.step if newest else 0)
     epochs, per_epoch = _train_setting(snapshot.config, "epochs"), _int_or_zero(beat.get("steps_per_epoch"))
+    if newest and epochs:
+        epochs = planned_epochs(newest, epochs, per_epoch)
     phase, rate = beat.get("phase"), beat.get("images_per_s")
     if not isinstance(rate, int | float):
         rate = newest.images_per_s if newest else None
@@ -101,7 +103,8 @@ def seconds_left(config: Mapping[str, Any], stored: Sequence[Manifest], step: in
         pace = newest.train_s / newest.step
     else:
         return None
-    left = max(0, epochs * per_epoch - step) * pace
+    end = newest.cuts[-1][1] if newest.cuts else epochs * per_epoch
+    left = max(0, end - step) * pace
     limit = _train_setting(config, "max_time")
     if isinstance(limit, int | float):
         left = min(left, max(0.0, limit - newest.train_s - (step - newest.step) * pace))
@@ -139,7 +142,7 @@ def _checkpoint_line(fields: Mapping[str, Any]) -> str:
     newest, best = fields["checkpoint"], fields["best"]
     if newest is None:
         return "none yet" if fields["epochs"] else ""
-    accuracy = "not validated yet" if newest["val_accuracy"] is None else f"validation {newest['val_accuracy']:.4f}"
+    accuracy = "not validated" if newest["val_accuracy"] is None else f"validation {newest['val_accuracy']:.4f}"
     other = f"; best {best['val_accuracy']:.4f} at step {best['step']}" if best and best != newest else ""
     return f"step {newest['step']}, {accuracy}{other}"
 

@@ -13,7 +13,6 @@ from typing import Any
 from inat_job import options
 from inat_job.configuration import known_key, options_by_key
 from inat_job.errors import UsageError
-from inat_job.recipes import RECIPES
 from inat_job.settings import Settings
 
 Value = str | int | float | bool
@@ -107,17 +106,19 @@ def space_of(settings: Settings, file: str | None = None, fixed: Collection[str]
     """The space of the settings' part, changed by a TOML file, without the settings that are `fixed`.
 
     In the file, a table is an axis that is added or replaced, and `section.field = false` removes one. What has no
-    effect beside the settings that are not searched is left out too. Raises UsageError for what is no axis of an
+    effect beside the settings that are not searched is left out too, and so is an axis without the settings' own value:
+    a preset is searched around itself. Raises UsageError for what is no axis of an
     existing setting, and for a space that is empty.
     """
     known = options_by_key(settings)
-    space = dict(SPACES[settings.part])
+    every = SPACES[settings.part]
+    space = {key: axis for key, axis in every.items() if _is_on(_drawn(_value(settings, key), axis), axis)}
     for key, table in _tables(file).items() if file else ():
         known_key(key, known, f"--space {file}")
         if table is False:
             space.pop(key, None)
             continue
-        before = space.get(key)
+        before = every.get(key)
         space[key] = _axis(key, table, f"--space {file}", before.only_with if before else None, *known[key])
     space = {key: axis for key, axis in space.items() if key not in fixed}
     values = {key: _value(settings, key) for key in known if key not in space}
@@ -176,11 +177,11 @@ def _range_axis(key: str, table: dict[str, Any], where: str, only_with: Any) -> 
     return Axis(low=low, high=high, log=log, integer=type(low) is type(high) is int, only_with=only_with)
 
 
-def default_point(part: str, space: Space) -> dict[str, Value]:
-    """The recipe's own values on the axes, which the first trial has, as far as the axes have them."""
-    recipe, point = RECIPES[part](), dict[str, Value]()
+def default_point(settings: Settings, space: Space) -> dict[str, Value]:
+    """The settings' own values on the axes, which the first trial has, as far as the axes have them."""
+    point = dict[str, Value]()
     for key, axis in space.items():
-        value = _drawn(_value(recipe, key), axis)
+        value = _drawn(_value(settings, key), axis)
         if axis.applies(point) and _is_on(value, axis):
             point[key] = value
     return point

@@ -31,17 +31,17 @@ class Best:
 
 @dataclass(frozen=True)
 class Retrained:
-    """The best settings, trained again with a seed: where, and the accuracies."""
+    """The best settings, trained again with a seed: where, and the accuracies, without validation for a final run."""
 
     seed: int
     run: str
-    val: float
+    val: float | None
     test: float
 
     @classmethod
     def of(cls, seed: int, run: str, report: Mapping[str, Any]) -> Self:
         """From the run's report."""
-        return cls(seed, run, report["val"]["accuracy"], report["test"]["accuracy"])
+        return cls(seed, run, report["val"] and report["val"]["accuracy"], report["test"]["accuracy"])
 
 
 @dataclass(frozen=True)

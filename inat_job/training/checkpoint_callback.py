@@ -1,10 +1,10 @@
 """When a checkpoint is taken, what it holds, and what ends training: the stop flag, `--max-time`, `--early-stop`.
 
 An epoch's checkpoint is taken before its validation, and the result is added to the manifest afterwards. So a job that
-is stopped while it validates loses nothing: the next attempt validates first.
+is stopped while it validates loses nothing: the next attempt validates first. With `--final` there is no validation.
 """
 
-import time
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from inat_job import events
 from inat_job.checkpoints import training_state
 from inat_job.checkpoints.manifest import Manifest, epochs_since_best
 from inat_job.checkpoints.state_buffer import StateBuffer
@@ -19,9 +20,12 @@ from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.data.rng import step_seed
 from inat_job.distributed.process_group import STOPPED_BY_ANOTHER_RANK
 from inat_job.errors import Preempted
+from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
+from inat_job.training import time_limit
 from inat_job.training.context import RunContext
 from inat_job.training.metrics_log import MetricsLog
+from inat_job.training.time_limit import PaceMeter
 
 
 class CheckpointCallback(Callback):
@@ -39,7 +43,8 @@ class CheckpointCallback(Callback):
         self._last = resumed
         self._accuracies = list(resumed.accuracies) if resumed else []
         self._earlier_s = resumed.train_s if resumed else 0.0
-        self._started = self._last_taken = time.monotonic()
+        self._started = self._last_taken = time_limit.clock()
+        self._meter = PaceMeter()
         self._out_of_time = False
         self.ended = resumed.ended if resumed else ""
 
@@ -51,21 +56,38 @@ class CheckpointCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done = batch_idx + 1
-        if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
-            return  # no optimiser step is complete here; the epoch's last step is saved as validation starts
+        if done % trainer.accumulate_grad_batches:
+            return  # no optimiser step is complete here
+        self._meter.end_step()
+        if done == trainer.num_training_batches:
+            return  # the epoch's last step is saved as it ends
+        assert isinstance(pl_module, Classifier)
+        if time_limit.is_moment(trainer.global_step):
+            self._shorten(pl_module, trainer.global_step)
         self._uploader.raise_if_failed()
         stop, overtime, due = self._group.any_rank_delayed(self._stop(), self._is_overtime(), self._is_due())
         if stop:
             self._take(trainer)
             self._preempt()
-        if overtime:
+        if overtime or (pl_module.schedule.cuts and trainer.global_step >= pl_module.schedule.end):
             self._out_of_time = trainer.should_stop = True
         elif due:
             self._take(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take(trainer, validate=True)
+        self._take(trainer, ends_epoch=True)
         self._preempt_if_stopped()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._settings.train.final:
+            return  # on_validation_end has done this
+        assert isinstance(pl_module, Classifier)
+        self._log.end_epoch(trainer.global_step, trainer.current_epoch)
+        self._end_epoch(pl_module, trainer.global_step, trainer.current_epoch + 1)
+        self._take(trainer, ends_epoch=True)
+        trainer.should_stop = bool(self.ended)
+        if not self.ended:
+            self._preempt_if_stopped()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self._group.any_rank_delayed(self._stop(), False, False)[0]:
@@ -82,7 +104,7 @@ class CheckpointCallback(Callback):
         """Add the validation's result to the last checkpoint, and decide whether training ends with it."""
         assert self._last
         self._accuracies.append(classifier.val_accuracy)
-        self.ended = self._why_ended(self._last.epoch == self._settings.train.epochs)
+        self._end_epoch(classifier, self._last.step, self._last.epoch)
         self._last = replace(
             self._last,
             val_accuracy=classifier.val_accuracy,
@@ -91,6 +113,7 @@ class CheckpointCallback(Callback):
             validate=False,
             ended=self.ended,
             train_s=self._train_s(),
+            cuts=_cuts(classifier),
         )
         self._uploader.update_manifest(self._last)
         self.report_to_sweep()
@@ -99,6 +122,14 @@ class CheckpointCallback(Callback):
         """In a trial of a sweep, report the epochs so far; the answer may set the stop flag."""
         if self._trial and self._accuracies:
             self._trial.report(self._accuracies, last=bool(self.ended))
+
+    def _end_epoch(self, classifier: Classifier, step: int, epoch: int) -> None:
+        """After `epoch` epochs: decide whether training ends, or else whether it is shortened."""
+        self._meter.end_epoch()
+        self.ended = self._why_ended(epoch == self._settings.train.epochs)
+        if not self.ended:
+            self._shorten(classifier, step)
+            self.ended = "max-time" if step >= classifier.schedule.end else ""
 
     def _why_ended(self, is_last_epoch: bool) -> str:
         patience = self._settings.train.early_stop
@@ -109,38 +140,53 @@ class CheckpointCallback(Callback):
             return "max-time"
         return "early stop" if patience and epochs_since_best(self._accuracies) >= patience else ""
 
+    def _shorten(self, classifier: Classifier, step: int) -> None:
+        """With `--max-time`, let training end after the steps that fit, as rank 0 measures them."""
+        limit_s, schedule, per_epoch = self._settings.train.max_time, classifier.schedule, self._images.steps_per_epoch
+        if limit_s is None:
+            return
+        used_s = self._train_s()
+        pace = self._meter.pace(used_s, step)
+        fits = time_limit.end_that_fits(step, schedule.end, per_epoch, used_s, limit_s, pace)
+        classifier.schedule = schedule.shortened(step, int(self._group.broadcast(fits)))
+        epochs = math.ceil(classifier.schedule.end / per_epoch)
+        if epochs != STATUS.epochs:
+            STATUS.epochs = epochs
+            events.emit("shortened", epochs=epochs, steps=classifier.schedule.end, of=schedule.total)
+
     def _is_overtime(self) -> bool:
         limit = self._settings.train.max_time
         return limit is not None and self._train_s() >= limit
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._last_taken >= 60 * self._settings.run.checkpoint_minutes
+        return time_limit.clock() - self._last_taken >= 60 * self._settings.run.checkpoint_minutes
 
     def _train_s(self) -> float:
-        return self._earlier_s + time.monotonic() - self._started
+        return self._earlier_s + time_limit.clock() - self._started
 
-    def _take(self, trainer: Trainer, validate: bool = False) -> None:
+    def _take(self, trainer: Trainer, ends_epoch: bool = False) -> None:
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
         self._log.flush()
         module.check_finite(trainer.global_step, bool(module.finite))
         manifest = Manifest(
             step=trainer.global_step,
-            epoch=trainer.current_epoch + validate,
+            epoch=trainer.current_epoch + ends_epoch,
             val_accuracy=None,
             val_loss=None,
             accuracies=list(self._accuracies),
-            validate=validate,
-            ended="",
+            validate=ends_epoch and not self._settings.train.final,
+            ended=self.ended,
             data_digest=self._images.cache.index.digest,
             split_digest=self._images.split_digest,
             train_s=self._train_s(),
             images_per_s=self._log.rate,
+            cuts=_cuts(module),
         )
         self._uploader.save(manifest, partial(self._buffer.copy, training_state.collect(trainer)))
         self._last = manifest
         self._group.drop_pending()  # or a checkpoint that was due would be taken twice
-        self._last_taken = time.monotonic()
+        self._last_taken = time_limit.clock()
         self._log.pause()
 
     def _preempt_if_stopped(self) -> None:
@@ -160,3 +206,7 @@ class CheckpointCallback(Callback):
             raise Preempted(f"Stopped: step {step} is stored in {where}; run the same command again to continue.")
         at = f"only up to step {max(stored)}" if stored else "not at all yet"
         raise Preempted(f"Stopped: training is stored in {where} {at}; run the same command again to continue.")
+
+
+def _cuts(classifier: Classifier) -> list[list[int]]:
+    return [list(cut) for cut in classifier.schedule.cuts]

@@ -88,7 +88,8 @@ class RunContext:
         architecture = build(settings.model, inputs)
         if self.execution.channels_last:
             architecture.network.to(memory_format=torch.channels_last)
-        return architecture, Classifier(architecture, settings.train, settings.data, self.images.steps_per_epoch)
+        steps, weights = self.images.steps_per_epoch, self.images.class_weights
+        return architecture, Classifier(architecture, settings.train, settings.data, steps, weights)
 
     def move_images_to_gpu(self) -> None:
         """Copy all images to the GPU once, if they fit there beside the network; else batches come from the host."""

@@ -87,11 +87,12 @@ def prepare(context: RunContext, classifier: Classifier, plan: FeaturePlan) -> d
     labels = np.array(images.cache.index.labels)
     folder = cache_dir / "features" / cache_key(context, classifier)
     features = Features(folder, labels, images.train_rows, images.val_rows, plan.views)
-    parts: list[tuple[FeatureFile, int | None]] = [(part, view) for view, part in features.views.items()]
+    parts: list[tuple[FeatureFile, int | None]] = [*((part, view) for view, part in features.views.items())]
+    parts += [(features.val, None)] if features.val else []
     began, computed = time.perf_counter(), 0
     waiting = "waiting for another job that computes the features"
     with lock(folder.with_suffix(".lock"), cache_dir, context.stop, waiting):
-        for part, view in [*parts, (features.val, None)]:
+        for part, view in parts:
             if not part.load():
                 _compute(trainer, classifier, part, images.unsharded_batches(part.rows, view), cache_dir)
                 computed += len(part.rows)

@@ -1,7 +1,7 @@
 """What the log says before training: what is trained on what, and from where a run is resumed."""
 
 from inat_job import events
-from inat_job.checkpoints.manifest import Manifest
+from inat_job.checkpoints.manifest import Manifest, planned_epochs
 from inat_job.models.strategies import Architecture, parameter_groups
 from inat_job.training.context import RunContext
 
@@ -24,8 +24,14 @@ def introduce(context: RunContext, architecture: Architecture, resumed: Manifest
         ranks=context.group.size,
         run=context.folder.uri,
     )
+    if settings.train.final:
+        events.emit(
+            "final",
+            message="All images of train are trained on (--final): nothing is validated, the last epoch's weights are "
+            "the result, and their confidences are not calibrated.",
+        )
     if resumed:
-        epochs = settings.train.epochs
+        epochs = planned_epochs(resumed, settings.train.epochs, images.steps_per_epoch)
         epoch = min(resumed.epoch + (not resumed.ended), epochs)
         events.emit("resume", step=resumed.step, epoch=epoch, epochs=epochs, ended=resumed.ended)
         if context.execution.accelerator == "cuda" and not (context.execution.deterministic or resumed.ended):

@@ -87,6 +87,8 @@ WARM_UP_STEPS = 10
 
 LogValues = Callable[[dict[str, float], int], None]
 
+NO_VALUES: Mapping[str, float] = {}
+
 
 class _PendingLoss:
     """A step's loss on its way from the device, so that training need not wait until it can be read."""
@@ -161,7 +163,7 @@ class MetricsLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
         STATUS.device, STATUS.steps_per_epoch = str(trainer.strategy.root_device), steps
-        STATUS.epoch, STATUS.epochs = trainer.current_epoch, trainer.max_epochs
+        STATUS.epoch = trainer.current_epoch
         STATUS.step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -179,7 +181,7 @@ class MetricsLog(Callback):
     def _begin_epoch(self, trainer: Trainer, batch_idx: int) -> None:
         self._epoch, self._losses = trainer.current_epoch, []
         self._epoch_began = 0.0 if batch_idx else time.monotonic()  # the rest of one takes less than an epoch
-        self._progress = events.progress(f"epoch {self._epoch + 1}/{trainer.max_epochs}", transient=True)
+        self._progress = events.progress(f"epoch {self._epoch + 1}/{STATUS.epochs}", transient=True)
         self._progress(batch_idx, int(trainer.num_training_batches))
 
     def on_train_batch_end(
@@ -233,18 +235,23 @@ class MetricsLog(Callback):
         self.pause()
         values = {"val_loss": classifier.val_loss, "val_accuracy": classifier.val_accuracy}
         self._add(step, {"epoch": epoch, **values})
+        self.end_epoch(step, epoch, values)
+
+    def end_epoch(self, step: int, epoch: int, values: Mapping[str, float] = NO_VALUES) -> None:
+        """Report the end of `epoch` (from 0), and the values of its validation if it had one."""
+        self.flush()
         rounded = {name: round(value, 4) for name, value in values.items()}
         rate = round(self.rate, 1) if self.rate else None
-        STATUS.epoch, STATUS.images_per_s, STATUS.val_accuracy = epoch + 1, rate, rounded["val_accuracy"]
+        STATUS.epoch, STATUS.images_per_s, STATUS.val_accuracy = epoch + 1, rate, rounded.get("val_accuracy")
         events.emit("epoch", epoch=epoch + 1, step=step, **rounded, images_per_s=rate, **self._of_epoch(epoch, values))
         events.write_metrics(metric_lines.lines({"train_loss": STATUS.train_loss, **rounded, "images_per_s": rate}))
 
-    def _of_epoch(self, epoch: int, values: dict[str, float]) -> dict[str, Any]:
+    def _of_epoch(self, epoch: int, values: Mapping[str, float]) -> dict[str, Any]:
         """What else the log says of an epoch; its loss is the mean over the steps of this attempt."""
         loss = self._group.all_reduce_mean(torch.stack(self._losses).mean()) if self._losses else None
         self._losses = []
-        score = _score(values)
-        best = self._best is None or score > self._best
+        score = _score(values) if values else None
+        best = score is not None and (self._best is None or score > self._best)
         self._best = score if best else self._best
         left = None
         if STATUS.epochs and self._epoch_began:

@@ -81,9 +81,12 @@ def checkpoint_weights(
 def predict_splits(
     context: RunContext, classifier: Classifier, validation: bool = True, test: bool = True
 ) -> PredictionTable:
-    """The predictions of the splits that are asked for, on every rank. A trial of a sweep has no test: LookupError."""
+    """The predictions of the splits that are asked for, on every rank: of validation only if the run has any.
+
+    A trial of a sweep has no test: LookupError.
+    """
     images, tables = context.images, []
-    if validation:
+    if validation and len(images.val_rows):
         tables.append(predict_split(context, classifier, VAL, images.val_rows, "final-validation"))
     if test:
         if context.trial:
@@ -256,7 +259,7 @@ def _not_in_train(test: PredictionTable, index: CacheIndex) -> dict[str, Any] | 
 
 
 def _data_section(images: ImageDataModule) -> Mapping[str, Any]:
-    index = images.cache.index
+    index, weights = images.cache.index, images.class_weights
     return {
         "uri": index.source,
         "digest": index.digest,
@@ -265,6 +268,8 @@ def _data_section(images: ImageDataModule) -> Mapping[str, Any]:
         "n_val": len(images.val_rows),
         "n_test": len(images.test_rows),
         "n_train_dropped_per_epoch": images.dropped_per_epoch,
+        "n_train_per_class": images.train_counts.tolist(),
+        "class_weights": None if weights is None else [round(weight, 6) for weight in weights.tolist()],
         "in_both_train_and_test": len(index.in_both_splits()),
         "classes": list(index.classes),
         "rejected": list(index.rejected),

@@ -5,8 +5,10 @@ lease and writes: the others get an uploader and a tracker that do nothing. Befo
 lease and prepares the images while torch is imported.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from inat_job import events
@@ -149,7 +151,10 @@ def _train(
 ) -> None:
     """Train what is left: the training loop, after the validation that the last attempt may still owe."""
     callback = CheckpointCallback(context, uploader, log, resumed.manifest if resumed else None)
-    STATUS.epochs = context.settings.train.epochs
+    if resumed:
+        cuts = tuple((step, end) for step, end in resumed.manifest.cuts)
+        classifier.schedule = replace(classifier.schedule, cuts=cuts)
+    STATUS.epochs = math.ceil(classifier.schedule.end / context.images.steps_per_epoch)
     if resumed and resumed.manifest.awaits_validation:
         with context.group.lost_rank_errors():
             _validate(context, classifier, resumed)

@@ -93,7 +93,8 @@ def _best_of(context: RunContext, name: str) -> tuple[Manifest, Path]:
     folder, index = open_run(context.settings, name, context.stop), context.images.cache.index
     check_classes(folder, read_config(folder) or {}, index.classes)
     best, path = CheckpointIndex(folder, context.stop).discover().best()
-    if best.data_digest == index.digest and best.split_digest != context.images.split_digest:
+    other_split = best.data_digest == index.digest and best.split_digest != context.images.split_digest
+    if other_split and not context.settings.train.final:
         events.warn(
             f"{folder.uri} was trained on images that this run validates with, so its validation accuracy is too high: "
             "use the --seed of that run."

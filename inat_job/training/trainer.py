@@ -34,6 +34,7 @@ def make_trainer(
         sync_batchnorm=group.size > 1 and train.sync_batch_norm,
         precision=execution.lightning_precision,  # type: ignore[arg-type]
         max_epochs=train.epochs,
+        limit_val_batches=0 if train.final else 1.0,
         accumulate_grad_batches=train.accumulate,
         callbacks=[*callbacks, ExecutionCallback(execution), _LostDevice(), *nondeterminism],
         plugins=[InMemoryCheckpointIO(), _RankEnvironment(group)],

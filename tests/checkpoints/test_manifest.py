@@ -58,6 +58,17 @@ def test_manifest_survives_json() -> None:
         assert parse(to_json(each)) == each
 
 
+def test_cuts_of_a_manifest() -> None:
+    cut = dataclasses.replace(SOUND, cuts=[[6, 60], [12, 41]])
+    assert parse(to_json(cut)) == cut
+    earlier = json.loads(to_json(SOUND))
+    del earlier["cuts"]  # of a version that shortened no run
+    assert parse(json.dumps(earlier)) == SOUND
+    for damaged in ([[6]], [6, 7], [[6, "7"]], [[7, 6]], [[6, 60], [12, 60]], [[6, 60], [5, 41]], [[True, 7]], None):
+        with pytest.raises(ValueError, match="impossible value"):
+            parse(json.dumps(earlier | {"cuts": damaged}))
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -130,6 +130,8 @@ def test_trainable_parameters_do_not_depend_on_resume(settings: Make) -> None:
         ("a", {"train__precision": "fp32"}),
         ("a", {"train__precision": "bf16"}),
         ("a", {"train__accumulate": "2"}),
+        ("a", {"train__final": "true", "train__sampling": "balanced"}),
+        ("a", {"train__class_weights": "balanced"}),
         ("a", {"train__early_stop": "2", "train__epochs": "30", "train__lr": "1e-6"}),
         ("b", {"model__strategy": "head"}),
         ("b", {"model__strategy": "last-k"}),

@@ -39,13 +39,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(folder, index)
 
 
-def train_batches(cache: Cache, seed: int = 0, augment: bool = True, shard: Shard = UNSHARDED) -> TrainBatches:
+LABELS = np.array([0] * 18 + [1] * 3)
+"""Of the rows to train on, for balanced epochs."""
+
+
+def train_batches(
+    cache: Cache, seed: int = 0, augment: bool = True, shard: Shard = UNSHARDED, balanced: bool = False
+) -> TrainBatches:
     pixels = PixelRows(cache)
 
     def take_for_epoch(epoch: int, rows: np.ndarray) -> TakeBatch:
         return pixels.batches(rows, MAPS, colours(seed, epoch) if augment else None)
 
-    return TrainBatches(take_for_epoch, np.arange(2, ROWS), 4, 5, seed, shard)
+    return TrainBatches(take_for_epoch, np.arange(2, ROWS), 4, 5, seed, shard, LABELS if balanced else None)
 
 
 def colours(seed: int, epoch: int) -> Tensor:
@@ -83,12 +89,24 @@ def test_epoch_has_each_image_at_most_once(cache: Cache) -> None:
         assert set(rows) <= set(range(2, ROWS))
 
 
+def test_balanced_epoch_has_each_class_equally_often(cache: Cache) -> None:
+    batches = train_batches(cache, balanced=True)
+    for _ in range(3):
+        rows = [row for batch in batches for row in rows_of(batch)]
+        assert len(rows) == 20
+        assert 10 <= sum(row >= 20 for row in rows) + 1 <= 12
+        assert set(rows) <= set(range(2, ROWS))
+    shares = [iter(train_batches(cache, shard=Shard(rank, 2), balanced=True)) for rank in range(2)]
+    for whole, *parts in zip(train_batches(cache, balanced=True), *shares, strict=True):
+        assert rows_of(whole) == [row for part in parts for row in rows_of(part)]
+
+
 @settings(max_examples=30)
-@given(st.integers(0, 3), st.integers(0, 5), st.integers(0, 10))
-def test_go_to_any_position(cache: Cache, epoch: int, position: int, seed: int) -> None:
-    through = train_batches(cache, seed)
+@given(st.integers(0, 3), st.integers(0, 5), st.integers(0, 10), st.booleans())
+def test_go_to_any_position(cache: Cache, epoch: int, position: int, seed: int, balanced: bool) -> None:
+    through = train_batches(cache, seed, balanced=balanced)
     epochs = [list(through) for _ in range(epoch + 2)]
-    resumed = train_batches(cache, seed)
+    resumed = train_batches(cache, seed, balanced=balanced)
     resumed.go_to(epoch, position)
     expected = epochs[epoch][position:] if position < 5 else epochs[epoch + 1]
     assert [same(*pair) for pair in zip(resumed, expected, strict=True)] == [True] * len(expected)

@@ -1,8 +1,10 @@
 """The data module's splits, and what it requires of the images."""
 
+import numpy as np
 import pytest
+import torch
 
-from inat_job.data.cache_index import Cache, CacheIndex
+from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.settings import DataSettings, TrainSettings
@@ -40,3 +42,16 @@ def test_no_validation_image_is_bad_data(tmp_path) -> None:
 def test_batch_size_beyond_training_set_is_conflict(tmp_path) -> None:
     with pytest.raises(ConflictError, match=r"--batch-size is 3, but there are only 2 training images: lower it"):
         images(tmp_path, ("a", "b", "c", "d"), batch_size=3)
+
+
+def test_image_that_comes_again_has_another_view(tmp_path) -> None:
+    (tmp_path / PIXELS).write_bytes(bytes(8 * 8 * 8 * 3))
+    found = images(tmp_path, ("a", "b", "c", "d"))
+    once = found.view_batches(3, np.arange(4, 8))(slice(0, 4))
+    again = found.view_batches(3, np.array([5, 4, 5, 5]))(slice(0, 4))
+    assert torch.equal(again.maps[:2], once.maps[[1, 0]])
+    assert again.labels.tolist() == [1, 0, 1, 1]
+    assert len({tuple(each.flatten().tolist()) for each in again.maps}) == 4
+    assert len({tuple(each.tolist()) for each in again.colour}) == 4
+    repeated = found.view_batches(3, np.array([5, 4, 5, 5]))(slice(0, 4))
+    assert torch.equal(repeated.maps, again.maps)

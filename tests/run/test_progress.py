@@ -128,6 +128,13 @@ def test_time_left_is_limited_by_max_time_and_zero_after_the_end() -> None:
     assert seconds_left(CONFIG, [manifest(50, 5, 100.0, ended="early stop")], 50) == 0.0
 
 
+def test_shortened_run_has_fewer_epochs_and_steps() -> None:
+    cut = manifest(50, 5, 100.0, cuts=[[20, 80], [40, 65]])
+    assert seconds_left(CONFIG, [cut], 50) == 30.0
+    beat = replace(ATTEMPT, standing=ATTEMPT.standing | {"steps_per_epoch": 10})
+    assert status_fields(snapshot(attempt=beat, stored=[cut]), "running")["epochs"] == 7
+
+
 def test_time_left_ignores_the_pace_of_epochs_on_cached_features() -> None:
     mixed = CONFIG | {"reuse": {"epochs": 4}}
     early = [manifest(20, 2, 2.0), manifest(30, 3, 3.0)]

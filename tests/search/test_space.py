@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.configuration import configure, options_by_key
+from inat_job.configuration import changed, configure, options_by_key
 from inat_job.errors import UsageError
-from inat_job.recipes import RECIPES
+from inat_job.recipes import PRESETS, RECIPES
 from inat_job.search.space import SPACES, Axis, as_text, default_point, space_of
 
 
@@ -39,9 +39,19 @@ def test_axes_are_settings_that_decide_the_result(part: str) -> None:
 
 @pytest.mark.parametrize("part", SPACES)
 def test_default_point_is_the_recipe(part: str) -> None:
-    point = default_point(part, SPACES[part])
+    point = default_point(RECIPES[part](), SPACES[part])
     assert set(point) == {key for key, axis in SPACES[part].items() if axis.applies(point)}
     assert configure(part, point, [], None, environment={}).settings.fingerprint() == RECIPES[part]().fingerprint()
+
+
+@pytest.mark.parametrize("part", SPACES)
+@pytest.mark.parametrize("preset", ["quick", "best"])
+def test_first_trial_is_the_preset(part: str, preset: str) -> None:
+    made = configure(part, {"run.preset": preset}, [], None, environment={})
+    space = space_of(made.settings, fixed=made.given)
+    assert "train.lr" in space
+    point = default_point(made.settings, space)
+    assert changed(made.settings, point, "sweep").fingerprint() == PRESETS[part][preset]().fingerprint()
 
 
 @pytest.mark.parametrize("part", SPACES)

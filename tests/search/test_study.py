@@ -4,6 +4,7 @@ import optuna
 import pytest
 
 from inat_job.configuration import configure
+from inat_job.recipes import RECIPES
 from inat_job.search.space import PART_A, Axis, default_point, one_of, real
 from inat_job.search.study import PerTrialSampler, draw, make_pruner
 from inat_job.search.trials import Trials
@@ -51,7 +52,7 @@ def test_settings_without_effect_are_not_drawn() -> None:
 
 
 def test_first_trial_is_the_default() -> None:
-    each, default = study(), default_point("a", PART_A)
+    each, default = study(), default_point(RECIPES["a"](), PART_A)
     each.enqueue_trial(default)
     assert draw(each.ask(), PART_A) == default
 

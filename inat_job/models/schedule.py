@@ -1,0 +1,60 @@
+"""The learning rate over the steps of a run: a warm-up, then half a cosine to zero, also where a run is shortened."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+MOST_WARMUP = 2000
+"""Steps of warm-up at most: AdamW's second moments, with beta2 = 0.999, have settled after 2 / (1 - beta2) steps (Ma
+and Yarats, On the adequacy of untuned warmup for adaptive optimization, 2019)."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of a run of `total` steps, of which the share `warmup` warms up.
+
+    `cuts` says at which steps the run was shortened and to how many steps in all, in the order of the steps. What is
+    left of the curve is then run through faster: the rate goes on from where it is, and reaches zero at the new end. A
+    cut to the end that the schedule has anyway changes nothing.
+    """
+
+    total: int
+    warmup: float
+    cuts: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def end(self) -> int:
+        """The steps of the run."""
+        return self.cuts[-1][1] if self.cuts else self.total
+
+    def shortened(self, step: int, end: int) -> Self:
+        """The schedule with its end at `end`, decided after `step` steps; it is never lengthened."""
+        return replace(self, cuts=(*self.cuts, (step, end))) if end < self.end else self
+
+    def factor(self, step: int) -> float:
+        """Learning rate at a step over the peak rate, 0..1."""
+        return learning_rate_factor(self._position(step), self.total, self.warmup)
+
+    def _position(self, step: int) -> float:
+        """Where on the curve of `total` steps a step is; without cuts, at itself."""
+        begin, reached, end = 0, 0.0, self.total
+        for at, shorter in self.cuts:
+            if step <= at:
+                break
+            reached += (at - begin) * (self.total - reached) / max(1, end - begin)
+            begin, end = at, shorter
+        if step >= end:
+            return self.total
+        return reached + (step - begin) * (self.total - reached) / (end - begin)
+
+
+def learning_rate_factor(step: float, total: int, warmup: float) -> float:
+    """Learning rate at a step over the peak rate, 0..1.
+
+    It rises linearly over the share `warmup` of the steps, at most MOST_WARMUP of them, then falls to zero along half a
+    cosine (Loshchilov and Hutter, SGDR, 2016).
+    """
+    rise = max(1, min(round(warmup * total), MOST_WARMUP, total - 1))
+    if step < rise:
+        return min(1.0, (step + 1) / rise)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))

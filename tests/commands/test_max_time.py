@@ -1,0 +1,68 @@
+"""Runs that `--max-time` shortens, on a clock that each training step moves on by a second."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inat_job.errors import Preempted
+from inat_job.models.classifier import Classifier
+from inat_job.settings import Settings
+from inat_job.training import time_limit
+from tests.harness.job_runs import Make, model_of, report_of, run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # Lightning's remarks on a trainer without workers and loggers
+    pytest.mark.usefixtures("second_per_step"),
+]
+
+
+@pytest.fixture
+def second_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that each training step moves on by a second, and nothing else."""
+    now = [0.0]
+
+    def step(self: Classifier, *args: object) -> object:
+        now[0] += 1
+        return training_step(self, *args)
+
+    training_step: Callable[..., object] = Classifier.training_step
+    monkeypatch.setattr(time_limit, "clock", lambda: now[0])
+    monkeypatch.setattr(Classifier, "training_step", step)
+
+
+def rows_of(settings: Settings) -> list[dict[str, Any]]:
+    folder = Path(settings.run.output) / "r"
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("final", ["false", "true"])
+def test_learning_rate_reaches_zero_with_max_time(final: str, settings: Make, tmp_path: Path) -> None:
+    """Of 30 epochs of 6 or 7 steps, 41 steps fit into 42 s; a run that is stopped on its way is the same to the bit."""
+    changes = {"train__epochs": "30", "train__max_time": "42", "train__final": final}
+    whole = settings(run__output=str(tmp_path / "whole"), **changes)
+    run(whole)
+    assert report_of(whole)["history"] == [{"started_step": 0, "ended_step": 41, "why": "max-time"}]
+    rates = [row["lr"] for row in rows_of(whole) if "lr" in row]
+    assert max(rates) > 1e-3
+    assert rates[-1] < 1e-4 * 2
+    stopped, attempts = settings(**changes), 0
+    while not (Path(stopped.run.output) / "r" / "report.json").exists():
+        try:
+            run(stopped, stop_after=10 + attempts)
+        except Preempted:
+            attempts += 1
+    assert attempts > 2
+    assert model_of(stopped) == model_of(whole)
+    assert rows_of(stopped) == rows_of(whole)
+
+
+def test_max_time_within_the_first_epoch(settings: Make) -> None:
+    """An epoch has 24 steps, and there are 20 s: after 16 steps it is decided to anneal in the 3 that are left."""
+    made = settings(train__epochs="3", train__batch_size="2", train__max_time="20")
+    run(made)
+    manifest = json.loads((Path(made.run.output) / "r/checkpoints/19.json").read_text())
+    assert (manifest["cuts"], manifest["ended"]) == ([[16, 19]], "max-time")
+    assert report_of(made)["history"][-1] == {"started_step": 0, "ended_step": 19, "why": "max-time"}
