@@ -32,6 +32,7 @@ from inat_job.search.space import Axis
 from inat_job.search.study import Search
 from inat_job.search.sweep_report import Retrained, SweepRecord
 from inat_job.search.trial_leases import TrialLeases
+from inat_job.search.trial_process import preload
 from inat_job.search.trials import Trials
 from inat_job.search.worker import Worker
 from inat_job.settings import Settings
@@ -72,6 +73,7 @@ def run(settings: Settings, request: SweepOptions, given: Collection[str], stop:
         if sweep_report.is_of(report, asked):
             events.emit("done", message=f"Already finished; there is nothing to do: see {folder.uri}/{REPORT}.")
             return
+        preload()
         cache = prepare_images(settings, Clock(started), stop)
         held.callback(lambda: cache)  # whose hold would end with the last reference
         with studies.database_errors(request.study):

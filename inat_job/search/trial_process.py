@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,6 +27,13 @@ Target = Callable[[Any, Connection], Ended]
 """Runs a trial in its process, given its task, and returns how it ended."""
 
 
+def preload() -> None:
+    """Start the process that trials are forked from, which imports meanwhile; a first trial waits for it."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
+    environment.add_import_path(_ROOT)  # multiprocessing ignores a module that it does not find there
+    forkserver.ensure_running()
+
+
 class TrialProcess:
     """A running trial, whose environment has `variables` too.
 
@@ -33,9 +41,8 @@ class TrialProcess:
     """
 
     def __init__(self, target: Target, task: Any, variables: Mapping[str, str]) -> None:
+        preload()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOADED))
-        environment.add_import_path(_ROOT)  # multiprocessing ignores a module that it does not find there
         self.connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=_run, args=(target, task, dict(variables), theirs))
         self._process.start()

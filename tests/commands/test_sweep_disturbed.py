@@ -87,7 +87,7 @@ def kill_at_random(worker: subprocess.Popen[str], draws: random.Random, window_s
         os.killpg(worker.pid, number)
     else:
         worker.send_signal(number)
-    worker.communicate(timeout=60)
+    worker.wait(60)  # its trial, which may only see now that it is gone, still has its pipes
 
 
 def test_sweep_killed_at_random_moments(
