@@ -122,7 +122,8 @@ class ImageDataModule(LightningDataModule):
         numbers = [view + _AGAIN * time for time in range(again.max(initial=0) + 1)]
         # Of all rows of the cache, so that an image's view depends on no other image.
         drawn = [training_views(self._sizes, seed, number, self.augmentation) for number in numbers]
-        views = Views(*(None if tables[0] is None else torch.cat(tables) for tables in zip(*drawn, strict=True)))
+        tables = zip(*drawn, strict=True)
+        views = Views(*(None if each[0] is None else torch.cat(each) for each in tables))  # type: ignore[arg-type]
         return self.pixel_rows.batches(rows, views, size, rows + len(self._sizes) * again)
 
     def _train_batches(self, epoch: int, rows: np.ndarray) -> TakeBatch:
