@@ -163,7 +163,7 @@ class MetricsLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
         STATUS.device, STATUS.steps_per_epoch = str(trainer.strategy.root_device), steps
-        STATUS.epoch = trainer.current_epoch
+        STATUS.epoch, STATUS.epochs = trainer.current_epoch, STATUS.epochs or trainer.max_epochs
         STATUS.step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
