@@ -114,7 +114,7 @@ class Classifier(LightningModule):
         if self._train.ema:
             state = checkpoint["state_dict"]
             self._restored = {name.removeprefix(_NETWORK): state[name] for name in checkpoint[_RAW]}
-            checkpoint["state_dict"] = state | checkpoint[_RAW]
+            state.update(checkpoint[_RAW])
 
     def check_finite(self, step: int, finite: bool) -> None:
         """Raise ConflictError if any training loss up to a step was not finite."""
