@@ -185,7 +185,8 @@ def view_size(epoch: int, epochs: int, start: int, size: int) -> int:
     rising = min(2 / 3 * epochs, epochs - 1)
     if epoch >= rising:
         return size
-    return start + int((size - start) * epoch / rising) // _SIZE_STEP * _SIZE_STEP
+    steps = round((size - start) * epoch / rising / _SIZE_STEP)
+    return min(start + steps * _SIZE_STEP, size)
 
 
 def cut_views(pixels: Tensor, maps: Tensor, colour: Tensor | None, size: int, erased: Tensor | None = None) -> Tensor:

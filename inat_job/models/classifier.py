@@ -123,7 +123,7 @@ class Classifier(LightningModule):
         if self._train.ema:
             state = checkpoint["state_dict"]
             self._restored = {name.removeprefix(_NETWORK): state[name] for name in checkpoint[_RAW]}
-            checkpoint["state_dict"] = state | checkpoint[_RAW]
+            state.update(checkpoint[_RAW])
 
     def _training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy of logits (B, classes) and labels int64 (B,), smoothed and weighted by the recipe.
