@@ -126,7 +126,8 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
 def retrain(sweep: Sweep, best: Best, request: SweepOptions) -> list[Retrained]:
     """Train and test the best settings with several seeds; those that are finished are only read.
 
-    With `final` they train on the validation images too, and for the epochs after which the trial was best. Raises Preempted when stopped, EndedError where a run fails.
+    With `final` they train on the validation images too, and for the epochs after which the trial was best. Raises
+    Preempted when stopped, EndedError where a run fails.
     """
     done = []
     for seed in range(request.retrain):
