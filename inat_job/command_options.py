@@ -143,9 +143,14 @@ class SweepOptions:
     retrain: int = option(
         3, "Seeds with which the best settings are trained again and tested; 0 ends with the search", minimum=0
     )
+    final: bool = option(
+        False, "Train them again on the validation images too, for the epochs after which the best trial was best"
+    )
 
     def __post_init__(self) -> None:
         options.check(self)
+        if self.final and not self.retrain:
+            raise UsageError("--final is given and --retrain is 0, so that nothing is trained again: leave one out.")
 
 
 STAGES = (

@@ -30,7 +30,8 @@ BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
 )
 SWEEP = set(
-    "--part --trials --space --sampler --pruner --max-time --target --patience --parallel --storage --retrain".split()
+    "--part --trials --space --sampler --pruner --max-time --target --patience --parallel --storage --retrain "
+    "--final".split()
 )
 LOG = {"--log-format", "--quiet", "--verbose"}
 HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", "tqdm", "matplotlib", "jinja2"}

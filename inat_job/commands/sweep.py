@@ -46,7 +46,7 @@ SWEEP = "sweep.json"
 """What a sweep is: its part, its space, how it searches, and the settings that its trials share."""
 
 PAGE = "report.html"
-_ASKED = ("trials", "max_time", "target", "patience", "retrain")
+_ASKED = ("trials", "max_time", "target", "patience", "retrain", "final")
 """Options that decide when a sweep is over; with others, the same sweep goes on."""
 
 
@@ -79,7 +79,7 @@ def run(settings: Settings, request: SweepOptions, given: Collection[str], stop:
         with studies.database_errors(request.study):
             record = _search(sweep, request, asked, space)
         events.phase("retrain")
-        _report(sweep, record, sweep_runs.retrain(sweep, record.best, request.retrain))
+        _report(sweep, record, sweep_runs.retrain(sweep, record.best, request))
 
 
 @contextmanager

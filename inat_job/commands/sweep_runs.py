@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from inat_job import configuration, events, signals
+from inat_job.command_options import SweepOptions
 from inat_job.commands import train
 from inat_job.distributed import world
 from inat_job.errors import BadDataError, EndedError, JobError, Preempted
@@ -122,15 +123,19 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     return report
 
 
-def retrain(sweep: Sweep, best: Best, seeds: int) -> list[Retrained]:
+def retrain(sweep: Sweep, best: Best, request: SweepOptions) -> list[Retrained]:
     """Train and test the best settings with several seeds; those that are finished are only read.
 
-    Raises Preempted when stopped, EndedError where a run fails.
+    With `final` they train on the validation images too, and for the epochs after which the trial was best. Raises
+    Preempted when stopped, EndedError where a run fails.
     """
     done = []
-    for seed in range(seeds):
-        run_id = f"seed-{seed}"
+    for seed in range(request.retrain):
+        run_id = f"final-{seed}" if request.final else f"seed-{seed}"
         settings = sweep.settings_of(best.values, BEST, run_id, seed)
+        if request.final:
+            recipe = dataclasses.replace(settings.train, final=True, epochs=best.epochs, early_stop=None)
+            settings = dataclasses.replace(settings, train=recipe)
         _run_to_end(sweep, Task(settings, f"{sweep.folder.run_id}-{run_id}", False, events.is_json()))
         folder = sweep.open(BEST, run_id)
         done.append(Retrained.of(settings.train.seed, folder.uri, read_report(folder)))

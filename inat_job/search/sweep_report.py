@@ -22,11 +22,12 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Best:
-    """The trial with the best validation accuracy, of those that were done."""
+    """The trial with the best validation accuracy, of those that were done, and after how many epochs it had that."""
 
     number: int
     values: dict[str, Value]
     val: float
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class SweepRecord:
                 f"No trial of {self.sweep_id} was done, so there is no best one: raise --trials, or use --pruner none."
             )
         best = max(done, key=lambda trial: (trial.value or 0.0, -trial.number))
-        return Best(best.number, dict(best.params), float(best.value or 0.0))
+        epochs = max(best.intermediate_values.items(), key=lambda each: (each[1], -each[0]))[0]
+        return Best(best.number, dict(best.params), float(best.value or 0.0), epochs)
 
 
 def build(record: SweepRecord, retrained: Sequence[Retrained], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +84,13 @@ def build(record: SweepRecord, retrained: Sequence[Retrained], settings: Mapping
         "why": record.why,
         "counts": _counts(record.trials),
         "epochs": _epochs(record),
-        "best": {"trial": best.number, "values": best.values, "val_accuracy": best.val, "settings": settings},
+        "best": {
+            "trial": best.number,
+            "values": best.values,
+            "val_accuracy": best.val,
+            "epochs": best.epochs,
+            "settings": settings,
+        },
         "retrained": [
             {"seed": each.seed, "run": each.run, "val_accuracy": each.val, "test_accuracy": each.test}
             for each in retrained
@@ -102,7 +110,8 @@ def sentence(report: Mapping[str, Any]) -> str:
         return f"{chosen}; it was not trained again."
     spread = f", from {test['lowest']:.4f} to {test['highest']:.4f}" if test["n"] > 1 else ""
     seeds = f"{test['n']} seeds" if test["n"] > 1 else "one seed"
-    return f"{chosen}. Trained again with {seeds}, its test accuracy is {test['mean']:.4f}{spread}."
+    images = f" for {best['epochs']} epochs and without validation" if report["asked"]["final"] else ""
+    return f"{chosen}. Trained again with {seeds}{images}, its test accuracy is {test['mean']:.4f}{spread}."
 
 
 def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:

@@ -177,6 +177,25 @@ def test_finished_sweep_has_nothing_to_do(whole: Place) -> None:
 
 
 @pytest.mark.soak
+def test_best_settings_train_on_all_images_for_the_best_number_of_epochs(whole: Place, tmp_path: Path) -> None:
+    place = Place(whole.output, whole.folder)
+    ended = place.run("--retrain", "1", "--final")
+    assert ended.code == 0, ended.last
+    report = place.read("report.json")
+    jsonschema.validate(report, SWEEP_SCHEMA)
+    best = report["trials"][report["best"]["trial"]]
+    assert report["best"]["epochs"] == 1 + best["epochs"].index(max(best["epochs"]))
+    own, held_out = place.read("best/final-0/report.json"), place.read(f"{best['run']}/report.json")
+    assert (own["settings"]["train"]["final"], own["settings"]["train"]["epochs"]) == (True, report["best"]["epochs"])
+    assert own["data"]["n_train"] == held_out["data"]["n_train"] + held_out["data"]["n_val"]
+    assert (own["data"]["n_val"], own["val"]) == (0, None)
+    [again] = report["retrained"]
+    assert (again["val_accuracy"], again["test_accuracy"]) == (None, own["test"]["accuracy"])
+    assert "without validation" in ended.stdout
+    assert place.run("--retrain", "1").code == 0  # which other tests of this sweep expect
+
+
+@pytest.mark.soak
 def test_more_trials_continue_a_finished_sweep(whole: Place, tmp_path: Path) -> None:
     """N is the total."""
     place = local(tmp_path / "more")

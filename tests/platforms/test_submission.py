@@ -51,6 +51,7 @@ def test_missing_options_are_named(submit: Callable[..., Ended], cluster: Path) 
         (["bench", "--part", "a", "--stages", "epochs"], "--stages is 'epochs'"),
         (["prepare", "--data", "x", "--image-size", "1"], "--image-size is 1"),
         (["sweep", "--part", "a", "--trials", "0"], "--trials is 0"),
+        (["sweep", "--part", "a", "--final", "--retrain", "0"], "--final is given and --retrain is 0"),
         (["sweep", "--part", "a", "--space", "x.toml"], "--space is 'x.toml', which the job does not have"),
         (["sweep", "--part", "a", "--storage", "postgresql://u:p@host/x"], "a password or signature for postgresql:"),
         (["sweep", "--part", "a", "--output", "runs"], "--output is 'runs'"),

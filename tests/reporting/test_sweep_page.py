@@ -17,7 +17,9 @@ SPACE = {"train.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "model.pooling": 
 OUTCOMES = ["done", "pruned", "failed", "done", "unfinished", "done"]
 
 
-def made_report(count: int = 6, why: str | None = None, sweep_id: str = "s", seeds: int = 2) -> dict[str, Any]:
+def made_report(
+    count: int = 6, why: str | None = None, sweep_id: str = "s", seeds: int = 2, final: bool = False
+) -> dict[str, Any]:
     """A report of `count` trials, of which some are done; `why` is that of failed ones."""
     trials = []
     for number in range(count):
@@ -40,7 +42,7 @@ def made_report(count: int = 6, why: str | None = None, sweep_id: str = "s", see
     settings["train"]["lr"], settings["model"]["pooling"] = best["values"]["train.lr"], best["values"]["model.pooling"]
     test = {"n": seeds, "mean": 0.3, "sd": 0.01 if seeds > 1 else None, "lowest": 0.29, "highest": 0.31}
     again = [
-        {"seed": each, "run": f"runs/best/seed-{each}", "val_accuracy": 0.35, "test_accuracy": 0.3}
+        {"seed": each, "run": f"runs/best/seed-{each}", "val_accuracy": None if final else 0.35, "test_accuracy": 0.3}
         for each in range(seeds)
     ]
     return {
@@ -49,7 +51,14 @@ def made_report(count: int = 6, why: str | None = None, sweep_id: str = "s", see
         "status": "done",
         "part": "a",
         "run_id": sweep_id,
-        "asked": {"trials": count, "max_time": None, "target": None, "patience": None, "retrain": seeds},
+        "asked": {
+            "trials": count,
+            "max_time": None,
+            "target": None,
+            "patience": None,
+            "retrain": seeds,
+            "final": final,
+        },
         "why": f"all {count} trials have ended",
         "counts": {
             name: [each["outcome"] for each in trials].count(name)
@@ -60,6 +69,7 @@ def made_report(count: int = 6, why: str | None = None, sweep_id: str = "s", see
             "trial": best["number"],
             "values": best["values"],
             "val_accuracy": best["val_accuracy"],
+            "epochs": 3,
             "settings": settings,
         },
         "retrained": again,
@@ -88,6 +98,13 @@ def test_page_says_what_the_report_says(count: int, seeds: int) -> None:
     assert len([tag for tag, _ in tags.tags if tag == "circle"]) == count
     drawn = [each for each in report["trials"] if each["outcome"] in ("done", "pruned")]
     assert len([tag for tag, _ in tags.tags if tag == "polyline"]) == 1 + (len(drawn) if len(drawn) > 1 else 0)
+
+
+def test_page_says_that_the_best_settings_trained_on_all_images() -> None:
+    report = made_report(final=True)
+    jsonschema.validate(report, SCHEMA)
+    assert "for 3 epochs on all images, those of validation too, and tested once each" in words(render_sweep(report))
+    assert "on all images" not in words(render_sweep(made_report()))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
