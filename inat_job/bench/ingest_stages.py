@@ -27,6 +27,7 @@ from inat_job.ingest.data_source import DataSource, find
 from inat_job.signals import Stop
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.base import UNKNOWN_SIZE
+from inat_job.storage.disk import read_blocks
 from inat_job.storage.local import LocalStore
 
 THREADS = 8
@@ -73,9 +74,8 @@ def plain_download(store: Store, entry: Entry, path: Path, login: str | None = N
     `login` is the Authorization header of a web server.
     """
     if isinstance(store, LocalStore):
-        with (store.root / entry.key).open("rb") as file:
-            while file.read(_BLOCK):
-                pass
+        for _ in read_blocks(store.root / entry.key):
+            pass
         return
     address = cast(Any, store).address(entry.key)  # which every store has but a local one
 

@@ -137,7 +137,8 @@ def test_hostile_names_are_drawn_as_text(inputs: Inputs, tmp_path: Path, capsys:
     classes = HOSTILE[:3]
     made = inputs(classes)
     index = dataclasses.replace(
-        made.images.cache.index, ids=tuple(f"{each}{HOSTILE[at % 7]}" for at, each in enumerate(made.images.ids))
+        made.images.cache.index,
+        ids=tuple(f"{each}{HOSTILE[at % 7]}" for at, each in enumerate(made.images.cache.index.ids)),
     )
     images = dataclasses.replace(made.images, cache=dataclasses.replace(made.images.cache, index=index))
     table = dataclasses.replace(made.table, ids=tuple(index.ids[row] for row in made.table.rows))
@@ -199,7 +200,7 @@ def test_cells_show_what_their_index_says(inputs: Inputs, tmp_path: Path) -> Non
         for image in cell["images"]:
             assert label_of[image["id"]] == (cell["true"], cell["predicted"])
             box = (image["x"], image["y"], image["x"] + CELL_SIDE, image["y"] + CELL_SIDE)
-            row = made.images.ids.index(image["id"])
+            row = made.images.cache.index.ids.index(image["id"])
             (shown,) = made.images.shown([row], CELL_SIDE)
             difference = np.abs(np.asarray(sprite.crop(box), dtype=float) - shown)
             assert difference.mean() < 12, "the thumbnail is this image"

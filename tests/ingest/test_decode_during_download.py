@@ -10,14 +10,16 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inat_job.data.cache_index import PIXELS, Cache
-from inat_job.errors import BadDataError, NoPermissionError, Preempted, TransientError
+from inat_job.data.layout import ImageFile
+from inat_job.errors import BadDataError, ConflictError, NoPermissionError, Preempted, TransientError
 from inat_job.ingest import build_cache, data_source, decode_all
 from inat_job.ingest.decode_all import ROWS
 from inat_job.signals import Stop, never
@@ -86,6 +88,19 @@ def hold_second_half(site: Site, size: int, happened: Callable[[], bool]) -> lis
 
     site.before = before
     return in_time
+
+
+def test_refused_images_are_not_decoded(
+    site: Site, served: Callable[..., bytes], tmp_path: Path, decoded: list[int]
+) -> None:
+    def refuse(images: Sequence[ImageFile]) -> None:
+        raise ConflictError(f"{len(images)} are too few")
+
+    served()
+    source = data_source.find(f"{site.url}/x.zip", tmp_path, StorageOptions(), never)
+    with pytest.raises(ConflictError, match=f"{COUNT} are too few"):
+        build_cache.prepare(replace(source, check_listed=refuse), tmp_path, 32, 0.05, never)
+    assert decoded == []
 
 
 def test_decoding_starts_before_download_ends(

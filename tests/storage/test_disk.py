@@ -42,11 +42,11 @@ def test_write_atomic_leaves_no_draft(tmp_path: Path) -> None:
 
 
 def test_failed_write_atomic_keeps_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
+    def full(draft: Path, path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     write_atomic(tmp_path / "x", b"old")
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_atomic(tmp_path / "x", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"old")]
