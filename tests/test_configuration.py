@@ -76,7 +76,7 @@ def test_printed_config_round_trip(part: str, tmp_path: Path) -> None:
         ("a", {"model.filters": "1,2,3,4,5", "model.filter_organisation": "half"}, "--filter-organisation is half"),
         ("b", {"model.last_k": "2"}, "--last-k does nothing with --strategy full"),
         ("b", {"model.strategy": "head", "model.layer_decay": "0.5"}, "--layer-decay does nothing with"),
-        ("b", {"model.strategy": "last-k", "model.layer_decay": "0.5"}, "or use gradual or full."),
+        ("b", {"model.strategy": "last-k", "model.layer_decay": "0.5"}, "or use gradual or full or lp-ft."),
     ],
 )
 def test_setting_without_effect_is_refused(part: str, flags: dict[str, str], words: str) -> None:

@@ -107,6 +107,21 @@ def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ra
 
 
 @pytest.mark.soak
+def test_probe_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
+    archive, found = write_zip(tmp_path / "x.zip", tree(train=50, test=7)), []
+    shared = ["--data", str(archive), *"--backbone mobilenet_v3_small --weights none --strategy lp-ft".split()]
+    with children(tmp_path) as started:
+        for ranks in (1, 2):
+            run = ["--run-id", str(ranks), "--devices", str(ranks), "--epochs", "1", "--feature-views", "1"]
+            assert wait_for_end(started.start(["partb", *RECIPE, *shared, *run], {"OMP_NUM_THREADS": "1"}))[0] == 0
+            start = tmp_path / "runs" / str(ranks) / "checkpoints" / "0.ckpt"
+            found.append((torch.load(start, weights_only=True)["state_dict"], report(tmp_path, str(ranks))["probe"]))
+    (one, probe_of_one), (two, probe_of_two) = found
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert probe_of_two == pytest.approx(probe_of_one)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("lost", [0, 1])
 def test_lost_rank_ends_the_others_and_the_run_resumes(start: Start, tmp_path: Path, lost: int) -> None:
     recipe = ("--devices", "2", "--epochs", "30", "--lease-seconds", "4")

@@ -41,7 +41,7 @@ class Classifier(LightningModule):
         self.val_loss = self.val_accuracy = float("nan")
         self._val_sums = torch.zeros(3)
         self._stages_set_for_epoch = -1
-        self._stem_and_tail: tuple[torch.device, StemAndTail] | None = None
+        self._cuts: dict[tuple[torch.device, int], StemAndTail] = {}
 
     def forward(self, batch: Batch | FeatureBatch) -> Tensor:
         """Logits (B, classes) of a batch of images, whose views are cut here, or of a batch of cached features."""
@@ -57,13 +57,17 @@ class Classifier(LightningModule):
         """The views of a batch: float32 (B, 3, image size, image size) in 0..255, channels last in memory."""
         return cut_views(batch.pixels, batch.maps, batch.colour, self._data.image_size)
 
-    def stem_and_tail(self) -> StemAndTail:
-        """The network, cut after the stages that are frozen as training begins. Raises CannotCutError."""
+    def stem_and_tail(self, n_trainable_stages: int | None = None) -> StemAndTail:
+        """The network, cut before its last stages, by default those that train from the beginning.
+
+        Raises CannotCutError.
+        """
         device = next(self.network.parameters()).device
-        if self._stem_and_tail is None or self._stem_and_tail[0] != device:
-            initial = trainable_stages(self._architecture, 0, self._train.epochs)
-            self._stem_and_tail = device, cut_stem(self._architecture, initial)
-        return self._stem_and_tail[1]
+        if n_trainable_stages is None:
+            n_trainable_stages = trainable_stages(self._architecture, 0, self._train.epochs)
+        if (device, n_trainable_stages) not in self._cuts:
+            self._cuts[device, n_trainable_stages] = cut_stem(self._architecture, n_trainable_stages)
+        return self._cuts[device, n_trainable_stages]
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         logits = self(batch)

@@ -4,6 +4,7 @@ An epoch's checkpoint is taken before its validation, and the result is added to
 is stopped while it validates loses nothing: the next attempt validates first.
 """
 
+import math
 import time
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,12 @@ class CheckpointCallback(Callback):
         self._started = self._last_taken = time.monotonic()
         self._out_of_time = False
         self.ended = resumed.ended if resumed else ""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A head that was solved for is worth a checkpoint before the first step; it was validated already."""
+        assert isinstance(pl_module, Classifier)
+        if self._last is None and math.isfinite(pl_module.val_accuracy):
+            self._take(trainer, val_accuracy=pl_module.val_accuracy, val_loss=pl_module.val_loss)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
@@ -119,7 +126,13 @@ class CheckpointCallback(Callback):
     def _train_s(self) -> float:
         return self._earlier_s + time.monotonic() - self._started
 
-    def _take(self, trainer: Trainer, validate: bool = False) -> None:
+    def _take(
+        self,
+        trainer: Trainer,
+        validate: bool = False,
+        val_accuracy: float | None = None,
+        val_loss: float | None = None,
+    ) -> None:
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
         self._log.flush()
@@ -127,8 +140,8 @@ class CheckpointCallback(Callback):
         manifest = Manifest(
             step=trainer.global_step,
             epoch=trainer.current_epoch + validate,
-            val_accuracy=None,
-            val_loss=None,
+            val_accuracy=val_accuracy,
+            val_loss=val_loss,
             accuracies=list(self._accuracies),
             validate=validate,
             ended="",
