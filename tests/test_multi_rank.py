@@ -109,11 +109,12 @@ def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ra
 @pytest.mark.soak
 def test_probe_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
     archive, found = write_zip(tmp_path / "x.zip", tree(train=50, test=7)), []
-    shared = ["--data", str(archive), *"--backbone mobilenet_v3_small --weights none --strategy lp-ft".split()]
+    network = "--backbone mobilenet_v3_small --weights none --strategy lp-ft --feature-views 1 --image-size 32"
+    shared = f"--data {archive} {network} --epochs 1 --batch-size 16 --precision fp32 --wandb off".split()
     with children(tmp_path) as started:
         for ranks in (1, 2):
-            run = ["--run-id", str(ranks), "--devices", str(ranks), "--epochs", "1", "--feature-views", "1"]
-            assert wait_for_end(started.start(["partb", *RECIPE, *shared, *run], {"OMP_NUM_THREADS": "1"}))[0] == 0
+            run = ["partb", *shared, "--run-id", str(ranks), "--devices", str(ranks)]
+            assert wait_for_end(started.start(run, {"OMP_NUM_THREADS": "1"}))[0] == 0
             start = tmp_path / "runs" / str(ranks) / "checkpoints" / "0.ckpt"
             found.append((torch.load(start, weights_only=True)["state_dict"], report(tmp_path, str(ranks))["probe"]))
     (one, probe_of_one), (two, probe_of_two) = found

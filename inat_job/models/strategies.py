@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 AFTER_PROBE = ("head", "lp-ft")
-"""The strategies that begin with a head that was solved for, and not drawn: training/probe.py."""
+"""The strategies that begin with a head that was solved for, and not drawn: training/linear_probe.py."""
 
 _RATE_AFTER_PROBE = 0.1
 """Their learning rate over that of a strategy whose head is drawn: a larger one would undo the solution."""

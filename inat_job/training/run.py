@@ -26,7 +26,7 @@ from inat_job.reporting.publish import publish, publish_trial, store_checkpoints
 from inat_job.run import resources
 from inat_job.run.job import Job
 from inat_job.run.run_state import CONFIG, LeasedRun
-from inat_job.training import execution, feature_cache, probe, start
+from inat_job.training import execution, feature_cache, linear_probe, start
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext, load_weights
 from inat_job.training.feature_cache import FeaturePlan
@@ -89,7 +89,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         # Training.
         reuse = _features(context, classifier, config.get("reuse"), resumed)
         log = MetricsLog(metrics, tracker.log, context.images.slice_size, group)
-        probed = not resumed and probe.set_head(context, architecture, classifier)
+        probed = not resumed and linear_probe.set_head(context, architecture, classifier)
         group.barrier()  # weights and features may be ready on one machine, and minutes away on another
         _train(context, classifier, uploader, log, resumed, probed)
         context.clock.mark_first_step(log.first_step_at)

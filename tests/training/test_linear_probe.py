@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from inat_job.training.probe import PENALTIES, Probe, solve
+from inat_job.training.linear_probe import PENALTIES, Probe, solve
 
 
 def data(n: int, seed: int, dimensions: int = 6, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
