@@ -19,6 +19,7 @@ PHASES = {
     "rendezvous": "Waiting for the other ranks",
     "build": "Building the network",
     "features": "Computing the features of the frozen stem",
+    "probe": "Solving for the head",
     "export": "Exporting the network",
     "search": "Searching",
     "retrain": "Training the best settings again",

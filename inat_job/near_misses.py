@@ -98,6 +98,7 @@ _CHOICES = {
     **dict.fromkeys(("avg", "average", "global", "mean"), "gap"),
     **dict.fromkeys(("disabled", "false", "none", "no"), "off"),
     **dict.fromkeys(("all", "finetune", "fine-tune"), "full"),
+    **dict.fromkeys(("lpft", "probe"), "lp-ft"),
     **dict.fromkeys(("linear", "frozen", "freeze", "feature-extraction"), "head"),
     **dict.fromkeys(("kubernetes", "eks", "gke", "aks"), "k8s"),
     **dict.fromkeys(("aws-batch", "aws"), "batch"),

@@ -27,8 +27,8 @@ STANDARD = "standard"
 # Settings of Part B that only have an effect with some strategies: flag, field, strategies.
 _EFFECTIVE_WITH = (
     ("--last-k", "last_k", ("last-k",)),
-    ("--layer-decay", "layer_decay", ("gradual", "full")),  # in which each stage has its own learning rate
-    ("--feature-views", "feature_views", ("head", "last-k", "gradual")),  # which begin with a frozen part
+    ("--layer-decay", "layer_decay", ("gradual", "full", "lp-ft")),  # in which each stage has its own learning rate
+    ("--feature-views", "feature_views", ("head", "last-k", "gradual", "lp-ft")),  # which begin with a frozen part
 )
 
 
@@ -201,13 +201,14 @@ class BackboneSettings(SettingsSection):
     allow_partial_weights: bool = option(False, "Accept weights that lack some of the network's layers")
     strategy: str = option(
         "full",
-        "What is trained: the head, the last stages too, one stage more at a time, or everything",
-        choices=("head", "last-k", "gradual", "full"),
+        "What is trained: the head, the last stages too, one stage more at a time, everything, or everything after the "
+        "head. head and lp-ft solve for the head first and then train at a tenth of --lr",
+        choices=("head", "last-k", "gradual", "full", "lp-ft"),
     )
     last_k: int = option(1, "Stages that --strategy last-k trains besides the head", minimum=1)
     layer_decay: float = option(
         0.3,
-        "Learning rate of a stage over that of the next, with --strategy gradual or full",
+        "Learning rate of a stage over that of the next, with --strategy gradual, full or lp-ft",
         minimum=0.01,
         maximum=1.0,
     )

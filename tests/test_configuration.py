@@ -92,7 +92,7 @@ def test_printed_config_round_trip(part: str, tmp_path: Path) -> None:
         ("a", {"model.filters": "1,2,3,4,5", "model.filter_organisation": "half"}, "--filter-organisation is half"),
         ("b", {"model.last_k": "2"}, "--last-k does nothing with --strategy full"),
         ("b", {"model.strategy": "head", "model.layer_decay": "0.5"}, "--layer-decay does nothing with"),
-        ("b", {"model.strategy": "last-k", "model.layer_decay": "0.5"}, "or use gradual or full."),
+        ("b", {"model.strategy": "last-k", "model.layer_decay": "0.5"}, "or use gradual or full or lp-ft."),
         ("a", {"data.test_size": "64"}, "--test-size is 64: it must be at least --image-size, 224."),
         ("a", {"train.start_size": "256"}, "--start-size is 256: it must be at most --image-size, 224."),
         (

@@ -126,6 +126,22 @@ def test_ranks_agree_on_what_max_time_leaves(start: Start, tmp_path: Path) -> No
     assert (attempt["why"], manifest["cuts"][-1][1] < 100_000) == ("max-time", True)
 
 
+def test_probe_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
+    archive, found = write_zip(tmp_path / "x.zip", tree(train=50, test=7)), []
+    network = "--backbone mobilenet_v3_small --weights none --strategy lp-ft --feature-views 1 --image-size 32"
+    shared = f"--data {archive} {network} --epochs 1 --batch-size 16 --precision fp32 --wandb off".split()
+    with children(tmp_path) as started:
+        for ranks in (1, 2):
+            run = ["partb", *shared, "--run-id", str(ranks), "--devices", str(ranks)]
+            assert wait_for_end(started.start(run, {"OMP_NUM_THREADS": "1"}))[0] == 0
+            start = tmp_path / "runs" / str(ranks) / "checkpoints" / "0.ckpt"
+            found.append((torch.load(start, weights_only=True)["state_dict"], report(tmp_path, str(ranks))["probe"]))
+    (one, probe_of_one), (two, probe_of_two) = found
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert probe_of_two == pytest.approx(probe_of_one)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("lost", [0, 1])
 def test_lost_rank_ends_the_others_and_the_run_resumes(start: Start, tmp_path: Path, lost: int) -> None:
     recipe = ("--devices", "2", "--epochs", "30", "--lease-seconds", "4")

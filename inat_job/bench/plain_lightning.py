@@ -158,7 +158,8 @@ def _trainer(spec: BaselineSpec, train: TrainSettings, epochs: EpochRates) -> Tr
 
 def _learning_rate(settings: Settings) -> float:
     """AdamW's usual rate, or a tenth of it if all layers of a pretrained network are trained."""
-    all_layers = getattr(settings.model, "strategy", "") == "full" and getattr(settings.model, "weights", "") != "none"
+    model = settings.model
+    all_layers = getattr(model, "strategy", "") in ("full", "lp-ft") and getattr(model, "weights", "") != "none"
     return 1e-3 * (FINE_TUNING_FACTOR if all_layers else 1.0)
 
 

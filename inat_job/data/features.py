@@ -105,11 +105,21 @@ class FeatureWriter:
 class Features:
     """A run's features: `views` of the training rows by number, and the validation rows if there are any.
 
-    `held` keeps their folder from being deleted.
+    `plain` are the training rows as they would be evaluated, if `with_plain`. `held` keeps their folder from being
+    deleted.
     """
 
-    def __init__(self, folder: Path, labels: np.ndarray, train: np.ndarray, val: np.ndarray, views: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        labels: np.ndarray,
+        train: np.ndarray,
+        val: np.ndarray,
+        views: int,
+        with_plain: bool = False,
+    ) -> None:
         self.views = {view: FeatureFile(folder, f"train-{view}", train) for view in range(views)}
+        self.plain = FeatureFile(folder, "train-plain", train) if with_plain else None
         self.val = FeatureFile(folder, "val", val) if len(val) else None
         self.held: FolderHold | None = None
         self._labels = torch.from_numpy(labels)
@@ -138,12 +148,16 @@ class Features:
         assert self.val
         return self._batches(self.val, "val", rows)
 
+    def labels_of(self, file: FeatureFile) -> Tensor:
+        """The labels of a file's rows, int64 (n,)."""
+        return self._labels[torch.from_numpy(file.rows)]
+
     def _batches(self, file: FeatureFile, split: str, rows: np.ndarray) -> TakeBatch:
         picked = torch.from_numpy(rows)
         return file.batches(self._positions[split][picked], self._labels[picked])
 
     def _files(self) -> list[FeatureFile]:
-        return [*self.views.values(), *([self.val] if self.val else [])]
+        return [*self.views.values(), *(each for each in (self.plain, self.val) if each)]
 
 
 def _positions(rows: np.ndarray, count: int) -> Tensor:

@@ -50,10 +50,12 @@ class ImageDataModule(LightningDataModule):
         rows = cache.index.rows(layout.TRAIN)
         hashes = [cache.index.hashes[row] for row in rows]
         labels = [cache.index.labels[row] for row in rows]
-        held_out = [False] * len(rows) if train.final else splits.validation(hashes, labels, train.seed)
+        chosen = splits.validation(hashes, labels, train.seed)
+        held_out = [False] * len(rows) if train.final else chosen
         self.split_digest = splits.digest(hashes, held_out)
         self.train_rows: np.ndarray = rows[~np.array(held_out)]
         self.val_rows: np.ndarray = rows[np.array(held_out)]
+        self.held_out_rows: np.ndarray = rows[np.array(chosen)]  # whether or not this run is final
         self.test_rows: np.ndarray = cache.index.rows(layout.TEST)
         if len(self.val_rows) == 0 and not train.final:
             raise BadDataError(

@@ -58,7 +58,7 @@ class Classifier(LightningModule):
         self.val_loss = self.val_accuracy = float("nan")
         self._val_sums = torch.zeros(3)
         self._stages_set_for_epoch = -1
-        self._stem_and_tail: tuple[torch.device, StemAndTail] | None = None
+        self._cuts: dict[tuple[torch.device, int], StemAndTail] = {}
         self._average: WeightAverage | None = None
         self._restored: dict[str, Tensor] | None = None
 
@@ -77,13 +77,17 @@ class Classifier(LightningModule):
         views = cut_views(batch.pixels, batch.maps, batch.colour, batch.size, batch.erased)
         return mix_views(views, batch.mix) if batch.mix else views
 
-    def stem_and_tail(self) -> StemAndTail:
-        """The network, cut after the stages that are frozen as training begins. Raises CannotCutError."""
+    def stem_and_tail(self, n_trainable_stages: int | None = None) -> StemAndTail:
+        """The network, cut before its last stages, by default those that train from the beginning.
+
+        Raises CannotCutError.
+        """
         device = next(self.network.parameters()).device
-        if self._stem_and_tail is None or self._stem_and_tail[0] != device:
-            initial = trainable_stages(self._architecture, 0, self._train.epochs)
-            self._stem_and_tail = device, cut_stem(self._architecture, initial)
-        return self._stem_and_tail[1]
+        if n_trainable_stages is None:
+            n_trainable_stages = trainable_stages(self._architecture, 0, self._train.epochs)
+        if (device, n_trainable_stages) not in self._cuts:
+            self._cuts[device, n_trainable_stages] = cut_stem(self._architecture, n_trainable_stages)
+        return self._cuts[device, n_trainable_stages]
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         logits = self(batch).float()
@@ -120,7 +124,7 @@ class Classifier(LightningModule):
             state.update(averages)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._train.ema:
+        if self._train.ema and _RAW in checkpoint:  # not in that of step 0, before which nothing is averaged
             state = checkpoint["state_dict"]
             self._restored = {name.removeprefix(_NETWORK): state[name] for name in checkpoint[_RAW]}
             state.update(checkpoint[_RAW])

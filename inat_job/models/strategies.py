@@ -6,6 +6,12 @@ from typing import Any
 
 from torch import nn
 
+AFTER_PROBE = ("head", "lp-ft")
+"""The strategies that begin with a head that was solved for, and not drawn: training/linear_probe.py."""
+
+_RATE_AFTER_PROBE = 0.1
+"""Their learning rate over that of a strategy whose head is drawn: a larger one would undo the solution."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -13,7 +19,7 @@ class Architecture:
 
     `stages` go from the stem to the last one, each a tuple of prefixes of parameter names; with `head` they cover every
     parameter once. `blueprint` holds the plain values that `export.load_exported` rebuilds the network from. `strategy`
-    is head, last-k, gradual or full; `layer_decay` is the learning rate of a stage over that of the next one.
+    is head, last-k, gradual, full or lp-ft; `layer_decay` is the learning rate of a stage over that of the next one.
     `feature_views` is the number of augmented views of which the frozen stages' output is cached, 0 for none.
     """
 
@@ -37,7 +43,8 @@ def trainable_stage_count(strategy: str, n_stages: int, last_k: int, epoch: int,
     """How many of the last stages train beside the head in an epoch (0..epochs - 1): 0..n_stages, never fewer later.
 
     gradual starts with the head alone, unfreezes one stage after the other from the last, evenly over the first half
-    of the run, and then trains all of them (gradual unfreezing: Howard and Ruder, ULMFiT, 2018).
+    of the run, and then trains all of them (gradual unfreezing: Howard and Ruder, ULMFiT, 2018). lp-ft trains all of
+    them after the probe (Kumar et al., Fine-tuning can distort pretrained features, 2022).
     """
     if strategy == "head":
         return 0
@@ -45,7 +52,7 @@ def trainable_stage_count(strategy: str, n_stages: int, last_k: int, epoch: int,
         return min(last_k, n_stages)
     if strategy == "gradual":
         return min(n_stages, 2 * n_stages * epoch // epochs)
-    assert strategy == "full", strategy
+    assert strategy in ("full", "lp-ft"), strategy
     return n_stages
 
 
@@ -81,12 +88,13 @@ def parameter_groups(architecture: Architecture, *, lr: float, weight_decay: flo
     exactly one.
 
     They never change, so that a resumed optimiser fits. No two have the same rates, since each group costs a call per
-    step. Biases and parameters of norms (one dimension or none) have no weight decay. With gradual and full a stage's
-    rate is lr * layer_decay**(distance from the head) (discriminative fine-tuning: Howard and Ruder, ULMFiT, 2018);
-    head and last-k train at one rate.
+    step. Biases and parameters of norms (one dimension or none) have no weight decay. With gradual, full and lp-ft a
+    stage's rate is lr * layer_decay**(distance from the head) (discriminative fine-tuning: Howard and Ruder, ULMFiT,
+    2018); head and last-k train at one rate. After a probe, all rates are a tenth.
     """
+    lr *= _RATE_AFTER_PROBE if architecture.strategy in AFTER_PROBE else 1.0
     most = trainable_stages(architecture, epoch=1, epochs=1)  # at the end of the run, when most stages train
-    decay = architecture.layer_decay if architecture.strategy in ("gradual", "full") else 1.0
+    decay = architecture.layer_decay if architecture.strategy in ("gradual", "full", "lp-ft") else 1.0
     from_head = (architecture.head, *reversed(architecture.stages))
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for distance, prefixes in enumerate(from_head[: most + 1]):

@@ -63,7 +63,7 @@ def render_report(
 
 def _complete(report: Report) -> dict[str, Any]:
     """The report with None for what reports of its version lack."""
-    lacking = ("started", "finished", "temperature", "baseline", "val", "test_tta", "reuse", "cost")
+    lacking = ("started", "finished", "temperature", "baseline", "val", "test_tta", "reuse", "probe", "cost")
     figures = ("balanced_accuracy", "top3_accuracy", "macro_f1", "reliability", "calibrated", "not_in_train")
     return {
         **dict.fromkeys(lacking),

@@ -69,6 +69,7 @@ def model_kind(report: Mapping[str, Any]) -> str:
     if report["part"] == "a":
         return f"{model['name']}, trained from scratch"
     ways = {"head": "frozen but for its head", "full": "fine-tuned as a whole", "gradual": "unfrozen stage by stage"}
+    ways["lp-ft"] = "fine-tuned as a whole after its head"
     ways["last-k"] = f"fine-tuned in its last {settings.get('last_k')} stages"
     way = ways.get(settings.get("strategy"), "fine-tuned")
     return f"{model['name']}, {'of random weights' if settings.get('weights') == 'none' else 'pretrained'}, {way}"

@@ -87,9 +87,9 @@ PART_A: Space = {
     "train.label_smoothing": real(0.0, 0.2),
 }
 PART_B: Space = {
-    "model.strategy": one_of("full", "gradual", "last-k", "head"),
+    "model.strategy": one_of("full", "lp-ft", "gradual", "last-k", "head"),
     "model.backbone": one_of("resnet50", "convnext_tiny", "efficientnet_v2_s"),
-    "model.layer_decay": Axis(low=0.1, high=1.0, log=True, only_with=("model.strategy", ("full", "gradual"))),
+    "model.layer_decay": Axis(low=0.1, high=1.0, log=True, only_with=("model.strategy", ("full", "lp-ft", "gradual"))),
     "data.image_size": one_of(224, 288),
     "train.lr": real(3e-4, 3e-2, log=True),
     "train.weight_decay": real(1e-3, 0.2, log=True),

@@ -48,6 +48,12 @@ class CheckpointCallback(Callback):
         self._out_of_time = False
         self.ended = resumed.ended if resumed else ""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A head that was solved for is worth a checkpoint before the first step; it was validated already."""
+        assert isinstance(pl_module, Classifier)
+        if self._last is None and math.isfinite(pl_module.val_accuracy):
+            self._take(trainer, val_accuracy=pl_module.val_accuracy, val_loss=pl_module.val_loss)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         torch.manual_seed(step_seed(self._settings.train.seed, step, trainer.global_rank))
@@ -164,7 +170,13 @@ class CheckpointCallback(Callback):
     def _train_s(self) -> float:
         return self._earlier_s + time_limit.clock() - self._started
 
-    def _take(self, trainer: Trainer, ends_epoch: bool = False) -> None:
+    def _take(
+        self,
+        trainer: Trainer,
+        ends_epoch: bool = False,
+        val_accuracy: float | None = None,
+        val_loss: float | None = None,
+    ) -> None:
         module = trainer.lightning_module
         assert isinstance(module, Classifier)
         self._log.flush()
@@ -172,8 +184,8 @@ class CheckpointCallback(Callback):
         manifest = Manifest(
             step=trainer.global_step,
             epoch=trainer.current_epoch + ends_epoch,
-            val_accuracy=None,
-            val_loss=None,
+            val_accuracy=val_accuracy,
+            val_loss=val_loss,
             accuracies=list(self._accuracies),
             validate=ends_epoch and not self._settings.train.final,
             ended=self.ended,

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 
 from inat_job import events
 from inat_job.data import augment
-from inat_job.data.batches import IGNORED, Batch, EvalBatches
+from inat_job.data.batches import IGNORED, Batch
 from inat_job.data.features import FeatureFile, Features, FeatureWriter
 from inat_job.evaluation.predictions import EvaluationProgress
 from inat_job.models.classifier import Classifier
@@ -62,7 +62,7 @@ def decide(context: RunContext, architecture: Architecture, classifier: Classifi
     train = context.settings.train
     epochs = epochs_with_initial_stages(architecture, train.epochs)
     views = architecture.feature_views if train.augment else min(architecture.feature_views, 1)
-    if architecture.strategy == "full" or views == 0:
+    if architecture.strategy in ("full", "lp-ft") or views == 0:
         return None
     try:
         if epochs <= views:
@@ -83,31 +83,52 @@ def prepare(context: RunContext, classifier: Classifier, plan: FeaturePlan) -> d
     Returns the report's section. Raises ConflictError for a cache folder that cannot be written, and Preempted; parts
     that are complete are found there the next time.
     """
-    events.phase("features")
-    trainer = make_trainer(context.execution, context.settings.train, [EvaluationProgress(context.stop, "features")])
-    images, cache_dir = context.images, Path(context.settings.data.cache_dir)
-    labels = np.array(images.cache.index.labels)
-    folder = cache_dir / "features" / cache_key(context, classifier)
-    features = Features(folder, labels, images.train_rows, images.val_rows, plan.views)
-    parts: list[tuple[FeatureFile, int | None]] = [*((part, view) for view, part in features.views.items())]
-    parts += [(features.val, None)] if features.val else []
-    began, computed = time.perf_counter(), 0
-    waiting = "waiting for another job that computes the features"
-    with lock(folder.with_suffix(".lock"), cache_dir, context.stop, waiting):
-        for part, view in parts:
-            if not part.load():
-                _compute(trainer, classifier, part, images.unsharded_batches(part.rows, view), cache_dir)
-                computed += len(part.rows)
-        features.held = hold_folder(folder)
-        context.place("features", features)
-    images.use_features(features, plan.epochs)
+    began = time.perf_counter()
+    features, computed = compute(context, classifier, plan.views)
+    context.place("features", features)
+    context.images.use_features(features, plan.epochs)
     seconds = round(time.perf_counter() - began, 3)
     section = {**plan.as_dict(), "computed": computed, "bytes": features.nbytes, "seconds": seconds}
     events.emit("reuse", **section)
     return section
 
 
-def cache_key(context: RunContext, classifier: Classifier) -> str:
+def compute(
+    context: RunContext,
+    classifier: Classifier,
+    views: int,
+    n_trainable_stages: int | None = None,
+    with_plain: bool = False,
+) -> tuple[Features, int]:
+    """The features of the training images in `views` views, if `with_plain` also as evaluated, and of the validation.
+
+    What the cache lacks is computed; the number of these rows is returned too. The stem is cut as in
+    `Classifier.stem_and_tail`.
+    """
+    events.phase("features")
+    trainer = make_trainer(context.execution, context.settings.train, [EvaluationProgress(context.stop, "features")])
+    images, cache_dir = context.images, Path(context.settings.data.cache_dir)
+    labels = np.array(images.cache.index.labels)
+    folder = cache_dir / "features" / cache_key(context, classifier, n_trainable_stages)
+    features = Features(folder, labels, images.train_rows, images.val_rows, views, with_plain)
+    parts: list[tuple[FeatureFile, int | None]] = [(part, view) for view, part in features.views.items()]
+    parts += [(part, None) for part in (features.plain, features.val) if part]
+    computed = 0
+    waiting = "waiting for another job that computes the features"
+    with lock(folder.with_suffix(".lock"), cache_dir, context.stop, waiting):
+        for part, view in parts:
+            if not part.load():
+                batches = images.unsharded_batches(part.rows, view)
+                with cache_errors(cache_dir), part.writer() as writer:
+                    stem = StemPass(classifier, writer, n_trainable_stages)
+                    trainer.predict(stem, dataloaders=batches, return_predictions=False)
+                assert part.load()
+                computed += len(part.rows)
+        features.held = hold_folder(folder)
+    return features, computed
+
+
+def cache_key(context: RunContext, classifier: Classifier, n_trainable_stages: int | None = None) -> str:
     """SHA-256 over everything that decides the features: images, views, the stem, and its arithmetic.
 
     A view is decided by the whole augmentation, its random draws, and the code that cuts it (`augment.VIEW_FORMAT`).
@@ -126,7 +147,7 @@ def cache_key(context: RunContext, classifier: Classifier) -> str:
         "pixels": index.pixels_sha256,
         "split": context.images.split_digest,
         "view": view,
-        "stem": stem_digest(classifier.stem_and_tail().stem),
+        "stem": stem_digest(classifier.stem_and_tail(n_trainable_stages).stem),
         "execution": context.execution.as_dict(),
         "batch": train.batch_size,
     }
@@ -136,22 +157,14 @@ def cache_key(context: RunContext, classifier: Classifier) -> str:
 class StemPass(LightningModule):
     """Runs the stem over images and writes their features."""
 
-    def __init__(self, classifier: Classifier, writer: FeatureWriter) -> None:
+    def __init__(self, classifier: Classifier, writer: FeatureWriter, n_trainable_stages: int | None = None) -> None:
         super().__init__()
         self.classifier = classifier
-        self._writer = writer
+        self._writer, self._n_trainable_stages = writer, n_trainable_stages
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        features = self.classifier.stem_and_tail().stem(self.classifier.view(batch))
+        features = self.classifier.stem_and_tail(self._n_trainable_stages).stem(self.classifier.view(batch))
         self._writer.add(features[batch.labels != IGNORED])
-
-
-def _compute(
-    trainer: Trainer, classifier: Classifier, part: FeatureFile, batches: EvalBatches, cache_dir: Path
-) -> None:
-    with cache_errors(cache_dir), part.writer() as writer:
-        trainer.predict(StemPass(classifier, writer), dataloaders=batches, return_predictions=False)
-    assert part.load()
 
 
 def _check_worth(context: RunContext, stem: torch.nn.Module, views: int) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class MetricsFile:
         left = memoryview(text.encode())
         while left:
             left = left[os.write(self._descriptor, left) :]
+
+
+def probe_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the head that a run began with reached in validation, if it was solved for: the rows of step 0 are its."""
+    first = next((row for row in rows if row["step"] == 0 and "val_loss" in row), None)
+    return {name: first[name] for name in ("val_accuracy", "val_loss")} if first else None
 
 
 def _rows(path: Path | None, resumed: Manifest | None) -> list[dict[str, Any]]:

@@ -28,14 +28,14 @@ from inat_job.reporting.publish import publish, publish_trial, store_checkpoints
 from inat_job.run import resources
 from inat_job.run.job import Job
 from inat_job.run.run_state import CONFIG, LeasedRun
-from inat_job.training import execution, feature_cache, start
+from inat_job.training import execution, feature_cache, linear_probe, start
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext, load_weights
 from inat_job.training.feature_cache import FeaturePlan
 from inat_job.training.finish_model import export_formats, finish_model
 from inat_job.training.introduction import introduce
 from inat_job.training.metrics_log import NAME as METRICS
-from inat_job.training.metrics_log import MetricsFile, MetricsLog
+from inat_job.training.metrics_log import MetricsFile, MetricsLog, probe_row
 from inat_job.training.results import (
     VAL,
     Predictions,
@@ -91,8 +91,9 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         # Training.
         reuse = _features(context, classifier, config.get("reuse"), resumed)
         log = MetricsLog(metrics, tracker.log, context.images.slice_size, group)
+        probed = not resumed and linear_probe.set_head(context, architecture, classifier)
         group.barrier()  # weights and features may be ready on one machine, and minutes away on another
-        _train(context, classifier, uploader, log, resumed)
+        _train(context, classifier, uploader, log, resumed, probed)
         context.clock.mark_first_step(log.first_step_at)
 
         # Results, with the weights of the best epoch.
@@ -110,6 +111,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
                 publish_trial(context.folder, tracker, report)
             else:
                 report |= {"exports": exports} if exports else {}
+                report |= {"probe": found} if (found := probe_row(metrics.rows if metrics else ())) else {}
                 finish_model(context, report)
                 publish(context.folder, tracker, report, table, pictures, suggestion(context))
 
@@ -148,16 +150,23 @@ def _train(
     uploader: Uploader | NullUploader,
     log: MetricsLog,
     resumed: Checkpoint | None,
+    probed: bool,
 ) -> None:
-    """Train what is left: the training loop, after the validation that the last attempt may still owe."""
+    """Train what is left: the training loop, after the validation of a probe, or one that the last attempt owes."""
     callback = CheckpointCallback(context, uploader, log, resumed.manifest if resumed else None)
     if resumed:
         cuts = tuple((step, end) for step, end in resumed.manifest.cuts)
         classifier.schedule = replace(classifier.schedule, cuts=cuts)
     STATUS.epochs = math.ceil(classifier.schedule.end / context.images.steps_per_epoch)
-    if resumed and resumed.manifest.awaits_validation:
+    if probed and not context.settings.train.final:
         with context.group.lost_rank_errors():
-            _validate(context, classifier, resumed)
+            _validate(context, classifier)
+            log.validated(classifier, step=0, epoch=-1)
+    elif resumed and resumed.manifest.awaits_validation:
+        load_weights(classifier, resumed.path)
+        context.images.train_batches.go_to(resumed.manifest.epoch - 1, len(context.images.train_batches))
+        with context.group.lost_rank_errors():
+            _validate(context, classifier)
             log.validated(classifier, resumed.manifest.step, resumed.manifest.epoch - 1)
             callback.add_validation(classifier)
     elif resumed:
@@ -170,10 +179,8 @@ def _train(
     uploader.wait_until_written()
 
 
-def _validate(context: RunContext, classifier: Classifier, checkpoint: Checkpoint) -> None:
+def _validate(context: RunContext, classifier: Classifier) -> None:
     events.phase("validate")
-    load_weights(classifier, checkpoint.path)
-    context.images.train_batches.go_to(checkpoint.manifest.epoch - 1, len(context.images.train_batches))
     progress = EvaluationProgress(context.stop, "validate", context.group.any_rank_delayed)
     trainer = make_trainer(context.execution, context.settings.train, [progress], context.group)
     trainer.validate(classifier, datamodule=context.images, verbose=False)

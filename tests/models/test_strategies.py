@@ -20,7 +20,7 @@ from inat_job.models.strategies import (
     trainable_stages,
 )
 
-STRATEGIES = ("head", "last-k", "gradual", "full")
+STRATEGIES = ("head", "last-k", "gradual", "full", "lp-ft")
 
 
 SPEC = FiveBlockSpec((4,) * 5, (3,) * 5, "relu", 8, "gap", True, 0.2, 32, 3)
@@ -140,6 +140,15 @@ def test_vectors_have_no_weight_decay_and_earlier_stages_a_lower_rate():
 def test_last_k_trains_at_one_learning_rate():
     groups = parameter_groups(_network("last-k", last_k=3), lr=0.1, weight_decay=0.01)
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.1, 0.01), (0.1, 0.0)]
+
+
+def test_after_a_probe_all_rates_are_a_tenth():
+    after, without = (
+        parameter_groups(_network(strategy, layer_decay=0.5), lr=0.1, weight_decay=0.01)
+        for strategy in ("lp-ft", "full")
+    )
+    assert [group["lr"] for group in after] == pytest.approx([0.1 * group["lr"] for group in without])
+    assert [group["weight_decay"] for group in after] == [group["weight_decay"] for group in without]
 
 
 @given(st.sampled_from(STRATEGIES), st.integers(0, 12), st.integers(1, 20), st.integers(1, 60))

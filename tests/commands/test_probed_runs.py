@@ -1,0 +1,111 @@
+"""A run that begins with a probe: its checkpoint of step 0, exact resume, and the runs that have none."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from inat_job.errors import ConflictError, Preempted
+from inat_job.models.frozen_stem import CannotCutError
+from inat_job.settings import Settings
+from inat_job.storage import open_store
+from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, model_of, report_of, run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PROBED = {**SMALLER_B, "train__epochs": "2", "model__feature_views": "1"}
+
+
+def rows_of(settings: Settings) -> list[dict[str, Any]]:
+    lines = Path(settings.run.output, settings.run_id, "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("strategy", ["head", "lp-ft"])
+def test_probe_is_a_validated_checkpoint_of_step_0(settings: Make, strategy: str) -> None:
+    made = settings("b", **PROBED | {"train__epochs": "1"}, model__strategy=strategy)
+    run(made)
+    report = report_of(made)
+    jsonschema.validate(report, SCHEMA)
+    first = next(row for row in rows_of(made) if "val_loss" in row)
+    assert (first["step"], first["epoch"]) == (0, -1)
+    assert report["probe"] == {name: first[name] for name in ("val_accuracy", "val_loss")}
+    store = open_store(f"{made.run.output}/{made.run_id}")
+    manifest = json.loads(store.read("checkpoints/0.json"))
+    assert (manifest["epoch"], manifest["validate"], manifest["accuracies"]) == (0, False, [])
+    assert {name: manifest[name] for name in report["probe"]} == report["probe"]
+
+
+def test_training_that_does_harm_leaves_the_probe_as_the_result(settings: Make) -> None:
+    made = settings("b", **PROBED, model__strategy="lp-ft", train__lr="10", train__warmup="0")
+    run(made)
+    report = report_of(made)
+    assert report["val"]["accuracy"] == pytest.approx(report["probe"]["val_accuracy"])
+    assert (report["checkpoint"]["step"], report["checkpoint"]["epoch"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model__strategy": "head"},
+        {"model__strategy": "lp-ft", "train__ema": "0.9"},
+        {"model__strategy": "lp-ft", "train__final": "true"},
+    ],
+)
+def test_resume_after_a_probe_is_exact(settings: Make, more: dict[str, str]) -> None:
+    changes = PROBED | more
+    whole = settings("b", **changes, run__run_id="whole")
+    run(whole)
+    stopped = settings("b", **changes)
+    stops = 0
+    for asked in (8, 12, 18, 24, 30, 40):
+        try:
+            run(stopped, asked)
+        except Preempted:
+            stops += 1
+            continue
+        break
+    run(stopped)
+    assert stops >= 3
+    assert model_of(stopped) == model_of(whole)
+    assert report_of(stopped)["test"] == report_of(whole)["test"]
+    assert report_of(stopped).get("probe") == report_of(whole).get("probe")
+
+
+def test_head_of_another_run_is_kept(settings: Make) -> None:
+    first = settings("b", **PROBED, model__strategy="head", run__run_id="first")
+    run(first)
+    then = settings("b", **PROBED, model__strategy="lp-ft", run__init_from="first")
+    run(then)
+    assert "probe" not in report_of(then)
+
+
+def test_network_that_cannot_be_cut_is_refused(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise CannotCutError("it has dropout outside a layer")
+
+    monkeypatch.setattr("inat_job.models.classifier.cut_stem", refuse)
+    with pytest.raises(ConflictError, match="lp-ft begins with features .*: use full"):
+        run(settings("b", **PROBED, model__strategy="lp-ft"))
+    head = settings("b", **PROBED, model__strategy="head", run__run_id="head")
+    run(head)
+    assert "probe" not in report_of(head)
+
+
+def test_final_run_solves_for_the_head_on_all_images(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the penalty of the run that it finishes, which was chosen on the validation images."""
+    ordinary, final = (
+        settings("b", **PROBED, model__strategy="lp-ft", train__final=final, run__run_id=f"final-{final}")
+        for final in ("false", "true")
+    )
+    probes = []
+    for each in (ordinary, final):
+        run(each)
+        events = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+        probes += [event for event in events if event["event"] == "probe"]
+    data = report_of(ordinary)["data"]
+    assert probes[0]["rows"] == 2 * data["n_train"]
+    assert probes[1]["rows"] == 2 * (data["n_train"] + data["n_val"])
+    assert probes[0]["penalty"] == probes[1]["penalty"]
