@@ -107,8 +107,8 @@ def set_head(context: RunContext, architecture: Architecture, classifier: Classi
         events.warn(f"The head begins at random, as no features of the frozen network can be had: {reason}.")
         return False
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "head"
-        if context.group.is_main:
+        path = Path(folder) / "head" if context.group.is_main else None
+        if path:
             probe = _best(context, architecture, classifier)
             training_state.write({"state_dict": {"weight": probe.weight, "bias": probe.bias}}, path)
         _head(architecture).load_state_dict(training_state.read(context.group.broadcast_file(path))["state_dict"])
