@@ -6,7 +6,8 @@ and the time it takes. A preset is only a set of values: any other option on the
 
 from collections.abc import Callable, Mapping
 
-from inat_job.settings import STANDARD, BackboneSettings, DataSettings, FiveBlockSettings, Settings, TrainSettings
+from inat_job.job_settings import STANDARD
+from inat_job.settings import BackboneSettings, DataSettings, FiveBlockSettings, Settings, TrainSettings
 
 Recipe = Callable[[], Settings]
 

@@ -10,30 +10,23 @@ from typing import Any
 
 from inat_job import options
 from inat_job.errors import UsageError
+from inat_job.job_settings import RunSettings as RunSettings
+from inat_job.job_settings import StorageSettings as StorageSettings
+from inat_job.job_settings import TrackerSettings as TrackerSettings
 from inat_job.options import Option, SettingsSection, option
 from inat_job.options import public_uri as public_uri
-from inat_job.service_settings import StorageSettings as StorageSettings
-from inat_job.service_settings import TrackerSettings as TrackerSettings
 
 DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
-RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. are other folders
 BLOCKS = 5
 WEIGHTS_NAME = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
 """How torchvision names weights: DEFAULT, or ResNet50_Weights.IMAGENET1K_V2."""
-EXPORT_FORMATS = ("onnx", "pt2")
 _FIXED_SIZE = r"(vit|maxvit)_.*"  # of torchvision's networks
-STANDARD = "standard"
-"""The preset that has the defaults."""
 # Settings of Part B that only have an effect with some strategies: flag, field, strategies.
 _EFFECTIVE_WITH = (
     ("--last-k", "last_k", ("last-k",)),
     ("--layer-decay", "layer_decay", ("gradual", "full", "lp-ft")),  # in which each stage has its own learning rate
     ("--feature-views", "feature_views", ("head", "last-k", "gradual", "lp-ft")),  # which begin with a frozen part
 )
-
-
-LONGEST_LEASE_S = 600.0
-"""A job that waits for a lease does not count as alive, so this is less than what the liveness check allows."""
 
 
 @dataclass(frozen=True)
@@ -73,80 +66,6 @@ class DataSettings(SettingsSection):
     def eval_size(self) -> int:
         """Side of the evaluation views, which is the largest of all."""
         return self.test_size or self.image_size
-
-
-@dataclass(frozen=True)
-class RunSettings(SettingsSection):
-    """Where a run is stored and how it is resumed."""
-
-    output: str = option(
-        "runs", "Local folder or s3:// prefix that holds the run folders", in_fingerprint=False, uri=True
-    )
-    run_id: str | None = option(
-        None,
-        "Name of the run folder; the same name resumes the run",
-        metavar="NAME",
-        shown_default="made from the settings that decide the result",
-        in_fingerprint=False,
-    )
-    preset: str = option(
-        STANDARD,
-        "Recipe that other options change: for minutes on a laptop (quick), the defaults (standard), for a GPU (best)",
-        choices=("quick", STANDARD, "best"),
-        in_fingerprint=False,
-    )
-    resume: str = option(
-        "auto",
-        "An existing run is resumed (auto), refused (never) or required (must)",
-        choices=("auto", "never", "must"),
-        in_fingerprint=False,
-    )
-    preflight: bool = option(False, "First check that everything the job needs is there", in_fingerprint=False)
-    force: bool = option(False, "With --resume never: delete an existing run and start again", in_fingerprint=False)
-    init_from: str | None = option(
-        None,
-        "Start from the best weights of another run: its id under --output, or its URI",
-        shown_default="new weights",
-        uri=True,
-        names="[^/]+",
-    )
-    checkpoint_minutes: float = option(
-        5.0, "Minutes between checkpoints within an epoch", metavar="MINUTES", minimum=0.0, in_fingerprint=False
-    )
-    grace_seconds: float = option(
-        30.0, "Seconds between the stop signal and the kill", metavar="SECONDS", minimum=1.0, in_fingerprint=False
-    )
-    lease_seconds: float = option(
-        60.0,
-        "Seconds of silence after which another job may take the run over",
-        metavar="SECONDS",
-        minimum=4.0,
-        maximum=LONGEST_LEASE_S,
-        in_fingerprint=False,
-    )
-    export: tuple[str, ...] = option(
-        (),
-        "More formats of the trained network: onnx, pt2 (torch.export) or both",
-        choices=EXPORT_FORMATS,
-        shown_default="none",
-        in_fingerprint=False,
-    )
-    price_per_hour: float | None = option(
-        None,
-        "Price of one device for an hour, in any currency, for the report",
-        shown_default="not reported",
-        minimum=0.0,
-        in_fingerprint=False,
-    )
-
-    pictures: bool = option(
-        True, "Draw pictures for the report: curves, predictions, mistakes, what the network sees", in_fingerprint=False
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.run_id is not None and not RUN_ID.fullmatch(self.run_id):
-            raise UsageError(f"--run-id is {self.run_id!r}: use 1 to 64 of the characters A-Z a-z 0-9 . _ -")
 
 
 @dataclass(frozen=True)
@@ -201,8 +120,8 @@ class BackboneSettings(SettingsSection):
     allow_partial_weights: bool = option(False, "Accept weights that lack some of the network's layers")
     strategy: str = option(
         "full",
-        "What is trained: the head, the last stages too, one stage more at a time, everything, or everything after the "
-        "head. head and lp-ft solve for the head first and then train at a tenth of --lr",
+        "What is trained: the head, the last stages too, one stage more at a time, everything, or everything at a "
+        "tenth of --lr from the best linear head (lp-ft)",
         choices=("head", "last-k", "gradual", "full", "lp-ft"),
     )
     last_k: int = option(1, "Stages that --strategy last-k trains besides the head", minimum=1)
@@ -385,7 +304,7 @@ class Settings:
     train: TrainSettings
     data: DataSettings = DataSettings()
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
-    run: RunSettings = RunSettings()
+    run: RunSettings = dataclasses.field(default_factory=RunSettings)
     tracker: TrackerSettings = dataclasses.field(default_factory=TrackerSettings)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ LEVELS = (
     {"console"},
     {"signals", "events"},
     {"options"},
-    {"service_settings"},
+    {"job_settings"},
     {"settings"},
     {"recipes"},
     {"configuration", "command_options"},

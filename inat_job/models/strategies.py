@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-AFTER_PROBE = ("head", "lp-ft")
+AFTER_PROBE = ("lp-ft",)
 """The strategies that begin with a head that was solved for, and not drawn: training/linear_probe.py."""
 
 _RATE_AFTER_PROBE = 0.1

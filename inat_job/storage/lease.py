@@ -15,7 +15,7 @@ from typing import Any
 
 from inat_job import events, signals, watchdog
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError
-from inat_job.settings import LONGEST_LEASE_S
+from inat_job.job_settings import LONGEST_LEASE_S
 from inat_job.signals import Stop
 from inat_job.storage import attempts, probe
 from inat_job.storage.attempts import Attempt, Holder, IsGone, latest_attempt, list_attempts

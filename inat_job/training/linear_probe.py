@@ -1,8 +1,8 @@
 """The probe: a head that is solved for on the frozen network's features before the first step.
 
-It is a multinomial logistic regression with an L2 penalty, whose strength the validation images decide. `head` begins
-with it, and so does `lp-ft`: with a random head, the first steps distort the pretrained features (Kumar et al.,
-Fine-tuning can distort pretrained features, 2022, https://arxiv.org/abs/2202.10054).
+It is a multinomial logistic regression with an L2 penalty, whose strength the validation images decide. `lp-ft` begins
+with it: with a random head, the first steps distort the pretrained features (Kumar et al., Fine-tuning can distort
+pretrained features, 2022, https://arxiv.org/abs/2202.10054).
 """
 
 import time
@@ -93,23 +93,20 @@ def set_head(context: RunContext, architecture: Architecture, classifier: Classi
     """Set the head of a strategy that begins with a probe; returns whether it was set.
 
     Rank 0 solves for it, and all ranks make this call. It is left as it is with `--init-from`, which brings a trained
-    one. Raises ConflictError if lp-ft cannot have one; `head` then begins with a random one.
+    one. Raises ConflictError for a network whose features cannot be had.
     """
     if architecture.strategy not in AFTER_PROBE or context.settings.run.init_from:
         return False
     try:
         classifier.stem_and_tail(0)
     except CannotCutError as reason:
-        if architecture.strategy != "head":
-            raise ConflictError(
-                f"--strategy {architecture.strategy} begins with features of {architecture.name} that it cannot "
-                f"give ({reason}): use full."
-            ) from None
-        events.warn(f"The head begins at random, as no features of the frozen network can be had: {reason}.")
-        return False
+        raise ConflictError(
+            f"--strategy {architecture.strategy} begins with features of the frozen network, and those of "
+            f"{architecture.name} cannot be had ({reason}): use --strategy full."
+        ) from None
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "head"
-        if context.group.is_main:
+        path = Path(folder) / "head" if context.group.is_main else None
+        if path:
             probe = _best(context, architecture, classifier)
             training_state.write({"state_dict": {"weight": probe.weight, "bias": probe.bias}}, path)
         _head(architecture).load_state_dict(training_state.read(context.group.broadcast_file(path))["state_dict"])

@@ -9,6 +9,7 @@ import pytest
 
 from inat_job.errors import ConflictError, Preempted
 from inat_job.models.frozen_stem import CannotCutError
+from inat_job.models.strategies import AFTER_PROBE
 from inat_job.settings import Settings
 from inat_job.storage import open_store
 from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, model_of, report_of, run
@@ -23,7 +24,7 @@ def rows_of(settings: Settings) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("strategy", ["head", "lp-ft"])
+@pytest.mark.parametrize("strategy", AFTER_PROBE)
 def test_probe_is_a_validated_checkpoint_of_step_0(settings: Make, strategy: str) -> None:
     made = settings("b", **PROBED | {"train__epochs": "1"}, model__strategy=strategy)
     run(made)
@@ -46,16 +47,9 @@ def test_training_that_does_harm_leaves_the_probe_as_the_result(settings: Make) 
     assert (report["checkpoint"]["step"], report["checkpoint"]["epoch"]) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        pytest.param({"model__strategy": "head"}, marks=pytest.mark.soak),
-        {"model__strategy": "lp-ft", "train__ema": "0.9"},
-        {"model__strategy": "lp-ft", "train__final": "true"},
-    ],
-)
+@pytest.mark.parametrize("more", [{"train__ema": "0.9"}, {"train__final": "true"}])
 def test_resume_after_a_probe_is_exact(settings: Make, more: dict[str, str]) -> None:
-    changes = PROBED | more
+    changes = PROBED | {"model__strategy": "lp-ft"} | more
     whole = settings("b", **changes, run__run_id="whole")
     run(whole)
     stopped = settings("b", **changes)
@@ -87,11 +81,8 @@ def test_network_that_cannot_be_cut_is_refused(settings: Make, monkeypatch: pyte
         raise CannotCutError("it has dropout outside a layer")
 
     monkeypatch.setattr("inat_job.models.classifier.cut_stem", refuse)
-    with pytest.raises(ConflictError, match="lp-ft begins with features .*: use full"):
+    with pytest.raises(ConflictError, match="begins with features of .*: use --strategy full"):
         run(settings("b", **PROBED, model__strategy="lp-ft"))
-    head = settings("b", **PROBED, model__strategy="head", run__run_id="head")
-    run(head)
-    assert "probe" not in report_of(head)
 
 
 def test_final_run_solves_for_the_head_on_all_images(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from inat_job.errors import ConflictError
+from inat_job.job_settings import RUN_ID
 from inat_job.platforms.platform import NO_PLATFORM, Platform, first_int, read_int, run_id_from
-from inat_job.settings import RUN_ID
 
 
 @given(st.text(max_size=200))
