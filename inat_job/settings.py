@@ -187,8 +187,8 @@ class BackboneSettings(_Section):
     allow_partial_weights: bool = option(False, "Accept weights that lack some of the network's layers")
     strategy: str = option(
         "full",
-        "What is trained: the head, the last stages too, one stage more at a time, everything, or everything at a tenth "
-        "of --lr from the best linear head (lp-ft)",
+        "What is trained: the head, the last stages too, one stage more at a time, everything, or everything at a "
+        "tenth of --lr from the best linear head (lp-ft)",
         choices=("head", "last-k", "gradual", "full", "lp-ft"),
     )
     last_k: int = option(1, "Stages that --strategy last-k trains besides the head", minimum=1)
