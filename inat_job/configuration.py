@@ -163,7 +163,8 @@ def configure(
     `flags` holds the values given on the command line by "section.field", `sets` the texts of `--set`, `run` the
     settings in the config.json of a run that the command takes them from, `around` the platform's. `taken` limits a
     command to some settings (see `takes`): it ignores the others in a file, of either part, so that one file serves
-    every command. Raises UsageError for an unknown key and for a value of the wrong kind or out of range.
+    every command. Raises UsageError for an unknown key, for one of `sets` that is not taken, and for a value of the
+    wrong kind or out of range.
     """
     defaults = RECIPES[part]()
     known = options_by_key(defaults)
@@ -172,7 +173,7 @@ def configure(
         Layer("file", _file_layer(file or environment.get("INAT_CONFIG") or around.file, accepted)),
         around.asked,
         Layer("environment", _environment_layer(environment, known)),
-        Layer("--set", _set_layer(sets, accepted)),
+        Layer("--set", _set_layer(sets, accepted, taken)),
         Layer("command line", {known_key(key, known, f"Part {part.upper()}"): value for key, value in flags.items()}),
     ]
     own = _settings_of_run(run or {}, defaults, known)
@@ -272,13 +273,15 @@ def _flatten(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield section, fields
 
 
-def _set_layer(sets: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]:
+def _set_layer(sets: Sequence[str], known: Mapping[str, Any], taken: Collection[str] | None) -> dict[str, Any]:
     values = {}
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set is {text!r}: write it as section.field=value.")
         values[known_key(key, known, "--set")] = value
+        if not takes(taken, key):
+            raise UsageError(f"--set {key} does nothing with this command: leave it out.")
     return values
 
 

@@ -268,11 +268,11 @@ def test_null_in_an_earlier_run_is_the_default() -> None:
 
 
 @pytest.mark.parametrize(("part", "other"), [("a", "strategy"), ("b", "dense")])
-def test_command_ignores_settings_without_effect(part: str, other: str, tmp_path: Path) -> None:
+def test_command_ignores_settings_of_a_file_without_effect(part: str, other: str, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text(f'[model]\n{other} = "head"\n[train]\nlr = "much"\n[data]\nimage_size = 64\n')
-    made = configure(part, {}, ["model.strategy=head", "train.seed=3"], str(file), taken=PREPARE_TAKES)
-    assert (made.settings.data.image_size, made.settings.train.seed) == (64, 0)
+    made = configure(part, {}, [], str(file), taken=PREPARE_TAKES)
+    assert made.settings.data.image_size == 64
     assert made.given == {"data.image_size"}
     with pytest.raises(UsageError, match="there is no setting"):
         configure(part, {}, ["model.strateg=head"], None, taken=PREPARE_TAKES)
@@ -416,3 +416,9 @@ def test_preset_says_what_it_costs(part: str) -> None:
         option = "" if name == "standard" else f" --preset {name}"
         assert f"\n    Command: `python entrypoint.py part{part}{option}`\n" in str(recipe.__doc__)
         assert re.search(r"\n    Expected accuracy: .+\n    Time: .+\n", str(recipe.__doc__)), name
+
+
+@pytest.mark.parametrize("key", ["train.lr", "model.dropout"])
+def test_set_without_effect_is_refused(key: str) -> None:
+    with pytest.raises(UsageError, match=f"--set {key} does nothing with this command"):
+        configure("a", {}, [f"{key}=0.1"], None, taken=PREPARE_TAKES)

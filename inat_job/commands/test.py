@@ -55,7 +55,8 @@ def settings_of(
         if key in options_of_all_parts() and not takes(TEST_TAKES, key):
             raise UsageError(f"--set {key} does nothing here: the run that --checkpoint names fixes it.")
     said = around(platform, "a", TEST_TAKES)
-    given = configure("a", flags, sets, file, taken=_FINDING_TAKES, around=said)
+    finding = [text for text in sets if takes(_FINDING_TAKES, text.partition("=")[0])]
+    given = configure("a", flags, finding, file, taken=_FINDING_TAKES, around=said)
     stored = find_trained(given.settings, checkpoint, stop).config
     own = stored["settings"]
     if "train.batch_size" in given.given:  # which the run's slices need not divide
