@@ -74,7 +74,8 @@ def offered(job: Callable[..., Ended], command: str) -> set[str]:
 
 def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> None:
     always = {"--config", "--set", "--print-config", "--log-format"}
-    data = set("--data --cache-dir --image-size --max-broken --anonymous --requester-pays --grace-seconds".split())
+    data = set("--data --cache-dir --image-size --test-size --max-broken".split())
+    data |= set("--anonymous --requester-pays --grace-seconds".split())
     assert offered(job, "prepare") == always | data | {"--prune"}
     assert offered(job, "compare") == always | {"--output", "--anonymous", "--requester-pays", "--html", "--json"}
     predicting = set("--model --runtime --top-k --json --csv --batch-size --accelerator --output --cache-dir".split())
@@ -308,9 +309,10 @@ def test_shell_completion() -> None:
 
 def test_prepare_accepts_the_config_of_either_part(job: Callable[..., Ended], tmp_path: Path) -> None:
     (tmp_path / "pb.toml").write_text('[model]\nstrategy = "head"\n[data]\nimage_size = 64\n')
-    ended = job("prepare", "--config", "pb.toml", "--set", "model.backbone=resnet18", "--print-config")
+    ended = job("prepare", "--config", "pb.toml", "--print-config")
     assert (ended.code, "image_size = 64  # file" in ended.stdout, "[model]" in ended.stdout) == (0, True, False)
     assert job("parta", "--config", "pb.toml", "--print-config").code == 2
+    assert job("prepare", "--set", "model.backbone=resnet18").code == 2
 
 
 def test_checkpoint_from_environment(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,7 @@ def test_ranks_agree_on_what_max_time_leaves(start: Start, tmp_path: Path) -> No
     assert (attempt["why"], manifest["cuts"][-1][1] < 100_000) == ("max-time", True)
 
 
+@pytest.mark.soak
 def test_probe_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
     archive, found = write_zip(tmp_path / "x.zip", tree(train=50, test=7)), []
     network = "--backbone mobilenet_v3_small --weights none --strategy lp-ft --feature-views 1 --image-size 32"

@@ -109,7 +109,7 @@ def contents(output: str) -> dict[str, bytes]:
     return {entry.key: store.read(entry.key) for entry in store.list()}
 
 
-@pytest.mark.parametrize(("kind", "every"), [("local", 1), ("s3", 5)])
+@pytest.mark.parametrize(("kind", "every"), [("local", 1), pytest.param("s3", 5, marks=pytest.mark.soak)])
 def test_run_is_byte_equal_after_its_frozen_holder_goes_on(
     kind: str, every: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -146,7 +146,7 @@ def work_or_nothing(output: str, spools: Path, finished: bool) -> None:
         work(folder, held)
 
 
-@pytest.mark.parametrize(("kind", "every"), [("local", 1), ("s3", 9)])
+@pytest.mark.parametrize(("kind", "every"), [("local", 1), pytest.param("s3", 9, marks=pytest.mark.soak)])
 def test_frozen_force_deletes_nothing_of_the_run_that_started_again(
     kind: str, every: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -49,7 +49,7 @@ def test_default_point_leaves_out_what_the_recipe_does_not_set(tmp_path: Path) -
     file.write_text("[data]\ntest_size = {choices = [224, 256]}\n[train]\nema = {choices = [0.0, 0.99]}\n")
     space = space_of(RECIPES["a"](), str(file))
     assert "data.test_size" in space
-    point = default_point("a", space)
+    point = default_point(RECIPES["a"](), space)
     assert "data.test_size" not in point
     assert point["train.ema"] == 0.0
 

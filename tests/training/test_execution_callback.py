@@ -134,6 +134,7 @@ def test_cached_features_are_not_compiled(capsys: pytest.CaptureFixture[str]) ->
     assert "all steps trained on cached features" in line["message"]
 
 
+@pytest.mark.soak
 def test_uncompiled_backward_pass_is_an_uncompiled_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
