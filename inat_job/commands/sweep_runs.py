@@ -131,7 +131,8 @@ def retrain(sweep: Sweep, best: Best, request: SweepOptions) -> list[Retrained]:
     """
     done = []
     for seed in range(request.retrain):
-        run_id = f"final-{seed}" if request.final else f"seed-{seed}"
+        # With the trial, since more trials may bring other best settings.
+        run_id = f"trial-{best.number}-{'final' if request.final else 'seed'}-{seed}"
         settings = sweep.settings_of(best.values, BEST, run_id, seed)
         if request.final:
             recipe = dataclasses.replace(settings.train, final=True, epochs=best.epochs, early_stop=None)

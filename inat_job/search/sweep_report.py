@@ -67,7 +67,9 @@ class SweepRecord:
                 f"No trial of {self.sweep_id} was done, so there is no best one: raise --trials, or use --pruner none."
             )
         best = max(done, key=lambda trial: (trial.value or 0.0, -trial.number))
-        epochs = max(best.intermediate_values.items(), key=lambda each: (each[1], -each[0]))[0]
+        # A trial that its worker could not report has no accuracies by epoch.
+        by_epoch = best.intermediate_values or {int(best.params.get("train.epochs", self.epochs)): 0.0}
+        epochs = max(by_epoch.items(), key=lambda each: (each[1], -each[0]))[0]
         return Best(best.number, dict(best.params), float(best.value or 0.0), epochs)
 
 

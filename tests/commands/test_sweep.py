@@ -141,7 +141,7 @@ def test_best_is_chosen_by_validation_and_tested_once(whole: Place) -> None:
     best = max(report["trials"], key=lambda each: (each["val_accuracy"], -each["number"]))
     assert (report["best"]["trial"], report["best"]["values"]) == (best["number"], best["values"])
     [again] = report["retrained"]
-    own = whole.read("best/seed-0/report.json")
+    own = whole.read(f"best/trial-{best['number']}-seed-0/report.json")
     assert again["test_accuracy"] == own["test"]["accuracy"] == report["test"]["mean"]
     assert own["val"] == whole.read(f"{best['run']}/report.json")["val"]  # the same settings and seed
     assert own["settings"]["train"]["lr"] == best["values"]["train.lr"]
@@ -185,7 +185,8 @@ def test_best_settings_train_on_all_images_for_the_best_number_of_epochs(whole: 
     jsonschema.validate(report, SWEEP_SCHEMA)
     best = report["trials"][report["best"]["trial"]]
     assert report["best"]["epochs"] == 1 + best["epochs"].index(max(best["epochs"]))
-    own, held_out = place.read("best/final-0/report.json"), place.read(f"{best['run']}/report.json")
+    own = place.read(f"best/trial-{best['number']}-final-0/report.json")
+    held_out = place.read(f"{best['run']}/report.json")
     assert (own["settings"]["train"]["final"], own["settings"]["train"]["epochs"]) == (True, report["best"]["epochs"])
     assert own["data"]["n_train"] == held_out["data"]["n_train"] + held_out["data"]["n_val"]
     assert (own["data"]["n_val"], own["val"]) == (0, None)
@@ -352,5 +353,6 @@ def test_trials_are_grouped_in_the_tracker(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv("WANDB_BASE_URL", recorded.url)
         ended = local(tmp_path).run("--wandb", "online", "--run-id", "lr-search", "--trials", "2", "--retrain", "1")
     assert ended.code == 0, ended.last
+    best = json.loads((tmp_path / "runs/lr-search/report.json").read_text())["best"]["trial"]
     groups = {each["name"]: each.get("groupName") for each in recorded.buckets if each.get("groupName")}
-    assert groups == dict.fromkeys(("lr-search-0", "lr-search-1", "lr-search-seed-0"), "lr-search")
+    assert groups == dict.fromkeys(("lr-search-0", "lr-search-1", f"lr-search-trial-{best}-seed-0"), "lr-search")
