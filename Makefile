@@ -1,7 +1,7 @@
 # make demo   runs the main job on generated images   make test      runs the tests
 # make lint   checks style and types                  make test-all  also tests a real object store and the image
 # make soak   kills, resumes and stops runs           make faults    injects storage faults in every phase
-# make freezes  freezes runs that another takes over
+# make freezes  freezes runs that another takes over   make sweeps    disturbs whole sweeps, for minutes
 # make fuzz   damages 20,000 inputs of all kinds      make image     builds the image, with version and revision
 # make sbom   lists the packages in .venv             make docs      writes docs/options.md
 # make audit  looks the locked packages up in a database of vulnerabilities
@@ -18,7 +18,7 @@ ROUNDS ?= 100
 SEED   ?= 0
 PARTS  ?= a,b
 
-.PHONY: venv demo test test-all gpu gpu-wheels soak freezes faults fuzz lint docs lock audit image sbom clean
+.PHONY: venv demo test test-all gpu gpu-wheels soak freezes sweeps faults fuzz lint docs lock audit image sbom clean
 
 venv: $(STAMP)
 
@@ -31,7 +31,7 @@ demo: venv
 	$(BIN)/python entrypoint.py parta --data demo: --image-size 64 --epochs 30 --batch-size 32 --wandb offline
 
 test: venv
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not soak and not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not soak and not gpu and not long"
 
 # What tests/container/conftest.py and tests/storage/with_radosgw.sh need is at their top; without it they are skipped.
 test-all: venv
@@ -39,7 +39,7 @@ test-all: venv
 	tests/storage/with_radosgw.sh $(BIN)/python -m pytest tests/storage
 	$(MAKE) soak ROUNDS=12
 	$(BIN)/python -m tests.harness.matrix --fault 503,reset,flip
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not gpu"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not gpu and not long"
 
 # Without GPU_PYTHON it uses .venv; with it, the torch that is installed there: nothing is downloaded.
 GPU_PYTHON ?= $(BIN)/python
@@ -60,6 +60,9 @@ gpu-wheels: venv
 soak: venv
 	$(BIN)/python -m tests.harness.soak --rounds $(ROUNDS) --seed $(SEED) --parts $(PARTS)
 	$(BIN)/python -m tests.harness.hangs --rounds $(ROUNDS) --seed $(SEED)
+
+sweeps: venv
+	$(BIN)/python -m pytest -m long
 
 freezes: venv
 	$(BIN)/python -m tests.harness.freezes --rounds $(ROUNDS) --seed $(SEED)

@@ -16,7 +16,7 @@ from inat_job.storage import open_store
 from tests.commands.test_sweep import Place, events_of, local, workers
 from tests.search.postgresql import postgresql_server
 
-pytestmark = [pytest.mark.soak, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 __all__ = ["workers"]
 TRIALS, KILLS = 6, 20

@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness.wandb_stub import Recorded, wandb_server
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 SWEEP, RUN = "sweep0", "abcd1234"
