@@ -107,8 +107,8 @@ def space_of(settings: Settings, file: str | None = None, fixed: Collection[str]
 
     In the file, a table is an axis that is added or replaced, and `section.field = false` removes one. What has no
     effect beside the settings that are not searched is left out too, and so is an axis without the settings' own value:
-    a preset is searched around itself. Raises UsageError for what is no axis of an
-    existing setting, and for a space that is empty.
+    a preset is searched around itself. Raises UsageError for what is no axis of an existing setting, and for a space
+    that is empty.
     """
     known = options_by_key(settings)
     every = SPACES[settings.part]

@@ -68,22 +68,11 @@ def run(job: Job, leased: LeasedRun | None, cache: Cache | None) -> None:
 
 def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[str, Any]) -> None:
     """The run itself: model, resume, features, training, best weights, evaluation, export, report."""
-    settings, group = context.settings, context.group
+    group = context.group
 
     # Model, and the state to resume from.
     resumed = start.find_checkpoint(context)
-    architecture, classifier = context.build_network(pretrained=not resumed and not settings.run.init_from)
-    if group.is_main:
-        resources.check_training(architecture, settings.train, context.folder.path(CONFIG).parent)
-    context.move_images_to_gpu()
-    if resumed:
-        start.check_same_data(context, resumed.manifest)
-    else:
-        start.init_from(context, classifier)
-        config = start.decide_once(context, architecture, classifier, config)
-    introduce(context, architecture, resumed.manifest if resumed else None)
-    if context.execution.compile:
-        execution.compile_in_place(architecture.network, context.execution.compile_mode)
+    architecture, classifier, config = _network(context, resumed, config)
 
     context.clock.add_earlier(resumed.manifest.train_s if resumed else 0.0)
     metrics = MetricsFile(context.folder, resumed.manifest if resumed else None) if group.is_main else None
@@ -114,6 +103,26 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
                 report |= {"probe": found} if (found := probe_row(metrics.rows if metrics else ())) else {}
                 finish_model(context, report)
                 publish(context.folder, tracker, report, table, pictures, suggestion(context))
+
+
+def _network(
+    context: RunContext, resumed: Checkpoint | None, config: dict[str, Any]
+) -> tuple[Architecture, Classifier, dict[str, Any]]:
+    """The network as this attempt trains it, and config.json with what is decided as a run first starts."""
+    settings = context.settings
+    architecture, classifier = context.build_network(pretrained=not resumed and not settings.run.init_from)
+    if context.group.is_main:
+        resources.check_training(architecture, settings.train, context.folder.path(CONFIG).parent)
+    context.move_images_to_gpu()
+    if resumed:
+        start.check_same_data(context, resumed.manifest)
+    else:
+        start.init_from(context, classifier)
+        config = start.decide_once(context, architecture, classifier, config)
+    introduce(context, architecture, resumed.manifest if resumed else None)
+    if context.execution.compile:
+        execution.compile_in_place(architecture.network, context.execution.compile_mode)
+    return architecture, classifier, config
 
 
 @contextmanager

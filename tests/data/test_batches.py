@@ -13,7 +13,8 @@ from torch import Tensor
 from inat_job.data import rng
 from inat_job.data.augment import Views
 from inat_job.data.batches import IGNORED, UNSHARDED, Batch, EvalBatches, PixelRows, Shard, TakeBatch, TrainBatches
-from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
+from inat_job.data.cache_index import Cache
+from tests.harness.small_caches import small_cache
 
 ROWS, SIDE = 23, 4
 MAPS = torch.arange(float(ROWS))[:, None, None].expand(ROWS, 2, 3).contiguous()
@@ -23,21 +24,7 @@ MAPS = torch.arange(float(ROWS))[:, None, None].expand(ROWS, 2, 3).contiguous()
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     folder = tmp_path_factory.mktemp("cache")
     pixels = np.arange(ROWS * SIDE * SIDE * 3, dtype=np.uint32).astype(np.uint8).reshape(ROWS, SIDE, SIDE, 3)
-    (folder / PIXELS).write_bytes(pixels.tobytes())
-    index = CacheIndex(
-        source="x",
-        digest="0" * 64,
-        side=SIDE,
-        classes=("A", "B"),
-        ids=tuple(f"train/A/{row:02d}" for row in range(ROWS)),
-        labels=tuple(row % 2 for row in range(ROWS)),
-        splits=("train",) * ROWS,
-        sizes=tuple((row + 1, 2 * row + 1) for row in range(ROWS)),
-        hashes=tuple(str(row) for row in range(ROWS)),
-        rejected=(),
-        pixels_sha256="",
-    )
-    return Cache(folder, index)
+    return small_cache(folder, pixels.tobytes(), SIDE, [(row + 1, 2 * row + 1) for row in range(ROWS)])
 
 
 LABELS = np.array([0] * 18 + [1] * 3)

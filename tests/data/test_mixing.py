@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_job.data.batches import UNSHARDED, Batch, Shard
-from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
+from inat_job.data.cache_index import Cache
 from inat_job.data.mixing import Mix, draw_mix, mix_views, of_neighbours
 from inat_job.data.module import ImageDataModule
 from inat_job.settings import DataSettings, TrainSettings
+from tests.harness.small_caches import small_cache
 
 ROWS, SIDE = 40, 8
 
@@ -50,21 +51,8 @@ def test_each_batch_draws_one_kind(seed: int, number: int) -> None:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     folder = tmp_path_factory.mktemp("cache")
-    (folder / PIXELS).write_bytes(np.random.default_rng(0).bytes(ROWS * SIDE * SIDE * 3))
-    index = CacheIndex(
-        source="x",
-        digest="0" * 64,
-        side=SIDE,
-        classes=("A", "B"),
-        ids=tuple(f"train/{row:02d}" for row in range(ROWS)),
-        labels=tuple(row % 2 for row in range(ROWS)),
-        splits=("train",) * ROWS,
-        sizes=((40, 30),) * ROWS,
-        hashes=tuple(str(row) for row in range(ROWS)),
-        rejected=(),
-        pixels_sha256="",
-    )
-    return Cache(folder, index)
+    pixels = np.random.default_rng(0).bytes(ROWS * SIDE * SIDE * 3)
+    return small_cache(folder, pixels, SIDE, ((40, 30),) * ROWS)
 
 
 def epoch(cache: Cache, train: TrainSettings, number: int, shard: Shard = UNSHARDED) -> list[Batch]:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from inat_job.data.augment import cut_views
 from inat_job.data.batches import Batch
-from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
+from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
 from inat_job.data.module import ImageDataModule
 from inat_job.models.backbones import build_backbone
@@ -24,6 +24,7 @@ from inat_job.training.metrics_log import MetricsLog
 from tests.harness.device_calls import DeviceCalls, fake_cuda
 from tests.harness.job_runs import run, settings_in
 from tests.harness.made_images import tree, write_zip
+from tests.harness.small_caches import small_cache
 
 ROWS, SIDE = 40, 40
 DATA, TRAIN = DataSettings(image_size=32), TrainSettings(batch_size=8, colour=0.3, rotation=10.0)
@@ -35,21 +36,7 @@ VIEW_OPERATORS = 20
 
 @pytest.fixture
 def images(tmp_path: Path) -> ImageDataModule:
-    (tmp_path / PIXELS).write_bytes(bytes(ROWS * SIDE * SIDE * 3))
-    index = CacheIndex(
-        source="x",
-        digest="0" * 64,
-        side=SIDE,
-        classes=("A", "B"),
-        ids=tuple(f"train/{row:02d}" for row in range(ROWS)),
-        labels=tuple(row % 2 for row in range(ROWS)),
-        splits=("train",) * ROWS,
-        sizes=((40, 30),) * ROWS,
-        hashes=tuple(str(row) for row in range(ROWS)),
-        rejected=(),
-        pixels_sha256="",
-    )
-    return opened(Cache(tmp_path, index), TRAIN)
+    return opened(small_cache(tmp_path, bytes(ROWS * SIDE * SIDE * 3), SIDE, ((40, 30),) * ROWS), TRAIN)
 
 
 def opened(cache: Cache, train: TrainSettings) -> ImageDataModule:

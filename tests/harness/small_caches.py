@@ -1,0 +1,26 @@
+"""Caches of a few training images of two classes, without an archive that they come from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
+
+
+def small_cache(folder: Path, pixels: bytes, side: int, sizes: Sequence[tuple[int, int]]) -> Cache:
+    """A cache in an existing folder, of as many images as there are `sizes`; their classes alternate."""
+    (folder / PIXELS).write_bytes(pixels)
+    rows = range(len(sizes))
+    index = CacheIndex(
+        source="x",
+        digest="0" * 64,
+        side=side,
+        classes=("A", "B"),
+        ids=tuple(f"train/A/{row:02d}" for row in rows),
+        labels=tuple(row % 2 for row in rows),
+        splits=("train",) * len(sizes),
+        sizes=tuple(sizes),
+        hashes=tuple(str(row) for row in rows),
+        rejected=(),
+        pixels_sha256="",
+    )
+    return Cache(folder, index)
