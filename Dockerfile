@@ -9,15 +9,42 @@
 # Name it by its digest (python@sha256:...) to build from the same bytes again: docs/container.md.
 # No nvidia/cuda base is needed: torch's wheels contain CUDA's libraries, and the host's driver is mounted at run time.
 ARG BASE_IMAGE=docker.io/library/python:3.12-slim-bookworm
-# hadolint ignore=DL3006
-FROM ${BASE_IMAGE} AS dependencies
 
 # `--build-arg COMPILE=1` builds an image in which `--compile` works on a GPU: with Triton, and the C compiler and
 # headers that it needs at run time. By default both are left out, which saves 1.2 GB: docs/decisions/0011-the-image.md.
 ARG COMPILE=
 
+# The locked packages in three parts, without the lock's comments: NVIDIA's libraries, torch, the rest. Each becomes a
+# layer, so a new version of a small package neither rebuilds nor pushes the gigabytes of the others.
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE} AS locks
+
 # `--build-arg LOCK=requirements-cuda12.lock` builds an image for NVIDIA drivers from 525 to 579: docs/container.md.
 ARG LOCK=requirements.lock
+ARG COMPILE
+COPY requirements.lock requirements-cuda12.lock /
+COPY extras /extras
+
+# `--build-arg EXTRAS="mlflow parquet"` adds the packages of optional features to the rest: docs/container.md. Those that
+# are in the lock too have the same pins, and pip takes them once.
+ARG EXTRAS=
+RUN mkdir /locks \
+    && set -- "/$LOCK" \
+    && for extra in $EXTRAS; do \
+        set -- "$@" "/extras/$extra.lock"; \
+        [ -f "/extras/$extra.lock" ] || { echo "EXTRAS has $extra: use names in" /extras/*.lock >&2; exit 2; }; \
+    done \
+    && awk -v compile="$COMPILE" ' \
+        /^ *#/ { next } \
+        /^[a-z]/ { part = "rest" } \
+        /^(nvidia|cuda)-/ { part = "nvidia" } \
+        /^(torch|torchvision|triton)==/ { part = "torch" } \
+        /^triton==/ && !compile { part = "" } \
+        part { print > ("/locks/" part ".lock") }' "$@"
+
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE} AS dependencies
+ARG COMPILE
 
 # Package versions are not pinned, because they differ between Debian and Ubuntu.
 # hadolint ignore=DL3008
@@ -35,14 +62,22 @@ RUN set -- \
 # here, because the root may be read-only later, and compiling torch at each start takes longer than reading its
 # bytecode. Unused files are removed: what only linkers and compilers read, two CUDA libraries that no other one
 # references (as tests/container/test_contents.py checks), and pip, since nothing is installed later.
-COPY requirements.lock requirements-cuda12.lock /app/
+COPY --from=locks /locks/nvidia.lock /app/locks/
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes \
-        -r "/app/$LOCK" \
-    && find /opt/venv \( -name '*.a' -o -name 'libcusolverMg.so*' -o -name 'libnvrtc.alt.so*' \) -delete \
-    && if [ -z "$COMPILE" ]; then \
-        /opt/venv/bin/python -m pip uninstall -y triton && rm -r /opt/venv/lib/python3*/site-packages/torch/include; \
-    fi \
+    && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes \
+        -r /app/locks/nvidia.lock \
+    && find /opt/venv \( -name '*.a' -o -name 'libcusolverMg.so*' -o -name 'libnvrtc.alt.so*' \) -delete
+
+COPY --from=locks /locks/torch.lock /app/locks/
+RUN /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes \
+        -r /app/locks/torch.lock \
+    && find /opt/venv -name '*.a' -delete \
+    && if [ -z "$COMPILE" ]; then rm -r /opt/venv/lib/python3*/site-packages/torch/include; fi
+
+COPY --from=locks /locks/rest.lock /app/locks/
+RUN /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes \
+        -r /app/locks/rest.lock \
+    && find /opt/venv -name '*.a' -delete \
     && /opt/venv/bin/python -m pip uninstall -y pip
 
 # The image's bill of materials, as CycloneDX. The tool stays in this stage.
@@ -108,8 +143,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 STOPSIGNAL SIGTERM
+# No word shows the help, or trains on SageMaker, whose SDK gives none in its local mode.
 ENTRYPOINT ["/opt/venv/bin/python", "/app/entrypoint.py"]
-CMD ["--help"]
+CMD []
 
 # The job touches the file whenever it makes progress. Without a file, as for short commands, the container is healthy:
 # only an old file means that the job hangs.

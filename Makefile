@@ -30,8 +30,10 @@ $(STAMP): requirements.lock tests/requirements.lock
 demo: venv
 	$(BIN)/python entrypoint.py parta --data demo: --image-size 64 --epochs 30 --batch-size 32 --wandb offline
 
+# More tests at a time than there are cores: many wait for a process or a time limit. Those of test-all need more memory.
+CORES = $(shell getconf _NPROCESSORS_ONLN)
 test: venv
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not soak and not gpu and not long"
+	$(BIN)/python -m pytest -n $$(($(CORES) + 2)) --dist worksteal -m "not container and not soak and not gpu and not long"
 
 # What tests/container/conftest.py and tests/storage/with_radosgw.sh need is at their top; without it they are skipped.
 test-all: venv
@@ -39,7 +41,7 @@ test-all: venv
 	tests/storage/with_radosgw.sh $(BIN)/python -m pytest tests/storage
 	$(MAKE) soak ROUNDS=12
 	$(BIN)/python -m tests.harness.matrix --fault 503,reset,flip
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not container and not gpu and not long"
+	$(BIN)/python -m pytest -n $$(($(CORES) + 1)) --dist worksteal -m "not container and not gpu and not long"
 
 # Without GPU_PYTHON it uses .venv; with it, the torch that is installed there: nothing is downloaded.
 GPU_PYTHON ?= $(BIN)/python
@@ -85,11 +87,12 @@ lint: venv
 # The revision of a checkout with changes ends in -dirty. podman's default format, OCI, has no health check.
 ENGINE   ?= docker
 IMAGE    ?= inat-job
+BUILD_ARGUMENTS = BASE_IMAGE COMPILE EXTRAS LOCK PRETRAINED
 VERSION  = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' inat_job/__init__.py)
 REVISION = $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null || echo unknown)
 
 image:
-	$(ENGINE) build $(if $(filter podman buildah,$(ENGINE)),--format docker) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t $(IMAGE) .
+	$(ENGINE) build $(if $(filter podman buildah,$(ENGINE)),--format docker) $(foreach name,$(BUILD_ARGUMENTS),$(if $($(name)),--build-arg $(name)="$($(name))")) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t $(IMAGE) .
 
 # The image contains its own list, at /app/sbom.cdx.json.
 sbom: venv
@@ -98,16 +101,19 @@ sbom: venv
 	.sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file sbom.cdx.json $(BIN)/python
 
 # Needs uv (pip install uv). Locks the requirements and all their dependencies, for Python 3.11 and newer.
+EXTRA_LOCKS  = $(patsubst %.txt,%.lock,$(wildcard extras/*.txt))
+COMPILE_LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock:
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header requirements.txt -o requirements.lock
+	$(COMPILE_LOCK) requirements.txt -o requirements.lock
 	cp requirements.lock requirements-cuda12.lock  # uv keeps its pins where it can
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --override requirements-cuda12.txt requirements.txt -o requirements-cuda12.lock
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.lock tests/requirements.txt -o tests/requirements.lock
-	echo cyclonedx-bom==7.5.0 | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header - -o sbom.lock
+	$(COMPILE_LOCK) --override requirements-cuda12.txt requirements.txt -o requirements-cuda12.lock
+	$(COMPILE_LOCK) -c requirements.lock tests/requirements.txt -o tests/requirements.lock
+	for extra in $(EXTRA_LOCKS:.lock=); do $(COMPILE_LOCK) -c tests/requirements.lock $$extra.txt -o $$extra.lock || exit 1; done
+	echo cyclonedx-bom==7.5.0 | $(COMPILE_LOCK) - -o sbom.lock
 
 # Needs a network: pip-audit asks PyPI's database for the pinned versions, and fails for one that it does not know.
 # AUDIT_OPTIONS can name another database, such as `-s osv`.
-AUDIT_LOCKS   ?= requirements.lock requirements-cuda12.lock sbom.lock tests/requirements.lock
+AUDIT_LOCKS   ?= requirements.lock requirements-cuda12.lock sbom.lock $(EXTRA_LOCKS) tests/requirements.lock
 AUDIT_OPTIONS ?=
 audit:
 	$(PYTHON) -m venv .audit
@@ -117,4 +123,4 @@ audit:
 	done; exit $$status
 
 clean:
-	rm -rf $(VENV) .audit .sbom sbom.cdx.json gpu.json gpu-wheels runs cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .audit .sbom sbom.cdx.json gpu.json gpu-wheels runs cache build inat_job.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

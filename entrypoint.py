@@ -30,6 +30,7 @@ from inat_job.command_options import (  # noqa: E402
     LogOptions,
     PredictOptions,
     PrepareOptions,
+    PruneOptions,
     StatusOptions,
     SweepOptions,
 )
@@ -37,6 +38,7 @@ from inat_job.configuration import (  # noqa: E402
     COMPARE_TAKES,
     PREDICT_TAKES,
     PREPARE_TAKES,
+    PRUNE_TAKES,
     STATUS_TAKES,
     SWEEP_TAKES,
     TEST_TAKES,
@@ -44,8 +46,9 @@ from inat_job.configuration import (  # noqa: E402
 from inat_job.distributed import ranks  # noqa: E402
 from inat_job.errors import Preempted  # noqa: E402
 from inat_job.options import options_of, parse_section  # noqa: E402
-from inat_job.platforms import detect, submission  # noqa: E402
+from inat_job.platforms import detect, slurm_step, submission  # noqa: E402
 from inat_job.platforms.platform import NO_PLATFORM, Platform  # noqa: E402
+from inat_job.platforms.sagemaker import training_job  # noqa: E402
 from inat_job.platforms.settings_layer import configured, part_of, part_or, sweep_of  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.run import exit  # noqa: E402
@@ -71,11 +74,11 @@ def logged(function: Function) -> Function:
     def run(**options: Any) -> None:
         log = configuration.log_options({field: options.pop(field) for field in options_of(LogOptions)})
         place = detect.detect_platform()
-        on_platform = place.name not in (NO_PLATFORM.name, detect.CONTAINER.name)
+        for_people = place.name in (NO_PLATFORM.name, detect.CONTAINER.name, slurm_step.NAME)
         rows = options.get("json") is True
         document = rows or options.get("print_config") or options.get("dry_run")  # which has stdout to itself
-        json = log.log_format == "json" or (log.log_format == "auto" and on_platform)
-        events.configure(not json or bool(document), log.quiet, log.verbose)
+        json = log.log_format == "json" or (log.log_format == "auto" and not for_people)
+        events.configure(not json or bool(document), log.quiet, log.verbose, drawn=ranks.has_caller())
         own = ranks.from_environment()
         if own is None or (own.rank == 0 and not ranks.message_file()):  # once for all ranks
             for warning in configuration.unused_variables():
@@ -196,16 +199,29 @@ def predict(paths: tuple[str, ...], model: str, **options: Any) -> None:
 
 
 @cli.command(epilog="Example: status s3://bucket/runs/parta-0123456789ab --watch")
-@click.argument("run")
+@click.argument("run", required=False)
 @section_options(StatusOptions, "Watching")
 @setting_options("status", ["a"], STATUS_TAKES)
 @logged
-def status(run: str, watch: bool, **options: Any) -> None:
-    """Show the state of RUN, a run id under --output or a URI: phase, step, checkpoints, attempts, time left."""
+def status(run: str | None, watch: bool, **options: Any) -> None:
+    """Show the state of RUN, a run id under --output or a URI; without it, a table of the runs under --output."""
     if settings := _settled("a", taken=STATUS_TAKES, **options):
         from inat_job.commands import status as job
 
         job.run(settings, run, parse_section(StatusOptions, {"watch": watch}), STOP)
+
+
+@cli.command(epilog="Example: prune --runs 30d --output s3://bucket/runs")
+@section_options(PruneOptions, "Runs")
+@setting_options("prune", ["a"], PRUNE_TAKES)
+@logged
+def prune(runs: str | None, **options: Any) -> None:
+    """List the unfinished runs under --output, and delete old ones."""
+    request = parse_section(PruneOptions, {"runs": runs})
+    if settings := _settled("a", taken=PRUNE_TAKES, **options):
+        from inat_job.commands import prune_runs as job
+
+        job.run(settings, request, STOP)
 
 
 @cli.command(epilog="Example: compare parta-0123456789ab s3://bucket/runs/partb-0123456789ab")
@@ -345,6 +361,8 @@ def main() -> None:
     """Run a command; the last line on stderr of a failure is one sentence."""
     STOP.install()
     exit.silence_libraries()
+    if len(sys.argv) == 1 and training_job.base_folder(os.environ):
+        sys.argv.append("train")  # which the local mode of SageMaker's SDK does not say
     try:
         completing = PROGRAM if COMPLETION in os.environ else None
         cli.main(prog_name=completing, complete_var=COMPLETION, standalone_mode=False)

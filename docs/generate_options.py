@@ -21,6 +21,7 @@ from inat_job.command_options import (  # noqa: E402
     LogOptions,
     PredictOptions,
     PrepareOptions,
+    PruneOptions,
     StatusOptions,
     SweepOptions,
 )
@@ -36,12 +37,13 @@ SECTIONS = {
     "train": "the recipe, and the device it runs on",
     "run": "the run folder, resume and checkpoints",
     "storage": "how object storage is accessed",
-    "tracker": "Weights & Biases",
+    "tracker": "Weights & Biases, TensorBoard, MLflow",
 }
 OWN_OPTIONS = {
     "test": EvaluationOptions,
     "status": StatusOptions,
     "compare": CompareOptions,
+    "prune": PruneOptions,
     "prepare": PrepareOptions,
     "predict": PredictOptions,
     "bench": BenchOptions,
@@ -78,9 +80,9 @@ number of seconds, and a switch is turned off with `--no-` (`--no-augment`). In 
 a switch is `true` or `false`.
 
 - `--filters` takes five numbers, one for each block, or one number that `--filter-organisation` continues.
-- `--weights` takes a name that torchvision knows (`DEFAULT`, `IMAGENET1K_V2`), a path, an `s3://` or `https://` URI,
-  each with an optional `#sha256=...`, or `none`. Weights that lack some of the network's layers are refused, with the
-  names of the missing layers, unless `--allow-partial-weights` is given.
+- `--weights` takes a name that torchvision knows (`DEFAULT`, `IMAGENET1K_V2`), a path, an address in a bucket or on the
+  web (`s3://`, `gs://`, `az://`, `https://`), each with an optional `#sha256=...`, or `none`. Weights that lack some of
+  the network's layers are refused, with the names of the missing layers, unless `--allow-partial-weights` is given.
 - `--data` is described in [data.md](data.md), `--output` in [run-folder.md](run-folder.md), `--devices` and
   `--num-nodes` in [multi-gpu.md](multi-gpu.md).
 """

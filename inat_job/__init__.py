@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inat_job.inference.image_model import ClassProbability, ImageModel, Prediction, load_model
+    from inat_job.library import predict, train
 
 __version__ = "0.1.0"
-__all__ = ["ClassProbability", "ImageModel", "Prediction", "__version__", "load_model"]
+__all__ = ["ClassProbability", "ImageModel", "Prediction", "__version__", "load_model", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +16,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("inat_job.inference.image_model"), name)
+    module = "library" if name in ("predict", "train") else "inference.image_model"
+    return getattr(import_module(f"inat_job.{module}"), name)

@@ -1,8 +1,11 @@
-"""The parts of an address in which a login may be: the only place that knows where a login ends."""
+"""Whether an address is of a bucket, and its parts in which a login may be: only this module knows where one ends."""
 
 import base64
 import re
 from urllib.parse import quote, unquote, urlsplit
+
+BUCKETS = ("s3://", "gs://", "az://")
+"""The addresses of object stores, where a key may hold every sign: ? and # too."""
 
 _START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HOST = re.compile(r"[^:\[\]]*(:[0-9]*)?|\[[^\]]*\](:[0-9]*)?")
@@ -50,3 +53,8 @@ def basic_login(uri: str) -> str | None:
         return None
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def in_bucket(address: str) -> bool:
+    """Whether it is the address of an object store, in upper or lower case."""
+    return address.lower().startswith(BUCKETS)

@@ -27,7 +27,6 @@ _MISSING = {
     "runs": "name two runs or more, such as parta-0123456789ab partb-0123456789ab",
     "model": "name a run, such as --model runs/parta-0123456789ab",
     "paths": "name an image, a folder or an archive",
-    "run": "name a run, such as parta-0123456789ab, or its URI",
     "part": "use --part a or --part b",
     "target": f"use {' or '.join(submission.TARGETS)}",
 }
@@ -182,7 +181,7 @@ def _option(name: str, each: Option, help: OptionHelp, group: str, off: str = ""
     if help.metavar:
         bare = {"is_flag": False, "flag_value": each.bare} if each.bare else {}
         completes = functools.partial(_completed, each)
-        texts = {"metavar": help.metavar, "help": _text(help), "group": group}
+        texts = {"metavar": help.metavar, "help": _text(help), "group": group, "multiple": each.repeated}
         return option(each.flag, *short, name, shell_complete=completes, **texts, **bare)
     return option(each.flag + off, *short, name, is_flag=True, default=None, help=_text(help), group=group)
 

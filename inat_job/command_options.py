@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from inat_job import options
 from inat_job.errors import UsageError
-from inat_job.options import option
+from inat_job.options import Option, option
 
 LIST = "list"
 
@@ -76,18 +76,42 @@ class PrepareOptions:
     @property
     def unused_s(self) -> float | None:
         """Seconds without use after which a cache is deleted; None if nothing is. Raises UsageError."""
-        if self.prune in (None, LIST):
-            return None
-        age = dataclasses.replace(options.options_of(type(self))["prune"][0], duration=True)
-        if str(self.prune).isdecimal():  # elsewhere that is seconds, which would delete what is meant to stay
-            raise UsageError(
-                f"{age.flag} is {self.prune}, which has no unit: write {self.prune}d for days, or {self.prune}s for "
-                "seconds."
-            )
-        seconds = float(options.parse(age, float, self.prune))
-        if not 0 <= seconds < math.inf:
-            raise UsageError(f"{age.flag} is {self.prune}: it must be at least 0, such as 30d.")
-        return seconds
+        return _age_s(options.options_of(type(self))["prune"][0], self.prune)
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """What `prune` deletes."""
+
+    runs: str = option(
+        LIST,
+        "List the unfinished runs; with an age such as 30d, delete those without a sign of life for that long",
+        metavar="[DURATION]",
+        bare=LIST,
+        shown_default="list",
+    )
+
+    def __post_init__(self) -> None:
+        _ = self.age_s  # which checks that it is an age
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds without a sign of life after which a run is deleted; None if none is. Raises UsageError."""
+        return _age_s(options.options_of(type(self))["runs"][0], self.runs)
+
+
+def _age_s(each: Option, value: str | None) -> float | None:
+    """The age from which something is deleted, in seconds; None where nothing is. Raises UsageError."""
+    if value in (None, LIST):
+        return None
+    if str(value).isdecimal():  # elsewhere that is seconds, which would delete what is meant to stay
+        raise UsageError(
+            f"{each.flag} is {value}, which has no unit: write {value}d for days, or {value}s for seconds."
+        )
+    seconds = float(options.parse(dataclasses.replace(each, duration=True), float, value))
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"{each.flag} is {value}: it must be at least 0, such as 30d.")
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -113,7 +137,10 @@ class SweepOptions:
 
     trials: int = option(30, "Trials in all, over all workers and restarts", minimum=1)
     space: str | None = option(
-        None, "TOML file that narrows or extends what is searched", metavar="PATH", shown_default="the part's space"
+        None,
+        "TOML that narrows or extends what is searched, or a file of it",
+        metavar="TOML",
+        shown_default="the part's space",
     )
     sampler: str = option("tpe", "How the next point is chosen", choices=("tpe", "random"))
     pruner: str = option(
@@ -121,7 +148,7 @@ class SweepOptions:
     )
     max_time: float | None = option(
         None,
-        "End this long after the first trial began, such as 8h; a number alone is in seconds",
+        "End once trials were at work for this long, such as 8h, over all workers and restarts; pauses do not count",
         shown_default="never",
         duration=True,
         minimum=1.0,

@@ -13,9 +13,11 @@ from typing import Any
 from inat_job import near_misses
 from inat_job.command_options import LogOptions
 from inat_job.errors import BadDataError, UsageError
+from inat_job.job_settings import TrackerSettings
 from inat_job.options import Option, check_value, options_of, parse, parse_section
 from inat_job.recipes import PRESETS, RECIPES
-from inat_job.settings import Settings, TrainSettings
+from inat_job.settings import BackboneSettings, Settings, TrainSettings
+from inat_job.torchvision_weights import eval_crop
 
 # Read by the tests and the measuring scripts, or between processes of one job, or set for a Service called inat-job.
 _OTHER_PREFIXES = ("INAT_BENCH_", "INAT_TEST_", "INAT_JOB_")
@@ -25,13 +27,15 @@ _OF_A_SERVICE = re.compile(r"INAT_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(
 https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables"""
 
 PREPARE_TAKES = (
-    *("data.uri", "data.cache_dir", "data.image_size", "data.test_size", "data.max_broken"),
+    *("data.uri", "data.labels", "data.test_share"),
+    *("data.cache_dir", "data.image_size", "data.test_size", "data.max_broken"),
     *("storage.requester_pays", "storage.anonymous", "run.grace_seconds"),
 )
 """The sections and single settings that have an effect on `prepare`."""
 
 TEST_TAKES = (
-    *("data", "storage", "tracker"),
+    *("data", "storage"),
+    *(f"tracker.{field.name}" for field in dataclasses.fields(TrackerSettings) if field.name != "artifacts"),
     *(f"run.{field}" for field in ("output", "run_id", "grace_seconds", "lease_seconds", "price_per_hour", "pictures")),
     *(f"train.{field}" for field in ("batch_size", "accelerator", "precision", "deterministic", "resident_share")),
 )
@@ -45,6 +49,9 @@ PREDICT_TAKES = (
 
 STATUS_TAKES = ("storage.requester_pays", "storage.anonymous", "run.output")
 """The sections and single settings that have an effect on `status`."""
+
+PRUNE_TAKES = STATUS_TAKES
+"""The sections and single settings that have an effect on `prune`."""
 
 COMPARE_TAKES = STATUS_TAKES
 """The sections and single settings that have an effect on `compare`."""
@@ -179,7 +186,28 @@ def configure(
     own = _settings_of_run(run or {}, defaults, known)
     taken_of = [_only(layer, taken) for layer in (around.suggested, *layers)]
     preset = _preset_layer(part, known, taken_of)
-    return _merge(defaults, known, [preset, taken_of[0], Layer(_RUN, own), *taken_of[1:]])
+    merged = _merge(defaults, known, [preset, taken_of[0], Layer(_RUN, own), *taken_of[1:]])
+    _refuse_unused_secret(merged)
+    return _with_crop_of_weights(merged)
+
+
+def _refuse_unused_secret(merged: Configuration) -> None:
+    """Raise UsageError for a secret that is given where the tracker is turned off; elsewhere it may have been set for
+    other runs.
+    """
+    tracker, sources = merged.settings.tracker, merged.sources
+    is_unused = tracker.key_name is not None and tracker.mode in ("off", "offline")
+    if is_unused and sources.get("tracker.key_name") == sources.get("tracker.mode"):
+        raise UsageError(f"--wandb-secret is given and --wandb is {tracker.mode!r}, which needs no key: leave one out.")
+
+
+def _with_crop_of_weights(merged: Configuration) -> Configuration:
+    """With the crop that the pretrained weights were tested with, unless another is set."""
+    model, data = merged.settings.model, merged.settings.data
+    if "data.eval_crop" in merged.sources or not isinstance(model, BackboneSettings):
+        return merged
+    data = dataclasses.replace(data, eval_crop=eval_crop(model.backbone, model.weights))
+    return Configuration(dataclasses.replace(merged.settings, data=data), merged.sources)
 
 
 def _preset_layer(part: str, known: Mapping[str, tuple[Option, Any]], layers: Sequence[Layer]) -> Layer:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, TextIO
 
 from inat_job.event_text import HEADING, PHASES, duration, printable, printable_values, text_of
@@ -29,11 +30,19 @@ _SILENT = ("train", "validate", "final-validation", "test", "test-mirrored", "pi
 
 
 class Console:
-    """Writes to `stream`, with bars if `bars`; `quiet` leaves warnings and the last line, `verbose` adds details."""
+    """Writes to `stream`, with bars if `bars`; `quiet` leaves warnings and the last line, `verbose` adds details.
 
-    def __init__(self, stream: TextIO, bars: bool, quiet: bool = False, verbose: bool = False) -> None:
+    In a `notebook` the bars are its own where it has ipywidgets. A phase without progress is a line there, since a bar
+    that is closed before it is full stays in red, and all transient bars are one, since a cell keeps all its outputs.
+    """
+
+    def __init__(
+        self, stream: TextIO, bars: bool, quiet: bool = False, verbose: bool = False, notebook: bool = False
+    ) -> None:
         self._stream, self._bars, self._quiet, self._verbose = stream, bars and not quiet, quiet, verbose
         self._lock = threading.RLock()
+        self._notebook, self._waits = notebook, self._bars and not notebook
+        self._idle: Any = None
         self._bar: Any = None
         self._drawn: Progress | None = None
         self._in_table = False
@@ -59,17 +68,18 @@ class Console:
         """Write lines above the bar."""
         text = printable(text, "\n\t")
         with contextlib.suppress(OSError, ValueError), self._turn() as ours, self._above_the_bar(ours):
-            self._stream.write((_CLEAR if self._bars else "") + text + "\n")  # in one write, as of several processes
+            clear = _CLEAR if self._waits else ""
+            self._stream.write(clear + text + "\n")  # in one write, as of several processes
             self._stream.flush()
 
     def phase(self, name: str) -> None:
         """Show that a phase begins."""
         if self._quiet or name in _SILENT:
             self.close()
-        elif self._bars and name in _WITH_BARS:
+        elif self._waits and name in _WITH_BARS:
             label = _LABELS.get(name, name)
             self._wait_for(label, f"{label:<{_WIDTH}}   0% |{{bar}}|")
-        elif self._bars:
+        elif self._waits:
             self._wait_for(PHASES[name])
         else:
             self.write(f"{PHASES[name]} ...")
@@ -88,8 +98,12 @@ class Console:
                 return
             if self._drawn is not progress:
                 self.close()
-                self._drawn, self._bar = progress, self._new_bar(progress.total, progress.form)
-            self._bar.total, self._bar.bar_format, self._bar.ncols = progress.total, progress.form, self._columns()
+                self._drawn, self._bar = progress, self._bar_of(progress)
+            if not self._notebook:
+                self._bar.ncols = self._columns()
+            elif self._bar.total != progress.total:
+                self._bar.reset(progress.total)  # the widget has a total of its own
+            self._bar.total, self._bar.bar_format = progress.total, progress.form
             self._bar.update(progress.done - self._bar.n)
             if progress.full:
                 self.close()
@@ -101,12 +115,22 @@ class Console:
                 return
             if self._drawn:
                 self._drawn.over, self._bar.leave = True, self._bars_stay and self._drawn.stays
-            self._bar.close()
+            if self._drawn and self._drawn.transient and self._drawn.full and hasattr(self._bar, "container"):
+                self._idle = self._bar  # a widget
+            else:
+                self._bar.close()
             self._bar = self._drawn = None
+
+    def end(self) -> None:
+        """End the bar for good, also one that is kept for the next progress."""
+        self.close()
+        if self._idle is not None:
+            self._idle.close()
+            self._idle = None
 
     def _wait_for(self, what: str, form: str = "") -> None:
         """Show what is under way, in the place of the bar, until there is another bar."""
-        if self._bars:
+        if self._waits:
             with self._turn() as ours:
                 self.close()
                 self._bar = self._new_bar(1, form or f"{what} ...") if ours else None
@@ -119,13 +143,29 @@ class Console:
         note = f", {progress.note}" if progress.note else ""
         self.write(f"{progress.label}: {progress.done / (progress.total or 1):.0%}{note}, {progress.left} left")
 
-    def _new_bar(self, total: int, form: str) -> Any:
-        from tqdm import tqdm  # 30 ms that only a person's terminal is worth
+    def _bar_of(self, progress: "Progress") -> Any:
+        if self._idle is None or not progress.transient:
+            return self._new_bar(progress.total, progress.form)
+        bar, self._idle = self._idle, None
+        bar.bar_format = progress.form
+        bar.reset(progress.total)
+        return bar
 
-        tqdm.monitor_interval = 0  # no thread that draws by itself
-        tqdm.set_lock(self._lock)  # its own needs shared memory, which a container may lack
-        look = {"bar_format": form, "file": self._stream, "ncols": self._columns()}
-        return tqdm(total=total, leave=False, mininterval=_BAR_EVERY_S, miniters=1, **look)
+    def _new_bar(self, total: int, form: str) -> Any:
+        width = {"dynamic_ncols": True} if self._notebook else {"ncols": self._columns()}
+        look = {"bar_format": form, "file": self._stream, **width}
+        return self._bar_class(total=total, leave=False, mininterval=_BAR_EVERY_S, miniters=1, **look)
+
+    @cached_property
+    def _bar_class(self) -> Any:
+        """tqdm, as a class of its own: a notebook may draw bars too, with other settings."""
+        if self._notebook:
+            from tqdm.auto import tqdm
+        else:
+            from tqdm import tqdm  # 30 ms that only a person's terminal is worth
+        bar: Any = type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread that draws by itself
+        bar.set_lock(self._lock)  # tqdm's own needs shared memory, which a container may lack
+        return bar
 
     def _columns(self) -> int:
         """The width of a bar, which leaves room for a Ctrl-C's echo."""
@@ -158,7 +198,7 @@ class Progress:
     """How far a piece of work is; call it with (done, total), and what else the bar should say."""
 
     def __init__(self, console: Console, label: str, transient: bool) -> None:
-        self._console, self.label, self._transient = console, label, transient
+        self._console, self.label, self.transient = console, label, transient
         self.done, self.total, self.note = 0, 1, ""
         self.over = False
         self._begun = self.line_at = time.monotonic()
@@ -175,7 +215,7 @@ class Progress:
     @property
     def stays(self) -> bool:
         """Whether the bar is left on the screen as it is."""
-        return self.full and not self._transient
+        return self.full and not self.transient
 
     @property
     def left(self) -> str:

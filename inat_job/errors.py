@@ -19,6 +19,10 @@ class BadDataError(JobError):
     exit_code = 65
 
 
+class BadImagesError(BadDataError):
+    """The images themselves are missing or damaged, so that no run can train on them."""
+
+
 class TransientError(JobError):
     """Storage or network trouble that outlasted the retries; the same command may succeed later."""
 

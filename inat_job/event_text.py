@@ -239,6 +239,10 @@ _DETAILS: Mapping[str, Callable[[Fields], str]] = {
     "data": lambda fields: (
         f"Data: {fields['images']:,} images of {fields['classes']} classes, sha256 {fields['digest']}"
     ),
+    "split": lambda fields: (
+        f"Data: no test set of its own, so {percent(fields['test_share'])} of each class, {fields['test']:,} images, "
+        "are split off by content"
+    ),
     "run": lambda fields: f"Run {fields['run']} ({fields['standing']})",
 }
 """Events with a sentence of their own that a person sees with --verbose."""

@@ -15,7 +15,7 @@ from inat_job.job_status import STATUS
 Progress = Callable[[int, int], None]
 """Called with (done, total) as work advances."""
 
-_LINE_EVERY_S = 10.0
+_LINE_EVERY_S, _DRAWN_EVERY_S = 10.0, 0.2
 _IN_EVERY_LINE = ("run_id", "rank", "phase", "step")
 """Fields of the job's status in each JSON line, where they are known."""
 
@@ -25,15 +25,17 @@ _console: Console | None = None
 """Where text goes; None while the log is JSON."""
 
 _quiet = _warnings_alone = False
+_drawn = False
 
 
-def configure(text: bool, quiet: bool = False, verbose: bool = False) -> None:
+def configure(text: bool, quiet: bool = False, verbose: bool = False, drawn: bool = False) -> None:
     """Log text for people on stderr, with bars where that is a terminal, or else JSON.
 
-    `quiet` leaves warnings and the last line, `verbose` adds details to the text; JSON always has them.
+    `quiet` leaves warnings and the last line, `verbose` adds details to the text; JSON always has them. `drawn` is of a
+    JSON log from which another process draws the bars, and which has their progress as often as that needs.
     """
-    global _console, _quiet, _warnings_alone
-    _quiet, _warnings_alone = quiet, False
+    global _console, _quiet, _warnings_alone, _drawn
+    _quiet, _warnings_alone, _drawn = quiet, False, drawn
     _console = Console(sys.stderr, sys.stderr.isatty(), quiet, verbose) if text else None
 
 
@@ -122,9 +124,10 @@ def progress(of: str, transient: bool = False) -> Callable[..., None]:
                 bar(done, total, note)
             return
         now = time.monotonic()
-        if now - last >= _LINE_EVERY_S or done >= total:
+        if now - last >= (_DRAWN_EVERY_S if _drawn else _LINE_EVERY_S) or done >= total:
             last = now
-            emit("progress", of=of, done=done, total=total)
+            look = {"transient": transient, "note": note} if _drawn else {}
+            emit("progress", of=of, done=done, total=total, **look)
 
     return show
 

@@ -7,6 +7,11 @@ from inat_job.errors import UsageError
 from inat_job.options import SettingsSection, option
 
 RUN_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}")  # . and .. are other folders
+_SECRET = re.compile(
+    r"arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@-]+"
+    r"|projects/[a-z0-9.:-]+/secrets/[\w-]+(/versions/[\w-]+)?",
+    re.ASCII,
+)
 STANDARD = "standard"
 """The preset that has the defaults."""
 EXPORT_FORMATS = ("onnx", "pt2")
@@ -16,7 +21,7 @@ LONGEST_LEASE_S = 600.0
 
 @dataclass(frozen=True)
 class StorageSettings(SettingsSection):
-    """How object storage is accessed; credentials and endpoint come from the usual AWS variables."""
+    """How object storage is accessed; credentials and endpoint come from each store's usual variables."""
 
     sse_kms_key_id: str | None = option(
         None,
@@ -25,7 +30,7 @@ class StorageSettings(SettingsSection):
         shown_default="as the bucket says",
         in_fingerprint=False,
     )
-    requester_pays: bool = option(False, "Pay for requests to a requester-pays bucket", in_fingerprint=False)
+    requester_pays: bool = option(False, "Pay for requests to a requester-pays bucket (S3 only)", in_fingerprint=False)
     anonymous: bool = option(False, "Send unsigned requests, for public buckets", in_fingerprint=False)
 
 
@@ -34,7 +39,10 @@ class RunSettings(SettingsSection):
     """Where a run is stored and how it is resumed."""
 
     output: str = option(
-        "runs", "Local folder or s3:// prefix that holds the run folders", in_fingerprint=False, uri=True
+        "runs",
+        "Local folder or s3://, gs:// or az:// prefix that holds the run folders",
+        in_fingerprint=False,
+        uri=True,
     )
     run_id: str | None = option(
         None,
@@ -105,7 +113,7 @@ class RunSettings(SettingsSection):
 
 @dataclass(frozen=True)
 class TrackerSettings(SettingsSection):
-    """Weights & Biases."""
+    """Weights & Biases, and what else tracks a run."""
 
     mode: str = option(
         "auto",
@@ -123,3 +131,44 @@ class TrackerSettings(SettingsSection):
         shown_default="the key's own",
         in_fingerprint=False,
     )
+    key_name: str | None = option(
+        None,
+        "Secret that holds the wandb key, read with the job's role: its ARN in AWS, or Google's projects/P/secrets/S",
+        name="wandb-secret",
+        metavar="NAME",
+        shown_default="none",
+        in_fingerprint=False,
+    )
+    loggers: tuple[str, ...] = option(
+        (),
+        "Log with TensorBoard (files in the run folder), MLflow (server in MLFLOW_TRACKING_URI) or both too",
+        name="tracker",
+        choices=("tensorboard", "mlflow"),
+        shown_default="none",
+        in_fingerprint=False,
+    )
+    tags: tuple[str, ...] = option(
+        (), "wandb tags", name="wandb-tags", metavar="NAMES", shown_default="none", in_fingerprint=False
+    )
+    group: str | None = option(
+        None,
+        "wandb group",
+        name="wandb-group",
+        metavar="NAME",
+        shown_default="none; in a sweep its id",
+        in_fingerprint=False,
+    )
+    notes: str | None = option(
+        None, "wandb notes", name="wandb-notes", metavar="TEXT", shown_default="none", in_fingerprint=False
+    )
+    artifacts: bool = option(
+        False, "Upload the trained model to wandb as an artifact", name="wandb-artifacts", in_fingerprint=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.key_name is not None and not _SECRET.fullmatch(self.key_name):  # which may be the key itself
+            raise UsageError(
+                "--wandb-secret names no secret: write it as arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME, "
+                "or in Google Cloud as projects/PROJECT/secrets/NAME."
+            )

@@ -58,11 +58,14 @@ _WORDS = {
     "seed": "random-seed manual-seed random-state",
     "strategy": "freeze freeze-layers freeze-backbone unfreeze finetune fine-tune trainable-layers",
     "sync-batch-norm": "sync-bn sync-batchnorm dist-bn",
+    "test-share": "test-split",
     "test-size": "eval-size val-size val-crop-size",
     "trivial-augment": "trivialaugment auto-augment",
+    "val-share": "val-split validation-split",
     "verbose": "debug",
     "accelerator": "device use-cuda cuda cpu",
-    "wandb": "use-wandb log-wandb report-to tracker logger",
+    "tracker": "report-to logger loggers trackers",
+    "wandb": "use-wandb log-wandb",
     "wandb-entity": "entity team",
     "wandb-project": "project",
     "warmup": "warmup-ratio warmup-steps warmup-epochs",
@@ -77,7 +80,6 @@ WITHOUT = {
         ("workers", "num-workers", "j", "dataloader-num-workers"), "images are decoded once, without workers"
     ),
     **dict.fromkeys(("num-classes", "classes", "num-labels"), "the folders of the data set are the classes"),
-    **dict.fromkeys(("val-split", "validation-split", "val-share"), "a fifth of train is held out but for --final"),
     **dict.fromkeys(("momentum", "sgd-momentum"), "that of --optimiser sgd is 0.9, and AdamW has none"),
     **dict.fromkeys(("scheduler", "sched", "lr-scheduler"), "the learning rate always rises, then follows a cosine"),
 }

@@ -29,20 +29,20 @@ _OF_THE_RUN = "the run's"
 _MEANINGS: Mapping[str, Mapping[str, str]] = {
     "test": {
         "data.uri": "Data set whose test split is evaluated: an archive, a folder, a prefix, or demo:",
-        "run.output": "Local folder or s3:// prefix that the test's own run folder goes to",
+        "run.output": "Local folder or prefix in a bucket that the test's own run folder goes to",
         "run.run_id": "Name of the test's own run folder",
         "train.batch_size": "Images per forward pass",
     },
-    "status": {"run.output": "Local folder or s3:// prefix that holds RUN, if RUN is a run id"},
-    "compare": {"run.output": "Local folder or s3:// prefix that holds the RUNs named by their run ids"},
+    "status": {"run.output": "Local folder or prefix in a bucket that holds RUN, if RUN is a run id"},
+    "compare": {"run.output": "Local folder or prefix in a bucket that holds the RUNs named by their run ids"},
     "predict": {
-        "run.output": "Local folder or s3:// prefix that holds the run, if --model is a run id",
+        "run.output": "Local folder or prefix in a bucket that holds the run, if --model is a run id",
         "data.cache_dir": "Folder for downloads",
         "train.batch_size": "Images per forward pass",
     },
     "prepare": {"data.image_size": "Side in pixels of the largest input that later runs train with"},
     "bench": {
-        "run.output": "Local folder or s3:// prefix that checkpoints are written to, and deleted from afterwards",
+        "run.output": "Local folder or prefix in a bucket that checkpoints are written to, and deleted from afterwards",
         "train.epochs": "Epochs of the run whose time is divided among the stages",
     },
 }

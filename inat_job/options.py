@@ -32,9 +32,10 @@ class Option:
     `name` is the flag without dashes, `short` its one-letter form. `metavar` and `shown_default` are what `--help`
     shows where the field's type and default say too little. `in_fingerprint` says whether the value decides the result,
     and so the run id. `uri` marks URIs and paths, which can hold secrets; `names` is a pattern of the values that are
-    neither, but names. `bare` is the value of a flag that is given without one. `refused` maps a target of `submit`
-    that has no use for the option to the reason. `off` holds the one value that does what versions without the option
-    did: it is left out of the fingerprint, and a stored run that lacks the option has it.
+    neither, but names. `repeated` marks a list whose flag is given once for each item. `bare` is the value of a flag
+    that is given without one. `refused` maps a target of `submit` that has no use for the option to the reason. `off`
+    holds the one value that does what versions without the option did: it is left out of the fingerprint, and a stored
+    run that lacks the option has it.
     """
 
     help: str
@@ -47,6 +48,7 @@ class Option:
     maximum: float = math.inf
     in_fingerprint: bool = True
     duration: bool = False
+    repeated: bool = False
     uri: bool = False
     names: str = ""
     bare: Any = None
@@ -114,10 +116,13 @@ def _parsed(each: Option, kind: Any, value: Any) -> Any:
     if kind is str:
         return quote_login(_text(value)) if each.uri else _text(value)
     if typing.get_origin(kind) is tuple:
-        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        listed = isinstance(value, list | tuple)
+        parts = value if listed else value.split(",") if isinstance(value, str) else [value]
         item = typing.get_args(kind)[0]
         if item is str and value == "none":
             return ()
+        if each.repeated:
+            return tuple(map(str, parts))
         return tuple(_text(part).strip() if item is str else _number(item, part) for part in parts)
     return _number(kind, value)
 

@@ -17,6 +17,9 @@ from inat_job.options import Option, SettingsSection, option
 from inat_job.options import public_uri as public_uri
 
 DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
+FOLDERS = "none"
+"""The value of --labels with which the folders of the images decide."""
+
 BLOCKS = 5
 WEIGHTS_NAME = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
 """How torchvision names weights: DEFAULT, or ResNet50_Weights.IMAGENET1K_V2."""
@@ -24,6 +27,7 @@ _FIXED_SIZE = r"(vit|maxvit)_.*"  # of torchvision's networks
 # Settings of Part B that only have an effect with some strategies: flag, field, strategies.
 _EFFECTIVE_WITH = (
     ("--last-k", "last_k", ("last-k",)),
+    ("--freeze-batch-norm", "freeze_batch_norm", ("last-k", "gradual", "full", "lp-ft")),
     ("--layer-decay", "layer_decay", ("gradual", "full", "lp-ft")),  # in which each stage has its own learning rate
     ("--feature-views", "feature_views", ("head", "last-k", "gradual", "lp-ft")),  # which begin with a frozen part
 )
@@ -40,6 +44,29 @@ class DataSettings(SettingsSection):
         uri=True,
         names="demo:",
     )
+    labels: str = option(
+        FOLDERS,
+        "CSV, TSV or Parquet file of the images' path, label and maybe split; with none the folders decide",
+        uri=True,
+        names=FOLDERS,
+        off=(FOLDERS,),
+    )
+    test_share: float | None = option(
+        None,
+        "Share of each class that is split off as test set, by content, where the data set has none",
+        shown_default="0.2 of one folder a class",
+        minimum=0.01,
+        maximum=0.9,
+        off=(None,),
+    )
+    val_share: float | None = option(
+        None,
+        "Share of the training images that is held out for validation, unless the data set has its own",
+        shown_default="0.2",
+        minimum=0.01,
+        maximum=0.9,
+        off=(None,),
+    )
     cache_dir: str = option(
         "cache", "Folder for downloads, decoded images and features", metavar="PATH", in_fingerprint=False
     )
@@ -53,7 +80,10 @@ class DataSettings(SettingsSection):
         off=(None,),
     )
     eval_crop: float = option(
-        0.95, "Share of the short side that the centre crop keeps in evaluation", minimum=0.1, maximum=1.0
+        0.95,
+        "Share of the short side that the centre crop keeps in evaluation; with other weights, Part B's is theirs",
+        minimum=0.1,
+        maximum=1.0,
     )
     max_broken: float = option(0.01, "Share of images that may be unreadable", minimum=0.0, maximum=1.0)
 
@@ -136,6 +166,9 @@ class BackboneSettings(SettingsSection):
         "Augmented views of each image whose features the frozen stem computes once; 0 computes a new view every epoch",
         minimum=0,
     )
+    freeze_batch_norm: bool = option(
+        False, "Keep the statistics and parameters of pretrained batch norms while their stages train", off=(False,)
+    )
 
     @property
     def takes_one_size(self) -> str:
@@ -144,6 +177,10 @@ class BackboneSettings(SettingsSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.freeze_batch_norm and self.weights == "none":
+            raise UsageError(
+                "--freeze-batch-norm keeps pretrained batch norms, and --weights none has none: leave one of them out."
+            )
         for flag, field, strategies in _EFFECTIVE_WITH:
             if self.strategy not in strategies and getattr(self, field) != getattr(type(self), field):
                 raise UsageError(
@@ -167,7 +204,10 @@ class TrainSettings(SettingsSection):
     batch_size: int = option(64, "Images per optimiser step, over all devices", minimum=2)
     accumulate: int = option(1, "Slices that a batch is processed in, to save memory", minimum=1)
     optimiser: str = option(
-        "adamw", "AdamW, or SGD with Nesterov momentum, whose --lr is larger", choices=("adamw", "sgd"), off=("adamw",)
+        "adamw",
+        "AdamW; Muon for convolutions and AdamW for the rest; or SGD with Nesterov momentum, whose --lr is larger",
+        choices=("adamw", "muon", "sgd"),
+        off=("adamw",),
     )
     lr: float = option(2e-3, "Peak learning rate", minimum=1e-8, maximum=10.0)
     weight_decay: float = option(0.05, "Weight decay of all but norms and biases", minimum=0.0, maximum=10.0)
@@ -328,10 +368,12 @@ class Settings:
 
     def anchored(self) -> "Settings":
         """The same settings, with local data named by an absolute path."""
-        each = options.options_of(DataSettings)["uri"][0]
-        if "://" in self.data.uri or re.fullmatch(each.names, self.data.uri):
-            return self
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, uri=options.absolute(self.data.uri)))
+        each, data = options.options_of(DataSettings)["uri"][0], self.data
+        if "://" not in data.labels and data.labels != FOLDERS:
+            data = dataclasses.replace(data, labels=options.absolute(data.labels))
+        if "://" not in data.uri and not re.fullmatch(each.names, data.uri):
+            data = dataclasses.replace(data, uri=options.absolute(data.uri))
+        return dataclasses.replace(self, data=data)
 
     def fingerprint(self) -> str:
         """SHA-256 over what decides the result: data, model, recipe and seed."""

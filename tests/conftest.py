@@ -3,12 +3,14 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 
 from inat_job import events
 from inat_job.job_status import STATUS
+from inat_job.storage.lease import Lease
 
 os.environ["INAT_LOG_FORMAT"] = "json"
 """The tests read events, from this process and from those that it starts."""
@@ -25,6 +27,24 @@ def _fresh_status() -> None:
     """No test sees the status of another one's job, or logs as that did."""
     STATUS.__init__()  # type: ignore[misc]  # a dataclass's own defaults
     events.configure(text=False)
+
+
+@pytest.fixture(autouse=True)
+def _ended_leases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ends the leases that a test leaves, as a frozen holder does: they would send requests and log in later tests."""
+    made: list[Lease] = []
+    start = Lease.__init__
+
+    def start_and_note(lease: Lease, *given: Any) -> None:
+        start(lease, *given)
+        made.append(lease)
+
+    monkeypatch.setattr(Lease, "__init__", start_and_note)
+    yield
+    for lease in made:
+        lease._ended.set()
+    for lease in made:
+        lease._renewing.join()
 
 
 @pytest.fixture(scope="session")

@@ -20,18 +20,23 @@ from inat_job.settings import Settings, public_uri
 
 # A new option is a deliberate act: add it here, to the README and, where it is shared, to what relies on it.
 FLAGS = set(
-    "--data --cache-dir --image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
+    "--data --labels --test-share --val-share --cache-dir "
+    "--image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
     "--anonymous --output --run-id --preset --resume --preflight --force --init-from --checkpoint-minutes "
     "--grace-seconds --lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr "
     "--weight-decay --warmup --label-smoothing --optimiser --ema --flip --trivial-augment --erase --mixup --cutmix "
     "--mix-until --start-size --test-size --augment --crop-scale --rotation --colour --early-stop --class-weights "
     "--sampling --final --seed --accelerator --precision --pictures --devices --num-nodes --rendezvous-minutes "
-    "--export --sync-batch-norm --compile --deterministic --wandb --wandb-project --wandb-entity".split()
+    "--export --sync-batch-norm --compile --deterministic --wandb --wandb-project --wandb-entity "
+    "--wandb-tags --wandb-group --wandb-notes --wandb-artifacts --wandb-secret --tracker".split()
 )
 FLAGS_A = set(
     "--filters --filter-organisation --kernel-sizes --activation --dense --pooling --batch-norm --dropout".split()
 )
-FLAGS_B = set("--backbone --weights --allow-partial-weights --strategy --last-k --layer-decay --feature-views".split())
+FLAGS_B = set(
+    "--backbone --weights --allow-partial-weights --strategy --last-k --layer-decay --feature-views "
+    "--freeze-batch-norm".split()
+)
 
 
 @pytest.mark.parametrize(("part", "own"), [("a", FLAGS_A), ("b", FLAGS_B)])
@@ -58,6 +63,20 @@ def test_layer_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     }
 
 
+FORMER_B = {"data.eval_crop": "0.875"}
+FORMER_A = {
+    "train.optimiser": "adamw",
+    "train.lr": "0.002",
+    "train.weight_decay": "0.05",
+    "train.ema": "0",
+    "train.flip": "random",
+    "train.crop_scale": "0.35",
+    "train.erase": "0",
+    "train.trivial_augment": "0",
+}
+"""Part A's defaults before it had Muon; runs of that time are found by them."""
+
+
 def test_run_contributes_deciding_settings_only() -> None:
     stored = configure("a", {"train.epochs": "7", "run.output": "there", "model.filters": "8"}, [], None).settings
     taken = configure("a", {"train.seed": "1"}, [], None, json.loads(json.dumps(stored.as_dict()))).settings
@@ -66,10 +85,10 @@ def test_run_contributes_deciding_settings_only() -> None:
 
 def test_option_that_is_off_changes_no_fingerprint_and_an_older_run_lacks_it() -> None:
     """Runs of earlier versions are found again."""
-    without = configure("a", {}, [], None).settings
+    without = configure("a", FORMER_A, [], None).settings
     later = {key: as_text(each.off[0]) for key, (each, _) in options_by_key(without).items() if each.off}
-    assert configure("a", later, [], None).settings.fingerprint() == without.fingerprint()
-    assert configure("a", {"train.ema": "0.9"}, [], None).settings.fingerprint() != without.fingerprint()
+    assert configure("a", {**FORMER_A, **later}, [], None).settings.fingerprint() == without.fingerprint()
+    assert configure("a", {**FORMER_A, "train.ema": "0.9"}, [], None).settings.fingerprint() != without.fingerprint()
     assert later.keys() >= {"train.ema", "data.test_size"}
     older = json.loads(json.dumps(without.as_dict()))
     del older["train"]["ema"]
@@ -93,6 +112,8 @@ def test_printed_config_round_trip(part: str, tmp_path: Path) -> None:
         ("a", {"model.filters": "1,2,3,4,5", "model.filter_organisation": "half"}, "--filter-organisation is half"),
         ("b", {"model.last_k": "2"}, "--last-k does nothing with --strategy full"),
         ("b", {"model.strategy": "head", "model.layer_decay": "0.5"}, "--layer-decay does nothing with"),
+        ("b", {"model.strategy": "head", "model.freeze_batch_norm": "true"}, "--freeze-batch-norm does nothing with"),
+        ("b", {"model.weights": "none", "model.freeze_batch_norm": "true"}, "--weights none has none"),
         ("b", {"model.strategy": "last-k", "model.layer_decay": "0.5"}, "or use gradual or full or lp-ft."),
         ("a", {"data.test_size": "64"}, "--test-size is 64: it must be at least --image-size, 224."),
         ("a", {"train.start_size": "256"}, "--start-size is 256: it must be at most --image-size, 224."),
@@ -248,11 +269,11 @@ def test_log_options_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("part", "flags", "run_id"),
     [
-        ("a", {}, "parta-dc3d3ed94e32"),
-        ("a", {"train.compile": "false"}, "parta-dc3d3ed94e32"),
-        ("a", {"train.compile": "true"}, "parta-b6b9b7359cec"),
-        ("b", {}, "partb-a8cff949f71f"),
-        ("b", {"train.compile": "true"}, "partb-bd93725f85c4"),
+        ("a", FORMER_A, "parta-dc3d3ed94e32"),
+        ("a", {**FORMER_A, "train.compile": "false"}, "parta-dc3d3ed94e32"),
+        ("a", {**FORMER_A, "train.compile": "true"}, "parta-b6b9b7359cec"),
+        ("b", FORMER_B, "partb-a8cff949f71f"),
+        ("b", {**FORMER_B, "train.compile": "true"}, "partb-bd93725f85c4"),
     ],
 )
 def test_run_ids_of_earlier_versions(part: str, flags: dict[str, str], run_id: str) -> None:
@@ -422,3 +443,14 @@ def test_preset_says_what_it_costs(part: str) -> None:
 def test_set_without_effect_is_refused(key: str) -> None:
     with pytest.raises(UsageError, match=f"--set {key} does nothing with this command"):
         configure("a", {}, [f"{key}=0.1"], None, taken=PREPARE_TAKES)
+
+
+ARN = "arn:aws:secretsmanager:us-east-1:123456789012:secret:wandb-x"
+
+
+@pytest.mark.parametrize("mode", ["off", "offline"])
+def test_secret_is_refused_where_the_tracker_is_turned_off(mode: str) -> None:
+    with pytest.raises(UsageError, match=f"--wandb-secret is given and --wandb is '{mode}', which needs no key"):
+        configure("a", {"tracker.mode": mode, "tracker.key_name": ARN}, [], None, environment={})
+    made = configure("a", {"tracker.mode": mode}, [], None, environment={"INAT_WANDB_SECRET": ARN})
+    assert (made.settings.tracker.mode, made.settings.tracker.key_name) == (mode, ARN)

@@ -176,6 +176,7 @@ def test_foreign_names_steer_no_terminal(piped: Pipe, tmp_path: Path) -> None:
             json.loads(line)
 
 
+@pytest.mark.soak
 def test_two_ranks_log_once(data: str, piped: Pipe) -> None:
     done = piped("parta", "--data", data, *SMALL, "--epochs", "2", "--accelerator", "cpu", "--devices", "2")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -264,3 +265,19 @@ def test_plain_progress_is_rare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_drawn_lines() -> None:
     assert drawn("abc\rx\ny  \x1b[K\r\nlong\r\x1b[Kz") == ["xbc", "y", "z"]
+
+
+def test_bars_of_a_notebook_without_widgets_are_text_and_phases_are_lines() -> None:
+    stream = io.StringIO()
+    console = Console(stream, True, notebook=True)
+    console.phase("build")
+    for total in (4, 2):
+        bar = console.progress(f"epoch of {total}", transient=True)
+        for done in range(total + 1):
+            bar(done, total)
+    kept = console.progress("test", transient=False)
+    kept(3, 3)
+    console.end()
+    assert "\x1b" not in stream.getvalue()
+    assert stream.getvalue().startswith("Building the network ...\n")
+    assert "test             100% |" in stream.getvalue()

@@ -75,19 +75,25 @@ def offered(job: Callable[..., Ended], command: str) -> set[str]:
 def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> None:
     always = {"--config", "--set", "--print-config", "--log-format"}
     data = set("--data --cache-dir --image-size --test-size --max-broken".split())
-    data |= set("--anonymous --requester-pays --grace-seconds".split())
+    data |= set("--labels --test-share --anonymous --requester-pays --grace-seconds".split())
     assert offered(job, "prepare") == always | data | {"--prune"}
     assert offered(job, "compare") == always | {"--output", "--anonymous", "--requester-pays", "--html", "--json"}
     predicting = set("--model --runtime --top-k --json --csv --batch-size --accelerator --output --cache-dir".split())
     reading = {"--anonymous", "--requester-pays", "--grace-seconds"}
     assert offered(job, "predict") == always | predicting | reading
     assert offered(job, "status") == always | {"--output", "--anonymous", "--requester-pays", "--watch"}
+    assert offered(job, "prune") == always | {"--output", "--anonymous", "--requester-pays", "--runs"}
     testing = set(
-        "--output --run-id --lease-seconds --price-per-hour --batch-size --accelerator --precision --deterministic "
-        "--resident-share --eval-crop --sse-kms-key-id --pictures".split()
+        "--val-share --output --run-id --lease-seconds --price-per-hour --batch-size --accelerator --precision "
+        "--deterministic --resident-share --eval-crop --sse-kms-key-id --pictures".split()
     )
-    tracker = {"--wandb", "--wandb-project", "--wandb-entity"}
+    tracker = {
+        "--tracker",
+        "--wandb",
+        *(f"--wandb-{name}" for name in "project entity tags group notes secret".split()),
+    }
     assert offered(job, "test") == always | data | testing | tracker | {"--checkpoint", "--tta"}
+    tracker |= {"--wandb-artifacts"}
     assert job("test", "--checkpoint", "x", "--epochs", "2").code == 2
     both = {each.flag for each, _ in options_of_all_parts().values()}
     unused = set(
@@ -125,14 +131,14 @@ def test_help_shows_type_default_and_range(job: Callable[..., Ended], command: s
     for param in cli.commands[command].params:
         if isinstance(param, click.Option):
             assert re.search(r"\.(  \[.+\])?$", param.help or ""), param.name
-            assert param.is_flag or re.fullmatch(r"[A-Z\[][A-Z.=\]]*|[a-z0-9|-]+", str(param.metavar)), param.name
+            assert param.is_flag or re.fullmatch(r"[A-Z\[][A-Z.:=\]]*|[a-z0-9|-]+", str(param.metavar)), param.name
 
 
 def test_help_has_the_defaults_of_the_part(job: Callable[..., Ended]) -> None:
     a, b, both = (help_of(job, command) for command in ("parta", "partb", "bench"))
-    assert "--lr FLOAT Peak learning rate. [default: 0.002; 1e-08 to 10]" in a
-    assert "--lr FLOAT Peak learning rate. [default: 0.003; 1e-08 to 10]" in b
-    assert "[default: 0.002 in Part A, 0.003 in Part B; 1e-08 to 10]" in both
+    assert "--weight-decay FLOAT Weight decay of all but norms and biases. [default: 0.1; 0 to 10]" in a
+    assert "--weight-decay FLOAT Weight decay of all but norms and biases. [default: 0.02; 0 to 10]" in b
+    assert "[default: 0.1 in Part A, 0.02 in Part B; 0 to 10]" in both
     assert "--batch-norm / --no-batch-norm Batch norm after each convolution. [default: on]" in a
     assert "--max-time DURATION" in a
     assert "[default: never; at least 1 s]" in a
@@ -141,7 +147,7 @@ def test_help_has_the_defaults_of_the_part(job: Callable[..., Ended]) -> None:
 
 def test_help_has_the_meaning_for_the_command(job: Callable[..., Ended]) -> None:
     assert "--batch-size INTEGER Images per forward pass. [default: the run's; at least 2]" in help_of(job, "test")
-    assert "--output URI Local folder or s3:// prefix that holds RUN," in help_of(job, "status")
+    assert "--output URI Local folder or prefix in a bucket that holds RUN," in help_of(job, "status")
     assert "--batch-size INTEGER Images per optimiser step, over all devices." in help_of(job, "parta")
 
 
@@ -228,7 +234,8 @@ def test_help_follows_the_terminal_width(
         ("predict a.jpg", "--model is missing: name a run, such as --model runs/parta-0123456789ab."),
         ("predict --model r", "PATHS is missing: name an image, a folder or an archive."),
         ("parta --export onnx,tf", "--export is 'tf': it must be one of onnx, pt2."),
-        ("status", "RUN is missing: name a run, such as parta-0123456789ab, or its URI."),
+        ("status --watch", "--watch is given without a run: name the one to watch."),
+        ("prune --runs 30", "--runs is 30, which has no unit: write 30d for days, or 30s for seconds."),
         ("compare", "RUNS is missing: name two runs or more, such as parta-0123456789ab partb-0123456789ab."),
         ("diff a b", "There is no command 'diff'; did you mean compare?"),
         ("compare a b --out x", "There is no option --out; did you mean --output?"),
@@ -279,7 +286,7 @@ def test_unused_variable_is_a_warning(job: Callable[..., Ended], monkeypatch: py
 def test_printed_config_is_all_of_stdout(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INAT_LEARNING_RATE", "1")
     ended = job("parta", "--print-config")
-    assert tomllib.loads(ended.stdout)["train"]["lr"] == 0.002
+    assert tomllib.loads(ended.stdout)["train"]["lr"] == 0.003
     assert "INAT_LEARNING_RATE sets nothing" in ended.last
 
 

@@ -97,6 +97,19 @@ def test_progress_lines_are_rare(capsys: pytest.CaptureFixture[str], monkeypatch
     assert (line["event"], line["of"], line["done"], line["total"]) == ("progress", "pull", 4, 4)
 
 
+def test_progress_that_another_process_draws_has_what_a_bar_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_DRAWN_EVERY_S", 0.0)
+    events.configure(text=False, drawn=True)
+    show = events.progress("epoch 1/2", transient=True)
+    for done in range(5):
+        show(done, 4, "loss 1.0")
+    lines = [*map(json.loads, capsys.readouterr().out.splitlines())]
+    assert [line["done"] for line in lines] == [0, 1, 2, 3, 4]
+    assert {(line["transient"], line["note"]) for line in lines} == {(True, "loss 1.0")}
+
+
 def test_progress_beats_when_it_advances(monkeypatch: pytest.MonkeyPatch) -> None:
     beats: list[None] = []
     monkeypatch.setattr(watchdog, "AT_MOST_EVERY_S", 0.0)

@@ -83,13 +83,14 @@ def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int, 
     assert several["environment"]["execution"]["ranks"] == ranks
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("ranks", "further"),
     [
         (2, ""),
-        pytest.param(2, "--final --sampling balanced --max-time 1h", marks=pytest.mark.soak),
-        pytest.param(4, "--class-weights balanced", marks=pytest.mark.soak),
-        pytest.param(2, f"{MIXED} --ema 0.9 --optimiser sgd --batch-norm --test-size 48", marks=pytest.mark.soak),
+        (2, "--final --sampling balanced --max-time 1h"),
+        (4, "--class-weights balanced"),
+        (2, f"{MIXED} --ema 0.9 --optimiser sgd --batch-norm --test-size 48"),
     ],
 )
 def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ranks: int, further: str) -> None:

@@ -57,7 +57,7 @@ def test_settings_of_a_run_that_is_tested() -> None:
         (LogOptions, "log_format", "auto|text|json", "default: auto"),
         (SubmitOptions, "timeout", "DURATION", "at least 60 s"),
         (SubmitOptions, "gpus", "INTEGER", "only k8s and batch; default: 1; 0 to 16"),
-        (SubmitOptions, "wandb_secret", "ARN", "only batch"),
+        (SubmitOptions, "execution_role", "ARN", "only batch"),
     ],
 )
 def test_options_of_a_command(section: type, field: str, metavar: str, facts: str) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.harness.google_secrets import google_secrets
 from tests.harness.made_images import tree, write_zip
+from tests.harness.wandb_stub import wandb_server
 from tests.harness.web_sites import Site, site  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +122,30 @@ def test_whole_run_leaks_no_secret(job: Job, served: Site, s3_bucket: str) -> No
     assert not [kind for kind in kinds if not any(name.endswith(kind) for name in ended.left)]
     assert ended.leaks() == []
     assert any(b"/x.zip" in content for name, content in stored.items() if name.endswith("report.json"))
+
+
+def _secret_in_aws(key: str) -> str:
+    import boto3
+
+    client: Any = boto3.session.Session().client("secretsmanager")
+    return str(client.create_secret(Name=uuid.uuid4().hex, SecretString=key)["ARN"])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("cloud", ["aws", "google"])
+def test_key_of_a_secret_is_used_and_leaked_nowhere(cloud: str, job: Job, s3_bucket: str) -> None:
+    name = _secret_in_aws(SECRET["WANDB_API_KEY"]) if cloud == "aws" else "projects/p/secrets/wandb"
+    output = ("--output", f"s3://{s3_bucket}/runs", "--run-id", "r", "--wandb", "online")
+    with wandb_server() as (recorded, _), google_secrets() as google:
+        google.secrets[f"{name}/versions/latest"] = SECRET["WANDB_API_KEY"].encode()
+        variables = {"WANDB_API_KEY": "", "INAT_WANDB_SECRET": name, "WANDB_BASE_URL": recorded.url}
+        ended = job("parta", "--data", "demo:", *SMALL, *output, **variables, **google.environment)
+    assert ended.code == 0, ended.logged
+    assert recorded.summary["status"] == "done"
+    assert recorded.committed == ["run-r-test_images"]
+    ended.left.update(_stored(s3_bucket))
+    assert ended.leaks() == []
+    assert name.encode() in ended.left["s3:runs/r/report.json"], "the settings name the secret"
 
 
 COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -73,6 +73,7 @@ class _Metadata(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.soak
 def test_spot_notice_stores_a_checkpoint(job: Callable[..., Child]) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Metadata)
     server.noticed = False  # type: ignore[attr-defined]

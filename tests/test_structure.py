@@ -21,7 +21,7 @@ LEVELS = (
     {"options"},
     {"job_settings"},
     {"settings"},
-    {"recipes"},
+    {"recipes", "torchvision_weights"},
     {"configuration", "command_options"},
     {"storage"},
     {"host", "telemetry", "platforms"},
@@ -32,7 +32,7 @@ LEVELS = (
     {"run"},
     {"training", "evaluation", "reporting", "inference", "search"},
     {"bench"},
-    {"commands", "__init__"},
+    {"commands", "library", "__init__", "__main__"},
 )
 S3 = {f"storage/s3/{name}.py" for name in ("s3_store", "account", "s3_errors", "multipart_upload")}
 # Foreign packages, and the modules that alone may import them.
@@ -41,6 +41,8 @@ DOORS = {
     "botocore": {*S3, "platforms/aws/client.py", "platforms/aws/request_models.py"},
     "urllib3": {"storage/https.py", "storage/web_connections.py"},
     "wandb": {"reporting/tracking.py"},
+    "tensorboard": set(),
+    "mlflow": {"reporting/loggers.py"},
     "click": {"command_line.py"},
     "tqdm": {"console.py"},
     "jinja2": {"reporting/html.py"},
@@ -49,7 +51,9 @@ DOORS = {
     "onnxruntime": {"models/onnx_session.py"},
     "onnx": set(),
     "timm": set(),
-    "yaml": {"platforms/k8s/submit_k8s.py"},
+    "obstore": {"storage/object_store.py"},
+    "pyarrow": {"ingest/parquet_files.py"},
+    "yaml": {"platforms/k8s/submit_k8s.py", "platforms/yaml_patch.py"},
     "optuna": {f"search/{name}.py" for name in ("journal", "study", "trials", "sweep_report")},
     "PIL": {"ingest/decode.py", "ingest/demo.py", "bench/synthetic.py"},
 }
@@ -125,10 +129,10 @@ def test_only_named_modules_read_the_environment() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix() for path in MODULES if re.search(r"os\.(environ|getenv)", path.read_text())
     }
-    readers = "storage/web_connections host/memory host/environment host/nvidia host/cpu telemetry/redact"
-    readers += " telemetry/liveness platforms/detect platforms/submission platforms/aws/client platforms/aws/spot"
-    readers += " distributed/ranks run/termination_message"
-    assert users <= {"configuration.py", *(f"{name}.py" for name in readers.split())}
+    readers = "storage/web_connections storage/azure_ml_login host/memory host/environment host/cloud_login host/nvidia"
+    readers += " host/cpu telemetry/redact telemetry/liveness platforms/detect platforms/sent_secrets"
+    readers += " platforms/aws/client platforms/aws/spot distributed/ranks run/termination_message"
+    assert users <= {"configuration.py", "library.py", *(f"{name}.py" for name in readers.split())}
 
 
 def test_modules_stay_small_and_say_what_they_own() -> None:
@@ -157,6 +161,13 @@ def test_the_tests_lock_holds_the_images_lock() -> None:
     assert all(hashes for hashes in tests.values())
 
 
+@pytest.mark.parametrize("lock", sorted((ROOT / "extras").glob("*.lock")), ids=lambda path: path.stem)
+def test_the_tests_lock_holds_each_extra(lock: Path) -> None:
+    extra, tests = pins(lock), pins(ROOT / "tests" / "requirements.lock")
+    assert extra
+    assert all(tests.get(name) == hashes for name, hashes in extra.items())
+
+
 def test_the_lock_for_cuda_12_differs_in_torch_alone() -> None:
     image, cuda12 = pins(ROOT / "requirements.lock"), pins(ROOT / "requirements-cuda12.lock")
     theirs = {name: hashes for name, hashes in cuda12.items() if not re.match("torch|triton|cuda-|nvidia-", name)}
@@ -169,9 +180,9 @@ def test_the_lock_for_cuda_12_differs_in_torch_alone() -> None:
 
 
 def test_the_locks_pin_what_the_requirements_ask_for_and_name_no_place() -> None:
-    for folder in (ROOT, ROOT / "tests"):
-        lock = (folder / "requirements.lock").read_text()
-        for line in (folder / "requirements.txt").read_text().splitlines():
+    for asked in (ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt", *(ROOT / "extras").glob("*.txt")):
+        lock = asked.with_suffix(".lock").read_text()
+        for line in asked.read_text().splitlines():
             if match := re.match(r"([\w-]+)(?:\[.*\])?==(\S+)", line):
                 assert f"{match[1]}" in lock
                 assert f"=={match[2]} " in lock

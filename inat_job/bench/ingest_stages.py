@@ -20,6 +20,7 @@ from inat_job.address import basic_login, quote_login
 from inat_job.bench import children
 from inat_job.bench.measurement import IMAGES_PER_S, Measurement, rates, time_alternately
 from inat_job.data import layout, pixel_file
+from inat_job.data.layout import BY_FOLDERS, Arrangement
 from inat_job.host import cpu
 from inat_job.ingest import build_cache
 from inat_job.ingest.archives import open_archive
@@ -37,7 +38,15 @@ RANGE = 2**23
 _BLOCK = 2**20
 
 
-def pull(uri: str, options: StorageOptions, image_size: int, scratch: Path, runs: int, stop: Stop) -> list[Measurement]:
+def pull(
+    uri: str,
+    options: StorageOptions,
+    image_size: int,
+    scratch: Path,
+    runs: int,
+    stop: Stop,
+    arrangement: Arrangement = BY_FOLDERS,
+) -> list[Measurement]:
     """Downloading the archive at `uri`, and everything up to a prepared cache; the limit is a plain download."""
     parent, key = split_uri(uri.partition("#")[0])
     store = open_store(parent, options)
@@ -51,7 +60,7 @@ def pull(uri: str, options: StorageOptions, image_size: int, scratch: Path, runs
 
     def download_and_prepare() -> None:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            source = find(uri, Path(folder), options, stop)
+            source = find(uri, Path(folder), options, stop, arrangement)
             build_cache.prepare(source, Path(folder), image_size, 1.0, stop)
 
     works = {

@@ -2,10 +2,10 @@
 
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from PIL import Image
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from inat_job.data import layout
 from inat_job.host import cpu
-from inat_job.ingest import archives
+from inat_job.ingest.data_source import DataSource
 from inat_job.ingest.decode import Rejected
 from inat_job.storage.cache_locks import cache_errors
 
@@ -75,21 +75,28 @@ def _jpeg(backgrounds: torch.Tensor, seed: int, number: int) -> bytes:
     return buffer.getvalue()
 
 
-def repeated(container: archives.Container, source: str, times: int, path: Path) -> Path:
+def class_folders(classes: Sequence[str]) -> dict[str, str]:
+    """A folder for each class, named by its number: a class of a table may be called anything."""
+    return {label: f"class{number:05d}" for number, label in enumerate(classes)}
+
+
+def repeated(source: DataSource, times: int, path: Path) -> Path:
     """A zip at `path` with every image of a data set `times` times, each time under another name.
 
-    `source` names the data set in messages.
+    Its folders are the splits and the classes' by number.
     """
-    images = {each.name: each for each in layout.find_images(container.names(), source)}
+    container = source.open()
+    found = layout.find_images(container.names(), source.uri, arrangement=source.arrangement)
+    images = {each.name: each for each in found}
+    folder_of = class_folders(layout.class_names(found))
     with zipfile.ZipFile(path, "w") as archive:
         for number, (name, read) in enumerate(container.load(list(images))):
             image = images[name]
-            split = "train" if image.split == layout.TRAIN else "val"
             try:
                 data = read()
             except Rejected:
                 continue
             for copy in range(times):
-                member = f"repeated/{split}/{image.label}/{number:07d}-{copy}.jpg"
-                archive.writestr(zipfile.ZipInfo(member), data)
+                member = PurePosixPath("repeated", image.split, folder_of[image.label], f"{number:07d}-{copy}.jpg")
+                archive.writestr(zipfile.ZipInfo(str(member)), data)
     return path

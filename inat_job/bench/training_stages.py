@@ -24,14 +24,13 @@ from inat_job.data.batches import Batch
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import TransientError
 from inat_job.evaluation.predictions import predict
-from inat_job.models.classifier import Classifier
+from inat_job.models.classifier import MATRIX_DTYPES, Classifier
 
 PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L4": 121.0, "A10G": 70.0, "T4": 65.0, "V100": 125.0}
 """Dense TFLOP/s in bf16, or fp16 where there is no bf16 (T4, V100), by a word in the device's name; from the data
 sheets, for the SXM variants of H100, H200 and V100: https://www.nvidia.com/en-us/data-center/"""
 
 _MATRIX_SIDES = {"cuda": 8192, "cpu": 1536, "mps": 2048}
-_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
 _STORE_TIMEOUT_S = 600.0
 _BLOCK = bytes(2**22)
 
@@ -199,7 +198,7 @@ def utilisation(
 def _matrix_products(live: LiveTraining, runs: int) -> tuple[float, ...]:
     device = live.classifier.device
     side = _MATRIX_SIDES[device.type]
-    dtype = _TYPES[live.trainer.precision]
+    dtype = MATRIX_DTYPES[live.trainer.precision]
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = time_alternately({"product": lambda: left @ right}, runs)
     return rates(2 * side**3 / 1e12, seconds["product"])

@@ -18,8 +18,8 @@ from inat_job.bench.plain_lightning import BaselineSpec
 from inat_job.bench.training_stages import TrainEpoch
 from inat_job.data import layout
 from inat_job.data.module import ImageDataModule
-from inat_job.ingest import archives
-from inat_job.settings import Settings
+from inat_job.ingest.data_source import DataSource
+from inat_job.settings import FOLDERS, Settings
 
 BUILT = "built"
 """The line that bare_build.py prints at its end."""
@@ -86,13 +86,11 @@ def _job_and_baseline(
     return ours.seconds, again.seconds, baseline.seconds + rest_s, report["test"]["accuracy"], result["accuracy"]
 
 
-def growth(
-    settings: Settings, container: archives.Container, scratch: Path, factors: Sequence[int]
-) -> list[Measurement]:
+def growth(settings: Settings, source: DataSource, scratch: Path, factors: Sequence[int]) -> list[Measurement]:
     """The job for one epoch on multiples of the data set: its peak of anonymous memory, and the time per image."""
     train = dataclasses.replace(settings.train, epochs=1)
     settings = dataclasses.replace(settings, train=train)
-    rows = [_grown(settings, container, scratch / f"scale-{factor}", factor) for factor in factors]
+    rows = [_grown(settings, source, scratch / f"scale-{factor}", factor) for factor in factors]
     found = []
     for name, unit, column in (
         ("peak anonymous memory", "MB", 0),
@@ -107,11 +105,11 @@ def growth(
     return found
 
 
-def _grown(settings: Settings, container: archives.Container, folder: Path, factor: int) -> tuple[float, ...]:
+def _grown(settings: Settings, source: DataSource, folder: Path, factor: int) -> tuple[float, ...]:
     """Peak memory in MB; milliseconds to prepare, train and test an image."""
     folder.mkdir(parents=True)
-    data = synthetic.repeated(container, settings.data.uri, factor, folder / "images.zip")
-    changes = {"uri": str(data), "cache_dir": str(folder / "cache")}
+    data = synthetic.repeated(source, factor, folder / "images.zip")
+    changes = {"uri": str(data), "labels": FOLDERS, "cache_dir": str(folder / "cache")}
     ended = children.run(children.job(_relocated(settings, str(folder), **changes)))
     report = json.loads((folder / "r" / "report.json").read_text())
     timing, counts = report["timing"], report["data"]
@@ -127,16 +125,21 @@ def _relocated(settings: Settings, output: str, **data: Any) -> Settings:
     return dataclasses.replace(settings, run=run, data=dataclasses.replace(settings.data, **data))
 
 
-def unpack(container: archives.Container, images: ImageDataModule, folder: Path) -> Path:
+def unpack(source: DataSource, images: ImageDataModule, folder: Path) -> Path:
     """Write the images to `folder` as train/, val/ and test/, split as the job splits them; returns `folder`."""
-    index = images.cache.index
+    index, container = images.cache.index, source.open()
     splits = {"train": images.train_rows, "val": images.val_rows, "test": images.test_rows}
     split_of = {index.ids[row]: split for split, rows in splits.items() for row in rows}
-    names = {each.name: each for each in layout.find_images(container.names(), index.source) if each.id in split_of}
+    found = layout.find_images(container.names(), index.source, arrangement=source.arrangement)
+    if index.test_share is not None:  # which of two ids an image has depends on its contents
+        found = [each.assigned(split) for each in found for split in (layout.TRAIN, layout.TEST)]
+    names = {each.name: each for each in found if each.id in split_of}
+    folder_of = synthetic.class_folders(index.classes)
     for number, (name, read) in enumerate(container.load(list(names))):
         image = names[name]
         suffix = Path(image.id).suffix.lower()
-        path = folder / split_of[image.id] / image.label / f"{number:07d}{suffix if suffix in _SUFFIXES else '.jpg'}"
+        file = f"{number:07d}{suffix if suffix in _SUFFIXES else '.jpg'}"
+        path = folder / split_of[image.id] / folder_of[image.label] / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(read())
     return folder

@@ -29,7 +29,7 @@ from inat_job.storage.lease import Lease, LeaseError
 _GRACE_SHARE = 0.7
 """Share of the grace period that storing a checkpoint may take before a warning."""
 
-_TICK_S = 0.2
+_TICK_S, _DELETION_S = 0.2, 3.0
 
 
 @dataclass
@@ -92,6 +92,8 @@ def uploading(
         if not uploader.failed:
             uploader.flush(stop.seconds_to_store(grace_s))
         raise
+    finally:
+        uploader.end()
 
 
 class Uploader:
@@ -115,7 +117,7 @@ class Uploader:
         self._fatal: BaseException | None = None
         self._write_error: BaseException | None = None
         self._last_error: JobError | None = None
-        self._flushing = self._closing = False
+        self._flushing = self._closing = self._ended = False
         self._cleaning = True
         threading.Thread(target=self._write_all, name="checkpoint writer", daemon=True).start()
         threading.Thread(target=self._upload_all, name="uploader", daemon=True).start()
@@ -170,11 +172,17 @@ class Uploader:
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
-        """Store the queue within `seconds`; returns whether all of it is stored."""
+        """Store the queue within `seconds`; returns whether all of it is stored.
+
+        Then what that supersedes is deleted, which may take a little of the time that is left.
+        """
+        until = time.monotonic() + seconds
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._queue or self._fatal is not None, seconds)
+            left = min(_DELETION_S, until - time.monotonic())
+            self._changed.wait_for(lambda: not self._active or self._fatal is not None, max(0.0, left))
             return not self._queue
 
     def finish(self, stop: StopFlag) -> None:
@@ -194,6 +202,12 @@ class Uploader:
         if self._queue and not self.flush(stop.seconds_to_store(self._grace_s)):
             signals.check(stop, "the last checkpoint was being stored")
 
+    def end(self) -> None:
+        """Let both threads end after the file and the request that they are at."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
     def _enqueue(self, pending: PendingCheckpoint) -> None:
         with self._changed:
             self._queue[pending.manifest.step] = pending
@@ -203,9 +217,10 @@ class Uploader:
     def _write_all(self) -> None:
         while self._write_error is None:
             with self._changed:
-                self._changed.wait_for(self._unwritten)
+                self._changed.wait_for(lambda: self._ended or self._unwritten())
                 pending = self._unwritten()
-            assert pending
+            if self._ended or pending is None:
+                return
             try:
                 self._write(pending)
             except BaseException as error:  # of any kind: training raises it
@@ -247,6 +262,8 @@ class Uploader:
             self._changed.notify_all()
         while self._fatal is None:
             pending = self._wait_for_next(retry.backoff_s(failures) if failures else 0.0)
+            if pending is None:
+                return
             try:
                 self._upload(pending)
                 failures = 0
@@ -265,16 +282,17 @@ class Uploader:
                 self._active = None
                 self._changed.notify_all()
 
-    def _wait_for_next(self, pause_s: float) -> PendingCheckpoint:
-        """The next checkpoint to upload, after a pause that the end of the job cuts short."""
+    def _wait_for_next(self, pause_s: float) -> PendingCheckpoint | None:
+        """The next checkpoint to upload, after a pause that the end of the job cuts short; None at the end."""
         started = time.monotonic()
         with self._changed:
-            while (
-                not (found := self._next()) or not found.on_disk or time.monotonic() - started < self._pause_s(pause_s)
-            ):
+            while not self._ended:
+                found = self._next()
+                if found and found.on_disk and time.monotonic() - started >= self._pause_s(pause_s):
+                    self._active = found
+                    return found
                 self._changed.wait(_TICK_S if found else None)
-            self._active = found
-            return found
+            return None
 
     def _next(self) -> PendingCheckpoint | None:
         """The checkpoint to upload first of those whose file is written."""

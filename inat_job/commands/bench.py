@@ -16,11 +16,13 @@ from inat_job.bench import ingest_stages, synthetic, whole_job
 from inat_job.bench.measurement import Measurement, bottleneck, format_number, run_durations, shares_of_total, table
 from inat_job.bench.prepared_run import PreparedRun, prepare_run
 from inat_job.command_options import BenchOptions
+from inat_job.data.layout import BY_FOLDERS
 from inat_job.errors import UsageError
 from inat_job.ingest import data_source, kinds
 from inat_job.ingest.data_source import DataSource
+from inat_job.run.prepare_images import arrangement
 from inat_job.run.run_state import storage_options
-from inat_job.settings import Settings
+from inat_job.settings import FOLDERS, Settings
 from inat_job.signals import StopFlag
 
 _SYNTHETIC_SIDE = 480
@@ -62,17 +64,20 @@ def _with_images(settings: Settings, request: BenchOptions, scratch: Path, stop:
     """The settings with the images of the request: generated ones, or those of the settings several times."""
     data = settings.data
     if request.synthetic:
+        if data.labels != FOLDERS or data.test_share is not None:
+            raise UsageError("--synthetic has classes and a test set of its own: leave out --labels and --test-share.")
         folder = Path(data.cache_dir) / "synthetic"
         data = dataclasses.replace(data, uri=str(synthetic.synthetic(folder, request.synthetic, _SYNTHETIC_SIDE)))
     if request.repeat > 1:
         source = _source(dataclasses.replace(settings, data=data), stop)
-        path = synthetic.repeated(source.open(), source.uri, request.repeat, scratch / "repeated.zip")
-        data = dataclasses.replace(data, uri=str(path))
+        path = synthetic.repeated(source, request.repeat, scratch / "repeated.zip")
+        data = dataclasses.replace(data, uri=str(path), labels=FOLDERS)
     return dataclasses.replace(settings, data=data)
 
 
 def _source(settings: Settings, stop: StopFlag) -> DataSource:
-    return data_source.find(settings.data.uri, Path(settings.data.cache_dir), storage_options(settings.storage), stop)
+    data, options = settings.data, storage_options(settings.storage)
+    return data_source.find(data.uri, Path(data.cache_dir), options, stop, arrangement(data, options, stop))
 
 
 def _measure(
@@ -85,7 +90,7 @@ def _measure(
     elif "pull" in request.stages:
         events.emit("bench", stage="pull")
         data, options = settings.data, storage_options(settings.storage)
-        found += ingest_stages.pull(data.uri, options, data.eval_size, scratch, request.runs, stop)
+        found += ingest_stages.pull(data.uri, options, data.eval_size, scratch, request.runs, stop, source.arrangement)
     if "decode" in request.stages:
         events.emit("bench", stage="decode")
         archive = _archive(settings, source, scratch)
@@ -97,7 +102,7 @@ def _measure(
         classes = len(bench.work.images.cache.index.classes)
         unpacked = scratch / "unpacked"
         if request.end_to_end and not unpacked.exists():
-            whole_job.unpack(source.open(), bench.work.images, unpacked)
+            whole_job.unpack(source, bench.work.images, unpacked)
     if "start" in request.stages:
         events.emit("bench", stage="start")
         found += whole_job.first_step(settings, classes, scratch, request.runs)
@@ -107,7 +112,7 @@ def _measure(
         found += whole_job.end_to_end(settings, unpacked, scratch, request.runs, epochs)
     if request.scale:
         events.emit("bench", stage="scale")
-        found += whole_job.growth(settings, source.open(), scratch, request.scale)
+        found += whole_job.growth(settings, source, scratch, request.scale)
     return found, facts
 
 
@@ -115,17 +120,17 @@ def _in_process(bench: PreparedRun, source: DataSource, scratch: Path) -> list[M
     if not bench.request.baseline:
         return bench.measure({})
     events.emit("bench", stage="unpack")
-    folder = whole_job.unpack(source.open(), bench.work.images, scratch / "unpacked")
+    folder = whole_job.unpack(source, bench.work.images, scratch / "unpacked")
     with whole_job.baseline_in_lockstep(bench.work.settings, folder, bench.request.runs + 1) as epoch:
         return bench.measure({"baseline epoch": epoch})
 
 
 def _archive(settings: Settings, source: DataSource, scratch: Path) -> Path:
-    """The data set as an archive that other processes can read."""
+    """The data set as an archive that other processes can read, and whose folders alone decide."""
     path = Path(settings.data.uri)
-    if path.is_file():
+    if path.is_file() and source.arrangement == BY_FOLDERS:
         return path
-    return synthetic.repeated(source.open(), source.uri, 1, scratch / "archive.zip")
+    return synthetic.repeated(source, 1, scratch / "archive.zip")
 
 
 def _report(request: BenchOptions, found: list[Measurement], facts: dict[str, Any], epochs: int) -> None:

@@ -58,7 +58,9 @@ def _read(store: Store, key: str) -> ComparedRun:
 def _located(settings: Settings, name: str, stop: Stop) -> tuple[Store, str]:
     """The folder of a run and the name of its report in it: `name` is a run id, a folder, a report or a URI."""
     if name.lower().startswith(("http://", "https://")):
-        raise UsageError(f"RUN is {public_uri(name)}: compare reads folders and s3:// only; download its report.json.")
+        raise UsageError(
+            f"RUN is {public_uri(name)}: compare reads folders, s3://, gs:// and az:// only; download its report.json."
+        )
     folder, key = split_uri(name) if name.endswith(".json") else (name, REPORT)
     folder = run_uri(folder, settings.run.output, REPORT)
     store = open_store(folder.rstrip("/") or "/", storage_options(settings.storage), role="output")

@@ -10,16 +10,17 @@ from typing import Any
 
 from inat_job import events
 from inat_job.errors import BadDataError, JobError, NoPermissionError
-from inat_job.host import environment
+from inat_job.host import cloud_login, environment
 from inat_job.ingest.inspect import summarise
 from inat_job.models.find_weights import find_weights
 from inat_job.platforms.platform import Platform
-from inat_job.reporting.tracking import check_tracker
+from inat_job.reporting.tracker_check import check_tracker, check_tracking
 from inat_job.run import outputs, resources
 from inat_job.run.checks import Check, CheckResult, CheckWarning, run_checks, worst_failure
+from inat_job.run.prepare_images import arrangement
 from inat_job.run.run_state import RunState, decide_run_state, open_run, read_config, storage_options
 from inat_job.settings import Settings
-from inat_job.signals import Stop
+from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions, open_store
 from inat_job.storage.probe import probe
 from inat_job.storage.run_folder import RunFolder
@@ -51,7 +52,11 @@ class _Job:
 
     @property
     def uses_s3(self) -> bool:
-        return any(uri.lower().startswith("s3://") for uri in self.uris)
+        return self.uses("s3")
+
+    def uses(self, scheme: str) -> bool:
+        """Whether anything is in a bucket of this scheme."""
+        return any(uri.lower().startswith(f"{scheme}://") for uri in self.uris)
 
     def folder(self, name: str) -> RunFolder:
         """The folder of a run, a run id under `--output` or a URI."""
@@ -111,10 +116,17 @@ def _platform(job: _Job) -> str:
 
 
 def _identity(job: _Job) -> str | CheckWarning:
-    if not job.uses_s3:
-        return "not needed, nothing is in S3"
+    """Who each cloud takes the job for; only S3 is asked, of the others it is what variables and key files tell."""
+    logins = {"s3": _identity_in_s3, "gs": cloud_login.google_login, "az": cloud_login.azure_login}
+    used = [scheme for scheme in logins if job.uses(scheme)]
+    if not used:
+        return "not checked, nothing is in a bucket"
     if job.options.anonymous:
         return "not checked, --anonymous sends no credentials"
+    return "; ".join((f"{scheme}:// " if len(used) > 1 else "") + logins[scheme]() for scheme in used)
+
+
+def _identity_in_s3() -> str:
     from inat_job.storage.s3 import account  # boto3 is slow to import and may be absent
 
     found = account.identity()
@@ -140,12 +152,13 @@ def _clock(job: _Job) -> str | CheckWarning:
 def _data(job: _Job) -> str | CheckWarning:
     data = job.settings.data
     try:
-        summary = summarise(data.uri, Path(data.cache_dir), data.eval_size, job.options)
+        found = arrangement(data, job.options, never)
+        summary = summarise(data.uri, Path(data.cache_dir), data.eval_size, job.options, arrangement=found)
     except BaseException:
         job.data_summary.cancel()
         raise
     job.data_summary.set_result(summary)
-    summary.check_batch_size(job.settings.train)
+    summary.check_batch_size(job.settings.train, data)
     return summary.text + (f"; {summary.doubt}" if summary.doubt else "")
 
 
@@ -154,7 +167,8 @@ def _output(job: _Job) -> str | CheckWarning:
     if probe(store):
         return f"{store.uri} can be written, conditionally too, read and deleted"
     return CheckWarning(
-        f"{store.uri} takes no conditional writes", "never start two jobs of one run at the same moment, or use S3"
+        f"{store.uri} takes no conditional writes",
+        "never start two jobs of one run at the same moment, or use a bucket",
     )
 
 
@@ -198,6 +212,7 @@ def _weights(job: _Job, seconds: float) -> str | CheckWarning:
 
 
 def _tracker(settings: Settings) -> str | CheckWarning:
+    check_tracking(settings.tracker, never)
     mode: Any = environment.wandb_mode(settings.tracker.mode)
     found = check_tracker(mode, environment.wandb_server(), environment.has_wandb_key(), environment.wandb_key())
     return CheckWarning(found.warning, found.fix) if found.warning else found.text

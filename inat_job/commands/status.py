@@ -10,17 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 from inat_job import events, signals
-from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.command_options import StatusOptions
-from inat_job.errors import BadDataError, EndedError
+from inat_job.errors import EndedError, UsageError
 from inat_job.event_text import printable
 from inat_job.host import process
 from inat_job.run import progress
-from inat_job.run.progress import FINISHED, RunSnapshot
-from inat_job.run.run_state import CONFIG, REPORT, open_run, read_config
+from inat_job.run.progress import FINISHED
+from inat_job.run.run_listing import list_runs, look, table
+from inat_job.run.run_state import CONFIG, open_run
 from inat_job.settings import Settings
 from inat_job.signals import Stop
-from inat_job.storage import attempts
 from inat_job.storage.attempts import RUNNING
 from inat_job.storage.run_folder import RunFolder, run_uri
 
@@ -28,12 +27,16 @@ EVERY_S = {False: 2.0, True: 15.0}
 """Seconds between two looks at a local folder, and at a remote one."""
 
 
-def run(settings: Settings, name: str, request: StatusOptions, stop: Stop) -> None:
-    """Print the state of the run: lines for a person, one JSON object a look for a machine.
+def run(settings: Settings, name: str | None, request: StatusOptions, stop: Stop) -> None:
+    """Print the state of the run: lines for a person, one JSON object a look for a machine. Without a `name`, print a
+    table of the runs under `--output`, or an object for each.
 
     With --watch, look again until no job works on it, and then raise EndedError if the run is not finished. Raises
     BadDataError if there is no run, Preempted, and what the store raises.
     """
+    if name is None:
+        _print_all(settings, request, stop)
+        return
     folder = open_run(settings, run_uri(name, settings.run.output, CONFIG), stop)
     printed: list[str] = []
     for seen in _looks(folder, stop):
@@ -51,29 +54,30 @@ def run(settings: Settings, name: str, request: StatusOptions, stop: Stop) -> No
         )
 
 
+def _print_all(settings: Settings, request: StatusOptions, stop: Stop) -> None:
+    """Raises UsageError with --watch."""
+    if request.watch:
+        raise UsageError("--watch is given without a run: name the one to watch.")
+    runs = sorted(list_runs(settings, stop), key=lambda run: run.seen_at)
+    if events.is_json():
+        print("".join(f"{json.dumps(dict(run.fields))}\n" for run in runs), end="", flush=True)
+    elif runs:
+        print("\n".join(map(printable, table(runs))), flush=True)
+    else:
+        print(printable(f"{settings.run.output} holds no runs."), flush=True)
+
+
 def _looks(folder: RunFolder, stop: Stop) -> Iterator[dict[str, Any]]:
     """The result of each look. The job's silence is measured by its own clock until it was seen to write."""
     version, heard_at = "", None
     while True:
-        seen, now = _look(folder, stop)
+        seen, now = look(folder, stop)
         if version and now != version:
             heard_at = time.monotonic()
         version = now
         if heard_at is not None:
             seen = replace(seen, heard_s=time.monotonic() - heard_at)
         yield progress.status_fields(seen, progress.state_of(seen, process.has_ended))
-
-
-def _look(folder: RunFolder, stop: Stop) -> tuple[RunSnapshot, str]:
-    """The run's folder as it is now, and the version of the last attempt's object."""
-    config, (attempt, version) = read_config(folder), attempts.latest_attempt(folder.store, 1.0)
-    stored = CheckpointIndex(folder, stop).discover().stored
-    if config is None and attempt is None and not stored:
-        raise BadDataError(f"{folder.uri} holds no run: check its name and --output.")
-    report = folder.read_json(REPORT)
-    done = report if isinstance(report, dict) and report.get("status") == "done" else None
-    heard_s = max(0.0, time.time() - attempt.at) if attempt else 0.0
-    return RunSnapshot(folder.uri, config or {}, done, attempt, heard_s, stored), version
 
 
 def _print(seen: dict[str, Any], before: list[str]) -> list[str]:

@@ -11,15 +11,18 @@ from functools import partial
 from typing import Any
 
 from inat_job import events
+from inat_job.address import without_login
 from inat_job.command_options import SweepOptions
 from inat_job.commands import sweep_runs
 from inat_job.commands.sweep_runs import BEST, TRIALS, Sweep
 from inat_job.errors import BadDataError, ConflictError, PreconditionFailed
-from inat_job.host import environment, process
+from inat_job.host import process
 from inat_job.job_status import STATUS
 from inat_job.reporting.sweep_page import render_sweep
-from inat_job.reporting.tracking import require_key
+from inat_job.reporting.tracker_check import check_tracking
+from inat_job.run.outputs import warn_of_loss
 from inat_job.run.prepare_images import prepare_images
+from inat_job.run.run_listing import SWEEP
 from inat_job.run.run_state import REPORT, lease_run, open_run
 from inat_job.run.timing import Clock
 from inat_job.search import space as spaces
@@ -27,7 +30,7 @@ from inat_job.search import study as studies
 from inat_job.search import sweep_report
 from inat_job.search.definition import Definition, definition_of, sweep_id
 from inat_job.search.journal import StoreJournal
-from inat_job.search.outcomes import Limits
+from inat_job.search.outcomes import Limits, Standing, how_to_go_on
 from inat_job.search.space import Axis
 from inat_job.search.study import Search
 from inat_job.search.sweep_report import Retrained, SweepRecord
@@ -42,10 +45,10 @@ from inat_job.storage.disk import parse_json
 from inat_job.storage.lease import LeaseError
 from inat_job.telemetry import heartbeat
 
-SWEEP = "sweep.json"
-"""What a sweep is: its part, its space, how it searches, and the settings that its trials share."""
-
 PAGE = "report.html"
+FOLDER = "the sweep's folder"
+"""Where the study is without --storage, as sweep.json says it."""
+
 _ASKED = ("trials", "max_time", "target", "patience", "retrain", "final")
 """Options that decide when a sweep is over; with others, the same sweep goes on."""
 
@@ -57,17 +60,19 @@ def space_text(settings: Settings, request: SweepOptions, given: Collection[str]
 
 def run(settings: Settings, request: SweepOptions, given: Collection[str], stop: StopFlag, started: float) -> None:
     """Work on the sweep until it is over: search, train the best settings again, test them, and report."""
-    require_key(settings.tracker.mode, environment.has_wandb_key())
+    check_tracking(settings.tracker, stop)
+    sweep_runs.check_parallel(settings.train, request.parallel)
     space = spaces.space_of(settings, request.space, given)
     definition = definition_of(settings, request, space)
     folder = open_run(settings, settings.run.run_id or sweep_id(definition), stop)
     STATUS.run_id, STATUS.run = folder.run_id, folder.uri
+    warn_of_loss(folder.uri)
     sweep = Sweep(settings, request.parallel, folder, stop)
     with heartbeat.emit_heartbeats(), ExitStack() as held:
         if not probe.probe(folder.store):  # then only one worker can be, which holds the folder
             sweep = dataclasses.replace(sweep, conditional=False)
             held.enter_context(_only_worker(sweep))
-        _begin(sweep, definition)
+        _begin(sweep, definition, _place(request.study))
         asked = {name: getattr(request, name) for name in _ASKED}
         report = folder.read_json(REPORT)
         if sweep_report.is_of(report, asked):
@@ -95,9 +100,15 @@ def _only_worker(sweep: Sweep) -> Iterator[None]:
         ) from None
 
 
-def _begin(sweep: Sweep, definition: Definition) -> None:
-    """Store what the sweep is, or raise ConflictError if its folder holds another one."""
-    text = json.dumps({**definition, "settings": sweep.base.anchored().as_dict()}, indent=2) + "\n"
+def _place(study: str | None) -> str:
+    """Where the study is, without login and query, which can be secrets; unlike urllib it keeps `sqlite:///`."""
+    return without_login(study).partition("?")[0] if study else FOLDER
+
+
+def _begin(sweep: Sweep, definition: Definition, study: str) -> None:
+    """Store what the sweep is, and where its study is; raise ConflictError if its folder holds another one."""
+    content = {**definition, "study": study, "settings": sweep.base.anchored().as_dict()}
+    text = json.dumps(content, indent=2) + "\n"
     store = sweep.folder.store
     if store.stat(SWEEP) is None:
         try:
@@ -108,11 +119,18 @@ def _begin(sweep: Sweep, definition: Definition) -> None:
     try:
         stored = parse_json(store.read(SWEEP))
         differing = [name for name in definition if stored[name] != json.loads(json.dumps(definition[name]))]
+        stored_study = stored.get("study", study)
     except (ValueError, TypeError, LookupError):
         raise BadDataError(f"{store.uri}/{SWEEP} is damaged: give the sweep another --run-id.") from None
     if differing:
         raise ConflictError(
             f"{store.uri} is a sweep with another {', '.join(differing)}: change --run-id, or search as it does."
+        )
+    if stored_study != study:
+        is_given = "not given" if study == FOLDER else study
+        use = "leave --storage out" if stored_study == FOLDER else f"use --storage {stored_study}"
+        raise ConflictError(
+            f"--storage is {is_given}, and the study of {store.uri} is in {stored_study}: {use}, or change --run-id."
         )
 
 
@@ -132,6 +150,7 @@ def _search(sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space
     events.phase("search")
     start = partial(sweep_runs.start_trial, sweep)
     why = Worker(trials, start, leases.is_free, limits, sweep.parallel, sweep.stop).run()
+    _require_best(sweep.folder.run_id, why, trials.standing(), limits)
     return SweepRecord(
         part=sweep.base.part,
         sweep_id=sweep.folder.run_id,
@@ -144,9 +163,18 @@ def _search(sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space
     )
 
 
+def _require_best(sweep_id: str, why: str, standing: Standing, limits: Limits) -> None:
+    """Raise ConflictError for a search that is over before a trial was done."""
+    if standing.best is None:
+        fix = how_to_go_on(standing, limits)
+        raise ConflictError(f"{sweep_id} ended without a finished trial, so there is no best one ({why}): {fix}.")
+
+
 def _report(sweep: Sweep, record: SweepRecord, retrained: list[Retrained]) -> None:
     folder = sweep.folder
-    content = sweep_report.build(record, retrained, sweep.settings_of(record.best.values, BEST).as_dict())
+    device = sweep_runs.device_of(sweep.open(TRIALS, str(record.best.number)))
+    settings = sweep.settings_of(record.best.values, BEST).as_dict()
+    content = sweep_report.build(record, retrained, settings, device)
     folder.write(PAGE, render_sweep(content, process.command_prefix()))
     folder.publish(PAGE)
     folder.write_json(REPORT, content)

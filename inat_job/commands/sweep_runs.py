@@ -8,11 +8,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from inat_job import configuration, events, signals
+from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.command_options import SweepOptions
 from inat_job.commands import train
 from inat_job.distributed import world
-from inat_job.errors import BadDataError, EndedError, JobError, Preempted
-from inat_job.host import environment
+from inat_job.errors import BadDataError, BadImagesError, ConflictError, EndedError, JobError
+from inat_job.host import cpu, environment, nvidia
 from inat_job.platforms.platform import NO_PLATFORM
 from inat_job.run import exit
 from inat_job.run.job import Job
@@ -23,7 +24,7 @@ from inat_job.search.outcomes import MOST_FAILURES, Next, next_of
 from inat_job.search.space import Value
 from inat_job.search.sweep_report import Best, Retrained
 from inat_job.search.trial_process import TrialProcess
-from inat_job.settings import Settings
+from inat_job.settings import Settings, TrainSettings
 from inat_job.signals import StopFlag
 from inat_job.storage.lease import LeaseError
 from inat_job.storage.run_folder import RunFolder
@@ -70,6 +71,15 @@ class Task:
     json: bool
 
 
+def check_parallel(train: TrainSettings, parallel: int) -> None:
+    """Raise ConflictError for more trials at a time than GPUs: those beyond would find none, and use the CPU."""
+    found = nvidia.gpu_count() if parallel > 1 and train.accelerator in ("auto", "cuda") else 0
+    if 0 < found < parallel:
+        raise ConflictError(
+            f"--parallel is {parallel}, and each trial needs a GPU of its own, but this machine has {found}: lower it."
+        )
+
+
 def start_trial(sweep: Sweep, number: int, settings: Settings, slot: int) -> TrialProcess:
     """Start a trial, or what is left of it, on the GPU `slot` of those that this process may use."""
     named = dataclasses.replace(settings, run=dataclasses.replace(settings.run, run_id=str(number)))
@@ -80,6 +90,9 @@ def _start(sweep: Sweep, task: Task, slot: int = 0) -> TrialProcess:
     variables = {"WANDB_RUN_GROUP": sweep.folder.run_id}
     if sweep.parallel > 1:
         variables["CUDA_VISIBLE_DEVICES"] = environment.visible_gpu(slot)
+        if task.is_trial:  # the others are run one at a time
+            share = cpu.thread_count(cpu.available_cpus(), processes=sweep.parallel)
+            variables["OMP_NUM_THREADS"] = str(share)
     return TrialProcess(run_task, task, variables)
 
 
@@ -100,15 +113,22 @@ def run_task(task: Task, connection: Connection) -> Ended:
         folder = open_run(settings, settings.run_id, stop)
         rank = world.local_ranks(settings, NO_PLATFORM)[0]
         train.run_rank(Job(settings, folder, rank, Clock(time.perf_counter()), stop, link, task.tracked_as))
-        val = read_report(folder)["val"]
-        return Ended(0, "Done.", val and val["accuracy"])
+        return Ended(0, "Done.", _accuracies(folder) if task.is_trial else ())
     except LeaseError as error:
         return Ended(error.exit_code, str(error), held=True)
     except JobError as error:
-        return Ended(error.exit_code, str(error))
+        return Ended(error.exit_code, str(error), on_images=isinstance(error, BadImagesError))
     except Exception as error:
         exit.show(error)
         return Ended(1, f"Unexpected {type(error).__name__}: {error}")
+
+
+def _accuracies(folder: RunFolder) -> tuple[float, ...]:
+    """The validation accuracy after each epoch of a finished trial, whichever worker ran it. Raises BadDataError."""
+    stored = CheckpointIndex(folder).discover().stored
+    if not stored or not stored[-1].accuracies:
+        raise BadDataError(f"{folder.uri} is a finished trial without validation accuracies: delete that run.")
+    return tuple(stored[-1].accuracies)
 
 
 def _say_nothing() -> None:
@@ -121,6 +141,12 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     if not isinstance(report, dict) or not isinstance(report.get("val", ""), dict | None):
         raise BadDataError(f"{folder.uri}/{REPORT} is no report of a sweep's run: delete that run.")
     return report
+
+
+def device_of(folder: RunFolder) -> str | None:
+    """What a finished run was trained on, None if its report is gone."""
+    report = folder.read_json(REPORT)
+    return str(report["environment"]["device"]) if report else None
 
 
 def retrain(sweep: Sweep, best: Best, request: SweepOptions) -> list[Retrained]:
@@ -151,7 +177,7 @@ def _run_to_end(sweep: Sweep, task: Task) -> None:
         signals.check(sweep.stop, "training the best settings again")
         ended = _wait(sweep, _start(sweep, task))
         signals.check(sweep.stop, "training the best settings again")
-        failures += ended.code not in (0, Preempted.exit_code) and not ended.held
+        failures += ended.is_failure
         outcome = next_of(ended, pruned=False, failures=failures)
         if outcome is Next.DONE:
             return

@@ -18,7 +18,7 @@ from inat_job.job_status import STATUS
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.platforms.settings_layer import around
 from inat_job.reporting.publish import publish
-from inat_job.reporting.tracking import require_key
+from inat_job.reporting.tracker_check import check_tracking
 from inat_job.run import outputs
 from inat_job.run.prepare_images import prepare_images
 from inat_job.run.run_state import CONFIG, lease_run, open_run, read_config, refuse_unowned_checkpoints, run_config
@@ -30,7 +30,15 @@ from inat_job.telemetry import heartbeat
 from inat_job.training.context import RunContext, check_classes
 from inat_job.training.execution import Execution, decide, known_decisions
 from inat_job.training.introduction import introduce
-from inat_job.training.results import Predictions, draw_pictures, make_report, predict_mirrored, predict_splits, tracked
+from inat_job.training.results import (
+    Predictions,
+    draw_pictures,
+    evaluation_images,
+    make_report,
+    predict_mirrored,
+    predict_splits,
+    tracked,
+)
 from inat_job.training.trained_model import TrainedModel, find_trained, load_trained, temperature_of
 
 _FINDING_TAKES = (*(each for each in TEST_TAKES if each != "data"), "data.cache_dir")
@@ -107,7 +115,7 @@ def run(
         )
     settings = made.settings
     outputs.check_folders(platform)
-    require_key(settings.tracker.mode, environment.has_wandb_key())
+    check_tracking(settings.tracker, stop)
     folder = open_run(settings, settings.run.run_id or run_id, stop)
     STATUS.run, STATUS.run_id = folder.uri, folder.run_id
     _claim(folder)
@@ -151,7 +159,8 @@ def _test(
         pictures = draw_pictures(context, architecture.network, predictions)
         report = make_report(context, architecture, weights, predictions, tracker, "test")
         report = _without_unknown(report, trained) | {"given": sorted(given)}
-        publish(context.folder, tracker, report, table, pictures)
+        images = evaluation_images(context) if pictures else None
+        publish(context.folder, tracker, report, table, pictures, images=images)
     return report
 
 

@@ -1,5 +1,7 @@
 """`parta`, `partb` and `train`: what is known before any work, without torch; then the run, on one rank or several."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +10,16 @@ from inat_job.commands import preflight
 from inat_job.data.cache_index import Cache
 from inat_job.distributed import launcher, ranks, world
 from inat_job.distributed.ranks import Rank
-from inat_job.host import environment
+from inat_job.errors import BadDataError, BadImagesError
 from inat_job.ingest import data_source, inspect
 from inat_job.job_status import STATUS
 from inat_job.models import find_weights
 from inat_job.platforms.platform import NO_PLATFORM, Platform
-from inat_job.reporting.tracking import require_key
+from inat_job.reporting.tracker_check import check_tracking
 from inat_job.run import outputs, resources
 from inat_job.run.background_import import BackgroundImport
 from inat_job.run.job import Job
-from inat_job.run.prepare_images import prepare_images
+from inat_job.run.prepare_images import arrangement, prepare_images
 from inat_job.run.run_state import RunState, open_run, storage_options
 from inat_job.run.timing import Clock
 from inat_job.settings import Settings
@@ -35,7 +37,7 @@ def run(settings: Settings, stop: StopFlag, started: float, platform: Platform =
     own = ranks.from_environment()
     _log_once_per_run(own)
     if own is None:
-        require_key(settings.tracker.mode, environment.has_wandb_key())
+        check_tracking(settings.tracker, stop)
     if settings.run.preflight and own is None:
         events.phase("preflight")
         preflight.run(settings, platform, stop)
@@ -45,6 +47,8 @@ def run(settings: Settings, stop: StopFlag, started: float, platform: Platform =
     job = Job(settings, open_run(settings, settings.run_id, stop), team[0], Clock(started), stop)
     STATUS.run, STATUS.rank = job.folder.uri, job.rank.rank
     events.phase("start")
+    if own is None:
+        outputs.warn_of_loss(job.folder.uri)
     if own is None and job.rank.world_size > 1:
         if not job.is_finished():
             launcher.launch(team, settings.run.grace_seconds, stop)
@@ -83,7 +87,8 @@ def run_rank(job: Job) -> None:
     if state is RunState.FINISHED:
         return
     if state is RunState.NEW:
-        _check_data(job)
+        with _image_errors():
+            _check_data(job)
     with job.lease() as leased:
         if leased and job.is_finished():  # by the job that was waited for
             return
@@ -99,12 +104,23 @@ def _check_data(job: Job) -> None:
     """Refuse what is known to be wrong with the data without a download, before the run is begun."""
     events.phase("pull")
     data, options = job.settings.data, storage_options(job.settings.storage)
-    summary = inspect.summarise(data.uri, Path(data.cache_dir), data.eval_size, options, job.stop)
-    summary.check_batch_size(job.settings.train)
+    found = arrangement(data, options, job.stop)
+    summary = inspect.summarise(data.uri, Path(data.cache_dir), data.eval_size, options, job.stop, found)
+    summary.check_batch_size(job.settings.train, data)
 
 
 def _images(job: Job) -> Cache:
-    return prepare_images(job.settings, job.clock, job.stop, trains=True)
+    with _image_errors():
+        return prepare_images(job.settings, job.clock, job.stop, trains=True)
+
+
+@contextmanager
+def _image_errors() -> Iterator[None]:
+    """Tell bad images from a bad checkpoint or weights: a sweep has them in common."""
+    try:
+        yield
+    except BadDataError as error:
+        raise BadImagesError(str(error)) from error
 
 
 def _training_story() -> Any:

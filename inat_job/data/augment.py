@@ -21,9 +21,10 @@ from inat_job.data import rng
 from inat_job.data.rng import COLUMNS, ERASING_COLUMNS
 
 RATIO = (3 / 4, 4 / 3)
-VIEW_FORMAT = 2
-"""The version of the code that cuts views: cached features of another version are not reused, and a resume of a run
-that began with another warns. A test that compares the views of a fixed image fails when this must be raised."""
+VIEW_FORMAT = 3
+"""The version of the code that cuts views, and of the side of the squares that they are cut from: cached features of
+another version are not reused, and a resume of a run that began with another warns. A test that compares the views of a
+fixed image fails when this must be raised."""
 
 _ERASED_AREA, _ERASED_RATIO, _ERASED_GREY = (0.02, 1 / 3), (0.3, 1 / 0.3), 114.0
 """Of Zhong et al., as torchvision draws it. The grey is ImageNet's mean: about 0 for the network."""

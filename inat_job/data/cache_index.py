@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from inat_job.data import pixel_file
-from inat_job.data.layout import TEST, TRAIN
+from inat_job.data.layout import TEST, TRAIN, VALIDATION
 from inat_job.signals import Stop, never
 from inat_job.storage.cache_locks import FolderHold, hold_folder
 from inat_job.storage.disk import read_json_object
@@ -30,6 +30,7 @@ class CacheIndex:
     `digest` is that of the source, `side` the side of the squares in pixels, `sizes` are original widths and heights,
     `hashes` the SHA-256 of the image files. `rejected` has the id and the reason of each unreadable image, `skipped`
     the name and the reason of each other file that is not used, `blank` the ids of images of (nearly) one colour.
+    `test_share` is the share of test images where the job split them off, None if the data set has its own.
     """
 
     source: str
@@ -46,12 +47,17 @@ class CacheIndex:
     skipped: tuple[dict[str, str], ...] = ()
     blank: tuple[str, ...] = ()
     format: int = FORMAT
+    test_share: float | None = None
 
-    def in_both_splits(self) -> tuple[str, ...]:
-        """Ids of the test images whose file is also a training image."""
-        train = {content for content, split in zip(self.hashes, self.splits, strict=True) if split == TRAIN}
+    def in_both_splits(self, split: str = TEST) -> tuple[str, ...]:
+        """Ids of the images of a split whose file is also a training image, or of test ones, a validation image.
+
+        Validation images choose the checkpoint, and `--final` trains on them.
+        """
+        earlier = (TRAIN, VALIDATION) if split == TEST else (TRAIN,)
+        seen = {content for content, its in zip(self.hashes, self.splits, strict=True) if its in earlier}
         rows = zip(self.ids, self.hashes, self.splits, strict=True)
-        return tuple(name for name, content, split in rows if split == TEST and content in train)
+        return tuple(name for name, content, its in rows if its == split and content in seen)
 
     def without_test(self) -> "CacheIndex":
         """The index without test images: of their rows it has no name, no label and no hash."""
@@ -77,6 +83,8 @@ class CacheIndex:
     def save(self, folder: Path) -> None:
         """Write the index beside the pixels, with a hash: a flipped digit would be another label. Raises OSError."""
         fields = dataclasses.asdict(self)
+        if self.test_share is None:  # as earlier versions wrote it
+            del fields["test_share"]
         (folder / INDEX).write_text(json.dumps({"sha256": _digest(fields), "index": fields}), encoding="utf-8")
 
 

@@ -1,20 +1,32 @@
 """Finds the images of a data set among the names in an archive, folder or prefix: `.../train/<Class>/*` and
-`.../val/<Class>/*` (or `test/`) at any depth."""
+`.../val/<Class>/*` (or `test/`, or both) at any depth, one folder a class, or what a table of labels lists."""
 
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inat_job import signals
-from inat_job.errors import BadDataError
+from inat_job.data import layout_errors, splits
+from inat_job.data.label_table import LabelTable
+from inat_job.data.layout_errors import is_called_image
+from inat_job.errors import BadDataError, ConflictError
 from inat_job.signals import Stop, never
 
-TRAIN, TEST = "train", "test"
+TRAIN, VALIDATION, TEST = "train", "val", "test"
+UNSPLIT = ""
+"""The split of images that the job itself splits into train and test, once their contents are known."""
 MAX_NAME, MAX_DEPTH = 4096, 64
 """Letters of a path, as on Linux, and folders in it; longer ones are made to exhaust the memory."""
 
-_SPLIT_NAMES = {TRAIN, "val", "test"}
+_EXACT = {name: name for name in (TRAIN, VALIDATION, TEST)}
+_SPLIT_OF = {
+    **_EXACT,
+    **{"training": TRAIN, "valid": VALIDATION, "validation": VALIDATION, "dev": VALIDATION, "testing": TEST},
+}
+"""What the folders of splits are called, in lower case."""
+
 _IGNORED_NAMES = {
     *("__MACOSX", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Icon\r", "lost+found", "System Volume Information"),
     *("@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN"),  # of a NAS; @eaDir holds thumbnails
@@ -35,6 +47,34 @@ class ImageFile:
     split: str
     label: str
 
+    def assigned(self, split: str) -> "ImageFile":
+        """An image without a split, with the one that the job assigns to it."""
+        return replace(self, id=f"{split}/{self.id}", split=split)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What decides classes and splits beside the folders: a table of labels, and the share of test images where the
+    data set has none (None is the default share, and not asked for).
+    """
+
+    labels: LabelTable | None = None
+    test_share: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Changes with whatever may change the classes and splits; empty where the folders alone decide."""
+        share = "" if self.test_share is None else f" test_share={self.test_share!r}"
+        return f" labels={self.labels.digest}{share}" if self.labels else share
+
+
+BY_FOLDERS = Arrangement()
+
+
+def split_called(name: str) -> str | None:
+    """The split that a folder or a table means by a name such as Training or valid, or None."""
+    return _SPLIT_OF.get(name.strip().lower())
+
 
 def check_name(name: str, source: object) -> None:
     """Raise BadDataError for a path that is too long or too deep to be split."""
@@ -50,40 +90,86 @@ def is_ignored(name: str) -> bool:
     return any((part.startswith(".") and part != ".") or part in _IGNORED_NAMES for part in name.split("/"))
 
 
-def _is_called_image(name: str) -> bool:
-    return name.lower().endswith((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2"))
-
-
 def is_sidecar(name: str) -> bool:
     """Whether a file that is no image is plainly not meant as one, by its name."""
     return name.lower().endswith(_SIDECARS)
 
 
 def find_images(
-    names: Iterable[str], source: str, stop: Stop = never, links: Mapping[str, str] | None = None
+    names: Iterable[str],
+    source: str,
+    stop: Stop = never,
+    links: Mapping[str, str] | None = None,
+    arrangement: Arrangement = BY_FOLDERS,
 ) -> list[ImageFile]:
     """The images among `names` (paths with `/`), sorted by id.
 
-    Other capitals, such as Train/, count only if nothing is spelled train/ and val/. Raises BadDataError if there is no
-    such tree, more than one, if train and test differ in their classes, or if one of the `links`, each with what it
-    is, takes the place of a class folder, and Preempted.
+    Folders of splits may be called otherwise, such as Train/ or valid/, where nothing is spelled train/ and val/. Of
+    val/ and test/ the second holds the test images; val/ alone does too. Images of a data set without splits are
+    UNSPLIT. Raises BadDataError if there is no such tree, more than one, if the splits differ in their classes, or if
+    one of the `links`, each with what it is, takes the place of a class folder; ConflictError for a share of test
+    images where there are some, and Preempted.
     """
     kept = []
     for name in _interruptible(names, stop):
         check_name(name, source)
         if not is_ignored(name) and not name.endswith("/"):
             kept.append(name)
-    roots, complete = _candidates(kept, stop)
-    if len(complete) != 1:
-        raise BadDataError(_no_tree(source, complete, roots, kept))
-    root = complete[0]
-    del kept
-    _check_folders(roots[root], root)
-    _check_links(links or {}, root, _folders(roots[root], root), source)
-    images = [_image(name, root) for name in _interruptible(roots.pop(root), stop)]
+    if arrangement.labels:
+        images = _listed(kept, arrangement, source)
+    else:
+        images = _in_folders(kept, source, stop, links or {}, arrangement)
     images.sort()
-    _check_classes(images, source)
+    splits_there = {image.split for image in images}
+    if arrangement.test_share is not None and TEST in splits_there:
+        raise ConflictError(
+            f"--test-share is {arrangement.test_share:g}, but {source} has a test set of its own: leave it out."
+        )
+    layout_errors.check_classes(_classes_by_split(images), source)
+    if UNSPLIT in splits_there:
+        layout_errors.check_counts(Counter(image.label for image in images), source)
     return images
+
+
+def _in_folders(
+    kept: list[str], source: str, stop: Stop, links: Mapping[str, str], arrangement: Arrangement
+) -> list[ImageFile]:
+    roots, complete, called = _candidates(kept, stop)
+    if not roots and (flat := _flat_root(kept)):
+        root, folders = flat
+        return [_image(name, root) for name in kept if name.startswith(root) and _parts(name, root)[0] in folders]
+    if len(complete) == 1:
+        root = complete[0]
+        inside = _in_splits(_interruptible(kept, stop), root)
+        split_of = _split_of_folders(inside, root, called)
+    elif arrangement.test_share is not None and (only := _only_training(roots)) is not None:
+        root = only
+        inside = _in_splits(kept, root)
+        split_of = dict.fromkeys(inside, UNSPLIT)
+    else:
+        raise BadDataError(layout_errors.no_tree(source, complete, sorted(roots), kept, split_called))
+    _check_links(links, root, set(split_of), source)
+    return [_image(name, root, split) for folder, split in split_of.items() for name in inside[folder]]
+
+
+def _listed(names: Sequence[str], arrangement: Arrangement, source: str) -> list[ImageFile]:
+    """The images that a table of labels lists."""
+    assert arrangement.labels
+    rows = arrangement.labels.located(names, source)
+    given = {row.split for row in rows}
+    split_of = {row: row for row in given}
+    if given == {TRAIN}:
+        if arrangement.test_share is None:
+            raise BadDataError(
+                f"{arrangement.labels.shown} lists only training images: add test images, or split them off with "
+                f"--test-share {splits.TEST_SHARE:g}."
+            )
+        split_of = {TRAIN: UNSPLIT}
+    elif VALIDATION in given and TEST not in given:
+        split_of[VALIDATION] = TEST
+    if not given & {TRAIN, UNSPLIT}:
+        raise BadDataError(f"{arrangement.labels.shown} lists no training images: its splits are {sorted(given)}.")
+    return [_with_split(split_of[row.split], row.label, row.file, row.name) for row in rows]
 
 
 def linked_trees(names: Iterable[str], real_path: Callable[[str], str]) -> tuple[str, ...]:
@@ -91,7 +177,7 @@ def linked_trees(names: Iterable[str], real_path: Callable[[str], str]) -> tuple
 
     `real_path` follows the links of a folder; "" is the one that the names are relative to.
     """
-    roots, complete = _candidates([name for name in names if not is_ignored(name) and not name.endswith("/")])
+    roots, complete, _ = _candidates([name for name in names if not is_ignored(name) and not name.endswith("/")])
     if len(complete) < 2:
         return ()
     classes = {root: {root + "/".join(_parts(name, root)[:2]) for name in roots[root]} for root in complete}
@@ -118,21 +204,36 @@ def class_names(images: Iterable[ImageFile]) -> tuple[str, ...]:
     return tuple(sorted({image.label for image in images}))
 
 
-def training_counts(images: Iterable[ImageFile]) -> tuple[int, ...]:
-    """The number of training images of each class."""
-    return tuple(Counter(image.label for image in images if image.split == TRAIN).values())
+def training_counts(images: Iterable[ImageFile], test_share: float | None = None) -> tuple[int, ...]:
+    """The number of training images of each class; of images without splits those that are left for it."""
+    counts = Counter((image.split, image.label) for image in images)
+    share = splits.TEST_SHARE if test_share is None else test_share
+    return tuple(
+        splits.left_of(count, share) if split == UNSPLIT else count
+        for (split, _), count in counts.items()
+        if split in (TRAIN, UNSPLIT)
+    )
 
 
-def _candidates(names: Sequence[str], stop: Stop = never) -> tuple[dict[str, list[str]], list[str]]:
-    """Every way to read the names, by root, and the roots of those that are a data set."""
-    roots = _roots(_interruptible(names, stop), lambda part: part)
-    if complete := _complete(roots):
-        return roots, complete
-    roots = _roots(_interruptible(names, stop), str.lower)
-    return roots, _complete(roots)
+def validation_count(images: Iterable[ImageFile]) -> int | None:
+    """The number of validation images that a data set has of its own, None if it has none."""
+    return sum(image.split == VALIDATION for image in images) or None
 
 
-def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, list[str]]:
+_Called = Callable[[str], str | None]
+"""The split that a folder is called after, or None."""
+
+
+def _candidates(names: Sequence[str], stop: Stop = never) -> tuple[dict[str, list[str]], list[str], _Called]:
+    """Every way to read the names, by root, the roots of those that are a data set, and what names their folders."""
+    for called in (_EXACT.get, lambda name: _EXACT.get(name.lower()), split_called):
+        roots = _roots(_interruptible(names, stop), called)
+        if complete := _complete(roots, called):
+            break
+    return roots, complete, called
+
+
+def _roots(names: Iterable[str], called: _Called) -> dict[str, list[str]]:
     """Every way to read the names, by root, which ends in `/`: a folder above or below the split's may be called train
     too. Keys of a bucket may have empty components.
     """
@@ -140,14 +241,62 @@ def _roots(names: Iterable[str], spelled: Callable[[str], str]) -> dict[str, lis
     for name in names:
         parts, at = name.split("/"), 0
         for number, part in enumerate(parts[:-2]):
-            if spelled(part) in _SPLIT_NAMES and len(list(filter(None, parts[number + 1 :]))) > 1:
+            if called(part) and len(list(filter(None, parts[number + 1 :]))) > 1:
                 roots[name[:at]].append(name)
             at += len(part) + 1
     return roots
 
 
-def _split(folder: str) -> str:
-    return TRAIN if folder.lower() == TRAIN else TEST
+def _in_splits(names: Iterable[str], root: str) -> dict[str, list[str]]:
+    """The names in class folders under a root, by what is called after a split and holds them."""
+    inside: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if name.startswith(root):
+            folder, _, below = name[len(root) :].partition("/")
+            if split_called(folder) and len([*filter(None, below.split("/"))]) > 1:
+                inside[folder].append(name)
+    return inside
+
+
+def _split_of_folders(found: Iterable[str], root: str, called: _Called) -> dict[str, str]:
+    """The folders of splits under a root, each with its split: those of the spelling that made it a data set, and
+    others where these leave a split open. Raises BadDataError for two folders of one split.
+    """
+    by_split: dict[str, str] = {}
+    for split in (TRAIN, VALIDATION, TEST):
+        own = [folder for folder in found if called(folder) == split]
+        folders = sorted(own or (folder for folder in found if split_called(folder) == split), reverse=True)
+        if len(folders) > 1:
+            both = " and ".join(f"{folder}/" for folder in folders)
+            raise BadDataError(f"{root[:-1] or 'The data set'} holds both {both}: keep the one to use as {split} set.")
+        if folders:
+            by_split[split] = folders[0]
+    if TEST not in by_split:
+        by_split[TEST] = by_split.pop(VALIDATION)
+    return {folder: split for split, folder in by_split.items()}
+
+
+def _only_training(roots: Mapping[str, list[str]]) -> str | None:
+    """The root of the only tree, if it has training images and no others."""
+    if len(roots) != 1:
+        return None
+    [(root, names)] = roots.items()
+    return root if {*map(split_called, _folders(names, root))} == {TRAIN} else None
+
+
+def _flat_root(names: Sequence[str]) -> tuple[str, set[str]] | None:
+    """The folder whose folders hold the images of a class each, and those; None unless that is where all images are."""
+    images = [name for name in names if is_called_image(name)]
+    if not images:
+        return None
+    first, last = min(images), max(images)
+    root = os.path.commonprefix((first, last)).rpartition("/")[0]  # noqa: RUF071 (a key may have empty components)
+    root += "/" * bool(root)
+    parts = [_parts(name, root) for name in images]
+    folders = {each[0] for each in parts}
+    if len(folders) < 2 or any(len(each) != 2 for each in parts) or any(map(split_called, folders)):
+        return None
+    return root, folders
 
 
 def _folders(names: Iterable[str], root: str) -> set[str]:
@@ -155,9 +304,10 @@ def _folders(names: Iterable[str], root: str) -> set[str]:
     return {name[len(root) : name.index("/", len(root))] for name in names}
 
 
-def _complete(roots: Mapping[str, list[str]]) -> list[str]:
+def _complete(roots: Mapping[str, list[str]], called: _Called) -> list[str]:
     """The roots that hold train and test; a root inside another belongs to the outer one's images."""
-    complete = {root for root, names in roots.items() if len({*map(_split, _folders(names, root))}) == 2}
+    found = {root: {called(folder) for folder in _folders(names, root)} for root, names in roots.items()}
+    complete = {root for root, splits_there in found.items() if TRAIN in splits_there and len(splits_there) > 1}
     return sorted(root for root in complete if not any(above in complete for above in _parents(root)))
 
 
@@ -166,20 +316,11 @@ def _parents(root: str) -> list[str]:
     return ["".join(f"{above}/" for above in parts[:at]) for at in range(len(parts))]
 
 
-def _check_folders(names: list[str], root: str) -> None:
-    found = _folders(names, root)
-    for split in (TRAIN, TEST):
-        folders = sorted((folder for folder in found if _split(folder) == split), reverse=True)
-        if len(folders) > 1:
-            both = " and ".join(f"{folder}/" for folder in folders)
-            raise BadDataError(f"{root[:-1] or 'The data set'} holds both {both}: keep the one to use as {split} set.")
-
-
-def _check_links(links: Mapping[str, str], root: str, splits: set[str], source: str) -> None:
+def _check_links(links: Mapping[str, str], root: str, folders: set[str], source: str) -> None:
     """Raise BadDataError if a link takes the place of a class folder: without a message the class would be missing."""
     for name, reason in sorted(links.items()):
         parts = _parts(name, root) if name.startswith(root) and not is_ignored(name) else []
-        if len(parts) == 2 and parts[0] in splits and not (is_sidecar(name) or _is_called_image(name)):
+        if len(parts) == 2 and parts[0] in folders and not (is_sidecar(name) or is_called_image(name)):
             raise BadDataError(
                 f"{source} has {reason.partition(',')[0]} in place of the class folder {name}: "
                 "put the folder itself there, or remove the link."
@@ -191,78 +332,20 @@ def _parts(name: str, root: str) -> list[str]:
     return [part for part in name[len(root) :].split("/") if part]
 
 
-def _image(name: str, root: str) -> ImageFile:
-    folder, label, *below = _parts(name, root)
-    file = "/".join(below).encode(errors="backslashreplace").decode()  # an id is written to reports, which are UTF-8
-    split = _split(folder)
-    return ImageFile(f"{split}/{label}/{file}", name, split, sys.intern(label))
+def _image(name: str, root: str, split: str | None = None) -> ImageFile:
+    """The image in a class folder, which is in the folder of a split unless that is None."""
+    label, *below = _parts(name, root)[split is not None :]
+    return _with_split(split or UNSPLIT, label, "/".join(below), name)
 
 
-def is_text(name: str) -> bool:
-    """Whether a file name is valid UTF-8: Python represents other bytes as lone surrogates."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+def _with_split(split: str, label: str, file: str, name: str) -> ImageFile:
+    file = file.encode(errors="backslashreplace").decode()  # an id is written to reports, which are UTF-8
+    image = ImageFile(f"{label}/{file}", name, UNSPLIT, sys.intern(label))
+    return image.assigned(split) if split else image
 
 
-def _no_tree(source: str, complete: list[str], roots: Iterable[str], names: Sequence[str]) -> str:
-    if complete:
-        return f"{source} holds more than one data set ({_some(root[:-1] for root in complete)}): use one of them."
-    found = _part_of_tree(sorted(roots), names) or _other_tree(names)
-    return f"{source} holds no train/<Class>/ with a val/<Class>/ or test/<Class>/ beside it, but {found}."
-
-
-def _part_of_tree(roots: Sequence[str], names: Sequence[str]) -> str:
-    """What is there of a tree, and what it lacks; empty if there is nothing of it."""
-    if not roots:
-        return ""
-    if len(roots) > 1:
-        return f"parts of it in several folders, {_some(root or './' for root in roots)}: move them into one"
-    [root] = roots
-    below = (name[len(root) :].partition("/") for name in names if name.startswith(root))
-    inside = {folder for folder, slash, _ in below if slash}
-    there = sorted(folder for folder in inside if folder.lower() in _SPLIT_NAMES)
-    others = sorted(f"{folder}/" for folder in inside - {*there})
-    lacking = "val/" if TRAIN in map(_split, there) else "train/"
-    advice = f", and beside it {_some(others)}: rename one to {lacking}" if others else f" alone: add {lacking}"
-    return f"{_some(f'{root}{folder}/' for folder in there)}{advice}"
-
-
-def _other_tree(names: Sequence[str]) -> str:
-    """What is there instead of a tree, and what would do."""
-    if not names:
-        return "no files at all: check --data"
-    if len(names) <= 3 and not any("/" in name for name in names):
-        return f"only {_some(sorted(names))}: unpack it, or name what has the images"
-    folders = sorted({f"{name.rpartition('/')[0]}/" for name in names if "/" in name})
-    if flat := [folder for folder in folders if folder.split("/")[-2].lower() in _SPLIT_NAMES]:
-        return f"files directly in {_some(flat)}: put those of each class into a folder of its own"
-    depths = sorted({folder.count("/") for folder in folders})
-    depth = f" at depth {'-'.join(str(each) for each in {depths[0]: 0, depths[-1]: 0})}" if depths else ""
-    listed = f" ({_some(folders)})" if folders else ""
-    return (
-        f"{len(names)} files in {len(folders)} folders{depth}{listed}: "
-        "move those of each class into train/<Class>/ and val/<Class>/"
-    )
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first three names, cut, and the number of the others."""
-    names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(name if len(name) <= 40 else f"{name[:37]}..." for name in names[:3]) + more
-
-
-def _check_classes(images: list[ImageFile], source: str) -> None:
-    for name in class_names(images):
-        if not is_text(name):
-            raise BadDataError(f"{source} has a class folder {name!a}, which is not UTF-8: rename it.")
-    train, test = (class_names(p for p in images if p.split == split) for split in (TRAIN, TEST))
-    if train != test:
-        odd = ", ".join(sorted(set(train) ^ set(test))[:5])
-        raise BadDataError(f"{source}: train and test must have the same classes, but only one of them has {odd}.")
-    folded = {name.casefold(): name for name in train}
-    for name in train:
-        if folded[name.casefold()] != name:
-            twin = folded[name.casefold()]
-            raise BadDataError(f"{source} has classes that differ only in capitals, {name} and {twin}: rename one.")
-    if len(train) < 2:
-        raise BadDataError(f"{source} has only one class, {train[0]}: at least two are needed.")
+def _classes_by_split(images: Iterable[ImageFile]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        found[image.split].add(image.label)
+    return found

@@ -13,7 +13,7 @@ from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
 from inat_job.data.imbalance import balanced_weights, earlier_times
 from inat_job.data.mixing import draw_mix
-from inat_job.errors import BadDataError
+from inat_job.errors import BadDataError, ConflictError
 from inat_job.settings import DataSettings, TrainSettings
 
 _AGAIN = 2**20 + 1
@@ -26,7 +26,7 @@ class ImageDataModule(LightningDataModule):
     `shard` is the rank's share of each batch. With `on_gpu`, all batches of an evaluation have one shape, since a GPU
     prepares the kernels of each shape again; a CPU would compute the padding for nothing. With `--final` no image is
     held out. Raises BadDataError if no image is left for validation, ConflictError for a batch larger than the training
-    set.
+    set, and for --val-share where the data set has validation images of its own.
     """
 
     def __init__(
@@ -47,10 +47,15 @@ class ImageDataModule(LightningDataModule):
         )
         self._sizes = torch.tensor(cache.index.sizes)
         self._centre_maps = centre_maps(self._sizes, data.eval_crop)
-        rows = cache.index.rows(layout.TRAIN)
+        own = cache.index.rows(layout.VALIDATION)
+        rows = np.union1d(cache.index.rows(layout.TRAIN), own)
         hashes = [cache.index.hashes[row] for row in rows]
-        labels = [cache.index.labels[row] for row in rows]
-        chosen = splits.validation(hashes, labels, train.seed)
+        self.val_share = self._val_share(len(own))
+        if self.val_share is None:
+            chosen = np.isin(rows, own).tolist()
+        else:
+            labels = [cache.index.labels[row] for row in rows]
+            chosen = splits.validation(hashes, labels, train.seed, self.val_share)
         held_out = [False] * len(rows) if train.final else chosen
         self.split_digest = splits.digest(hashes, held_out)
         self.train_rows: np.ndarray = rows[~np.array(held_out)]
@@ -63,6 +68,16 @@ class ImageDataModule(LightningDataModule):
                 "train: add some, or train with --final, which needs none."
             )
         splits.check_batch_size(train.batch_size, len(self.train_rows))
+
+    def _val_share(self, own: int) -> float | None:
+        """The share of the training images that is held out for validation; None if the data set has its `own`."""
+        share = self._data.val_share
+        if own and share is not None:
+            raise ConflictError(
+                f"--val-share is {share:g}, but {self.cache.index.source} has {own} validation images of its own: "
+                "leave it out."
+            )
+        return None if own else splits.VALIDATION_SHARE if share is None else share
 
     @property
     def steps_per_epoch(self) -> int:

@@ -8,7 +8,7 @@ file is needed; checking a finished file uses all cores.
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -49,14 +49,29 @@ class PixelFile:
         """SHA-256 of a row."""
         return hashlib.sha256(self.read(row)).hexdigest()
 
-    def keep(self, rows: Iterable[int]) -> None:
-        """Keep only these rows, in ascending order, moved together. Raises OSError."""
-        kept = 0
-        for row in rows:
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep only these rows, in this order. Raises OSError."""
+        ascending = sorted(rows)
+        for kept, row in enumerate(ascending):
             if row != kept:
                 self._write(kept, self.read(row))
-            kept += 1
-        os.truncate(self._descriptor, kept * self._row)
+        os.truncate(self._descriptor, len(rows) * self._row)
+        if rows != ascending:
+            now_at = {row: at for at, row in enumerate(ascending)}
+            self._permute([now_at[row] for row in rows])
+
+    def _permute(self, sources: Sequence[int]) -> None:
+        """Move the row in `sources[i]` to `i`, for all i, in place: along each cycle, with one row in memory."""
+        moved = [False] * len(sources)
+        for start, source in enumerate(sources):
+            if moved[start] or source == start:
+                continue
+            first, at = self.read(start), start
+            while sources[at] != start:
+                self._write(at, self.read(sources[at]))
+                moved[at], at = True, sources[at]
+            self._write(at, first)
+            moved[at] = True
 
     def allocate(self) -> None:
         """Set the file's length and allocate its disk space. Raises OSError."""

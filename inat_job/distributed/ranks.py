@@ -23,6 +23,9 @@ DEFAULT_PORT = 29500
 """torchrun's default port of the rendezvous store of several machines, where MASTER_PORT is not set."""
 
 _LAUNCHER, _MESSAGE_FILE = "INAT_JOB_LAUNCHER", "INAT_JOB_RANK_MESSAGE"
+CALLER = "INAT_JOB_CALLER"
+"""The variable with the id of the process that runs this job for Python code, see library.py."""
+
 _LISTEN_FD = "INAT_JOB_MASTER_LISTEN_FD"
 _PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal that this process receives when its parent dies."""
@@ -181,18 +184,23 @@ def start_process(
 def end_with_launcher(environment: Mapping[str, str] = os.environ) -> bool:
     """In a rank that the job itself started, have the kernel kill this process when its launcher dies.
 
-    Returns whether this process is such a rank.
+    A job for Python code is stopped instead, when its caller dies, and stores a checkpoint. Returns whether this
+    process is such a rank.
     """
-    launcher = read_int(environment, _LAUNCHER)
-    if launcher is None:
-        return False
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:  # it died before the call
+    launcher, caller = read_int(environment, _LAUNCHER), read_int(environment, CALLER)
+    parent = caller if launcher is None else launcher
+    if parent is not None and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM if launcher is None else signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
             os._exit(1)
-    return True
+    return launcher is not None
 
 
 def message_file(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Where a rank writes its termination message for its launcher; None in any other process."""
     return Path(environment[_MESSAGE_FILE]) if environment.get(_MESSAGE_FILE) else None
+
+
+def has_caller(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether Python code runs this job, and draws its progress from the log."""
+    return bool(environment.get(CALLER))

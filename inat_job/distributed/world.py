@@ -14,6 +14,8 @@ def local_ranks(settings: Settings, platform: Platform) -> list[Rank]:
     Raises ConflictError for settings that contradict the platform, or where the batch size does not divide.
     """
     train = settings.train
+    if platform.node_problem:
+        raise ConflictError(platform.node_problem)
     num_nodes, node_rank = train.num_nodes or platform.num_nodes, platform.node_rank
     master_address = platform.master_address
     if platform.num_nodes not in (1, num_nodes):

@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 
 _WANDB_HOST = "https://api.wandb.ai"
 
+SECRET_MANAGER = "CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER"  # noqa: S105
+"""gcloud's own variable: https://cloud.google.com/sdk/gcloud/reference/topic/endpoint-override"""
+
 
 def disable_wandb_error_reporting(environment: MutableMapping[str, str] = os.environ) -> None:
     """Keep wandb from reporting its own errors, which takes 10 s at exit if its host does not answer."""
@@ -34,6 +37,16 @@ def set_region(environment: MutableMapping[str, str] = os.environ) -> None:
     environment.pop("AWS_DEFAULT_REGION", None)
     if found:
         environment["AWS_DEFAULT_REGION"] = found
+
+
+def google_metadata_host(environment: Mapping[str, str] = os.environ) -> str:
+    """Host and port of the server that gives a machine or pod of Google's its login."""
+    return environment.get("GCE_METADATA_HOST") or environment.get("GCE_METADATA_ROOT") or "metadata.google.internal"
+
+
+def secret_manager(environment: Mapping[str, str] = os.environ) -> str:
+    """The address of Google's Secret Manager."""
+    return (environment.get(SECRET_MANAGER) or "https://secretmanager.googleapis.com").rstrip("/")
 
 
 def set_cublas_workspace(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -79,6 +92,22 @@ def without_wandb_server(environment: MutableMapping[str, str] = os.environ) -> 
     finally:
         del environment["WANDB_BASE_URL"]
         environment.update(hidden)
+
+
+def mlflow_server(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The address of MLflow's server or store, None if there is none."""
+    return environment.get("MLFLOW_TRACKING_URI") or None
+
+
+def mlflow_experiment(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The experiment that MLflow's own variable names."""
+    return environment.get("MLFLOW_EXPERIMENT_NAME") or None
+
+
+def quiet_mlflow(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Keep MLflow from logging its progress, and from telling its makers how it is used."""
+    environment.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    environment.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def wandb_server(environment: Mapping[str, str] = os.environ) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import socket
 import sys
 import time
@@ -57,8 +58,10 @@ def start_time(proc: Path = Path("/proc")) -> float | None:
 
 
 def command_prefix(words: Sequence[str] = sys.orig_argv, arguments: Sequence[str] = sys.argv[1:]) -> list[str]:
-    """The words that started this program, without its arguments: ["python", "entrypoint.py"]."""
-    return list(words[: len(words) - len(arguments)])
+    """The words that start this program, without its arguments: ["python", "entrypoint.py"], or ["inat-job"]."""
+    prefix = list(words[: len(words) - len(arguments)])
+    name = Path(prefix[-1]).name if prefix else ""
+    return [name] if name and shutil.which(name) == prefix[-1] else prefix
 
 
 def disable_core_dumps() -> None:

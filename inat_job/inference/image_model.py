@@ -124,7 +124,7 @@ def load_model(
     stop: Stop = never,
     output: str | None = None,
 ) -> ImageModel:
-    """The model of a run: its folder, its model/ folder, or an s3:// address of either, which is downloaded once.
+    """The model of a run: its folder, its model/ folder, or an address of either in a bucket, which is downloaded once.
 
     `runtime` is torch, or onnx for a run with `--export onnx`, which imports no torch and runs on the CPU.
     `accelerator` is auto, cpu, cuda or mps, and torch's. Raises BadDataError for a missing or damaged model.

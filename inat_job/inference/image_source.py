@@ -1,4 +1,4 @@
-"""The images that a person names: files, folders, archives, s3:// objects and prefixes, each read in place."""
+"""The images that a person names: files, folders, archives, objects and prefixes of a bucket, each read in place."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inat_job import events, signals
-from inat_job.data import layout, pixel_file
+from inat_job.data import layout, pixel_file, splits
 from inat_job.data.cache_index import FORMAT, PIXELS, Cache, CacheIndex, load, load_trusted
-from inat_job.data.layout import ImageFile
+from inat_job.data.layout import Arrangement, ImageFile
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted
 from inat_job.events import Progress
 from inat_job.ingest import archives
@@ -23,8 +23,8 @@ from inat_job.storage.cache_locks import cache_errors, hold_folder, lock
 from inat_job.storage.disk import megabytes, remove_link
 from inat_job.storage.partial_download import PartialDownload
 
-MARGIN = 1.15
-"""Side of the cached squares over the network's input, so that a random crop rarely enlarges."""
+DETAIL = 128
+"""Pixels that a cached square has beyond the network's input, at most, for random crops to be sharp."""
 
 _WAITING = "waiting for another job that prepares the same images"
 
@@ -44,8 +44,12 @@ class _Results:
 
 
 def cache_side(image_size: int) -> int:
-    """Side of the cached squares for an input of `image_size` pixels, a multiple of eight."""
-    return max(8 * round(MARGIN * image_size / 8), image_size)
+    """Side of the cached squares for an input of `image_size` pixels, a multiple of eight.
+
+    Of twice the input, a crop with a quarter of an image's area has as many pixels as the input. At more
+    than 128 px that would take up too much memory.
+    """
+    return 8 * math.ceil((image_size + min(image_size, DETAIL)) / 8)
 
 
 def prepare(
@@ -66,7 +70,7 @@ def prepare(
     side = cache_side(image_size)
     cache = _load_published(source, cache_dir, side, stop, on_downloaded)
     if cache is None:
-        draft = _folder(cache_dir, source.draft_key, side)
+        draft = _folder(cache_dir, source.draft_key, side, source.arrangement)
         with lock(draft.with_suffix(".lock"), cache_dir, stop, _WAITING), cache_errors(cache_dir), _memory_errors():
             cache = _load_published(source, cache_dir, side, stop, on_downloaded) or _build(
                 source, cache_dir, draft.with_suffix(".tmp"), side, max_broken, stop, on_downloaded
@@ -74,7 +78,8 @@ def prepare(
     # The same images may have been prepared from another source; messages name this run's.
     cache = replace(cache, index=replace(cache.index, source=source.uri))
     _check_rejected(cache.index, max_broken)
-    source.verify(cache.index.digest)
+    if not source.is_archive:  # whose own digest was verified
+        source.verify(cache.index.digest)
     return cache
 
 
@@ -86,9 +91,9 @@ def _memory_errors() -> Iterator[None]:
         raise ConflictError("Too little memory to decode images: give the job more, or fewer processors.") from error
 
 
-def published_index(cache_dir: Path, digest: str, image_size: int) -> CacheIndex | None:
+def published_index(cache_dir: Path, digest: str, image_size: int, arrangement: Arrangement) -> CacheIndex | None:
     """The index of a source's images, if they are decoded at this geometry."""
-    cache = load_trusted(_folder(cache_dir, digest, cache_side(image_size)))
+    cache = load_trusted(_folder(cache_dir, digest, cache_side(image_size), arrangement))
     return cache.index if cache else None
 
 
@@ -97,8 +102,9 @@ def unfinished_bytes(cache_dir: Path) -> int:
     return sum(512 * path.stat().st_blocks for path in cache_dir.glob(f"prepared/*.tmp/{PIXELS}"))
 
 
-def _folder(cache_dir: Path, name: str, side: int) -> Path:
-    return cache_dir / "prepared" / hashlib.sha256(f"{name} {side} {FORMAT}".encode()).hexdigest()[:24]
+def _folder(cache_dir: Path, name: str, side: int, arrangement: Arrangement) -> Path:
+    key = f"{name} {side} {FORMAT}{arrangement.key}"
+    return cache_dir / "prepared" / hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def _load_published(
@@ -108,7 +114,7 @@ def _load_published(
     if identity is None:
         return None
     on_downloaded()
-    return load(_folder(cache_dir, identity, side), stop)
+    return load(_folder(cache_dir, identity, side, source.arrangement), stop)
 
 
 def _build(
@@ -125,13 +131,13 @@ def _build(
     on_downloaded()
     if source.is_archive:
         source.verify(identity)
-    with _publishing(_folder(cache_dir, identity, side), cache_dir, stop) as cache:
+    with _publishing(_folder(cache_dir, identity, side, source.arrangement), cache_dir, stop) as cache:
         if cache is not None:
             shutil.rmtree(unfinished, ignore_errors=True)
             _note(source, cache.index)
             return cache
     results = results or _decode_intact(source, unfinished, side, stop)
-    folder = _folder(cache_dir, source.identify(), side)
+    folder = _folder(cache_dir, source.identify(), side, source.arrangement)
     index = _index(source, results, side, unfinished / PIXELS)
     try:
         _check_rejected(index, max_broken)
@@ -191,13 +197,13 @@ def _decode(
     incoming: PartialDownload | None = None,
     show: Progress | None = None,
 ) -> _Results:
-    images = layout.find_images(container.names(), source.uri, stop, links(container.skipped()))
+    images = layout.find_images(container.names(), source.uri, stop, links(container.skipped()), source.arrangement)
     source.check_listed(images)
     remove_link(unfinished)
     unfinished.mkdir(exist_ok=True)
     _check_disk(unfinished, len(images) * side * side * 3 + (incoming.bytes_missing() if incoming else 0))
     decoded = decode_all(container, images, unfinished, side, stop, verify=source.download is not None, show=show)
-    return _Results(images, decoded, _skipped(container, images))
+    return _Results(images, decoded, _skipped(container, images, source.arrangement))
 
 
 def _decode_during_download(
@@ -231,13 +237,14 @@ def _decode_during_download(
         return results if incoming.is_now(download.path) else None
 
 
-def _skipped(container: archives.Container, images: Sequence[ImageFile]) -> dict[str, str]:
+def _skipped(container: archives.Container, images: Sequence[ImageFile], arrangement: Arrangement) -> dict[str, str]:
     """The files that are no images of the data set, with the reason, except for known litter.
 
     One whose name is damaged may have been an image.
     """
     used = {image.name for image in images}
-    reasons = dict.fromkeys((name for name in container.names() if name not in used), "not in a class folder")
+    unused = "not in --labels" if arrangement.labels else "not in a class folder"
+    reasons = dict.fromkeys((name for name in container.names() if name not in used), unused)
     for name, reason in container.skipped(used).items():
         if name not in used or reason.startswith((REPEATED, DAMAGED)):
             reasons[name] = reason
@@ -253,7 +260,12 @@ def _index(source: DataSource, results: _Results, side: int, path: Path) -> Cach
     skipped = {**results.skipped, **sidecars}
     damaged = {name: skipped.pop(name) for name, reason in results.skipped.items() if reason.startswith(DAMAGED)}
     kept = [row for row, each in enumerate(decoded) if each.reason is None]
-    if len(kept) < len(images):
+    share = None
+    if any(image.split == layout.UNSPLIT for image in images):
+        share = splits.TEST_SHARE if source.arrangement.test_share is None else source.arrangement.test_share
+        images = _split(images, decoded, kept, share)
+        kept.sort(key=lambda row: images[row].id)
+    if kept != [*range(len(images))]:
         with pixel_file.open_existing(path, len(images), side, writable=True) as pixels:
             pixels.keep(kept)
     classes = layout.class_names(images)
@@ -262,7 +274,7 @@ def _index(source: DataSource, results: _Results, side: int, path: Path) -> Cach
     ids = tuple(images[row].id for row in kept)
     return CacheIndex(
         source=source.uri,
-        digest=source.digest or _content_digest(ids, hashes),
+        digest=(None if source.arrangement.key else source.digest) or _content_digest(ids, hashes),
         side=side,
         classes=classes,
         ids=ids,
@@ -277,7 +289,21 @@ def _index(source: DataSource, results: _Results, side: int, path: Path) -> Cach
         skipped=tuple({"name": as_utf8(name), "reason": skipped[name]} for name in sorted(skipped)),
         blank=tuple(images[row].id for row in kept if decoded[row].blank),
         pixels_sha256=pixel_file.digest(decoded[row].pixels for row in kept),
+        test_share=share,
     )
+
+
+def _split(
+    images: Sequence[ImageFile], decoded: Sequence[Decoded], kept: Sequence[int], share: float
+) -> list[ImageFile]:
+    """The images with the `kept` ones split into train and test by their contents."""
+    number_of = {name: number for number, name in enumerate(layout.class_names(images))}
+    labels = [number_of[images[row].label] for row in kept]
+    held_out = dict(zip(kept, splits.test([decoded[row].sha256 for row in kept], labels, share), strict=True))
+    return [
+        image.assigned(layout.TEST if held_out[row] else layout.TRAIN) if row in held_out else image
+        for row, image in enumerate(images)
+    ]
 
 
 def _content_digest(ids: Sequence[str], hashes: Sequence[str]) -> str:
@@ -298,7 +324,8 @@ def _check_rejected(index: CacheIndex, max_broken: float) -> None:
     for split in (layout.TRAIN, layout.TEST):
         for label, name in enumerate(index.classes):
             if (split, label) not in present:
-                raise BadDataError(f"{index.source} has no readable image of class {name} in {split}.")
+                advice = "" if index.test_share is None else ": a class needs two different ones for train and test"
+                raise BadDataError(f"{index.source} has no readable image of class {name} in {split}{advice}.")
 
 
 def _check_disk(unfinished: Path, size: int) -> None:

@@ -4,24 +4,30 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from inat_job.data.layout import ImageFile, is_ignored, linked_trees
+from inat_job.address import BUCKETS, in_bucket
+from inat_job.data.layout import BY_FOLDERS, Arrangement, ImageFile, is_ignored, linked_trees
+from inat_job.data.layout_errors import is_called_image
 from inat_job.errors import BadDataError, NoPermissionError, UsageError
-from inat_job.ingest import archives, demo, kinds
+from inat_job.ingest import archives, demo, kinds, parquet_files
 from inat_job.ingest.download import Download
 from inat_job.options import public_uri, unsigned_uri
 from inat_job.signals import Stop
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
+from inat_job.storage.base import UNKNOWN_SIZE
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.interruptible import interruptible
 from inat_job.storage.local import LocalStore
 
 DEMO = "demo:"
-REMOTE = ("s3://", "http://", "https://")
+REMOTE = (*BUCKETS, "http://", "https://")
+_HUB = re.compile(r"(https?://[^/?#]+)/datasets/([\w.-]+/[\w.-]+)/?")
+"""A data set on the Hugging Face Hub, or a server like it."""
+
 _LIKE_A_HASH = re.compile(r"(sha|md5|crc)[-_0-9a-z]*=|[0-9a-f]{32,}$", re.IGNORECASE)
 
 
@@ -33,7 +39,7 @@ class DataSource:
     changed, for an archive its SHA-256, and downloads the archive if necessary; `known_identity` returns it only if no
     download is necessary. `open` returns the container; the bytes of an archive are hashed before they are trusted.
     `archive` is the archive, `download` too if it may be read while it comes. `check_listed` may refuse the images
-    before they are decoded.
+    before they are decoded. `arrangement` decides classes and splits beside the folders.
     """
 
     uri: str
@@ -46,6 +52,7 @@ class DataSource:
     archive: Download | None = None
     download: Download | None = None
     check_listed: Callable[[Sequence[ImageFile]], None] = lambda images: None
+    arrangement: Arrangement = BY_FOLDERS
 
     @property
     def digest(self) -> str | None:
@@ -61,13 +68,21 @@ class DataSource:
             )
 
 
-def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> DataSource:
+def find(
+    uri: str, cache_dir: Path, options: StorageOptions, stop: Stop, arrangement: Arrangement = BY_FOLDERS
+) -> DataSource:
     """The data set at `uri`. Raises UsageError, BadDataError, ConflictError and what the store raises."""
+    return replace(_find(uri, cache_dir, options, stop), arrangement=arrangement)
+
+
+def _find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> DataSource:
     plain, expected = parse_uri(uri)
+    if files := single_files(plain, options, stop):
+        return _loose_files(files, public_uri(plain), expected)
     if plain == DEMO:
         return _archive(str(demo.make(cache_dir / "demo", stop)), expected, cache_dir, options, stop, shown=plain)
     if plain.startswith(REMOTE) and not is_archive(plain, options, stop):
-        return _loose_files(open_store(plain, options), public_uri(plain), expected, stop)
+        return _loose_files(_listed(open_store(plain, options), stop), public_uri(plain), expected)
     if not plain.startswith(REMOTE):
         with disk_errors(Path(plain)):
             if Path(plain).is_dir():
@@ -77,10 +92,10 @@ def find(uri: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> Data
 
 def parse_uri(uri: str) -> tuple[str, str | None]:
     """The data set's address (a URI, a path or demo:), and the SHA-256 that it must have. Raises UsageError."""
-    uri = re.sub(r"^(s3|https?|file)://", lambda scheme: scheme[0].lower(), uri, flags=re.IGNORECASE)
+    uri = re.sub(r"^(s3|gs|az|https?|file)://", lambda scheme: scheme[0].lower(), uri, flags=re.IGNORECASE)
     plain, mark, fragment = uri.rpartition("#")
     match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
-    if mark and not match and (uri.startswith(REMOTE[1:]) or _LIKE_A_HASH.match(fragment)):
+    if mark and not match and (uri.startswith(("http://", "https://")) or _LIKE_A_HASH.match(fragment)):
         raise UsageError(f"--data ends in #{fragment}: use #sha256= and 64 hexadecimal digits.")
     plain = plain if match else uri  # a key or path may have a # of its own
     if (other := kinds.unread_suffix(plain.partition("?")[0])) and not Path(plain).is_dir():
@@ -89,13 +104,14 @@ def parse_uri(uri: str) -> tuple[str, str | None]:
     if plain.startswith("file://"):
         plain = open_store(plain).uri
     elif ":" in plain.split("/")[0] and not plain.startswith(REMOTE) and plain != DEMO:
-        raise UsageError(f"--data is {public_uri(plain)!r}: use s3://, https://, file://, a path, or demo:")
+        known = ", ".join((*BUCKETS, "https://", "file://"))
+        raise UsageError(f"--data is {public_uri(plain)!r}: use {known}, a path, or demo:")
     return plain, match[1].lower() if match else None
 
 
 def names_archive(uri: str) -> bool:
     """Whether the address of an object is that of an archive; a web address may have a query behind it."""
-    return kinds.is_archive(uri if uri.startswith("s3://") else uri.partition("?")[0])
+    return kinds.is_archive(uri if in_bucket(uri) else uri.partition("?")[0])
 
 
 def is_archive(uri: str, options: StorageOptions, stop: Stop) -> bool:
@@ -103,7 +119,7 @@ def is_archive(uri: str, options: StorageOptions, stop: Stop) -> bool:
 
     Raises Preempted and what the store raises.
     """
-    if names_archive(uri) or not uri.startswith("s3://"):
+    if names_archive(uri) or not in_bucket(uri):
         return True
     parent, key = split_uri(uri)
     if not key or uri.endswith("/") or any(interruptible(open_store(uri, options), stop).list(most=1)):
@@ -146,19 +162,84 @@ def archive_name(uri: str, store: Store, key: str) -> str:
 def _folder(folder: Path, expected: str | None, cache_dir: Path, stop: Stop) -> DataSource:
     if found := only_archive(folder):
         return _archive(str(found), expected, cache_dir, StorageOptions(), stop, shown=str(found))
-    return _loose_files(open_store(str(folder)), str(folder), expected, stop)
+    return _loose_files(_listed(open_store(str(folder)), stop), str(folder), expected)
 
 
-def _loose_files(store: Store, uri: str, expected: str | None, stop: Stop) -> DataSource:
+@dataclass(frozen=True)
+class FileSet:
+    """Objects of a store that hold a data set, without litter; `unreadable` has the reasons for those that cannot be
+    read.
+    """
+
+    store: Store
+    entries: Sequence[Entry]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    def open(self) -> archives.Container:
+        """The images: a file each, or rows of Parquet files if there are no others."""
+        parquet = [entry for entry in self.entries if entry.key.partition("?")[0].endswith(parquet_files.SUFFIX)]
+        if parquet and not any(is_called_image(entry.key) for entry in self.entries):
+            return parquet_files.ParquetImages(self.store, parquet)
+        return archives.LooseFiles(self.store, {entry.key: entry.size for entry in self.entries}, self.unreadable)
+
+
+def _listed(store: Store, stop: Stop) -> FileSet:
     reader = interruptible(store, stop)
     entries, unreadable = loose_files(store, reader.list())
-    if not entries:
+    return FileSet(reader, entries, unreadable)
+
+
+def single_files(plain: str, options: StorageOptions, stop: Stop) -> FileSet | None:
+    """The Parquet file at an address, or those of a data set of the Hugging Face Hub; None for other addresses.
+
+    Raises BadDataError for a missing one, Preempted and what the store raises.
+    """
+    if match := _HUB.fullmatch(plain):
+        return _hub_files(match, options, stop)
+    if not plain.partition("?")[0].endswith(parquet_files.SUFFIX) or Path(plain).is_dir():
+        return None
+    parent, key = split_uri(plain)
+    store = interruptible(open_store(parent, options), stop)
+    return FileSet(store, [_entry(store, key)])
+
+
+def _entry(store: Store, key: str) -> Entry:
+    """An object whose parts can be read. Raises BadDataError."""
+    entry = store.stat(key)
+    if entry is None:
+        raise BadDataError(f"{store.uri}/{key.partition('?')[0]} does not exist: check --data.")
+    if not entry.version or entry.size == UNKNOWN_SIZE:
+        raise BadDataError(
+            f"{store.uri}/{key.partition('?')[0]} may change unseen, as its server reports no version of it: download "
+            "it first."
+        )
+    return entry
+
+
+def _hub_files(address: re.Match[str], options: StorageOptions, stop: Stop) -> FileSet:
+    """The Parquet files that the Hub has of a data set, https://huggingface.co/docs/dataset-viewer/parquet."""
+    host, name = address.groups()
+    store, listing = interruptible(open_store(host, options), stop), f"api/datasets/{name}/parquet"
+    try:
+        configurations = json.loads(store.read(listing))
+        [files] = [configurations["default"]] if "default" in configurations else configurations.values()
+        keys = [str(url).removeprefix(f"{host}/") for urls in files.values() for url in urls]
+    except (ValueError, AttributeError, TypeError):
+        raise BadDataError(
+            f"{host}/{listing} lists no Parquet files, or those of several configurations: give --data the folder or "
+            "the address of the files."
+        ) from None
+    return FileSet(store, [_entry(store, key) for key in sorted(keys)])
+
+
+def _loose_files(files: FileSet, uri: str, expected: str | None) -> DataSource:
+    if not files.entries:
         raise BadDataError(f"{uri} holds no files: check --data.")
-    listing = json.dumps([*((entry.key, entry.size, entry.version) for entry in entries), *unreadable.items()])
+    facts = ((entry.key, entry.size, entry.version) for entry in files.entries)
+    listing = json.dumps([*facts, *files.unreadable.items()])
     identity = hashlib.sha256(f"{uri}{listing}".encode(errors="backslashreplace")).hexdigest()
-    container = archives.LooseFiles(reader, {entry.key: entry.size for entry in entries}, unreadable)
     return DataSource(
-        as_utf8(uri), identity, expected, lambda: identity, lambda: identity, lambda: container, is_archive=False
+        as_utf8(uri), identity, expected, lambda: identity, lambda: identity, files.open, is_archive=False
     )
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from inat_job import events, signals
-from inat_job.data import layout, pixel_file
+from inat_job.data import pixel_file
 from inat_job.data.cache_index import FORMAT, PIXELS
 from inat_job.data.layout import ImageFile
+from inat_job.data.layout_errors import is_text
 from inat_job.data.pixel_file import PixelFile
 from inat_job.events import Progress
 from inat_job.host import cpu
@@ -62,7 +63,7 @@ def decode_all(
     with the number of finished images. Raises OSError for a disk that is too small, before any work, and Preempted;
     finished rows are found there the next time.
     """
-    rows = {image.name: row for row, image in enumerate(images) if layout.is_text(image.name)}
+    rows = {image.name: row for row, image in enumerate(images) if is_text(image.name)}
     results = [
         Decoded(reason="missing from the archive" if image.name in rows else "its name is not UTF-8")
         for image in images

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from inat_job import signals
+from inat_job.address import in_bucket
 from inat_job.errors import BadDataError, NoPermissionError
 from inat_job.ingest import archives
 from inat_job.signals import Stop
@@ -58,7 +59,7 @@ class Download:
             return self._store.root / self._entry.key
         tag = hashlib.sha256(f"{self._entry.version} {self._entry.size}".encode()).hexdigest()[:12]
         key = self._entry.key  # a web server's may have a query; in a bucket ? and # are signs as others
-        key = key if self._store.uri.startswith("s3://") else urlsplit(key).path
+        key = key if in_bucket(self._store.uri) else urlsplit(key).path
         return self._folder / f"{tag}-{Path(key).name}"
 
     def known_digest(self) -> str | None:

@@ -13,7 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from inat_job.address import in_bucket
 from inat_job.data import layout, splits
+from inat_job.data.layout import BY_FOLDERS, Arrangement
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.ingest import build_cache, data_source, kinds
 from inat_job.ingest.container import LINK, composed, links, plain_name
@@ -21,7 +23,7 @@ from inat_job.ingest.demo import CLASSES, TEST_EACH, TRAIN_EACH
 from inat_job.ingest.download import Download
 from inat_job.ingest.zip_directory import cut_off, read_directory
 from inat_job.options import public_uri
-from inat_job.settings import TrainSettings
+from inat_job.settings import DataSettings, TrainSettings
 from inat_job.signals import Stop, never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.base import UNKNOWN_SIZE
@@ -46,7 +48,8 @@ class DataSetSummary:
     """What is known of a data set: a `text` for people, the bytes to download, the bytes of the decoded images, and why
     not everything is known. None is unknown.
 
-    `training` has the number of training images of each class, or nothing if that is unknown.
+    `training` has the number of training images of each class, or nothing if that is unknown, `validation` that of
+    the data set's own validation images, None if it has none.
     """
 
     text: str
@@ -54,18 +57,27 @@ class DataSetSummary:
     decoded: int | None
     doubt: str = ""
     training: tuple[int, ...] = ()
+    validation: int | None = None
 
-    def check_batch_size(self, train: TrainSettings) -> None:
+    def check_batch_size(self, train: TrainSettings, data: DataSettings) -> None:
         """Raise ConflictError if there cannot be a full batch."""
         if self.training:
-            splits.check_batch_size(train.batch_size, splits.training_count(self.training, train.final))
+            left = splits.training_count(self.training, train.final, data.val_share, self.validation)
+            splits.check_batch_size(train.batch_size, left)
 
 
 def summarise(
-    uri: str, cache_dir: Path, image_size: int, options: StorageOptions, stop: Stop = never
+    uri: str,
+    cache_dir: Path,
+    image_size: int,
+    options: StorageOptions,
+    stop: Stop = never,
+    arrangement: Arrangement = BY_FOLDERS,
 ) -> DataSetSummary:
     """Inspect `--data`. Raises UsageError, BadDataError, TransientError, Preempted, and what the store raises."""
     plain, expected = data_source.parse_uri(uri)
+    if files := data_source.single_files(plain, options, stop):
+        return _summary(public_uri(plain), files.open().names(), 0, image_size, {}, arrangement)
     if plain == data_source.DEMO:
         count = len(CLASSES) * (TRAIN_EACH + TEST_EACH)
         text = f"{count} images of {len(CLASSES)} classes, to be generated"
@@ -80,12 +92,13 @@ def summarise(
     for _ in range(_TRIES):
         with suppress(PreconditionFailed):
             if is_archive:
-                return _archive(plain, expected, cache_dir, image_size, options, stop)
-            return _loose_files(interruptible(open_store(plain, options), stop), public_uri(plain), image_size)
+                return _archive(plain, expected, cache_dir, image_size, options, stop, arrangement)
+            store = interruptible(open_store(plain, options), stop)
+            return _loose_files(store, public_uri(plain), image_size, arrangement)
     raise TransientError(f"{public_uri(plain)} changed {_TRIES} times while it was inspected: try again.")
 
 
-def _loose_files(store: Store, shown: str, image_size: int) -> DataSetSummary:
+def _loose_files(store: Store, shown: str, image_size: int, arrangement: Arrangement) -> DataSetSummary:
     listed = list(store.list(most=MAX_LISTED))
     entries, unreadable = data_source.loose_files(store, listed)
     if not entries:
@@ -94,11 +107,18 @@ def _loose_files(store: Store, shown: str, image_size: int) -> DataSetSummary:
     if len(listed) >= MAX_LISTED:
         return DataSetSummary(f"{shown}, {len(entries)} files or more", 0, None, "preflight lists no more files")
     linked = links({composed(key): reason for key, reason in unreadable.items()})
-    return _summary(shown, {composed(entry.key) for entry in entries}, 0, image_size, linked)
+    names = data_source.FileSet(store, entries).open().names()
+    return _summary(shown, names, 0, image_size, linked, arrangement)
 
 
 def _archive(
-    uri: str, expected: str | None, cache_dir: Path, image_size: int, options: StorageOptions, stop: Stop
+    uri: str,
+    expected: str | None,
+    cache_dir: Path,
+    image_size: int,
+    options: StorageOptions,
+    stop: Stop,
+    arrangement: Arrangement,
 ) -> DataSetSummary:
     parent, key = split_uri(uri)
     shown, opened = public_uri(uri), open_store(parent, options)
@@ -108,9 +128,10 @@ def _archive(
         raise BadDataError(f"{shown} does not exist: check --data.")
     download = Download(opened, entry, shown, data_source.archive_name(uri, opened, key), cache_dir, never, expected)
     digest = download.known_digest()
-    if digest and (index := build_cache.published_index(cache_dir, digest, image_size)):
+    if digest and (index := build_cache.published_index(cache_dir, digest, image_size, arrangement)):
         training = tuple(Counter(index.labels[row] for row in index.rows(layout.TRAIN)).values())
-        return DataSetSummary(f"{shown}, already decoded in --cache-dir", 0, 0, training=training)
+        own = len(index.rows(layout.VALIDATION)) or None
+        return DataSetSummary(f"{shown}, already decoded in --cache-dir", 0, 0, "", training, own)
     fetched = 0 if isinstance(opened, LocalStore) else max(0, entry.size - _bytes_in(download.path.parent))
     if entry.size == UNKNOWN_SIZE or not entry.version:
         kinds.refuse_page(_read_sample(store, entry), shown)
@@ -121,7 +142,7 @@ def _archive(
         return DataSetSummary(
             f"{shown}{size}", fetched, None, "the number of its images is known only after the download"
         )
-    return _summary(shown, names, fetched, image_size, links(names), size)
+    return _summary(shown, names, fetched, image_size, links(names), arrangement, size)
 
 
 def _names(store: Store, entry: Entry, shown: str) -> dict[str, str] | None:
@@ -129,7 +150,7 @@ def _names(store: Store, entry: Entry, shown: str) -> dict[str, str] | None:
 
     Reads some of the archive in any case, as a test.
     """
-    name = Path(entry.key if store.uri.startswith("s3://") else entry.key.partition("?")[0]).name
+    name = Path(entry.key if in_bucket(store.uri) else entry.key.partition("?")[0]).name
     sample = _read_sample(store, entry)
     if not kinds.is_zip(name, sample, shown):
         if other := kinds.mismatch(name, sample):
@@ -156,12 +177,22 @@ def _read_sample(store: Store, entry: Entry) -> bytes:
 
 
 def _summary(
-    shown: str, names: Collection[str], fetched: int, image_size: int, linked: Mapping[str, str], size: str = ""
+    shown: str,
+    names: Collection[str],
+    fetched: int,
+    image_size: int,
+    linked: Mapping[str, str],
+    arrangement: Arrangement,
+    size: str = "",
 ) -> DataSetSummary:
-    images = layout.find_images(names, shown, links=linked)
+    images = layout.find_images(names, shown, links=linked, arrangement=arrangement)
     text = f"{shown}{size}, {len(images)} images of {len(layout.class_names(images))} classes"
-    counts = layout.training_counts(images)
-    return DataSetSummary(text, fetched, _pixel_bytes(len(images), image_size), training=counts)
+    if any(image.split == layout.UNSPLIT for image in images):
+        share = splits.TEST_SHARE if arrangement.test_share is None else arrangement.test_share
+        text += f", of which {share:.0%} will be split off for the test"
+    counts = layout.training_counts(images, arrangement.test_share)
+    decoded = _pixel_bytes(len(images), image_size)
+    return DataSetSummary(text, fetched, decoded, "", counts, layout.validation_count(images))
 
 
 def _pixel_bytes(count: int, image_size: int) -> int:

@@ -27,7 +27,8 @@ from inat_job.storage.cache_locks import hold_folder
 class BuildInputs:
     """What building a network needs beside its settings; `pretrained` is off if a checkpoint replaces the weights.
 
-    `other_sizes` are the sizes that it must take besides the image size, by their flags.
+    `other_sizes` are the sizes that it must take besides the image size, by their flags; `lacking` is what pretrained
+    weights lacked that are not loaded now (`Architecture.lacking`).
     """
 
     classes: int
@@ -37,6 +38,7 @@ class BuildInputs:
     options: StorageOptions
     stop: Stop
     other_sizes: Mapping[str, int] = field(default_factory=dict)
+    lacking: tuple[str, ...] = ()
 
 
 @singledispatch
@@ -74,13 +76,17 @@ def _(settings: BackboneSettings, inputs: BuildInputs) -> Architecture:
         last_k=settings.last_k,
         layer_decay=settings.layer_decay,
         feature_views=settings.feature_views,
+        freeze_batch_norm=settings.freeze_batch_norm,
+        lacking=inputs.lacking,
     )
     for flag, size in inputs.other_sizes.items():
         if size != inputs.image_size:
             check_size(settings.backbone, architecture.network, size, flag)
     if inputs.pretrained and settings.weights != "none":
         loaded = _load_weights(architecture, settings, inputs)
-        events.emit("weights", sha256=loaded.sha256, loaded=loaded.loaded, missing=len(loaded.missing))
+        found = {"loaded": loaded.loaded, "missing": len(loaded.missing), "statistics": loaded.statistics}
+        events.emit("weights", sha256=loaded.sha256, **found)
+        architecture = dataclasses.replace(architecture, lacking=tuple(f"backbone.{key}" for key in loaded.missing))
     return architecture
 
 

@@ -20,6 +20,7 @@ from inat_job.data.features import FeatureBatch
 from inat_job.data.mixing import mix_views, of_neighbours
 from inat_job.errors import ConflictError
 from inat_job.models.frozen_stem import StemAndTail, cut_stem
+from inat_job.models.muon import Muon
 from inat_job.models.schedule import Schedule
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
 from inat_job.models.weight_average import WeightAverage
@@ -29,7 +30,8 @@ _NETWORK = "network."
 """Prefix of the network's names in a checkpoint."""
 _RAW = "raw_weights"
 """What a checkpoint has besides the averages, which are in its state dict: the weights that training continues."""
-_MOMENTUM = 0.9
+MATRIX_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16, "32-true": torch.float32}
+"""What matrices are multiplied in, by the trainer's precision: what the device is fast at."""
 
 
 class Classifier(LightningModule):
@@ -188,8 +190,15 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self._architecture, lr=self._train.lr, weight_decay=self._train.weight_decay)
-        optimiser: Optimizer = AdamW(groups, lr=self._train.lr, fused=True)
-        if self._train.optimiser == "sgd":
-            optimiser = SGD(groups, lr=self._train.lr, momentum=_MOMENTUM, nesterov=True, fused=True)
+        optimiser = self._optimiser(groups)
         scheduler = LambdaLR(optimiser, lambda step: self.schedule.factor(step))  # noqa: PLW0108, it may be shortened
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimiser(self, groups: list[dict[str, Any]]) -> Optimizer:
+        match self._train.optimiser:
+            case "muon":
+                return Muon(groups, MATRIX_DTYPES[str(self.trainer.precision)])
+            case "sgd":
+                return SGD(groups, momentum=0.9, nesterov=True, fused=True)
+            case _:
+                return AdamW(groups, fused=True)

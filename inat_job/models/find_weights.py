@@ -1,11 +1,9 @@
 """Pretrained weights on disk or behind an address: parsed, found and verified without importing torch.
 
-`preflight` checks them before a job, and `build` loads them in it. torchvision's URLs are read from its source, since
-importing it takes seconds; a test compares them with its own.
+`preflight` checks them before a job, and `build` loads them in it.
 """
 
 import difflib
-import importlib.util
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,6 +17,7 @@ from inat_job.signals import Stop, never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.disk import disk_errors, megabytes, sha256_of
 from inat_job.storage.interruptible import interruptible
+from inat_job.torchvision_weights import known_backbones, weights_url
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,6 @@ def verified_digest(path: Path, expected: str) -> str:
     return digest
 
 
-def unknown_name(name: str, backbone: str, known: Iterable[str]) -> UsageError:
-    """The error for a name of weights that this backbone does not have."""
-    listed = ", ".join(known) or "no names"
-    return UsageError(f"--weights is {name!r}: torchvision has {listed} for {backbone}; or give a file, or none.")
-
-
 @singledispatch
 def check_names(settings: object) -> None:
     """Raise UsageError for a network or weights that no download could make valid. Makes no request."""
@@ -86,7 +79,7 @@ def check_names(settings: object) -> None:
 
 @check_names.register
 def _(settings: BackboneSettings) -> None:
-    known = {name for text in _sources() for name, _ in _BUILDER.findall(text)}
+    known = known_backbones()
     if settings.backbone not in known:
         raise unknown_backbone(settings.backbone, known)
     weights = parse_weights(settings.weights)
@@ -146,33 +139,3 @@ def _describe_file(path: Path, sha256: str) -> str:
             verified_digest(path, sha256)
         path.open("rb").close()
     return f"{path}, {megabytes(path.stat().st_size)}"
-
-
-_BUILDER = re.compile(r"^def (\w+)\(\s*\*,\s*weights: Optional\[(\w+)\]", re.M)
-_WEIGHTS = re.compile(r"^class (\w+)\(WeightsEnum\):\n(.*?)(?=^\S|\Z)", re.M | re.S)
-_MEMBER = re.compile(r"^    (\w+) = Weights\((?:\s*#[^\n]*\n)*\s*url=\"([^\"]+)\"", re.M)
-_ALIAS = re.compile(r"^    (\w+) = ([A-Z]\w+)$", re.M)
-
-
-def weights_url(backbone: str, name: str) -> str | None:
-    """The URL of the weights `name` of a backbone; None if torchvision's source has none for this backbone.
-
-    Raises UsageError for a name that this backbone does not have.
-    """
-    for text in _sources():
-        kind = dict(_BUILDER.findall(text)).get(backbone)
-        if kind is None:
-            continue
-        body = dict(_WEIGHTS.findall(text)).get(kind, "")
-        known = dict(_MEMBER.findall(body))
-        known |= {alias: known[target] for alias, target in _ALIAS.findall(body) if target in known}
-        if known and name.removeprefix(f"{kind}.") not in known:
-            raise unknown_name(name, backbone, known)
-        return known.get(name.removeprefix(f"{kind}."))
-    return None
-
-
-def _sources() -> list[str]:
-    spec = importlib.util.find_spec("torchvision")
-    folders = [*(spec.submodule_search_locations or ())] if spec else []
-    return [path.read_text() for folder in folders for path in sorted(Path(folder, "models").glob("*.py"))]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 AFTER_PROBE = ("lp-ft",)
 """The strategies that begin with a head that was solved for, and not drawn: training/linear_probe.py."""
@@ -20,7 +21,9 @@ class Architecture:
     `stages` go from the stem to the last one, each a tuple of prefixes of parameter names; with `head` they cover every
     parameter once. `blueprint` holds the plain values that `export.load_exported` rebuilds the network from. `strategy`
     is head, last-k, gradual, full or lp-ft; `layer_decay` is the learning rate of a stage over that of the next one.
-    `feature_views` is the number of augmented views of which the frozen stages' output is cached, 0 for none.
+    `feature_views` is the number of augmented views of which the frozen stages' output is cached, 0 for none. With
+    `freeze_batch_norm` the statistics and parameters of batch norms in the stages never change, except where pretrained
+    weights lacked them: `lacking` names what they left as it was drawn.
     """
 
     name: str
@@ -32,6 +35,8 @@ class Architecture:
     last_k: int = 1
     layer_decay: float = 1.0
     feature_views: int = 0
+    freeze_batch_norm: bool = False
+    lacking: tuple[str, ...] = ()
 
     def trained_bytes(self) -> int:
         """Bytes of the parameters that are trained at some time of the run."""
@@ -75,6 +80,7 @@ def apply_strategy(architecture: Architecture, n_trainable_stages: int) -> None:
     """
     network, stages = architecture.network, architecture.stages
     frozen = [prefix for stage in stages[: len(stages) - n_trainable_stages] for prefix in stage]
+    frozen += _frozen_norms(architecture)
     network.train()
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not has_prefix(name, frozen))
@@ -96,13 +102,22 @@ def parameter_groups(architecture: Architecture, *, lr: float, weight_decay: flo
     most = trainable_stages(architecture, epoch=1, epochs=1)  # at the end of the run, when most stages train
     decay = architecture.layer_decay if architecture.strategy in ("gradual", "full", "lp-ft") else 1.0
     from_head = (architecture.head, *reversed(architecture.stages))
+    norms = _frozen_norms(architecture)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for distance, prefixes in enumerate(from_head[: most + 1]):
         for name, each in architecture.network.named_parameters():
-            if has_prefix(name, prefixes):
+            if has_prefix(name, prefixes) and not has_prefix(name, norms):
                 rates = (lr * decay**distance, weight_decay if each.ndim > 1 else 0.0)
                 groups.setdefault(rates, []).append(each)
     return [{"params": each, "lr": rate, "weight_decay": decayed} for (rate, decayed), each in groups.items()]
+
+
+def _frozen_norms(architecture: Architecture) -> list[str]:
+    if not architecture.freeze_batch_norm:
+        return []
+    norms = [name for name, each in architecture.network.named_modules() if isinstance(each, _BatchNorm)]
+    lacking = {name.rpartition(".")[0] for name in architecture.lacking}
+    return [name for name in norms if name not in lacking and not has_prefix(name, architecture.head)]
 
 
 def has_prefix(name: str, prefixes: Iterable[str]) -> bool:

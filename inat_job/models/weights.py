@@ -18,8 +18,9 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.models.backbones import BackboneNet
-from inat_job.models.find_weights import require_file, unknown_name, verified_digest
+from inat_job.models.find_weights import require_file, verified_digest
 from inat_job.models.strategies import Architecture, has_prefix
+from inat_job.torchvision_weights import unknown_name
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt|safetensors)")  # the convention of torch.hub
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")  # auxiliary classifiers of GoogLeNet and Inception, used only in training
@@ -29,12 +30,16 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """The result of loading: the number of tensors `loaded`, and the keys outside the head that kept fresh values."""
+    """The result of loading: the number of tensors `loaded`, and the keys outside the head that kept fresh values.
+
+    `statistics` says, for people, whose mean and standard deviation pixels are normalised with.
+    """
 
     source: str
     sha256: str
     loaded: int
     missing: tuple[str, ...]
+    statistics: str
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,8 @@ def load_weights(
     with torch.no_grad():
         for key in match.matched:
             own[key].copy_(given[key])
-    _normalise(network, architecture.name, path.name)
-    return LoadedWeights(str(path), digest, len(match.matched), match.missing)
+    statistics = _normalise(network, architecture.name, path.name)
+    return LoadedWeights(str(path), digest, len(match.matched), match.missing, statistics)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -160,13 +165,14 @@ def _adapted(given: dict[str, Tensor], own: Mapping[str, Tensor], architecture: 
         return given
 
 
-def _normalise(network: BackboneNet, backbone: str, file_name: str) -> None:
-    """Set the pixel statistics that the weights were trained with, if torchvision knows the file."""
+def _normalise(network: BackboneNet, backbone: str, file_name: str) -> str:
+    """Set the pixel statistics that the weights were trained with, if torchvision knows the file; returns whose."""
     for each in get_model_weights(backbone):
         if each.url.endswith(f"/{file_name}"):
             transforms = each.transforms()
             network.preprocess.normalise_by(transforms.mean, transforms.std)
-            return
+            return "of these weights"
+    return "of ImageNet, since torchvision has no file of this name"
 
 
 def _some(keys: tuple[str, ...]) -> str:

@@ -80,10 +80,10 @@ def around(place: Platform, part: str, taken: Collection[str] | None = None) -> 
         suggested.pop("run.run_id", None)  # a test is not the run that it tests
     others = {_PART, _COMMAND, _CONFIG, *(options_of(SweepOptions)[field][0].name for field in sweep_of(place) or ())}
     asked = {name: value for name, value in place.hyperparameters.items() if name.replace("_", "-") not in others}
-    keyed = _keyed(asked, options, f"The hyperparameters of Part {part.upper()}")
+    values = keyed(asked, options, f"The hyperparameters of Part {part.upper()}")
     file = place.hyperparameters.get(_CONFIG)
     return PlatformLayers(
-        Layer(place.name, suggested), Layer("hyperparameters", keyed), None if file is None else str(file)
+        Layer(place.name, suggested), Layer("hyperparameters", values), None if file is None else str(file)
     )
 
 
@@ -102,8 +102,11 @@ def configured(
     return made
 
 
-def _keyed(asked: Mapping[str, Any], options: Known, where: str) -> dict[str, Any]:
-    """Values by "section.field", given those by the options' names, with dashes or underscores."""
+def keyed(asked: Mapping[str, Any], options: Known, where: str) -> dict[str, Any]:
+    """Values by "section.field", given those by the options' names, with dashes or underscores.
+
+    Raises UsageError for an unknown name, and for one that is given twice; `where` says where they are from.
+    """
     names = {each.name: (key, each) for key, (each, _) in options.items()}
     switches = {f"no-{each.name}" for each, kind in options.values() if kind is bool}
     values: dict[str, Any] = {}

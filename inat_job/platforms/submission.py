@@ -5,25 +5,28 @@ A target is a module `submit_<name>` in the folder of its platform; see Target f
 
 import dataclasses
 import hashlib
-import os
+import posixpath
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from inat_job import options
+from inat_job.address import in_bucket
 from inat_job.command_options import SweepOptions
 from inat_job.configuration import Configuration
 from inat_job.errors import JobError, TransientError, UsageError
-from inat_job.options import option, public_uri, unsigned_uri
-from inat_job.telemetry import redact
+from inat_job.options import option
+from inat_job.settings import FOLDERS
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 """What Kubernetes (whose Indexed Jobs append a number), Batch and SageMaker all accept as a job's name."""
 
 _NAME_LENGTH, _DIGEST_LENGTH = 52, 12
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY")
-_ACCESS_KEY = re.compile(r"(?<![A-Z0-9])(AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])")
+OWN_VARIABLE = re.compile("(INAT|KUBERNETES|AWS_BATCH)_|JOB_COMPLETION_INDEX$")
+"""Names of variables that are settings, or that the platform sets."""
+
 _EXIT_CODES = {0, JobError.exit_code, *(each.exit_code for each in JobError.__subclasses__())}
 _KILLED = 137
 
@@ -31,6 +34,7 @@ TARGETS = ("k8s", "batch", "sagemaker")
 """Where a job can be submitted to."""
 
 _OF_KUBERNETES = "only Kubernetes has namespaces"
+_NO_PODS = dict.fromkeys(("batch", "sagemaker"), "only Kubernetes has pods")
 _OF_THE_MACHINE = "--instance-type decides it"
 
 
@@ -51,18 +55,30 @@ class SubmitOptions:
     role: str | None = option(None, "IAM role of the job", metavar="ARN")
     execution_role: str | None = option(
         None,
-        "Role with which AWS Batch pulls the image and reads secrets",
+        "Role with which AWS Batch pulls the image",
         metavar="ARN",
         refused={"k8s": "the cluster pulls the image", "sagemaker": "the job pulls its image with --role"},
     )
     wandb_secret: str | None = option(
         None,
-        "Secret that holds the wandb key",
-        metavar="ARN",
-        refused={
-            "k8s": "the key comes from the Secret wandb",
-            "sagemaker": "SageMaker has no secrets; `wandb sync` uploads the tracker's files from the run folder",
-        },
+        "Secret that holds the wandb key, read with --role or the ServiceAccount: an ARN, or projects/P/secrets/S",
+        metavar="NAME",
+    )
+    service_account: str | None = option(
+        None, "ServiceAccount of the pod, which exists already", metavar="NAME", refused=_NO_PODS
+    )
+    image_pull_secret: tuple[str, ...] = option(
+        (), "Secret with which the image is pulled; may be repeated", metavar="NAME", repeated=True, refused=_NO_PODS
+    )
+    env: tuple[str, ...] = option((), "Variable of the job; may be repeated", metavar="NAME=VALUE", repeated=True)
+    env_from_secret: tuple[str, ...] = option(
+        (), "Secret whose keys become variables; may be repeated", metavar="NAME", repeated=True, refused=_NO_PODS
+    )
+    pvc: tuple[str, ...] = option(
+        (), "PersistentVolumeClaim to mount; may be repeated", metavar="NAME:PATH", repeated=True, refused=_NO_PODS
+    )
+    patch: str | None = option(
+        None, "YAML file that is merged into what --dry-run prints, lists of named items by name", metavar="PATH"
     )
     namespace: str | None = option(
         None,
@@ -83,6 +99,11 @@ class SubmitOptions:
     )
     gpus: int = option(1, "GPUs of each machine", minimum=0, maximum=16, refused={"sagemaker": _OF_THE_MACHINE})
     nodes: int = option(1, "Machines that work on the run", minimum=1, maximum=1024)
+    jobset: bool = option(
+        False,
+        "Submit a JobSet, by which all machines start again together, as one retry",
+        refused=dict.fromkeys(("batch", "sagemaker"), "it starts all machines again together anyway"),
+    )
     workers: int = option(1, "Workers of a sweep, each on a machine of its own", minimum=1, maximum=1024)
     cpus: int | None = option(None, "Processors of each machine", minimum=1, refused={"sagemaker": _OF_THE_MACHINE})
     memory: int | None = option(
@@ -121,6 +142,10 @@ class SubmitOptions:
         for tag in self.tags:
             if not re.fullmatch(r"[^=\s]+=\S*", tag):
                 raise UsageError(f"--tags has {tag!r}: write each as key=value.")
+        _check_variables(self.env)
+        for each in self.pvc:
+            if ":" not in each:
+                raise UsageError(f"--pvc is {each!r}: write it as NAME:/PATH.")
         if self.dry_run and self.wait:
             raise UsageError("--dry-run submits nothing, so there is nothing to --wait for: leave one out.")
 
@@ -128,6 +153,28 @@ class SubmitOptions:
     def labels(self) -> dict[str, str]:
         """The tags as a mapping."""
         return dict(tag.split("=", 1) for tag in self.tags)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables of --env as a mapping."""
+        return dict(each.split("=", 1) for each in self.env)
+
+    @property
+    def claims(self) -> list[tuple[str, str]]:
+        """The name and the path of each --pvc."""
+        return [(name, path) for name, _, path in (each.partition(":") for each in self.pvc)]
+
+
+def _check_variables(variables: Sequence[str]) -> None:
+    """Raise UsageError for what is no variable, or one that is not for --env; its value may be secret, so it is not
+    shown.
+    """
+    for each in variables:
+        name, equals, _ = each.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UsageError(f"--env has {name if equals else 'no ='!r}: write it as NAME=VALUE.")
+        if OWN_VARIABLE.match(name):
+            raise UsageError(f"--env sets {name}, a variable of the job itself: use an option of the command.")
 
 
 @dataclass(frozen=True)
@@ -237,30 +284,36 @@ def lasting_output(request: SubmitOptions, command: Command) -> str | None:
 
     Raises UsageError for an output that would be lost with the machine; a dry run shows a placeholder for none.
     """
-    if not command.writes_run or (command.output or "").startswith("s3://"):
+    output = command.output or ""
+    if not command.writes_run or in_bucket(output) or _on_claim(request, output):
         return None
     if command.output is None and request.dry_run:
         return f"s3://{placeholder('bucket')}/runs"
     given = "not set" if command.output is None else repr(command.output)
     raise UsageError(
-        f"--output is {given}, and what is on the job's machine is lost with it: use s3://bucket/prefix in the command."
+        f"--output is {given}, and what is on the job's machine is lost with it: use s3://, gs://, az:// or a folder "
+        "of a --pvc."
     )
 
 
-def refuse_secrets(command: Command, environment: Mapping[str, str] = os.environ) -> None:
-    """Raise UsageError for a command with a password, key or signature in it: anyone who lists jobs could read it."""
-    secrets = {name: value for name in _SECRETS if len(value := environment.get(name, "")) >= redact.MIN_SECRET_LENGTH}
-    for word in command.words:
-        uri = re.search(r"[A-Za-z][A-Za-z0-9+.-]*://.*", word)
-        if uri and unsigned_uri(uri[0]) != uri[0]:
-            raise UsageError(
-                f"The command holds a password or signature for {public_uri(uri[0])}, which anyone could read: let the "
-                "job's role read it."
-            )
-        if _ACCESS_KEY.search(word):
-            raise UsageError("The command holds an AWS access key, which anyone could read: give the job a role.")
-        if found := next((name for name, secret in secrets.items() if secret in word), None):
-            raise UsageError(f"The command holds the value of {found}, which anyone could read: use a secret.")
+def check_labels(request: SubmitOptions, command: Command) -> None:
+    """Raise UsageError for a file of labels that the job's machine does not have.
+
+    Absolute paths that are not here may be mounted there.
+    """
+    labels = command.configuration.settings.data.labels.removeprefix("file://")
+    if labels == FOLDERS or "://" in labels or _on_claim(request, labels):
+        return
+    if not Path(labels).is_absolute() or Path(labels).exists():
+        raise UsageError(
+            f"--labels is {labels!r}, which the job does not have: use s3://, gs://, az://, https:// or a file of a "
+            "--pvc."
+        )
+
+
+def _on_claim(request: SubmitOptions, uri: str) -> bool:
+    folder = posixpath.normpath(uri.removeprefix("file://"))
+    return any(f"{folder}/".startswith(f"{path}/") for _, path in request.claims)
 
 
 def pages(

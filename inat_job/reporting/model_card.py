@@ -47,7 +47,7 @@ def render_card(report: Mapping[str, Any], timm: bool) -> str:
         "with a high probability. The accuracy holds for images like those of the test set.",
     ]
     if in_both:
-        parts.append(f"{in_both} test images are also among the training images, so the accuracy is too high.")
+        parts.append(f"{in_both} test images are also training or validation images, so the accuracy is too high.")
     return "\n".join(filter(None, parts)) + "\n"
 
 

@@ -8,12 +8,14 @@ from inat_job import events
 from inat_job.checkpoints.manifest import FOLDER as CHECKPOINTS
 from inat_job.checkpoints.uploader import NullUploader, Uploader
 from inat_job.errors import ConflictError, NoPermissionError, TransientError
+from inat_job.evaluation.image_sheets import EvaluationImages
 from inat_job.evaluation.pictures import Picture
 from inat_job.evaluation.prediction_table import NAME as PREDICTIONS
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.host import process
 from inat_job.job_status import STATUS
 from inat_job.reporting import report
+from inat_job.reporting.loggers import TENSORBOARD_FOLDER
 from inat_job.reporting.report_page import render_report
 from inat_job.reporting.tracking import Tracker
 from inat_job.run.run_state import REPORT
@@ -21,6 +23,9 @@ from inat_job.signals import StopFlag
 from inat_job.storage.lease import LeaseError
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import metric_lines
+
+_SIDE = 64
+"""Pixels of an image's side in the tracker's table."""
 
 TRACKER_FOLDER = "wandb"
 """The tracker's folder, stored after the report: the tracker still writes to it then."""
@@ -33,10 +38,11 @@ def publish(
     predictions: PredictionTable,
     pictures: Sequence[Picture] = (),
     next_command: str | None = None,
+    images: EvaluationImages | None = None,
 ) -> None:
     """Finish a run whose checkpoints are stored. The report is stored last, and makes the run finished.
 
-    `next_command` is what the log suggests to do with it.
+    `next_command` is what the log suggests to do with it, `images` are those of the tracker's table.
 
     Raises what the store raises, naming the local copy, and LeaseError if another job holds the run by now.
     """
@@ -46,13 +52,25 @@ def publish(
     _write_page(folder, content, predictions, pictures)
     _store_report(folder, content)
     tracker.log_images({each.name: (each.path, each.title) for each in pictures})
-    tracker.log_table("test_predictions", *report.test_table(predictions))
+    _log_predictions(tracker, content, predictions, images)
+    if (model := folder.local / "model").is_dir():
+        tracker.log_model(model)
     _end_tracking(folder, tracker, content)
     test = content["test"]
     events.write_metrics(metric_lines.lines({"test_loss": test["loss"], "test_accuracy": test["accuracy"]}))
     STATUS.outcome = report.result_sentence(content)
     events.emit("result", **report.result_fields(content), run=folder.uri, next=next_command)
     events.emit("done", message=report.result_sentence(content), report=f"{folder.uri}/{REPORT}")
+
+
+def _log_predictions(
+    tracker: Tracker, content: Mapping[str, Any], predictions: PredictionTable, images: EvaluationImages | None
+) -> None:
+    tracker.log_table("test_predictions", *report.test_table(report.hardest(predictions, report.MOST_ROWS)))
+    tracker.log_confusion(content["data"]["classes"], content["test"]["confusion"])
+    if images:
+        few = report.hardest(predictions, report.MOST_IMAGES)
+        tracker.log_image_table("test_images", *report.test_table(few), lambda: images.shown(few.rows.tolist(), _SIDE))
 
 
 def publish_trial(folder: RunFolder, tracker: Tracker, content: Mapping[str, Any]) -> None:
@@ -78,6 +96,7 @@ def _end_tracking(folder: RunFolder, tracker: Tracker, content: Mapping[str, Any
     folder.join_attempt()
     if tracker.sync_command:  # the tracker's server does not have this run, so it is stored with the run
         folder.publish_folder(TRACKER_FOLDER)
+    folder.publish_folder(TENSORBOARD_FOLDER)
 
 
 def store_checkpoints(folder: RunFolder, uploader: Uploader | NullUploader, stop: StopFlag) -> None:

@@ -16,8 +16,8 @@ SCHEMA_VERSION = 2
 _REVISION = Path(inat_job.__file__).parents[1] / "REVISION"
 """A file with the commit that the container image was built from; a checkout has none."""
 
-MOST_ROWS = 2000
-"""Rows of the tracker's table of predictions."""
+MOST_ROWS, MOST_IMAGES = 2000, 64
+"""Rows of the tracker's tables of predictions, without and with the images."""
 
 _PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "wandb", "boto3")
 
@@ -94,10 +94,14 @@ def result_fields(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_table(predictions: PredictionTable) -> tuple[list[str], list[list[Any]]]:
-    """The columns and rows of the tracker's table: the test images with the largest losses, these first."""
+def hardest(predictions: PredictionTable, most: int) -> PredictionTable:
+    """The test images with the largest losses, these first."""
     test = predictions.split("test")
-    test = test.take(np.argsort(-test.losses, kind="stable")[:MOST_ROWS])
+    return test.take(np.argsort(-test.losses, kind="stable")[:most])
+
+
+def test_table(test: PredictionTable) -> tuple[list[str], list[list[Any]]]:
+    """The columns and rows of the tracker's table of these predictions."""
     names = [[test.classes[label] for label in labels] for labels in (test.labels, test.predicted)]
     rows = zip(test.ids, *names, test.losses.tolist(), test.confidences.tolist(), strict=True)
     return ["id", "label", "predicted", "loss", "confidence"], [list(row) for row in rows]

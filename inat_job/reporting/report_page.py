@@ -72,7 +72,7 @@ def _complete(report: Report) -> dict[str, Any]:
         "test": {**dict.fromkeys(figures), **report["test"]},
         "data": {
             **{"n_train_dropped_per_epoch": 0, "in_both_train_and_test": 0, "skipped": [], "blank": []},
-            **{"n_train_per_class": None, "class_weights": None},
+            **{"n_train_per_class": None, "class_weights": None, "test_share": None},
             **report["data"],
         },
         "reuse": {"seconds": None, **report["reuse"]} if report.get("reuse") else None,

@@ -1,19 +1,15 @@
 """A sweep's report.html: what the template shows, made of its report.json."""
 
-import itertools
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inat_job.reporting import html
 from inat_job.reporting.parallel_coordinates import parallel_coordinates
 from inat_job.reporting.reproduction import changed_settings, config_file, train_command
+from inat_job.search.axis_accuracy import accuracy_of
 
 _OF_THE_RUN = ("run.output", "run.run_id", "train.devices")
 """Settings of a sweep's own runs, which say nothing about the best ones."""
-
-_BINS = 4
-"""Intervals of a setting that is a range, each of as many trials, in the table of settings."""
 
 _WIDTH, _HEIGHT = 100.0, 40.0
 """The plot of all trials, in the units of its own drawing."""
@@ -25,7 +21,7 @@ def render_sweep(report: Report, prefix: Sequence[str] = ()) -> str:
     """The page of a sweep's report. `prefix` is the words that start this program."""
     best = {"part": report["part"], "settings": report["best"]["settings"]}
     changed = [row for row in changed_settings(best) if row["setting"] not in _OF_THE_RUN]
-    trials = [{**trial, "accuracy": _accuracy(trial)} for trial in report["trials"]]
+    trials = [{**trial, "accuracy": accuracy_of(trial)} for trial in report["trials"]]
     return html.render(
         "sweep",
         {
@@ -37,17 +33,10 @@ def render_sweep(report: Report, prefix: Sequence[str] = ()) -> str:
             "progress": best_so_far(trials),
             "plot": _plot(trials),
             "parallel": parallel_coordinates(report["space"], trials, report["best"]["trial"]),
-            "axes": [axis_rows(key, axis, trials) for key, axis in report["space"].items()],
             "keys": list(report["space"]),
             "trials": trials,
         },
     )
-
-
-def _accuracy(trial: Mapping[str, Any]) -> float | None:
-    """The best validation accuracy of a trial, of its epochs so far if it was pruned."""
-    known = trial["val_accuracy"] if trial["outcome"] == "done" else max(trial["epochs"], default=None)
-    return None if known is None else float(known)
 
 
 def best_so_far(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -82,27 +71,3 @@ def _plot(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
                 best = y
         line += [f"{x},{best}"] if best is not None else []
     return {"points": points, "line": " ".join(line), "low": low, "high": high, "width": _WIDTH, "height": _HEIGHT}
-
-
-def axis_rows(key: str, axis: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The trials by their value of a setting, a choice or an interval: how many, mean, lowest and highest accuracy."""
-    pairs = [(each["values"][key], each["accuracy"]) for each in trials if key in each["values"]]
-    known = [(value, accuracy) for value, accuracy in pairs if accuracy is not None]
-    if "choices" in axis:
-        groups = {str(choice): [got for value, got in known if value == choice] for choice in axis["choices"]}
-    else:
-        groups = _bins(sorted(known))
-    return {"key": key, "rows": [_row(name, values) for name, values in groups.items()]}
-
-
-def _bins(pairs: Sequence[tuple[float, float]]) -> dict[str, list[float]]:
-    count = min(_BINS, len(pairs))
-    ends = [round(at * len(pairs) / count) for at in range(count + 1)] if count else []
-    parts = [pairs[start:end] for start, end in itertools.pairwise(ends)]
-    return {f"{part[0][0]:.4g} to {part[-1][0]:.4g}": [accuracy for _, accuracy in part] for part in parts}
-
-
-def _row(name: str, values: Sequence[float]) -> dict[str, Any]:
-    if not values:
-        return {"name": name, "n": 0, "mean": None, "range": None}
-    return {"name": name, "n": len(values), "mean": statistics.fmean(values), "range": (min(values), max(values))}

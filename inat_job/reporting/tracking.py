@@ -1,35 +1,33 @@
-"""The experiment tracker. This is the only module that imports wandb.
+"""The experiment tracker, wandb, and the loggers beside it. This is the only module that imports wandb.
 
 Tracking never fails or delays the job: if wandb is missing, unreachable or slow, an online run becomes an offline one,
 which one command uploads later.
 """
 
-import base64
 import contextlib
-import http.client
-import importlib.util
-import json
 import re
 import shlex
 import shutil
-import urllib.error
-import urllib.request
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent import futures
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from inat_job import events
-from inat_job.address import host_of
-from inat_job.errors import NoPermissionError, UsageError
 from inat_job.host import environment
-from inat_job.storage.disk import parse_json
-from inat_job.storage.threads import start_daemon
-from inat_job.telemetry.redact import redact
+from inat_job.job_settings import TrackerSettings
+from inat_job.reporting.loggers import BackgroundLogger
+from inat_job.reporting.tracker_check import Mode, is_installed, require_key
+from inat_job.storage.threads import within
+from inat_job.telemetry.redact import one_line
 
-Mode = Literal["auto", "online", "offline", "off"]
+NOTHING: Mapping[str, object] = {}
+
+CONFUSION = "confusion_matrix"
+
+_MOST_CELLS = 10_000
+"""Rows that wandb reads of a chart's table."""
 
 STEP = "trainer/step"
 """The metric on the x axis of every chart. wandb's own step may only increase, but a resumed run repeats steps."""
@@ -39,7 +37,7 @@ FINISH_TIMEOUT_S = 10.0
 
 _TEARDOWN_TIMEOUT_S = 3.0
 
-_CHECK_TIMEOUT_S = 4.0
+_THREAD = "tracker"
 
 _FORBIDDEN_IN_ID = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -49,11 +47,11 @@ class _InitArguments:
     """The arguments of wandb.init."""
 
     run_id: str
-    project: str
-    entity: str | None
+    settings: TrackerSettings
     folder: Path
     kept_in: Path
     config: Mapping[str, object]
+    resumed: bool
     timeout_s: float
 
     def wandb_folders(self) -> set[Path]:
@@ -65,18 +63,19 @@ def open_tracker(
     mode: Mode,
     *,
     run_id: str,
-    project: str,
-    entity: str | None,
+    settings: TrackerSettings,
     folder: Path,
     config: Mapping[str, object],
     has_key: bool,
     kept_in: Path | None = None,
+    resumed: bool = False,
     init_timeout_s: float = 5,
 ) -> "Tracker":
     """Start or resume the run `run_id`, whose files are in `folder`/wandb, and in `kept_in`/wandb once it has ended.
 
     "auto" is online with a key, and offline without. Raises UsageError if another mode is asked for and wandb is not
-    installed, NoPermissionError for "online" without a key.
+    installed, NoPermissionError for "online" without a key. With `resumed`, what the server has of the run already is
+    not logged again.
     """
     wanted = ("online" if has_key else "offline") if mode == "auto" else mode
     if wanted == "off" or not is_installed(mode):
@@ -84,30 +83,20 @@ def open_tracker(
     require_key(mode, has_key)
     wandb_id = _FORBIDDEN_IN_ID.sub("-", run_id)
     kept = (kept_in or folder).resolve()
-    arguments = _InitArguments(wandb_id, project, entity, folder.resolve(), kept, config, init_timeout_s)
+    arguments = _InitArguments(wandb_id, settings, folder.resolve(), kept, config, resumed, init_timeout_s)
     online = _start("online", arguments) if wanted == "online" else None
     return online or _start("offline", arguments) or Tracker(None, "off")
 
 
-def require_key(mode: str, has_key: bool) -> None:
-    """Raise NoPermissionError where the run is to be tracked online and cannot be."""
-    if mode == "online" and not has_key:
-        raise NoPermissionError(
-            "--wandb online needs an API key: set WANDB_API_KEY or run wandb login, or use --wandb offline."
-        )
+def is_logged(metrics: Mapping[str, float], step: int, seen: Mapping[str, object]) -> bool:
+    """Whether an earlier attempt logged these metrics, given the newest value of each, `seen`, and their STEP.
 
-
-def is_installed(mode: Mode) -> bool:
-    """Whether wandb can be imported. Raises UsageError if it cannot and `mode` is not "auto"."""
-    found = importlib.util.find_spec("wandb")
-    if found and found.origin:  # None for a folder named wandb, as offline runs leave behind
-        return True
-    if mode != "auto":
-        raise UsageError(
-            f"--wandb {mode} needs the package wandb, which is not installed: install it, or use --wandb off."
-        )
-    events.warn("The tracker is off, because the package wandb is not installed.")
-    return False
+    A run that resumes repeats the steps since its checkpoint, with the same values.
+    """
+    last = seen.get(STEP)
+    if not isinstance(last, int | float) or step > last:
+        return False
+    return step < last or all(seen.get(name) == value for name, value in metrics.items())
 
 
 def _start(mode: Literal["online", "offline"], arguments: _InitArguments) -> "Tracker | None":
@@ -115,13 +104,15 @@ def _start(mode: Literal["online", "offline"], arguments: _InitArguments) -> "Tr
     before = arguments.wandb_folders()
     try:
         with environment.without_wandb_server() if mode == "offline" else contextlib.nullcontext():
-            tracker = Tracker(_init(mode, arguments), mode, arguments.kept_in)
+            run = _init(mode, arguments)
+            seen = within(arguments.timeout_s, lambda: dict(run.summary), _THREAD) if arguments.resumed else {}
+            tracker = Tracker(run, mode, arguments.kept_in, seen, arguments.settings.artifacts)
     except Exception as error:  # no error of the tracker may end the job
         _teardown()
         for leftover in arguments.wandb_folders() - before:
             shutil.rmtree(leftover, ignore_errors=True)
         fallback = "offline" if mode == "online" else "off"
-        events.warn(f"The tracker could not start {mode} and is {fallback}.", reason=_one_line(error))
+        events.warn(f"The tracker could not start {mode} and is {fallback}.", reason=one_line(error))
         return None
     events.emit("tracker", mode=mode, run_id=tracker.run_id, url=tracker.url)
     return tracker
@@ -138,8 +129,11 @@ def _init(mode: Literal["online", "offline"], arguments: _InitArguments) -> Any:
         id=arguments.run_id,
         name=arguments.run_id,
         resume="allow",
-        project=arguments.project,
-        entity=arguments.entity,
+        project=arguments.settings.project,
+        entity=arguments.settings.entity,
+        tags=arguments.settings.tags or None,
+        group=arguments.settings.group,
+        notes=arguments.settings.notes,
         dir=str(arguments.folder),
         config=dict(arguments.config),
     )
@@ -184,26 +178,63 @@ class Tracker:
     folder; it is None if the server has it all.
     """
 
-    def __init__(self, run: Any, mode: str, kept_in: Path = Path()) -> None:
-        self._run, self.mode = run, mode
+    def __init__(
+        self,
+        run: Any,
+        mode: str,
+        kept_in: Path = Path(),
+        seen: Mapping[str, object] = NOTHING,
+        artifacts: bool = False,
+    ) -> None:
+        self._run, self.mode, self._seen, self._artifacts = run, mode, seen, artifacts
         self.run_id: str | None = run and run.id
         self.url: str | None = run.url if mode == "online" else None
         self._folder = Path(run.settings.sync_dir if run else "")
         self._upload = f"wandb sync {shlex.quote(str(kept_in / 'wandb' / self._folder.name))}"
         self.sync_command = self._upload if mode == "offline" else None
         self._failed = False
+        self._at_end: list[Callable[[Any], object]] = []
+        self.loggers: Sequence[BackgroundLogger] = ()
+        """Those of --tracker, which get the metrics and the results too."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log the metrics of a step; steps may repeat."""
-        self._try(lambda run: run.log({**metrics, STEP: step}))
+        """Log the metrics of a step, unless the server has them from an earlier attempt."""
+        for logger in self.loggers:
+            logger.log(metrics, step)
+        if not is_logged(metrics, step, self._seen):
+            self._try(lambda run: run.log({**metrics, STEP: step}))
 
     def summary(self, values: Mapping[str, object]) -> None:
         """Log the final values of the run by name."""
+        for logger in self.loggers:
+            logger.log_results(values)
         self._try(lambda run: run.summary.update(dict(values)))
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Log a table, as a file of the run."""
         self._try(lambda run: run.log({name: _table(run, name, columns, rows)}))
+
+    def log_confusion(self, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
+        """Log the confusion matrix as wandb draws it: `counts` by true class, then by predicted one."""
+        if len(classes) ** 2 <= _MOST_CELLS:
+            self._try(lambda run: run.log({CONFUSION: _confusion(run, classes, counts)}))
+
+    def log_image_table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], shown: Callable[[], Sequence[Any]]
+    ) -> None:
+        """Log, as the run ends, a table whose first column has the images `shown`, uint8 (h, w, 3).
+
+        wandb has no such table offline: its files would be outside the run folder.
+        """
+        if self.mode == "online":
+            self._at_end.append(lambda run: run.log({name: _image_table(columns, rows, shown())}))
+
+    def log_model(self, folder: Path) -> None:
+        """Upload the files of a model, if that is asked for, as the run ends."""
+        if self._artifacts and self.mode == "online":
+            self._at_end.append(lambda run: _log_model(run, folder))
+        elif self._artifacts:
+            events.warn(f"--wandb-artifacts uploads nothing, because the tracker is {self.mode}.", model=str(folder))
 
     def log_images(self, images: Mapping[str, tuple[Path, str]]) -> None:
         """Log files of images by name, each with its caption."""
@@ -215,9 +246,17 @@ class Tracker:
 
     def finish(self, exit_code: int) -> None:
         """End the run in bounded time; it counts as failed unless `exit_code` is 0."""
+        loggers, self.loggers, deadline = self.loggers, (), time.monotonic() + FINISH_TIMEOUT_S
+        for logger in loggers:
+            logger.close(exit_code)
+        self._finish(exit_code)
+        for logger in loggers:
+            logger.wait(max(0.0, deadline - time.monotonic()))
+
+    def _finish(self, exit_code: int) -> None:
         if self._run is None:
             return
-        self._try(lambda run: _within(FINISH_TIMEOUT_S + 2, lambda: run.finish(exit_code=exit_code)))
+        self._try(lambda run: within(FINISH_TIMEOUT_S + 2, lambda: self._end(run, exit_code), _THREAD))
         self._run = None
         _teardown()
         if self.mode == "online" and not self._failed:
@@ -231,6 +270,13 @@ class Tracker:
             message = "The tracker's server does not have all of this run."
         events.emit("tracker", message=message, upload=self.sync_command)
 
+    def _end(self, run: Any, exit_code: int) -> None:
+        """What may wait for the server, and the end of the run."""
+        try:
+            within(FINISH_TIMEOUT_S / 2, lambda: [action(run) for action in self._at_end], _THREAD)
+        finally:  # also tells wandb's threads that the run ends
+            run.finish(exit_code=exit_code)
+
     def _try(self, action: Callable[[Any], object]) -> None:
         if self._run is None:
             return
@@ -238,7 +284,7 @@ class Tracker:
             action(self._run)
         except Exception as error:
             if not self._failed:
-                events.warn("The tracker failed; the job continues without it.", reason=_one_line(error))
+                events.warn("The tracker failed; the job continues without it.", reason=one_line(error))
             self._failed = True
 
 
@@ -253,6 +299,41 @@ def _table(run: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[
     return table
 
 
+def _confusion(run: Any, classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Any:
+    """wandb.plot.confusion_matrix, which takes predictions, made of counts."""
+    import wandb
+
+    columns = ["Actual", "Predicted", "nPredictions"]
+    rows = [
+        [true, predicted, count]
+        for true, row in zip(classes, counts, strict=True)
+        for predicted, count in zip(classes, row, strict=True)
+    ]
+    table = _table(run, f"{CONFUSION}_table", columns, rows)
+    fields = {name: name for name in columns}
+    return wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "Confusion matrix, test images"})
+
+
+def _image_table(columns: Sequence[str], rows: Sequence[Sequence[object]], shown: Sequence[Any]) -> Any:
+    """A table that is an artifact, as wandb stores images in tables."""
+    import wandb
+
+    images = [wandb.Image(each, file_type="jpg") for each in shown]
+    return wandb.Table(["image", *columns], [[image, *row] for image, row in zip(images, rows, strict=True)])
+
+
+def _log_model(run: Any, folder: Path) -> None:
+    """Raises ValueError if the server refuses the artifact; a slow upload is left to run.finish, which waits too."""
+    import wandb
+    from wandb.sdk.artifacts.exceptions import WaitTimeoutError
+
+    artifact = wandb.Artifact(f"model-{run.id}", "model")
+    artifact.add_dir(str(folder), policy="immutable")  # without another copy on the disk
+    run.log_artifact(artifact)
+    with contextlib.suppress(WaitTimeoutError):
+        artifact.wait(round(FINISH_TIMEOUT_S / 4))
+
+
 def _image(path: Path, caption: str) -> Any:
     import wandb
 
@@ -264,69 +345,4 @@ def _teardown() -> None:
     import wandb
 
     with contextlib.suppress(Exception, SystemExit):
-        _within(_TEARDOWN_TIMEOUT_S, wandb.teardown)
-
-
-def _within(seconds: float, action: Callable[[], object]) -> None:
-    """Run `action` for at most `seconds`. Raises what it raises, or TimeoutError, leaving it to its thread."""
-    future = start_daemon(action, "tracker")
-    if not futures.wait([future], seconds).done:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    future.result()
-
-
-def _one_line(error: Exception) -> str:
-    return redact(" ".join(str(error).split())) or type(error).__name__
-
-
-_VIEWER = json.dumps({"query": "query Viewer { viewer { username entity } }"}).encode()
-
-
-@dataclass(frozen=True)
-class TrackerCheck:
-    """How a run will be tracked or, in `warning` and `fix`, why it will only be tracked offline."""
-
-    text: str
-    warning: str = ""
-    fix: str = ""
-
-
-def check_tracker(mode: Mode, server: str, has_key: bool, key: str | None) -> TrackerCheck:
-    """Find out within a few seconds how a run would be tracked; `server` is the URL of wandb's server.
-
-    Raises UsageError if a mode other than "auto" is asked for and wandb is not installed, NoPermissionError for
-    "online" without a key.
-    """
-    wanted = ("online" if has_key else "offline") if mode == "auto" else mode
-    if wanted == "off" or not is_installed(mode):
-        return TrackerCheck("off")
-    if wanted == "offline":
-        return TrackerCheck("offline, in the run folder" + (", because there is no API key" if mode == "auto" else ""))
-    require_key(mode, has_key)
-    return _ask_server(server, key)
-
-
-def _offline(why: str, fix: str) -> TrackerCheck:
-    return TrackerCheck("", f"{why}, so the run will be tracked offline", fix)
-
-
-def _ask_server(server: str, key: str | None) -> TrackerCheck:
-    host = host_of(server)
-    headers = {"Content-Type": "application/json"}
-    if key:
-        headers["Authorization"] = "Basic " + base64.b64encode(f"api:{key}".encode()).decode()
-    try:
-        request = urllib.request.Request(f"{server}/graphql", _VIEWER, headers)  # noqa: S310
-        with closing(urllib.request.urlopen(request, timeout=_CHECK_TIMEOUT_S)) as answer:  # noqa: S310
-            viewer = (parse_json(answer.read(2**20)).get("data") or {}).get("viewer")
-    except urllib.error.HTTPError as error:
-        error.close()
-        viewer, refused = None, f"{host} answered HTTP {error.code}"
-    except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-        return _offline(f"{host} cannot be reached ({type(error).__name__})", "check the network")
-    else:
-        refused = f"{host} does not know the key"
-    if key and not viewer:
-        return _offline(refused, "check WANDB_API_KEY and WANDB_BASE_URL")
-    account = f", as {viewer.get('entity') or viewer.get('username')}" if isinstance(viewer, dict) else ""
-    return TrackerCheck(f"online at {host}{account}")
+        within(_TEARDOWN_TIMEOUT_S, wandb.teardown, _THREAD)

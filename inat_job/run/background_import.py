@@ -1,6 +1,7 @@
 """Imports the libraries that take seconds in a thread, while the job downloads its images."""
 
 import gc
+import sys
 from collections.abc import Callable
 from concurrent import futures
 from typing import Generic, TypeVar
@@ -31,11 +32,12 @@ class BackgroundImport(Generic[Module]):
 
 
 def _without_collector(imports: Callable[[], Module]) -> Module:
-    collector_was_on = gc.isenabled()
+    collector_was_on, known = gc.isenabled(), len(sys.modules)
     gc.disable()  # modules are never garbage, and scanning them again and again takes a sixth of the time
     try:
         return imports()
     finally:
-        gc.freeze()
+        if len(sys.modules) > known:  # otherwise this process had them, and garbage of its earlier jobs would stay
+            gc.freeze()
         if collector_was_on:
             gc.enable()

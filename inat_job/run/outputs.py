@@ -3,10 +3,12 @@
 import os
 import secrets
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from inat_job import events
 from inat_job.errors import BadDataError, NoPermissionError
+from inat_job.host.system_files import is_lost_with_container
 from inat_job.platforms.detect import CONTAINER
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.storage.disk import disk_errors
@@ -37,6 +39,16 @@ def check_folders(platform: Platform) -> None:
                 f"{platform.name} collects {folder}, where user {os.geteuid()} may not write: run the container image "
                 "as root, for which a derived image needs USER 0."
             ) from error
+
+
+def warn_of_loss(uri: str, root: Path = Path("/"), pids: Collection[int] = ()) -> None:
+    """Warn of a run folder that is lost with the container, where the container ends with this process."""
+    ends_with_job = 1 in (pids or (os.getpid(), os.getppid()))  # 1 is the parent's where the container has an init
+    if ends_with_job and "://" not in uri and is_lost_with_container(Path(uri), root):
+        events.warn(
+            f"The run is stored in {uri}, inside this container, and is lost with it: mount a folder (docker run -v "
+            '"$PWD/runs:/scratch/runs"), or set --output to a bucket.'
+        )
 
 
 def collect_results(platform: Platform, folder: RunFolder) -> None:

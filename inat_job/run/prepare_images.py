@@ -9,11 +9,13 @@ from pathlib import Path
 from inat_job import events
 from inat_job.data import layout, splits
 from inat_job.data.cache_index import Cache
-from inat_job.ingest import build_cache, data_source
+from inat_job.data.layout import Arrangement
+from inat_job.ingest import build_cache, data_source, label_file
 from inat_job.run.run_state import storage_options
 from inat_job.run.timing import Clock
-from inat_job.settings import Settings, TrainSettings
-from inat_job.signals import StopFlag
+from inat_job.settings import FOLDERS, DataSettings, Settings
+from inat_job.signals import Stop, StopFlag
+from inat_job.storage import StorageOptions
 
 
 def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, trains: bool = False) -> Cache:
@@ -33,12 +35,15 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, trains: boo
 
         events.phase("pull")
         timed.enter_context(clock.phase("pull_s"))
-        source = data_source.find(data.uri, cache_dir, storage_options(settings.storage), stop)
+        options = storage_options(settings.storage)
+        source = data_source.find(data.uri, cache_dir, options, stop, arrangement(data, options, stop))
         if trains:
-            source = replace(source, check_listed=partial(_check_batch_size, settings.train))
+            source = replace(source, check_listed=partial(_check_batch_size, settings))
         cache = build_cache.prepare(source, cache_dir, data.eval_size, data.max_broken, stop, downloaded)
     index = cache.index
     events.emit("data", images=len(index.ids), classes=len(index.classes), digest=index.digest)
+    if index.test_share is not None:
+        events.emit("split", test_share=index.test_share, test=len(index.rows(layout.TEST)))
     for each in index.rejected:
         events.warn(f"{each['id']} is left out: {each['reason']}")
     if skipped := index.skipped:
@@ -46,10 +51,19 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, trains: boo
         events.warn(f"{len(skipped)} files of the data set are not used, first {first}")
     if blank := index.blank:
         events.warn(f"{len(blank)} images have (nearly) one colour, maybe because they are broken", first=blank[0])
-    if both := index.in_both_splits():
-        events.warn(f"{len(both)} test images are also in train, so the test accuracy is too high", first=both[0])
+    for split, name, others in ((layout.TEST, "test", "train or val"), (layout.VALIDATION, "validation", "train")):
+        if both := index.in_both_splits(split):
+            text = f"{len(both)} {name} images are also in {others}, so the {name} accuracy is too high"
+            events.warn(text, first=both[0])
     return cache
 
 
-def _check_batch_size(train: TrainSettings, images: Sequence[layout.ImageFile]) -> None:
-    splits.check_batch_size(train.batch_size, splits.training_count(layout.training_counts(images), train.final))
+def arrangement(data: DataSettings, options: StorageOptions, stop: Stop) -> Arrangement:
+    """What decides the classes and splits beside the folders. Raises what `label_file.read` raises."""
+    return Arrangement(label_file.read(data.labels, options, stop) if data.labels != FOLDERS else None, data.test_share)
+
+
+def _check_batch_size(settings: Settings, images: Sequence[layout.ImageFile]) -> None:
+    train, data, own = settings.train, settings.data, layout.validation_count(images)
+    counts = layout.training_counts(images, data.test_share)
+    splits.check_batch_size(train.batch_size, splits.training_count(counts, train.final, data.val_share, own))

@@ -148,5 +148,5 @@ def check_training(architecture: "Architecture", train: TrainSettings, folder: P
     if free < needed:
         raise ConflictError(
             f"{folder} has {megabytes(free)} free, and the checkpoints need {megabytes(needed)}: free some, or choose "
-            "a folder on a larger disk (--output; with s3:// it is --cache-dir)."
+            "a folder on a larger disk (--output; with a bucket it is --cache-dir)."
         )

@@ -86,14 +86,14 @@ def _is_config(stored: Any) -> bool:
     """Whether each value has the type that `run_config` and `decide_once` give it."""
     if not isinstance(stored, dict) or not isinstance(stored.get("part"), str) or stored["part"] not in RECIPES:
         return False
-    sections, classes, plan = stored.get("settings"), stored.get("classes", []), stored.get("reuse")
+    sections, plan = stored.get("settings"), stored.get("reuse")
+    names = [stored.get("classes", []), stored.get("lacking", [])]
     return (
         isinstance(sections, dict)
         and all(isinstance(section, dict) for section in sections.values())
         and isinstance(stored.get("execution"), dict)
         and isinstance(stored.get("started", ""), str)
-        and isinstance(classes, list)
-        and all(isinstance(name, str) for name in classes)
+        and all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names)
         and (plan is None or (isinstance(plan, dict) and {name: type(plan[name]) for name in plan} == _PLAN))
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
+from inat_job.errors import Preempted
 from inat_job.signals import StopFlag
 
 PRUNED = "the sweep, which prunes this trial"
@@ -24,13 +25,28 @@ class Epochs(NamedTuple):
 class Ended(NamedTuple):
     """How a trial's process ended: its exit code, and the sentence that says why.
 
-    `value` is the validation accuracy of a finished run; `held` says that another job holds the run.
+    `accuracies` are those of all epochs of a finished run; `held` says that another job holds the run; `on_images` that
+    it failed while it pulled or prepared the images, which all trials share.
     """
 
     code: int
     sentence: str
-    value: float | None = None
+    accuracies: tuple[float, ...] = ()
     held: bool = False
+    on_images: bool = False
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it neither finished, nor stopped, nor left its run to another job."""
+        return self.code not in (0, Preempted.exit_code) and not self.held
+
+    @property
+    def value(self) -> float | None:
+        """What a finished trial is worth: the validation accuracy of its best epoch, as the pruner compares it too.
+
+        Its own report validates the best weights again, in float32, and may count an image differently.
+        """
+        return max(self.accuracies, default=None)
 
 
 class TrialLink:

@@ -4,10 +4,11 @@ Preempted, failed, pruned and done are four different things. Only the last thre
 continued by whichever worker comes next, and is never counted twice.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from inat_job.errors import BadDataError, NoPermissionError, Preempted, TransientError, UsageError
+from inat_job.errors import BadDataError, NoPermissionError, Preempted, TransientError
 from inat_job.run.trial_link import Ended
 
 MOST_FAILURES = 3
@@ -24,19 +25,20 @@ class Next(Enum):
     END_SWEEP = "end the sweep"
 
 
-_OF_ALL_TRIALS = {error.exit_code for error in (UsageError, BadDataError, NoPermissionError)}
-"""Codes of faults that every other trial would have too: the data, the permissions, the command."""
-
-
 def next_of(ended: Ended, pruned: bool, failures: int) -> Next:
-    """What follows a trial's end; `pruned` if the worker asked it to stop, `failures` with this one."""
+    """What follows a trial's end; `pruned` if the worker asked it to stop, `failures` with this one.
+
+    Missing permissions and images that cannot be had would fail every other trial too, so they end the sweep, and the
+    trial is resumed once they are repaired. Any other bad file is the trial's own: its weights, a checkpoint. So are
+    settings that its network or weights refuse: those that hold for all trials are checked before the first.
+    """
     if ended.code == 0:
         return Next.DONE
     if ended.held:
         return Next.CONTINUE
     if ended.code == Preempted.exit_code:
         return Next.PRUNED if pruned else Next.CONTINUE
-    if ended.code in _OF_ALL_TRIALS:
+    if ended.code == NoPermissionError.exit_code or (ended.code == BadDataError.exit_code and ended.on_images):
         return Next.END_SWEEP
     if ended.code == TransientError.exit_code or ended.code > 128:  # killed, as for memory
         return Next.FAILED if failures >= MOST_FAILURES else Next.CONTINUE
@@ -56,7 +58,7 @@ class Limits:
 @dataclass(frozen=True)
 class Standing:
     """A sweep so far: the values of its ended trials in the order of their numbers, None for a failed or pruned one,
-    and the seconds since its first trial began."""
+    and the seconds in which trials were at work."""
 
     values: tuple[float | None, ...]
     seconds: float
@@ -83,5 +85,25 @@ def why_ended(standing: Standing, limits: Limits) -> str:
     if limits.patience is not None and standing.since_best >= limits.patience:
         return f"{limits.patience} trials brought no better one"
     if limits.max_time is not None and standing.seconds >= limits.max_time:
-        return f"{limits.max_time:g} s are over"
+        return f"trials were at work for {limits.max_time:g} s"
     return ""
+
+
+def how_to_go_on(standing: Standing, limits: Limits) -> str:
+    """What lets a search go on that is over before a trial was done."""
+    if len(standing.values) >= limits.trials:
+        return "raise --trials, or start another sweep with --pruner none"
+    if limits.patience is not None and standing.since_best >= limits.patience:
+        return "raise --patience, or start another sweep with --pruner none"
+    if limits.max_time is not None and standing.seconds >= limits.max_time:
+        return "raise --max-time, and the trials continue where they stopped"
+    return "start another sweep with a wider --space, or with --pruner none"
+
+
+def covered_s(intervals: Iterable[Sequence[float]]) -> float:
+    """The seconds that at least one of the intervals covers, each a start and an end in seconds."""
+    covered, until = 0.0, float("-inf")
+    for start, end in sorted((each[0], each[1]) for each in intervals):
+        covered += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return covered

@@ -3,15 +3,16 @@
 Nothing here imports Optuna, so that `--print-config` and a mistaken file are answered at once.
 """
 
+import itertools
 import math
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inat_job import options
-from inat_job.configuration import known_key, options_by_key
+from inat_job.configuration import SWEEP_TAKES, known_key, options_by_key, takes
 from inat_job.errors import UsageError
 from inat_job.settings import Settings
 
@@ -45,6 +46,10 @@ class Axis:
     def ends(self) -> Sequence[Value]:
         """The values that must be valid for all to be."""
         return self.choices or ((int(self.low), int(self.high)) if self.integer else (self.low, self.high))
+
+    def values(self) -> Sequence[Value]:
+        """All values; none for real numbers, of which there are too many."""
+        return self.choices or (range(int(self.low), int(self.high) + 1) if self.integer else ())
 
     def as_dict(self) -> dict[str, Any]:
         """The axis as `--space` reads it."""
@@ -99,27 +104,37 @@ PART_B: Space = {
 SPACES: Mapping[str, Space] = {"a": PART_A, "b": PART_B}
 """The space of each part, around its recipe."""
 
+_OF_IMAGES = ("data.image_size", "data.test_size", "data.eval_crop")
+_SHARED = ("train.seed", "train.accelerator")
+"""Settings of a trial that all trials share: with others they could not be compared."""
+
 _FIELDS = {"low", "high", "log", "choices"}
 
 
-def space_of(settings: Settings, file: str | None = None, fixed: Collection[str] = ()) -> dict[str, Axis]:
-    """The space of the settings' part, changed by a TOML file, without the settings that are `fixed`.
+def space_of(settings: Settings, given: str | None = None, fixed: Collection[str] = ()) -> dict[str, Axis]:
+    """The space of the settings' part, changed by TOML or a file of it, without the settings that are `fixed`.
 
-    In the file, a table is an axis that is added or replaced, and `section.field = false` removes one. What has no
-    effect beside the settings that are not searched is left out too, and so is an axis without the settings' own value:
-    a preset is searched around itself. Raises UsageError for what is no axis of an existing setting, and for a space
-    that is empty.
+    There, a table is an axis that is added or replaced, and `section.field = false` removes one. What has no effect
+    beside the settings that are not searched is left out too, and so is an axis without the settings' own value: a
+    preset is searched around itself. Raises UsageError for what is no axis of an existing setting, for a setting that
+    all trials share, and for a space that is empty.
     """
     known = options_by_key(settings)
     every = SPACES[settings.part]
     space = {key: axis for key, axis in every.items() if _is_on(_drawn(_value(settings, key), axis), axis)}
-    for key, table in _tables(file).items() if file else ():
-        known_key(key, known, f"--space {file}")
+    where = _named(given or "")
+    for key, table in _tables(given, where).items() if given else ():
+        known_key(key, known, where)
         if table is False:
             space.pop(key, None)
             continue
+        if not _is_searchable(key):
+            raise UsageError(
+                f"{where}: {key} is the same for all trials: search settings of model and train, or "
+                f"{', '.join(_OF_IMAGES)}."
+            )
         before = every.get(key)
-        space[key] = _axis(key, table, f"--space {file}", before.only_with if before else None, *known[key])
+        space[key] = _axis(key, table, where, before.only_with if before else None, *known[key])
     space = {key: axis for key, axis in space.items() if key not in fixed}
     values = {key: _value(settings, key) for key in known if key not in space}
     space = {key: axis for key, axis in space.items() if axis.applies(values)}
@@ -128,17 +143,42 @@ def space_of(settings: Settings, file: str | None = None, fixed: Collection[str]
     return space
 
 
-def _tables(file: str) -> dict[str, Any]:
+def _is_searchable(key: str) -> bool:
+    """Whether a setting may differ between trials: it is of the network or its training, as far as a trial takes it."""
+    is_of_trial = key.startswith(("model.", "train.")) and takes(SWEEP_TAKES, key)
+    return key in _OF_IMAGES or (is_of_trial and key not in _SHARED)
+
+
+def text_of(given: str) -> str:
+    """The TOML that --space gives: its own, which has an =, or that of the file it names. Raises UsageError."""
+    if "=" in given:
+        return given
     try:
-        sections = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        return Path(given).read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"--space is {file}, which cannot be read ({error.strerror}): check the path.") from None
+        raise UsageError(f"--space is {given}, which cannot be read ({error.strerror}): check the path.") from None
+    except ValueError as error:
+        raise _not_toml(_named(given), error) from None
+
+
+def _named(given: str) -> str:
+    """How an error names --space."""
+    return "--space" if "=" in given else f"--space {given}"
+
+
+def _not_toml(where: str, error: Exception) -> UsageError:
+    return UsageError(f"{where} is not TOML ({error}): write it as --print-config does.")
+
+
+def _tables(given: str, where: str) -> dict[str, Any]:
+    try:
+        sections = tomllib.loads(text_of(given))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--space is {file}, which is not TOML ({error}): write it as --print-config does.") from None
+        raise _not_toml(where, error) from None
     tables: dict[str, Any] = {}
     for section, fields in sections.items():
         if not isinstance(fields, dict):
-            raise UsageError(f"--space {file}: {section!r} is not a section: write [{section}.field] above its range.")
+            raise UsageError(f"{where}: {section!r} is not a section: write [{section}.field] above its range.")
         tables |= {f"{section}.{field}": table for field, table in fields.items()}
     return tables
 
@@ -175,6 +215,27 @@ def _range_axis(key: str, table: dict[str, Any], where: str, only_with: Any) -> 
     if not numbers or type(log) is not bool or low >= high or (log and low <= 0):
         raise UsageError(f"{where}: {key} has {table!r}: low must be less than high, and with log = true more than 0.")
     return Axis(low=low, high=high, log=log, integer=type(low) is type(high) is int, only_with=only_with)
+
+
+def points(space: Space, most: int) -> list[dict[str, Value]]:
+    """All points of a space; none if it has more than `most`."""
+    if not all(axis.values() for axis in space.values()):
+        return []
+    found = list(itertools.islice(_points(list(space.items()), {}), most + 1))
+    return found if len(found) <= most else []
+
+
+def _points(axes: Sequence[tuple[str, Axis]], drawn: dict[str, Value]) -> Iterator[dict[str, Value]]:
+    """The points that begin with the values `drawn`, given the axes that are left."""
+    if not axes:
+        yield drawn
+        return
+    key, axis = axes[0]
+    if not axis.applies(drawn):
+        yield from _points(axes[1:], drawn)
+        return
+    for value in axis.values():
+        yield from _points(axes[1:], {**drawn, key: value})
 
 
 def default_point(settings: Settings, space: Space) -> dict[str, Value]:

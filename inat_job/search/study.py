@@ -98,8 +98,11 @@ def _database(uri: str) -> RDBStorage:
     where = public_uri(uri)
     try:
         return _opened(uri)
-    except ImportError as error:
-        raise UsageError(f"--storage is {where}, whose driver is not installed ({error}): pip install it.") from None
+    except ImportError as error:  # Optuna's own sentence names no driver
+        raise UsageError(
+            f"--storage is {where}, whose driver is not installed ({error.__cause__ or error}): pip install it, or for "
+            "PostgreSQL build the image with --build-arg EXTRAS=postgresql."
+        ) from None
     except (SQLAlchemyError, ValueError) as error:
         raise UsageError(f"--storage is {where}, which cannot be used ({_reason(error)}): check the address.") from None
 
@@ -142,6 +145,12 @@ def make_pruner(name: str) -> BasePruner:
     if name == "asha":
         return SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     return MedianPruner(n_startup_trials=5, n_warmup_steps=1) if name == "median" else NopPruner()
+
+
+def why_pruned(pruner: BasePruner, epoch: int, accuracy: float) -> str:
+    """Why a trial was pruned after an epoch with a validation accuracy."""
+    least = "the best third" if isinstance(pruner, SuccessiveHalvingPruner) else "the median"
+    return f"below {least} of the trials at epoch {epoch}, with {accuracy:.4f}"
 
 
 def draw(trial: Trial, space: Space) -> dict[str, Value]:

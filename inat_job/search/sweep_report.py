@@ -7,9 +7,9 @@ from typing import Any, Self
 
 from optuna.trial import FrozenTrial, TrialState
 
-from inat_job.errors import ConflictError
+from inat_job.search.axis_accuracy import by_value
 from inat_job.search.space import Axis, Value
-from inat_job.search.trials import REASON
+from inat_job.search.trials import REASON, work_s
 
 SCHEMA_VERSION = 1
 _NAMES = {
@@ -60,12 +60,8 @@ class SweepRecord:
 
     @property
     def best(self) -> Best:
-        """The best trial, the first of equals. Raises ConflictError if none was done."""
+        """The best trial, the first of equals. At least one was done."""
         done = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
-        if not done:
-            raise ConflictError(
-                f"No trial of {self.sweep_id} was done, so there is no best one: raise --trials, or use --pruner none."
-            )
         best = max(done, key=lambda trial: (trial.value or 0.0, -trial.number))
         # A trial that its worker could not report has no accuracies by epoch.
         by_epoch = best.intermediate_values or {int(best.params.get("train.epochs", self.epochs)): 0.0}
@@ -73,9 +69,12 @@ class SweepRecord:
         return Best(best.number, dict(best.params), float(best.value or 0.0), epochs)
 
 
-def build(record: SweepRecord, retrained: Sequence[Retrained], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a sweep's report.json; `settings` are the best, complete."""
-    best = record.best
+def build(
+    record: SweepRecord, retrained: Sequence[Retrained], settings: Mapping[str, Any], device: str | None
+) -> dict[str, Any]:
+    """The content of a sweep's report.json; `settings` are the best, complete, and `device` is what trained them."""
+    best, space = record.best, {key: axis.as_dict() for key, axis in record.space.items()}
+    trials = [_trial(trial) for trial in record.trials]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "sweep",
@@ -85,7 +84,8 @@ def build(record: SweepRecord, retrained: Sequence[Retrained], settings: Mapping
         "asked": dict(record.asked),
         "why": record.why,
         "counts": _counts(record.trials),
-        "epochs": _epochs(record),
+        **_compute(record, trials),
+        "device": device,
         "best": {
             "trial": best.number,
             "values": best.values,
@@ -99,8 +99,9 @@ def build(record: SweepRecord, retrained: Sequence[Retrained], settings: Mapping
         ],
         "test": _spread([each.test for each in retrained]),
         "importances": dict(record.importances),
-        "space": {key: axis.as_dict() for key, axis in record.space.items()},
-        "trials": [_trial(trial) for trial in record.trials],
+        "space": space,
+        "axes": {key: by_value(key, axis, trials) for key, axis in space.items()},
+        "trials": trials,
     }
 
 
@@ -121,14 +122,18 @@ def _counts(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     return {name: names.count(name) for name in dict.fromkeys(_NAMES.values())}
 
 
-def _epochs(record: SweepRecord) -> dict[str, int]:
-    """Epochs that all trials trained, and those that the pruned ones did not."""
-    pruned = [trial for trial in record.trials if trial.state is TrialState.PRUNED]
-    whole = [int(trial.params.get("train.epochs", record.epochs)) for trial in pruned]
-    return {
-        "spent": sum(len(trial.intermediate_values) for trial in record.trials),
-        "saved": sum(whole) - sum(len(trial.intermediate_values) for trial in pruned),
-    }
+def _compute(record: SweepRecord, trials: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, float]]:
+    """Epochs and seconds that all trials trained, and those that the pruned ones did not, had their epochs gone on."""
+    epochs, seconds = {"spent": 0, "saved": 0}, {"spent": 0.0, "saved": 0.0}
+    for trial in trials:
+        trained, spent = len(trial["epochs"]), trial["seconds"]
+        epochs["spent"] += trained
+        seconds["spent"] += spent
+        if trial["outcome"] == _NAMES[TrialState.PRUNED]:
+            saved = int(trial["values"].get("train.epochs", record.epochs)) - trained
+            epochs["saved"] += saved
+            seconds["saved"] += saved * spent / max(trained, 1)
+    return {"epochs": epochs, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
 
 
 def is_of(report: Any, asked: Mapping[str, Any]) -> bool:
@@ -150,7 +155,6 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
 
 
 def _trial(trial: FrozenTrial) -> dict[str, Any]:
-    seconds = trial.duration.total_seconds() if trial.duration else None
     return {
         "number": trial.number,
         "run": f"trials/{trial.number}",
@@ -158,6 +162,6 @@ def _trial(trial: FrozenTrial) -> dict[str, Any]:
         "why": trial.user_attrs.get(REASON),
         "val_accuracy": trial.value if trial.state is TrialState.COMPLETE else None,
         "epochs": [value for _, value in sorted(trial.intermediate_values.items())],
-        "seconds": None if seconds is None else round(seconds, 3),
+        "seconds": round(work_s(trial), 3),
         "values": dict(trial.params),
     }

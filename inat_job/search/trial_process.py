@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import inat_job
 from inat_job.host import environment
 from inat_job.run.trial_link import Ended
+from inat_job.signals import SIGNALS
 
 PRELOADED: tuple[str, ...] = ("inat_job.training.run", "inat_job.commands.train", "entrypoint")
 """What the process that trials are forked from imports once, and not each of them."""
@@ -28,10 +29,18 @@ Target = Callable[[Any, Connection], Ended]
 
 
 def preload() -> None:
-    """Start the process that trials are forked from, which imports meanwhile; a first trial waits for it."""
+    """Start the process that trials are forked from, which imports meanwhile; a first trial waits for it.
+
+    It inherits blocked signals: SIGTERM for the whole process group would end it, and with it all word of the trials.
+    """
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
     environment.add_import_path(_ROOT)  # multiprocessing ignores a module that it does not find there
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # which the fork server needs, and which unblocks the signals as it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class TrialProcess:
@@ -87,6 +96,7 @@ class TrialProcess:
 
 
 def _run(target: Target, task: Any, variables: Mapping[str, str], connection: Connection) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     environment.set_variables(variables)  # before CUDA starts, which reads which GPUs it may use
     ended = target(task, connection)
     with contextlib.suppress(OSError):  # the worker is gone, and the run folder says it all

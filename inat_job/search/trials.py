@@ -3,27 +3,35 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from inat_job import events
 from inat_job.errors import UsageError
-from inat_job.search.outcomes import Standing
+from inat_job.search import space as spaces
+from inat_job.search.outcomes import Standing, covered_s
 from inat_job.search.space import Space, Value
-from inat_job.search.study import draw
+from inat_job.search.study import draw, why_pruned
 from inat_job.settings import Settings
 
-FINGERPRINT, UNCOUNTED, REASON, FAILURES = "fingerprint", "uncounted", "reason", "failures"
-"""Attributes of a trial: of the settings, why it is none of the N, why it ended, how often it failed so far."""
+FINGERPRINT, UNCOUNTED, REASON, FAILURES, WORK = "fingerprint", "uncounted", "reason", "failures", "work"
+"""Attributes of a trial: of the settings, why it is none of the N, why it ended or rests, how often it failed so far,
+and when it was at work, as pairs of seconds since 1970."""
 
 _MOST_REPEATS = 50
-"""Points in a row that were all trained before, after which the space counts as exhausted."""
+"""Points in a row that need no training, after which the space counts as exhausted."""
+
+_MOST_LISTED = 2000
+"""Points of a space up to which those that are left are listed."""
+
+_FEWEST_DRAWN = 5
+"""Points that need no training, after which one of those that are left follows."""
 
 _FEWEST_FOR_IMPORTANCES = 10
 """Trials that were done, below which importances would be chance."""
@@ -33,6 +41,11 @@ _BEST_SHARE = 0.3
 
 MakeSettings = Callable[[Mapping[str, Value]], Settings]
 """The settings of a trial with these values. Raises UsageError for values that contradict each other."""
+
+
+def work_s(trial: FrozenTrial) -> float:
+    """The seconds in which a trial was at work."""
+    return covered_s(trial.user_attrs.get(WORK, ()))
 
 
 @dataclass
@@ -57,8 +70,14 @@ class Trials:
         space: Space,
         make_settings: MakeSettings,
         together: Callable[[], AbstractContextManager[None]] = nullcontext,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.study, self._space, self._make_settings, self._together = study, space, make_settings, together
+        self._clock, self._points = clock, spaces.points(space, _MOST_LISTED)
+        self._seen_at: dict[int, float] = {}
+        self._since: dict[int, float] = {}  # when the trials that are at work here began to be
+        self._exhausted: tuple[tuple[int, int], str] | None = None  # the trials as no point was left, and why
+        self._contradiction = ""
 
     def counted(self) -> list[FrozenTrial]:
         """The trials that count towards N, whether they have ended or not; one that is only queued does not yet."""
@@ -71,12 +90,19 @@ class Trials:
         values = [
             trial.value if trial.state is TrialState.COMPLETE else None for trial in trials if trial.state.is_finished()
         ]
-        begun = [trial.datetime_start.timestamp() for trial in trials if trial.datetime_start]
-        return Standing(tuple(values), time.time() - min(begun, default=time.time()))
+        return Standing(tuple(values), covered_s(each for trial in trials for each in self._work(trial)))
 
     def running(self) -> list[FrozenTrial]:
         """Trials that have not ended, also those whose worker was lost before all of their values were drawn."""
         return [each for each in self.counted() if each.state is TrialState.RUNNING]
+
+    def begun_at(self, trial: FrozenTrial) -> float:
+        """When a trial was begun, in seconds since 1970; if its values were never drawn, as this worker first sees it.
+
+        Optuna's own time is in the zone of the worker that wrote it, and does not say which.
+        """
+        work = trial.user_attrs.get(WORK)
+        return float(work[0][0]) if work else self._seen_at.setdefault(trial.number, self._clock())
 
     def failures_in_a_row(self) -> list[str]:
         """The reasons of the last trials that have ended, as far back as all of them failed."""
@@ -95,68 +121,154 @@ class Trials:
         """Take up a trial that another worker began, None if it needs no training: see `begin`."""
         trial = Trial(self.study, frozen._trial_id)
         if FINGERPRINT not in frozen.user_attrs:
-            with suppress(UpdateFinishedTrialError):  # another worker has ended it meanwhile
-                return None if self._is_beyond(trial, most) else self._begin(trial)
+            return None if self._is_beyond(trial, most) else self._begin(trial)
+        twin = self._twin(frozen.number, frozen.user_attrs[FINGERPRINT])
+        # Its worker may have been lost before it looked for one.
+        if twin and not frozen.intermediate_values and (twin.number < frozen.number or twin.intermediate_values):
+            self._repeat(trial, twin)
             return None
+        self._since[frozen.number] = self._clock()
         return RunningTrial(frozen.number, self._make_settings(frozen.params), trial, continued=True)
 
     def begin(self, most: int) -> RunningTrial | None:
-        """A new point of the space, or None once `most` trials count. Raises UsageError for an exhausted space."""
-        for _ in range(_MOST_REPEATS):
+        """A new point of the space; None if `most` trials count, or if none is left, as `exhausted` says."""
+        if self._exhausted and self._exhausted[0] == self._progress():
+            return None
+        why = f"each of the last {_MOST_REPEATS} points drawn was trained before"
+        for drawn in range(max(_MOST_REPEATS, _FEWEST_DRAWN + len(self._points))):
             if len(self.counted()) >= most:
                 return None
+            if self._points and not (left := self._untrained()):
+                why = "every point of the space is trained"
+                break
+            if self._points and drawn >= _FEWEST_DRAWN:
+                self.study.enqueue_trial(left[len(self.study.get_trials(deepcopy=False)) % len(left)])
             trial = self.study.ask()
             if self._is_beyond(trial, most):
                 return None
-            with self._together():  # which is a request for each value otherwise
-                begun = self._begin(trial)
-            if begun:
+            if begun := self._begin(trial):
                 return begun
-        raise UsageError(f"The last {_MOST_REPEATS} points were all trained before: widen --space, or lower --trials.")
+        self._exhausted = self._progress(), why + (" or contradicts itself" if self._contradiction else "")
+        return None
+
+    def exhausted(self) -> str:
+        """Why no point is left to train; empty while one may be, or while a trial runs.
+
+        Raises UsageError if there was none to begin with: values that contradict each other are no trial.
+        """
+        if self._exhausted is None or self._exhausted[0] != self._progress() or self.running():
+            return ""
+        if self._contradiction and not self.counted():
+            raise UsageError(f"All values drawn contradict each other, the last ones so: {self._contradiction}")
+        return self._exhausted[1]
+
+    def _progress(self) -> tuple[int, int]:
+        """The trials that count and those of them that have ended: what a sampler draws depends on them."""
+        counted = self.counted()
+        return len(counted), sum(each.state.is_finished() for each in counted)
+
+    def _untrained(self) -> list[dict[str, Value]]:
+        """The points of a listed space that no trial has, and whose values do not contradict each other."""
+        taken = {each.user_attrs[FINGERPRINT] for each in self.counted() if FINGERPRINT in each.user_attrs}
+        tried = {
+            self._key(each.params)
+            for each in self.study.get_trials(deepcopy=False)
+            if each.user_attrs.get(FINGERPRINT) in taken
+            or (UNCOUNTED in each.user_attrs and FINGERPRINT not in each.user_attrs)
+        }
+        return [point for point in self._points if self._key(point) not in tried]
+
+    def _key(self, point: Mapping[str, Value]) -> tuple[Value | None, ...]:
+        return tuple(point.get(name) for name in self._space)
 
     def _begin(self, trial: Trial) -> RunningTrial | None:
-        values = draw(trial, self._space)
-        try:
-            settings = self._make_settings(values)
-        except UsageError as error:
-            self.fail(trial, str(error))
-            return None
-        fingerprint = settings.fingerprint()
-        if twin := self._twin(trial, fingerprint):
+        settings, contradiction = None, ""
+        with self._as_one():  # which is a request for each value otherwise
+            values = draw(trial, self._space)
+            try:
+                settings = self._make_settings(values)
+            except UsageError as error:
+                contradiction = str(error)
+            else:
+                self._since[trial.number] = self._clock()
+                trial.set_user_attr(FINGERPRINT, settings.fingerprint())
+                trial.set_user_attr(WORK, self._work(self._frozen(trial.number)))
+        if contradiction:
+            self._contradict(trial, contradiction)
+        elif settings is None or self._frozen(trial.number).state.is_finished():
+            self.leave(trial)  # another worker has ended it meanwhile
+        elif twin := self._twin(trial.number, settings.fingerprint()):
             self._repeat(trial, twin)
-            return None
-        trial.set_user_attr(FINGERPRINT, fingerprint)
-        return RunningTrial(trial.number, settings, trial, continued=False)
+        else:
+            return RunningTrial(trial.number, settings, trial, continued=False)
+        return None
+
+    def _contradict(self, trial: Trial, why: str) -> None:
+        """Leave out a trial whose values contradict each other, and say so once."""
+        if not self._contradiction:
+            events.warn(f"Values of the space contradict each other, and others are drawn instead: {why}")
+        self._contradiction = why
+        self._leave_out(trial, f"its values contradict each other: {why}")
 
     def _is_beyond(self, trial: Trial, most: int) -> bool:
         """Withdraw a trial if workers that asked at the same moment have begun `most` before it."""
         before = [each for each in self.counted() if each.number < trial.number]
         if len(before) < most:
             return False
-        self._leave_out(trial, TrialState.FAIL, "another worker began the last trial")
+        self._leave_out(trial, "another worker began the last trial")
         return True
 
-    def _twin(self, trial: Trial, fingerprint: str) -> FrozenTrial | None:
-        same = (each for each in self.counted() if each.user_attrs.get(FINGERPRINT) == fingerprint)
-        return next((each for each in same if each.number != trial.number), None)
+    def _twin(self, number: int, fingerprint: str) -> FrozenTrial | None:
+        """Another trial with the same settings, one that has ended before one that has not.
+
+        A worker looks for it after it has stored its own fingerprint. So of workers that draw the same point at the
+        same time, all but the first to store it find it, whatever their numbers are; if all find each other's, all
+        withdraw, and the point is drawn again.
+        """
+        same = [
+            each for each in self.counted() if each.user_attrs.get(FINGERPRINT) == fingerprint and each.number != number
+        ]
+        return min(same, key=lambda each: not each.state.is_finished(), default=None)
 
     def _repeat(self, trial: Trial, twin: FrozenTrial) -> None:
-        """End a trial with what became of the same settings before, so that the sampler learns from it."""
-        known = twin.state is TrialState.COMPLETE
-        state = TrialState.COMPLETE if known else TrialState.FAIL
-        self._leave_out(trial, state, f"the same settings as trial {twin.number}", twin.value if known else None)
+        """End a trial with what became of the same settings before, so that the sampler learns from it.
 
-    def _leave_out(self, trial: Trial, state: TrialState, why: str, value: float | None = None) -> None:
-        trial.set_user_attr(UNCOUNTED, why)
-        self.study.tell(trial, value, state)
+        Of a failed or running one it learns nothing.
+        """
+        why = f"the same settings as trial {twin.number}"
+        if twin.state is TrialState.PRUNED:
+            with self._as_one():  # the value of a pruned trial is the last of these
+                for epoch, accuracy in twin.intermediate_values.items():
+                    trial.report(accuracy, epoch)
+            self._leave_out(trial, why, TrialState.PRUNED)
+        elif twin.state is TrialState.COMPLETE:
+            self._leave_out(trial, why, TrialState.COMPLETE, twin.value)
+        else:
+            self._leave_out(trial, why)
+
+    def _leave_out(
+        self, trial: Trial, why: str, state: TrialState = TrialState.FAIL, value: float | None = None
+    ) -> None:
+        with self._as_one():
+            trial.set_user_attr(UNCOUNTED, why)
+            self.study.tell(trial, value, state, skip_if_finished=True)
+        self.leave(trial)
 
     def report(self, trial: Trial, accuracies: Sequence[float]) -> bool:
-        """Note the validation accuracy of each epoch that is not known yet; returns whether to prune the trial."""
+        """Note the validation accuracy of each epoch that is not known yet; returns whether to prune the trial.
+
+        A trial that another worker has ended meanwhile is pruned here, as nobody needs the rest of it.
+        """
         known = self._frozen(trial.number).intermediate_values
-        for epoch, accuracy in enumerate(accuracies, start=1):
-            if epoch not in known:
+        new = {epoch: accuracy for epoch, accuracy in enumerate(accuracies, start=1) if epoch not in known}
+        prune = False
+        with self._as_one():
+            for epoch, accuracy in new.items():
                 trial.report(accuracy, epoch)
-        return bool(accuracies) and trial.should_prune()
+            if new:
+                trial.set_user_attr(WORK, self._work(self._frozen(trial.number)))
+            prune = bool(accuracies) and trial.should_prune()
+        return prune or self._frozen(trial.number).state.is_finished()
 
     def importances(self) -> dict[str, float]:
         """The share of each setting in how good the trials are, the largest first; none for too few trials.
@@ -173,33 +285,70 @@ class Trials:
             )
         return {key: round(share, 4) for key, share in shares.items() if math.isfinite(share)}
 
-    def complete(self, trial: Trial, value: float) -> None:
-        """Note the best validation accuracy of a trial that is done."""
-        self._end(trial, TrialState.COMPLETE, value)
+    def complete(self, trial: Trial, accuracies: Sequence[float]) -> None:
+        """Note that a trial is done, with the validation accuracy of each epoch; the best one is its value.
+
+        They are known already, unless the worker that ran it was lost or frozen.
+        """
+        self.report(trial, accuracies)
+        best = max(accuracies)
+        reason = f"best after epoch {1 + list(accuracies).index(best)}"
+        self._note(trial, reason, state=TrialState.COMPLETE, value=best)
 
     def prune(self, trial: Trial) -> None:
-        """Note that the pruner stopped a trial."""
-        self._end(trial, TrialState.PRUNED)
+        """Note that the pruner stopped a trial, unless another worker has ended it."""
+        frozen = self._frozen(trial.number)
+        if frozen.state.is_finished():
+            self.leave(trial)
+            return
+        epoch, accuracy = max(frozen.intermediate_values.items())
+        self._note(trial, why_pruned(self.study.pruner, epoch, accuracy), state=TrialState.PRUNED)
 
-    def fail(self, trial: Trial, reason: str) -> None:
-        """Note that a trial failed for good."""
-        self._set(trial, REASON, reason)
-        self._end(trial, TrialState.FAIL)
+    def fail(self, trial: Trial, reason: str, failures: int) -> None:
+        """Note that a trial failed for good, and how often it has."""
+        self._note(trial, reason, failures, TrialState.FAIL)
 
-    def add_failure(self, trial: Trial, reason: str) -> int:
-        """Note a failure that another try may cure; returns how many there are."""
-        count = int(self._frozen(trial.number).user_attrs.get(FAILURES, 0)) + 1
-        self._set(trial, FAILURES, count)
-        self._set(trial, REASON, reason)
-        return count
+    def rest(self, trial: Trial, reason: str, failures: int) -> None:
+        """Note why a trial that has not ended is not at work any more, and how often it has failed so far."""
+        self._note(trial, reason, failures)
+
+    def leave(self, trial: Trial) -> None:
+        """Leave a trial to the worker that holds it, or has ended it."""
+        self._since.pop(trial.number, None)
+
+    def failures(self, trial: Trial) -> int:
+        """How often a trial has failed so far."""
+        return int(self._frozen(trial.number).user_attrs.get(FAILURES, 0))
+
+    def _note(
+        self, trial: Trial, reason: str, failures: int = 0, state: TrialState | None = None, value: float | None = None
+    ) -> None:
+        """Note that a trial is not at work any more, and its end if it has a state, unless another worker ended it."""
+        with self._as_one():
+            trial.set_user_attr(REASON, reason)
+            trial.set_user_attr(WORK, self._work(self._frozen(trial.number)))
+            if failures:
+                trial.set_user_attr(FAILURES, failures)
+            if state:
+                self.study.tell(trial, value, state, skip_if_finished=True)
+        self.leave(trial)
+
+    def _work(self, trial: FrozenTrial) -> list[list[float]]:
+        """When a trial was at work; of one that is at work here, until now."""
+        known = [list(each) for each in trial.user_attrs.get(WORK, ())]
+        if (since := self._since.get(trial.number)) is None:
+            return known
+        return [each for each in known if each[0] != since] + [[since, self._clock()]]
+
+    @contextmanager
+    def _as_one(self) -> Iterator[None]:
+        """Store what the block writes of a trial as one, or nothing if another worker has ended the trial."""
+        with suppress(UpdateFinishedTrialError), self._together():
+            yield
+        while True:  # a journal refuses each write only as it is read
+            with suppress(UpdateFinishedTrialError):
+                self.study.get_trials(deepcopy=False)
+                return
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
-
-    def _set(self, trial: Trial, name: str, value: Any) -> None:
-        if not self._frozen(trial.number).state.is_finished():
-            trial.set_user_attr(name, value)
-
-    def _end(self, trial: Trial, state: TrialState, value: float | None = None) -> None:
-        """End a trial, unless the worker that took it over has ended it."""
-        self.study.tell(trial, value, state, skip_if_finished=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 
 from inat_job import events, signals, watchdog
-from inat_job.errors import ConflictError, EndedError
+from inat_job.errors import ConflictError, EndedError, Preempted
 from inat_job.run.trial_link import Ended, Epochs
 from inat_job.search.outcomes import Limits, Next, next_of, why_ended
 from inat_job.search.trial_process import TrialProcess
@@ -51,7 +51,7 @@ class Worker:
         """Work until the sweep is over, and return why it is.
 
         Raises Preempted when stopped, once the trials have stored their checkpoints; EndedError for a fault that all
-        trials have; ConflictError if too many fail in a row.
+        trials have; ConflictError if too many fail in a row; UsageError for a space without a point.
         """
         try:
             while not (why := self._work()):
@@ -67,7 +67,7 @@ class Worker:
         """
         heard = False
         with watchdog.waiting() if self._slots else nullcontext():
-            if not (why := why_ended(self._trials.standing(), self._limits)):
+            if not (why := why_ended(self._trials.standing(), self._limits) or self._trials.exhausted()):
                 signals.check(self._stop, "searching")
                 self._fill_slots()
                 heard = self._watch()
@@ -85,8 +85,7 @@ class Worker:
     def _next_trial(self) -> RunningTrial | None:
         own = {slot.running.number for slot in self._slots.values()}
         for frozen in self._trials.running():
-            begun_at = frozen.datetime_start.timestamp() if frozen.datetime_start else 0.0
-            is_free = frozen.number not in own and self._is_free(frozen.number, begun_at)
+            is_free = frozen.number not in own and self._is_free(frozen.number, self._trials.begun_at(frozen))
             if is_free and (resumed := self._trials.resume(frozen, self._limits.trials)):
                 return resumed
         return self._trials.begin(self._limits.trials)
@@ -99,34 +98,51 @@ class Worker:
             return False
         ready = wait(list(by_connection), timeout=_POLL_S)  # type: ignore[arg-type]
         for connection in ready:
-            self._handle(by_connection[connection])
+            slot = self._slots[by_connection[connection]]
+            if ended := self._receive(by_connection[connection]):
+                self._raise_if_over(slot.running.number, ended, self._settle(slot, ended))
         return bool(ready)
 
-    def _handle(self, number: int) -> None:
+    def _receive(self, number: int) -> Ended | None:
+        """Answer what the trial of a slot says, or return how it has ended, and free the slot."""
         slot = self._slots[number]
         message = slot.process.receive()
         if isinstance(message, Epochs):
             slot.pruned = self._trials.report(slot.running.trial, message.accuracies) and not message.last
             slot.process.answer(slot.pruned)
-        elif isinstance(message, Ended):
-            del self._slots[number]
-            self._end(slot, message)
+            return None
+        assert isinstance(message, Ended)
+        del self._slots[number]
+        return message
 
-    def _end(self, slot: _Slot, ended: Ended) -> None:
-        trial, failures = slot.running.trial, 0
-        if ended.code not in (0, 143) and not ended.held:
-            failures = self._trials.add_failure(trial, ended.sentence)
-        outcome = next_of(ended, slot.pruned, failures)
-        if outcome is Next.DONE and ended.value is not None:
-            self._trials.complete(trial, ended.value)
+    def _settle(self, slot: _Slot, ended: Ended) -> Next:
+        """Note what became of a trial, and return it.
+
+        A trial that was killed while the worker is to stop was killed with it, as by a signal for the process group.
+        """
+        if ended.code > 128 and self._stop():
+            ended = ended._replace(code=Preempted.exit_code)
+        trial = slot.running.trial
+        failures = self._trials.failures(trial)
+        outcome = next_of(ended, slot.pruned, failures + ended.is_failure)
+        if outcome is Next.DONE:
+            self._trials.complete(trial, ended.accuracies)
         elif outcome is Next.PRUNED:
             self._trials.prune(trial)
         elif outcome is Next.FAILED:
-            self._trials.fail(trial, ended.sentence)
+            self._trials.fail(trial, ended.sentence, failures + ended.is_failure)
+        elif ended.held:
+            self._trials.leave(trial)
+        else:  # a fault of all trials is no failure of this one
+            self._trials.rest(trial, ended.sentence, failures + (ended.is_failure and outcome is Next.CONTINUE))
+        self._tell(trial.number, ended, outcome)
+        return outcome
+
+    def _tell(self, number: int, ended: Ended, outcome: Next) -> None:
         standing = self._trials.standing()
         events.emit(
             "trial-end",
-            number=trial.number,
+            number=number,
             outcome=outcome.value,
             value=ended.value,
             why=ended.sentence,
@@ -134,8 +150,12 @@ class Worker:
             trials=self._limits.trials,
             best=standing.best,
         )
+
+    def _raise_if_over(self, number: int, ended: Ended, outcome: Next) -> None:
         if outcome is Next.END_SWEEP:
-            raise EndedError(f"Trial {trial.number} ended the sweep: {ended.sentence}", ended.code)
+            raise EndedError(
+                f"Trial {number} ended the sweep, and the same command continues it: {ended.sentence}", ended.code
+            )
         if len(reasons := self._trials.failures_in_a_row()) >= FAILURES_IN_A_ROW:
             raise ConflictError(f"The last {len(reasons)} trials failed, the last one so: {reasons[0]}")
 
@@ -146,21 +166,12 @@ class Worker:
         deadline = time.monotonic() + self._grace_s()
         for number, slot in list(self._slots.items()):
             while number in self._slots and time.monotonic() < deadline:
-                if slot.process.connection.poll(0.1):
-                    self._receive_last(number)
+                if slot.process.connection.poll(0.1) and (ended := self._receive(number)):
+                    self._settle(slot, ended)
             if number in self._slots:
                 slot.process.kill()
-
-    def _receive_last(self, number: int) -> None:
-        slot = self._slots[number]
-        message = slot.process.receive()
-        if isinstance(message, Epochs):
-            self._trials.report(slot.running.trial, message.accuracies)
-            slot.process.answer(False)
-        elif isinstance(message, Ended):
-            del self._slots[number]
-            if message.code == 0 and message.value is not None:  # it was just finishing
-                self._trials.complete(slot.running.trial, message.value)
+                trial = slot.running.trial
+                self._trials.rest(trial, "killed, as it did not stop in time", self._trials.failures(trial))
 
     def _grace_s(self) -> float:
         settings = next(iter(self._slots.values())).running.settings if self._slots else None

@@ -178,6 +178,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def size_of_source(source: Path | bytes) -> int:
+    """The bytes of what is stored. Raises as `disk_errors` does."""
+    if isinstance(source, bytes):
+        return len(source)
+    with disk_errors(source, missing=f"{source} does not exist: check the path."):
+        return source.stat().st_size
+
+
 def sha256_of(path: Path, between: Callable[[], None] = lambda: None) -> str:
     """Hexadecimal SHA-256 of a file; `between` is called after each block and may raise. Raises OSError."""
     return sha256_of_blocks(read_blocks(path), between)

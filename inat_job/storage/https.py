@@ -83,7 +83,7 @@ class HttpsStore:
         return download(source, path, self._options, **transfer)
 
     def put(self, key: str, source: Path | bytes, **conditions: Unpack[Conditions]) -> Entry:
-        raise ConflictError(f"{self.uri} is read only: write to a folder or to s3://.")
+        raise ConflictError(f"{self.uri} is read only: write to a folder or a bucket.")
 
     def delete(self, key: str) -> None:
         raise ConflictError(f"{self.uri} is read only: nothing can be deleted there.")

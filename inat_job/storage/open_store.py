@@ -6,22 +6,23 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from inat_job.address import quote_login
-from inat_job.errors import UsageError
+from inat_job.address import BUCKETS, quote_login
+from inat_job.errors import ConflictError, UsageError
 from inat_job.storage.base import Role, StorageOptions, Store, without_secrets
 from inat_job.storage.local import LocalStore
 
+_BUCKET_SCHEMES = tuple(start.removesuffix("://") for start in BUCKETS)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def open_store(uri: str, options: StorageOptions = StorageOptions(), *, role: Role = "data") -> Store:  # noqa: B008
-    """The store at `uri`: s3://bucket/prefix, https://host/dir, file:///folder or a local folder.
+    """The store at `uri`: s3://, gs:// or az:// and bucket/prefix, https://host/dir, file:///folder or a local folder.
 
     Makes no request. Raises UsageError for an invalid address.
     """
     scheme, uri = _scheme(uri), quote_login(uri)
-    if scheme == "s3":
-        return _open_s3(uri, options, role)
+    if scheme in _BUCKET_SCHEMES:
+        return _open_bucket(scheme, uri, options, role)
     if scheme in ("http", "https"):
         return _open_https(uri, options)
     return LocalStore(_local_path(uri), options)
@@ -37,7 +38,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     if scheme == "":
         path = _local_path(uri)
         return str(path.parent), path.name
-    address, mark, query = uri.partition("?") if scheme != "s3" else (uri, "", "")
+    address, mark, query = uri.partition("?") if scheme not in _BUCKET_SCHEMES else (uri, "", "")
     start, rest = address[: len(scheme) + 3], address[len(scheme) + 3 :].rstrip("/")
     root, _, key = rest.rpartition("/")
     empty = len(root) - len(root.rstrip("/"))
@@ -46,23 +47,36 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def _scheme(uri: str) -> str:
-    """s3, http or https in lower case; empty for a local path, with or without file://."""
+    """s3, gs, az, http or https in lower case; empty for a local path, with or without file://."""
     match = _SCHEME.match(uri)
     scheme = match[1].lower() if match else "file"
-    if scheme not in ("s3", "http", "https", "file"):
-        raise UsageError(f"{scheme}:// is not supported: use s3://bucket/key, https://host/file or a local path.")
+    if scheme not in (*_BUCKET_SCHEMES, "http", "https", "file"):
+        raise UsageError(
+            f"{scheme}:// is not supported: use s3://bucket/key, gs:// or az://, https://host/file or a local path."
+        )
     return "" if scheme == "file" else scheme
 
 
-def _open_s3(uri: str, options: StorageOptions, role: Role) -> Store:
-    bucket, _, prefix = uri[len("s3://") :].partition("/")
+def _open_bucket(scheme: str, uri: str, options: StorageOptions, role: Role) -> Store:
+    bucket, _, prefix = uri[len(scheme) + 3 :].partition("/")
     if not bucket:
-        raise UsageError(f"{uri!r} names no bucket: give s3://bucket/prefix.")
+        raise UsageError(f"{uri!r} names no bucket: give {scheme}://bucket/prefix.")
+    if scheme != "s3":
+        return _open_object_store(scheme, bucket, prefix.rstrip("/"), options, role)
     try:
         from inat_job.storage.s3.s3_store import S3Store  # here: boto3 is slow to import and may be missing
     except ModuleNotFoundError as error:
         raise UsageError(f"{uri} needs boto3, which is not installed: pip install boto3.") from error
     return S3Store(bucket, prefix.rstrip("/"), options, role)
+
+
+def _open_object_store(scheme: str, bucket: str, root: str, options: StorageOptions, role: Role) -> Store:
+    try:
+        from inat_job.storage.object_store import ObjectStore  # here: obstore may be missing
+    except ModuleNotFoundError as error:
+        message = f"{scheme}://{bucket} needs obstore, which is not installed: pip install obstore."
+        raise ConflictError(message) from error
+    return ObjectStore(scheme, bucket, root, options, role)
 
 
 def _open_https(uri: str, options: StorageOptions) -> Store:

@@ -172,11 +172,11 @@ class PartialDownload:
         return None
 
 
-class PartialFile(io.RawIOBase):
-    """A partial download as a seekable, read-only file; reads wait for bytes that have not arrived."""
+class SeekableFile(io.RawIOBase):
+    """A read-only file of a known size that can be read anywhere, from `_at` on."""
 
-    def __init__(self, incoming: PartialDownload) -> None:
-        self._incoming, self._at = incoming, 0
+    def __init__(self, size: int) -> None:
+        self._size, self._at = size, 0
 
     def readable(self) -> bool:
         return True
@@ -188,11 +188,19 @@ class PartialFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._incoming.size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError(f"negative seek position {base + offset}")
         self._at = base + offset
         return self._at
+
+
+class PartialFile(SeekableFile):
+    """A partial download as a file; reads wait for bytes that have not arrived."""
+
+    def __init__(self, incoming: PartialDownload) -> None:
+        super().__init__(incoming.size)
+        self._incoming = incoming
 
     def read(self, size: int | None = -1) -> bytes:
         end = self._incoming.size if size is None or size < 0 else self._at + size

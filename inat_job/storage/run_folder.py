@@ -249,6 +249,11 @@ class RunFolder:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
+    def discard(self, name: str) -> None:
+        """Delete a local file or folder of the run, if it is there. Raises ConflictError and LeaseError."""
+        if (self.local / name).exists():
+            self._discard(self.local / name)
+
     def has_local(self, name: str, stored: dict[str, Any], field: str) -> bool:
         """Whether the local copy of a JSON file has the stored file's value in `field`."""
         local = read_json_object(self.path(name))

@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from inat_job.signals import Stop
@@ -30,6 +30,14 @@ def start_daemon(work: Callable[[], R], name: str) -> "Future[R]":
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+def within(seconds: float, work: Callable[[], R], name: str) -> R:
+    """The result of `work` within `seconds`. Raises what it raises, or TimeoutError, leaving it to its thread."""
+    future = start_daemon(work, name)
+    if not wait([future], seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return future.result()
 
 
 def map_in_threads(

@@ -7,7 +7,10 @@ from urllib.parse import unquote
 
 from inat_job.address import quote_login, split_login
 
-_SECRET_NAME = re.compile(r".*(SECRET|TOKEN|PASSW|API_?KEY|_KEY$)(?!.*_(FILE|URI|ID)$).*", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r".*(SECRET|TOKEN|PASSW|PASSPHRASE|_PASS$|_PWD$|API_?KEY|_KEY$|CONNECTION_STRING)(?!.*_(FILE|URI|ID)$).*",
+    re.IGNORECASE,
+)
 """Names of variables whose values are secrets; a variable that only says where a secret is stored is not one."""
 
 MIN_SECRET_LENGTH = 8
@@ -25,6 +28,11 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     for secret in sorted(set(_secrets(environment)), key=len, reverse=True):
         text = text.replace(secret, "***")
     return _QUERY.sub(r"\1?***", _ADDRESS.sub(_hide_login, text))
+
+
+def one_line(error: Exception) -> str:
+    """What an error of a library says, in one line without secrets."""
+    return redact(" ".join(str(error).split())) or type(error).__name__
 
 
 def _hide_login(address: re.Match[str]) -> str:

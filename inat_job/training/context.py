@@ -10,6 +10,7 @@ import torch
 from inat_job import events, signals
 from inat_job.checkpoints import training_state
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
+from inat_job.data import splits
 from inat_job.data.batches import DeviceRows, Shard
 from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
@@ -71,8 +72,11 @@ class RunContext:
         place = (job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group)
         return cls(*place, job.trial, job.tracked_as)
 
-    def build_network(self, pretrained: bool) -> tuple[Architecture, Classifier]:
-        """The network and its LightningModule, with pretrained weights unless a checkpoint is going to replace them."""
+    def build_network(self, pretrained: bool, lacking: Sequence[str] = ()) -> tuple[Architecture, Classifier]:
+        """The network and its LightningModule, with pretrained weights unless a checkpoint is going to replace them.
+
+        `lacking` is what the weights of the run's start lacked.
+        """
         settings = self.settings
         events.phase("build")
         signals.check(self.stop, "building the network")
@@ -86,6 +90,7 @@ class RunContext:
             options=storage_options(settings.storage),
             stop=self.stop,
             other_sizes={"--test-size": settings.data.eval_size, "--start-size": start_size},
+            lacking=tuple(lacking),
         )
         architecture = build(settings.model, inputs)
         if self.execution.channels_last:
@@ -138,6 +143,22 @@ def check_classes(folder: RunFolder, config: Mapping[str, Any], classes: Sequenc
             f"({_listed(classes)}); "
             f"{' and '.join(lists) or 'they differ in their order'}: use data of the same classes."
         )
+
+
+def warn_of_other_test_set(context: RunContext, folder: RunFolder, config: Mapping[str, Any]) -> None:
+    """Warn if the run in `folder` split the same images into other test and training images."""
+    stored = config.get("settings")
+    theirs = stored.get("data") if isinstance(stored, Mapping) else None
+    ours, share = context.settings.data, context.images.cache.index.test_share
+    if not isinstance(theirs, Mapping) or theirs.get("uri") != ours.uri:
+        return
+    other_share = theirs.get("test_share") or splits.TEST_SHARE
+    for flag, our, other in (("--test-share", share, other_share), ("--labels", ours.labels, theirs.get("labels"))):
+        if our and other and our != other:
+            events.warn(
+                f"{folder.uri} was trained with {flag} {other}, and this has {our}: images that it learned may be test "
+                f"images now, and the test accuracy too high. Use the {flag} of that run."
+            )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from inat_job.models.classifier import Classifier
 from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
 from inat_job.reporting import report
+from inat_job.reporting.loggers import TENSORBOARD_FOLDER, BackgroundLogger, LoggedRun, open_loggers
 from inat_job.reporting.tracking import Tracker, open_tracker
 from inat_job.run import timing
 from inat_job.settings import public_uri
@@ -119,8 +120,12 @@ def predict_split(
 
 
 @contextmanager
-def tracked(context: RunContext) -> Iterator[Tracker]:
+def tracked(
+    context: RunContext, identity: str | None = None, rows: Sequence[Mapping[str, float]] | None = None
+) -> Iterator[Tracker]:
     """The tracker of a run; off on all ranks but rank 0.
+
+    `identity` is that of the run in config.json, `rows` has the metrics until the checkpoint that the run resumes from.
 
     When the block fails, the tracker ends with the job's exit code; on success, `publish` ends it with the report.
     """
@@ -129,13 +134,15 @@ def tracked(context: RunContext) -> Iterator[Tracker]:
     tracker = open_tracker(
         environment.wandb_mode(settings.tracker.mode) if context.group.is_main else "off",  # type: ignore[arg-type]
         run_id=context.tracked_as or folder.run_id,
-        project=settings.tracker.project,
-        entity=settings.tracker.entity,
+        settings=settings.tracker,
         folder=folder.attempt_folder,
         kept_in=folder.local,
         config=settings.as_dict(),
         has_key=environment.has_wandb_key(),
+        resumed=rows is not None,
     )
+    if context.group.is_main and settings.tracker.loggers:
+        tracker.loggers = _open_loggers(context, identity, rows or ())
     try:
         yield tracker
     except Preempted:
@@ -145,6 +152,17 @@ def tracked(context: RunContext) -> Iterator[Tracker]:
     except BaseException as error:
         _finish(tracker, folder, error.exit_code if isinstance(error, JobError) else 1)
         raise
+
+
+def _open_loggers(
+    context: RunContext, identity: str | None, rows: Sequence[Mapping[str, float]]
+) -> list[BackgroundLogger]:
+    settings, folder = context.settings, context.folder
+    folder.discard(TENSORBOARD_FOLDER)  # of an earlier attempt: this one writes it again
+    name = context.tracked_as or folder.run_id
+    written = folder.attempt_folder / TENSORBOARD_FOLDER
+    run = LoggedRun(name, settings.tracker.project, identity, written, settings.as_dict(), rows)
+    return open_loggers(settings.tracker.loggers, run)
 
 
 def _finish(tracker: Tracker, folder: RunFolder, exit_code: int) -> None:
@@ -213,7 +231,7 @@ def draw_pictures(
     attempts = tuple(each["started_step"] for each in history[1:])
     inputs = PictureInputs(
         network,
-        EvaluationImages(images.cache, settings.data.eval_size, settings.data.eval_crop),
+        evaluation_images(context),
         {layout.TEST: images.test_rows, VAL: images.val_rows, layout.TRAIN: images.train_rows},
         predictions.table,
         settings.train.seed,
@@ -224,6 +242,12 @@ def draw_pictures(
     with context.clock.phase("pictures_s"), context.folder.drafts("plots") as drafts:
         found = draw(inputs, drafts, context.stop)
     return [replace(each, path=context.folder.path(f"plots/{each.path.name}")) for each in found]
+
+
+def evaluation_images(context: RunContext) -> EvaluationImages:
+    """The images of the run as its network sees them."""
+    data = context.settings.data
+    return EvaluationImages(context.images.cache, data.eval_size, data.eval_crop)
 
 
 def suggestion(context: RunContext) -> str:
@@ -265,6 +289,8 @@ def _data_section(images: ImageDataModule) -> Mapping[str, Any]:
         "uri": index.source,
         "digest": index.digest,
         "split_digest": images.split_digest,
+        "test_share": index.test_share,
+        "val_share": images.val_share,
         "n_train": len(images.train_rows),
         "n_val": len(images.val_rows),
         "n_test": len(images.test_rows),

@@ -41,6 +41,7 @@ from inat_job.training.results import (
     Predictions,
     checkpoint_weights,
     draw_pictures,
+    evaluation_images,
     make_report,
     predict_splits,
     suggestion,
@@ -76,7 +77,9 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
 
     context.clock.add_earlier(resumed.manifest.train_s if resumed else 0.0)
     metrics = MetricsFile(context.folder, resumed.manifest if resumed else None) if group.is_main else None
-    with tracked(context) as tracker, _checkpoint_uploads(context, leased, resumed) as uploader, device_errors():
+    tracking = tracked(context, config.get("id"), metrics.rows if metrics and resumed else None)
+    uploads = _checkpoint_uploads(context, leased, resumed)
+    with tracking as tracker, uploads as uploader, device_errors():
         # Training.
         reuse = _features(context, classifier, config.get("reuse"), resumed)
         log = MetricsLog(metrics, tracker.log, context.images.slice_size, group)
@@ -102,7 +105,8 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
                 report |= {"exports": exports} if exports else {}
                 report |= {"probe": found} if (found := probe_row(metrics.rows if metrics else ())) else {}
                 finish_model(context, report)
-                publish(context.folder, tracker, report, table, pictures, suggestion(context))
+                images = evaluation_images(context) if pictures else None
+                publish(context.folder, tracker, report, table, pictures, suggestion(context), images)
 
 
 def _network(
@@ -110,7 +114,8 @@ def _network(
 ) -> tuple[Architecture, Classifier, dict[str, Any]]:
     """The network as this attempt trains it, and config.json with what is decided as a run first starts."""
     settings = context.settings
-    architecture, classifier = context.build_network(pretrained=not resumed and not settings.run.init_from)
+    pretrained = not resumed and not settings.run.init_from
+    architecture, classifier = context.build_network(pretrained, config.get("lacking", ()))
     if context.group.is_main:
         resources.check_training(architecture, settings.train, context.folder.path(CONFIG).parent)
     context.move_images_to_gpu()

@@ -21,7 +21,7 @@ from inat_job.models.classifier import Classifier
 from inat_job.models.strategies import Architecture
 from inat_job.run.run_state import CONFIG, open_run, read_config
 from inat_job.training import feature_cache
-from inat_job.training.context import RunContext, check_classes, load_weights
+from inat_job.training.context import RunContext, check_classes, load_weights, warn_of_other_test_set
 
 
 class Checkpoint(NamedTuple):
@@ -91,7 +91,9 @@ def load_best(context: RunContext, classifier: Classifier, find: Callable[[], tu
 
 def _best_of(context: RunContext, name: str) -> tuple[Manifest, Path]:
     folder, index = open_run(context.settings, name, context.stop), context.images.cache.index
-    check_classes(folder, read_config(folder) or {}, index.classes)
+    config = read_config(folder) or {}
+    check_classes(folder, config, index.classes)
+    warn_of_other_test_set(context, folder, config)
     best, path = CheckpointIndex(folder, context.stop).discover().best()
     other_split = best.data_digest == index.digest and best.split_digest != context.images.split_digest
     if other_split and not context.settings.train.final:
@@ -110,6 +112,7 @@ def decide_once(
     config = config | {
         "execution": context.execution.as_dict(),
         "classes": list(context.images.cache.index.classes),
+        "lacking": list(architecture.lacking),
         "reuse": context.group.broadcast(plan.as_dict() if plan else None),
     }
     if context.group.is_main:

@@ -17,7 +17,7 @@ from inat_job.settings import Settings, public_uri
 from inat_job.signals import Stop
 from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder, run_uri
-from inat_job.training.context import RunContext, load_weights
+from inat_job.training.context import RunContext, load_weights, warn_of_other_test_set
 from inat_job.training.results import VAL, Weights, checkpoint_weights
 
 MODEL = "model"
@@ -70,6 +70,7 @@ def find_trained(settings: Settings, checkpoint: str, stop: Stop) -> TrainedMode
 
 def load_trained(context: RunContext, classifier: Classifier, trained: TrainedModel) -> tuple[Weights, bool]:
     """Load the weights, and tell whether they have not seen the validation images of these data, as far as is known."""
+    warn_of_other_test_set(context, trained.folder, trained.config)
     if trained.description:
         return _load_exported(classifier, trained), False
     checkpoints = context.checkpoints

@@ -2,12 +2,13 @@
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from inat_job.address import in_bucket
 from inat_job.checkpoints import manifest as manifests
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.checkpoint_store import CheckpointStore
@@ -20,6 +21,7 @@ from inat_job.storage.run_folder import RunFolder, open_run_folder
 from inat_job.storage.threads import start_daemon
 from inat_job.training.metrics_log import MetricsFile
 from tests.checkpoints.unreliable_store import manifest
+from tests.harness.cloud_stores import cloud_output, has_azurite
 
 STEPS = range(1, 5)
 BEST = 2
@@ -109,11 +111,24 @@ def contents(output: str) -> dict[str, bytes]:
     return {entry.key: store.read(entry.key) for entry in store.list()}
 
 
-@pytest.mark.parametrize(("kind", "every"), [("local", 1), pytest.param("s3", 5, marks=pytest.mark.soak)])
-def test_run_is_byte_equal_after_its_frozen_holder_goes_on(
-    kind: str, every: int, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    root = str(tmp_path) if kind == "local" else f"s3://{request.getfixturevalue('s3_bucket')}"
+@pytest.fixture(params=["local", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("s3", "gs", "az"))])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder, or an address of a fresh bucket."""
+    if request.param == "local":
+        yield str(tmp_path)
+        return
+    if request.param != "s3":
+        pytest.importorskip("obstore")
+    if request.param == "az" and not has_azurite():
+        pytest.skip("azurite is not installed")
+    with cloud_output(request.param, tmp_path) as (place, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield place.uri
+
+
+def test_run_is_byte_equal_after_its_frozen_holder_goes_on(root: str, tmp_path: Path) -> None:
+    every = 5 if in_bucket(root) else 1
     for at in range(1, 1000, every):
         output, spools = f"{root}/{at}", tmp_path / f"spool-{at}"
         point = FreezePoint(at)
@@ -146,12 +161,9 @@ def work_or_nothing(output: str, spools: Path, finished: bool) -> None:
         work(folder, held)
 
 
-@pytest.mark.parametrize(("kind", "every"), [("local", 1), pytest.param("s3", 9, marks=pytest.mark.soak)])
-def test_frozen_force_deletes_nothing_of_the_run_that_started_again(
-    kind: str, every: int, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """On S3 it may finish the one deletion that it was frozen in, but never that of the report."""
-    root = str(tmp_path) if kind == "local" else f"s3://{request.getfixturevalue('s3_bucket')}"
+def test_frozen_force_deletes_nothing_of_the_run_that_started_again(root: str, tmp_path: Path) -> None:
+    """In a bucket it may finish the one deletion that it was frozen in, but never that of the report."""
+    every = 9 if in_bucket(root) else 1
     for at in range(1, 1000, every):
         output, spools = f"{root}/{at}", tmp_path / f"spool-{at}"
         work(*hold(output, spools))
@@ -176,6 +188,6 @@ def test_frozen_force_deletes_nothing_of_the_run_that_started_again(
         left = contents(output)
         assert left["report.json"] == expected["report.json"], at
         lost = {name for name in expected if left.get(name) != expected[name]}
-        assert len(lost) <= (kind == "s3"), (at, lost)
+        assert len(lost) <= in_bucket(root), (at, lost)
     assert at > 8
     first.result()

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,35 @@ def test_pointer_does_not_move_back_to_an_older_checkpoint(folder: RunFolder, up
     assert folder.read_json("checkpoints/latest.json")["step"] == 9
 
 
+def test_flush_waits_for_the_deletion_of_what_is_superseded(
+    folder: RunFolder, uploader: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete = folder.store.delete
+
+    def delete_slowly(key: str) -> None:
+        time.sleep(0.5)
+        delete(key)
+
+    monkeypatch.setattr(folder.store, "delete", delete_slowly)
+    for step in range(1, 5):
+        uploader.save(manifest(step), copies(b"x"))
+        uploader.flush(20)
+    assert stored_steps(folder) == {3, 4}
+
+
+def test_flush_does_not_wait_long_for_a_deletion(
+    folder: RunFolder, uploader: Uploader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = threading.Event()
+    monkeypatch.setattr(folder.store, "delete", lambda key: silent.wait(60))
+    for step in range(1, 4):
+        uploader.save(manifest(step), copies(b"x"))
+    started = time.monotonic()
+    assert uploader.flush(60)
+    assert time.monotonic() - started < 30
+    silent.set()
+
+
 def test_flush_ends_when_its_time_is_up(folder: RunFolder, uploader: Uploader) -> None:
     store_of(folder).gate.clear()
     uploader.save(manifest(1), copies(b"x"))
@@ -168,6 +198,25 @@ def test_flush_ends_when_its_time_is_up(folder: RunFolder, uploader: Uploader) -
     assert not uploader.flush(0.3)
     assert time.monotonic() - started < 5
     store_of(folder).gate.set()
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_threads_end_with_the_block(
+    folder: RunFolder, checkpoints: CheckpointIndex, lease: Lease, stored: bool
+) -> None:
+    before = {*threading.enumerate()}
+    store_of(folder).error = None if stored else TransientError("no answer")
+    with suppress(Preempted), uploading(checkpoints, lease, [], StopFlag(), 0.5, None) as uploader:
+        started = {*threading.enumerate()} - before
+        uploader.save(manifest(1), copies(b"x"))
+        if stored:
+            uploader.finish(StopFlag())
+        else:
+            raise Preempted("stopped by a test")
+    assert {each.name for each in started} == {"checkpoint writer", "uploader"}
+    for each in started:
+        each.join(20)
+    assert not any(each.is_alive() for each in started)
 
 
 def test_stop_signal_during_finish_raises_preempted(

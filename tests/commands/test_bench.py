@@ -12,7 +12,9 @@ from inat_job import events
 from inat_job.bench.children import ROOT
 from inat_job.command_options import BenchOptions
 from inat_job.commands import bench
+from inat_job.errors import UsageError
 from tests.harness.job_runs import Make, StopAfter
+from tests.harness.made_images import encoded, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
@@ -54,6 +56,44 @@ def test_every_stage_is_measured(settings: Make, tmp_path: Path, capsys: pytest.
     assert "training epoch" in capsys.readouterr().err
 
 
+def labelled(folder: Path) -> dict[str, str]:
+    """A zip without folders and a table of its classes, one of which no folder can be called: data of 30 images."""
+    names = {f"{number:02d}.jpg": encoded(number) for number in range(30)}
+    table = folder / "labels.csv"
+    rows = (f"{name},{('../up', 'a/b', 'Cats')[number % 3]}" for number, name in enumerate(names))
+    table.write_text("\n".join(["path,label", *rows]))
+    uri = write_zip(folder / "flat.zip", names)
+    return {"data__uri": str(uri), "data__labels": str(table), "data__test_share": "0.4", "train__batch_size": "4"}
+
+
+def test_images_of_a_table_are_measured(settings: Make, tmp_path: Path) -> None:
+    """Repeated ones have folders instead of the table."""
+    changes = labelled(tmp_path)
+    found = run(settings, tmp_path, "a", changes, stages=("pull",))
+    assert found[""]["images"] == {"train": 15, "val": 3, "test": 12}
+    assert found["pull and prepare"]["median"] > 0
+    found = run(settings, tmp_path, "a", changes, stages=("assembly",), repeat=2)
+    assert found[""]["images"] == {"train": 30, "val": 6, "test": 24}
+
+
+@pytest.mark.soak
+def test_whole_jobs_with_a_table(settings: Make, tmp_path: Path) -> None:
+    changes, stages = {**labelled(tmp_path), "train__epochs": "1"}, ("decode", "start", "epoch")
+    found = run(settings, tmp_path, "a", changes, stages=stages, baseline=True, end_to_end=True, scale=(1, 2))
+    assert found[""]["images"] == {"train": 15, "val": 3, "test": 12}
+    assert found["prepare"]["share"]["median"] > 0
+    assert found["training epoch over baseline epoch"]["median"] > 0
+    assert found["whole baseline over whole job"]["median"] > 0
+    assert found["time to first step"]["median"] > 0
+    assert found["peak anonymous memory at 2x"]["median"] > 0
+
+
+@pytest.mark.parametrize("change", [{"data__labels": "labels.csv"}, {"data__test_share": "0.3"}])
+def test_generated_images_have_no_table(change: dict[str, str], settings: Make) -> None:
+    with pytest.raises(UsageError, match="leave out --labels and --test-share"):
+        bench.run(settings(**change), BenchOptions(synthetic=100), StopAfter(10**9), 0.0)
+
+
 @pytest.mark.soak
 def test_baseline_trains_in_turn(settings: Make, tmp_path: Path) -> None:
     found = run(settings, tmp_path, stages=("epoch",), baseline=True)
@@ -83,6 +123,7 @@ def test_start_and_growth_are_measured(settings: Make, tmp_path: Path) -> None:
     assert found["peak anonymous memory at 2x"]["share"]["median"] > 0
 
 
+@pytest.mark.soak
 def test_synthetic_images_need_neither_boto3_nor_wandb(tmp_path: Path) -> None:
     words = (
         "bench --part a --synthetic 100 --image-size 32 --filters 4 --batch-size 8 --runs 1 --stages forward".split()
@@ -91,7 +132,8 @@ def test_synthetic_images_need_neither_boto3_nor_wandb(tmp_path: Path) -> None:
         "import sys\nfor name in ('wandb', 'boto3', 'botocore'): sys.modules[name] = None\n"
         f"sys.argv = {['entrypoint.py', *words]!r}\nimport entrypoint\nentrypoint.main()"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    secret = "arn:aws:secretsmanager:us-east-1:123456789012:secret:x"  # in a variable for all jobs
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "INAT_WANDB_SECRET": secret}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]

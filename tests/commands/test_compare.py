@@ -114,7 +114,7 @@ def test_what_is_no_finished_run(compare: Compare, tmp_path: Path, change: Calla
     [
         (["a"], "RUNS is one run: name two or more."),
         ([], "RUNS is missing: name two runs or more"),
-        (["a", "https://x.org/runs/b"], "compare reads folders and s3:// only"),
+        (["a", "https://x.org/runs/b"], "compare reads folders, s3://, gs:// and az:// only"),
     ],
 )
 def test_usage(compare: Compare, words: list[str], sentence: str) -> None:

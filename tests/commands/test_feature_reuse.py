@@ -59,6 +59,7 @@ def rows_of(settings: Settings) -> list[float]:
     return [row["val_loss"] for row in map(json.loads, lines) if "val_loss" in row]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("strategy", ["head", "last-k", "gradual"])
 def test_resume_on_features_is_exact(settings: Make, strategy: str) -> None:
     changes: dict[str, Any] = HEAD | {"model__strategy": strategy}

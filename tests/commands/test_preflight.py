@@ -27,7 +27,7 @@ from inat_job.recipes import RECIPES
 from inat_job.run import resources
 from inat_job.settings import Settings
 from inat_job.signals import never
-from inat_job.storage import open_store
+from inat_job.storage import StorageOptions, open_store
 from tests.harness.faults import Fault
 from tests.harness.job_runs import Make, StopAfter, run
 from tests.harness.proxy import proxied
@@ -118,6 +118,20 @@ def test_run_in_a_bucket_passes_and_leaves_nothing(
     assert "images of 3 classes" in found.lines["data"]["what"]
     assert [entry.key for entry in open_store(f"s3://{s3_bucket}").list()] == ["x.zip"]
     assert tree(tmp_path) == before
+
+
+def test_identity_in_each_cloud(settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("AZURE_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    (tmp_path / "key.json").write_text('{"client_email": "trainer@project.iam.gserviceaccount.com"}')
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "images")
+    google = "trainer@project.iam.gserviceaccount.com, from GOOGLE_APPLICATION_CREDENTIALS"
+    azure = "account images, by a managed identity, whose name is unknown"
+    for output, expected in (("runs", google), ("az://c/runs", f"gs:// {google}; az:// {azure}")):
+        job = preflight._Job(settings(data__uri="gs://b/x.zip", run__output=output), NO_PLATFORM, StorageOptions())
+        [check] = [each for each in preflight.checks(job, 5.0) if each.name == "identity"]
+        assert check.run() == expected
 
 
 def test_existing_run_is_recognised_and_untouched(settings: Make, preflight_of: Any, tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
+from safetensors.torch import load
 
 from inat_job.errors import ConflictError, Preempted
+from inat_job.models.backbones import build_backbone
 from inat_job.models.frozen_stem import CannotCutError
 from inat_job.models.strategies import AFTER_PROBE
 from inat_job.settings import Settings
@@ -47,6 +50,7 @@ def test_training_that_does_harm_leaves_the_probe_as_the_result(settings: Make) 
     assert (report["checkpoint"]["step"], report["checkpoint"]["epoch"]) == (0, 0)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("more", [{"train__ema": "0.9"}, {"train__final": "true"}])
 def test_resume_after_a_probe_is_exact(settings: Make, more: dict[str, str]) -> None:
     changes = PROBED | {"model__strategy": "lp-ft"} | more
@@ -66,6 +70,27 @@ def test_resume_after_a_probe_is_exact(settings: Make, more: dict[str, str]) -> 
     assert model_of(stopped) == model_of(whole)
     assert report_of(stopped)["test"] == report_of(whole)["test"]
     assert report_of(stopped).get("probe") == report_of(whole).get("probe")
+
+
+def test_resume_with_frozen_batch_norms_is_exact(settings: Make, tmp_path: Path) -> None:
+    """Those that the weights brought stay as they are, and the others train, before and after the resume."""
+    torch.manual_seed(1)
+    drawn = "features.12.1."
+    given = build_backbone("mobilenet_v3_small", 1000, 32).network.get_submodule("backbone").state_dict()
+    torch.save({name: each for name, each in given.items() if not name.startswith(drawn)}, tmp_path / "w.pth")
+    changes = PROBED | {"model__strategy": "full", "model__freeze_batch_norm": "true", "model__feature_views": "2"}
+    changes |= {"model__weights": str(tmp_path / "w.pth"), "model__allow_partial_weights": "true"}
+    whole, stopped = settings("b", **changes, run__run_id="whole"), settings("b", **changes)
+    run(whole)
+    with pytest.raises(Preempted):
+        run(stopped, 10)
+    run(stopped)
+    assert model_of(stopped) == model_of(whole)
+    trained = load(model_of(whole))
+    norms = [name for name in trained if name.endswith("running_mean")]
+    moved = {name for name in norms if not torch.equal(trained[name], given[name])}
+    assert len(norms) > 9
+    assert moved == {f"{drawn}running_mean"}
 
 
 def test_head_of_another_run_is_kept(settings: Make) -> None:

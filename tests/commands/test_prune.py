@@ -58,8 +58,8 @@ def test_prune_deletes_old_caches_only(archive: Path, pruned: Prune, tmp_path: P
     assert (done["event"], done["freed_bytes"]) == ("done", 0)
     assert "use --prune 30d" in done["message"]
     assert {first["kind"], second["kind"]} == {"images"}
-    assert (first["source"].endswith("x.zip"), first["side"], first["images"]) == (True, 40, 75)
-    assert first["bytes"] > 75 * 40 * 40 * 3
+    assert (first["source"].endswith("x.zip"), first["side"], first["images"]) == (True, 64, 75)
+    assert first["bytes"] > 75 * 64 * 64 * 3
     old = Path(first["folder"])
     grow_old(old, days=31)
     first, second, done = pruned("30d")
@@ -82,6 +82,7 @@ def test_use_renews_a_cache(archive: Path, pruned: Prune, tmp_path: Path) -> Non
     assert (lines["state"], lines["unused_s"] < 60) == ("unused", True)
 
 
+@pytest.mark.soak
 def test_cache_of_a_running_job_is_kept(tmp_path: Path) -> None:
     words = "parta --data demo: --image-size 32 --filters 4 --epochs 2000 --batch-size 8 --wandb off --run-id r".split()
     job = subprocess.Popen([*ENTRY, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -17,11 +17,16 @@ import jsonschema
 import pytest
 
 import inat_job
-from inat_job.commands import sweep
+from inat_job.commands import sweep, sweep_runs
 from inat_job.configuration import configure
+from inat_job.errors import ConflictError
+from inat_job.host import cpu, nvidia
+from inat_job.recipes import RECIPES
 from inat_job.reporting.html import is_page
 from inat_job.run.run_state import lease_run, open_run
-from inat_job.signals import never
+from inat_job.search.outcomes import Limits, Standing
+from inat_job.settings import TrainSettings
+from inat_job.signals import StopFlag, never
 from inat_job.storage import open_store
 from tests.harness.in_process import Ended, in_process
 from tests.harness.job_runs import SCHEMA
@@ -72,9 +77,9 @@ class Place:
             start_new_session=True,
         )
 
-    def run(self, *more: str) -> Ended:
+    def run(self, *more: str, space: str = SPACE) -> Ended:
         """Work on the sweep to its end."""
-        worker = self.start(*more)
+        worker = self.start(*more, space=space)
         try:
             out, err = worker.communicate(timeout=600)
         finally:
@@ -128,11 +133,14 @@ def test_reports_have_their_schemas(whole: Place) -> None:
     jsonschema.validate(report, SWEEP_SCHEMA)
     assert report["counts"] == {"done": 3, "pruned": 0, "failed": 0, "unfinished": 0}
     assert report["epochs"] == {"spent": 6, "saved": 0}
-    assert report["trials"][0]["values"] == {"train.lr": 0.002, "model.dropout": 0.2}  # the recipe's own
+    assert 0 < report["seconds"]["spent"] == pytest.approx(sum(each["seconds"] for each in report["trials"]))
+    assert report["seconds"]["saved"] == 0.0
+    assert [sum(row["n"] for row in rows) for rows in report["axes"].values()] == [3, 3]
+    assert report["trials"][0]["values"] == {"train.lr": 0.003, "model.dropout": 0.2}  # the recipe's own
     for trial in report["trials"]:
         own = whole.read(f"{trial['run']}/report.json")
         jsonschema.validate(own, SCHEMA)
-        assert own["test"] is None
+        assert (own["test"], own["environment"]["device"]) == (None, report["device"])
         assert own["val"]["accuracy"] == trial["val_accuracy"] == max(trial["epochs"])
 
 
@@ -154,7 +162,8 @@ def test_page_shows_the_best_settings_as_command_and_file(
     assert is_page("sweep", page[:2000])
     report = whole.read("report.json")
     assert "parta" in page
-    assert f"--lr {report['best']['settings']['train']['lr']}" in page
+    lr = report["best"]["settings"]["train"]["lr"]
+    assert (f"--lr {lr}" in page) == (lr != RECIPES["a"]().train.lr)
     text = page.partition('<code id="config">')[2].partition("</code>")[0]
     (tmp_path / "best.toml").write_text(unescape(text))
     monkeypatch.chdir(tmp_path)
@@ -205,6 +214,23 @@ def test_more_trials_continue_a_finished_sweep(whole: Place, tmp_path: Path) -> 
     assert trials_of(place) == {number: each for number, each in trials_of(whole).items() if number < 2}
 
 
+@pytest.mark.soak
+def test_space_with_fewer_points_than_trials_is_searched_whole(tmp_path: Path) -> None:
+    """The rest follows as for any other end: the best settings are trained again, tested and reported."""
+    place = local(tmp_path / "small")
+    space = "[train.lr]\nchoices = [0.002, 0.004]\n"
+    ended = place.run("--trials", "9", "--retrain", "1", "--dropout", "0.2", space=space)
+    assert ended.code == 0, ended.last
+    report = place.read("report.json")
+    jsonschema.validate(report, SWEEP_SCHEMA)
+    assert report["why"] == "every point of the space is trained"
+    assert (report["counts"]["done"], report["test"]["n"]) == (2, 1)
+    assert [each["why"] for each in report["trials"]] == [
+        f"best after epoch {1 + each['epochs'].index(max(each['epochs']))}" for each in report["trials"]
+    ]
+    assert all(each["seconds"] > 0 for each in report["trials"])
+
+
 @pytest.fixture
 def job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -224,6 +250,69 @@ def test_second_worker_without_conditional_writes_is_told_why(
         ended = job("sweep", "--part", "a", "--output", "runs", "--run-id", "s", "--lease-seconds", "8")
     assert ended.code == 75
     assert "a store without conditional writes, where a sweep has one worker" in ended.last
+
+
+def test_more_trials_at_a_time_than_gpus_are_refused(
+    job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvidia, "gpu_count", lambda: 2)
+    ended = job("sweep", "--part", "a", "--output", "runs", "--wandb", "off", "--parallel", "3")
+    assert ended.code == 78
+    assert "--parallel is 3, and each trial needs a GPU of its own, but this machine has 2: lower it." in ended.last
+    sweep_runs.check_parallel(settings_in_use("cpu"), 3)
+    sweep_runs.check_parallel(settings_in_use("auto"), 2)
+
+
+def settings_in_use(accelerator: str) -> TrainSettings:
+    return configure("a", {"train.accelerator": accelerator}, [], None, environment={}).settings.train
+
+
+def begin(folder: Path, study: str) -> None:
+    settings = configure("a", {}, [], None, environment={}).settings
+    made = sweep_runs.Sweep(settings, 1, open_run(settings, str(folder)), StopFlag())
+    sweep._begin(made, {"part": "a"}, study)
+
+
+@pytest.mark.parametrize(
+    ("study", "place"),
+    [
+        (None, sweep.FOLDER),
+        ("sqlite:///x.db", "sqlite:///x.db"),
+        ("postgresql://me:secret@host/name?password=secret", "postgresql://host/name"),
+    ],
+)
+def test_place_of_a_study_has_no_secret(study: str | None, place: str) -> None:
+    assert sweep._place(study) == place
+
+
+def test_study_stays_where_it_is(tmp_path: Path) -> None:
+    here, database = sweep.FOLDER, "postgresql://host/name"
+    for first, second, fix in [(here, database, "leave --storage out"), (database, here, f"use --storage {database}")]:
+        folder = tmp_path / str(len(first))
+        begin(folder, first)
+        begin(folder, first)
+        with pytest.raises(ConflictError, match=f"the study of .* is in {first}: {fix}, or change --run-id"):
+            begin(folder, second)
+    (folder / sweep.SWEEP).write_text('{"part": "a"}')  # of an older version
+    begin(folder, here)
+
+
+def test_search_that_ends_without_a_finished_trial_says_why() -> None:
+    why, standing = "trials were at work for 9 s", Standing((), 9.0)
+    with pytest.raises(ConflictError, match=rf"^s ended without .* \({why}\): raise --max-time"):
+        sweep._require_best("s", why, standing, Limits(30, max_time=9.0))
+
+
+def test_trials_at_a_time_share_the_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Mapping[str, str]] = []
+    monkeypatch.setattr(sweep_runs, "TrialProcess", lambda run, task, variables: started.append(variables))
+    monkeypatch.setattr(cpu, "available_cpus", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    settings = configure("a", {}, [], None, environment={}).settings
+    for parallel, is_trial in [(1, True), (4, True), (4, False)]:
+        made = sweep_runs.Sweep(settings, parallel, open_run(settings, str(tmp_path)), StopFlag())
+        sweep_runs._start(made, sweep_runs.Task(settings, "s", is_trial, True))
+    assert [each.get("OMP_NUM_THREADS") for each in started] == [None, "2", None]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from inat_job.storage import open_store
+from inat_job.storage.attempts import RUNNING, Attempt, latest_attempt
 from tests.commands.test_sweep import Place, events_of, local, workers
 from tests.search.postgresql import postgresql_server
 
@@ -56,14 +57,38 @@ def check_same(place: Place, whole: Place) -> None:
             assert other["started_step"] >= one["ended_step"], "what is known to be stored is not trained again"
 
 
-def attempts(place: Place) -> list[int]:
-    """How many attempts each trial has had, by its newest one."""
-    numbers: dict[str, int] = {}
-    for each in open_store(f"{place.output}/s").list("trials/"):
-        folder, is_attempt, name = each.key.partition("/attempts/")
-        if is_attempt:
-            numbers[folder] = max(numbers.get(folder, 0), int(name.partition(".")[0]))
-    return list(numbers.values())
+def attempts(place: Place) -> dict[str, Attempt]:
+    """The newest attempt at each trial that has one, by its folder."""
+    folders = {each.key.partition("/attempts/")[0] for each in open_store(f"{place.output}/s").list("trials/")}
+    found = {each: latest_attempt(open_store(f"{place.output}/s/{each}"), 6.0)[0] for each in folders}
+    return {folder: attempt for folder, attempt in found.items() if attempt}
+
+
+def held_by(place: Place, worker: subprocess.Popen[str]) -> list[str]:
+    """The folders of the trials that a worker's machine works on."""
+    return [each for each, attempt in attempts(place).items() if attempt.why == RUNNING and is_of(attempt, worker)]
+
+
+def is_of(attempt: Attempt, worker: subprocess.Popen[str]) -> bool:
+    try:
+        return os.getpgid(int(attempt.holder["pid"])) == worker.pid
+    except (ProcessLookupError, LookupError):  # it has ended, or is just being written
+        return False
+
+
+def _has_gone_on(attempt: Attempt) -> bool:
+    """Whether a disturbed trial was taken over, or had been just about to finish."""
+    return attempt.number > 1 or attempt.why == "finished"
+
+
+def freeze_at_work(place: Place, worker: subprocess.Popen[str]) -> list[str]:
+    """Freeze a worker's machine while it works on a trial, and return that trial's folder."""
+    while True:
+        wait_until(lambda: held_by(place, worker))
+        os.killpg(worker.pid, signal.SIGSTOP)
+        if held := held_by(place, worker):
+            return held
+        os.killpg(worker.pid, signal.SIGCONT)  # the trial has ended just before
 
 
 def wait_until(condition: Any, seconds: float = 300.0) -> None:
@@ -104,7 +129,7 @@ def test_sweep_killed_at_random_moments(
     ended = place.run(*SWEEP)
     assert ended.code == 0, ended.last
     check_same(place, whole)
-    record_property("attempts", attempts(place))
+    record_property("attempts", [each.number for each in attempts(place).values()])
 
 
 @pytest.fixture(params=["bucket", "postgresql"])
@@ -123,15 +148,17 @@ def test_four_workers_of_which_three_are_disturbed(
     """One machine is killed, one worker stopped, and one machine frozen until another has taken over its trial."""
     place, words = shared
     workers += [place.start(*words) for _ in range(4)]
-    wait_until(lambda: len(attempts(place)) == 4)
+    disturbed = freeze_at_work(place, workers[0])
     os.killpg(workers[0].pid, signal.SIGKILL)
+    disturbed += freeze_at_work(place, workers[1])
     workers[1].send_signal(signal.SIGTERM)
-    os.killpg(workers[2].pid, signal.SIGSTOP)
+    os.killpg(workers[1].pid, signal.SIGCONT)
+    disturbed += freeze_at_work(place, workers[2])
     assert workers[1].wait(60) == 143
-    wait_until(lambda: sum(each > 1 for each in attempts(place)) == 3)
+    wait_until(lambda: all(_has_gone_on(attempts(place)[each]) for each in disturbed))
     os.killpg(workers[2].pid, signal.SIGCONT)
     for each in workers[2:]:
         _, err = each.communicate(timeout=300)
         assert each.returncode == 0, err
     check_same(place, whole)
-    record_property("attempts", attempts(place))
+    record_property("attempts", [each.number for each in attempts(place).values()])

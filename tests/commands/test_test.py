@@ -85,6 +85,7 @@ def change_config(place: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in stored.items() if value is not None}))
 
 
+@pytest.mark.soak
 def test_precision_is_float32_unless_given(place: Path) -> None:
     of_run = report_of(place, "a")["environment"]["execution"]
     assert (of_run["precision"], of_run["evaluation_precision"]) == ("bf16", "fp32")
@@ -343,6 +344,7 @@ def evaluate_several(place: Path, *names: str, platform: Platform = NO_PLATFORM,
     test.run_all(made, checkpoints, EvaluationOptions("flip"), StopFlag(), time.perf_counter(), platform)
 
 
+@pytest.mark.soak
 def test_several_checkpoints_have_a_folder_each_and_a_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate_several(place, "a", "b", "a/checkpoints/6.ckpt", "a/model")
     out = capsys.readouterr().out

@@ -33,7 +33,7 @@ from tests.harness.made_images import tree, write_tar, write_zip
 
 WITH_EVERYTHING = {
     "train__ema": "0.9",
-    "train__optimiser": "sgd",
+    "train__optimiser": "muon",
     "train__lr": "0.02",
     "train__epochs": "4",
     "train__flip": "alternating",
@@ -612,9 +612,9 @@ def test_test_names_a_wrong_checkpoint(settings: Make, tmp_path: Path) -> None:
         (["--backbone", "resnet5"], "did you mean resnet50?"),
         (["--backbone", "mnasnet9"], "--backbone is 'mnasnet9'"),
         (["--weights", "NOPE"], "--weights is 'NOPE'"),
-        (["--weights", "gs://bucket/w.pth"], "gs:// is not supported"),
+        (["--weights", "r2://bucket/w.pth"], "r2:// is not supported"),
         (["--data", "ftp://host/x.zip"], "--data is 'ftp://host/x.zip'"),
-        (["--init-from", "gs://bucket/run"], "gs:// is not supported"),
+        (["--init-from", "r2://bucket/run"], "r2:// is not supported"),
     ],
 )
 def test_wrong_names_are_refused_before_a_run_is_begun(

@@ -1,6 +1,7 @@
 """A trial of a sweep as a run in this process: it has no test images, and an attempt to read them fails it."""
 
 import ast
+import json
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 import inat_job
-from inat_job.commands import train
+from inat_job.commands import sweep_runs, train
 from inat_job.data import layout
 from inat_job.data.module import ImageDataModule
 from inat_job.distributed import world
+from inat_job.errors import BadDataError, BadImagesError
 from inat_job.platforms.platform import NO_PLATFORM
 from inat_job.run.job import Job
 from inat_job.run.run_state import open_run
@@ -78,10 +80,23 @@ def test_report_of_a_trial_has_no_test(settings: Make) -> None:
     run_trial(small)
     report = report_of(small)
     jsonschema.validate(report, SCHEMA)
+    folder = open_run(small, small.run_id, StopAfter(10**9))
+    rows = [json.loads(line) for line in folder.store.read("metrics.jsonl").splitlines()]
+    accuracies = sweep_runs._accuracies(folder)
+    assert accuracies == tuple(row["val_accuracy"] for row in rows if "val_accuracy" in row)
+    assert len(accuracies) == small.train.epochs
     assert (report["test"], report["baseline"], report["data"]["n_test"]) == (None, None, 0)
     assert 0 <= report["val"]["accuracy"] <= 1
     folder = Path(small.run.output, small.run_id)
     assert not [name for name in ("model", "plots", "report.html", "predictions.csv") if (folder / name).exists()]
+
+
+def test_missing_images_are_told_from_other_bad_files(settings: Make) -> None:
+    with pytest.raises(BadImagesError, match="gone.zip does not exist: check --data"):
+        run_trial(settings(data__uri="gone.zip"))
+    with pytest.raises(BadDataError, match="--weights is gone.pth, which is not a file") as raised:
+        run_trial(settings("b", **{**SMALLER_B, "model__weights": "gone.pth"}))
+    assert not isinstance(raised.value, BadImagesError)
 
 
 def predict_hidden(context: RunContext) -> None:

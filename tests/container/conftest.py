@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+EXTRAS = sorted(path.stem for path in (ROOT / "extras").glob("*.txt"))
 ENGINE = shutil.which("podman") or shutil.which("docker")
 # One thread, because on a busy machine the threads of such small networks mostly wait for each other.
 HARDENED = (
@@ -47,14 +48,24 @@ TABLE = pytest.StashKey[Table]()
 def image() -> str:
     if not ENGINE:
         pytest.skip("needs podman or docker")
-    given, base = os.environ.get("INAT_TEST_IMAGE"), os.environ.get("INAT_TEST_BASE_IMAGE")
-    if given:
-        return given
+    return os.environ.get("INAT_TEST_IMAGE") or _built("under-test")
+
+
+@pytest.fixture(scope="session")
+def image_with_extras() -> str:
+    """The image with the packages of all optional features."""
+    if os.environ.get("INAT_TEST_IMAGE"):
+        pytest.skip("needs INAT_TEST_BASE_IMAGE in place of INAT_TEST_IMAGE")
+    return _built("with-extras", "--build-arg", f"EXTRAS={' '.join(EXTRAS)}")
+
+
+def _built(tag: str, *arguments: str) -> str:
+    base = os.environ.get("INAT_TEST_BASE_IMAGE")
     if not base or not shutil.which("buildah"):
         pytest.skip("needs INAT_TEST_IMAGE, or INAT_TEST_BASE_IMAGE and buildah")
     options = shlex.split(os.environ.get("INAT_TEST_BUILD_OPTIONS", ""))
-    name = "localhost/inat-job:under-test"
-    command = ["buildah", "bud", "--layers", "--isolation", "chroot", "--format", "docker", *options]
+    name = f"localhost/inat-job:{tag}"
+    command = ["buildah", "bud", "--layers", "--isolation", "chroot", "--format", "docker", *options, *arguments]
     arguments = ("--build-arg", f"BASE_IMAGE={base}", "--build-arg", "REVISION=under-test")
     subprocess.run([*command, *arguments, "-t", name, str(ROOT)], check=True, env={**os.environ, **SECRETS})
     return name

@@ -11,7 +11,7 @@ import pytest
 
 import inat_job
 
-from .conftest import ENGINE, HARDENED_OFFLINE, MARK, engine, run
+from .conftest import DEMO, ENGINE, HARDENED_OFFLINE, MARK, engine, run
 from .test_dockerfile import INSTRUCTIONS
 
 pytestmark = pytest.mark.container
@@ -62,6 +62,30 @@ def test_installed_packages_are_locked(contents: tuple[set[tuple[str, str]], dic
     installed, _ = contents
     assert installed <= {(_normal(name), version) for name, version in pins}
     assert not {"pip", "triton"} & {name for name, _ in installed}
+
+
+def test_buckets_of_all_clouds_need_no_extra_and_trackers_do(image: str) -> None:
+    done = run(image, "-e", "GOOGLE_BASE_URL=http://127.0.0.1:9", command=("parta", "--data", "gs://bucket/x.zip"))
+    assert done.returncode == 75, done.stderr
+    done = run(image, command=("parta", "--data", "demo:", "--tracker", "tensorboard"))
+    assert done.returncode == 78, done.stderr
+    assert "build the image with --build-arg EXTRAS=tensorboard" in done.stderr
+
+
+def test_image_with_extras_has_what_they_are_for(image: str, image_with_extras: str, output: Path) -> None:
+    """In the layer of the small packages: those of NVIDIA's libraries and torch are the same in both images."""
+    mlflow = ("-e", "MLFLOW_TRACKING_URI=/output/mlflow", "-e", "MLFLOW_ALLOW_FILE_STORE=true")
+    options = ("-v", f"{output}:/output", *mlflow)
+    done = run(image_with_extras, *options, command=(*DEMO, "--epochs", "1", "--tracker", "tensorboard,mlflow"))
+    assert done.returncode == 0, done.stderr
+    assert list(output.glob("*/tensorboard/*/events.out.tfevents.*"))
+    assert list(output.glob("mlflow/*/*/metrics/test/accuracy"))
+    done = run(image_with_extras, *PYTHON, command=("-c", "import psycopg, pyarrow.parquet; psycopg.pq.version()"))
+    assert done.returncode == 0, done.stderr
+    [[plain], [extended]] = [json.loads(engine("image", "inspect", name).stdout) for name in (image, image_with_extras)]
+    shared = set(plain["RootFS"]["Layers"]) & set(extended["RootFS"]["Layers"])
+    assert extended["Size"] - plain["Size"] < 1e9
+    assert len(shared) >= 6  # the base, Debian's packages, and NVIDIA's libraries and torch, each after its lock
 
 
 def test_no_setuid_program_compiler_or_pip(image: str) -> None:

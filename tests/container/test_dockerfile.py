@@ -1,5 +1,6 @@
 """The Dockerfile and .dockerignore, checked without a container."""
 
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 
 import inat_job
+from inat_job.reporting import tracker_check
+
+from .conftest import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "Dockerfile").read_text()
@@ -44,6 +48,7 @@ def _index(word: str, part: str) -> int:
 def test_entry_point_is_process_1() -> None:
     [entry] = _all("ENTRYPOINT")
     assert json.loads(entry) == ["/opt/venv/bin/python", "/app/entrypoint.py"]
+    assert _all("CMD") == ["[]"]  # a base image's own command would be the job's
     assert _all("STOPSIGNAL") == ["SIGTERM"]
 
 
@@ -53,13 +58,84 @@ def test_user_is_numeric_and_not_root() -> None:
 
 
 def test_dependencies_are_installed_by_hash_before_the_code() -> None:
-    install = _index("RUN", "pip install")
-    assert _index("COPY", "requirements.lock") < install < _index("COPY", "inat_job")
-    command = INSTRUCTIONS[install][1]
-    assert "--require-hashes" in command
-    assert "--no-cache-dir" in command
-    assert '-r "/app/$LOCK"' in command
+    installs = [(i, rest) for i, (word, rest) in enumerate(INSTRUCTIONS) if word == "RUN" and "/app/locks" in rest]
+    assert [re.findall(r"-r /app/locks/(\w+)\.lock", rest) for _, rest in installs] == [["nvidia"], ["torch"], ["rest"]]
+    for i, rest in installs:
+        assert i < _index("COPY", "inat_job")
+        assert {"--require-hashes", "--no-cache-dir", "--no-deps"} <= set(rest.split())
     assert "LOCK=requirements.lock" in _all("ARG")
+
+
+def _split(folder: Path, lock: str, **arguments: str) -> subprocess.CompletedProcess[str]:
+    """Split a lock that is in the folder, by the Dockerfile's own command."""
+    [command] = [rest for word, rest in INSTRUCTIONS if word == "RUN" and "awk" in rest]
+    command = command.replace("/locks", f"{folder}/locks").replace('"/$LOCK"', f'"{folder}/{lock}"')
+    command = command.replace("/extras/", f"{ROOT}/extras/")
+    environment = {**os.environ, "COMPILE": "", "EXTRAS": "", **arguments}
+    return subprocess.run(["sh", "-ec", command], env=environment, capture_output=True, text=True)
+
+
+def _parts(folder: Path, lock: str, text: str | None = None, **arguments: str) -> dict[str, str]:
+    """The parts of a lock, with these build arguments."""
+    folder.mkdir()
+    (folder / lock).write_text(text or (ROOT / lock).read_text())
+    _split(folder, lock, **arguments).check_returncode()
+    return {path.stem: path.read_text() for path in (folder / "locks").iterdir()}
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-cuda12.lock"])
+def test_each_locked_package_is_in_one_layer(lock: str, tmp_path: Path) -> None:
+    def names(text: str) -> list[str]:
+        return re.findall(r"^([\w.-]+)==", text, re.M)
+
+    locked = (ROOT / lock).read_text()
+    parts, with_triton = _parts(tmp_path / "default", lock), _parts(tmp_path / "compiles", lock, COMPILE="1")
+    assert sorted(name for part in with_triton.values() for name in names(part)) == sorted(names(locked))
+    assert names(parts["torch"]) == ["torch", "torchvision"]
+    assert names(with_triton["torch"]) == ["torch", "torchvision", "triton"]
+    assert {name.split("-")[0] for name in names(parts["nvidia"])} == {"cuda", "nvidia"}
+    hashes = [re.findall(r"--hash=\S+", text) for text in ("".join(with_triton.values()), locked)]
+    assert sorted(hashes[0]) == sorted(hashes[1])
+
+
+def test_new_version_of_a_small_package_changes_one_layer(tmp_path: Path) -> None:
+    lock = "requirements.lock"
+    before = _parts(tmp_path / "before", lock)
+    newer = (ROOT / lock).read_text().replace("boto3==", "boto3==9.").replace("# via torch\n", "# via lightning\n")
+    after = _parts(tmp_path / "after", lock, newer)
+    assert {name for name in before if before[name] != after[name]} == {"rest"}
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-cuda12.lock"])
+def test_extras_change_the_last_layer_alone(lock: str, tmp_path: Path) -> None:
+    before, after = _parts(tmp_path / "before", lock), _parts(tmp_path / "after", lock, EXTRAS=" ".join(EXTRAS))
+    assert after.keys() == before.keys()
+    assert [name for name in before if before[name] != after[name]] == ["rest"]
+    added = "".join((ROOT / "extras" / f"{name}.lock").read_text() for name in EXTRAS)
+    assert after["rest"] == before["rest"] + re.sub(r"(?m)^ *#.*\n", "", added)
+
+
+def test_extras_are_the_same_everywhere() -> None:
+    """Where pip, the image, the lock's makers, the error messages and the documentation name them."""
+    assert sorted(path.stem for path in (ROOT / "extras").glob("*.lock")) == EXTRAS
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
+    assert tables["optional-dependencies"] == {name: {"file": [f"extras/{name}.txt"]} for name in EXTRAS}
+    asked = re.findall(r"^-r \.\./extras/(\w+)\.txt", (ROOT / "tests" / "requirements.txt").read_text(), re.M)
+    assert asked == EXTRAS
+    documented = re.findall(r"^\| `(\w+)` \| .*MB \|$", (ROOT / "docs" / "container.md").read_text(), re.M)
+    assert documented == EXTRAS
+    for name, package in tracker_check._PACKAGES.items():
+        assert (ROOT / "extras" / f"{name}.txt").read_text().startswith(f"{package}==")
+    texts = [path.read_text() for path in (*(ROOT / "inat_job").rglob("*.py"), *(ROOT / "docs").glob("*.md"))]
+    assert set(re.findall(r"EXTRAS=\"?([a-z]+)", "\n".join(texts))) <= set(EXTRAS)
+
+
+def test_unknown_extra_is_refused(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "requirements.lock", tmp_path)
+    done = _split(tmp_path, "requirements.lock", EXTRAS="mlflow gcs")
+    assert done.returncode == 2
+    assert done.stderr.startswith("EXTRAS has gcs: use names in ")
+    assert all(f"/{name}.lock" in done.stderr for name in EXTRAS)
 
 
 def test_caches_are_below_scratch() -> None:
@@ -91,6 +167,15 @@ def test_label_is_the_version_of_the_code() -> None:
 def test_make_image_passes_version_and_revision() -> None:
     output = subprocess.run(["make", "-n", "image"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f"--build-arg VERSION={inat_job.__version__} --build-arg REVISION=" in output
+    assert output.count("--build-arg") == 2
+
+
+def test_make_image_passes_build_arguments() -> None:
+    given = dict.fromkeys(set(re.findall(r"^ARG (\w+)=", TEXT, re.M)) - {"VERSION", "REVISION"}, "a b")
+    line = ["make", "-n", "image", *(f"{name}={value}" for name, value in given.items())]
+    words = shlex.split(subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    passed = [following for word, following in itertools.pairwise(words) if word == "--build-arg"]
+    assert sorted(passed[:-2]) == sorted(f"{name}=a b" for name in given)
 
 
 def test_health_check_looks_at_the_alive_file() -> None:

@@ -1,10 +1,12 @@
 """SageMaker's contract with the image: `docker run IMAGE train` with /opt/ml, and SageMaker's own local mode.
 
-Local mode needs INAT_TEST_SAGEMAKER_PYTHON, a Python that has `sagemaker[local]` 2, and docker-compose.
+Local mode needs docker-compose and INAT_TEST_SAGEMAKER_PYTHON, a Python that has `sagemaker[local]` 2; that of
+version 3 needs INAT_TEST_SAGEMAKER3_PYTHON, one that has `sagemaker-train`.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from inat_job.models.export import load_exported
+from tests.harness.made_images import tree, write_folder
 from tests.harness.podman import podman_service
 
 from .conftest import HARDENED_OFFLINE, ROOT, Job, run
@@ -25,6 +28,7 @@ pytestmark = pytest.mark.container
 SMALL = {"image-size": "32", "batch-size": "32", "epochs": "1", "wandb": "off", "data": "demo:"}
 PART_A = {**SMALL, "part": "a", "filters": "4"}
 PART_B = {**SMALL, "part": "b", "backbone": "mobilenet_v3_small", "weights": "none"}
+MODEL = {"model.json", "model.safetensors", "README.md"}
 RESULTS = {"report.json", "report.html", "predictions.csv", "plots/curves.png", "plots/confusion.png"}
 
 
@@ -52,7 +56,7 @@ def names(folder: Path) -> set[str]:
 def test_train_writes_model_and_results(image: str, ml: Path, hyperparameters: dict[str, str]) -> None:
     done = run(image, *mounted(ml, hyperparameters), command=("train",))
     assert done.returncode == 0, done.stderr
-    assert names(ml / "model") == {"model.json", "model.safetensors"}
+    assert names(ml / "model") == MODEL
     load_exported(ml / "model")
     assert names(ml / "output/data") >= RESULTS
     report = json.loads((ml / "output/data/report.json").read_text())
@@ -93,7 +97,7 @@ def test_stop_ends_with_143_and_the_next_job_resumes(image: str, name: str, ml: 
     again = run(image, *mounted(ml, {**PART_A, "epochs": "60"}), command=("train",))
     assert again.returncode == 0, again.stderr
     assert '"standing": "resume"' in again.stdout
-    assert names(ml / "model") == {"model.json", "model.safetensors"}
+    assert names(ml / "model") == MODEL
 
 
 @pytest.fixture
@@ -125,5 +129,26 @@ def test_submitted_request_trains_in_local_mode(
     assert done.returncode == 0, (done.stdout, done.stderr)
     with tarfile.open(folder / "artifacts/model.tar.gz") as archive:
         archive.extractall(tmp_path / "model", filter="data")
-    assert names(tmp_path / "model") == {"model.json", "model.safetensors"}
+    assert names(tmp_path / "model") == MODEL
     load_exported(tmp_path / "model")
+
+
+def test_docs_example_trains_in_the_local_mode_of_sdk_3(image: str, tmp_path: Path) -> None:
+    python = os.environ.get("INAT_TEST_SAGEMAKER3_PYTHON")
+    if not python or not shutil.which("docker-compose") or not shutil.which("podman"):
+        pytest.skip("needs INAT_TEST_SAGEMAKER3_PYTHON with sagemaker-train, podman and docker-compose")
+    example = re.search(r"^```python\n(.*?)^```", (ROOT / "docs/sagemaker.md").read_text(), re.M | re.S)
+    assert example
+    root_image = "localhost/inat-job-root:under-test"
+    build = ["podman", "build", "--isolation", "chroot", "--format", "docker", "-t", root_image, "-"]
+    subprocess.run(build, input=f"FROM {image}\nUSER 0\n", text=True, check=True, capture_output=True)
+    (tmp_path / "example.py").write_text(example[1].replace('"inat-job-root"', repr(root_image)))
+    write_folder(tmp_path / "photos", tree(train=40, test=5, root=""))
+    region = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    with podman_service(tmp_path / "podman.sock") as socket:
+        environment = {**os.environ, **region, "DOCKER_HOST": socket}
+        line = [python, "example.py"]
+        done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    load_exported(tmp_path / "artifacts/model")
+    assert json.loads((tmp_path / "artifacts/output/data/report.json").read_text())["status"] == "done"

@@ -65,6 +65,12 @@ def test_rows_and_in_both_splits(cache: Cache) -> None:
     assert cache.index.in_both_splits() == ("test/A/1.jpg",)
 
 
+def test_test_image_that_is_a_validation_image_counts_as_seen(cache: Cache) -> None:
+    index = replace(cache.index, splits=("test", "val", "train"))
+    assert index.in_both_splits() == ("test/A/1.jpg",)
+    assert index.in_both_splits("val") == ()
+
+
 def test_cache_of_a_trial_says_nothing_of_test_images(cache: Cache) -> None:
     hidden = replace(cache, index=replace(cache.index, blank=("test/A/1.jpg", "train/B/1.jpg"))).without_test()
     assert hidden.index.hidden_rows().tolist() == [0]

@@ -76,6 +76,18 @@ def test_a_fifth_of_each_class_is_held_out() -> None:
     assert Counter(label for label, out in zip(labels, held, strict=True) if out) == {0: 20, 1: 10}
 
 
+@given(ITEMS, st.floats(0.01, 0.9), st.randoms(use_true_random=False))
+def test_test_images_depend_on_contents_alone(items, share, random) -> None:
+    shuffled = list(items)
+    random.shuffle(shuffled)
+
+    def sides(pairs):
+        held = splits.test([content for content, _ in pairs], [label for _, label in pairs], share)
+        return Counter(zip(pairs, held, strict=True))
+
+    assert sides(items) == sides(shuffled)
+
+
 def test_seed_changes_split_and_digest() -> None:
     hashes = [str(at) for at in range(100)]
     one, two = (splits.validation(hashes, [0] * 100, seed) for seed in (0, 1))

@@ -110,7 +110,7 @@ def test_rank_that_cannot_reach_rank_0_says_where_and_why(case: str, why: str, t
 def test_rank_0_and_the_others_name_the_ranks_that_are_missing() -> None:
     port = free_port()
     ranks = [Rank(number, 4, number % 2, 2, "127.0.0.1", port) for number in range(4)]
-    with joining(ranks[0], 2) as first, joining(ranks[1], 30) as second, joining(ranks[2], 30) as third:
+    with joining(ranks[1], 30) as second, joining(ranks[2], 30) as third, joining(ranks[0], 8) as first:
         out, err = first.communicate(timeout=60)
         second.communicate(timeout=60)
         elsewhere, _ = third.communicate(timeout=60)

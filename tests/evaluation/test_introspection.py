@@ -174,6 +174,7 @@ BACKBONES = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.filterwarnings("ignore")
 def test_grad_cam_of_every_family(name: str) -> None:

@@ -56,6 +56,7 @@ def plots_of(settings: Any) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
+@pytest.mark.soak
 def test_runs_of_one_seed_have_equal_pictures(settings: Make) -> None:
     first, second = settings("first"), settings("second")
     run(first)

@@ -112,7 +112,10 @@ def test_resident_and_copied_images_train_alike(changes: dict[str, Any], setting
     assert torch.equal(*losses)
 
 
-RECIPE = "--data demo: --image-size 64 --epochs 20 --batch-size 16 --deterministic --wandb off --lease-seconds 4"
+RECIPE = (
+    "--data demo: --image-size 64 --filters 16 --epochs 20 --batch-size 16 --deterministic --wandb off "
+    "--lease-seconds 4"
+)
 
 
 @pytest.mark.parametrize(

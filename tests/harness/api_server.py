@@ -12,7 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-KINDS = {"api/v1": {"ServiceAccount", "Service", "Pod"}, "apis/batch/v1": {"Job"}}
+from tests.harness.jobset_api import check_jobset
+
+JOBSETS = "apis/jobset.x-k8s.io/v1alpha2"
+KINDS = {"api/v1": {"ServiceAccount", "Service", "Pod"}, "apis/batch/v1": {"Job"}, JOBSETS: {"JobSet"}}
+LABELS = {"jobs": "batch.kubernetes.io/job-name", "jobsets": "jobset.sigs.k8s.io/jobset-name"}
 
 
 @dataclass
@@ -24,19 +28,20 @@ class Cluster:
     logs: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
     forbidden: bool = False
+    has_jobset: bool = True
     looks: list[dict[str, Any]] = field(default_factory=list)
 
     def advance(self, path: str) -> None:
-        """Before a Job is returned, set the next of `looks`: its `status`, `pods` and `logs`."""
-        if not self.looks or "/jobs/" not in path or path not in self.objects:
+        """Before a Job or JobSet is returned, set the next of `looks`: its `status`, `pods` and `logs`."""
+        *_, namespace, kind, name = ["", "", *path.split("/")]
+        if not self.looks or kind not in LABELS or path not in self.objects:
             return
         look = self.looks.pop(0)
         self.objects[path]["status"] = look.get("status", {})
         self.logs.update(look.get("logs", {}))
-        namespace, _, name = path.removeprefix("apis/batch/v1/").partition("/jobs/")
         for pod in look.get("pods", ()):
-            pod["metadata"]["labels"] = {"batch.kubernetes.io/job-name": name}
-            self.objects[f"api/v1/{namespace}/pods/{pod['metadata']['name']}"] = {
+            pod["metadata"]["labels"] = {LABELS[kind]: name}
+            self.objects[f"api/v1/namespaces/{namespace}/pods/{pod['metadata']['name']}"] = {
                 **{"kind": "Pod", "apiVersion": "v1", "spec": {"containers": [{"name": "job"}]}},
                 **pod,
             }
@@ -47,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, query = self._parse()
-        found = discovery(path)
+        found = discovery(path, self.cluster.has_jobset)
         if found is not None:
             return self._answer(200, found)
         if path.endswith("/log"):
@@ -77,6 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(
                 409, "AlreadyExists", f'{path.split("/")[-1]} "{resource["metadata"]["name"]}" already exists'
             )
+        if resource["kind"] == "JobSet":
+            try:
+                check_jobset(resource)
+            except Exception as error:
+                return self._refuse(422, "Invalid", f"JobSet is invalid: {error}")
         self.cluster.objects[name] = resource
         return self._answer(201, resource)
 
@@ -84,6 +94,12 @@ class _Handler(BaseHTTPRequestHandler):
         path, _ = self._parse()
         self.rfile.read(int(self.headers["Content-Length"]))
         self._answer(200, self.cluster.objects[path])
+
+    def do_DELETE(self) -> None:
+        path, _ = self._parse()
+        self.rfile.read(int(self.headers["Content-Length"]))
+        del self.cluster.objects[path]
+        self._answer(200, {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
 
     def _parse(self) -> tuple[str, dict[str, list[str]]]:
         parts = urlsplit(self.path)
@@ -116,21 +132,24 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-def discovery(path: str) -> dict[str, Any] | None:
+def discovery(path: str, has_jobset: bool) -> dict[str, Any] | None:
     """The kinds of the server, and that it validates their fields itself."""
     if path == "version":
         return {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
     if path == "api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "apis":
-        version = {"groupVersion": "batch/v1", "version": "v1"}
-        group = {"name": "batch", "versions": [version], "preferredVersion": version}
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [group]}
-    if path in KINDS:
+        groups = []
+        for each in ("apis/batch/v1", JOBSETS)[: 1 + has_jobset]:
+            name, version = each.removeprefix("apis/").split("/")
+            found = {"groupVersion": f"{name}/{version}", "version": version}
+            groups.append({"name": name, "versions": [found], "preferredVersion": found})
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    if path in KINDS and (has_jobset or path != JOBSETS):
         resources = [
             {
                 **{"name": f"{kind.lower()}s", "singularName": kind.lower(), "namespaced": True, "kind": kind},
-                "verbs": ["create", "get", "list", "patch"],
+                "verbs": ["create", "delete", "get", "list", "patch"],
             }
             for kind in KINDS[path]
         ]
@@ -144,7 +163,7 @@ def discovery(path: str) -> dict[str, Any] | None:
 
 
 def _schema(group_version: str) -> dict[str, Any]:
-    group, version = ("batch", "v1") if "batch" in group_version else ("", "v1")
+    *_, group, version = ["", *group_version.removeprefix("apis/").removeprefix("api/").split("/")]
     parameter = {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
     paths = {
         f"/{group_version}/namespaces/{{namespace}}/{kind.lower()}s/{{name}}": {

@@ -1,9 +1,9 @@
 """A kubectl for tests, to be put on PATH: it takes the real one's arguments, and a folder stands for the cluster.
 
-KUBECTL_FAKE names the folder. `looks.json` lists the state of the cluster at each `get job`; the last one stays. A
-state has `job` and `pods` as the API server returns them, and `logs` by pod as pairs of time and line; or it has
-`error`, which kubectl prints. What is applied and created is written to `sent.yaml`, the arguments to `calls.jsonl`;
-`exists` contains the names of existing Jobs.
+KUBECTL_FAKE names the folder. `looks.json` lists the state of the cluster at each `get` of a Job or JobSet; the last
+one stays. A state has `job` and `pods` as the API server returns them, and `logs` by pod as pairs of time and line; or
+it has `error`, which kubectl prints. What is applied and created is written to `sent.yaml`, the arguments to
+`calls.jsonl`; `exists` contains the names of existing Jobs, which `delete` removes.
 """
 
 import json
@@ -53,12 +53,15 @@ def main(arguments: list[str]) -> str:
         words = words[2:]
     if words[0] in ("apply", "create"):
         return send(words)
-    if words[:2] == ["get", "job"]:
+    if words[0] == "get" and words[1] in ("job", "jobset"):
         advance()
         return json.dumps(now()["job"])
     if words[:2] == ["get", "pods"]:
         assert words[2] == "-l"
         return json.dumps({"kind": "List", "items": now().get("pods", [])})
+    if words[0] == "delete" and words[1] in ("job", "jobset"):
+        (cluster() / "exists").write_text("")
+        return f'job.batch "{words[2]}" deleted\n'
     assert words[0] == "logs"
     return log(words)
 

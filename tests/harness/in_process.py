@@ -27,8 +27,13 @@ class Ended(NamedTuple):
 def in_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *before: str
 ) -> Iterator[Callable[..., Ended]]:
-    """A function that runs a command line: the words `before`, then its arguments."""
+    """A function that runs a command line: the words `before`, then its arguments.
+
+    At the end no signal reaches the command's stop flag, whose threads would end this process when its grace is over.
+    """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
 
     def run(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["entrypoint.py", *before, *arguments])
@@ -45,3 +50,4 @@ def in_process(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)

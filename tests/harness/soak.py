@@ -1,6 +1,6 @@
 """Kills runs at random moments, resumes them, and demands of each exactly the result of an undisturbed run.
 
-    python -m tests.harness.soak --rounds 100 --seed 0 [--parts a,b] [--output s3|local] [--jobs 2]
+    python -m tests.harness.soak --rounds 100 --seed 0 [--parts a,b] [--output s3|gs|az|local] [--jobs 2]
         [--json FILE] [--logs FOLDER]
 
 A round is one interrupted attempt. The exit code is 1 if the result of a run differs from its reference, or if an
@@ -22,15 +22,13 @@ from pathlib import Path
 from tests.harness import attempts, runner, tables
 from tests.harness.attempts import Attempt, Reference, SoakSetup
 from tests.harness.cases import Case, select_cases, write_images
+from tests.harness.cloud_stores import cloud_output
 from tests.harness.stores import (
     LocalOutput,
-    S3Output,
-    credentials,
     damaged_checkpoints,
     latest_step,
     report_of,
     result_of,
-    s3_endpoint,
 )
 
 _NEW_MACHINE = 0.3
@@ -147,16 +145,15 @@ def soak(setup: SoakSetup, cases: Sequence[Case], rounds: int, seed: int, jobs: 
 
 @contextmanager
 def soak_setup(kind: str, logs: Path | None = None) -> Iterator[SoakSetup]:
-    """Where a soak runs: a scratch folder and, for "s3", a bucket that also holds the data."""
+    """Where a soak runs: a scratch folder and, but for "local", a bucket that also holds the data."""
     with tempfile.TemporaryDirectory(prefix="inat-soak-") as name:
         folder = Path(name)
         archive = write_images(folder / "data")
         if kind == "local":
             yield SoakSetup(folder, LocalOutput(folder / "runs"), str(archive), archive, runner.job_environment(), logs)
             return
-        with s3_endpoint() as endpoint:
-            output = S3Output(endpoint)
-            environment = runner.job_environment(AWS_ENDPOINT_URL=endpoint, **credentials())
+        with cloud_output(kind, folder) as (output, variables):
+            environment = runner.job_environment(**variables)
             yield SoakSetup(folder, output, output.put("data/images.zip", archive), archive, environment, logs)
 
 
@@ -166,7 +163,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", default="a,b", help="parts, or names of cases")
-    parser.add_argument("--output", choices=("s3", "local"), default="s3")
+    parser.add_argument("--output", choices=("s3", "gs", "az", "local"), default="s3")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--json", type=Path, help="file for the summary")
     parser.add_argument("--logs", type=Path, help="folder for the log of each attempt")

@@ -80,6 +80,8 @@ class LocalOutput:
 class S3Output:
     """Runs in a new bucket of an S3 server, accessed directly even if the job goes through a proxy."""
 
+    scheme = "s3"
+
     def __init__(self, endpoint: str) -> None:
         import boto3
         from botocore.config import Config
@@ -90,12 +92,12 @@ class S3Output:
             "s3", endpoint_url=endpoint, config=config, **_credentials_for_boto3()
         )
         self._client.create_bucket(Bucket=self.bucket)
-        self.uri = f"s3://{self.bucket}/runs"
+        self.uri = f"{self.scheme}://{self.bucket}/runs"
 
     def put(self, key: str, path: Path) -> str:
         """Store a file beside the runs, which anyone may read; returns its URI."""
         self._client.put_object(Bucket=self.bucket, Key=key, Body=path.read_bytes(), ACL="public-read")
-        return f"s3://{self.bucket}/{key}"
+        return f"{self.scheme}://{self.bucket}/{key}"
 
     def write(self, run: str, name: str, data: bytes) -> None:
         """Overwrite a file of a run, to damage it."""
@@ -140,14 +142,14 @@ def moto_server(environment: Mapping[str, str] = os.environ, module: str = "moto
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_until_open(port)
+        wait_until_open(port)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait()
 
 
-def _wait_until_open(port: int) -> None:
+def wait_until_open(port: int) -> None:
     until = time.monotonic() + _SERVER_START_S
     while True:
         try:

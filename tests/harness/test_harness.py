@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+import entrypoint
+from inat_job.signals import StopFlag
 from tests.harness import attempts, cells, freezes, kills, losses, matrix, runner, soak
 from tests.harness.attempts import Attempt
 from tests.harness.cases import SINGLE_WRITER_CASE, select_cases, write_images
+from tests.harness.cloud_stores import has_azurite
 from tests.harness.freeze_points import PassPoints
+from tests.harness.in_process import in_process
 from tests.harness.kills import Kill
 from tests.harness.losses import Loss
 from tests.harness.runner import EndedJob, Event, Job
@@ -72,6 +76,22 @@ def test_no_process_outlives_the_block(archive: Path, tmp_path: Path) -> None:
 def test_exit_code_and_last_line_of_a_usage_error(tmp_path: Path) -> None:
     ended = runner.run(["parta", "--epochs", "0"], runner.job_environment(), tmp_path)
     assert (ended.code, ended.last) == (2, "Error: --epochs is 0: it must be at least 1.")
+
+
+def test_no_signal_reaches_a_command_that_ran_in_this_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wakeup() -> int:
+        descriptor = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(descriptor)
+        return descriptor
+
+    monkeypatch.setattr(entrypoint, "STOP", StopFlag())
+    before = wakeup()
+    with in_process(monkeypatch, capsys) as run:
+        assert run("--version").code == 0
+        assert wakeup() != before
+    assert wakeup() == before
 
 
 def test_settings_of_this_process_do_not_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +194,12 @@ def test_six_frozen_jobs_are_taken_over(output: str) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("output", ["local", "s3"])
+@pytest.mark.parametrize("output", ["local", "s3", "gs", "az"])
 def test_soak_of_two_rounds(output: str) -> None:
+    if output in ("gs", "az"):
+        pytest.importorskip("obstore")
+    if output == "az" and not has_azurite():
+        pytest.skip("azurite is not installed")
     with soak.soak_setup(output) as setup:
         done = soak.soak(setup, select_cases("a-fp32"), rounds=2, seed=int(time.time()), jobs=1)
     assert sum(run.rounds for run in done.runs) >= 2

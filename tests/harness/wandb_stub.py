@@ -24,9 +24,12 @@ class Recorded:
     buckets: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    resumable: bool = False
     exit_code: int | None = None
     preempting: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
+    artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    committed: list[str] = field(default_factory=list)
     sweep_config: str = ""
     commands: list[dict[str, Any]] = field(default_factory=list)
     run_states: list[dict[str, Any]] = field(default_factory=list)
@@ -90,12 +93,14 @@ def _graphql(recorded: Recorded, request: dict[str, Any]) -> dict[str, Any]:
         recorded.buckets.append(variables)
         return {"data": {"upsertBucket": {"bucket": _bucket(variables), "inserted": True}}}
     if operation == "RunResumeStatus":
-        return {"data": {"model": None}}
+        return {"data": {"model": _resumed(recorded) if recorded.resumable else None}}
     if operation == "Viewer":
         return {"data": {"viewer": {"id": "1", "entity": "tester", "username": "tester", "flags": "{}", "teams": None}}}
     if operation == "CreateRunFiles":
         files = [{"name": name, "uploadUrl": f"{recorded.url}/storage/{name}"} for name in variables["files"]]
         return {"data": {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}}
+    if "Artifact" in operation:
+        return {"data": _of_artifact(recorded, operation, variables)}
     if operation == "SweepWithRuns":
         sweep = {"id": "1", "name": variables["sweep"], "state": "RUNNING", "config": recorded.sweep_config}
         return {"data": {"project": {"sweep": {**sweep, "runs": {"edges": []}}}}}
@@ -106,6 +111,40 @@ def _graphql(recorded: Recorded, request: dict[str, Any]) -> dict[str, Any]:
         told = [recorded.commands.pop(0)] if recorded.commands and not recorded.run_states[-1] else []
         return {"data": {"agentHeartbeat": {"agent": {"id": "1"}, "commands": json.dumps(told)}}}
     return {"data": {}}
+
+
+def _resumed(recorded: Recorded) -> dict[str, Any]:
+    """The run as an earlier attempt left it."""
+    run = {"name": "r", "displayName": "r", "summaryMetrics": json.dumps(recorded.summary), "config": "{}", "notes": ""}
+    lines = {"logLineCount": 0, "historyLineCount": len(recorded.history), "eventsLineCount": 0, "eventsTail": "[]"}
+    tail = {"historyTail": json.dumps([json.dumps(recorded.history[-1])]), "tags": [], "wandbConfig": '{"t": {}}'}
+    bucket = {"id": "1", **run, **lines, **tail}
+    return {"id": "1", "name": "p", "entity": {"id": "1", "name": "tester"}, "bucket": bucket}
+
+
+def _of_artifact(recorded: Recorded, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+    manifest = {"id": "1", "file": {"id": "1", "uploadUrl": f"{recorded.url}/storage/manifest", "uploadHeaders": []}}
+    if operation == "CreateArtifact":
+        name = variables["input"]["artifactCollectionName"]
+        recorded.artifacts[name] = variables["input"]
+        artifact = {"id": name, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+        return {"createArtifact": {"artifact": artifact}}
+    if operation in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+        return {operation[0].lower() + operation[1:]: {"artifactManifest": manifest}}
+    if operation == "CreateArtifactFiles":
+        files = [{"node": _artifact_file(recorded, each)} for each in variables["input"]["artifactFiles"]]
+        return {"createArtifactFiles": {"files": {"edges": files}}}
+    if operation == "CommitArtifact":
+        recorded.committed.append(variables["artifactID"])
+        return {"commitArtifact": {"artifact": {"id": "1", "digest": ""}}}
+    return {"project": None}  # of no type yet
+
+
+def _artifact_file(recorded: Recorded, file: dict[str, Any]) -> dict[str, Any]:
+    name = f"{file['artifactID']}/{file['name']}"
+    url = {"uploadUrl": f"{recorded.url}/storage/{name}", "uploadHeaders": [], "uploadMultipartUrls": None}
+    about = {"id": "1", "name": file["name"], "displayName": file["name"], "storagePath": file["name"]}
+    return {**about, **url, "artifact": {"id": file["artifactID"]}}
 
 
 def _bucket(variables: dict[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,15 @@ def test_command_prefix_is_what_was_typed_before_the_arguments() -> None:
     typed = ["python", "-u", "entrypoint.py", "parta", "--epochs", "3"]
     assert command_prefix(typed, ["parta", "--epochs", "3"]) == ["python", "-u", "entrypoint.py"]
     assert command_prefix(typed[:3], []) == typed[:3]
+    assert command_prefix(typed[:1], ["parta"]) == []  # arguments that the program has set itself
+
+
+def test_command_prefix_of_an_installed_command_is_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (command := tmp_path / "inat-job").touch(mode=0o755)
+    typed = ["/venv/bin/python", str(command), "parta"]
+    assert command_prefix(typed, ["parta"]) == typed[:2]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert command_prefix(typed, ["parta"]) == ["inat-job"]
 
 
 def test_aborting_children_of_a_job_write_no_core(tmp_path: Path) -> None:

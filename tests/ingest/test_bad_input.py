@@ -341,7 +341,7 @@ def test_too_many_members_are_refused_by_the_stated_number(
 
 def test_nested_archive_is_bad_data(tmp_path: Path) -> None:
     inner = write_zip(tmp_path / "inner.zip", tree()).read_bytes()
-    with pytest.raises(BadDataError, match="holds no train"):
+    with pytest.raises(BadDataError, match="holds neither train"):
         prepared(write_zip(tmp_path / "x.zip", {"inner.zip": inner}))
 
 

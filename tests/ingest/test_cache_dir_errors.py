@@ -64,14 +64,14 @@ def conflict_message(work: Callable[[], object]) -> str:
 def test_full_disk_at_any_point_is_conflict(
     uri: str, cache_dir: Path, mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each disk size fails at another write: 42 squares of 40 pixels take 202 kB, the archive 42 kB."""
+    """Each disk size fails at another write: 42 squares of 64 pixels take 516 kB, the archive 42 kB."""
     monkeypatch.setattr(build_cache, "_check_disk", lambda *_: None)  # as if another job had taken the space since
-    for size in (4, 12, 20, 48, 100, 200, 204, 208, 212, 216, 256):
+    for size in (4, 12, 20, 48, 100, 300, 508, 512, 516, 520, 524, 560):
         mount(f"size={size}k")
         message = conflict_message(lambda: prepared(uri, cache_dir))
-        assert size > 200 or message
+        assert size > 508 or message
         assert not message or (str(cache_dir) in message and "No space left" in message and "free some" in message)
-    mount("size=8m")
+    mount("size=32m")
     assert prepared(uri, cache_dir) >= 42
 
 
@@ -79,7 +79,7 @@ def test_full_disk_is_resumed_once_there_is_space(
     cache_dir: Path, tmp_path: Path, mount: Mount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_zip(tmp_path / "x.zip", tree())
-    mount("size=216k")
+    mount("size=524k")
     (cache_dir / "ballast").write_bytes(bytes(100_000))
     with pytest.raises(ConflictError, match="--cache-dir"):
         prepared(str(path), cache_dir)

@@ -113,7 +113,7 @@ def test_row_with_damaged_pixels_is_decoded_again(archive: Path, tmp_path: Path,
     folder = unfinished(tmp_path / "cache")
     rows = [json.loads(line.partition(" ")[2])[0] for line in (folder / ROWS).read_text().splitlines()[1:]]
     with (folder / PIXELS).open("r+b") as file:
-        file.seek(rows[3] * 40 * 40 * 3 + 5)
+        file.seek(rows[3] * 64 * 64 * 3 + 5)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
@@ -210,8 +210,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk_is_conflict_not_sigbus(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = write_zip(tmp_path / "x.zip", tree(train=100))  # 312 squares of 40 pixels are 1.5 MB
-    with pytest.raises(ConflictError, match="--cache-dir .* has 1 MB free, and the decoded images need 1 MB"):
+    archive = write_zip(tmp_path / "x.zip", tree(train=100))  # 312 squares of 64 pixels are 3.8 MB
+    with pytest.raises(ConflictError, match="--cache-dir .* has 1 MB free, and the decoded images need 4 MB"):
         prepared(archive, small_disk)
     monkeypatch.setattr(build_cache, "_check_disk", lambda *_: None)  # as if another job had taken the space since
     with pytest.raises(ConflictError, match=r"--cache-dir .* cannot be written \(No space left on device\)"):

@@ -161,7 +161,7 @@ def test_links_planted_in_a_shared_cache_are_not_followed(
     source = data_source.find(uri, cache_dir, StorageOptions(), never)
     assert source.download
     path, side = source.download.path, build_cache.cache_side(32)
-    draft = build_cache._folder(cache_dir, source.draft_key, side)
+    draft = build_cache._folder(cache_dir, source.draft_key, side, source.arrangement)
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     path.parent.mkdir(parents=True)
@@ -194,7 +194,9 @@ def test_folders_planted_as_links_are_replaced(site: Site, served: Callable[...,
     served()
     source = data_source.find(f"{site.url}/x.zip", tmp_path / "cache", StorageOptions(), never)
     assert source.download
-    draft = build_cache._folder(tmp_path / "cache", source.draft_key, build_cache.cache_side(32)).with_suffix(".tmp")
+    draft = build_cache._folder(
+        tmp_path / "cache", source.draft_key, build_cache.cache_side(32), source.arrangement
+    ).with_suffix(".tmp")
     (victim := tmp_path / "victim").mkdir()
     for link in (source.download.path.parent, draft):
         link.parent.mkdir(parents=True)

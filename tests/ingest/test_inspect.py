@@ -22,7 +22,7 @@ from tests.harness.web_sites import Site
 
 OPTIONS = StorageOptions(retries=0)
 FILES = tree(train=10, test=4)  # 3 classes
-PIXELS = 3 * 14 * 40 * 40 * 3  # 42 squares of 40 pixels, for an input of 32
+PIXELS = 3 * 14 * 64 * 64 * 3  # 42 squares of 64 pixels, for an input of 32
 
 
 def inspected(uri: object, cache: Path) -> inspect.DataSetSummary:

@@ -1,4 +1,4 @@
-"""k8s/iam-policy.json, compared with the S3 calls of real runs: all are allowed, and nothing else is."""
+"""k8s/iam-policy.json, compared with the calls of real runs: all are allowed, and nothing else is."""
 
 import contextlib
 import fnmatch
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import ClientError
@@ -17,7 +18,9 @@ import entrypoint
 from inat_job.commands import train
 from inat_job.configuration import configure
 from inat_job.errors import NoPermissionError, Preempted
-from inat_job.signals import StopFlag
+from inat_job.job_settings import TrackerSettings
+from inat_job.reporting.tracker_check import check_tracking
+from inat_job.signals import StopFlag, never
 from inat_job.storage import StorageOptions, open_store
 from inat_job.storage.s3 import multipart_upload
 from tests.harness.job_runs import StopAfter
@@ -25,6 +28,7 @@ from tests.harness.made_images import tree, write_zip
 
 POLICY = json.loads((Path(__file__).parents[2] / "k8s/iam-policy.json").read_text())
 BUCKET = "my-bucket"
+READ_SECRET = "GetSecretValue"
 ACTIONS = {
     "HeadObject": "s3:GetObject",
     "GetObject": "s3:GetObject",
@@ -57,6 +61,9 @@ class Call:
 
 def calls_of(operation: str, parameters: dict[str, Any], missing: bool) -> Iterator[Call]:
     """What S3 authorises for a request. To tell a missing key from a forbidden one takes permission to list it."""
+    if operation == READ_SECRET:
+        yield Call(f"secretsmanager:{operation}", parameters["SecretId"])
+        return
     bucket, key = f"arn:aws:s3:::{parameters['Bucket']}", parameters.get("Key")
     resource = bucket if key is None else f"{bucket}/{key}"
     yield Call(ACTIONS[operation], resource, parameters.get("Prefix"), probe=operation == "HeadBucket")
@@ -104,7 +111,7 @@ def calls(bucket: str, monkeypatch: pytest.MonkeyPatch) -> set[Call]:
             missing = error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
             raise
         finally:
-            if parameters.get("Bucket") == bucket:
+            if parameters.get("Bucket") == bucket or operation == READ_SECRET:
                 seen.update(calls_of(operation, parameters, missing))
 
     monkeypatch.setattr(BaseClient, "_make_api_call", recorded)
@@ -169,12 +176,22 @@ def refused_upload(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
             open_store(f"s3://{bucket}/runs", StorageOptions(), role="output").put("x", bytes(50_000))
 
 
+def tracked_online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that reads the key of the tracker."""
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    client = boto3.session.Session().client("secretsmanager")
+    made = client.create_secret(Name=f"wandb-{time.time_ns()}", SecretString="k")
+    check_tracking(TrackerSettings(mode="online", key_name=made["ARN"]), never)
+
+
 @pytest.mark.soak
 def test_policy_allows_what_a_run_needs_and_no_more(
     bucket: str, calls: set[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     life_of_a_run(bucket)
     refused_upload(bucket, monkeypatch)
+    tracked_online(monkeypatch)
     policy = json.loads(json.dumps(POLICY).replace(BUCKET, bucket))
     refused = {call for call in calls if not allowed_by(call, policy) and not call.probe}
     assert not refused
@@ -193,6 +210,7 @@ def test_allowed_by_refuses_other_calls() -> None:
         Call("s3:GetObject", "arn:aws:s3:::another/runs/x"),
         Call("s3:ListBucket", arn, "other/"),
         Call("s3:ListBucket", arn),
+        Call("secretsmanager:GetSecretValue", "arn:aws:secretsmanager:eu-west-1:123456789012:secret:other-a1B2c3"),
     ):
         assert not allowed_by(call, POLICY)
     assert allowed_by(Call("s3:ListBucket", arn, "runs/r/"), POLICY) == {("TellMissingFromForbidden", "s3:ListBucket")}

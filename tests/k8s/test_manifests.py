@@ -19,11 +19,13 @@ import entrypoint
 from inat_job.commands import submit
 from inat_job.configuration import configure
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, UsageError
-from inat_job.platforms import submission
+from inat_job.platforms import submission, yaml_patch
 from inat_job.platforms.aws import spot
+from inat_job.platforms.detect import detect_platform
 from inat_job.platforms.k8s import job_watch, submit_k8s
-from inat_job.platforms.k8s.pod import detect_kubernetes
+from inat_job.platforms.k8s.pod import SPOT_VARIABLE, detect_kubernetes
 from inat_job.telemetry import liveness
+from tests.harness.in_process import in_process
 
 ROOT = Path(__file__).parents[2]
 JOBS = ("parta", "partb", "nodes", "sweep")
@@ -35,7 +37,7 @@ ENUMS = {
     "restartPolicy": {"Never"},
     "podReplacementPolicy": {"Failed"},
     "completionMode": {"Indexed", "NonIndexed"},
-    "action": {"Ignore", "FailJob"},
+    "action": {"Ignore", "FailJob", "FailIndex"},
     "imagePullPolicy": {"IfNotPresent", "Always", "Never"},
     "terminationMessagePolicy": {"File", "FallbackToLogsOnError"},
     "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
@@ -78,6 +80,10 @@ BUILT: dict[str, dict[str, Any]] = {
     },
     "no-gpu": {"gpus": 0},
     "sweep": {"workers": 3, "retries": 2},
+    "own-account": {
+        **{"role": None, "service_account": "trainer", "image_pull_secret": ("registry",), "env": ("A=b",)},
+        **{"env_from_secret": ("keys",), "pvc": ("runs:/runs", "images:/images")},
+    },
 }
 SWEEP = ("sweep", "--part", "a", "--trials", "9", "--output", "s3://b/runs")
 
@@ -113,6 +119,68 @@ def walk(tree: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
 def test_kubernetes_schema_accepts_the_manifests(manifests: list[Manifest], version: str) -> None:
     for each in manifests:
         kubernetes_validate.validate(each, version, strict=True)
+
+
+PAGE = (ROOT / "docs/clusters.md").read_text().replace("\\\n", " ")
+CLUSTERS = re.findall(r"entrypoint\.py (submit k8s .*)", PAGE.replace("--wait", ""))
+
+
+@pytest.mark.parametrize("command", CLUSTERS)
+def test_kubernetes_schema_accepts_each_cluster_of_the_docs(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with in_process(monkeypatch, capsys) as run:
+        shown = run(*command.split(" -- ")[0].split(), "--dry-run", "--", *command.split(" -- ")[1].split())
+    assert shown.code == 0, shown.last
+    for each in yaml.safe_load_all(shown.stdout):
+        for version in VERSIONS:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_each_patch_of_a_cluster_is_in_the_docs() -> None:
+    used = {name for command in CLUSTERS for name in re.findall(r"k8s/clusters/(\S+)", command)}
+    assert used == {path.name for path in (ROOT / "k8s/clusters").iterdir()}
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl, which renders without a cluster")
+@pytest.mark.parametrize("name", [*sorted(path.name for path in (ROOT / "k8s/clusters").iterdir()), "deletions"])
+def test_patch_is_merged_as_kustomize_does(name: str, tmp_path: Path) -> None:
+    text = DELETIONS if name == "deletions" else (ROOT / "k8s/clusters" / name).read_text()
+    job = submit_k8s.read_manifest("base/job.yaml")
+    patch = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "inat-job"}, **yaml.safe_load(text)}
+    kustomization = {"resources": ["job.yaml"], "patches": [{"path": "patch.yaml"}]}
+    for file, content in (("job", job), ("patch", patch), ("kustomization", kustomization)):
+        (tmp_path / f"{file}.yaml").write_text(yaml.safe_dump(content))
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True)
+    merged = yaml_patch.merge(job, patch)
+    assert merged != job
+    assert by_name(merged) == by_name(yaml.safe_load(done.stdout)), done.stderr
+
+
+DELETIONS = """
+spec:
+  ttlSecondsAfterFinished: null
+  template:
+    spec:
+      imagePullSecrets: [{name: registry}]
+      tolerations: [{key: a, operator: Exists}]
+      containers:
+        - {name: sidecar, image: proxy, ports: [{containerPort: 80, name: x}]}
+        - name: job
+          env: [{name: WANDB_API_KEY, $patch: delete}, {name: A, value: b}]
+          volumeMounts: [{name: shm, mountPath: /shm}, {mountPath: /dev/shm, $patch: delete}]
+          securityContext: {capabilities: {drop: [NET_RAW]}}
+"""
+
+
+def by_name(tree: Any) -> Any:
+    """The same with lists of named items in the order of their names, since kustomize puts new ones first."""
+    if isinstance(tree, dict):
+        return {key: by_name(value) for key, value in tree.items()}
+    if isinstance(tree, list) and all(isinstance(each, dict) for each in tree):
+        return sorted(map(by_name, tree), key=lambda each: str(each.get("name", "")) + str(each))
+    return tree
 
 
 def test_kubernetes_schema_refuses_an_invalid_field() -> None:
@@ -152,13 +220,15 @@ def test_mounts_and_volumes_match(manifests: list[Manifest]) -> None:
 def test_references_between_fields(manifests: list[Manifest]) -> None:
     pod, container = pod_of(manifests)
     job = resource(manifests, "Job")
-    assert resource(manifests, "ServiceAccount")["metadata"]["name"] == pod["serviceAccountName"]
+    accounts = [each["metadata"]["name"] for each in manifests if each["kind"] == "ServiceAccount"]
+    assert pod["serviceAccountName"] in (accounts or ["trainer"])
     assert {rule["onExitCodes"]["containerName"] for rule in rules(job) if "onExitCodes" in rule} == {container["name"]}
     names = [each["name"] for each in container["env"]]
     assert len(names) == len(set(names))
     variables = {each["name"]: each.get("value") for each in container["env"]}
     assert variables["INAT_JOB_ALIVE_FILE"] in container["livenessProbe"]["exec"]["command"][-1]
-    assert variables["INAT_GRACE_SECONDS"] == str(pod["terminationGracePeriodSeconds"])
+    if SPOT_VARIABLE not in variables:
+        assert variables["INAT_GRACE_SECONDS"] == str(pod["terminationGracePeriodSeconds"])
 
 
 def rules(job: Manifest) -> list[Manifest]:
@@ -169,7 +239,7 @@ def test_retries_by_exit_code(manifests: list[Manifest]) -> None:
     job = resource(manifests, "Job")
     first, second = rules(job)
     assert first == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    assert second["action"] == "FailJob"
+    assert second["action"] == ("FailIndex" if "successPolicy" in job["spec"] else "FailJob")  # of a sweep
     assert (second["onExitCodes"]["operator"], second["onExitCodes"]["values"]) == ("In", FINAL)
     assert list(job_watch.FINAL_CODES) == FINAL
     assert job["spec"]["podReplacementPolicy"] == "Failed"
@@ -198,6 +268,30 @@ def test_spot_notices_are_left_to_the_cluster(manifests: list[Manifest]) -> None
     variables = {each["name"]: each["value"] for each in container["env"] if "value" in each}
     environment = {**variables, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:9"}
     assert not spot.watch(lambda why: None, environment)
+
+
+def test_karpenter_may_evict_the_pod_from_a_spot_machine() -> None:
+    for spot_only in (False, True):
+        template = resource(built(spot=spot_only), "Job")["spec"]["template"]
+        assert ("karpenter.sh/do-not-disrupt" in template["metadata"]["annotations"]) != spot_only
+
+
+def test_grace_of_a_spot_machine_is_left_to_its_cloud(tmp_path: Path) -> None:
+    for spot_only, given in ((False, 120.0), (True, 15.0)):
+        pod = resource(built(spot=spot_only), "Job")["spec"]["template"]["spec"]
+        variables = {each["name"]: each.get("value", "") for each in pod["containers"][0]["env"]}
+        vendor = tmp_path / "sys/devices/virtual/dmi/id/sys_vendor"
+        vendor.parent.mkdir(parents=True, exist_ok=True)
+        vendor.write_text("Google\n")
+        place = detect_platform({**variables, "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path)
+        grace_s = float(variables.get("INAT_GRACE_SECONDS", place.grace_s or 0))
+        assert (grace_s, pod["terminationGracePeriodSeconds"]) == (given, 120)
+
+
+def test_each_machine_has_retries_of_its_own_and_none_is_dispensable() -> None:
+    for manifests, retries in ((rendered("nodes"), 6), (built(nodes=16), 6), (built(nodes=16, retries=3), 3)):
+        spec = resource(manifests, "Job")["spec"]
+        assert (spec["backoffLimitPerIndex"], spec["maxFailedIndexes"], spec["backoffLimit"]) == (retries, 0, 2**31 - 1)
 
 
 def test_gpu_limit_and_toleration(manifests: list[Manifest]) -> None:
@@ -293,8 +387,10 @@ def test_submit_builds_what_kustomize_renders(name: str, options: dict[str, int]
 
 
 def comparable(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """The manifests by kind, with the variables sorted by name."""
+    """The manifests by kind, with the variables sorted by name, and without the digest of what was submitted."""
     ordered = copy.deepcopy(manifests)
+    resource(ordered, "Job")["metadata"].get("annotations", {}).pop(submit_k8s.REQUEST, None)
+    resource(ordered, "Job")["metadata"].setdefault("annotations", {})
     pod_of(ordered)[1]["env"].sort(key=lambda each: each["name"])
     return {each["kind"]: each for each in ordered}
 

@@ -10,9 +10,10 @@ from torchvision.models import get_model_weights, list_models
 
 from inat_job.errors import BadDataError, UsageError
 from inat_job.host import environment
-from inat_job.models.find_weights import find_weights, parse_weights, weights_url
+from inat_job.models.find_weights import find_weights, parse_weights
 from inat_job.settings import BackboneSettings, FiveBlockSettings
 from inat_job.storage import StorageOptions, open_store
+from inat_job.torchvision_weights import EVAL_CROP, eval_crop, weights_url
 
 
 def test_weights_url_is_torchvisions_for_every_network_and_name() -> None:
@@ -23,6 +24,19 @@ def test_weights_url_is_torchvisions_for_every_network_and_name() -> None:
         if weights_url(backbone, name) != weights.url
     }
     assert not wrong
+
+
+def test_crop_is_that_of_torchvisions_transforms_for_every_network_and_name() -> None:
+    wrong = {}
+    for backbone in list_models(module=torchvision.models):
+        for name, weights in get_model_weights(backbone).__members__.items():
+            transforms = weights.transforms()
+            wanted = round(transforms.crop_size[0] / transforms.resize_size[0], 4)
+            path = f"/w/{weights.url.rpartition('/')[2]}#sha256={'0' * 64}"
+            if {eval_crop(backbone, name), eval_crop(backbone, path)} != {wanted}:
+                wrong[backbone, name] = wanted
+    assert not wrong
+    assert {eval_crop("resnet18", each) for each in ("none", "/w/x.pth", "NO_SUCH")} == {EVAL_CROP}
 
 
 def test_weights_url_takes_full_names_and_refuses_unknown_ones() -> None:

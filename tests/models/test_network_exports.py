@@ -54,6 +54,7 @@ def test_export_has_the_logits_and_the_accuracy_of_the_network(name: str, networ
         np.testing.assert_allclose(OPENERS[name](path)(IMAGES[:count].numpy()), expected, atol=1e-5)
 
 
+@pytest.mark.soak
 def test_export_names_no_path_of_the_machine(network: nn.Module, tmp_path: Path) -> None:
     for name in OPENERS:
         export_verified(name, network, 32, tmp_path, views)
@@ -61,6 +62,7 @@ def test_export_names_no_path_of_the_machine(network: nn.Module, tmp_path: Path)
     assert not any(root in each.read_bytes() for each in tmp_path.iterdir())
 
 
+@pytest.mark.soak
 def test_onnx_file_passes_the_checker_and_has_a_dynamic_batch(network: nn.Module, tmp_path: Path) -> None:
     export_verified("onnx", network, 32, tmp_path, views)
     model = onnx.load(tmp_path / "model.onnx")
@@ -71,6 +73,7 @@ def test_onnx_file_passes_the_checker_and_has_a_dynamic_batch(network: nn.Module
     assert [each.dim_value for each in pixels.type.tensor_type.shape.dim[1:]] == [3, 32, 32]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("off_by", [0.001, float("nan")])
 def test_export_that_differs_is_refused_and_deleted(
     off_by: float, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

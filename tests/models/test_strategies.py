@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from inat_job.models.backbones import build_backbone
@@ -159,3 +160,17 @@ def test_trainable_stages_never_decrease(strategy: str, n_stages: int, last_k: i
         assert counts[0] == 0
         assert epochs == 1 or counts[-1] == n_stages
         assert epochs < 2 * n_stages or all(after - before <= 1 for before, after in pairwise(counts))
+
+
+@pytest.mark.parametrize(("strategy", "lacking"), [("last-k", ()), ("full", ()), ("full", ("1.bias", "0.bias"))])
+def test_frozen_batch_norm_keeps_what_weights_brought(strategy: str, lacking: tuple[str, ...]) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    found = Architecture("x", network, (("0", "1"),), ("3",), strategy=strategy, freeze_batch_norm=True)
+    found = dataclasses.replace(found, lacking=lacking)
+    apply_strategy(found, 1)
+    before = {name: each.clone() for name, each in network.state_dict().items()}
+    optimiser = torch.optim.SGD(parameter_groups(found, lr=0.1, weight_decay=0.1))
+    network(torch.randn(5, 3, 4, 4)).square().sum().backward()
+    optimiser.step()
+    same = {name for name, each in network.state_dict().items() if torch.equal(each, before[name])}
+    assert same == {name for name in before if name.startswith("1.") and not lacking}

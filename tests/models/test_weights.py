@@ -217,8 +217,9 @@ def test_pixel_statistics_of_known_weights_are_set(state, saved):
     architecture = build_backbone("resnet18", 3, 32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inat_job.models.weights.get_model_weights", lambda _: Known)
-        load_weights(architecture, saved(state, "half.pth"))
+        known = load_weights(architecture, saved(state, "half.pth")).statistics
     assert architecture.network.get_submodule("preprocess").mean.flatten().tolist() == [127.5] * 3
+    assert known != load_weights(build_backbone("resnet18", 3, 32), saved(state, "other.pth")).statistics
 
 
 @pytest.mark.skipif("INAT_BENCH_DATA" not in os.environ, reason="INAT_BENCH_DATA names no folder with real weights")

@@ -160,7 +160,7 @@ def test_settings_that_differ(weak: PredictionTable) -> None:
     }
     rows = compare([one, compared(weak, run_id="s", settings=settings)])["settings"]
     assert rows == [
-        {"setting": "train.lr", "values": [0.002, 0.5], "shared": True},
+        {"setting": "train.lr", "values": [0.003, 0.5], "shared": True},
         {"setting": "train.a_new_one", "values": ["-", False], "shared": False},
     ]
 

@@ -39,6 +39,12 @@ class RecordingTracker:
     def log_table(self, name: str, columns: list[str], rows: list[list[object]]) -> None:
         self.calls.append((name, rows[0][0]))
 
+    def log_confusion(self, classes: list[str], counts: list[list[int]]) -> None:
+        self.calls.append((classes, counts))
+
+    def log_model(self, folder: Path) -> None:
+        self.calls.append(sorted(path.name for path in folder.iterdir()))
+
     def preempting(self) -> None:
         self.calls.append("preempting")
 
@@ -72,9 +78,11 @@ def test_publish_stores_the_report_after_everything_else(folder: RunFolder, monk
 
     monkeypatch.setattr(folder.store, "put", put_and_note)
     tracker = RecordingTracker()
+    (folder.attempt_folder / "tensorboard" / "r").mkdir(parents=True)
+    (folder.attempt_folder / "tensorboard" / "r" / "events").touch()
     pictures = [Picture(name, name, "", folder.write(f"plots/{name}.png", name)) for name in ("confusion", "filters")]
     publish(folder, tracker, REPORT_WITH_LOSS, TABLE, pictures)  # type: ignore[arg-type]
-    assert sorted(stored[:-2]) == [
+    assert sorted(stored[:-3]) == [
         "metrics.jsonl",
         "model/model.json",
         "plots/confusion.png",
@@ -82,8 +90,10 @@ def test_publish_stores_the_report_after_everything_else(folder: RunFolder, monk
         "predictions.csv",
         "report.html",
     ]
-    assert stored[-2:] == ["report.json", "wandb/run.wandb"]
-    assert tracker.calls == [["confusion", "filters"], ("test_predictions", "test/0001"), 0.75, ("finish", 0)]
+    assert stored[-3:] == ["report.json", "wandb/run.wandb", "tensorboard/r/events"]
+    matrix = (["A & B", "C"], REPORT["test"]["confusion"])
+    calls = [["confusion", "filters"], ("test_predictions", "test/0001"), matrix, ["model.json"], 0.75, ("finish", 0)]
+    assert tracker.calls == calls
     assert folder.read_json("report.json") == REPORT_WITH_LOSS
 
 

@@ -18,10 +18,9 @@ def test_flatten_names_scalars_and_leaves_out_lists() -> None:
     assert not [name for name in values if "confusion" in name or "ci95" in name]
 
 
-def test_table_has_the_images_with_the_largest_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "MOST_ROWS", 2)
+def test_table_has_the_images_with_the_largest_losses() -> None:
     table = table_of(np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 0.0], [3.0, 0.0]]), [0, 1, 0, 1], ["a", "b"])
-    columns, rows = report.test_table(table)
+    columns, rows = report.test_table(report.hardest(table, 2))
     assert columns == ["id", "label", "predicted", "loss", "confidence"]
     assert [row[:3] for row in rows] == [["test/0003", "b", "a"], ["test/0001", "b", "a"]]
     assert rows[0][3:] == pytest.approx([np.log1p(np.exp(3)), 1 / (1 + np.exp(-3))])

@@ -9,7 +9,8 @@ import pytest
 
 import inat_job
 from inat_job.recipes import RECIPES
-from inat_job.reporting.sweep_page import axis_rows, best_so_far, render_sweep
+from inat_job.reporting.sweep_page import best_so_far, render_sweep
+from inat_job.search.axis_accuracy import by_value
 from tests.reporting.test_report_page import HOSTILE, Tags, words
 
 SCHEMA = json.loads((Path(inat_job.__file__).parent / "sweep.schema.json").read_text())
@@ -65,6 +66,8 @@ def made_report(
             for name in ("done", "pruned", "failed", "unfinished")
         },
         "epochs": {"spent": sum(len(each["epochs"]) for each in trials), "saved": 2},
+        "seconds": {"spent": 2.5 * count, "saved": 61.0},
+        "device": "cpu",
         "best": {
             "trial": best["number"],
             "values": best["values"],
@@ -76,6 +79,7 @@ def made_report(
         "test": test if seeds else None,
         "importances": {"train.lr": 0.75, "model.pooling": 0.25} if count > 5 else {},
         "space": SPACE,
+        "axes": {key: by_value(key, axis, trials) for key, axis in SPACE.items()},
         "trials": trials,
     }
 
@@ -90,6 +94,10 @@ def test_page_says_what_the_report_says(count: int, seeds: int) -> None:
     assert f"--lr {best['values']['train.lr']}" in page
     assert f"[train] lr = {best['values']['train.lr']}" in page
     assert ("tested once each: 30.0 %" in page) == bool(seeds)
+    assert "of all trials, one device each (cpu); pruning saved about 1:01" in page
+    first = report["axes"]["model.pooling"][0]
+    interval = f"{100 * first['ci95'][0]:.1f} to {first['ci95'][1]:.1%}" if first["ci95"] else "-"
+    assert f"gap{first['n']}{first['mean']:.1%}{interval}".replace("%", " %") in page
     assert ("Too few trials were done to tell" in page) == (not report["importances"])
     tags = Tags(render_sweep(report))
     links = [attributes["href"] for tag, attributes in tags.tags if tag == "a" and "trials/" in str(attributes["href"])]
@@ -113,6 +121,14 @@ def test_names_cannot_break_the_page(text: str) -> None:
     assert [tag for tag, _ in page] == [tag for tag, _ in plain]
 
 
+def test_page_of_a_search_that_finds_nothing_better_than_the_defaults() -> None:
+    report = made_report()
+    report["best"]["settings"] = json.loads(json.dumps(RECIPES["a"]().as_dict()))
+    page = words(render_sweep(report, ["inat-job"]))
+    assert "Best settings All of them are the defaults. As a command: inat-job parta" in page
+    assert "As a file" not in page
+
+
 def test_best_so_far() -> None:
     trials = [
         {"number": number, "val_accuracy": value, "epochs": [0.1] * epochs}
@@ -122,12 +138,3 @@ def test_best_so_far() -> None:
         {"number": 0, "value": 0.2, "epochs": 3},
         {"number": 4, "value": 0.4, "epochs": 10},
     ]
-
-
-def test_rows_of_an_axis() -> None:
-    trials = [{"values": {"x": value}, "accuracy": 0.1 * value} for value in (4, 1, 3, 2)]
-    trials += [{"values": {"x": 9}, "accuracy": None}, {"values": {}, "accuracy": 0.9}]
-    rows = axis_rows("x", {"low": 1, "high": 9, "log": False}, trials)["rows"]
-    assert [(row["name"], row["n"]) for row in rows] == [(f"{at} to {at}", 1) for at in (1, 2, 3, 4)]
-    choices = axis_rows("x", {"choices": [1, 2, 5]}, trials)["rows"]
-    assert [(row["name"], row["n"], row["mean"]) for row in choices] == [("1", 1, 0.1), ("2", 1, 0.2), ("5", 0, None)]

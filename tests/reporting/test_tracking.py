@@ -15,22 +15,27 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from inat_job.errors import NoPermissionError, UsageError
 from inat_job.host.environment import wandb_mode
-from inat_job.reporting.tracking import STEP, Tracker, open_tracker
+from inat_job.job_settings import TrackerSettings
+from inat_job.reporting import tracking
+from inat_job.reporting.tracking import STEP, Tracker, is_logged, open_tracker
 
 sys.path.insert(0, str(Path(__file__).parent))
 from inat_job.signals import never
 from inat_job.storage import StorageOptions
 from inat_job.storage.lease import Lease, acquire
 from inat_job.storage.run_folder import RunFolder, open_run_folder
+from tests.harness import wandb_stub
 from tests.harness.wandb_stub import Recorded, wandb_server
 
 KEY = "0123456789abcdef" * 2 + "cafecafe"
 FALLBACK_S = 15.0
+DETAILS = {"tags", "group", "notes", "artifacts"}
 
 Open = Callable[..., Tracker]
 
@@ -54,7 +59,8 @@ def run(tmp_path: Path, environment: pytest.MonkeyPatch) -> Open:
     """open_tracker with most arguments filled in."""
 
     def opened(mode: str, **changes: Any) -> Tracker:
-        given = {"run_id": "part-a:1", "project": "p", "entity": None, "folder": tmp_path / "run", "has_key": True}
+        settings = TrackerSettings(project="p", **{name: changes.pop(name) for name in DETAILS & changes.keys()})
+        given = {"run_id": "part-a:1", "settings": settings, "folder": tmp_path / "run", "has_key": True}
         config = {"train": {"lr": 0.1}, "part": "a"}
         return open_tracker(mode, **{**given, "config": config, **changes})  # type: ignore[arg-type]
 
@@ -111,6 +117,133 @@ def test_table_is_in_the_run_folder_offline(run: Open, tmp_path: Path) -> None:
     tracker.finish(0)
     [path] = (tmp_path / "run" / "wandb").rglob("*.table.json")
     assert json.loads(path.read_bytes())["data"] == TABLE[2]
+
+
+def test_confusion_matrix_is_wandbs_own_chart(run: Open, server: Any) -> None:
+    recorded, _ = server
+    tracker = run("online")
+    tracker.log_confusion(["a", "b"], [[3, 1], [0, 2]])
+    tracker.log_confusion([str(label) for label in range(101)], [])  # too large for a chart
+    tracker.finish(0)
+    [content] = [data for name, data in recorded.files.items() if name.startswith("media/table/confusion_matrix_table")]
+    assert json.loads(content)["data"] == [["a", "a", 3], ["a", "b", 1], ["b", "a", 0], ["b", "b", 2]]
+    assert "wandb/confusion_matrix/v1" in recorded.buckets[-1]["config"]
+    assert not recorded.artifacts
+
+
+THUMBNAILS = [np.full((64, 64, 3), value, np.uint8) for value in (0, 255)]
+
+
+def test_table_of_images_is_an_artifact(run: Open, server: Any) -> None:
+    recorded, _ = server
+    tracker = run("online")
+    tracker.log_image_table(*TABLE, lambda: THUMBNAILS)
+    tracker.finish(0)
+    [name] = recorded.artifacts
+    assert recorded.committed == [name]
+    table = json.loads(recorded.files[f"{name}/test_predictions.table.json"])
+    assert (table["columns"], [row[1:] for row in table["data"]]) == (["image", *TABLE[1]], TABLE[2])
+    sizes = [len(recorded.files[f"{name}/{row[0]['path']}"]) for row in table["data"]]
+    assert max(sizes) < 2000
+    assert recorded.summary["test_predictions"]["nrows"] == 2
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.json").write_bytes(b"{}")
+    return folder
+
+
+def test_model_is_an_artifact_if_asked_for(run: Open, server: Any, model: Path, tmp_path: Path) -> None:
+    recorded, _ = server
+    for artifacts in (False, True):
+        tracker = run("online", artifacts=artifacts)
+        tracker.log_model(model)
+        assert not recorded.artifacts
+        tracker.finish(0)
+    assert recorded.committed == ["model-part-a-1"]
+    assert recorded.artifacts["model-part-a-1"]["artifactTypeName"] == "model"
+    assert recorded.files["model-part-a-1/model.safetensors"] == b"weights"
+    assert not [path for path in tmp_path.glob("scratch/data/**/*") if path.is_file()], "a copy of the model"
+
+
+def test_artifact_that_the_server_refuses_costs_a_warning(
+    run: Open, server: Any, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recorded, _ = server
+    monkeypatch.setattr(wandb_stub, "_artifact_file", lambda recorded, file: None)
+    tracker = run("online", artifacts=True)
+    tracker.summary({"test.accuracy": 0.5})
+    tracker.log_model(model)
+    started = time.monotonic()
+    tracker.finish(0)
+    assert time.monotonic() - started < FALLBACK_S
+    assert "The tracker failed" in capfd.readouterr().out
+    assert tracker.sync_command
+    assert not recorded.committed
+
+
+def test_model_and_images_are_no_artifacts_offline(
+    run: Open, model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tracker = run("offline", artifacts=True)
+    tracker.log_image_table(*TABLE, lambda: THUMBNAILS)
+    tracker.log_model(model)
+    tracker.finish(0)
+    assert capfd.readouterr().out.count("--wandb-artifacts uploads nothing, because the tracker is offline.") == 1
+    assert not [path for path in tmp_path.glob("scratch/data/**/*") if path.is_file()]
+
+
+def test_server_that_is_silent_at_the_end_costs_no_more_for_an_artifact(
+    run: Open, server: Any, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, running = server
+    monkeypatch.setattr(tracking, "FINISH_TIMEOUT_S", 1.0)
+    tracker = run("online", artifacts=True)
+    running.shutdown()  # accepts connections and answers none
+    tracker.log_image_table(*TABLE, lambda: THUMBNAILS)
+    tracker.log_model(model)
+    started = time.monotonic()
+    tracker.finish(0)
+    assert time.monotonic() - started < FALLBACK_S / 2
+    assert tracker.sync_command
+
+
+def test_tags_group_and_notes_reach_the_server(run: Open, server: Any) -> None:
+    recorded, _ = server
+    run("online", tags=("a", "b c"), group="g", notes="two\nlines").finish(0)
+    sent = recorded.buckets[0]
+    assert (sent["tags"], sent["groupName"], sent["notes"]) == (["a", "b c"], "g", "two\nlines")
+
+
+def test_resumed_run_is_logged_once(run: Open, server: Any) -> None:
+    recorded, _ = server
+    rows = [({"train_loss": 1 / step}, step) for step in range(1, 7)]
+    rows.insert(3, ({"val_loss": 0.7}, 3))
+    tracker = run("online")
+    for row in rows[:3]:
+        tracker.log(*row)
+    tracker.finish(143)
+    recorded.resumable = True
+    tracker = run("online", resumed=True)
+    for row in rows[1:]:
+        tracker.log(*row)
+    tracker.finish(0)
+    names = ("train_loss", "val_loss")
+    assert rows == [({name: row[name] for name in names if name in row}, row[STEP]) for row in recorded.history]
+
+
+def test_rows_are_told_from_those_that_are_logged() -> None:
+    seen = {STEP: 3, "train_loss": 0.5, "val_loss": 0.9}
+    assert is_logged({"train_loss": 9.0}, 2, seen)
+    assert is_logged({"train_loss": 0.5}, 3, seen)
+    assert not is_logged({"val_loss": 0.8}, 3, seen)
+    assert not is_logged({"val_accuracy": 0.8}, 3, seen)
+    assert not is_logged({"train_loss": 0.5}, 4, seen)
+    assert not is_logged({"train_loss": 0.5}, 1, {})
 
 
 @pytest.fixture
@@ -354,7 +487,8 @@ def test_calls_after_finish_are_ignored(run: Open, capfd: pytest.CaptureFixture[
 def test_mode_off_does_not_import_wandb(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from inat_job.reporting.tracking import open_tracker\n"
-        "given = dict(run_id='r', project='p', entity=None, folder=Path('.'), config={}, has_key=True)\n"
+        "from inat_job.job_settings import TrackerSettings\n"
+        "given = dict(run_id='r', settings=TrackerSettings(), folder=Path('.'), config={}, has_key=True)\n"
         "tracker = open_tracker('off', **given)\n"
         "tracker.log({'a': 1.0}, 1); tracker.summary({}); tracker.preempting(); tracker.finish(0)\n"
         "assert tracker.mode == 'off' and 'wandb' not in sys.modules\n"
@@ -368,14 +502,14 @@ def test_missing_package_is_refused_for_online_and_offline(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: ModuleSpec(name, None))  # a folder called wandb
     with pytest.raises(UsageError, match=f"--wandb {mode} needs the package wandb"):
-        open_tracker(mode, run_id="r", project="p", entity=None, folder=tmp_path, config={}, has_key=True)  # type: ignore[arg-type]
+        open_tracker(mode, run_id="r", settings=TrackerSettings(), folder=tmp_path, config={}, has_key=True)  # type: ignore[arg-type]
 
 
 def test_missing_package_turns_auto_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    tracker = open_tracker("auto", run_id="r", project="p", entity=None, folder=tmp_path, config={}, has_key=True)
+    tracker = open_tracker("auto", run_id="r", settings=TrackerSettings(), folder=tmp_path, config={}, has_key=True)
     assert tracker.mode == "off"
     assert "not installed" in capsys.readouterr().out
 

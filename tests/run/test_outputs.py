@@ -72,3 +72,41 @@ def test_read_only_output_folder_is_named_with_the_fix(tmp_path: Path) -> None:
     platform.results_folder.chmod(0o500)
     with pytest.raises(NoPermissionError, match=r"SageMaker collects .*output/data, where user .* USER 0"):
         outputs.check_folders(platform)
+
+
+OVERLAY = "100 90 0:50 / / rw,relatime master:1 - overlay overlay rw,lowerdir=/l"
+DISK = "24 1 254:0 / / rw,relatime - ext4 /dev/vda rw"
+RUNS = "101 100 8:1 /home/me/my\\040runs /scratch/my\\040runs rw - ext4 /dev/sda1 rw"
+MEMORY = "102 100 0:51 / /scratch rw - tmpfs tmpfs rw"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "uri", "pids", "is_lost"),
+    [
+        ([OVERLAY], "/scratch/runs/r", (1, 0), True),
+        ([OVERLAY], "/scratch/runs/r", (7, 1), True),  # docker run --init
+        ([OVERLAY], "/scratch/runs/r", (7, 6), False),  # a process of a container that goes on
+        ([OVERLAY, RUNS], "/scratch/my runs/r", (1, 0), False),
+        ([OVERLAY, RUNS], "/scratch/my runs of old/r", (1, 0), True),
+        ([OVERLAY, MEMORY], "/scratch/runs/r", (1, 0), True),
+        ([OVERLAY, MEMORY, RUNS], "/scratch/my runs/r", (1, 0), False),
+        ([OVERLAY], "s3://bucket/runs/r", (1, 0), False),
+        ([DISK, MEMORY], "/scratch/runs/r", (1, 0), False),  # no container
+        (["?"], "/scratch/runs/r", (1, 0), False),
+    ],
+)
+def test_warning_of_a_run_that_is_lost_with_its_container(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mounts: list[str],
+    uri: str,
+    pids: tuple[int, int],
+    is_lost: bool,
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text("\n".join(mounts) + "\n")
+    warnings: list[str] = []
+    monkeypatch.setattr(outputs.events, "warn", warnings.append)
+    outputs.warn_of_loss(uri, tmp_path, pids)
+    assert len(warnings) == is_lost
+    assert not warnings or uri in warnings[0]

@@ -1,6 +1,9 @@
 """The journal of a study: nothing lost and nothing doubled between workers, on a folder and on S3."""
 
 import json
+import re
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.search.journal import FOLDER, SEGMENT, StoreJournal
@@ -19,6 +23,8 @@ from inat_job.storage.local import LocalStore
 from inat_job.storage.open_store import open_store
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+ROOT = Path(__file__).parents[2]
 
 
 class CountingStore(LocalStore):
@@ -201,3 +207,16 @@ def test_one_worker_needs_no_conditional_writes(tmp_path: Path) -> None:
     for number in range(SEGMENT + 3):
         writer.append_logs(logs(number))
     assert [log["n"] for log in journal(store).read_logs(0)] == list(range(SEGMENT + 3))
+
+
+def test_command_that_makes_a_file_for_the_dashboard(tmp_path: Path) -> None:
+    """optuna-dashboard reads a journal file with Optuna's own backend, whose log is in one file."""
+    study = optuna.create_study(study_name="s", storage=JournalStorage(journal(tmp_path / "runs" / "ID")))
+    for value in range(SEGMENT):  # so that there is a segment too
+        trial = study.ask()
+        trial.report(value, 1)
+        study.tell(trial, value)
+    [command] = re.findall(r"^python -c .+journal.+$", (ROOT / "docs" / "sweep.md").read_text(), re.M)
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path)
+    shown = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(tmp_path / "study.log"))))
+    assert shown.trials == study.trials

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_job.run.trial_link import Ended
-from inat_job.search.outcomes import MOST_FAILURES, Limits, Next, Standing, next_of, why_ended
+from inat_job.search.outcomes import MOST_FAILURES, Limits, Next, Standing, covered_s, how_to_go_on, next_of, why_ended
 
 VALUES = st.lists(st.none() | st.floats(0.0, 1.0), max_size=30).map(tuple)
 
@@ -24,8 +24,8 @@ VALUES = st.lists(st.none() | st.floats(0.0, 1.0), max_size=30).map(tuple)
         (139, False, MOST_FAILURES, Next.FAILED),
         (78, False, 1, Next.FAILED),
         (1, False, 1, Next.FAILED),
-        (2, False, 1, Next.END_SWEEP),
-        (65, False, 1, Next.END_SWEEP),
+        (2, False, 1, Next.FAILED),
+        (65, False, 1, Next.FAILED),
         (77, False, 1, Next.END_SWEEP),
     ],
 )
@@ -35,6 +35,10 @@ def test_what_follows(code: int, pruned: bool, failures: int, follows: Next) -> 
 
 def test_trial_that_another_job_holds_is_no_failure() -> None:
     assert next_of(Ended(75, "", held=True), False, MOST_FAILURES) is Next.CONTINUE
+
+
+def test_images_that_cannot_be_had_end_the_sweep() -> None:
+    assert next_of(Ended(65, "", on_images=True), False, 1) is Next.END_SWEEP
 
 
 @given(st.integers(0, 255), st.booleans(), st.integers(0, 9))
@@ -69,9 +73,28 @@ def test_sweep_ends_with_its_number_of_trials(values: tuple[float | None, ...], 
         (Limits(9, target=0.51), ""),
         (Limits(9, patience=2), "2 trials brought no better one"),
         (Limits(9, patience=3), ""),
-        (Limits(9, max_time=60), "60 s are over"),
+        (Limits(9, max_time=60), "trials were at work for 60 s"),
         (Limits(9, max_time=61), ""),
     ],
 )
 def test_limits(limits: Limits, why: str) -> None:
     assert why_ended(Standing((0.25, 0.5, None, 0.5), 60.0), limits) == why
+
+
+@pytest.mark.parametrize(
+    ("limits", "advice"),
+    [
+        (Limits(2, max_time=60), "raise --trials"),
+        (Limits(9, max_time=60), "raise --max-time"),
+        (Limits(9, patience=2, max_time=90), "raise --patience"),
+        (Limits(9), "start another sweep with a wider --space"),
+    ],
+)
+def test_search_without_a_finished_trial_names_the_limit_that_ended_it(limits: Limits, advice: str) -> None:
+    assert how_to_go_on(Standing((None, None), 60.0), limits).startswith(advice)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9))))
+def test_covered_seconds_count_each_once(pairs: list[tuple[int, int]]) -> None:
+    seconds = {second for start, length in pairs for second in range(start, start + length)}
+    assert covered_s([(start, start + length) for start, length in pairs]) == len(seconds)

@@ -46,12 +46,12 @@ def test_default_point_is_the_recipe(part: str) -> None:
 
 def test_default_point_leaves_out_what_the_recipe_does_not_set(tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
-    file.write_text("[data]\ntest_size = {choices = [224, 256]}\n[train]\nema = {choices = [0.0, 0.99]}\n")
+    file.write_text("[data]\ntest_size = {choices = [224, 256]}\n[train]\nmixup = {choices = [0.0, 0.2]}\n")
     space = space_of(RECIPES["a"](), str(file))
     assert "data.test_size" in space
     point = default_point(RECIPES["a"](), space)
     assert "data.test_size" not in point
-    assert point["train.ema"] == 0.0
+    assert point["train.mixup"] == 0.0
 
 
 @pytest.mark.parametrize("part", SPACES)
@@ -84,6 +84,15 @@ def test_file_narrows_extends_and_removes(tmp_path: Path) -> None:
     assert not {"train.colour", "model.dense"} & set(space)
 
 
+def test_text_is_as_good_as_a_file(tmp_path: Path) -> None:
+    text = "train.lr = {low = 1e-3, high = 2e-3}\ntrain.colour = false"
+    (tmp_path / "space.toml").write_text(text)
+    assert space_of(RECIPES["a"](), text) == space_of(RECIPES["a"](), str(tmp_path / "space.toml"))
+    for mistake, sentence in [("train.lr = {", "--space is not TOML"), ("train.lrr = 3", "--space: there is no")]:
+        with pytest.raises(UsageError, match=sentence):
+            space_of(RECIPES["a"](), mistake)
+
+
 def test_settings_without_effect_are_not_searched(tmp_path: Path) -> None:
     plain = configure("a", {"train.augment": "false"}, [], None, environment={}).settings
     assert not {"train.crop_scale", "train.colour"} & set(space_of(plain, fixed={"train.augment"}))
@@ -108,6 +117,14 @@ def test_settings_without_effect_are_not_searched(tmp_path: Path) -> None:
         ("[model.activation]\nchoices = []", r"choices is a list of different"),
         ("[model.dense]\nlow = 1.5\nhigh = 9.5", r"model\.dense may not be 1\.5\. --dense is 1\.5"),
         ("train = 3", r"'train' is not a section"),
+        ("train.seed = {low = 0, high = 9}", r"train\.seed is the same for all trials: search settings of model and"),
+        ("train.accelerator = {choices = ['cpu', 'cuda']}", r"train\.accelerator is the same for all trials"),
+        ("train.max_time = {low = 1.0, high = 9.0}", r"train\.max_time is the same for all trials"),
+        ("train.devices = {low = 1, high = 2}", r"train\.devices is the same for all trials"),
+        ("train.final = {choices = [true, false]}", r"train\.final is the same for all trials"),
+        ("data.val_share = {low = 0.1, high = 0.2}", r"data\.val_share is the same for all trials"),
+        ("data.uri = {choices = ['a.zip', 'b.zip']}", r"data\.uri is the same for all trials"),
+        ("run.grace_seconds = {low = 1.0, high = 9.0}", r"run\.grace_seconds is the same for all trials"),
         ("[train", r"is not TOML"),
     ],
 )

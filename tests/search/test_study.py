@@ -1,12 +1,15 @@
 """Sampler and pruner: the same points after a restart, conditional axes, and what each pruner stops."""
 
+import sys
+
 import optuna
 import pytest
 
 from inat_job.configuration import configure
+from inat_job.errors import UsageError
 from inat_job.recipes import RECIPES
 from inat_job.search.space import PART_A, Axis, default_point, one_of, real
-from inat_job.search.study import PerTrialSampler, draw, make_pruner
+from inat_job.search.study import PerTrialSampler, Search, draw, make_pruner, open_study
 from inat_job.search.trials import Trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -107,3 +110,9 @@ def test_importances_of_equal_trials() -> None:
         draw(trial, PART_A)
         each.tell(trial, 0.5)
     assert all(0.0 <= share <= 1.0 for share in trials.importances().values())
+
+
+def test_missing_driver_of_a_database_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(UsageError, match=r"driver is not installed \(.*psycopg.*EXTRAS=postgresql"):
+        open_study(None, "postgresql://host/name", "s", Search("tpe", "none", 0))

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -15,16 +18,18 @@ from optuna.trial import TrialState
 
 from inat_job import watchdog
 from inat_job.errors import ConflictError, EndedError, Preempted, TransientError, UsageError
+from inat_job.run.trial_link import Ended, Epochs
 from inat_job.search import trial_process
 from inat_job.search import worker as worker_module
 from inat_job.search.journal import FOLDER
 from inat_job.search.outcomes import Limits
 from inat_job.search.space import PART_A, one_of
 from inat_job.search.study import database_errors, enqueue_default
-from inat_job.search.trials import REASON, UNCOUNTED, Trials
+from inat_job.search.trials import FAILURES, REASON, UNCOUNTED, Trials
+from inat_job.search.worker import _Slot
 from inat_job.signals import StopFlag
 from tests.search.postgresql import Postgresql, postgresql_server
-from tests.search.toy_trial import accuracy
+from tests.search.toy_trial import Toy, accuracy
 from tests.search.toy_worker import trials_in, worker
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -117,7 +122,7 @@ def test_pruned_trial_is_not_a_failure(tmp_path: Path) -> None:
         assert (trial.state is TrialState.PRUNED) == (len(trial.intermediate_values) < 3)
 
 
-@pytest.mark.parametrize("code", [78, 1])
+@pytest.mark.parametrize("code", [78, 1, 2])
 def test_failed_trial_does_not_end_the_sweep(tmp_path: Path, code: int) -> None:
     worker(tmp_path, Limits(3), fails={1: code}).run()
     assert states(tmp_path) == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
@@ -133,14 +138,95 @@ def test_trial_is_tried_three_times(tmp_path: Path, fails: int, why: str) -> Non
     assert (trial.state, trial.user_attrs["failures"], trial.user_attrs[REASON]) == (TrialState.FAIL, 3, why)
 
 
-@pytest.mark.parametrize("code", [2, 65, 77])
+@pytest.mark.parametrize("code", [65, 77])
 def test_fault_of_all_trials_ends_the_sweep(tmp_path: Path, code: int) -> None:
-    with pytest.raises(EndedError, match=f"Trial 1 ended the sweep: It failed with {code}") as raised:
-        worker(tmp_path, Limits(9), fails={1: code}).run()
+    why = f"Trial 1 ended the sweep, and the same command continues it: It failed with {code}"
+    for _ in range(4):
+        with pytest.raises(EndedError, match=why) as raised:
+            worker(tmp_path, Limits(9), fails={1: code}).run()
     assert raised.value.exit_code == code
     assert states(tmp_path) == [TrialState.COMPLETE, TrialState.RUNNING]
+    resting = trials_in(tmp_path).counted()[1].user_attrs
+    assert (resting[REASON], resting.get(FAILURES)) == (f"It failed with {code}.", None)
     worker(tmp_path, Limits(3)).run()  # once the fault is repaired
     check_every_trial(tmp_path, 3)
+    assert trials_in(tmp_path).counted()[1].user_attrs[REASON].startswith("best after epoch")
+
+
+def test_finished_run_that_no_worker_reported_is_complete(tmp_path: Path) -> None:
+    """Its worker was frozen while it ended."""
+    lost = trials_in(tmp_path).begin(1)
+    assert lost
+    Toy(tmp_path / "trials/0", lost.settings.train.lr).write_all()
+    worker(tmp_path, Limits(2)).run()
+    check_every_trial(tmp_path, 2)
+
+
+def test_small_space_ends_the_sweep_once_all_of_it_is_trained(tmp_path: Path) -> None:
+    trials = trials_in(tmp_path, space={"train.lr": one_of(1e-3, 2e-3, 4e-3)})
+    assert worker(tmp_path, Limits(30), slots=2, trials=trials).run() == "every point of the space is trained"
+    assert sorted(trial.params["train.lr"] for trial in trials.counted()) == [1e-3, 2e-3, 4e-3]
+
+
+@dataclass
+class LastWords:
+    """A trial's process that has something to say when its worker stops."""
+
+    messages: list[Epochs | Ended]
+    connection: Any = field(default_factory=lambda: SimpleNamespace(poll=lambda seconds: True))
+    answers: list[bool] = field(default_factory=list)
+
+    def stop(self) -> None: ...
+
+    def receive(self) -> Epochs | Ended:
+        return self.messages.pop(0)
+
+    def answer(self, prune: bool) -> None:
+        self.answers.append(prune)
+
+
+@pytest.mark.parametrize(
+    ("messages", "state", "why"),
+    [
+        (
+            [Epochs([0.1], last=False), Ended(143, "Stopped.")],
+            TrialState.PRUNED,
+            "below the best third of the trials at epoch 1, with 0.1000",
+        ),
+        ([Ended(78, "Too little memory.")], TrialState.FAIL, "Too little memory."),
+        ([Epochs([0.9], last=False), Ended(143, "Stopped.")], TrialState.RUNNING, "Stopped."),
+        ([Ended(0, "Done.", (0.9, 0.8))], TrialState.COMPLETE, "best after epoch 1"),
+    ],
+)
+def test_last_words_of_a_stopped_trial_count(
+    tmp_path: Path, messages: list[Epochs | Ended], state: TrialState, why: str
+) -> None:
+    trials = trials_in(tmp_path, pruner="asha")
+    for _ in range(4):
+        done = trials.begin(9)
+        assert done
+        trials.complete(done.trial, [0.5])
+    each, running, process = worker(tmp_path, Limits(9), trials=trials), trials.begin(9), LastWords(messages)
+    assert running
+    each._slots[0] = _Slot(running, process)  # type: ignore[arg-type]
+    epochs = sum(isinstance(message, Epochs) for message in messages)
+    each._stop_all()
+    last = trials.counted()[-1]
+    assert (last.number, last.state, last.user_attrs[REASON]) == (4, state, why)
+    assert (messages, process.answers) == ([], [state is TrialState.PRUNED] * epochs)
+
+
+@pytest.mark.parametrize(("stopped", "failures"), [(True, 0), (False, 1)])
+def test_trial_killed_with_its_worker_is_no_failure(tmp_path: Path, stopped: bool, failures: int) -> None:
+    """SIGTERM for the whole process group reaches a trial before it can handle it, and the fork server."""
+    stop, trials = StopFlag(), trials_in(tmp_path)
+    if stopped:
+        stop.set("a test")
+    each, running = worker(tmp_path, Limits(9), stop=stop, trials=trials), trials.begin(9)
+    assert running
+    each._slots[0] = _Slot(running, LastWords([Ended(255, "Ended with code 255.")]))  # type: ignore[arg-type]
+    each._stop_all()
+    assert (states(tmp_path), trials.failures(running.trial)) == ([TrialState.RUNNING], failures)
 
 
 def test_failures_in_a_row_end_the_sweep(tmp_path: Path) -> None:
@@ -162,6 +248,7 @@ def points(folder: Path) -> list[dict]:
     return [trial.params for trial in trials_in(folder).counted()]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("database", [False, True])
 def test_trial_whose_worker_was_lost_before_it_was_drawn_is_drawn(
     tmp_path: Path, request: pytest.FixtureRequest, database: bool

@@ -1,14 +1,17 @@
-"""A loopback web server and a proxy in front of S3, both of which misbehave on demand."""
+"""A loopback web server and a proxy in front of S3, both of which misbehave on demand; buckets of other clouds."""
 
 import http.client
 import http.server
 import socket
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.harness.cloud_stores import GoogleFront, GoogleOutput, azurite, create_container, google_front, has_azurite
+from tests.harness.stores import moto_server
 from tests.harness.web_sites import PAGE, serve, site  # noqa: F401  # a fixture
 
 
@@ -139,3 +142,44 @@ def silent_address(request: pytest.FixtureRequest) -> Iterator[str]:
         yield f"{scheme}://127.0.0.1:{address[1]}"
         for each in queued:
             each.close()
+
+
+@pytest.fixture(scope="session")
+def _front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GoogleFront, dict[str, str]]]:
+    with moto_server() as upstream, google_front(upstream, tmp_path_factory.mktemp("google")) as found:
+        yield found
+
+
+@pytest.fixture
+def google(_front: tuple[GoogleFront, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> GoogleFront:
+    """The front of Google's API, which GOOGLE_* variables name."""
+    pytest.importorskip("obstore")
+    for name, value in _front[1].items():
+        monkeypatch.setenv(name, value)
+    return _front[0]
+
+
+@pytest.fixture
+def google_bucket(google: GoogleFront) -> str:
+    """The name of a fresh bucket of gs://."""
+    google.faults.clear()
+    return GoogleOutput(google.upstream).bucket
+
+
+@pytest.fixture(scope="session")
+def _azurite() -> Iterator[dict[str, str]]:
+    pytest.importorskip("obstore")
+    if not has_azurite():
+        pytest.skip("azurite is not installed: npm install --global azurite")
+    with azurite() as environment:
+        yield environment
+
+
+@pytest.fixture
+def azure_container(_azurite: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a fresh container of az://, whose account AZURE_* variables name."""
+    for name, value in _azurite.items():
+        monkeypatch.setenv(name, value)
+    container = f"inat-test-{uuid.uuid4().hex[:16]}"
+    create_container(_azurite["AZURE_STORAGE_ENDPOINT"], container)
+    return container

@@ -106,8 +106,7 @@ def test_name_that_never_resolved_gives_up_after_three_tries(
     with pytest.raises(TransientError, match=f"host a.nowhere.invalid can't be resolved .*: check {checked}"):
         store.stat("x")
     assert len(pauses) == 2
-    [told] = warnings(capsys)
-    assert "a.nowhere.invalid can't be resolved" in told
+    [told] = [each for each in warnings(capsys) if "a.nowhere.invalid can't be resolved" in each]
     assert "up to 2 times" in told
 
 

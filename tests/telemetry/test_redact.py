@@ -9,7 +9,9 @@ ENVIRONMENT = {
     "AWS_SESSION_TOKEN": "abcdefgh/ijkl+longer",
     "WANDB_API_KEY": "wandbwandb",
     "AWS_ENDPOINT_URL": "http://user:pass%2Fword@host",
+    "MYSQL_PWD": "wandbmysql",
     "SHORT_TOKEN": "of",
+    "PWD": "/var/run/token",
     "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token",
     "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
     "BROKEN": "http://[",
@@ -20,7 +22,7 @@ ENVIRONMENT = {
     ("text", "expected"),
     [
         ("abcdefgh/ijkl+longer and abcdefgh/ijkl", "*** and ***"),
-        ("key=wandbwandb.", "key=***."),
+        ("key=wandbwandb, pwd=wandbmysql.", "key=***, pwd=***."),
         ("pass%2Fword is pass/word", "*** is ***"),
         ("s3://bucket/key of AKIAEXAMPLE in /var/run/token", "s3://bucket/key of AKIAEXAMPLE in /var/run/token"),
         ("see 'https://u:p@ss@host:1/x.zip?a=1&b=2': bad", "see 'https://***@host:1/x.zip?***': bad"),

@@ -1,4 +1,4 @@
-"""Calls AWS services that run jobs: each call is one request, and its errors become ours."""
+"""Calls AWS services other than S3: each call is one request, and its errors become ours."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ _CONFIG = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard"
 _ERRORS: dict[Meaning, tuple[type[JobError], str]] = {
     Meaning.NO_PERMISSION: (
         NoPermissionError,
-        "No permission for {call} ({code}): allow it for the credentials that submit.{detail}",
+        "No permission for {call} ({code}): allow it for the credentials in use.{detail}",
     ),
     Meaning.NO_CREDENTIALS: (
         NoPermissionError,

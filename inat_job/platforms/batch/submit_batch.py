@@ -14,6 +14,7 @@ from inat_job import events
 from inat_job.errors import ConflictError, JobError, Preempted, TransientError, UsageError
 from inat_job.platforms.aws import request_models
 from inat_job.platforms.submission import Command, State, SubmitOptions, lasting_output, our_code, pages, refuse_unused
+from inat_job.platforms.yaml_patch import patched, read_patch
 
 NEEDS = ("image", "role", "queue")
 
@@ -22,10 +23,30 @@ ATTEMPTS = 10
 
 LOG_GROUP = "/aws/batch/job"
 
+_OPERATIONS = ("RegisterJobDefinition", "SubmitJob")
+_COMMAND = "which is the command: give it after --"
+_OVERRIDE = "which overrides the definition: patch RegisterJobDefinition"
+_FIXED = {
+    "jobDefinitionName": "which names the definition: use --name",
+    "type": "which is decided by --nodes: use it",
+    "containerProperties.command": _COMMAND,
+    "nodeProperties.nodeRangeProperties.0.container.command": _COMMAND,
+    "nodeProperties.numNodes": "which is --nodes: use it",
+    "retryStrategy.evaluateOnExit": "which retries by the job's exit codes: leave it out",
+}
+_FIXED_OF_JOB = {
+    "jobName": "which names the run: use --name",
+    "jobQueue": "which is --queue: use it",
+    "jobDefinition": "which names the definition: use --name",
+    "arrayProperties": "which is --workers: use it",
+    **dict.fromkeys(("containerOverrides", "nodeOverrides", "retryStrategy"), _OVERRIDE),
+}
+"""What --patch may not change, by path, with the reason."""
+
 _CPUS, _MEMORY_GIB = 4, 14  # per GPU: what Batch can allocate on a g5.xlarge and a g4dn.xlarge
 _SHARED_MIB = 1024  # per GPU, for NCCL; there are no data loader workers that would need more
 _DIGEST_LENGTH = 8
-_FLAT = ("resourceRequirements", "environment", "secrets")  # lists without an order
+_FLAT = ("resourceRequirements", "environment")  # lists without an order
 
 RETRY = (
     {"onStatusReason": "Host EC2*", "action": "RETRY"},  # the instance was terminated
@@ -52,14 +73,28 @@ def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     }
     if request.timeout:
         definition["timeout"] = {"attemptDurationSeconds": round(request.timeout)}
+    of_definition, of_job = _patches(request)
+    definition = patched(definition, of_definition, _FIXED)
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
     name = f"{request.name}-{digest}"
     job = {"jobName": request.name, "jobQueue": request.queue, "jobDefinition": name, "tags": request.labels}
     array = {"arrayProperties": {"size": request.workers}} if request.workers > 1 else {}
-    documents = [{"jobDefinitionName": name, **definition}, {**job, **array, "propagateTags": True}]
+    job = patched({**job, **array, "propagateTags": True}, of_job, _FIXED_OF_JOB)
+    documents = [{"jobDefinitionName": name, **definition}, job]
     request_models.check("batch", "RegisterJobDefinition", documents[0])
     request_models.check("batch", "SubmitJob", documents[1])
     return documents
+
+
+def _patches(request: SubmitOptions) -> list[list[dict[str, Any]]]:
+    """The patches for each of both requests. Raises UsageError for other keys than their operations."""
+    documents = read_patch(request.patch)
+    for each in documents:
+        for operation, patch in each.items():
+            if operation not in _OPERATIONS or not isinstance(patch, dict):
+                names = " and ".join(_OPERATIONS)
+                raise UsageError(f"--patch has {operation!r}: it must have objects under {names}, as --dry-run shows.")
+    return [[each[operation] for each in documents if operation in each] for operation in _OPERATIONS]
 
 
 def _job_command(request: SubmitOptions, command: Command) -> list[str]:
@@ -86,15 +121,15 @@ def _container(request: SubmitOptions, command: list[str]) -> dict[str, Any]:
             "logDriver": "awslogs",
             "options": {"awslogs-group": LOG_GROUP, "awslogs-stream-prefix": str(request.name)},
         },
-        "environment": [{"name": "AWS_REGION", "value": request.region}] if request.region else [],
+        "environment": [{"name": name, "value": value} for name, value in _variables(request).items()],
     }
-    if request.wandb_secret:
-        if not request.execution_role:
-            raise UsageError("--wandb-secret needs --execution-role, the role that reads the secret: set both.")
-        container["secrets"] = [{"name": "WANDB_API_KEY", "valueFrom": request.wandb_secret}]
     if request.execution_role:
         container["executionRoleArn"] = request.execution_role
     return container
+
+
+def _variables(request: SubmitOptions) -> dict[str, str]:
+    return {**({"AWS_REGION": request.region} if request.region else {}), **request.variables}
 
 
 def _definition(request: SubmitOptions, container: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +145,7 @@ def _definition(request: SubmitOptions, container: dict[str, Any]) -> dict[str, 
 
 def as_text(documents: list[dict[str, Any]]) -> str:
     """Both requests as JSON by operation; `aws batch --cli-input-json` takes each."""
-    return json.dumps(dict(zip(("RegisterJobDefinition", "SubmitJob"), documents, strict=True)), indent=2) + "\n"
+    return json.dumps(dict(zip(_OPERATIONS, documents, strict=True)), indent=2) + "\n"
 
 
 def matches(found: Any, wanted: Any) -> bool:

@@ -14,9 +14,11 @@ FIRST_LINES = 20
 """Log lines shown of a pod that already runs when it is first seen."""
 
 FINAL_CODES = (2, 65, 77, 78)
-"""Exit codes that fail the Job at once by its podFailurePolicy."""
+"""Exit codes that fail the Job, or an index of a sweep, at once by its podFailurePolicy."""
 
-_JOB_LABEL = "batch.kubernetes.io/job-name"
+_LABELS = {"Job": "batch.kubernetes.io/job-name", "JobSet": "jobset.sigs.k8s.io/jobset-name"}
+"""The label of a pod that names its Job or JobSet, by kind."""
+
 _INDEX = "batch.kubernetes.io/job-completion-index"
 STUCK_S = 300.0
 """Seconds for which a container image may be missing: a registry may be down, or the image still on its way there."""
@@ -25,32 +27,54 @@ _STUCK = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNever
 _FULL_VOLUME = re.compile("exceeds the .*limit|ephemeral", re.IGNORECASE)
 """What an eviction says where the pod itself has used too much disk, and not its machine too much of something."""
 
+_FIXES = (
+    ("^(ErrImage|ImagePull|InvalidImage)", "check --image, and --image-pull-secret for a private registry"),
+    ("^CreateContainerConfigError", "create what it names in the namespace"),
+    ("Insufficient nvidia.com/gpu", "check --gpus, and whether the cluster has its GPU device plugin"),
+    ("Insufficient (cpu|memory)", "lower --cpus or --memory"),
+    ("Insufficient ephemeral-storage", "lower --disk, or give the nodes larger disks"),
+    ("taint", "tolerate the taint by --patch"),
+    ("node affinity|node selector", "check --instance-type and --spot"),
+    ("persistentvolumeclaim|PersistentVolume", "check --pvc"),
+)
+"""Patterns of why a pod does not start, and the fix."""
+
 _NORMAL_WAITING = ("PodInitializing", "ContainerCreating")
+
+_BY_CODE = ("PodFailurePolicy", "FailJobSetFailurePolicyAction")
+"""Why a Job, or a JobSet, has failed at once, for a final code."""
+
+_OUT_OF_MEMORY = "OOMKilled"
+_OOM_END = (
+    ConflictError.exit_code,
+    "OOMKilled, the container used more memory than its limit: raise --memory, or train with a smaller --batch-size",
+)
 
 Resource = Mapping[str, Any]
 """A Job or a pod, as the API server returns it."""
 
 
 class KubernetesJob:
-    """A submitted Job. Each look returns the log lines since the last one."""
+    """A submitted Job or JobSet. Each look returns the log lines since the last one."""
 
-    def __init__(self, name: str, kubectl: Kubectl) -> None:
+    def __init__(self, name: str, kubectl: Kubectl, kind: str) -> None:
         self.name = name
-        self._kubectl = kubectl
+        self._kubectl, self._kind = kubectl, kind
         self._pod, self._since = "", ""
         self._stuck_at: float | None = None
 
     def read_state(self) -> State:
         """The Job's state now. Raises JobError as kubectl does."""
         try:
-            job = self._kubectl.get("job", self.name)
+            job = self._kubectl.get(self._kind.lower(), self.name)
         except NotFoundError:
-            return State("Deleted", code=TransientError.exit_code, reason="the Job was deleted; submit it again")
-        pods = self._kubectl.get("pods", "-l", f"{_JOB_LABEL}={self.name}").get("items", [])
+            why = f"the {self._kind} was deleted; submit it again"
+            return State("Deleted", code=TransientError.exit_code, reason=why)
+        pods = self._kubectl.get("pods", "-l", f"{_LABELS[self._kind]}={self.name}").get("items", [])
         code, reason = exit_code_of(job, pods)
-        problem = start_problem(pods)
+        problem = start_problem(pods) or last_loss(pods)
         if code is None and self._is_stuck(problem):
-            code, problem = ConflictError.exit_code, f"{problem}; the Job still waits: fix it, or delete the Job"
+            code, problem = ConflictError.exit_code, f"{problem}; the {self._kind} still waits: fix it, or delete it"
         return State(phase_of(job, pods), tuple(self._new_lines(pods)), code, reason or problem)
 
     def _is_stuck(self, problem: str) -> bool:
@@ -82,21 +106,36 @@ class KubernetesJob:
 
 def phase_of(job: Resource, pods: Sequence[Resource]) -> str:
     """A word for the Job's state, Kubernetes' own if it has one."""
-    for kind in ("Complete", "Failed", "Suspended"):
+    if _is_complete(job):
+        return "Complete"
+    for kind in ("Failed", "Suspended"):
         if _condition(job, kind):
             return kind
     return "Running" if any(_phase(pod) == "Running" for pod in pods) else "Pending"
 
 
 def start_problem(pods: Sequence[Resource]) -> str:
-    """Why the newest pod does not start, empty if nothing is known."""
+    """Why the newest pod does not start, and the fix; empty if nothing is known."""
     for pod in leader_pods(pods)[:1]:
         waiting = _container(pod).get("state", {}).get("waiting", {})
         if waiting.get("reason") and waiting["reason"] not in _NORMAL_WAITING:
-            return ": ".join(str(waiting[key]) for key in ("reason", "message") if waiting.get(key))
+            return _with_fixes(": ".join(str(waiting[key]) for key in ("reason", "message") if waiting.get(key)))
         unscheduled = _condition(pod, "PodScheduled", "False")
         if unscheduled:
-            return str(unscheduled.get("message", ""))
+            why = (str(unscheduled[key]) for key in ("reason", "message") if unscheduled.get(key))
+            return _with_fixes(": ".join(why))
+    return ""
+
+
+def _with_fixes(problem: str) -> str:
+    fixes = [fix for pattern, fix in _FIXES if re.search(pattern, problem)]
+    return f"{problem.rstrip('. ')}: {', or '.join(fixes)}" if fixes else problem
+
+
+def last_loss(pods: Sequence[Resource]) -> str:
+    """How the pod before the newest one ended, if for memory or by an eviction: the next one may end the same way."""
+    for pod in leader_pods(pods)[1:2]:
+        return _named_end(pod)[1]
     return ""
 
 
@@ -106,7 +145,7 @@ def exit_code_of(job: Resource, pods: Sequence[Resource]) -> tuple[int | None, s
     The code of a failed Job is that of the pod that failed it, by the exit code of its container. Without such a pod
     the Job may be submitted again.
     """
-    if _condition(job, "Complete"):
+    if _is_complete(job):
         return 0, ""
     failed = _condition(job, "Failed")
     if not failed:
@@ -115,24 +154,30 @@ def exit_code_of(job: Resource, pods: Sequence[Resource]) -> tuple[int | None, s
     exits = [terminated for pod in pods if (terminated := _terminated(pod))]
     exits = sorted(exits, key=lambda each: sort_key(str(each.get("finishedAt", ""))))
     exits = [each for each in exits if each.get("exitCode")]
-    evicted = [pod["status"] for pod in pods if pod.get("status", {}).get("reason") == "Evicted"]
+    evicted = [pod for pod in pods if _is_evicted(pod)]
     if evicted and failed.get("reason") != "DeadlineExceeded":
-        return _eviction(str(evicted[-1].get("message", "")))
-    if failed.get("reason") == "PodFailurePolicy":  # the pods of other machines end as a consequence
+        return _named_end(evicted[-1])
+    if failed.get("reason") in _BY_CODE:  # the pods of other machines end as a consequence
         exits = [each for each in exits if each["exitCode"] in FINAL_CODES] or exits
     if not exits or failed.get("reason") == "DeadlineExceeded":
         return TransientError.exit_code, why
-    if exits[-1].get("reason") == "OOMKilled":
-        fix = "raise --memory, or train with a smaller --batch-size"
-        return ConflictError.exit_code, f"OOMKilled, the container used more memory than its limit: {fix}"
+    if exits[-1].get("reason") == _OUT_OF_MEMORY:
+        return _OOM_END
     return our_code(int(exits[-1]["exitCode"])), _termination_reason(exits[-1]) or why
 
 
-def _eviction(message: str) -> tuple[int, str]:
-    """Code and reason of an evicted pod."""
-    if _FULL_VOLUME.search(message):
-        return ConflictError.exit_code, f"Evicted, {message.rstrip('. ')}: give the pod a larger volume"
-    return TransientError.exit_code, f"Evicted, {message.rstrip('. ')}: submit it again"
+def _named_end(pod: Resource) -> tuple[int, str]:
+    """Code and reason of a pod that was evicted or ran out of memory; 0 and nothing for another one."""
+    if _is_evicted(pod):
+        message = str(pod["status"].get("message", "")).rstrip(". ")
+        if _FULL_VOLUME.search(message):
+            return ConflictError.exit_code, f"Evicted, {message}: raise --disk, or give the pod a larger volume"
+        return TransientError.exit_code, f"Evicted, {message}: submit it again"
+    return _OOM_END if _terminated(pod).get("reason") == _OUT_OF_MEMORY else (0, "")
+
+
+def _is_evicted(pod: Resource) -> bool:
+    return bool(pod.get("status", {}).get("reason") == "Evicted")
 
 
 def leader_pods(pods: Sequence[Resource]) -> list[Resource]:
@@ -145,6 +190,10 @@ def sort_key(time: str) -> tuple[str, str]:
     """Sorts RFC 3339 times in UTC, whose fractions of a second may lack trailing zeros."""
     seconds, _, fraction = time.removesuffix("Z").partition(".")
     return seconds, fraction.ljust(9, "0")
+
+
+def _is_complete(job: Resource) -> bool:
+    return bool(_condition(job, "Complete") or _condition(job, "Completed"))  # the latter is JobSet's word
 
 
 def _condition(resource: Resource, kind: str, status: str = "True") -> Resource:

@@ -14,6 +14,8 @@ _KLOG = r"[EWIF]\d{4} \d\d:"  # kubectl's own log, which repeats the same severa
 # Patterns of the API server's answers and of Go's network errors, as kubectl prints them. The first match counts.
 _ERRORS: tuple[tuple[str, type[JobError], str], ...] = (
     (r"Forbidden|Unauthorized|must be logged in|provide credentials", NoPermissionError, "ask for this permission"),
+    (r"strict decoding|unknown field|unmarshal", ConflictError, "correct it in --patch, or use a newer cluster"),
+    (r"no matches for kind .?JobSet", ConflictError, "install JobSet in the cluster, or leave out --jobset"),
     (r"localhost:8080", ConflictError, "no cluster is configured here: set KUBECONFIG"),  # kubectl's default server
     (
         r"Unable to connect|connection refused|timed? ?out|deadline exceeded|TLS handshake|connection reset|EOF"
@@ -80,7 +82,7 @@ def _translate(verb: str, stderr: str) -> JobError:
     lines = [line for line in stderr.splitlines() if line.strip() and not re.match(_KLOG, line)]
     message = " ".join(" ".join(lines).split())[:_MESSAGE_LENGTH] or everything[:_MESSAGE_LENGTH] or "nothing"
     if "(AlreadyExists)" in everything:
-        return AlreadyExistsError(message)
+        return AlreadyExistsError(f"kubectl {verb} says: {message}; submit it again.")
     if "(NotFound)" in everything:
         return NotFoundError(f"kubectl {verb} says: {message}; check --namespace and --name.")
     for pattern, kind, fix in _ERRORS:

@@ -18,6 +18,14 @@ NAME = "Kubernetes"
 GRACE_S = 30.0
 """The default of terminationGracePeriodSeconds; a pod cannot read its own, so the manifest must pass any other."""
 
+SPOT_VARIABLE = "INAT_JOB_SPOT"
+"""The variable by which the manifest says that the pod runs on a Spot machine only."""
+
+# Seconds from SIGTERM until a Spot machine is gone, by the vendor that it names. Google: what the kubelet gives to
+# pods, of the machine's 30 s. The others: the notice, 30 s and 120 s, less what a controller needs to see it and drain.
+_SPOT_GRACE_S = {"Google": 15.0, "Microsoft Corporation": 25.0, "Amazon EC2": 110.0}
+_VENDOR = "sys/devices/virtual/dmi/id/sys_vendor"
+
 TERMINATION_LOG = "dev/termination-log"
 _SERVICE_ACCOUNT = "var/run/secrets/kubernetes.io/serviceaccount"
 _POD_INFO = "etc/podinfo"
@@ -43,9 +51,15 @@ def detect_kubernetes(environment: Mapping[str, str], root: Path = Path("/")) ->
         node_rank=_node_rank(environment, num_nodes),
         num_nodes=num_nodes,
         master_address=_master_address(environment, root) if num_nodes > 1 else None,
-        grace_s=GRACE_S,
+        grace_s=_grace_s(environment, root),
         failure_file=root / TERMINATION_LOG,
     )
+
+
+def _grace_s(environment: Mapping[str, str], root: Path) -> float:
+    if not environment.get(SPOT_VARIABLE):
+        return GRACE_S
+    return _SPOT_GRACE_S.get(read_text(root / _VENDOR).strip(), GRACE_S)
 
 
 def _job_name(environment: Mapping[str, str], info: Mapping[str, str], num_nodes: int) -> str:

@@ -33,6 +33,7 @@ from inat_job.platforms.submission import (
     pages,
     refuse_unused,
 )
+from inat_job.platforms.yaml_patch import patched, read_patch
 from inat_job.telemetry import metric_lines
 
 NEEDS = ("image", "role")
@@ -41,6 +42,15 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 
 _INSTANCE_TYPE, _DISK_GIB = "ml.g5.xlarge", 100
 _RUNTIME_S = 86400
+_COMMAND = "which is the command: give it after --"
+_FIXED = {
+    "TrainingJobName": "which names the run: use --name",
+    "HyperParameters": _COMMAND,
+    "AlgorithmSpecification.ContainerEntrypoint": _COMMAND,
+    "AlgorithmSpecification.ContainerArguments": _COMMAND,
+    "ResourceConfig.InstanceCount": "which is --nodes: use it",
+}
+"""What --patch may not change, by path, with the reason."""
 _COMMANDS = ("parta", "partb", "sweep")
 
 
@@ -54,7 +64,8 @@ def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
         raise UsageError(f"SageMaker cannot run {command.verb}: use {', '.join(_COMMANDS)}.")
     numbers = range(1, request.workers + 1)
     names = [f"{request.name}-worker-{number}" for number in numbers] if request.workers > 1 else [str(request.name)]
-    documents = [_training(request, command, name) for name in names]
+    patches = read_patch(request.patch)
+    documents = [patched(_training(request, command, name), patches, _FIXED) for name in names]
     for each in documents:
         request_models.check("sagemaker", "CreateTrainingJob", each)
     return documents
@@ -92,6 +103,8 @@ def _training(request: SubmitOptions, command: Command, name: str) -> dict[str, 
         },
         "Tags": [{"Key": key, "Value": value} for key, value in request.labels.items()],
     }
+    if request.variables:
+        training["Environment"] = request.variables
     if request.retries != 0:
         training["RetryStrategy"] = {"MaximumRetryAttempts": request.retries or 3}  # SageMaker's own errors only
     return training
@@ -120,6 +133,8 @@ def hyperparameters(request: SubmitOptions, command: Command) -> dict[str, str]:
     parameters.setdefault("run-id", str(request.name))  # because a job's name changes with every submission
     if output := lasting_output(request, command):
         parameters["output"] = output
+    elif command.writes_run and command.output and not command.output.lower().startswith("s3://"):
+        raise UsageError(f"--output is {command.output!r}, and SageMaker stores in s3:// only: use s3://bucket/prefix.")
     return parameters
 
 

@@ -19,7 +19,7 @@ from inat_job.errors import PreconditionFailed, TransientError
 from inat_job.events import Progress
 from inat_job.signals import Stop, never
 from inat_job.storage.base import DamagedFileError, StorageOptions
-from inat_job.storage.disk import disk_errors, read_blocks, sha256_of_blocks
+from inat_job.storage.disk import disk_errors, read_blocks, sha256_of_blocks, size_of_source
 from inat_job.storage.partial_download import MIB, ChunkPlan
 from inat_job.storage.retry import RetryableError, with_retries
 from inat_job.storage.s3 import s3_errors
@@ -60,7 +60,7 @@ class Upload:
 
         Raises RetryableError for a failure that another attempt may cure, PreconditionFailed, DamagedFileError.
         """
-        size = len(source) if isinstance(source, bytes) else _file_size(source)
+        size = size_of_source(source)
         with self.translated():
             try:
                 in_parts = self.confirm or size > SINGLE_REQUEST_LIMIT
@@ -247,11 +247,6 @@ def plan_parts(size: int) -> ChunkPlan:
     """Parts of PART_SIZE, or of more MiB if the object would exceed S3's limit of 10,000 parts."""
     least = -(-size // _MOST_PARTS)
     return ChunkPlan(size, max(PART_SIZE, -(-least // MIB) * MIB))
-
-
-def _file_size(source: Path) -> int:
-    with disk_errors(source, missing=f"{source} does not exist: check the path."):
-        return source.stat().st_size
 
 
 def _slice(source: Path | bytes, span: tuple[int, int]) -> bytes:

@@ -1,6 +1,8 @@
 """submit_batch.py: the requests to AWS Batch, following a job, and the exit code of its status."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -18,7 +20,6 @@ from inat_job.platforms.batch.submit_batch import exit_code_of
 from inat_job.platforms.submission import SubmitOptions, completed
 
 ROLE = "arn:aws:iam::123456789012:role/birds"
-SECRET = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:wandb"
 OPTIONS: dict[str, Any] = {"image": "birds:1", "role": ROLE, "queue": "gpus"}
 EXITED = "Essential container in task exited"
 WORDS = ("parta", "--output", "s3://bucket/runs", "--seed", "3")
@@ -86,17 +87,89 @@ def test_multi_node_definition() -> None:
     assert definition["retryStrategy"]["attempts"] == 10
 
 
-def test_secret_is_passed_by_arn() -> None:
-    container = built(wandb_secret=SECRET, execution_role=ROLE)[0]["containerProperties"]
-    assert container["secrets"] == [{"name": "WANDB_API_KEY", "valueFrom": SECRET}]
-    assert container["executionRoleArn"] == ROLE
-    with pytest.raises(UsageError, match="--execution-role"):
-        built(wandb_secret=SECRET)
+def test_execution_role_pulls_the_image() -> None:
+    assert built(execution_role=ROLE)[0]["containerProperties"]["executionRoleArn"] == ROLE
+
+
+def patched(folder: Path, patch: str, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    (folder / "patch.yaml").write_text(patch)
+    return built(patch=str(folder / "patch.yaml"), **options)
+
+
+def test_variables() -> None:
+    definition, _ = built(region="eu-west-1", env=("A=b,c=d", "AWS_REGION=us-east-1"))
+    variables = {each["name"]: each["value"] for each in definition["containerProperties"]["environment"]}
+    assert variables == {"AWS_REGION": "us-east-1", "A": "b,c=d"}
+
+
+def test_patch_is_merged_into_both_requests(tmp_path: Path) -> None:
+    plain = built(env=("A=1",))
+    definition, job = patched(
+        tmp_path,
+        """
+RegisterJobDefinition:
+  retryStrategy: {attempts: 2}
+  containerProperties:
+    ulimits: [{name: nofile, softLimit: 1024, hardLimit: 4096}]
+    resourceRequirements: [{type: VCPU, value: "2"}]
+    environment: [{name: B, value: "2"}]
+SubmitJob: {shareIdentifier: vision, schedulingPriorityOverride: 5}
+""",
+        env=("A=1",),
+    )
+    container, was = definition["containerProperties"], plain[0]["containerProperties"]
+    assert container["ulimits"] == [{"name": "nofile", "softLimit": 1024, "hardLimit": 4096}]
+    resources = {each["type"]: each["value"] for each in container["resourceRequirements"]}
+    assert resources == {"VCPU": "2", "MEMORY": "14336", "GPU": "1"}
+    assert container["environment"] == [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]
+    assert (container["command"], container["image"]) == (was["command"], was["image"])
+    assert definition["retryStrategy"] == {"attempts": 2, "evaluateOnExit": plain[0]["retryStrategy"]["evaluateOnExit"]}
+    assert (job["shareIdentifier"], job["schedulingPriorityOverride"]) == ("vision", 5)
+    assert definition["jobDefinitionName"] == job["jobDefinition"] != plain[1]["jobDefinition"]
+
+
+def test_patch_of_the_machines_of_one_run(tmp_path: Path) -> None:
+    ranges = "RegisterJobDefinition: {nodeProperties: {nodeRangeProperties: [{targetNodes: '0:1', %s}]}}"
+    definition, _ = patched(tmp_path, ranges % "container: {privileged: true}", nodes=2)
+    [machines] = definition["nodeProperties"]["nodeRangeProperties"]
+    assert (machines["container"]["privileged"], machines["container"]["image"]) == (True, "birds:1")
+    with pytest.raises(UsageError, match="which is the command"):
+        patched(tmp_path, ranges % "container: {command: [sh]}", nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        ("containerProperties: {}", "--patch has 'containerProperties': it must have objects under Register"),
+        ("SubmitJob: 3", "--patch has 'SubmitJob': it must have objects under"),
+        ("SubmitJob: {jobName: x}", "--patch changes jobName, which names the run: use --name"),
+        ("SubmitJob: {containerOverrides: {command: [sh]}}", "overrides the definition: patch"),
+        ("SubmitJob: {shareIdentifiers: x}", 'Unknown parameter in input: "shareIdentifiers"'),
+        ("SubmitJob: {retryStrategy: {attempts: 2}}", "retryStrategy, which overrides the definition: patch Register"),
+        ("RegisterJobDefinition: {containerProperties: {command: [sh]}}", "which is the command: give it after --"),
+        ("RegisterJobDefinition: {containerProperties: null}", "which is the command: give it after --"),
+        ("RegisterJobDefinition: {retryStrategy: {evaluateOnExit: []}}", "retryStrategy.evaluateOnExit, which retries"),
+        ("RegisterJobDefinition: {retryStrategy: null}", "retryStrategy.evaluateOnExit, which retries"),
+        ("RegisterJobDefinition: {containerProperties: {user: 3}}", "Invalid type for parameter containerProp"),
+        (
+            "RegisterJobDefinition: {containerProperties: {environment: [{name: INAT_SEED, value: '7'}]}}",
+            "--patch changes INAT_SEED, a variable of the job itself",
+        ),
+        ("RegisterJobDefinition: {}", "--patch changes nothing"),
+    ],
+)
+def test_invalid_patches_are_refused(tmp_path: Path, patch: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        patched(tmp_path, patch)
 
 
 @pytest.mark.parametrize(
     ("options", "flag"),
     [
+        ({"pvc": ("a:/b",)}, "--pvc"),
+        ({"env_from_secret": ("a",)}, "--env-from-secret"),
+        ({"service_account": "a"}, "--service-account"),
+        ({"image_pull_secret": ("a",)}, "--image-pull-secret"),
         ({"disk": 100}, "--disk"),
         ({"spot": True}, "--spot"),
         ({"namespace": "n"}, "--namespace"),

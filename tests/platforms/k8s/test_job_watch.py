@@ -1,5 +1,6 @@
 """job_watch.py: the state of a Job by its conditions, pods and times."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,10 +30,60 @@ def test_leader_pods_are_index_0_newest_first() -> None:
     assert [each["metadata"]["name"] for each in job_watch.leader_pods([old, index_1, new])] == ["2", "1"]
 
 
-def test_start_problem_of_a_waiting_pod() -> None:
-    waiting = {"reason": "ErrImagePull", "message": "manifest unknown"}
-    assert job_watch.start_problem([pod("p", {"waiting": waiting}, "Pending")]) == "ErrImagePull: manifest unknown"
+@pytest.mark.parametrize(
+    ("reason", "message", "fix"),
+    [
+        ("ErrImagePull", "manifest unknown", "check --image, and --image-pull-secret for a private registry"),
+        ("ImagePullBackOff", "", "check --image, and --image-pull-secret for a private registry"),
+        ("CreateContainerConfigError", 'secret "keys" not found', "create what it names in the namespace"),
+        ("CrashLoopBackOff", "", ""),
+    ],
+)
+def test_start_problem_of_a_waiting_pod(reason: str, message: str, fix: str) -> None:
+    waiting = {"reason": reason, "message": message}
+    expected = ": ".join(filter(None, (reason, message, fix)))
+    assert job_watch.start_problem([pod("p", {"waiting": waiting}, "Pending")]) == expected
     assert job_watch.start_problem([pod("p", {"waiting": {"reason": "ContainerCreating"}}, "Pending")]) == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "fixes"),
+    [
+        (
+            "0/3 nodes are available: 3 Insufficient nvidia.com/gpu",
+            ["check --gpus, and whether the cluster has its GPU device plugin"],
+        ),
+        (
+            "0/2 nodes are available: 2 Insufficient memory, 2 node(s) had untolerated taint {sku: gpu}",
+            ["lower --cpus or --memory", "tolerate the taint by --patch"],
+        ),
+        (
+            "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector",
+            ["check --instance-type and --spot"],
+        ),
+        (
+            "0/2 nodes are available: 2 Insufficient ephemeral-storage",
+            ["lower --disk, or give the nodes larger disks"],
+        ),
+        ('persistentvolumeclaim "runs" not found', ["check --pvc"]),
+        ("the machine is on fire", []),
+    ],
+)
+def test_start_problem_of_a_pod_without_a_node(message: str, fixes: list[str]) -> None:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    expected = ": ".join(filter(None, ("Unschedulable", message, ", or ".join(fixes))))
+    assert job_watch.start_problem([pod("p", {}, "Pending", conditions=[condition])]) == expected
+
+
+def test_last_loss_is_that_of_the_pod_before_the_newest() -> None:
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    old = pod("1", killed, "Failed", created="2026-11-24T10:01:00Z")
+    evicted = pod("2", {}, "Failed", created="2026-11-24T10:02:00Z", reason="Evicted", message="low on memory.")
+    new = pod("3", {"running": {}}, created="2026-11-24T10:03:00Z")
+    assert job_watch.last_loss([old, new]).startswith("OOMKilled, ")
+    assert job_watch.last_loss([old, evicted, new]) == "Evicted, low on memory: submit it again"
+    assert job_watch.last_loss([pod("0", exited(75), "Failed"), new]) == ""
+    assert job_watch.last_loss([old]) == job_watch.last_loss([]) == ""
 
 
 @given(st.lists(st.tuples(st.integers(0, 59), st.integers(0, 999_999_999)), min_size=2, max_size=6))

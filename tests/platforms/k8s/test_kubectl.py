@@ -19,6 +19,7 @@ from inat_job.platforms.k8s.kubectl import Kubectl
             TransientError,
         ),
         ("dial tcp 127.0.0.1:8080: the connection to localhost:8080 was refused: connection refused", ConflictError),
+        ('(BadRequest): strict decoding error: unknown field "spec.tolerations"', ConflictError),
         ('The Job "x" is invalid: spec.template: Invalid value', ConflictError),
         ('Error from server (NotFound): namespaces "ml" not found', ConflictError),
     ],

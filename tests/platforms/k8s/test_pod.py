@@ -43,6 +43,17 @@ def test_no_run_id_from_the_pods_own_name(tmp_path: Path) -> None:
     assert detected(tmp_path, HOSTNAME="parta-x7k2p").settings() == {"run.grace_seconds": 30.0}
 
 
+@pytest.mark.parametrize(
+    ("vendor", "grace_s"),
+    [("Google\n", 15.0), ("Microsoft Corporation\n", 25.0), ("Amazon EC2\n", 110.0), ("QEMU\n", 30.0), (None, 30.0)],
+)
+def test_grace_of_a_spot_machine_is_what_its_cloud_gives(tmp_path: Path, vendor: str | None, grace_s: float) -> None:
+    if vendor:
+        write(tmp_path / "sys/devices/virtual/dmi/id/sys_vendor", vendor)
+    assert detected(tmp_path, INAT_JOB_SPOT="true").grace_s == grace_s
+    assert detected(tmp_path).grace_s == 30.0
+
+
 def test_each_index_of_an_indexed_job_is_its_own_run(tmp_path: Path) -> None:
     platform = detected(tmp_path, KUBERNETES_JOB_NAME="seeds", JOB_COMPLETION_INDEX="3")
     assert (platform.run_id, platform.node_rank, platform.num_nodes) == ("seeds-3", 0, 1)

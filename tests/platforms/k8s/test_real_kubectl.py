@@ -77,6 +77,15 @@ def test_submit_and_wait(submit: Submit, cluster: Cluster) -> None:
     assert all("fieldValidation=Strict" in each for each in cluster.seen if each.startswith("POST"))
 
 
+def test_patched_job_is_accepted(submit: Submit, cluster: Cluster) -> None:
+    result = submit("--patch", str(ROOT / "k8s/clusters/aks.yaml"), *RUN)
+    assert result.returncode == 0, result.stderr
+    job = cluster.objects[f"{BATCH}/jobs/mine"]
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    assert job["spec"]["template"]["spec"]["tolerations"][0]["key"] == "sku"
+    assert [each["name"] for each in container["volumeMounts"]] == ["scratch", "shm", "aws-token"]
+
+
 def test_failure_ends_with_the_containers_exit_code(submit: Submit, cluster: Cluster) -> None:
     message = json.dumps({"code": 65, "reason": "x.zip does not exist: check --data."})
     end = {"exitCode": 65, "finishedAt": "2026-11-24T10:00:04Z", "message": message}
@@ -89,7 +98,14 @@ def test_failure_ends_with_the_containers_exit_code(submit: Submit, cluster: Clu
 def test_existing_and_forbidden(submit: Submit, cluster: Cluster) -> None:
     assert submit(*RUN).returncode == 0
     again = submit(*RUN)
-    assert (again.returncode, "kubectl delete job mine" in again.stderr.splitlines()[-1]) == (78, True), again.stderr
+    assert (again.returncode, "already works on this run" in again.stdout) == (0, True), again.stderr
+    other = submit("--retries", "1", *RUN)
+    assert (other.returncode, "with other options" in other.stderr.splitlines()[-1]) == (78, True), other.stderr
+    cluster.objects[f"{BATCH}/jobs/mine"]["status"] = condition("Failed", reason="BackoffLimitExceeded")
+    replaced = submit("--retries", "1", *RUN)
+    assert (replaced.returncode, "(Failed) is replaced" in replaced.stdout) == (0, True), replaced.stderr
+    new = cluster.objects[f"{BATCH}/jobs/mine"]
+    assert ("status" in new, new["spec"]["backoffLimit"]) == (False, 1)
     cluster.forbidden = True
     cluster.objects.clear()
     refused = submit(*RUN)
@@ -100,3 +116,34 @@ def test_wait_ends_when_the_job_is_deleted(submit: Submit, cluster: Cluster, mon
     monkeypatch.setattr(cluster, "advance", lambda path: cluster.objects.pop(path, None))
     result = submit("--wait", *RUN)
     assert (result.returncode, "the Job was deleted" in result.stderr.splitlines()[-1]) == (75, True), result.stderr
+
+
+def test_jobset_is_accepted_and_followed(submit: Submit, cluster: Cluster) -> None:
+    done = pod({"terminated": {"exitCode": 0, "finishedAt": "2026-11-24T10:00:04Z"}}, "Succeeded")
+    logs = {"mine-abcde": [("2026-11-24T10:00:01Z", "one")]}
+    cluster.looks = [{}, {"status": condition("Completed"), "pods": [done], "logs": logs}]
+    result = submit("--nodes", "2", "--jobset", "--wait", *RUN)
+    assert (result.returncode, "one" in result.stdout.splitlines()) == (0, True), result.stderr
+    jobset = cluster.objects["apis/jobset.x-k8s.io/v1alpha2/namespaces/ml/jobsets/mine"]
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 6
+    assert f"{CORE}/services/mine" not in cluster.objects
+
+
+def test_cluster_without_jobset(submit: Submit, cluster: Cluster) -> None:
+    cluster.has_jobset = False
+    result = submit("--nodes", "2", "--jobset", *RUN)
+    last = result.stderr.splitlines()[-1]
+    assert (result.returncode, "install JobSet in the cluster, or leave out --jobset" in last) == (78, True), last
+
+
+def test_texts_like_numbers_or_booleans_stay_texts(submit: Submit, cluster: Cluster) -> None:
+    """YAML as kubectl reads it has more of both than PyYAML."""
+    odd = "1e-3 1E5 1.5e3 .5e1 +1e3 0o17 1_000 0x1F 12:30 2026-01-01 y N on null ~ 0b1 .inf -.5".split()
+    variables = [word for number, text in enumerate(odd) for word in ("--env", f"A{number}={text}")]
+    result = submit(*variables, *RUN, "--lr", "1e-3")
+    assert result.returncode == 0, result.stderr
+    [container] = cluster.objects[f"{BATCH}/jobs/mine"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"][-1] == "1e-3"
+    assert [
+        each["value"] for each in container["env"] if each["name"].startswith("A") and each["name"][1:].isdigit()
+    ] == odd

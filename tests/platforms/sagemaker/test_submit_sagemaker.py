@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -30,6 +31,9 @@ OPTIONS: dict[str, Any] = {"image": "1.dkr.ecr.eu-west-1.amazonaws.com/birds:1",
 WORDS = ("parta", "--output", "s3://bucket/runs", "--seed", "3")
 
 
+SEARCH = ("sweep", "--part", "b", "--output", "s3://bucket/runs")
+
+
 def built(*words: str, **options: Any) -> dict[str, Any]:
     command = checked(words or WORDS, _line)
     request = completed(SubmitOptions(**{**OPTIONS, **options}), command, submit_sagemaker.NEEDS)
@@ -53,6 +57,49 @@ def test_request_from_options() -> None:
     }
     assert request["Tags"] == [{"Key": "team", "Value": "birds"}]
     assert "Environment" not in request
+
+
+def test_patch_and_variables(tmp_path: Path) -> None:
+    patch = tmp_path / "patch.yaml"
+    patch.write_text(
+        """
+VpcConfig: {SecurityGroupIds: [sg-1], Subnets: [subnet-1]}
+ResourceConfig: {KeepAlivePeriodInSeconds: 600}
+RetryStrategy: null
+Environment: {B: "2"}
+Tags: [{Key: team, Value: bats}, {Key: cost, Value: "1"}]
+"""
+    )
+    plain = built(tags=("team=birds",), env=("A=1",))
+    request = built(tags=("team=birds",), env=("A=1",), patch=str(patch))
+    assert plain["Environment"] == {"A": "1"}
+    assert request["Environment"] == {"A": "1", "B": "2"}
+    assert request["VpcConfig"] == {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]}
+    assert request["ResourceConfig"] == {**plain["ResourceConfig"], "KeepAlivePeriodInSeconds": 600}
+    assert request["Tags"] == [{"Key": "team", "Value": "bats"}, {"Key": "cost", "Value": "1"}]
+    changed = ("VpcConfig", "ResourceConfig", "RetryStrategy", "Environment", "Tags")
+    assert {key: value for key, value in request.items() if key not in changed} == {
+        key: value for key, value in plain.items() if key not in changed
+    }
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        ("TrainingJobName: x", "--patch changes TrainingJobName, which names the run"),
+        ("HyperParameters: {seed: '7'}", "--patch changes HyperParameters, which is the command"),
+        ("AlgorithmSpecification: {ContainerEntrypoint: [sh]}", "ContainerEntrypoint, which is the command"),
+        ("ResourceConfig: {InstanceCount: 2}", "which is --nodes"),
+        ("Environment: {INAT_SEED: '7'}", "--patch changes INAT_SEED, a variable of the job itself"),
+        ("VpcConfig: {Subnets: [s-1]}", 'Missing required parameter in VpcConfig: "SecurityGroupIds"'),
+        ("RoleArn: null", 'Missing required parameter in input: "RoleArn"'),
+        ("Vpc: {}", "Unknown parameter in input"),
+    ],
+)
+def test_invalid_patches_are_refused(tmp_path: Path, patch: str, message: str) -> None:
+    (tmp_path / "patch.json").write_text(patch)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        built(patch=str(tmp_path / "patch.json"))
 
 
 def test_spot_maximum_wait() -> None:
@@ -109,12 +156,12 @@ def test_set_option_becomes_a_hyperparameter() -> None:
         ({"gpus": 2}, WORDS, "--gpus"),
         ({"queue": "q"}, WORDS, "--queue"),
         ({"cpus": 2}, WORDS, "--cpus"),
-        ({"wandb_secret": "arn"}, WORDS, "--wandb-secret"),
         ({"role": "birds"}, WORDS, "RoleArn"),
         ({"instance_type": "g5.xlarge"}, WORDS, "InstanceType"),
         ({"retries": 31}, WORDS, "MaximumRetryAttempts"),
         ({}, ("prepare", "--data", "demo:"), "use parta, partb, sweep"),
         ({}, ("parta",), "--output is not set"),
+        ({}, (*SEARCH, "--space", f"train.lr = false  # {'x' * 2500}"), "2500"),
     ],
 )
 def test_invalid_or_unused_options_are_refused(options: dict[str, Any], words: tuple[str, ...], message: str) -> None:
@@ -122,22 +169,25 @@ def test_invalid_or_unused_options_are_refused(options: dict[str, Any], words: t
         built(*words, **options)
 
 
-SWEEP = ("sweep", "--part", "b", "--output", "s3://bucket/runs", "--max-time", "2h", "--trials", "9", "--lr", "0.01")
+SWEEP = (*SEARCH, "--max-time", "2h", "--trials", "9", "--lr", "0.01")
 
 
-def test_hyperparameters_give_the_same_sweep() -> None:
-    request = built(*SWEEP, "--storage", "postgresql://host/x", "--no-augment")
+def test_hyperparameters_give_the_same_sweep(tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text("[train.ema]\nchoices = [0.0, 0.9]\n")
+    words = (*SWEEP, "--storage", "postgresql://host/x", "--no-augment", "--space", str(tmp_path / "space.toml"))
+    request = built(*words)
     asked = request["HyperParameters"]
     assert (asked["command"], asked["part"], asked["run-id"]) == ("sweep", "b", request["TrainingJobName"])
     place = Platform("SageMaker", run_id="other", hyperparameters=asked)
-    here = checked((*SWEEP, "--storage", "postgresql://host/x", "--no-augment"), _line)
+    here = checked(words, _line)
     sweep = sweep_of(place)
     assert sweep is not None
     assert parse_section(SweepOptions, sweep) == here.sweep
     in_the_job = configured(place, part_of(place), {}, [], None, SWEEP_TAKES)
     assert in_the_job.settings.train == here.configuration.settings.train
     assert in_the_job.settings.run.run_id == request["TrainingJobName"]
-    space = space_of(in_the_job.settings, fixed=in_the_job.given)
+    space = space_of(in_the_job.settings, asked["space"], in_the_job.given)
+    assert "train.ema" in space
     assert sweep_id(definition_of(in_the_job.settings, here.sweep, space)) == here.run_id  # type: ignore[arg-type]
 
 

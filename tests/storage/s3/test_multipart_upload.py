@@ -60,7 +60,7 @@ def test_failed_part_aborts_upload(s3_proxy: S3Proxy, s3_bucket: str, monkeypatc
 
 def test_short_object_is_detected(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(f"s3://{s3_bucket}", ONCE)
-    monkeypatch.setattr(multipart_upload, "_file_size", lambda source: 7)
+    monkeypatch.setattr(multipart_upload, "size_of_source", lambda source: 7)
     with pytest.raises(errors.TransientError, match=r"holds .* bytes, not the 7 sent"):
         store.put("key", Path(__file__))
 
