@@ -36,6 +36,17 @@ def test_singular_values_are_near_one_and_the_singular_vectors_stay(shape: tuple
     assert torch.nn.functional.cosine_similarity((left * values @ right).flatten(), exact.flatten(), dim=0) > 0.95
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("decades", [2, 4, 6])
+def test_small_singular_values_are_raised_but_none_above_the_rest(decades: int, dtype: torch.dtype) -> None:
+    left, _, right = torch.linalg.svd(torch.randn(64, 288, generator=torch.Generator().manual_seed(0)), False)
+    values = 10.0 ** -torch.linspace(0, decades, 64)
+    found = orthogonal(left * values @ right, dtype)
+    exact = orthogonal(left * values @ right, torch.float64)
+    assert torch.linalg.matrix_norm(found, 2) < 1.3
+    assert (found - exact).norm() < 0.2 * exact.norm()
+
+
 def test_zero_gradient_is_no_step_but_of_weight_decay() -> None:
     weight = nn.Parameter(torch.ones(2, 4, 3, 3))
     weight.grad = torch.zeros_like(weight)
