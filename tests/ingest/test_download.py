@@ -7,18 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from inat_job.data.cache_index import Cache
 from inat_job.errors import BadDataError
-from inat_job.ingest import build_cache, data_source
+from inat_job.ingest import data_source
 from inat_job.signals import never
 from inat_job.storage import StorageOptions
 from tests.harness import loopback
 from tests.harness.made_images import tree, write_zip
-
-
-def prepared(uri: object, cache_dir: Path, size: int = 32) -> Cache:
-    source = data_source.find(str(uri), cache_dir, StorageOptions(retries=0), never)
-    return build_cache.prepare(source, cache_dir, size, 0.01, never)
+from tests.harness.small_caches import prepared
 
 
 @pytest.fixture
