@@ -1,8 +1,9 @@
-"""Fixtures that several folders share: an S3 server on loopback, or the real one that INAT_TEST_S3_ENDPOINT names."""
+"""Fixtures that several folders share: the command line; an S3 server, or the real one of INAT_TEST_S3_ENDPOINT."""
 
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -45,6 +46,18 @@ def _ended_leases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         lease._ended.set()
     for lease in made:
         lease._renewing.join()
+
+
+@pytest.fixture
+def job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Any]]:
+    """Runs a command line in this process, in an empty folder, and restores the signal handlers."""
+    from tests.harness.in_process import in_process
+
+    monkeypatch.chdir(tmp_path)
+    with in_process(monkeypatch, capsys) as run:
+        yield run
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import re
 import runpy
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from inat_job.errors import JobError, Preempted, TransientError
 from inat_job.platforms import submission
 from inat_job.recipes import RECIPES
 from inat_job.search.space import PART_A
-from tests.harness.in_process import Ended, in_process
+from tests.harness.in_process import Ended
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "inat_job"
@@ -47,14 +47,10 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relativ
 
 
 @pytest.fixture
-def job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Ended]]:
+def job(job: Callable[..., Ended], tmp_path: Path) -> Callable[..., Ended]:
     """Runs a command line in this process, in a folder with nothing but k8s/."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "k8s").symlink_to(ROOT / "k8s")
-    with in_process(monkeypatch, capsys) as run:
-        yield run
+    return job
 
 
 def code_blocks(text: str, language: str) -> str:

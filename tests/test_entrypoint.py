@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from entrypoint import cli
 from inat_job import near_misses
 from inat_job.configuration import options_of_all_parts
 from inat_job.errors import TransientError
-from tests.harness.in_process import Ended, in_process
+from tests.harness.in_process import Ended
 from tests.harness.made_images import encoded, tree, write_zip
 
 ROOT = Path(__file__).parent.parent
@@ -38,16 +38,6 @@ HEAVY = {"torch", "torchvision", "lightning", "wandb", "boto3", "numpy", "PIL", 
 HEAVY |= {"onnx", "onnxscript", "onnxruntime", "optuna"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture
-def job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Ended]]:
-    """Runs a command line in this process, in an empty folder, and restores the signal handlers."""
-    monkeypatch.chdir(tmp_path)
-    with in_process(monkeypatch, capsys) as run:
-        yield run
 
 
 @pytest.fixture

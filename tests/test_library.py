@@ -21,6 +21,7 @@ import inat_job
 from inat_job import library
 from inat_job.errors import BadDataError, EndedError, JobError, Preempted, UsageError
 from inat_job.library import _error, _Log
+from tests.harness.in_process import wakeup_descriptor
 from tests.harness.made_images import CLASSES, encoded, tree, write_zip
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +57,7 @@ def _of_this_process() -> dict[str, Any]:
     pid = os.getpid()
     return {
         "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
-        "wakeup": _wakeup(),
+        "wakeup": wakeup_descriptor(),
         "threads": {thread.name for thread in threading.enumerate() if thread.name == "log"},
         "children": Path(f"/proc/{pid}/task/{pid}/children").read_text(),
         "hooks": (threading.excepthook, sys.excepthook),
@@ -64,12 +65,6 @@ def _of_this_process() -> dict[str, Any]:
         "warnings": list(warnings.filters),
         "torch": (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.initial_seed()),
     }
-
-
-def _wakeup() -> int:
-    descriptor = signal.set_wakeup_fd(-1)
-    signal.set_wakeup_fd(descriptor)
-    return descriptor
 
 
 @pytest.mark.usefixtures("interruptible")

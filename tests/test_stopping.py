@@ -1,6 +1,5 @@
 """A real job that is stopped from outside: by signals to it or its group, by a Spot notice, and while it hangs."""
 
-import http.server
 import json
 import os
 import select
@@ -8,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.harness import loopback
 from tests.harness.children import Child, children, wait_for_event
 from tests.harness.made_images import tree, write_zip
 
@@ -55,42 +54,27 @@ def test_signal_to_the_process_group(job: Callable[..., Child], number: signal.S
     assert json.loads(attempt.read_text())["why"] == "preempted"
 
 
-class _Metadata(http.server.BaseHTTPRequestHandler):
+class _Metadata(loopback.Handler):
+    noticed = False
+
     def do_PUT(self) -> None:
-        self._answer(200, b"token")
+        self.answer(200, b"token")
 
     def do_GET(self) -> None:
         notice = {"action": "terminate", "time": "2030-01-01T00:00:00Z"}
-        self._answer(200 if self.server.noticed else 404, json.dumps(notice).encode())  # type: ignore[attr-defined]
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.answer(200 if self.noticed else 404, json.dumps(notice).encode())
 
 
 @pytest.mark.soak
-def test_spot_notice_stores_a_checkpoint(job: Callable[..., Child]) -> None:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Metadata)
-    server.noticed = False  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    child = job(
-        "--wandb",
-        "off",
-        AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
-        AWS_EC2_METADATA_DISABLED="false",
-    )
-    wait_for_event(child, "epoch")
-    server.noticed = True  # type: ignore[attr-defined]
-    wait_for_event(child, "stopping")
-    assert "Stopped: step" in last_line(child)
-    assert child.returncode == 143
-    server.shutdown()
-    server.server_close()
+def test_spot_notice_stores_a_checkpoint(job: Callable[..., Child], monkeypatch: pytest.MonkeyPatch) -> None:
+    with loopback.serve(_Metadata) as url:
+        environment = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": url, "AWS_EC2_METADATA_DISABLED": "false"}
+        child = job("--wandb", "off", **environment)
+        wait_for_event(child, "epoch")
+        monkeypatch.setattr(_Metadata, "noticed", True)
+        wait_for_event(child, "stopping")
+        assert "Stopped: step" in last_line(child)
+        assert child.returncode == 143
 
 
 def test_stop_while_a_server_is_silent(job: Callable[..., Child]) -> None:

@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,6 @@ def test_table(test: PredictionTable) -> tuple[list[str], list[list[Any]]]:
     names = [[test.classes[label] for label in labels] for labels in (test.labels, test.predicted)]
     rows = zip(test.ids, *names, test.losses.tolist(), test.confidences.tolist(), strict=True)
     return ["id", "label", "predicted", "loss", "confidence"], [list(row) for row in rows]
-
-
-def per_class_rows(report: Mapping[str, Any]) -> Sequence[tuple[str, int, float, float, float]]:
-    """Name, n, precision, recall and F1 of each class on the test set."""
-    return [
-        (name, each["n"], each["precision"], each["recall"], each["f1"])
-        for name, each in report["test"]["per_class"].items()
-    ]
 
 
 def _versions() -> dict[str, str]:

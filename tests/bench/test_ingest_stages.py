@@ -1,7 +1,5 @@
 """The plain download, the limit of `pull`, fetches the whole object from the web and from a bucket."""
 
-import http.server
-import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ from inat_job.address import basic_login
 from inat_job.bench import ingest_stages
 from inat_job.signals import never
 from inat_job.storage import Entry, StorageOptions, open_store
+from tests.harness import loopback
 from tests.harness.made_images import tree, write_zip
 from tests.harness.web_sites import Site, site  # noqa: F401  # a fixture
 
@@ -39,20 +38,12 @@ def test_plain_download_from_a_bucket_in_ranges(s3_bucket: str, tmp_path: Path, 
 
 
 def test_plain_download_from_the_web_in_one_stream(tmp_path: Path, downloaded: list[bytes]) -> None:
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(loopback.Handler):
         def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(CONTENT)
+            self.answer(200, CONTENT)
 
-        def log_message(self, *words: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        store = open_store(f"http://127.0.0.1:{server.server_port}/data")
-        ingest_stages.plain_download(store, Entry("x.zip", len(CONTENT), ""), tmp_path / "x")
-        server.shutdown()
+    with loopback.serve(Handler) as url:
+        ingest_stages.plain_download(open_store(f"{url}/data"), Entry("x.zip", len(CONTENT), ""), tmp_path / "x")
     assert downloaded == [CONTENT]
 
 

@@ -231,16 +231,6 @@ def test_space_with_fewer_points_than_trials_is_searched_whole(tmp_path: Path) -
     assert all(each["seconds"] > 0 for each in report["trials"])
 
 
-@pytest.fixture
-def job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Ended]]:
-    """Runs a command line in this process."""
-    monkeypatch.chdir(tmp_path)
-    with in_process(monkeypatch, capsys) as run:
-        yield run
-
-
 def test_second_worker_without_conditional_writes_is_told_why(
     job: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

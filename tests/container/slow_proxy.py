@@ -4,14 +4,12 @@ It also serves EC2's metadata, with a Spot notice if one is set.
 """
 
 import contextlib
-import http.client
-import http.server
 import re
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+
+from tests.harness import loopback
 
 _SLICES = 50
 
@@ -35,7 +33,7 @@ class SlowProxy:
         return max(times, default=None)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(loopback.Handler):
     protocol_version = "HTTP/1.1"
     proxy: SlowProxy
 
@@ -44,10 +42,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/latest/"):
             return self._metadata()
         seconds = self.proxy.seconds(request)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         if self.command == "PUT":
             time.sleep(seconds)
-        status, headers, answer = self._forward(body)
+        status, headers, answer = self.forward(self.proxy.upstream, body)
         self.send_response(status)
         for name, value in headers:
             if name.lower() not in ("connection", "transfer-encoding", "date", "server"):
@@ -64,11 +62,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _metadata(self) -> None:
         token = self.command == "PUT"
-        self.send_response(200 if token or self.proxy.notice else 404)
-        body = b"token" if token else self.proxy.notice
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(200 if token or self.proxy.notice else 404, b"token" if token else self.proxy.notice)
 
     def _trickle(self, answer: bytes, seconds: float) -> None:
         size = len(answer) // _SLICES + 1 if seconds else len(answer) or 1
@@ -76,39 +70,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(answer[start : start + size])
             time.sleep(seconds / _SLICES)
 
-    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Forward with the original Host header, so that signatures stay valid."""
-        host = urlsplit(self.proxy.upstream)
-        link = http.client.HTTPConnection(str(host.hostname), host.port)
-        try:
-            link.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                if name.lower() not in ("expect", "connection"):
-                    link.putheader(name, value)
-            link.endheaders(body or None)
-            answer = link.getresponse()
-            return answer.status, answer.getheaders(), b"" if self.command == "HEAD" else answer.read()
-        finally:
-            link.close()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a stopped client
-
 
 def slow_proxy(upstream: str) -> Iterator[SlowProxy]:
     """A proxy that serves until the generator is closed."""
     proxy = SlowProxy(upstream)
-    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
-    proxy.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield proxy
-    server.shutdown()
-    server.server_close()
+    with loopback.serve(type("Handler", (_Handler,), {"proxy": proxy})) as url:
+        proxy.url = url
+        yield proxy

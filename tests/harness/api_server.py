@@ -4,14 +4,13 @@ Objects are stored by path, and there is no controller: a test sets the states t
 """
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.harness import loopback
 from tests.harness.jobset_api import check_jobset
 
 JOBSETS = "apis/jobset.x-k8s.io/v1alpha2"
@@ -47,7 +46,7 @@ class Cluster:
             }
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(loopback.Handler):
     cluster: Cluster
 
     def do_GET(self) -> None:
@@ -74,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path, _ = self._parse()
-        resource = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        resource = json.loads(self.body())
         name = f"{path}/{resource['metadata']['name']}"
         if self.cluster.forbidden:
             return self._refuse(403, "Forbidden", f'{path.split("/")[-1]} is forbidden: User "x" cannot create')
@@ -92,12 +91,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PATCH(self) -> None:
         path, _ = self._parse()
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.body()
         self._answer(200, self.cluster.objects[path])
 
     def do_DELETE(self) -> None:
         path, _ = self._parse()
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.body()
         del self.cluster.objects[path]
         self._answer(200, {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
 
@@ -112,24 +111,15 @@ class _Handler(BaseHTTPRequestHandler):
             lines = [each for each in lines if each[0][:19] >= query["sinceTime"][0][:19]]
         else:
             lines = lines[-int(query["tailLines"][0]) :]
-        self._send(200, "text/plain", "".join(f"{stamp} {line}\n" for stamp, line in lines).encode())
+        text = "".join(f"{stamp} {line}\n" for stamp, line in lines)
+        self.answer(200, text.encode(), Content_Type="text/plain")
 
     def _refuse(self, code: int, reason: str, message: str) -> None:
         status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
         self._answer(code, {**status, "message": message, "reason": reason, "code": code})
 
     def _answer(self, code: int, body: Any) -> None:
-        self._send(code, "application/json", json.dumps(body).encode())
-
-    def _send(self, code: int, kind: str, body: bytes) -> None:
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
+        self.answer(code, json.dumps(body).encode(), Content_Type="application/json")
 
 
 def discovery(path: str, has_jobset: bool) -> dict[str, Any] | None:
@@ -182,13 +172,6 @@ def _schema(group_version: str) -> dict[str, Any]:
 def api_server() -> Iterator[Cluster]:
     """A server on the loopback interface."""
     cluster = Cluster()
-    handler = type("Handler", (_Handler,), {"cluster": cluster})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    cluster.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with loopback.serve(type("Handler", (_Handler,), {"cluster": cluster})) as url:
+        cluster.url = url
         yield cluster
-    finally:
-        server.shutdown()
-        server.server_close()

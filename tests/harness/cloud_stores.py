@@ -11,7 +11,6 @@ import email.utils
 import hashlib
 import hmac
 import http.client
-import http.server
 import itertools
 import json
 import re
@@ -28,8 +27,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from tests.harness import loopback
 from tests.harness.stores import S3Output, credentials, moto_server, s3_endpoint, wait_until_open
-from tests.harness.web_sites import serve
 
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -56,7 +55,7 @@ class GoogleFront:
     writing: threading.Lock = field(default_factory=threading.Lock)
 
 
-class _FrontHandler(http.server.BaseHTTPRequestHandler):
+class _FrontHandler(loopback.Handler):
     protocol_version = "HTTP/1.1"
     front: GoogleFront
 
@@ -65,7 +64,7 @@ class _FrontHandler(http.server.BaseHTTPRequestHandler):
         path = quote(unquote(path))  # moto does not decode all that obstore encodes
         self.path = f"{path}?{query}" if query else path
         front.seen.append((self.command, self.path))
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         fault = next(iter(front.faults.get(self.command, [])), "")
         if fault:
             front.faults[self.command].pop(0)
@@ -131,9 +130,6 @@ class _FrontHandler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @contextmanager
 def google_front(upstream: str, folder: Path) -> Iterator[tuple[GoogleFront, dict[str, str]]]:
@@ -142,7 +138,7 @@ def google_front(upstream: str, folder: Path) -> Iterator[tuple[GoogleFront, dic
     No other server takes its requests, whose signature is made up.
     """
     front = GoogleFront(upstream)
-    for url in serve(type("Handler", (_FrontHandler,), {"front": front})):
+    with loopback.serve(type("Handler", (_FrontHandler,), {"front": front})) as url:
         file = folder / "service-account.json"
         keys = {"gcs_base_url": url, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
         file.write_text(json.dumps(keys))

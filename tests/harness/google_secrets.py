@@ -5,15 +5,13 @@ https://cloud.google.com/secret-manager/docs/reference/rest/v1/projects.secrets.
 """
 
 import base64
-import http.server
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
-from tests.harness.web_sites import serve
+from tests.harness import loopback
 
 TOKEN_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 TOKEN = "ya29.pLaNtEdGoogleToken"
@@ -47,7 +45,7 @@ def refusal(code: int, status: str, message: str) -> Answer:
     return code, json.dumps({"error": {"code": code, "message": message, "status": status}}).encode()
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(loopback.Handler):
     google: GoogleSecrets
 
     def do_GET(self) -> None:
@@ -55,12 +53,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         google.requests.append((self.path, self.headers.get("Authorization", "")))
         kind = "token" if path == TOKEN_PATH else "secret"
         if google.faults[kind]:
-            return self._send(*google.faults[kind].pop(0))
+            return self.answer(*google.faults[kind].pop(0))
         if kind == "token":
-            return self._send(*self._token())
+            return self.answer(*self._token())
         if google.moved_to:
-            return self._send(302, b"", Location=google.moved_to + path)
-        return self._send(*self._secret(path.removeprefix("/v1/").removesuffix(":access")))
+            return self.answer(302, b"", Location=google.moved_to + path)
+        return self.answer(*self._secret(path.removeprefix("/v1/").removesuffix(":access")))
 
     def _token(self) -> Answer:
         if self.headers.get("Metadata-Flavor") != "Google":
@@ -75,21 +73,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data = base64.b64encode(self.google.secrets[name]).decode()
         return 200, json.dumps({"name": name, "payload": {"data": data, "dataCrc32c": "0"}}).encode()
 
-    def _send(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
 
 @contextmanager
 def google_secrets() -> Iterator[GoogleSecrets]:
     """Both services, for the block."""
     google = GoogleSecrets()
-    for url in serve(type("Handler", (_Handler,), {"google": google})):
+    with loopback.serve(type("Handler", (_Handler,), {"google": google})) as url:
         google.url = url
         yield google

@@ -23,6 +23,13 @@ class Ended(NamedTuple):
         return self.stdout.splitlines()
 
 
+def wakeup_descriptor() -> int:
+    """The descriptor that signals are written to, -1 for none."""
+    descriptor = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(descriptor)
+    return descriptor
+
+
 @contextmanager
 def in_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *before: str
@@ -32,8 +39,7 @@ def in_process(
     At the end no signal reaches the command's stop flag, whose threads would end this process when its grace is over.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    wakeup = signal.set_wakeup_fd(-1)
-    signal.set_wakeup_fd(wakeup)
+    wakeup = wakeup_descriptor()
 
     def run(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["entrypoint.py", *before, *arguments])

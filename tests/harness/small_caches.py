@@ -1,9 +1,18 @@
-"""Caches of a few training images of two classes, without an archive that they come from."""
+"""Caches for tests: prepared from a data set, or of a few training images without an archive that they come from."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
+from inat_job.ingest import build_cache, data_source
+from inat_job.signals import never
+from inat_job.storage import StorageOptions
+
+
+def prepared(uri: object, cache_dir: Path, size: int = 32, max_broken: float = 0.01) -> Cache:
+    """The cache of a data set, of which nothing is requested twice."""
+    source = data_source.find(str(uri), cache_dir, StorageOptions(retries=0), never)
+    return build_cache.prepare(source, cache_dir, size, max_broken, never)
 
 
 def small_cache(folder: Path, pixels: bytes, side: int, sizes: Sequence[tuple[int, int]]) -> Cache:

@@ -17,7 +17,7 @@ from tests.harness.attempts import Attempt
 from tests.harness.cases import SINGLE_WRITER_CASE, select_cases, write_images
 from tests.harness.cloud_stores import has_azurite
 from tests.harness.freeze_points import PassPoints
-from tests.harness.in_process import in_process
+from tests.harness.in_process import in_process, wakeup_descriptor
 from tests.harness.kills import Kill
 from tests.harness.losses import Loss
 from tests.harness.runner import EndedJob, Event, Job
@@ -81,17 +81,12 @@ def test_exit_code_and_last_line_of_a_usage_error(tmp_path: Path) -> None:
 def test_no_signal_reaches_a_command_that_ran_in_this_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def wakeup() -> int:
-        descriptor = signal.set_wakeup_fd(-1)
-        signal.set_wakeup_fd(descriptor)
-        return descriptor
-
     monkeypatch.setattr(entrypoint, "STOP", StopFlag())
-    before = wakeup()
+    before = wakeup_descriptor()
     with in_process(monkeypatch, capsys) as run:
         assert run("--version").code == 0
-        assert wakeup() != before
-    assert wakeup() == before
+        assert wakeup_descriptor() != before
+    assert wakeup_descriptor() == before
 
 
 def test_settings_of_this_process_do_not_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from tests.harness import loopback
 
 
 @dataclass
@@ -41,7 +43,6 @@ def wandb_server() -> Iterator[tuple[Recorded, ThreadingHTTPServer]]:
     recorded = Recorded()
     handler = type("Handler", (_Handler,), {"recorded": recorded})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
     recorded.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
@@ -51,7 +52,7 @@ def wandb_server() -> Iterator[tuple[Recorded, ThreadingHTTPServer]]:
         server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(loopback.Handler):
     recorded: Recorded
 
     def do_POST(self) -> None:
@@ -68,20 +69,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.recorded.files[self.path.removeprefix("/storage/")] = self._body()
         self._answer({})
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
     def _body(self) -> bytes:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
 
     def _answer(self, value: object) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
 
 
 def _graphql(recorded: Recorded, request: dict[str, Any]) -> dict[str, Any]:

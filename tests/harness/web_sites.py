@@ -1,7 +1,6 @@
 """A loopback web server that misbehaves on demand."""
 
 import contextlib
-import http.server
 import re
 import socket
 import struct
@@ -9,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
+from tests.harness import loopback
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Site:
 PAGE = b"<!DOCTYPE html><html><body>Please log in to this network.</body></html>"
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(loopback.Handler):
     protocol_version = "HTTP/1.1"
     site: Site
 
@@ -111,46 +111,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _refuse(self, status: int) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", "0")
-        if status in (429, 503):
-            self.send_header("Retry-After", self.site.retry_after)
-        self.end_headers()
+        self.answer(status, **({"Retry_After": self.site.retry_after} if status in (429, 503) else {}))
 
     def _reset(self) -> None:
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
     def finish(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # closed by the reset
             super().finish()
-
-
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # some tests are about clients that hang up early
-
-    def shutdown_request(self, request: Any) -> None:
-        with contextlib.suppress(OSError):
-            super().shutdown_request(request)
-
-
-def serve(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Serve on loopback; yields the address once."""
-    server = _Server(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.fixture
@@ -158,6 +128,6 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A running web server."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     site = Site()
-    for url in serve(type("Handler", (_Handler,), {"site": site})):
+    with loopback.serve(type("Handler", (_Handler,), {"site": site})) as url:
         site.url = url
         yield site

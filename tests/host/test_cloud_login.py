@@ -1,13 +1,12 @@
 """cloud_login.py: whose login gs:// and az:// use, by variables, key files and the metadata server."""
 
-import http.server
 import json
-import threading
 from pathlib import Path
 
 import pytest
 
 from inat_job.host.cloud_login import azure_login, google_login
+from tests.harness import loopback
 
 EMAIL = "trainer@project.iam.gserviceaccount.com"
 KEY = json.dumps({"type": "service_account", "client_email": EMAIL, "private_key": "pLaNtEd"})
@@ -63,19 +62,13 @@ def test_login_of_gcloud(tmp_path: Path) -> None:
 def test_service_account_of_the_machine(status: int, answer: str, owner: str | None, tmp_path: Path) -> None:
     asked = []
 
-    class Metadata(http.server.BaseHTTPRequestHandler):
+    class Metadata(loopback.Handler):
         def do_GET(self) -> None:
             asked.append((self.path, self.headers["Metadata-Flavor"]))
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(answer.encode())
+            self.answer(status, answer.encode())
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Metadata) as server:
-        threading.Thread(target=server.handle_request, daemon=True).start()
-        found = google_login({"HOME": str(tmp_path), "GCE_METADATA_HOST": f"127.0.0.1:{server.server_address[1]}"})
+    with loopback.serve(Metadata) as url:
+        found = google_login({"HOME": str(tmp_path), "GCE_METADATA_HOST": url.removeprefix("http://")})
     assert found.startswith(f"{owner}, from the metadata server" if owner else "unknown: ")
     assert asked == [("/computeMetadata/v1/instance/service-accounts/default/email", "Google")]
 

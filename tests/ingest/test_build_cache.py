@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inat_job.data.cache_index import INDEX, PIXELS, Cache, load
+from inat_job.data.cache_index import INDEX, PIXELS, load
 from inat_job.errors import BadDataError, ConflictError, Preempted
 from inat_job.ingest import build_cache, data_source, decode_all, tar_file
 from inat_job.signals import never
 from inat_job.storage import StorageOptions, open_store
 from tests.harness.made_images import CLASSES, encoded, tree, write_folder, write_tar, write_zip
+from tests.harness.small_caches import prepared
 
 WRITERS: dict[str, Callable[[Path, Mapping[str, bytes]], Path]] = {
     "data.zip": write_zip,
@@ -27,11 +28,6 @@ WRITERS: dict[str, Callable[[Path, Mapping[str, bytes]], Path]] = {
     "data.tar.gz": write_tar,
     "folder": write_folder,
 }
-
-
-def prepared(uri: object, cache_dir: Path, size: int = 32, max_broken: float = 0.01) -> Cache:
-    source = data_source.find(str(uri), cache_dir, StorageOptions(), never)
-    return build_cache.prepare(source, cache_dir, size, max_broken, never)
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -7,7 +7,6 @@ from pathlib import Path
 import boto3
 import pytest
 
-from inat_job.data.cache_index import Cache
 from inat_job.errors import BadDataError, Preempted, UsageError
 from inat_job.ingest import build_cache, data_source, inspect
 from inat_job.signals import never
@@ -15,12 +14,8 @@ from inat_job.storage import StorageOptions, open_store
 from inat_job.storage.s3.s3_store import S3Store
 from tests.harness.made_images import tree, write_folder, write_tar, write_zip
 from tests.harness.raw_answers import encode_answer, raw_server
+from tests.harness.small_caches import prepared
 from tests.harness.web_sites import PAGE, Site
-
-
-def prepared(uri: object, cache_dir: Path, size: int = 32) -> Cache:
-    source = data_source.find(str(uri), cache_dir, StorageOptions(retries=0), never)
-    return build_cache.prepare(source, cache_dir, size, 0.01, never)
 
 
 def test_index_source_is_the_named_uri(tmp_path: Path) -> None:

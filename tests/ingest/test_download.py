@@ -2,24 +2,18 @@
 
 import hashlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 
 import pytest
 
-from inat_job.data.cache_index import Cache
 from inat_job.errors import BadDataError
-from inat_job.ingest import build_cache, data_source
+from inat_job.ingest import data_source
 from inat_job.signals import never
 from inat_job.storage import StorageOptions
+from tests.harness import loopback
 from tests.harness.made_images import tree, write_zip
-
-
-def prepared(uri: object, cache_dir: Path, size: int = 32) -> Cache:
-    source = data_source.find(str(uri), cache_dir, StorageOptions(retries=0), never)
-    return build_cache.prepare(source, cache_dir, size, 0.01, never)
+from tests.harness.small_caches import prepared
 
 
 @pytest.fixture
@@ -27,7 +21,7 @@ def web() -> Iterator[SimpleNamespace]:
     """A web server that sends one archive for any path, and counts how often; `flips` damage the next answers."""
     served = SimpleNamespace(content=b"", version="", sent=0, uri="", flips=[])
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(loopback.Handler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(served.content)))
@@ -39,16 +33,9 @@ def web() -> Iterator[SimpleNamespace]:
                 damaged = served.flips.pop() if served.flips else 0
                 self.wfile.write(served.content[:-1] + bytes([served.content[-1] ^ damaged]))
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        served.uri = f"http://127.0.0.1:{server.server_port}/x.zip"
+    with loopback.serve(Handler) as url:
+        served.uri = f"{url}/x.zip"
         yield served
-        server.shutdown()
-        thread.join()
 
 
 def test_new_signature_is_same_archive(web: SimpleNamespace, tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
 """What is checked before work: wandb's server (on loopback, none, one that never answers), the key and its secret."""
 
-import http.server
 import json
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from inat_job.reporting import tracker_check
 from inat_job.reporting.tracker_check import check_tracker, check_tracking
 from inat_job.signals import never
 from inat_job.telemetry.redact import redact
+from tests.harness import loopback
 from tests.harness.wandb_stub import wandb_server
 
 KEY = "k" * 40
@@ -43,21 +42,13 @@ def test_server_is_not_asked_unless_tracking_is_online() -> None:
 
 @pytest.mark.parametrize(("status", "body"), [(401, b""), (200, b'{"data": {"viewer": null}}'), (200, b"<html>")])
 def test_refused_key_is_a_warning_without_the_key(status: int, body: bytes) -> None:
-    class Refusing(http.server.BaseHTTPRequestHandler):
+    class Refusing(loopback.Handler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.body()
+            self.answer(status, body)
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        found = check_tracker("auto", f"http://127.0.0.1:{server.server_port}", True, KEY)
-        server.shutdown()
+    with loopback.serve(Refusing) as url:
+        found = check_tracker("auto", url, True, KEY)
     assert found.warning
     assert found.fix
     assert KEY not in repr(found)

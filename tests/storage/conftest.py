@@ -1,18 +1,16 @@
 """A loopback web server and a proxy in front of S3, both of which misbehave on demand; buckets of other clouds."""
 
-import http.client
-import http.server
 import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 import pytest
 
+from tests.harness import loopback
 from tests.harness.cloud_stores import GoogleFront, GoogleOutput, azurite, create_container, google_front, has_azurite
 from tests.harness.stores import moto_server
-from tests.harness.web_sites import PAGE, serve, site  # noqa: F401  # a fixture
+from tests.harness.web_sites import PAGE, site  # noqa: F401  # a fixture
 
 
 @dataclass
@@ -32,14 +30,14 @@ class S3Proxy:
     url: str = ""
 
 
-class _ProxyHandler(http.server.BaseHTTPRequestHandler):
+class _ProxyHandler(loopback.Handler):
     protocol_version = "HTTP/1.1"
     proxy: S3Proxy
 
     def _handle(self) -> None:
         proxy = self.proxy
         proxy.seen.append((self.command, self.path))
-        body = self._request_body()
+        body = self.body()
         queue = proxy.faults.get(self.command, [])
         fault = queue.pop(0) if queue else ""
         if fault.isdigit():
@@ -48,7 +46,7 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
             body = body[:-1] + bytes([body[-1] ^ 1])
         if fault == "page":
             return self._refuse(200, PAGE)
-        status, headers, answer = _changed(fault, *self._forward(body))
+        status, headers, answer = _changed(fault, *self.forward(proxy.upstream, body))
         if fault == "lose":
             self.close_connection = True
             return None
@@ -66,35 +64,10 @@ class _ProxyHandler(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle
 
-    def _request_body(self) -> bytes:
-        length = int(self.headers.get("Content-Length", 0))
-        return self.rfile.read(length)
-
-    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        host = urlsplit(self.proxy.upstream)
-        link = http.client.HTTPConnection(str(host.hostname), host.port)
-        try:
-            link.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                if name.lower() not in ("expect", "connection"):
-                    link.putheader(name, value)
-            link.endheaders(body or None)
-            answer = link.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
-        finally:
-            link.close()
-
     def _refuse(self, status: int, body: bytes = b"") -> None:
         if code := self.proxy.codes.get(str(status), ""):
             body = f"<Error><Code>{code}</Code><Message>made up</Message></Error>".encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.answer(status, body)
 
 
 def _changed(
@@ -113,7 +86,7 @@ def _changed(
 def s3_proxy(s3_server: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
     """AWS_ENDPOINT_URL set to a faulty proxy in front of the S3 server."""
     proxy = S3Proxy(s3_server)
-    for url in serve(type("Handler", (_ProxyHandler,), {"proxy": proxy})):
+    with loopback.serve(type("Handler", (_ProxyHandler,), {"proxy": proxy})) as url:
         proxy.url = url
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         yield proxy

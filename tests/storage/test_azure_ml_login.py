@@ -1,6 +1,5 @@
 """The login of az:// on Azure Machine Learning, against a loopback service of tokens that also holds the blobs."""
 
-import http.server
 import json
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 from inat_job.errors import JobError, NoPermissionError, TransientError
 from inat_job.storage import StorageOptions, open_store
 from inat_job.storage.azure_ml_login import token_provider
-from tests.harness.web_sites import serve
+from tests.harness import loopback
 
 SECRET, TOKEN = "topsecret", "tokenofidentity"
 NO_RETRIES = StorageOptions(retries=0)
@@ -27,12 +26,13 @@ class AzureMl:
     logins: list[str] = field(default_factory=list)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(loopback.Handler):
     service: AzureMl
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
-        self._send(*(self._token(parts.query) if parts.path == "/MSI/auth" else self._blob()))
+        status, body = self._token(parts.query) if parts.path == "/MSI/auth" else self._blob()
+        self.answer(status, body, ETag='"1"', Last_Modified="Sun, 01 Nov 2026 10:00:00 GMT")
 
     def _token(self, query: str) -> tuple[int, bytes]:
         self.service.queries.append(parse_qs(query))
@@ -47,24 +47,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.service.logins.append(self.headers.get("Authorization", ""))
         return (200, b"hello") if self.service.logins[-1] == f"Bearer {TOKEN}" else (403, b"")
 
-    def _send(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        kept = {"ETag": '"1"', "Last-Modified": "Sun, 01 Nov 2026 10:00:00 GMT", "Content-Length": str(len(body))}
-        for name, value in kept.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureMl]:
     """The service, in the environment as Azure Machine Learning puts it there."""
     pytest.importorskip("obstore")
     service = AzureMl()
-    for url in serve(type("Handler", (_Handler,), {"service": service})):
+    with loopback.serve(type("Handler", (_Handler,), {"service": service})) as url:
         monkeypatch.setenv("MSI_ENDPOINT", f"{url}/MSI/auth")
         monkeypatch.setenv("MSI_SECRET", SECRET)
         monkeypatch.setenv("DEFAULT_IDENTITY_CLIENT_ID", "default-identity")

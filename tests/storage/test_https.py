@@ -2,34 +2,15 @@
 
 import base64
 import hashlib
-import os
 import time
 from pathlib import Path
 
 import pytest
 
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, TransientError
-from inat_job.storage import StorageOptions, open_store, partial_download, retry
-from inat_job.storage.partial_download import ChunkPlan
+from inat_job.storage import StorageOptions, open_store
 from tests.harness.web_sites import Site
-
-CHUNK = 100_000
-DATA = os.urandom(1_050_000)
-SHA256 = hashlib.sha256(DATA).hexdigest()
-OPTIONS = StorageOptions(threads=4, retries=4)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
-    """Many small chunks, short waits, and one file to download."""
-    monkeypatch.setattr(partial_download, "plan_chunks", lambda size: ChunkPlan(size, CHUNK))
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
-    site.files["x.zip"] = DATA
-    site.etags["x.zip"] = '"v1"'
-
-
-def _get(site: Site, path: Path, key: str = "x.zip", **more: object) -> object:
-    return open_store(site.url, OPTIONS).get(key, path, **more)  # type: ignore[arg-type]
+from tests.storage.one_file import DATA, OPTIONS, SHA256, get_file, quick  # noqa: F401  # a fixture
 
 
 def test_stat_and_read(site: Site) -> None:
@@ -48,7 +29,7 @@ def test_stat_and_read(site: Site) -> None:
 def test_retries_without_ranges(site: Site, tmp_path: Path, fault: str) -> None:
     site.ranges = False
     site.faults = [fault, fault]
-    _get(site, tmp_path / "x", sha256=SHA256)
+    get_file(site, tmp_path / "x", sha256=SHA256)
     assert (tmp_path / "x").read_bytes() == DATA
 
 
@@ -68,11 +49,11 @@ def test_get_from_every_kind_of_server(site: Site, tmp_path: Path, ranges: bool,
 
 def test_answers_without_the_etag_that_the_first_had(site: Site, tmp_path: Path) -> None:
     site.faults = ["untagged"] * 2
-    _get(site, tmp_path / "x", sha256=SHA256)
+    get_file(site, tmp_path / "x", sha256=SHA256)
     assert (tmp_path / "x").read_bytes() == DATA
     site.faults = ["untagged"] * 999
     with pytest.raises(TransientError, match="x.zip: the answer has no ETag, though the first one had"):
-        _get(site, tmp_path / "y", sha256=SHA256)
+        get_file(site, tmp_path / "y", sha256=SHA256)
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -101,7 +82,7 @@ def test_flipped_byte_is_found_without_a_digest(
     site: Site, tmp_path: Path, etag: str, more: dict[str, str], ranges: bool
 ) -> None:
     site.etags["x.zip"], site.more, site.ranges, site.faults = etag, more, ranges, ["flip"]
-    _get(site, tmp_path / "x")
+    get_file(site, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == DATA
     site.faults = ["flip"]
     assert open_store(site.url, OPTIONS).read("x.zip") == DATA
@@ -111,7 +92,7 @@ def test_object_without_its_stated_checksum_is_bad_data(site: Site, tmp_path: Pa
     site.more = GOOGLE
     site.files["x.zip"] = DATA[:-1] + b"?"
     with pytest.raises(BadDataError, match=r"x.zip does not have the checksum that its store states: upload it again"):
-        _get(site, tmp_path / "x")
+        get_file(site, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -119,14 +100,14 @@ def test_etag_that_is_no_checksum_is_overruled_by_a_second_download(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.etags["x.zip"] = f'"{"0" * 32}"'
-    _get(site, tmp_path / "x")
+    get_file(site, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == DATA
     assert f"use #sha256={SHA256}" in capsys.readouterr().out
 
 
 def test_get_empty_object(site: Site, tmp_path: Path) -> None:
     site.files["empty"] = b""
-    _get(site, tmp_path / "empty", "empty", sha256=hashlib.sha256(b"").hexdigest())
+    get_file(site, tmp_path / "empty", "empty", sha256=hashlib.sha256(b"").hexdigest())
     assert (tmp_path / "empty").read_bytes() == b""
 
 
@@ -152,7 +133,7 @@ def test_http_status_to_error(site: Site, tmp_path: Path, status: int, kind: typ
     site.statuses["x.zip"] = status
     for verb in (
         lambda: open_store(site.url).read("x.zip?sig=s3cret"),
-        lambda: _get(site, tmp_path / "x", "x.zip?sig=s3cret"),
+        lambda: get_file(site, tmp_path / "x", "x.zip?sig=s3cret"),
     ):
         with pytest.raises(kind, match=f"HTTP {status}") as caught:
             verb()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,14 @@ def test_stale_holder_notices_takeover_after_deletion(store: Store) -> None:
         stale.check()
 
 
+def at_once(n: int, call: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=call) for _ in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_concurrent_acquire_has_one_winner(store: Store) -> None:
     winners: list[Lease] = []
     losers: list[LeaseError] = []
@@ -138,11 +146,7 @@ def test_concurrent_acquire_has_one_winner(store: Store) -> None:
         except LeaseError as error:
             losers.append(error)
 
-    threads = [threading.Thread(target=contend) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(16, contend)
     assert (len(winners), len(losers)) == (1, 15)
     winners[0].end()
 
@@ -181,11 +185,7 @@ def test_acquire_without_conditional_writes(
         with contextlib.suppress(LeaseError):
             winners.append(acquire_lease(store, seconds=10.0))  # long enough for a renewal on a busy machine  # type: ignore[arg-type]
 
-    threads = [threading.Thread(target=contend) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(8, contend)
     assert len(winners) == 1
     assert not winners[0].conditional
     assert "takes no conditional writes" in capsys.readouterr().out

@@ -11,33 +11,17 @@ from pathlib import Path
 import pytest
 
 from inat_job.errors import ConflictError, Preempted, TransientError
-from inat_job.storage import StorageOptions, open_store, partial_download, retry
-from inat_job.storage.partial_download import ChunkPlan, PartialDownload
+from inat_job.storage import open_store, partial_download, retry
+from inat_job.storage.partial_download import PartialDownload
 from tests.harness.web_sites import Site
+from tests.storage.one_file import CHUNK, DATA, SHA256, get_file, quick  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[2]
 PLAN_CHUNKS = partial_download.plan_chunks
-CHUNK = 100_000
-DATA = os.urandom(1_050_000)
-SHA256 = hashlib.sha256(DATA).hexdigest()
-OPTIONS = StorageOptions(threads=4, retries=4)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
-    """Many small chunks, short waits, and one file to download."""
-    monkeypatch.setattr(partial_download, "plan_chunks", lambda size: ChunkPlan(size, CHUNK))
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.01)
-    site.files["x.zip"] = DATA
-    site.etags["x.zip"] = '"v1"'
-
-
-def _get(site: Site, path: Path, key: str = "x.zip", **more: object) -> object:
-    return open_store(site.url, OPTIONS).get(key, path, **more)  # type: ignore[arg-type]
 
 
 def test_each_byte_is_downloaded_once(site: Site, tmp_path: Path) -> None:
-    entry = _get(site, tmp_path / "x", sha256=SHA256)
+    entry = get_file(site, tmp_path / "x", sha256=SHA256)
     assert entry == open_store(site.url).stat("x.zip")
     assert (tmp_path / "x").read_bytes() == DATA
     assert site.sent == len(DATA)
@@ -48,7 +32,7 @@ def test_each_byte_is_downloaded_once(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["truncate", "reset", "503", "429", "500"])
 def test_download_survives_faults(site: Site, tmp_path: Path, fault: str) -> None:
     site.faults = [fault, "", fault, fault]
-    _get(site, tmp_path / "x", sha256=SHA256)
+    get_file(site, tmp_path / "x", sha256=SHA256)
     assert (tmp_path / "x").read_bytes() == DATA
     assert site.sent <= len(DATA) + len(site.faults) * CHUNK
 
@@ -56,7 +40,7 @@ def test_download_survives_faults(site: Site, tmp_path: Path, fault: str) -> Non
 @pytest.mark.parametrize("fault", ["whole", "page", "shifted"])
 def test_another_answer_than_the_range_asked_for_is_not_believed(site: Site, tmp_path: Path, fault: str) -> None:
     site.faults = ["", *[fault] * 6]
-    _get(site, tmp_path / "x")
+    get_file(site, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == DATA
 
 
@@ -64,20 +48,20 @@ def test_another_answer_than_the_range_asked_for_is_not_believed(site: Site, tmp
 def test_lasting_wrong_answers_end_as_transient(site: Site, tmp_path: Path, fault: str) -> None:
     site.faults = [fault] * 1000
     with pytest.raises(TransientError, match=r"the answer is not bytes .* \(HTTP 200, no Content-Range\)"):
-        _get(site, tmp_path / "x")
+        get_file(site, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
 def test_another_page_in_one_stream_is_not_believed(site: Site, tmp_path: Path) -> None:
     site.ranges = False
     site.faults = ["page"]
-    _get(site, tmp_path / "x")
+    get_file(site, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == DATA
 
 
 def test_truncated_body_continues_where_it_broke(site: Site, tmp_path: Path) -> None:
     site.faults = ["truncate"] * 3
-    _get(site, tmp_path / "x", sha256=SHA256)
+    get_file(site, tmp_path / "x", sha256=SHA256)
     assert site.sent == len(DATA)
 
 
@@ -91,12 +75,12 @@ def test_resume_downloads_only_missing_bytes(site: Site, tmp_path: Path) -> None
 
     site.before = lambda asked: time.sleep(0.05)
     with pytest.raises(Preempted):
-        _get(site, tmp_path / "x", progress=record, stop=lambda: done > stop_after)
+        get_file(site, tmp_path / "x", progress=record, stop=lambda: done > stop_after)
     kept = partial_download.parse_journal((tmp_path / "x.part.json").read_text())
     assert kept is not None
     assert 0 < kept.bytes_done() < len(DATA)
     site.sent = 0
-    _get(site, tmp_path / "x", sha256=SHA256)
+    get_file(site, tmp_path / "x", sha256=SHA256)
     assert site.sent == len(DATA) - kept.bytes_done()
 
 
@@ -126,7 +110,7 @@ def test_sigkill_loses_at_most_two_blocks_per_thread(
     assert any(there < kept.plan.length(index) for index, (there, _) in kept.received.items())
     assert site.sent - kept.bytes_done() <= 5 * (2 * 2**20)  # one block read, and one in transit
     already, site.sent, site.pace_s = kept.bytes_done(), 0, 0.0
-    _get(site, target, "big", sha256=hashlib.sha256(site.files["big"]).hexdigest())
+    get_file(site, target, "big", sha256=hashlib.sha256(site.files["big"]).hexdigest())
     assert site.sent == 40 * 2**20 - already
 
 
@@ -134,12 +118,12 @@ def test_resume_after_failed_download(site: Site, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.1)  # long enough for some of the four answers to be read
     site.faults = [""] * 4 + ["503"] * 1000
     with pytest.raises(TransientError, match="HTTP 503"):
-        _get(site, tmp_path / "x")
+        get_file(site, tmp_path / "x")
     kept = partial_download.parse_journal((tmp_path / "x.part.json").read_text())
     assert kept is not None
     assert 0 < len(kept.received) <= 4
     site.faults, site.sent = [], 0
-    _get(site, tmp_path / "x", sha256=SHA256)
+    get_file(site, tmp_path / "x", sha256=SHA256)
     assert site.sent == len(DATA) - kept.bytes_done()
 
 
@@ -156,7 +140,7 @@ def test_changed_object_restarts(site: Site, tmp_path: Path, etag: str) -> None:
             site.files["x.zip"], site.etags["x.zip"] = other, etag
 
     site.before = change
-    _get(site, tmp_path / "x", sha256=hashlib.sha256(other).hexdigest())
+    get_file(site, tmp_path / "x", sha256=hashlib.sha256(other).hexdigest())
     assert (tmp_path / "x").read_bytes() == other
 
 
@@ -166,7 +150,7 @@ def test_object_that_keeps_changing(site: Site, tmp_path: Path) -> None:
 
     site.before = change
     with pytest.raises(TransientError, match="changed 3 times"):
-        _get(site, tmp_path / "x")
+        get_file(site, tmp_path / "x")
 
 
 def test_stop_during_stalled_server(site: Site, tmp_path: Path) -> None:
@@ -179,7 +163,7 @@ def test_stop_during_stalled_server(site: Site, tmp_path: Path) -> None:
         return bool(stalled)
 
     with pytest.raises(Preempted):
-        _get(site, tmp_path / "x", stop=stop)
+        get_file(site, tmp_path / "x", stop=stop)
     assert time.monotonic() - stalled[0] < 2.5
     assert (tmp_path / "x.part.json").exists()
 
@@ -193,7 +177,7 @@ def test_stop_during_a_second_reading_from_a_stalled_server(site: Site, tmp_path
         return polls > 3
 
     with closing(PartialDownload()) as incoming:
-        _get(site, tmp_path / "x", incoming=incoming, stop=stop, progress=lambda *_: incoming.wait(0, 10))
+        get_file(site, tmp_path / "x", incoming=incoming, stop=stop, progress=lambda *_: incoming.wait(0, 10))
         site.faults = ["stall"] * 100
         with pytest.raises(Preempted):
             incoming.repair(0, 1000)
@@ -203,4 +187,4 @@ def test_stop_during_a_second_reading_from_a_stalled_server(site: Site, tmp_path
 def test_full_disk_names_folder(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inat_job.storage.disk._free_bytes", lambda folder: 1_000_000)
     with pytest.raises(ConflictError, match=rf"No space left in {tmp_path} \(1 MB free, 1 MB more needed\)"):
-        _get(site, tmp_path / "x")
+        get_file(site, tmp_path / "x")

@@ -193,17 +193,17 @@ def test_get_wrong_sha256_leaves_nothing(store: Store, tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def get_and_stop(store: Store, path: Path, after: int) -> None:
+    """Stop a download once more than so many bytes are there."""
+    done = [0]
+    with pytest.raises(Preempted):
+        store.get(path.name, path, progress=lambda at, total: done.append(at), stop=lambda: done[-1] > after)
+
+
 def test_get_resumes_after_stop(store: Store, tmp_path: Path, small_chunks: int) -> None:
     data = os.urandom(2_000_000)
     store.put("big", data)
-    done = 0
-
-    def record(at: int, total: int) -> None:
-        nonlocal done
-        done = at
-
-    with pytest.raises(Preempted):
-        store.get("big", tmp_path / "big", progress=record, stop=lambda: done > 500_000)
+    get_and_stop(store, tmp_path / "big", after=500_000)
     assert (tmp_path / "big.part").exists()
     kept = partial_download.parse_journal((tmp_path / "big.part.json").read_text())
     assert kept is not None
@@ -216,14 +216,7 @@ def test_get_resumes_after_stop(store: Store, tmp_path: Path, small_chunks: int)
 
 def test_get_restarts_after_object_changed(store: Store, tmp_path: Path, small_chunks: int) -> None:
     store.put("big", os.urandom(1_000_000))
-    done = 0
-
-    def record(at: int, total: int) -> None:
-        nonlocal done
-        done = at
-
-    with pytest.raises(Preempted):
-        store.get("big", tmp_path / "big", progress=record, stop=lambda: done > 300_000)
+    get_and_stop(store, tmp_path / "big", after=300_000)
     data = os.urandom(1_000_000)
     entry = store.put("big", data)
     assert store.get("big", tmp_path / "big") == entry

@@ -6,6 +6,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from inat_job.errors import ConflictError, TransientError
 from inat_job.storage import StorageOptions, open_store, partial_download, retry
 from inat_job.storage.partial_download import ChunkPlan
-from tests.harness.web_sites import serve
+from tests.harness import loopback
 
 DATA = os.urandom(2_000_000)
 CHUNK = 50_000
@@ -32,7 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-class _Server(http.server.BaseHTTPRequestHandler):
+class _Server(loopback.Handler):
     """Serves `files` in ranges; `redirects` maps a path to an address. Notes connections, and requests' headers."""
 
     protocol_version = "HTTP/1.1"
@@ -47,24 +48,11 @@ class _Server(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.requests.append((self.path, dict(self.headers)))
         if target := self.redirects.get(self.path):
-            self.send_response(302)
-            self.send_header("Location", target)
-            self.send_header("Content-Length", "5")
-            self.end_headers()
-            self.wfile.write(b"moved")
-            return
+            return self.answer(302, b"moved", Location=target)
         asked = self.headers.get("Range", "").removeprefix("bytes=")
         start, end = (int(asked.split("-")[0]), int(asked.split("-")[1]) + 1) if asked else (0, len(DATA))
-        self.send_response(206 if asked else 200)
-        if asked:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(DATA)}")
-        self.send_header("ETag", '"v1"')
-        self.send_header("Content-Length", str(end - start))
-        self.end_headers()
-        self.wfile.write(DATA[start:end])
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        part = {"Content_Range": f"bytes {start}-{end - 1}/{len(DATA)}"} if asked else {}
+        return self.answer(206 if asked else 200, DATA[start:end], ETag='"v1"', **part)
 
 
 Made = tuple[str, type[_Server]]
@@ -73,16 +61,13 @@ Made = tuple[str, type[_Server]]
 @pytest.fixture
 def server() -> Iterator[Callable[[], Made]]:
     """Starts web servers; gives the address and the handler, which has its notes."""
-    running = []
+    with ExitStack() as running:
 
-    def start() -> Made:
-        kind = type("Handler", (_Server,), {"connections": [], "requests": [], "redirects": {}})
-        running.append(serve(kind))
-        return next(running[-1]), kind
+        def start() -> Made:
+            kind = type("Handler", (_Server,), {"connections": [], "requests": [], "redirects": {}})
+            return running.enter_context(loopback.serve(kind)), kind
 
-    yield start
-    for each in running:
-        next(each, None)
+        yield start
 
 
 @pytest.mark.parametrize("redirected", [False, True])

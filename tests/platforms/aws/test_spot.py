@@ -5,20 +5,21 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inat_job.platforms.aws import spot
+from tests.harness import loopback
 
 NOWHERE = Path("/nonexistent")
 NOTICE = {"action": "terminate", "time": "2026-11-24T12:02:00Z"}
 POLL_S = 0.02
 
 
-class Metadata(BaseHTTPRequestHandler):
+class Metadata(loopback.Handler):
     """IMDSv2: PUT returns a token, and GET without a valid one is answered by 401."""
 
     server: "Server"
@@ -29,38 +30,27 @@ class Metadata(BaseHTTPRequestHandler):
         if server.hang:
             server.over.wait(10)
         elif self.path != "/latest/api/token" or server.token_status != 200:
-            self._answer(server.token_status if server.token_status != 200 else 404)
+            self.answer(server.token_status if server.token_status != 200 else 404)
         else:
             assert 1 <= int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) <= 21600
             server.tokens.append(f"token-{len(server.tokens)}")
-            self._answer(200, server.tokens[-1].encode())
+            self.answer(200, server.tokens[-1].encode())
 
     def do_GET(self) -> None:
         server = self.server
         server.seen.append(("GET", self.path))
         if self.headers.get("X-aws-ec2-metadata-token") not in server.tokens[-1:]:
-            return self._answer(401)
+            return self.answer(401)
         if server.renew:
             server.renew -= 1
             server.tokens.append("expires the previous one")
-            return self._answer(401)
+            return self.answer(401)
         if self.path != "/latest/meta-data/spot/instance-action" or server.notice is None:
-            return self._answer(404)
-        return self._answer(200, server.notice)
-
-    def _answer(self, status: int, body: bytes = b"") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        pass
+            return self.answer(404)
+        return self.answer(200, server.notice)
 
 
 class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Metadata)
         self.seen: list[tuple[str, str]] = []
