@@ -1,5 +1,6 @@
 """The stop flag: SIGTERM and SIGINT only set it, every phase reads it, and a second signal exits at once."""
 
+import contextlib
 import os
 import select
 import signal
@@ -36,7 +37,8 @@ class StopFlag:
     def __init__(self) -> None:
         self.why = ""
         self.raised_at: float | None = None
-        self._ignores_repeats = self._handled = False
+        self._handled = False
+        self._ignores_repeats: Callable[[], bool] = never
         self._wakeup: int | None = None
 
     def __call__(self) -> bool:
@@ -62,9 +64,9 @@ class StopFlag:
                 if number in SIGNALS:
                     self.set(signal.Signals(number).name)
 
-    def ignore_repeats(self) -> None:
-        """Ignore a second signal, in a rank: the launcher decides when the rank is killed."""
-        self._ignores_repeats = True
+    def ignore_repeats(self, when: Callable[[], bool] = lambda: True) -> None:
+        """Ignore further signals that come while `when` is true."""
+        self._ignores_repeats = when
 
     def set(self, why: str) -> None:
         """Ask the job to store its state and end; the first reason counts."""
@@ -80,8 +82,9 @@ class StopFlag:
         return max(0.0, self.seconds_left(grace_s) - min(_EXIT_S, grace_s / 4))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._handled and not self._ignores_repeats:
-            os.write(2, _AT_ONCE)
+        if self._handled and not self._ignores_repeats():
+            with contextlib.suppress(OSError):  # its reader is gone
+                os.write(2, _AT_ONCE)
             os._exit(Preempted.exit_code)  # asked twice: the upload is not worth the wait
         self._handled = True
         if self.raised_at is None:

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -476,19 +477,42 @@ def _catches(pid: int, number: signal.Signals) -> bool:
     return bool(caught and int(caught[1], 16) >> (number - 1) & 1)
 
 
-def test_second_signal_ends_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reads_stderr", [True, False])
+def test_second_signal_ends_at_once(reads_stderr: bool) -> None:
+    with _stopping_child("") as child:
+        assert child.stderr
+        if not reads_stderr:
+            child.stderr.close()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=5) == 143
+        assert not reads_stderr or b"Stopped at once" in child.stderr.read()
+
+
+def test_signals_after_the_death_of_the_caller_are_ignored() -> None:
+    """The kernel sends one for each of the caller's threads."""
+    abandoned = "os.environ[ranks.CALLER] = '1' if os.getppid() != 1 else '2'; stop.ignore_repeats(ranks.is_abandoned)"
+    with _stopping_child(abandoned) as child:
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert child.poll() is None
+        child.kill()
+
+
+@contextmanager
+def _stopping_child(setup: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that has had one signal, and waits."""
     script = (
-        "import time; from inat_job.signals import StopFlag; StopFlag().install(); print(1, flush=True); time.sleep(60)"
+        "import os, time; from inat_job.distributed import ranks; from inat_job.signals import StopFlag; "
+        f"stop = StopFlag(); {setup or 'pass'}; stop.install(); print(1, flush=True); time.sleep(60)"
     )
-    child = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    child.stdout.readline()
-    child.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    assert child.poll() is None
-    child.send_signal(signal.SIGTERM)
-    assert child.wait(timeout=5) == 143
-    child.stdout.close()
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=pipe, stderr=pipe) as child:
+        assert child.stdout
+        child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert child.poll() is None
+        yield child
 
 
 def test_parta_uses_the_cache_of_prepare(job: Callable[..., Ended], archive: str) -> None:

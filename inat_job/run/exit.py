@@ -52,8 +52,9 @@ def watch(settings: Settings, stop: StopFlag) -> None:
         liveness.start()
     launched = ranks.end_with_launcher()
     if launched:
-        stop.ignore_repeats()
+        stop.ignore_repeats()  # the launcher decides when a rank is killed
     else:
+        stop.ignore_repeats(ranks.is_abandoned)
         spot.watch(stop.set)
     signals.end_within_grace(
         stop,
