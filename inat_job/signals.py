@@ -6,7 +6,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FrameType
 
 from inat_job import watchdog
@@ -38,7 +38,7 @@ class StopFlag:
         self.why = ""
         self.raised_at: float | None = None
         self._handled = False
-        self._ignores_repeats: Callable[[], bool] = never
+        self._ignored_repeats: Collection[int] = ()
         self._wakeup: int | None = None
 
     def __call__(self) -> bool:
@@ -64,9 +64,9 @@ class StopFlag:
                 if number in SIGNALS:
                     self.set(signal.Signals(number).name)
 
-    def ignore_repeats(self, when: Callable[[], bool] = lambda: True) -> None:
-        """Ignore further signals that come while `when` is true."""
-        self._ignores_repeats = when
+    def ignore_repeats(self, numbers: Collection[int] = SIGNALS) -> None:
+        """Ignore signals of these numbers that come after the first of any number."""
+        self._ignored_repeats = numbers
 
     def set(self, why: str) -> None:
         """Ask the job to store its state and end; the first reason counts."""
@@ -82,7 +82,7 @@ class StopFlag:
         return max(0.0, self.seconds_left(grace_s) - min(_EXIT_S, grace_s / 4))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._handled and not self._ignores_repeats():
+        if self._handled and number not in self._ignored_repeats:
             with contextlib.suppress(OSError):  # its reader is gone
                 os.write(2, _AT_ONCE)
             os._exit(Preempted.exit_code)  # asked twice: the upload is not worth the wait

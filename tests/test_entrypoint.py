@@ -488,21 +488,23 @@ def test_second_signal_ends_at_once(reads_stderr: bool) -> None:
         assert not reads_stderr or b"Stopped at once" in child.stderr.read()
 
 
-def test_signals_after_the_death_of_the_caller_are_ignored() -> None:
-    """The kernel sends one for each of the caller's threads."""
-    abandoned = "os.environ[ranks.CALLER] = '1' if os.getppid() != 1 else '2'; stop.ignore_repeats(ranks.is_abandoned)"
-    with _stopping_child(abandoned) as child:
+def test_caller_terminates_a_job_several_times_and_interrupts_it_twice() -> None:
+    """When a caller dies, the kernel terminates its job once for each of the caller's threads."""
+    watch = "os.environ[ranks.CALLER] = str(os.getppid()); exit.watch(part_a(), stop)"
+    with _stopping_child(watch) as child:
         child.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         assert child.poll() is None
-        child.kill()
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=5) == 143
 
 
 @contextmanager
 def _stopping_child(setup: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A process that has had one signal, and waits."""
     script = (
-        "import os, time; from inat_job.distributed import ranks; from inat_job.signals import StopFlag; "
+        "import os, time; from inat_job.distributed import ranks; from inat_job.recipes import part_a; "
+        "from inat_job.run import exit; from inat_job.signals import StopFlag; "
         f"stop = StopFlag(); {setup or 'pass'}; stop.install(); print(1, flush=True); time.sleep(60)"
     )
     pipe = subprocess.PIPE

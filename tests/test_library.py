@@ -201,8 +201,13 @@ def test_log_lines_of_all_kinds_are_shown() -> None:
 
 @pytest.mark.soak
 def test_job_stops_when_its_caller_is_killed(train: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """A caller as a notebook is: with threads and memory, which take time to die."""
     options = {**SMALL, "data": str(tmp_path / "x.zip"), "epochs": 4000}
-    script = f"import inat_job; inat_job.train(**{options!r})"
+    script = (
+        "import threading, time, inat_job; memory = bytes(range(256)) * 1_000_000\n"
+        "for _ in range(16): threading.Thread(target=time.sleep, args=(999,), daemon=True).start()\n"
+        f"inat_job.train(**{options!r})"
+    )
     caller = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)})
     while not (tmp_path / "runs/r/checkpoints/latest.json").exists():
         assert caller.poll() is None

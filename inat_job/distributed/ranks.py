@@ -196,12 +196,6 @@ def end_with_launcher(environment: Mapping[str, str] = os.environ) -> bool:
     return launcher is not None
 
 
-def is_abandoned(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether Python code ran this job and has died; the kernel may tell so several times, for each of its threads."""
-    caller = read_int(environment, CALLER)
-    return caller is not None and os.getppid() != caller
-
-
 def message_file(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Where a rank writes its termination message for its launcher; None in any other process."""
     return Path(environment[_MESSAGE_FILE]) if environment.get(_MESSAGE_FILE) else None

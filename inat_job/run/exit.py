@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -50,11 +51,12 @@ def watch(settings: Settings, stop: StopFlag) -> None:
     own = ranks.from_environment()
     if own is None or own.local_rank == 0:  # a rank that waits for another is not alive on its behalf
         liveness.start()
+    if ranks.has_caller():
+        stop.ignore_repeats([signal.SIGTERM])  # the kernel sends one for each thread of a caller that dies
     launched = ranks.end_with_launcher()
     if launched:
         stop.ignore_repeats()  # the launcher decides when a rank is killed
     else:
-        stop.ignore_repeats(ranks.is_abandoned)
         spot.watch(stop.set)
     signals.end_within_grace(
         stop,

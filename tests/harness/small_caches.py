@@ -10,7 +10,7 @@ from inat_job.storage import StorageOptions
 
 
 def prepared(uri: object, cache_dir: Path, size: int = 32, max_broken: float = 0.01) -> Cache:
-    """The cache of a data set, of which nothing is requested twice."""
+    """The cache of a data set; a failed request is not tried again."""
     source = data_source.find(str(uri), cache_dir, StorageOptions(retries=0), never)
     return build_cache.prepare(source, cache_dir, size, max_broken, never)
 
