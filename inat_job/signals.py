@@ -1,4 +1,4 @@
-"""The stop flag: SIGTERM and SIGINT only set it, every phase reads it, and a second signal exits at once."""
+"""The stop flag: SIGTERM and SIGINT only set it, every phase reads it, and a second one exits at once if it counts."""
 
 import contextlib
 import os
