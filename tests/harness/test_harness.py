@@ -202,10 +202,11 @@ def test_soak_of_two_rounds(output: str) -> None:
 
 
 @pytest.mark.soak
-def test_matrix_of_three_cells() -> None:
+def test_cell_of_the_matrix() -> None:
+    """Of a fault that `make test-all` leaves out of the matrix it runs."""
+    (cell,) = cells.select_cells(["expired"], ["report"])
     with matrix.matrix_setup() as setup:
-        for cell in cells.select_cells(["503"], ["checkpoint", "resume"]) + cells.select_cells(["expired"], ["report"]):
-            assert matrix.run_cell(cell, setup).wrong == [], cell.name
+        assert matrix.run_cell(cell, setup).wrong == []
 
 
 @pytest.mark.soak
