@@ -116,7 +116,7 @@ class FiveBlockSettings(SettingsSection):
     pooling: str = option(
         "gap", "What the dense layer reads: global averages (gap) or all values", choices=("flatten", "gap")
     )
-    batch_norm: bool = option(True, "Batch norm after each convolution")
+    batch_norm: bool = option(True, "Batch norm in each block")
     dropout: float = option(0.2, "Dropout before the output layer", minimum=0.0, maximum=0.95)
 
     @property

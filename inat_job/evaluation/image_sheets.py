@@ -180,10 +180,9 @@ def _around_grey(values: np.ndarray) -> np.ndarray:
 def feature_maps(images: EvaluationImages, network: FiveBlockNet, row: int, path: Path) -> None:
     """The strongest maps of each block's activation for one image of the cache."""
     view = images.views([row])
-    layers = [block.get_submodule("activation") for block in network.blocks]
     side = 96
     tiles = [Tile(as_shown(view, _SIDE)[0], ("the image", file_name(images.cache.index.ids[row])))]
-    for number, maps in enumerate(introspection.feature_maps(network, view, layers), 1):
+    for number, maps in enumerate(introspection.feature_maps(network, view, list(network.blocks)), 1):
         each = maps[0].numpy()
         strongest = np.argsort(-each.mean(axis=(1, 2)), kind="stable")[:_MAPS]
         shown = [in_colours(enlarged(_to_unit(each[channel]), side)) for channel in strongest]

@@ -1,4 +1,4 @@
-"""Part A's network: five blocks of convolution, activation and max-pooling, one dense layer and an output layer."""
+"""Part A's network: five blocks of convolution, max-pooling and activation, one dense layer and an output layer."""
 
 import dataclasses
 from collections import OrderedDict
@@ -77,7 +77,8 @@ class FiveBlockNet(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
         self.output = nn.Linear(spec.dense, spec.num_classes)
         self.apply(_initialise)
-        # Max-pooling raises the scale from block to block; with small output weights the first loss is that of a guess.
+        # Without batch norm, max-pooling raises the scale from block to block; with small output weights the first loss
+        # is still that of a guess.
         nn.init.normal_(self.output.weight, std=0.01)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -108,6 +109,11 @@ def spec_from_blueprint(blueprint: dict[str, Any]) -> FiveBlockSpec:
 
 
 def _block(inputs: int, filters: int, kernel: int, spec: FiveBlockSpec) -> nn.Sequential:
+    """A block, which pools right behind its convolution, so that batch norm and activation have a quarter of the work.
+
+    An activation that never falls, such as ReLU, gives the same before and after max-pooling. (Jordan, 94% on CIFAR-10
+    in 3.29 seconds on a single GPU, 2024, arXiv 2404.00498)
+    """
     before, after = (kernel - 1) // 2, kernel // 2
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if before != after:  # an even kernel; torch's padding="same" would also copy, and warns
@@ -115,10 +121,10 @@ def _block(inputs: int, filters: int, kernel: int, spec: FiveBlockSpec) -> nn.Se
     padding = before if before == after else 0
     # Batch norm has its own bias and would cancel the convolution's.
     layers["conv"] = nn.Conv2d(inputs, filters, kernel, padding=padding, bias=not spec.batch_norm)
-    if spec.batch_norm:
-        layers["norm"] = nn.BatchNorm2d(filters)
-    layers["activation"] = ACTIVATIONS[spec.activation]()  # not in place, since guided backpropagation hooks its output
     layers["pool"] = nn.MaxPool2d(2)
+    if spec.batch_norm:
+        layers["batch_norm"] = nn.BatchNorm2d(filters)
+    layers["activation"] = ACTIVATIONS[spec.activation]()  # not in place, since guided backpropagation hooks its output
     return nn.Sequential(layers)
 
 

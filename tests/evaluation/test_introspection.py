@@ -60,29 +60,30 @@ def by_hand(network: nn.Module, image: np.ndarray, neuron: tuple[int, int, int])
     for block in network.blocks:
         w = block.conv.weight.detach().numpy().astype(float)
         z = convolve(x, w)
-        scale = np.ones(len(z))
-        if hasattr(block, "norm"):
-            of = {name: getattr(block.norm, name).detach().numpy().astype(float) for name in ("weight", "bias")}
-            scale = of["weight"] / np.sqrt(block.norm.running_var.numpy() + block.norm.eps)
-            shift = of["bias"] - block.norm.running_mean.numpy() * scale
+        c, h, wide = z.shape
+        windows = z[:, : h // 2 * 2, : wide // 2 * 2].reshape(c, h // 2, 2, wide // 2, 2)
+        pooled = windows.max(axis=(2, 4))
+        scale = np.ones(c)
+        if hasattr(block, "batch_norm"):
+            norm = block.batch_norm
+            of = {name: getattr(norm, name).detach().numpy().astype(float) for name in ("weight", "bias")}
+            scale = of["weight"] / np.sqrt(norm.running_var.numpy() + norm.eps)
+            shift = of["bias"] - norm.running_mean.numpy() * scale
         else:
-            shift = block.conv.bias.detach().numpy().astype(float)
-        z = z * scale[:, None, None] + shift[:, None, None]
-        a = np.maximum(z, 0)
-        c, h, wide = a.shape
-        windows = a[:, : h // 2 * 2, : wide // 2 * 2].reshape(c, h // 2, 2, wide // 2, 2)
-        x = windows.max(axis=(2, 4))
-        kept.append((w, scale, z, a, x))
+            shift = block.conv.bias.detach().numpy().astype(float)  # moves all of a window alike
+        inputs = pooled * scale[:, None, None] + shift[:, None, None]
+        x = np.maximum(inputs, 0)
+        kept.append((w, scale, z, inputs))
     g = np.zeros_like(x)
     g[neuron] = 1.0
-    for w, scale, z, a, pooled in reversed(kept):
-        up = np.zeros_like(a)
-        for c, i, j in np.ndindex(pooled.shape):
-            window = a[c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+    for w, scale, z, inputs in reversed(kept):
+        g = (inputs > 0) * (g > 0) * g * scale[:, None, None]  # the rule, then the norm
+        up = np.zeros_like(z)
+        for c, i, j in np.ndindex(g.shape):
+            window = z[c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
             di, dj = np.unravel_index(window.argmax(), window.shape)
             up[c, 2 * i + di, 2 * j + dj] = g[c, i, j]
-        g = (z > 0) * (up > 0) * up  # the rule
-        g = convolve_back(g * scale[:, None, None], w)
+        g = convolve_back(up, w)
     return g / std
 
 
@@ -212,9 +213,9 @@ def test_map_layer_is_the_last_stage_before_pooling(name: str, layer: str) -> No
     assert map_layer(network, pixels(1, 64)) is network.get_submodule(layer)
 
 
-def test_map_layer_of_a_five_block_network_is_the_last_activation() -> None:
+def test_map_layer_of_a_five_block_network_is_the_last_block() -> None:
     network = five_block(size=64)
-    assert map_layer(network, pixels(1, 64)) is network.blocks[4].activation
+    assert map_layer(network, pixels(1, 64)) is network.blocks
 
 
 def test_network_without_maps_is_refused() -> None:

@@ -59,7 +59,7 @@ def test_each_block_halves_the_side_for_any_kernel_size(kernel: int):
 
 def test_order_of_layers_in_a_block():
     block = build_five_block(SMALL).network.get_submodule("blocks.0")
-    assert [name for name, _ in block.named_children()] == ["conv", "norm", "activation", "pool"]
+    assert [name for name, _ in block.named_children()] == ["conv", "pool", "batch_norm", "activation"]
 
 
 def test_image_too_small_for_five_blocks_is_refused():

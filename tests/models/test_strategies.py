@@ -134,7 +134,7 @@ def test_vectors_have_no_weight_decay_and_earlier_stages_a_lower_rate():
             assert group["weight_decay"] == (0.01 if each.ndim > 1 else 0.0)
             rates[names[id(each)]] = group["lr"]
     assert rates["output.weight"] == rates["dense.bias"] == 0.1
-    assert rates["blocks.4.norm.bias"] == 0.05
+    assert rates["blocks.4.batch_norm.bias"] == 0.05
     assert rates["blocks.0.conv.weight"] == pytest.approx(0.1 * 0.5**5)
 
 
