@@ -1,5 +1,7 @@
 """The error tree: the expected failures of the job, each with its exit code (from sysexits.h where one fits)."""
 
+from textwrap import shorten
+
 
 class JobError(Exception):
     """An expected failure; its message is one sentence that says what failed, where, and what to do."""
@@ -61,6 +63,15 @@ class EndedError(JobError):
 
 class RankError(EndedError):
     """Another rank's last sentence and exit code."""
+
+
+def last_line(error: Exception) -> str:
+    """The last line of a library's message, in which torch says what it found: 200 characters at most.
+
+    The name of the error's type if there is no message.
+    """
+    lines = str(error).strip().splitlines()
+    return shorten(lines[-1], 200, placeholder=" ...") if lines else type(error).__name__
 
 
 class PreconditionFailed(Exception):

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from inat_job.errors import BadDataError, ConflictError, UsageError
+from inat_job.errors import BadDataError, ConflictError, UsageError, last_line
 from inat_job.models import backbones, five_block
 from inat_job.models.model_files import DESCRIPTION, FORMAT_VERSION, WEIGHTS, check_digest, read_description
 from inat_job.models.strategies import Architecture
@@ -60,8 +60,9 @@ def load_exported(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         network = rebuild(description["architecture"])
         network.load_state_dict(_full_state(load_file(folder / WEIGHTS), description), strict=True)
     except (OSError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError, UsageError) as error:
-        reason = (str(error).splitlines() or [""])[-1].strip()
-        raise BadDataError(f"{folder} holds no exported model ({reason}): export it again.") from None
+        raise BadDataError(
+            f"{folder} holds no model that this version can load ({last_line(error)}): export it again."
+        ) from None
     return network.eval(), description
 
 

@@ -16,7 +16,7 @@ from inat_job.data.cache_index import Cache
 from inat_job.data.features import Features
 from inat_job.data.module import ImageDataModule
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from inat_job.errors import BadDataError, ConflictError
+from inat_job.errors import BadDataError, ConflictError, last_line
 from inat_job.host import device_faults, environment
 from inat_job.job_status import STATUS
 from inat_job.models.build import BuildInputs, build
@@ -125,8 +125,10 @@ def load_weights(classifier: Classifier, path: Path) -> None:
     try:
         classifier.load_state_dict(training_state.read(path)["state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise ConflictError(f"{path} holds the weights of another network: {detail}") from None
+        raise ConflictError(
+            f"{path} holds the weights of another network ({last_line(error)}): use the options and the version "
+            "of inat-job that it was trained with."
+        ) from None
 
 
 def check_classes(folder: RunFolder, config: Mapping[str, Any], classes: Sequence[str]) -> None:

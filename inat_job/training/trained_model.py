@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inat_job.errors import BadDataError, ConflictError, UsageError
+from inat_job.errors import BadDataError, ConflictError, UsageError, last_line
 from inat_job.evaluation.calibration import fit_temperature
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.models import backbones, five_block
@@ -131,8 +131,7 @@ def _load_exported(classifier: Classifier, trained: TrainedModel) -> Weights:
     try:
         classifier.network.load_state_dict(network.state_dict())
     except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise ConflictError(f"{folder.uri} holds the weights of another network: {detail}") from None
+        raise ConflictError(f"{folder.uri} holds the weights of another network: {last_line(error)}") from None
     uri, sha256 = f"{folder.uri}/{WEIGHTS}", description["weights"]["sha256"]
     return Weights({"uri": uri, "sha256": sha256, "epoch": None, "step": None})
 

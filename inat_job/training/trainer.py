@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from inat_job.checkpoints.training_state import InMemoryCheckpointIO
 from inat_job.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from inat_job.errors import ConflictError, JobError
+from inat_job.errors import ConflictError, JobError, last_line
 from inat_job.host import device_faults
 from inat_job.settings import TrainSettings
 from inat_job.training.execution import Execution
@@ -108,9 +108,9 @@ def _restore_errors(trainer: Trainer, path: Path | None) -> Iterator[None]:
     except Exception as error:
         if path is None or started.yes or device_faults.fault_of(error):
             raise
-        detail = str(error).splitlines()[-1].strip()[:200] if str(error) else type(error).__name__
         raise ConflictError(
-            f"{path} cannot be restored into this run ({detail}): delete it with its manifest, or change --run-id."
+            f"{path} cannot be restored into this run ({last_line(error)}): delete it with its manifest, or change "
+            "--run-id."
         ) from error
 
 
