@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inat_job import near_misses
+from inat_job import near_misses, timm_networks
 from inat_job.command_options import LogOptions
 from inat_job.errors import BadDataError, UsageError
 from inat_job.job_settings import TrackerSettings
@@ -206,7 +206,9 @@ def _with_crop_of_weights(merged: Configuration) -> Configuration:
     model, data = merged.settings.model, merged.settings.data
     if "data.eval_crop" in merged.sources or not isinstance(model, BackboneSettings):
         return merged
-    data = dataclasses.replace(data, eval_crop=eval_crop(model.backbone, model.weights))
+    of_timm = timm_networks.is_timm(model.backbone)
+    crop = timm_networks.eval_crop(model.backbone) if of_timm else eval_crop(model.backbone, model.weights)
+    data = dataclasses.replace(data, eval_crop=crop)
     return Configuration(dataclasses.replace(merged.settings, data=data), merged.sources)
 
 

@@ -1,23 +1,26 @@
-"""Part B's networks: torchvision's classification models with a new head, divided into stages from stem to last.
+"""Part B's networks: torchvision's and timm's classifiers with a new head, divided into stages from stem to last.
 
-To support another model, give its family's stages in `_CUTS`, unless the even division of `_stages` does."""
+To support another model of torchvision, give its family's stages in `_CUTS`, unless the even division of `_stages`
+does; timm says itself which parameters belong together."""
 
 import itertools
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, TypeVar
 
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
+from inat_job import timm_networks
 from inat_job.errors import UsageError
 from inat_job.models.find_weights import unknown_backbone
-from inat_job.models.flops import network_size
+from inat_job.models.flops import NetworkSize, network_size
 from inat_job.models.preprocess import Preprocess
 from inat_job.models.strategies import Architecture, has_prefix
 
-KIND = "torchvision"
+KINDS = TORCHVISION, TIMM = ("torchvision", "timm")
+"""The libraries, as blueprints name them."""
 _STAGES = 5
 
 # Stages by family, divided where the maps get smaller. Prefixes that a member lacks (features.8) are dropped.
@@ -48,9 +51,11 @@ _CUTS: dict[str, tuple[tuple[str, ...], ...]] = {
 # the one that their pretrained weights expect.
 _INCEPTION = {"aux_logits": False, "init_weights": True, "transform_input": True}
 
+_Unit = TypeVar("_Unit")
+
 
 class BackboneNet(nn.Module):
-    """Pixels (B, 3, S, S), uint8 or float in 0..255, to logits (B, classes); `backbone` has torchvision's key names."""
+    """Pixels (B, 3, S, S), uint8 or float in 0..255, to logits (B, classes); `backbone` has its library's key names."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -63,31 +68,45 @@ class BackboneNet(nn.Module):
 
 
 def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Architecture:
-    """A model of torchvision's registry for `num_classes`, with fresh weights from torch's generator.
+    """A model of torchvision's registry, or timm's as timm/NAME, for `num_classes`, with fresh weights from torch's
+    generator.
 
-    Raises UsageError for an unknown name, a model whose head cannot be found, and an image size it cannot take.
+    Raises UsageError for an unknown name, a model whose head cannot be found, and an image size it cannot take, and
+    ConflictError if timm is needed and missing.
     """
-    _check_name(name)
+    is_timm = timm_networks.is_timm(name)
+    if not is_timm:
+        _check_name(name)
     try:
-        backbone = get_model(name, weights=None, num_classes=num_classes, **_arguments(name, image_size))
+        backbone: nn.Module = (
+            timm_networks.create(name, num_classes, image_size)
+            if is_timm
+            else get_model(name, weights=None, num_classes=num_classes, **_arguments(name, image_size))
+        )
     except (ValueError, AssertionError) as error:
         raise _size_error(name, image_size, error) from None
     network = BackboneNet(backbone)
-    head = _head(name, backbone, num_classes)
-    check_size(name, network, image_size)
+    if is_timm:
+        cfg = timm_networks.pretrained_cfg(name)
+        network.preprocess.normalise_by(cfg.mean, cfg.std)
+    heads = _timm_heads(name, backbone) if is_timm else (_head(name, backbone, num_classes),)
+    if check_size(name, network, image_size).outputs != num_classes:
+        raise UsageError(f"--backbone is {name!r}, whose output is not one number a class: choose another.")
+    stages = _timm_stages(backbone, heads) if is_timm else _stages(name, backbone, heads[0])
+    kind = TIMM if is_timm else TORCHVISION
     return Architecture(
         name=name,
         network=network,
-        stages=tuple(tuple(f"backbone.{prefix}" for prefix in stage) for stage in _stages(name, backbone, head)),
-        head=(f"backbone.{head}",),
-        blueprint={"kind": KIND, "name": name, "num_classes": num_classes, "image_size": image_size},
+        stages=tuple(tuple(f"backbone.{prefix}" for prefix in stage) for stage in stages),
+        head=tuple(f"backbone.{head}" for head in heads),
+        blueprint={"kind": kind, "name": name, "num_classes": num_classes, "image_size": image_size},
     )
 
 
-def check_size(name: str, network: nn.Module, size: int, flag: str = "--image-size") -> None:
-    """Raise UsageError unless the network takes images of this size, which `flag` sets."""
+def check_size(name: str, network: nn.Module, size: int, flag: str = "--image-size") -> NetworkSize:
+    """Raise UsageError unless the network takes images of this size, which `flag` sets; returns its size with them."""
     try:
-        network_size(network, size)  # a forward pass on the meta device is the cheapest proof that the size fits
+        return network_size(network, size)  # a forward pass on the meta device is the cheapest proof that the size fits
     except (RuntimeError, ValueError, AssertionError) as error:
         raise _size_error(name, size, error, flag) from None
 
@@ -139,6 +158,32 @@ def _vit_stages(backbone: nn.Module) -> tuple[tuple[str, ...], ...]:
     return (("class_token", "conv_proj", "encoder.pos_embedding"), *quarters, (*last, "encoder.ln"))
 
 
+def _timm_heads(name: str, backbone: nn.Module) -> tuple[str, ...]:
+    """Names of the output layers, of which a distilled network has two."""
+    named = timm_networks.pretrained_cfg(name).classifier
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _timm_stages(backbone: nn.Module, heads: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The stem, and at most four stages of the groups that timm divides the network into."""
+    names = [each for each, _ in backbone.named_parameters() if not has_prefix(each, heads)]
+    stem, *groups = (
+        body
+        for group in timm_networks.parameter_groups(backbone)
+        if (body := [each for each in group if not has_prefix(each, heads)])
+    )
+    stages = ((stem,), *_divide_evenly(groups, _STAGES - 1))
+    return tuple(tuple(_submodules({*itertools.chain(*stage)}, names)) for stage in stages)
+
+
+def _submodules(stage: Collection[str], names: Collection[str], unit: str = "") -> list[str]:
+    """The largest submodules of `unit` all of whose parameters are in the stage, of a network with these `names`."""
+    inside = [each in stage for each in names if has_prefix(each, [unit])]
+    if all(inside) or not any(inside):
+        return [unit] if all(inside) else []
+    return [found for child in _children(unit, names) for found in _submodules(stage, names, child)]
+
+
 def _units(backbone: nn.Module, head: str) -> list[str]:
     """Submodules of any model, in order of registration: the largest is replaced by its children until there are more
     than `_STAGES`."""
@@ -163,7 +208,7 @@ def _children(unit: str, names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(".".join(name.split(".")[:depth]) for name in inside))
 
 
-def _divide_evenly(units: list[str], n_stages: int) -> tuple[tuple[str, ...], ...]:
+def _divide_evenly(units: list[_Unit], n_stages: int) -> tuple[tuple[_Unit, ...], ...]:
     """Contiguous stages of about the same number of units, the longer ones last; at most as many as units."""
     n_stages = min(n_stages, len(units))
     bounds = [len(units) * stage // n_stages for stage in range(n_stages + 1)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from inat_job import events
+from inat_job import events, timm_networks
 from inat_job.errors import TransientError
 from inat_job.models.backbones import build_backbone, check_size
 from inat_job.models.find_weights import parse_weights, stat_weights
@@ -91,19 +91,23 @@ def _(settings: BackboneSettings, inputs: BuildInputs) -> Architecture:
 
 
 def _load_weights(architecture: Architecture, settings: BackboneSettings, inputs: BuildInputs) -> LoadedWeights:
-    """Load the weights of `--weights`: torchvision's by name, or a file at a path or URI."""
+    """Load the weights of `--weights`: those of torchvision or timm by name, or a file at a path or URI."""
     weights = parse_weights(settings.weights)
     if weights.is_name:
-        path = _torchvision_file(named_weights(architecture.name, weights.source).url, inputs)
+        path = _named_file(architecture.name, weights.source, inputs)
     else:
         path = _download(weights.source, inputs) if weights.is_uri else Path(weights.source)
     return load_weights(architecture, path, sha256=weights.sha256 or None, allow_partial=settings.allow_partial_weights)
 
 
-def _torchvision_file(url: str, inputs: BuildInputs) -> Path:
-    """torchvision's file from torch's own folder if it is there, or else downloaded like any other."""
-    local = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if local.exists():
+def _named_file(backbone: str, name: str, inputs: BuildInputs) -> Path:
+    """The library's file from the library's own folder if it is there, or else downloaded like any other."""
+    if timm_networks.is_timm(backbone):
+        url, local = timm_networks.weights_url(backbone, name), timm_networks.cached_weights(backbone)
+    else:
+        url = named_weights(backbone, name).url
+        local = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if local and local.exists():
         return local
     try:
         return _download(url, inputs)

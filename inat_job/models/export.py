@@ -74,7 +74,7 @@ def _full_state(weights: dict[str, Tensor], description: Mapping[str, Any]) -> d
     """The network's state dict; models of earlier versions have all of it in their weights."""
     if "normalisation" not in description:
         return weights
-    prefix = _BACKBONE if description["architecture"]["kind"] == backbones.KIND else ""
+    prefix = _BACKBONE if description["architecture"]["kind"] in backbones.KINDS else ""
     first = {
         f"{_FIRST_LAYER}{name}": torch.tensor(values).view(1, 3, 1, 1)
         for name, values in description["normalisation"].items()
@@ -85,7 +85,8 @@ def _full_state(weights: dict[str, Tensor], description: Mapping[str, Any]) -> d
 def rebuild(blueprint: Mapping[str, Any]) -> nn.Module:
     """The network of an `Architecture.blueprint` with arbitrary weights; torch's random state is left as it was.
 
-    Raises LookupError or TypeError for values that are no blueprint.
+    Raises LookupError or TypeError for values that are no blueprint, and ConflictError without the package that the
+    network is from.
     """
     with torch.random.fork_rng(devices=[]):
         return _BUILDERS[blueprint["kind"]](dict(blueprint)).network
@@ -95,11 +96,11 @@ def _five_block(blueprint: dict[str, Any]) -> Architecture:
     return five_block.build_five_block(five_block.spec_from_blueprint(blueprint))
 
 
-def _torchvision(blueprint: dict[str, Any]) -> Architecture:
+def _backbone(blueprint: dict[str, Any]) -> Architecture:
     return backbones.build_backbone(blueprint["name"], blueprint["num_classes"], blueprint["image_size"])
 
 
 _BUILDERS: dict[str, Callable[[dict[str, Any]], Architecture]] = {
     five_block.KIND: _five_block,
-    backbones.KIND: _torchvision,
+    **dict.fromkeys(backbones.KINDS, _backbone),
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import singledispatch
 from pathlib import Path
 
+from inat_job import timm_networks
 from inat_job.errors import BadDataError, UsageError
 from inat_job.options import public_uri
 from inat_job.settings import WEIGHTS_NAME, BackboneSettings
@@ -74,17 +75,20 @@ def verified_digest(path: Path, expected: str) -> str:
 
 @singledispatch
 def check_names(settings: object) -> None:
-    """Raise UsageError for a network or weights that no download could make valid. Makes no request."""
+    """Raise UsageError for a network or weights that no download could make valid, ConflictError for one that needs a
+    missing package. Makes no request.
+    """
 
 
 @check_names.register
 def _(settings: BackboneSettings) -> None:
-    known = known_backbones()
-    if settings.backbone not in known:
+    if timm_networks.is_timm(settings.backbone):
+        timm_networks.pretrained_cfg(settings.backbone)
+    elif settings.backbone not in (known := known_backbones()):
         raise unknown_backbone(settings.backbone, known)
     weights = parse_weights(settings.weights)
-    if weights.is_name and weights.source != "none" and not weights_url(settings.backbone, weights.source):
-        raise _without_weights(settings.backbone)
+    if weights.is_name and weights.source != "none":
+        _url(settings.backbone, weights.source)
     if weights.is_uri:
         open_store(split_uri(weights.source)[0])
 
@@ -95,8 +99,13 @@ def unknown_backbone(name: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"--backbone is {name!r}, which torchvision does not have: did you mean {near}?")
 
 
-def _without_weights(backbone: str) -> UsageError:
-    return UsageError(f"--backbone is {backbone!r}, for which torchvision has no weights: name a file.")
+def _url(backbone: str, name: str) -> str:
+    """The URL of named weights. Raises UsageError."""
+    if timm_networks.is_timm(backbone):
+        return timm_networks.weights_url(backbone, name)
+    if url := weights_url(backbone, name):
+        return url
+    raise UsageError(f"--backbone is {backbone!r}, for which torchvision has no weights: name a file.")
 
 
 @singledispatch
@@ -114,11 +123,11 @@ def _(settings: BackboneSettings, torch_folder: Path, options: StorageOptions) -
     if weights.source == "none":
         return None
     if weights.is_name:
-        url = weights_url(settings.backbone, weights.source)
-        if url is None:
-            raise _without_weights(settings.backbone)
-        local = torch_folder / url.rpartition("/")[2]
-        return f"{local}, already downloaded" if local.exists() else _describe_remote(url, options)
+        url = _url(settings.backbone, weights.source)
+        local: Path | None = torch_folder / url.rpartition("/")[2]
+        if timm_networks.is_timm(settings.backbone):
+            local = timm_networks.cached_weights(settings.backbone)
+        return f"{local}, already downloaded" if local and local.exists() else _describe_remote(url, options)
     if weights.is_uri:
         return _describe_remote(weights.source, options)
     return _describe_file(Path(weights.source), weights.sha256)

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -12,10 +13,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from inat_job import timm_networks
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.models.backbones import BackboneNet
 from inat_job.models.find_weights import require_file, verified_digest
@@ -154,6 +156,8 @@ def _unpickled(path: Path) -> Any:
 
 def _adapted(given: dict[str, Tensor], own: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """`given` with today's names, and a vision transformer's position embedding interpolated to this image size."""
+    if timm_networks.is_timm(architecture.name):
+        return _adapted_by_timm(given, architecture.network.get_submodule("backbone"))
     given = {_OLD_DENSENET.sub(r"\1\2", key): each for key, each in given.items()}
     positions = given.get("encoder.pos_embedding")
     if positions is None or "encoder.pos_embedding" not in own or positions.ndim != 3:
@@ -165,8 +169,22 @@ def _adapted(given: dict[str, Tensor], own: Mapping[str, Tensor], architecture: 
         return given
 
 
+def _adapted_by_timm(given: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """The same by timm's function for the network's family, which also knows the names in its authors' files."""
+    adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    try:
+        return dict(adapt(dict(given), backbone)) if adapt else given
+    except Exception:  # it may raise anything for another network's weights: `match_keys` reports them
+        return given
+
+
 def _normalise(network: BackboneNet, backbone: str, file_name: str) -> str:
-    """Set the pixel statistics that the weights were trained with, if torchvision knows the file; returns whose."""
+    """Set the pixel statistics that the weights were trained with, if torchvision knows the file; returns whose.
+
+    A network of timm has had those of its name since it was made.
+    """
+    if timm_networks.is_timm(backbone):
+        return f"of {backbone}"
     for each in get_model_weights(backbone):
         if each.url.endswith(f"/{file_name}"):
             transforms = each.transforms()
