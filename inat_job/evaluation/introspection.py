@@ -4,6 +4,7 @@ Every function leaves the network as it was: hooks, train and eval modes, gradie
 eval mode and without autocast, on the device of the network's parameters.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -104,8 +105,8 @@ def map_layer(network: nn.Module, pixels: Tensor) -> nn.Module:
     float (1, 3, S, S). Raises NoMapsError.
     """
     for module in network.modules():
-        if isinstance(module, VisionTransformer):
-            norm: nn.Module = module.encoder.layers[-1].ln_1
+        norm = module.encoder.layers[-1].ln_1 if isinstance(module, VisionTransformer) else _norm_of_timm(module)
+        if isinstance(norm, nn.Module):
             return norm
     found: list[nn.Module] = []
     pooled: list[Tensor] = []
@@ -128,12 +129,19 @@ def map_layer(network: nn.Module, pixels: Tensor) -> nn.Module:
     return found[-1]
 
 
+def _norm_of_timm(module: Any) -> Any:
+    """The same norm of one of timm's vision transformers, None for other modules."""
+    is_transformer = hasattr(module, "num_prefix_tokens") and hasattr(module, "blocks")
+    return getattr(module.blocks[-1], "norm1", None) if is_transformer else None
+
+
 def _as_maps(values: Tensor) -> Tensor:
-    """Maps (B, C, h, w), also of a transformer's tokens (B, 1 + h w, C), whose first is the class token."""
+    """Maps (B, C, h, w): also of timm's Swin, which has (B, h, w, C) with h = w, and of a transformer's tokens
+    (B, n + h w, C), whose first are its class token and registers."""
     if values.ndim == 4:
-        return values
-    side = round((values.shape[1] - 1) ** 0.5)
-    return values[:, 1:].transpose(1, 2).reshape(len(values), -1, side, side)
+        return values if values.shape[2] == values.shape[3] else values.permute(0, 3, 1, 2)
+    side = math.isqrt(values.shape[1])
+    return values[:, values.shape[1] - side * side :].transpose(1, 2).reshape(len(values), -1, side, side)
 
 
 class _Guided(torch.autograd.Function):

@@ -166,12 +166,14 @@ def _timm_heads(name: str, backbone: nn.Module) -> tuple[str, ...]:
 
 def _timm_stages(backbone: nn.Module, heads: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """The stem, and at most four stages of the groups that timm divides the network into."""
-    names = [each for each, _ in backbone.named_parameters() if not has_prefix(each, heads)]
-    stem, *groups = (
-        body
-        for group in timm_networks.parameter_groups(backbone)
-        if (body := [each for each in group if not has_prefix(each, heads)])
-    )
+    names = [each for each, _ in backbone.named_parameters()]
+    try:
+        grouped = timm_networks.parameter_groups(backbone)
+    except (AttributeError, AssertionError):  # of a few families timm does not know it
+        units = _units(backbone, heads[0])
+        grouped = [[each for each in names if has_prefix(each, [unit])] for unit in units]
+    bodies = ([each for each in group if not has_prefix(each, heads)] for group in grouped)
+    stem, *groups = (body for body in bodies if body)
     stages = ((stem,), *_divide_evenly(groups, _STAGES - 1))
     return tuple(tuple(_submodules({*itertools.chain(*stage)}, names)) for stage in stages)
 
@@ -217,4 +219,5 @@ def _divide_evenly(units: list[_Unit], n_stages: int) -> tuple[tuple[_Unit, ...]
 
 def _size_error(name: str, image_size: int, error: Exception, flag: str = "--image-size") -> UsageError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UsageError(f"{flag} is {image_size}, which {name} cannot take ({reason}): 224 is the usual size.")
+    usual = timm_networks.pretrained_cfg(name).input_size[-1] if timm_networks.is_timm(name) else 224
+    return UsageError(f"{flag} is {image_size}, which {name} cannot take ({reason}): {usual} is the usual size.")

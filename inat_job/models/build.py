@@ -8,13 +8,14 @@ from functools import singledispatch
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from inat_job import events, timm_networks
-from inat_job.errors import TransientError
+from inat_job.errors import TransientError, UsageError
 from inat_job.models.backbones import build_backbone, check_size
 from inat_job.models.find_weights import parse_weights, stat_weights
 from inat_job.models.five_block import BLOCKS, FiveBlockSpec, block_filters, build_five_block
-from inat_job.models.strategies import Architecture
+from inat_job.models.strategies import AFTER_PROBE, Architecture
 from inat_job.models.weights import LoadedWeights, load_weights, named_weights
 from inat_job.options import public_uri, unsigned_uri
 from inat_job.settings import BackboneSettings, FiveBlockSettings
@@ -79,6 +80,7 @@ def _(settings: BackboneSettings, inputs: BuildInputs) -> Architecture:
         freeze_batch_norm=settings.freeze_batch_norm,
         lacking=inputs.lacking,
     )
+    _check_probe(architecture)
     for flag, size in inputs.other_sizes.items():
         if size != inputs.image_size:
             check_size(settings.backbone, architecture.network, size, flag)
@@ -88,6 +90,16 @@ def _(settings: BackboneSettings, inputs: BuildInputs) -> Architecture:
         events.emit("weights", sha256=loaded.sha256, **found)
         architecture = dataclasses.replace(architecture, lacking=tuple(f"backbone.{key}" for key in loaded.missing))
     return architecture
+
+
+def _check_probe(architecture: Architecture) -> None:
+    """Raise UsageError for a strategy that solves for the head, and a head that is not one dense layer."""
+    heads = [type(architecture.network.get_submodule(each)) for each in architecture.head]
+    if architecture.strategy in AFTER_PROBE and heads != [nn.Linear]:
+        raise UsageError(
+            f"--strategy {architecture.strategy} solves for a single dense layer, which is not the head of "
+            f"{architecture.name}: use --strategy full."
+        )
 
 
 def _load_weights(architecture: Architecture, settings: BackboneSettings, inputs: BuildInputs) -> LoadedWeights:

@@ -14,7 +14,8 @@ from torchvision.ops import StochasticDepth
 from inat_job.models.strategies import Architecture, has_prefix
 
 _RANDOM = (_DropoutNd, StochasticDepth, _NormBase)
-"""Layers that behave differently in training: unless frozen, they make everything after them differ each time."""
+"""Layers that behave differently in training: unless frozen, they make everything after them differ each time. So does
+timm's DropPath, which has a `drop_prob`."""
 
 
 class CannotCutError(Exception):
@@ -64,8 +65,9 @@ def stem_digest(stem: nn.Module) -> str:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # Tracing into it would fix whether it is in training mode.
-        return isinstance(m, StochasticDepth) or super().is_leaf_module(m, module_qualified_name)
+        # Tracing into it would fix whether it is in training mode. timm derives from batch norm, and has its own DropPath.
+        of_timm = m.__module__.startswith("timm.") and not any(m.children())
+        return isinstance(m, _RANDOM) or of_timm or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(network: nn.Module) -> fx.Graph:
@@ -96,7 +98,7 @@ def _changing_nodes(graph: fx.Graph, network: nn.Module, frozen: Collection[str]
 
 
 def _is_random(module: nn.Module) -> bool:
-    return isinstance(module, _RANDOM) and getattr(module, "p", 1.0) > 0
+    return (isinstance(module, _RANDOM) and getattr(module, "p", 1.0) > 0) or getattr(module, "drop_prob", 0.0) > 0
 
 
 def _dependencies(last: fx.Node, end: fx.Node | None = None) -> set[fx.Node]:

@@ -142,7 +142,7 @@ def _config_of_model(description: Any, folder: RunFolder) -> dict[str, Any]:
         blueprint, preprocessing, classes = (description[name] for name in ("architecture", "preprocessing", "classes"))
         if blueprint["kind"] == five_block.KIND:
             part, model = "a", {name: blueprint[name] for name in _FIVE_BLOCK}
-        elif blueprint["kind"] == backbones.KIND:
+        elif blueprint["kind"] in backbones.KINDS:
             part, model = "b", {"backbone": blueprint["name"]}
         else:
             raise ValueError(blueprint["kind"])
