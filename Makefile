@@ -101,6 +101,8 @@ sbom: venv
 	.sbom/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file sbom.cdx.json $(BIN)/python
 
 # Needs uv (pip install uv). Locks the requirements and all their dependencies, for Python 3.11 and newer.
+# timm needs torch, which each lock of the image has, for CUDA 12 another one than these.
+NOWHERE      = "python_version<'3'"
 EXTRA_LOCKS  = $(patsubst %.txt,%.lock,$(wildcard extras/*.txt))
 COMPILE_LOCK = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock:
@@ -108,7 +110,8 @@ lock:
 	cp requirements.lock requirements-cuda12.lock  # uv keeps its pins where it can
 	$(COMPILE_LOCK) --override requirements-cuda12.txt requirements.txt -o requirements-cuda12.lock
 	$(COMPILE_LOCK) -c requirements.lock tests/requirements.txt -o tests/requirements.lock
-	for extra in $(EXTRA_LOCKS:.lock=); do $(COMPILE_LOCK) -c tests/requirements.lock $$extra.txt -o $$extra.lock || exit 1; done
+	for extra in $(EXTRA_LOCKS:.lock=); do printf 'torch; %s\ntorchvision; %s\n' $(NOWHERE) $(NOWHERE) | \
+	  $(COMPILE_LOCK) --override - -c tests/requirements.lock $$extra.txt -o $$extra.lock || exit 1; done
 	echo cyclonedx-bom==7.5.0 | $(COMPILE_LOCK) - -o sbom.lock
 
 # Needs a network: pip-audit asks PyPI's database for the pinned versions, and fails for one that it does not know.

@@ -140,7 +140,9 @@ class FiveBlockSettings(SettingsSection):
 class BackboneSettings(SettingsSection):
     """Part B's network and how much of it is trained."""
 
-    backbone: str = option("resnet50", "A classification model of torchvision, but SqueezeNet", metavar="NAME")
+    backbone: str = option(
+        "resnet50", "A classification model of torchvision, but SqueezeNet, or of timm as timm/NAME", metavar="NAME"
+    )
     weights: str = option(
         "DEFAULT",
         "Pretrained weights: torchvision's name for them, a path or URI with an optional #sha256=..., or none",

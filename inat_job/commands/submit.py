@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from inat_job import command_options, events
+from inat_job import command_options, events, timm_networks
 from inat_job.address import in_bucket, without_login
 from inat_job.configuration import PREPARE_TAKES, SWEEP_TAKES, TEST_TAKES, Configuration, configure
 from inat_job.distributed import world
@@ -69,6 +69,8 @@ def _tell_needs(request: SubmitOptions, command: Command, documents: Sequence[An
         extras.add("parquet")
     if command.sweep and (command.sweep.study or "").startswith("postgresql"):
         extras.add("postgresql")
+    if timm_networks.is_timm(getattr(settings.model, "backbone", "")):
+        extras.add("timm")
     if extras:
         events.warn(f'The command needs an image built with --build-arg EXTRAS="{" ".join(sorted(extras))}".')
     names = [name for name, _ in sent_secrets.variables_in(documents)]

@@ -1,7 +1,7 @@
 """The exported model: model.safetensors, whose bytes depend on the weights alone, and model.json, which rebuilds it.
 
-The weights have the names of the library that the network comes from, so that torchvision loads them, and timm where
-its network is the same. The first layer is ours, so its two buffers are in model.json.
+The weights have the names of the library that the network comes from, so that torchvision or timm loads them, and timm
+also where its network is the same. The first layer is ours, so its two buffers are in model.json.
 """
 
 import json

@@ -65,7 +65,7 @@ def stem_digest(stem: nn.Module) -> str:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # Tracing into it would fix whether it is in training mode. timm derives from batch norm, and has its own DropPath.
+        # Tracing into it would fix whether it is in training mode. timm has norms and random layers of its own.
         of_timm = m.__module__.startswith("timm.") and not any(m.children())
         return isinstance(m, _RANDOM) or of_timm or super().is_leaf_module(m, module_qualified_name)
 

@@ -10,24 +10,26 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from inat_job import event_text, options
+from inat_job import event_text, options, timm_networks
 from inat_job.configuration import options_by_key
 from inat_job.recipes import RECIPES
 from inat_job.reporting.reproduction import changed_settings, model_kind, option_words
 
 CARD = "README.md"
 _NETWORK = {"a": "a five-block convolutional network", "b": "a network of torchvision"}
+"""By part, but for timm's."""
 
 
 def render_card(report: Mapping[str, Any], timm: bool) -> str:
     """The card of a finished run; `timm` says whether timm loads the model's folder."""
     test, model, data = report["test"], report["model"], report["data"]
+    network = "a network of timm" if timm_networks.is_timm(model["name"]) else _NETWORK[report["part"]]
     low, high = test["ci95"]
     in_both = data.get("in_both_train_and_test", 0)
     parts = [
         _metadata(report, timm),
         f"# {_plain(model['name'])}: {len(data['classes'])} classes\n",
-        f"An image classifier, {_NETWORK[report['part']]} ({_plain(model_kind(report))}): "
+        f"An image classifier, {network} ({_plain(model_kind(report))}): "
         f"{model['parameters']:,} parameters, "
         f"{model['macs'] / 1e6:,.0f} million multiply-adds an image.\n",
         "## Results\n",

@@ -19,7 +19,7 @@ _REVISION = Path(inat_job.__file__).parents[1] / "REVISION"
 MOST_ROWS, MOST_IMAGES = 2000, 64
 """Rows of the tracker's tables of predictions, without and with the images."""
 
-_PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "wandb", "boto3")
+_PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pillow", "wandb", "boto3", "timm")
 
 
 def build(**sections: Any) -> dict[str, Any]:
