@@ -116,6 +116,8 @@ def map_layer(network: nn.Module, pixels: Tensor) -> nn.Module:
             return
         if output.ndim != 4 or output.shape[2:].numel() == 1:
             return
+        if output.shape[2] not in (output.shape[1], output.shape[3]):  # views are squares, and so are their maps
+            return
         if isinstance(module, _POOLING):
             pooled.append(output)
         elif not any(output is each for each in pooled):
