@@ -86,6 +86,7 @@ def test_wait_in_text(capsys: pytest.CaptureFixture[str]) -> None:
         ("parta --labels s3://b/labels.parquet", "parquet"),
         ("parta --data https://h/x.parquet?download=true", "parquet"),
         ("sweep --part a --storage postgresql://h/s --tracker mlflow", "mlflow postgresql"),
+        ("partb --backbone timm/resnet50", "timm"),
         ("sweep --part a", ""),
     ],
 )
