@@ -89,7 +89,7 @@ def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Archit
     if is_timm:
         cfg = timm_networks.pretrained_cfg(name)
         network.preprocess.normalise_by(cfg.mean, cfg.std)
-    heads = _timm_heads(name, backbone) if is_timm else (_head(name, backbone, num_classes),)
+    heads = _timm_heads(name) if is_timm else (_head(name, backbone, num_classes),)
     if check_size(name, network, image_size).outputs != num_classes:
         raise UsageError(f"--backbone is {name!r}, whose output is not one number a class: choose another.")
     stages = _timm_stages(backbone, heads) if is_timm else _stages(name, backbone, heads[0])
@@ -158,7 +158,7 @@ def _vit_stages(backbone: nn.Module) -> tuple[tuple[str, ...], ...]:
     return (("class_token", "conv_proj", "encoder.pos_embedding"), *quarters, (*last, "encoder.ln"))
 
 
-def _timm_heads(name: str, backbone: nn.Module) -> tuple[str, ...]:
+def _timm_heads(name: str) -> tuple[str, ...]:
     """Names of the output layers, of which a distilled network has two."""
     named = timm_networks.pretrained_cfg(name).classifier
     return (named,) if isinstance(named, str) else tuple(named)
@@ -169,7 +169,7 @@ def _timm_stages(backbone: nn.Module, heads: tuple[str, ...]) -> tuple[tuple[str
     names = [each for each, _ in backbone.named_parameters()]
     try:
         grouped = timm_networks.parameter_groups(backbone)
-    except (AttributeError, AssertionError):  # of a few families timm does not know it
+    except (AttributeError, AssertionError):  # timm does not divide a few families
         units = _units(backbone, heads[0])
         grouped = [[each for each in names if has_prefix(each, [unit])] for unit in units]
     bodies = ([each for each in group if not has_prefix(each, heads)] for group in grouped)
