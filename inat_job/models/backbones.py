@@ -74,26 +74,13 @@ def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Archit
     Raises UsageError for an unknown name, a model whose head cannot be found, and an image size it cannot take, and
     ConflictError if timm is needed and missing.
     """
-    is_timm = timm_networks.is_timm(name)
-    if not is_timm:
-        _check_name(name)
+    kind, parts_of = (TIMM, _timm_parts) if timm_networks.is_timm(name) else (TORCHVISION, _torchvision_parts)
     try:
-        backbone: nn.Module = (
-            timm_networks.create(name, num_classes, image_size)
-            if is_timm
-            else get_model(name, weights=None, num_classes=num_classes, **_arguments(name, image_size))
-        )
+        network, heads, stages = parts_of(name, num_classes, image_size)
     except (ValueError, AssertionError) as error:
         raise _size_error(name, image_size, error) from None
-    network = BackboneNet(backbone)
-    if is_timm:
-        cfg = timm_networks.pretrained_cfg(name)
-        network.preprocess.normalise_by(cfg.mean, cfg.std)
-    heads = _timm_heads(name) if is_timm else (_head(name, backbone, num_classes),)
     if check_size(name, network, image_size).outputs != num_classes:
         raise UsageError(f"--backbone is {name!r}, whose output is not one number a class: choose another.")
-    stages = _timm_stages(backbone, heads) if is_timm else _stages(name, backbone, heads[0])
-    kind = TIMM if is_timm else TORCHVISION
     return Architecture(
         name=name,
         network=network,
@@ -101,6 +88,25 @@ def build_backbone(name: str, num_classes: int, image_size: int = 224) -> Archit
         head=tuple(f"backbone.{head}" for head in heads),
         blueprint={"kind": kind, "name": name, "num_classes": num_classes, "image_size": image_size},
     )
+
+
+_Parts = tuple[BackboneNet, tuple[str, ...], tuple[tuple[str, ...], ...]]
+"""A network, the names of its output layers, and the prefixes of each stage, both in its `backbone`."""
+
+
+def _torchvision_parts(name: str, num_classes: int, image_size: int) -> _Parts:
+    _check_name(name)
+    backbone = get_model(name, weights=None, num_classes=num_classes, **_arguments(name, image_size))
+    head = _head(name, backbone, num_classes)
+    return BackboneNet(backbone), (head,), _stages(name, backbone, head)
+
+
+def _timm_parts(name: str, num_classes: int, image_size: int) -> _Parts:
+    cfg, backbone = timm_networks.pretrained_cfg(name), timm_networks.create(name, num_classes, image_size)
+    network = BackboneNet(backbone)
+    network.preprocess.normalise_by(cfg.mean, cfg.std)
+    heads = _timm_heads(cfg.classifier)
+    return network, heads, _timm_stages(backbone, heads)
 
 
 def check_size(name: str, network: nn.Module, size: int, flag: str = "--image-size") -> NetworkSize:
@@ -158,9 +164,8 @@ def _vit_stages(backbone: nn.Module) -> tuple[tuple[str, ...], ...]:
     return (("class_token", "conv_proj", "encoder.pos_embedding"), *quarters, (*last, "encoder.ln"))
 
 
-def _timm_heads(name: str) -> tuple[str, ...]:
+def _timm_heads(named: str | Collection[str]) -> tuple[str, ...]:
     """Names of the output layers, of which a distilled network has two."""
-    named = timm_networks.pretrained_cfg(name).classifier
     return (named,) if isinstance(named, str) else tuple(named)
 
 
