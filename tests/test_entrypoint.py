@@ -130,7 +130,7 @@ def test_help_has_the_defaults_of_the_part(job: Callable[..., Ended]) -> None:
     assert "--weight-decay FLOAT Weight decay of all but norms and biases. [default: 0.1; 0 to 10]" in a
     assert "--weight-decay FLOAT Weight decay of all but norms and biases. [default: 0.02; 0 to 10]" in b
     assert "[default: 0.1 in Part A, 0.02 in Part B; 0 to 10]" in both
-    assert "--batch-norm / --no-batch-norm Batch norm after each convolution. [default: on]" in a
+    assert "--batch-norm / --no-batch-norm Batch norm in each block. [default: on]" in a
     assert "--max-time DURATION" in a
     assert "[default: never; at least 1 s]" in a
     assert "--data URI" in a
