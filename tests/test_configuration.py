@@ -65,6 +65,7 @@ def test_layer_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 FORMER_B = {"data.eval_crop": "0.875"}
 FORMER_A = {
+    "data.eval_crop": "1",
     "train.optimiser": "adamw",
     "train.lr": "0.002",
     "train.weight_decay": "0.05",
