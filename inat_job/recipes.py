@@ -31,7 +31,8 @@ more, by smaller crops, erased boxes and TrivialAugment.
 
 
 _CROP_A = 0.85
-"""Random crops show things larger than whole images do: they keep 0.78 of a side on average. So do evaluation views."""
+"""Random crops keep 0.77 of a square's side on average, so that things look larger than in whole images. So they do in
+a centre crop; docs/recipes.md has the losses with others."""
 
 _CROP_B = 0.9655
 """That of the default weights, 224 of 232 pixels; for others, configuration.py puts theirs in its place."""
