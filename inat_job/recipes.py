@@ -31,8 +31,8 @@ more, by smaller crops, erased boxes and TrivialAugment.
 
 
 _CROP_A = 0.85
-"""Random crops keep 0.77 of a square's side on average, so that things look larger than in whole images. So they do in
-a centre crop; docs/recipes.md has the losses with others."""
+"""A centre crop shows things larger than a whole image, as training does, whose random crops keep 0.77 of a square's
+side on average. docs/recipes.md has the losses with other crops."""
 
 _CROP_B = 0.9655
 """That of the default weights, 224 of 232 pixels; for others, configuration.py puts theirs in its place."""
