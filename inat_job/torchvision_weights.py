@@ -5,7 +5,7 @@ It is read from torchvision's source, since importing it takes seconds; a test c
 
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -29,22 +29,21 @@ def known_backbones() -> set[str]:
     return {name for text in _sources() for name, _ in _BUILDER.findall(text)}
 
 
-def weights_url(backbone: str, name: str) -> str | None:
-    """The URL of the weights `name` of a backbone; None if torchvision's source has none for this backbone.
-
-    Raises UsageError for a name that this backbone does not have.
-    """
+def weights_url(backbone: str, name: str) -> str:
+    """The URL of the weights `name` of a backbone. Raises UsageError if there are none, and for a wrong name."""
     for text in _sources():
         kind = dict(_BUILDER.findall(text)).get(backbone)
         if kind is None:
             continue
         body = dict(_CLASS.findall(text)).get(kind, "")
-        known = {member: url for member, url, _ in _MEMBER.findall(body)}
+        known: dict[str, str] = {member: url for member, url, _ in _MEMBER.findall(body)}
         known |= {alias: known[target] for alias, target in _ALIAS.findall(body) if target in known}
-        if known and name.removeprefix(f"{kind}.") not in known:
-            raise unknown_name(name, backbone, known)
-        return known.get(name.removeprefix(f"{kind}."))
-    return None
+        if url := known.get(name.removeprefix(f"{kind}.")):
+            return url
+        if known:
+            names = ", ".join(known)
+            raise UsageError(f"--weights is {name!r}: torchvision has {names} for {backbone}; or give a file, or none.")
+    raise UsageError(f"--backbone is {backbone!r}, for which torchvision has no weights: name a file.")
 
 
 def eval_crop(backbone: str, weights: str) -> float:
@@ -53,8 +52,9 @@ def eval_crop(backbone: str, weights: str) -> float:
     A file is known by its name. `EVAL_CROP` if torchvision has none of this name.
     """
     source = weights.partition("#")[0]
-    with suppress(UsageError):  # a wrong name is reported where the weights are loaded
-        source = (weights_url(backbone, source) if re.fullmatch(WEIGHTS_NAME, source) else None) or source
+    if re.fullmatch(WEIGHTS_NAME, source):
+        with suppress(UsageError):  # a wrong name is reported where the weights are loaded
+            source = weights_url(backbone, source)
     return _crops().get(source.rpartition("/")[2], EVAL_CROP)
 
 
@@ -70,12 +70,6 @@ def _crop_of_each() -> Iterator[tuple[str, float]]:
                 sides = {"resize_size": _SIDE} | {name: int(side) for name, side in _SIDES.findall(rest)}
                 if "crop_size" in sides:
                     yield url.rpartition("/")[2], round(sides["crop_size"] / sides["resize_size"], 4)
-
-
-def unknown_name(name: str, backbone: str, known: Iterable[str]) -> UsageError:
-    """The error for a name of weights that this backbone does not have."""
-    listed = ", ".join(known) or "no names"
-    return UsageError(f"--weights is {name!r}: torchvision has {listed} for {backbone}; or give a file, or none.")
 
 
 @cache

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from inat_job import events, timm_networks
+from inat_job import events
 from inat_job.errors import TransientError, UsageError
+from inat_job.host.environment import torch_hub_folder
 from inat_job.models.backbones import build_backbone, check_size
-from inat_job.models.find_weights import parse_weights, stat_weights
+from inat_job.models.find_weights import parse_weights, stat_weights, weights_of_library
 from inat_job.models.five_block import BLOCKS, FiveBlockSpec, block_filters, build_five_block
 from inat_job.models.strategies import AFTER_PROBE, Architecture
-from inat_job.models.weights import LoadedWeights, load_weights, named_weights
+from inat_job.models.weights import LoadedWeights, load_weights
 from inat_job.options import public_uri, unsigned_uri
 from inat_job.settings import BackboneSettings, FiveBlockSettings
 from inat_job.signals import Stop
@@ -114,12 +114,8 @@ def _load_weights(architecture: Architecture, settings: BackboneSettings, inputs
 
 def _named_file(backbone: str, name: str, inputs: BuildInputs) -> Path:
     """The library's file from the library's own folder if it is there, or else downloaded like any other."""
-    if timm_networks.is_timm(backbone):
-        url, local = timm_networks.weights_url(backbone, name), timm_networks.cached_weights(backbone)
-    else:
-        url = named_weights(backbone, name).url
-        local = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if local and local.exists():
+    url, local = weights_of_library(backbone, name, torch_hub_folder())
+    if local:
         return local
     try:
         return _download(url, inputs)

@@ -88,7 +88,7 @@ def _(settings: BackboneSettings) -> None:
         raise unknown_backbone(settings.backbone, known)
     weights = parse_weights(settings.weights)
     if weights.is_name and weights.source != "none":
-        _url(settings.backbone, weights.source)
+        weights_of_library(settings.backbone, weights.source, Path())
     if weights.is_uri:
         open_store(split_uri(weights.source)[0])
 
@@ -99,20 +99,23 @@ def unknown_backbone(name: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"--backbone is {name!r}, which torchvision does not have: did you mean {near}?")
 
 
-def _url(backbone: str, name: str) -> str:
-    """The URL of named weights. Raises UsageError."""
+def weights_of_library(backbone: str, name: str, torch_folder: Path) -> tuple[str, Path | None]:
+    """The URL of named weights of torchvision or timm, and their file where the library itself keeps them, if there.
+
+    `torch_folder` is where torch keeps downloaded weights. Raises UsageError.
+    """
     if timm_networks.is_timm(backbone):
-        return timm_networks.weights_url(backbone, name)
-    if url := weights_url(backbone, name):
-        return url
-    raise UsageError(f"--backbone is {backbone!r}, for which torchvision has no weights: name a file.")
+        return timm_networks.weights_url(backbone, name), timm_networks.cached_weights(backbone)
+    url = weights_url(backbone, name)
+    local = torch_folder / url.rpartition("/")[2]
+    return url, local if local.exists() else None
 
 
 @singledispatch
 def find_weights(settings: object, torch_folder: Path, options: StorageOptions) -> str | None:
     """Where the initial weights of a network are, for people; None for a network without any.
 
-    `torch_folder` is where torch keeps downloaded weights. Raises UsageError, BadDataError and what the store raises.
+    `torch_folder` is as in `weights_of_library`. Raises UsageError, BadDataError and what the store raises.
     """
     return None
 
@@ -123,11 +126,8 @@ def _(settings: BackboneSettings, torch_folder: Path, options: StorageOptions) -
     if weights.source == "none":
         return None
     if weights.is_name:
-        url = _url(settings.backbone, weights.source)
-        local: Path | None = torch_folder / url.rpartition("/")[2]
-        if timm_networks.is_timm(settings.backbone):
-            local = timm_networks.cached_weights(settings.backbone)
-        return f"{local}, already downloaded" if local and local.exists() else _describe_remote(url, options)
+        url, local = weights_of_library(settings.backbone, weights.source, torch_folder)
+        return f"{local}, already downloaded" if local else _describe_remote(url, options)
     if weights.is_uri:
         return _describe_remote(weights.source, options)
     return _describe_file(Path(weights.source), weights.sha256)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum, get_model_weights
+from torchvision.models import get_model_weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from inat_job import timm_networks
@@ -22,7 +22,6 @@ from inat_job.errors import BadDataError, ConflictError
 from inat_job.models.backbones import BackboneNet
 from inat_job.models.find_weights import require_file, verified_digest
 from inat_job.models.strategies import Architecture, has_prefix
-from inat_job.torchvision_weights import unknown_name
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt|safetensors)")  # the convention of torch.hub
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")  # auxiliary classifiers of GoogLeNet and Inception, used only in training
@@ -52,15 +51,6 @@ class KeyMatch:
     missing: tuple[str, ...]
     foreign: tuple[str, ...]
     misshapen: tuple[str, ...]
-
-
-def named_weights(backbone: str, name: str) -> WeightsEnum:
-    """torchvision's entry of that name, whose `.url` is the file. Raises UsageError, which lists the known names."""
-    known = get_model_weights(backbone)
-    short = name.removeprefix(f"{known.__name__}.")
-    if short not in known.__members__:
-        raise unknown_name(name, backbone, known.__members__)
-    return known[short]
 
 
 def load_weights(

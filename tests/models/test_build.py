@@ -10,6 +10,7 @@ import torch
 
 from inat_job.errors import BadDataError, ConflictError, TransientError, UsageError
 from inat_job.models import build as build_module
+from inat_job.models import find_weights
 from inat_job.models.backbones import build_backbone
 from inat_job.models.build import BuildInputs, build
 from inat_job.settings import BackboneSettings, FiveBlockSettings
@@ -19,7 +20,7 @@ from inat_job.storage import StorageOptions, open_store
 
 @pytest.fixture
 def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildInputs:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return BuildInputs(3, 32, True, tmp_path / "cache", StorageOptions(retries=0), never)
 
 
@@ -77,16 +78,12 @@ def test_named_weights_in_torchs_folder_are_used(
     kept = Path(torch.hub.get_dir()) / "checkpoints" / name
     kept.parent.mkdir(parents=True)
     saved_weights.rename(kept)
-    monkeypatch.setattr(
-        build_module, "named_weights", lambda *_: type("Entry", (), {"url": f"http://127.0.0.1:9/{name}"})
-    )
+    monkeypatch.setattr(find_weights, "weights_url", lambda *_: f"http://127.0.0.1:9/{name}")
     assert torch.equal(first_convolution("DEFAULT", inputs), torch.load(kept, weights_only=True)["conv1.weight"])
 
 
 def test_failed_download_of_named_weights_is_transient(inputs: BuildInputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        build_module, "named_weights", lambda *_: type("Entry", (), {"url": "http://127.0.0.1:9/x.pth"})
-    )
+    monkeypatch.setattr(find_weights, "weights_url", lambda *_: "http://127.0.0.1:9/x.pth")
     with pytest.raises(TransientError, match=r"127.0.0.1.*--weights"):
         first_convolution("DEFAULT", inputs)
 

@@ -41,9 +41,10 @@ def test_crop_is_that_of_torchvisions_transforms_for_every_network_and_name() ->
 
 def test_weights_url_takes_full_names_and_refuses_unknown_ones() -> None:
     assert weights_url("resnet50", "ResNet50_Weights.DEFAULT") == get_model_weights("resnet50")["DEFAULT"].url
-    with pytest.raises(UsageError, match="IMAGENET1K_V2"):
+    with pytest.raises(UsageError, match="IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT for resnet50"):
         weights_url("resnet50", "IMAGENET22K")
-    assert weights_url("no_such_network", "DEFAULT") is None
+    with pytest.raises(UsageError, match="no_such_network.*no weights"):
+        weights_url("no_such_network", "DEFAULT")
 
 
 @pytest.mark.parametrize("name", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torchvision.models import VisionTransformer, Weights, WeightsEnum, get_model
 from torchvision.transforms._presets import ImageClassification
 
-from inat_job.errors import BadDataError, ConflictError, UsageError
+from inat_job.errors import BadDataError, ConflictError
 from inat_job.models.backbones import BackboneNet, build_backbone
 from inat_job.models.strategies import Architecture
-from inat_job.models.weights import load_weights, named_weights, read_state
+from inat_job.models.weights import load_weights, read_state
 
 State = dict[str, torch.Tensor]
 
@@ -172,16 +172,6 @@ def test_requested_hash_is_checked(architecture, state, saved):
 def test_missing_file_is_bad_data(architecture, tmp_path):
     with pytest.raises(BadDataError, match=r"--weights is .*, which is not a file"):
         load_weights(architecture, tmp_path / "none.pth")
-
-
-def test_named_weights_are_torchvisions_entries():
-    assert named_weights("resnet50", "DEFAULT") is named_weights("resnet50", "ResNet50_Weights.IMAGENET1K_V2")
-    assert named_weights("resnet50", "IMAGENET1K_V2").url.endswith("/resnet50-11ad3fa6.pth")
-
-
-def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(UsageError, match="IMAGENET1K_V1, DEFAULT for resnet18"):
-        named_weights("resnet18", "IMAGENET1K_V9")
 
 
 def _tiny_transformer(image_size: int) -> VisionTransformer:
