@@ -16,7 +16,7 @@ from inat_job.errors import BadDataError, UsageError
 from inat_job.job_settings import TrackerSettings
 from inat_job.options import Option, check_value, options_of, parse, parse_section
 from inat_job.recipes import PRESETS, RECIPES
-from inat_job.settings import BackboneSettings, Settings, TrainSettings
+from inat_job.settings import Settings, TrainSettings
 from inat_job.torchvision_weights import eval_crop
 
 # Read by the tests and the measuring scripts, or between processes of one job, or set for a Service called inat-job.
@@ -201,14 +201,24 @@ def _refuse_unused_secret(merged: Configuration) -> None:
         raise UsageError(f"--wandb-secret is given and --wandb is {tracker.mode!r}, which needs no key: leave one out.")
 
 
+def crop_of_weights(model: Mapping[str, Any]) -> float | None:
+    """The crop that the pretrained weights of the section `model` were tested with; None for Part A's, which has none.
+
+    Raises UsageError for an unknown network of timm, ConflictError without timm.
+    """
+    if "backbone" not in model:
+        return None
+    if timm_networks.is_timm(model["backbone"]):
+        return timm_networks.eval_crop(model["backbone"])
+    return eval_crop(model["backbone"], model["weights"])
+
+
 def _with_crop_of_weights(merged: Configuration) -> Configuration:
     """With the crop that the pretrained weights were tested with, unless another is set."""
-    model, data = merged.settings.model, merged.settings.data
-    if "data.eval_crop" in merged.sources or not isinstance(model, BackboneSettings):
+    crop = crop_of_weights(merged.settings.as_dict()["model"])
+    if crop is None or "data.eval_crop" in merged.sources:
         return merged
-    of_timm = timm_networks.is_timm(model.backbone)
-    crop = timm_networks.eval_crop(model.backbone) if of_timm else eval_crop(model.backbone, model.weights)
-    data = dataclasses.replace(data, eval_crop=crop)
+    data = dataclasses.replace(merged.settings.data, eval_crop=crop)
     return Configuration(dataclasses.replace(merged.settings, data=data), merged.sources)
 
 
@@ -246,8 +256,12 @@ def _settings_of_run(run: Mapping[str, Any], defaults: Settings, known: Mapping[
 
 
 def changed(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
-    """Settings with other values by "section.field", as typed in a file. Raises UsageError."""
-    return _merge(settings, options_by_key(settings), [Layer(source, values)]).settings
+    """Settings with other values by "section.field", as typed in a file: with other weights also in their crop, unless
+    the settings have another one than that of their own weights. Raises UsageError.
+    """
+    merged = _merge(settings, options_by_key(settings), [Layer(source, values)])
+    has_own = settings.data.eval_crop != crop_of_weights(settings.as_dict()["model"])
+    return merged.settings if has_own else _with_crop_of_weights(merged).settings
 
 
 def options_of_all_parts() -> dict[str, tuple[Option, Any]]:

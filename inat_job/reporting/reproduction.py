@@ -3,9 +3,11 @@
 import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from inat_job.configuration import options_by_key
+from inat_job.configuration import crop_of_weights, options_by_key
+from inat_job.errors import JobError
 from inat_job.models.model_files import WEIGHTS
 from inat_job.options import Option, as_text
 from inat_job.recipes import RECIPES
@@ -24,7 +26,9 @@ def is_test(report: Mapping[str, Any]) -> bool:
 
 def changed_settings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings that are not the defaults of the part, with both values."""
-    own, defaults = (_plain(sections) for sections in (report["settings"], RECIPES[report["part"]]().as_dict()))
+    own, defaults = _plain(report["settings"]), _plain(RECIPES[report["part"]]().as_dict())
+    with suppress(JobError, KeyError):  # not known without timm, or in reports of another version
+        defaults["data"]["eval_crop"] = crop_of_weights(own.get("model", {})) or defaults["data"]["eval_crop"]
     return [
         {"setting": f"{section}.{field}", "value": value, "default": defaults.get(section, {}).get(field)}
         for section, every in own.items()

@@ -305,6 +305,18 @@ def test_trials_at_a_time_share_the_processors(tmp_path: Path, monkeypatch: pyte
     assert [each.get("OMP_NUM_THREADS") for each in started] == [None, "2", None]
 
 
+def test_trial_of_other_weights_has_their_crop_unless_one_is_set(tmp_path: Path) -> None:
+    def crop_of(values: Mapping[str, Any], **given: str) -> float:
+        settings = configure("b", given, [], None, environment={}).settings
+        made = sweep_runs.Sweep(settings, 1, open_run(settings, str(tmp_path)), StopFlag())
+        return made.settings_of(values, sweep_runs.TRIALS).data.eval_crop
+
+    other = {"model.backbone": "convnext_tiny"}
+    alone = configure("b", other, [], None, environment={}).settings.data.eval_crop
+    assert crop_of(other) == alone != crop_of({})
+    assert crop_of(other | {"data.eval_crop": 0.7}) == crop_of(other, **{"data.eval_crop": "0.7"}) == 0.7
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [

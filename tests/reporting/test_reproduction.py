@@ -18,12 +18,17 @@ GIVEN = {
         "model.batch_norm": st.booleans(),
         "model.activation": st.sampled_from(["relu", "gelu"]),
     },
-    "b": {"model.strategy": st.sampled_from(["head", "full"]), "model.weights": st.sampled_from(["none", "x y.pth"])},
+    "b": {
+        "model.strategy": st.sampled_from(["head", "full"]),
+        "model.weights": st.sampled_from(["none", "x y.pth"]),
+        "model.backbone": st.sampled_from(["densenet121", "convnext_tiny"]),
+    },
 }
 BOTH = {
     "train.lr": st.sampled_from([1e-6, 0.1]),
     "train.augment": st.booleans(),
     "train.max_time": st.sampled_from([None, 90.0]),
+    "data.eval_crop": st.sampled_from(["0.85", "0.9655", "0.875", "1"]),
     "data.uri": st.sampled_from(["a b.zip", "-x.zip", "s3://b/$HOME.zip"]),
     "run.run_id": st.sampled_from([None, "r"]),
     "run.resume": st.sampled_from(["auto", "never"]),
