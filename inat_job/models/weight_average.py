@@ -53,11 +53,12 @@ def _averaged(architecture: Architecture) -> dict[str, Tensor]:
     """The tensors to average, by their names in the network."""
     groups = parameter_groups(architecture, lr=1.0, weight_decay=0.0)
     trained = {id(each) for group in groups for each in group["params"]}
+    stored = architecture.network.state_dict().keys()  # a checkpoint has no other buffers: those are constants
     found: dict[str, Tensor] = {}
     for prefix, module in architecture.network.named_modules():
         own = {name: each for name, each in module.named_parameters(prefix, recurse=False) if id(each) in trained}
         if own:
-            found |= own | dict(_statistics(module, prefix))
+            found |= own | {name: each for name, each in _statistics(module, prefix) if name in stored}
     return found
 
 

@@ -51,6 +51,12 @@ def test_frozen_stages_are_not_held() -> None:
     assert set(names) == {f"{layer}.{kind}" for layer in ("dense", "output") for kind in ("weight", "bias")}
 
 
+def test_buffers_that_no_checkpoint_has_are_not_averaged() -> None:
+    made = architecture()
+    made.network.get_submodule("blocks.0.conv").register_buffer("constant", torch.ones(2), persistent=False)
+    assert set(WeightAverage(made, 0.9).as_dict()) <= set(made.network.state_dict())
+
+
 def test_swap_exchanges_and_restores() -> None:
     network = (made := architecture()).network
     average = WeightAverage(made, 0.9)
