@@ -39,8 +39,8 @@ def pretrained_cfg(backbone: str) -> Any:
 
 
 def eval_crop(backbone: str) -> float:
-    """The share of the short side that the centre crop kept when the weights were tested."""
-    return float(pretrained_cfg(backbone).crop_pct)
+    """The share of the short side that the centre crop kept when the weights were tested; 1 if it had a margin too."""
+    return min(1.0, float(pretrained_cfg(backbone).crop_pct))
 
 
 def create(backbone: str, num_classes: int, image_size: int) -> Any:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from inat_job.errors import UsageError
+from inat_job.options import public_uri
 from inat_job.settings import WEIGHTS_NAME
 
 _BUILDER = re.compile(r"^def (\w+)\(\s*\*,\s*weights: Optional\[(\w+)\]", re.M)
@@ -55,7 +56,7 @@ def eval_crop(backbone: str, weights: str) -> float:
     if re.fullmatch(WEIGHTS_NAME, source):
         with suppress(UsageError):  # a wrong name is reported where the weights are loaded
             source = weights_url(backbone, source)
-    return _crops().get(source.rpartition("/")[2], EVAL_CROP)
+    return _crops().get(public_uri(source).rpartition("/")[2], EVAL_CROP)
 
 
 @cache

@@ -39,6 +39,11 @@ def test_crop_is_that_of_torchvisions_transforms_for_every_network_and_name() ->
     assert {eval_crop("resnet18", each) for each in ("none", "/w/x.pth", "NO_SUCH")} == {EVAL_CROP}
 
 
+def test_crop_of_a_signed_address_is_that_of_its_file() -> None:
+    address = "https://user:pw@host/w/resnet50-11ad3fa6.pth?X-Amz-Signature=1&download=1#sha256=" + 64 * "0"
+    assert eval_crop("resnet50", address) == eval_crop("resnet50", "DEFAULT") == 0.9655
+
+
 def test_weights_url_takes_full_names_and_refuses_unknown_ones() -> None:
     assert weights_url("resnet50", "ResNet50_Weights.DEFAULT") == get_model_weights("resnet50")["DEFAULT"].url
     with pytest.raises(UsageError, match="IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT for resnet50"):

@@ -121,6 +121,10 @@ def test_crop_and_pixel_statistics_are_those_of_the_name() -> None:
         assert network.get_buffer("preprocess.mean")[0, 0].item() == pytest.approx(255 * mean)
 
 
+def test_weights_that_were_tested_on_more_than_the_image_get_whole_images() -> None:
+    assert configure("b", {"model.backbone": "timm/volo_d4_448"}, [], None).settings.data.eval_crop == 1.0
+
+
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 def test_weights_of_a_file_are_loaded_but_the_head(ending: str, inputs: BuildInputs, tmp_path: Path) -> None:
     given, path = state_of(RESNET), tmp_path / f"w.{ending}"
