@@ -28,7 +28,8 @@ def test_every_point_is_a_valid_run(part: str, data: st.DataObject) -> None:
         if axis.applies(drawn):
             drawn[key] = data.draw(values(axis), label=key)
     settings = configure(part, drawn, [], None, environment={}).settings
-    assert settings.fingerprint()
+    of_trial = changed(configure(part, {}, [], None, environment={}).settings, drawn, "sweep")
+    assert of_trial.fingerprint() == settings.fingerprint()
 
 
 @pytest.mark.parametrize("part", SPACES)
