@@ -34,7 +34,7 @@ def network_size(network: nn.Module, image_size: int) -> NetworkSize:
     """
     parameters = list(network.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        output = _meta_copy(network)(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device="meta"))
+        output = meta_copy(network)(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8, device="meta"))
     return NetworkSize(
         parameters=sum(each.numel() for each in parameters),
         trainable_parameters=sum(each.numel() for each in parameters if each.requires_grad),
@@ -43,7 +43,7 @@ def network_size(network: nn.Module, image_size: int) -> NetworkSize:
     )
 
 
-def _meta_copy(network: nn.Module) -> nn.Module:
+def meta_copy(network: nn.Module) -> nn.Module:
     """A copy on the meta device in eval mode. Tensors are replaced while copying, so no memory is doubled."""
     empty = {id(each): nn.Parameter(torch.empty_like(each, device="meta"), False) for each in network.parameters()}
     buffers = {id(each): torch.empty_like(each, device="meta") for each in network.buffers()}

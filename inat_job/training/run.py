@@ -118,6 +118,7 @@ def _network(
     architecture, classifier = context.build_network(pretrained, config.get("lacking", ()))
     if context.group.is_main:
         resources.check_training(architecture, settings.train, context.folder.path(CONFIG).parent)
+        start.check_batch_norm(context, architecture)
     context.move_images_to_gpu()
     if resumed:
         start.check_same_data(context, resumed.manifest)

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from inat_job import events
 from inat_job.checkpoints import manifest
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
@@ -18,7 +20,8 @@ from inat_job.distributed.process_group import ProcessGroup
 from inat_job.errors import BadDataError, ConflictError
 from inat_job.job_status import STATUS
 from inat_job.models.classifier import Classifier
-from inat_job.models.strategies import Architecture
+from inat_job.models.flops import meta_copy
+from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
 from inat_job.run.run_state import CONFIG, open_run, read_config
 from inat_job.training import feature_cache
 from inat_job.training.context import RunContext, check_classes, load_weights, warn_of_other_test_set
@@ -47,6 +50,25 @@ def init_collectives(context: RunContext) -> None:
     if context.group.size > 1 and context.settings.train.sync_batch_norm and accelerator == "cpu":
         raise ConflictError("--sync-batch-norm needs GPUs, since torch has none for a CPU: leave it out.")
     context.group.init_collectives(cuda=accelerator == "cuda")
+
+
+def check_batch_norm(context: RunContext, architecture: Architecture) -> None:
+    """Raise ConflictError if batch norm has a single value a channel: of one image, where maps are a pixel large."""
+    train, data, ranks = context.settings.train, context.settings.data, context.group.size
+    if context.images.slice_size > ranks or (train.sync_batch_norm and ranks > 1):
+        return
+    copied = replace(architecture, network=meta_copy(architecture.network))
+    apply_strategy(copied, trainable_stages(copied, epoch=1, epochs=1))  # the most that train in an epoch
+    size = train.start_size or data.image_size
+    try:
+        with torch.no_grad():
+            copied.network(torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta"))
+    except ValueError:
+        raise ConflictError(
+            f"A device trains on one image at a time, and at {size} px batch norm then has a single value, of which "
+            f"there is no deviation: lower --accumulate, which is {train.accumulate}, or raise --batch-size, which is "
+            f"{train.batch_size}, or the size."
+        ) from None
 
 
 def shared_checkpoint(group: ProcessGroup, find: Callable[[], tuple[Manifest, Path] | None]) -> Checkpoint | None:

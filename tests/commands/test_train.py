@@ -522,6 +522,17 @@ def test_batch_larger_than_the_data_is_refused(settings: Make) -> None:
         prepare_images(settings(), Clock(0.0), StopFlag())
 
 
+@pytest.mark.parametrize("further", [{}, {"data__image_size": "64", "train__start_size": "32"}, {"part": "b"}])
+def test_batch_norm_of_a_single_value_is_refused(settings: Make, further: dict[str, str]) -> None:
+    with pytest.raises(ConflictError, match=r"one image at a time.*--accumulate, which is 8"):
+        run(settings(train__accumulate="8", **further))
+
+
+def test_one_image_at_a_time_is_trained_on_where_batch_norm_has_more_values(settings: Make) -> None:
+    run(settings(train__accumulate="8", train__epochs="1", data__image_size="64"))
+    assert report_of(settings())["status"] == "done"
+
+
 def test_report_names_what_was_not_trained_on(settings: Make, tmp_path: Path) -> None:
     files = tree(train=20, test=5, root="") | {"train/readme.txt": b"x", "notes/a.csv": b"y"}
     blank = io.BytesIO()
