@@ -3,7 +3,7 @@
 All ranks call each function here at the same point of training/run.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -121,9 +121,18 @@ def _best_of(context: RunContext, name: str) -> tuple[Manifest, Path]:
     if other_split and not context.settings.train.final:
         events.warn(
             f"{folder.uri} was trained on images that this run validates with, so its validation accuracy is too high: "
-            "use the --seed of that run."
+            f"{_same_split(config)}."
         )
     return best, path
+
+
+def _same_split(config: Mapping[str, Any]) -> str:
+    """How to validate with the images that the run of a config.json held out."""
+    settings = config.get("settings")
+    train = settings.get("train") if isinstance(settings, Mapping) else None
+    if isinstance(train, Mapping) and train.get("final"):
+        return "train with --final too, or start from a run without it"
+    return "use the --seed and --val-share of that run"
 
 
 def decide_once(

@@ -118,8 +118,9 @@ def test_init_from_warns_of_validation_images_alone(
     run(settings(run__run_id="first", train__final=str(from_final)))
     capsys.readouterr()
     run(settings(run__init_from="first", train__final=str(not from_final)))
-    warned = "was trained on images that this run validates with" in capsys.readouterr().out
-    assert warned == from_final
+    shown = capsys.readouterr().out
+    assert ("was trained on images that this run validates with" in shown) == from_final
+    assert ("train with --final too, or start from a run without it" in shown) == from_final
 
 
 def test_final_run_is_another_run(settings: Make) -> None:
