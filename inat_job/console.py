@@ -28,6 +28,9 @@ _WITH_BARS = ("pull", "prepare", "features")
 _SILENT = ("train", "validate", "final-validation", "test", "test-mirrored", "pictures")
 """Phases whose work reports its progress from the first moment."""
 
+SHOWN_WHEN_QUIET = ("warning", "done")
+"""The events that `--quiet` leaves."""
+
 
 class Console:
     """Writes to `stream`, with bars if `bars`; `quiet` leaves warnings and the last line, `verbose` adds details.
@@ -50,6 +53,8 @@ class Console:
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """Show an event, if it is for people."""
+        if self._quiet and name not in SHOWN_WHEN_QUIET:
+            return
         if name == "data":
             self._wait_for("Loading torch")
         if name == "bench":

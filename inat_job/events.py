@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from inat_job import watchdog
-from inat_job.console import Console
+from inat_job.console import SHOWN_WHEN_QUIET, Console
 from inat_job.event_text import printable
 from inat_job.job_status import STATUS
 
@@ -18,8 +18,6 @@ Progress = Callable[[int, int], None]
 _LINE_EVERY_S, _DRAWN_EVERY_S = 10.0, 0.2
 _IN_EVERY_LINE = ("run_id", "rank", "phase", "step")
 """Fields of the job's status in each JSON line, where they are known."""
-
-_ALWAYS = ("warning", "done")
 
 _console: Console | None = None
 """Where text goes; None while the log is JSON."""
@@ -55,7 +53,7 @@ def emit(event: str, **fields: object) -> None:
 
     A JSON line also has the run, rank, phase and step, as far as they are known; the event's own fields override them.
     """
-    if (_warnings_alone and event != "warning") or (_quiet and event not in _ALWAYS):
+    if (_warnings_alone and event != "warning") or (_quiet and event not in SHOWN_WHEN_QUIET):
         return
     if _console:
         _console.event(event, fields)

@@ -1,5 +1,6 @@
 """`inat_job.train` and `predict`: the command in a process of its own, its log and errors here."""
 
+import io
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import torch
 
 import inat_job
 from inat_job import library
+from inat_job.console import Console
 from inat_job.errors import BadDataError, EndedError, JobError, Preempted, UsageError
 from inat_job.library import _error, _Log
 from tests.harness.in_process import wakeup_descriptor
@@ -181,6 +183,20 @@ class Shown:
 
     def phase(self, name: str) -> None:
         self.told.append(name)
+
+
+def test_quiet_leaves_warnings_and_the_last_line() -> None:
+    stream = io.StringIO()
+    log = _Log(Console(stream, bars=False, quiet=True))
+    for event in (
+        {"event": "phase", "phase": "pull"},
+        {"event": "warning", "message": "Hot."},
+        {"event": "progress", "of": "pull", "done": 1, "total": 1, "note": "", "transient": False},
+        {"event": "retrained", "seed": 0, "test_accuracy": 0.5, "val_accuracy": 0.5},
+        {"event": "done", "message": "Test accuracy 0.5."},
+    ):
+        log.show(json.dumps(event))
+    assert [line for line in stream.getvalue().splitlines() if line] == ["Warning: Hot.", "Test accuracy 0.5."]
 
 
 def test_log_lines_of_all_kinds_are_shown() -> None:
