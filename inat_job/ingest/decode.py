@@ -6,8 +6,8 @@ Where there is no torch, integer_resize.py gives the same bytes.
 
 import io
 import threading
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -83,13 +83,32 @@ def decode(data: bytes, side: int, squash: Squash | None = None) -> tuple[np.nda
         import torch  # noqa: F401  here: it takes seconds, during which the data set is being downloaded
 
         squash = squash_with_torch
+    with _rejections(data), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        size = image.size
+        image.draft("RGB", (2 * side, 2 * side))
+        pixels = _pixels_in_memory(image, size[0] * size[1], data)
+        with _one_large if pixels > LARGE_PIXELS else nullcontext():
+            return _upright(image, squash(np.array(_rgb(image)), side), size)  # np.array: a writable copy
+
+
+def squash_image(image: Any, side: int, squash: Squash) -> tuple[np.ndarray, tuple[int, int]]:
+    """Squash a Pillow image, or a uint8 array (H, W, 3) in RGB, from its full resolution; returns what `decode` does.
+
+    Raises Rejected for anything else.
+    """
+    if isinstance(image, Image.Image):
+        with _rejections():  # Pillow reads a file's pixels as late as here
+            return _upright(image, squash(_not_empty(np.array(_rgb(image))), side), image.size)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return squash(_not_empty(np.array(image)), side), (image.shape[1], image.shape[0])
+    raise Rejected("neither a path, bytes, a Pillow image nor a uint8 array of shape (H, W, 3)")
+
+
+@contextmanager
+def _rejections(data: bytes = b"") -> Iterator[None]:
+    """Raise Rejected for what Pillow raises of an image, or of the file `data`."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            size = image.size
-            image.draft("RGB", (2 * side, 2 * side))
-            pixels = _pixels_in_memory(image, size[0] * size[1], data)
-            with _one_large if pixels > LARGE_PIXELS else nullcontext():
-                return _upright(image, squash(np.array(_rgb(image)), side), size)  # np.array: a writable copy
+        yield
     except (Rejected, MemoryError):
         raise
     except UnidentifiedImageError:  # its message contains a memory address
@@ -100,16 +119,11 @@ def decode(data: bytes, side: int, squash: Squash | None = None) -> tuple[np.nda
         raise Rejected(f"{type(error).__name__}: {error}".replace("\n", " ")[:200]) from None
 
 
-def squash_image(image: Any, side: int, squash: Squash) -> tuple[np.ndarray, tuple[int, int]]:
-    """Squash a Pillow image, or a uint8 array (H, W, 3) in RGB, from its full resolution; returns what `decode` does.
-
-    Raises Rejected for anything else.
-    """
-    if isinstance(image, Image.Image):
-        return _upright(image, squash(np.array(_rgb(image)), side), image.size)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return squash(np.array(image), side), (image.shape[1], image.shape[0])
-    raise Rejected("neither a path, bytes, a Pillow image nor a uint8 array of shape (H, W, 3)")
+def _not_empty(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3), as it is. Raises Rejected without a pixel: a file always has one, an image in memory may not."""
+    if pixels.size == 0:
+        raise Rejected(f"{pixels.shape[1]}x{pixels.shape[0]} pixels")
+    return pixels
 
 
 def _upright(image: Image.Image, square: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:

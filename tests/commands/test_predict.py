@@ -1,6 +1,7 @@
 """`predict`, and the library under it: the digits of `test`, rows for broken images, with and without torch."""
 
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from inat_job import events, load_model
 from inat_job.command_options import PredictOptions
@@ -247,8 +249,6 @@ def test_temperature_flattens_the_probabilities(model: str, tmp_path: Path) -> N
 
 
 def test_library_takes_paths_bytes_images_arrays_and_lists(model: str, tmp_path: Path) -> None:
-    from PIL import Image
-
     (tmp_path / "a.png").write_bytes(encoded(1, format="PNG"))
     loaded = load_model(model)
     first = loaded.predict(tmp_path / "a.png")
@@ -262,9 +262,21 @@ def test_library_takes_paths_bytes_images_arrays_and_lists(model: str, tmp_path:
     assert loaded.predict([]) == []
 
 
-@pytest.mark.parametrize("image", [b"text", 3, np.zeros((4, 4), np.uint8), "nowhere.jpg"])
+EMPTY = (np.zeros((0, 0, 3), np.uint8), np.zeros((4, 0, 3), np.uint8), Image.new("RGB", (0, 4)))
+
+
+@pytest.mark.parametrize("image", [b"text", 3, np.zeros((4, 4), np.uint8), "nowhere.jpg", *EMPTY])
 def test_library_refuses_what_is_no_image(image: object, model: str) -> None:
     with pytest.raises(BadDataError):
+        load_model(model).predict([image])
+
+
+def test_library_refuses_an_opened_image_that_is_truncated(model: str) -> None:
+    data = encoded(1, format="JPEG")
+    with (
+        Image.open(io.BytesIO(data[:-40])) as image,
+        pytest.raises(BadDataError, match=r"^Image 0 cannot be read \(truncated file\)"),
+    ):
         load_model(model).predict([image])
 
 
