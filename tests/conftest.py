@@ -12,6 +12,7 @@ import pytest
 from inat_job import events
 from inat_job.job_status import STATUS
 from inat_job.storage.lease import Lease
+from tests.harness.children import IMPORT_PATH
 
 os.environ["INAT_LOG_FORMAT"] = "json"
 """The tests read events, from this process and from those that it starts."""
@@ -21,6 +22,14 @@ hypothesis.settings.register_profile(
     "inat", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("inat")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _packages_of_the_image() -> Iterator[None]:
+    """For the jobs that tests start, not for the processes of pytest-xdist, which are there before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", IMPORT_PATH)
+        yield
 
 
 @pytest.fixture(autouse=True)
