@@ -447,7 +447,7 @@ def test_exit_78_other_settings(job: Callable[..., Ended], archive: str) -> None
     assert (ended.code, "train.seed is 0 in the run, 1 here" in ended.last) == (78, True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_exit_143_signal_stores_a_checkpoint(number: signal.Signals, archive: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", "--data", archive, *SMALL, "--epochs", "400"]
     child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -524,6 +524,7 @@ def test_parta_uses_the_cache_of_prepare(job: Callable[..., Ended], archive: str
     assert not [line for line in ended.stdout.splitlines() if '"progress"' in line and '"prepare"' in line]
 
 
+@pytest.mark.soak
 def test_wandb_off_imports_neither_wandb_nor_boto3(archive: str, tmp_path: Path) -> None:
     """A local run works where neither is installed."""
     script = (

@@ -96,13 +96,8 @@ def test_features_of_other_view_code_are_not_reused(settings: Make, monkeypatch:
     assert report_of(after)["reuse"]["computed"] == report_of(settings("b", **HEAD))["reuse"]["computed"]
 
 
-SOAK = pytest.mark.soak
-
-
-@pytest.mark.parametrize(
-    "setting",
-    ["train__crop_scale", pytest.param("train__rotation", marks=SOAK), pytest.param("train__colour", marks=SOAK)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("setting", ["train__crop_scale", "train__rotation", "train__colour"])
 def test_features_of_another_augmentation_are_not_reused(settings: Make, setting: str) -> None:
     run(settings("b", **HEAD))
     after = settings("b", **HEAD, run__run_id="after", **{setting: "0.5"})

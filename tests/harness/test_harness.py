@@ -37,6 +37,7 @@ def ended_job(*events: tuple[float, str, Mapping[str, object]], code: int = -9, 
     return EndedJob(code, signalled, "", [Event(*each) for each in events], signalled=signalled)
 
 
+@pytest.mark.soak
 def test_job_is_watched_killed_and_its_checkpoints_read(archive: Path, tmp_path: Path) -> None:
     output = LocalOutput(tmp_path / "runs")
     command = SINGLE_WRITER_CASE.arguments(str(archive), output.uri, tmp_path / "cache", "r")
