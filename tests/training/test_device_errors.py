@@ -219,6 +219,7 @@ def test_broken_device_in_residence_is_no_lack_of_memory(monkeypatch: pytest.Mon
         context.RunContext.move_images_to_gpu(fake)
 
 
+@pytest.mark.soak
 def test_half_copied_images_leave_the_host_rows_in_place(cache_dir: Path, job: Job, monkeypatch: Any) -> None:
     """Out of memory while the rows are copied, in a real run: it trains from the host."""
     real = PixelRows.place
