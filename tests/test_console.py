@@ -19,7 +19,7 @@ from tests.harness.children import ENTRYPOINT
 from tests.harness.made_images import CLASSES, tree, write_zip
 from tests.harness.terminal import CTRL_C, Terminal, drawn
 
-SMALL = "--image-size 32 --filters 4 --dense 8 --batch-size 8 --wandb off --run-id r".split()
+SMALL = "--image-size 32 --filters 4 --dense 8 --batch-size 8 --wandb off --no-pictures --run-id r".split()
 BAR = r" +{percent}% \|.*\|"
 
 Pipe = Callable[..., subprocess.CompletedProcess[str]]

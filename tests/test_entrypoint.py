@@ -25,7 +25,7 @@ from tests.harness.in_process import Ended
 from tests.harness.made_images import encoded, tree, write_zip
 
 ROOT = Path(__file__).parent.parent
-SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --run-id r".split()
+SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --no-pictures --run-id r".split()
 
 BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
@@ -447,7 +447,8 @@ def test_exit_78_other_settings(job: Callable[..., Ended], archive: str) -> None
     assert (ended.code, "train.seed is 0 in the run, 1 here" in ended.last) == (78, True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_exit_143_signal_stores_a_checkpoint(number: signal.Signals, archive: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", "--data", archive, *SMALL, "--epochs", "400"]
     child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

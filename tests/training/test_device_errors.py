@@ -37,7 +37,7 @@ LAST = {
 }
 FAULTS = pytest.mark.parametrize("error", LAST, ids=["ecc", "memory", "assert", "kernel"])
 
-SMALL = "--data demo: --image-size 32 --batch-size 32 --epochs 2 --wandb off --run-id r".split()
+SMALL = "--data demo: --image-size 32 --batch-size 32 --epochs 2 --wandb off --no-pictures --run-id r".split()
 PART_A = ["parta", *SMALL, "--filters", "4", "--dense", "8"]
 PART_B = ["partb", *SMALL, "--backbone", "mobilenet_v3_small", "--weights", "none"]
 
