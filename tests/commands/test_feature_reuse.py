@@ -88,6 +88,7 @@ def test_nothing_is_reused_without_views_or_frozen_part(settings: Make) -> None:
     assert not features_of(settings())
 
 
+@pytest.mark.soak
 def test_features_of_other_view_code_are_not_reused(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run(settings("b", **HEAD))
     monkeypatch.setattr(augment, "VIEW_FORMAT", augment.VIEW_FORMAT + 1)

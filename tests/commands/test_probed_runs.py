@@ -94,6 +94,7 @@ def test_resume_with_frozen_batch_norms_is_exact(settings: Make, tmp_path: Path)
     assert moved == {f"{drawn}running_mean"}
 
 
+@pytest.mark.soak
 def test_head_of_another_run_is_kept(settings: Make) -> None:
     first = settings("b", **PROBED, model__strategy="head", run__run_id="first")
     run(first)
