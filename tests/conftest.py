@@ -24,6 +24,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("inat")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the two machines, which wait for minutes for each other, while other tests work."""
+    items.sort(key=lambda item: item.path.name != "test_multi_node.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _packages_of_the_image() -> Iterator[None]:
     """For the jobs that tests start, not for the processes of pytest-xdist, which are there before."""
