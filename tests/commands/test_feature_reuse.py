@@ -36,6 +36,7 @@ def test_features_are_reported_and_reused_by_another_run(settings: Make) -> None
     assert report_of(again)["reuse"]["computed"] == 0
 
 
+@pytest.mark.soak
 def test_features_train_as_the_same_views_do(
     settings: Make,
     monkeypatch: pytest.MonkeyPatch,

@@ -37,7 +37,7 @@ def weights(tmp_path: Path) -> str:
         (RESNET, "gradual"),
         pytest.param(RESNET, "lp-ft", marks=pytest.mark.soak),
         (VIT, "last-k"),
-        (VIT, "full"),
+        pytest.param(VIT, "full", marks=pytest.mark.soak),
     ],
 )
 def test_resume_is_bit_exact(name: str, strategy: str, weights: str, settings: Make) -> None:

@@ -486,6 +486,7 @@ def test_max_time_ends_training_and_tests(settings: Make) -> None:
     assert report["test"]["n"] == 15
 
 
+@pytest.mark.soak
 def test_init_from_starts_from_the_best_weights(settings: Make) -> None:
     run(settings())
     longer = settings(run__run_id="longer", run__init_from="r", train__lr="1e-8", train__epochs="1")
@@ -579,6 +580,7 @@ def test_failing_store_fails_the_job_after_training(
     assert {"checkpoints/6.ckpt", "checkpoints/6.json", "checkpoints/12.ckpt", "checkpoints/12.json"} <= keys
 
 
+@pytest.mark.soak
 def test_test_evaluates_without_training(settings: Make, tmp_path: Path) -> None:
     run(settings())
     uri = f"{settings().run.output}/r"
