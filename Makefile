@@ -38,7 +38,7 @@ test: venv
 # What tests/container/conftest.py and tests/storage/with_radosgw.sh need is at their top; without it they are skipped.
 test-all: venv
 	$(BIN)/python -m pytest -m container
-	tests/storage/with_radosgw.sh $(BIN)/python -m pytest tests/storage
+	tests/storage/with_radosgw.sh $(BIN)/python -m pytest -n $$(($(CORES) + 1)) --dist worksteal -m s3 tests/storage
 	$(MAKE) soak ROUNDS=12
 	$(BIN)/python -m tests.harness.matrix --fault 503,reset,flip
 	$(BIN)/python -m pytest -n $$(($(CORES) + 1)) --dist worksteal -m "not container and not gpu and not long"

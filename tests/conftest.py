@@ -12,6 +12,7 @@ import pytest
 from inat_job import events
 from inat_job.job_status import STATUS
 from inat_job.storage.lease import Lease
+from tests.harness.children import IMPORT_PATH
 
 os.environ["INAT_LOG_FORMAT"] = "json"
 """The tests read events, from this process and from those that it starts."""
@@ -21,6 +22,19 @@ hypothesis.settings.register_profile(
     "inat", deadline=None, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("inat")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the two machines, which wait for minutes for each other, while other tests work."""
+    items.sort(key=lambda item: item.path.name != "test_multi_node.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _packages_of_the_image() -> Iterator[None]:
+    """For the jobs that tests start, not for the processes of pytest-xdist, which are there before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", IMPORT_PATH)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from tests.harness.in_process import Ended
 from tests.harness.made_images import encoded, tree, write_zip
 
 ROOT = Path(__file__).parent.parent
-SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --run-id r".split()
+SMALL = "--image-size 32 --filters 4 --epochs 1 --batch-size 8 --wandb off --no-pictures --run-id r".split()
 
 BENCH = set(
     "--part --stages --runs --synthetic --repeat --baseline --end-to-end --baseline-epochs --scale --json".split()
@@ -447,6 +447,7 @@ def test_exit_78_other_settings(job: Callable[..., Ended], archive: str) -> None
     assert (ended.code, "train.seed is 0 in the run, 1 here" in ended.last) == (78, True)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_exit_143_signal_stores_a_checkpoint(number: signal.Signals, archive: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", "--data", archive, *SMALL, "--epochs", "400"]
@@ -524,6 +525,7 @@ def test_parta_uses_the_cache_of_prepare(job: Callable[..., Ended], archive: str
     assert not [line for line in ended.stdout.splitlines() if '"progress"' in line and '"prepare"' in line]
 
 
+@pytest.mark.soak
 def test_wandb_off_imports_neither_wandb_nor_boto3(archive: str, tmp_path: Path) -> None:
     """A local run works where neither is installed."""
     script = (

@@ -70,6 +70,7 @@ def _of_this_process() -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("interruptible")
+@pytest.mark.soak
 def test_train_stops_at_an_interrupt_resumes_and_returns_the_report(
     train: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -14,7 +14,8 @@ from tests.harness.made_images import tree, write_zip
 from tests.harness.netns import Cable, connected_namespaces
 
 ROOT = Path(__file__).parent.parent
-RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --wandb off --run-id r --lease-seconds 4".split()
+RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --run-id r --lease-seconds 4".split()
+RECIPE += "--wandb off --no-pictures".split()
 Start = Callable[..., Child]
 
 pytestmark = pytest.mark.soak

@@ -20,7 +20,8 @@ from tests.harness.made_images import tree, write_zip
 
 ROOT = Path(__file__).parent.parent
 STEPS = 50
-RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --no-batch-norm --dropout 0 --wandb off".split()
+RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --no-batch-norm --dropout 0".split()
+RECIPE += "--wandb off --no-pictures".split()
 MIXED = "--mixup 0.2 --cutmix 1 --erase 0.5 --trivial-augment 1 --flip alternating"
 Start = Callable[..., Child]
 Weights = dict[str, torch.Tensor]
@@ -131,7 +132,7 @@ def test_ranks_agree_on_what_max_time_leaves(start: Start, tmp_path: Path) -> No
 def test_probe_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
     archive, found = write_zip(tmp_path / "x.zip", tree(train=50, test=7)), []
     network = "--backbone mobilenet_v3_small --weights none --strategy lp-ft --feature-views 1 --image-size 32"
-    shared = f"--data {archive} {network} --epochs 1 --batch-size 16 --precision fp32 --wandb off".split()
+    shared = f"--data {archive} {network} --epochs 1 --batch-size 16 --precision fp32 --wandb off --no-pictures".split()
     with children(tmp_path) as started:
         for ranks in (1, 2):
             run = ["partb", *shared, "--run-id", str(ranks), "--devices", str(ranks)]

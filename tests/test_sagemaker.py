@@ -59,6 +59,7 @@ def ended(child: Child) -> tuple[int, list[dict[str, object]], str]:
     return child.returncode, [json.loads(line) for line in out.splitlines()], (err.splitlines() or [""])[-1]
 
 
+@pytest.mark.soak
 def test_run_writes_model_and_results(train: Callable[..., Child], ml: Path) -> None:
     code, events, last = ended(train({**SMALL, "data": "demo:", "sagemaker_region": "r"}))
     assert code == 0, last
@@ -177,6 +178,7 @@ def test_options_override_hyperparameters(train: Callable[..., Child]) -> None:
     assert 'strategy = "last-k"  # hyperparameters' in child.communicate(timeout=60)[0]
 
 
+@pytest.mark.soak
 def test_host_waits_for_rank_0_until_it_is_stopped(train: Callable[..., Child], ml: Path) -> None:
     config = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"]}
     (ml / "input/config/resourceconfig.json").write_text(json.dumps(config))

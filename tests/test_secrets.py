@@ -186,7 +186,13 @@ COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+SLOW = ("weights", "a checkpoint")
+"""Commands that import torch."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.soak if each in SLOW else ()) for each in COMMANDS]
+)
 def test_failing_command_leaks_no_secret(job: Job, served: Site, name: str) -> None:
     code, command = COMMANDS[name]
     uris = {"signed": _signed(served), "missing": _signed(served, "y.zip")}

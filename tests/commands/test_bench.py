@@ -78,14 +78,21 @@ def test_images_of_a_table_are_measured(settings: Make, tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_whole_jobs_with_a_table(settings: Make, tmp_path: Path) -> None:
-    changes, stages = {**labelled(tmp_path), "train__epochs": "1"}, ("decode", "start", "epoch")
-    found = run(settings, tmp_path, "a", changes, stages=stages, baseline=True, end_to_end=True, scale=(1, 2))
+    """In one bench, since each figure of a whole job takes processes of its own."""
+    changes, stages = {**labelled(tmp_path), "train__epochs": "2"}, ("decode", "start", "epoch")
+    whole = {"baseline": True, "end_to_end": True, "baseline_epochs": 1, "scale": (1, 2)}
+    found = run(settings, tmp_path, "a", changes, stages=stages, **whole)
     assert found[""]["images"] == {"train": 15, "val": 3, "test": 12}
     assert found["prepare"]["share"]["median"] > 0
     assert found["training epoch over baseline epoch"]["median"] > 0
     assert found["whole baseline over whole job"]["median"] > 0
+    assert "1 of 2 epochs" in found["whole baseline"]["note"]
+    assert 0 <= found["test accuracy of the baseline"]["median"] <= 1
+    assert found["whole job from a prepared cache"]["median"] > 0  # the comparison depends on the machine
     assert found["time to first step"]["median"] > 0
+    assert found["time to first step"]["limit"]["median"] > 0
     assert found["peak anonymous memory at 2x"]["median"] > 0
+    assert found["peak anonymous memory at 2x"]["share"]["median"] > 0
 
 
 @pytest.mark.parametrize("change", [{"data__labels": "labels.csv"}, {"data__test_share": "0.3"}])
@@ -106,21 +113,6 @@ def test_frozen_stem_is_measured_on_features(settings: Make, tmp_path: Path) -> 
     found = run(settings, tmp_path, "b", changes, stages=("step", "epoch", "matrix", "augmentation"))
     assert found[""]["reuse"]["views"] == 3
     assert set(found) == {"", "step without data", "training epoch", "large matrices"}
-
-
-@pytest.mark.soak
-def test_whole_jobs_beside_the_baseline(settings: Make, tmp_path: Path) -> None:
-    found = run(settings, tmp_path, "a", {"train__epochs": "2"}, stages=("matrix",), end_to_end=True, baseline_epochs=1)
-    assert "1 of 2 epochs" in found["whole baseline"]["note"]
-    assert 0 <= found["test accuracy of the baseline"]["median"] <= 1
-    assert found["whole job from a prepared cache"]["median"] > 0  # the comparison depends on the machine
-
-
-@pytest.mark.soak
-def test_start_and_growth_are_measured(settings: Make, tmp_path: Path) -> None:
-    found = run(settings, tmp_path, stages=("start",), scale=(1, 2))
-    assert found["time to first step"]["limit"]["median"] > 0
-    assert found["peak anonymous memory at 2x"]["share"]["median"] > 0
 
 
 @pytest.mark.soak

@@ -32,6 +32,7 @@ def test_report_of_a_run_on_one_folder_a_class(settings: Make, tmp_path) -> None
     assert settings(data__val_share="0.25").fingerprint() != settings().fingerprint()
 
 
+@pytest.mark.soak
 def test_run_that_split_off_another_test_set_is_told(
     settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def test_features_are_reported_and_reused_by_another_run(settings: Make) -> None
     assert report_of(again)["reuse"]["computed"] == 0
 
 
+@pytest.mark.soak
 def test_features_train_as_the_same_views_do(
     settings: Make,
     monkeypatch: pytest.MonkeyPatch,
@@ -88,6 +89,7 @@ def test_nothing_is_reused_without_views_or_frozen_part(settings: Make) -> None:
     assert not features_of(settings())
 
 
+@pytest.mark.soak
 def test_features_of_other_view_code_are_not_reused(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run(settings("b", **HEAD))
     monkeypatch.setattr(augment, "VIEW_FORMAT", augment.VIEW_FORMAT + 1)
@@ -96,13 +98,8 @@ def test_features_of_other_view_code_are_not_reused(settings: Make, monkeypatch:
     assert report_of(after)["reuse"]["computed"] == report_of(settings("b", **HEAD))["reuse"]["computed"]
 
 
-SOAK = pytest.mark.soak
-
-
-@pytest.mark.parametrize(
-    "setting",
-    ["train__crop_scale", pytest.param("train__rotation", marks=SOAK), pytest.param("train__colour", marks=SOAK)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("setting", ["train__crop_scale", "train__rotation", "train__colour"])
 def test_features_of_another_augmentation_are_not_reused(settings: Make, setting: str) -> None:
     run(settings("b", **HEAD))
     after = settings("b", **HEAD, run__run_id="after", **{setting: "0.5"})

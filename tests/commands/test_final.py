@@ -90,6 +90,7 @@ def test_kill_at_the_end_of_the_last_epoch_loses_nothing(settings: Make, monkeyp
     ]
 
 
+@pytest.mark.soak
 def test_test_and_compare_of_a_final_run(settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     final, ordinary = settings(train__final="true", run__run_id="final"), settings(run__run_id="ordinary")
     run(final)

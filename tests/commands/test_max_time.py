@@ -38,7 +38,7 @@ def rows_of(settings: Settings) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("final", ["false", "true"])
+@pytest.mark.parametrize("final", ["false", pytest.param("true", marks=pytest.mark.soak)])
 def test_learning_rate_reaches_zero_with_max_time(final: str, settings: Make, tmp_path: Path) -> None:
     """Of 30 epochs of 6 or 7 steps, 41 steps fit into 42 s; a run that is stopped on its way is the same to the bit."""
     changes = {"train__epochs": "30", "train__max_time": "42", "train__final": final}

@@ -72,6 +72,7 @@ def test_resume_after_a_probe_is_exact(settings: Make, more: dict[str, str]) -> 
     assert report_of(stopped).get("probe") == report_of(whole).get("probe")
 
 
+@pytest.mark.soak
 def test_resume_with_frozen_batch_norms_is_exact(settings: Make, tmp_path: Path) -> None:
     """Those that the weights brought stay as they are, and the others train, before and after the resume."""
     torch.manual_seed(1)
@@ -93,6 +94,7 @@ def test_resume_with_frozen_batch_norms_is_exact(settings: Make, tmp_path: Path)
     assert moved == {f"{drawn}running_mean"}
 
 
+@pytest.mark.soak
 def test_head_of_another_run_is_kept(settings: Make) -> None:
     first = settings("b", **PROBED, model__strategy="head", run__run_id="first")
     run(first)
@@ -110,6 +112,7 @@ def test_network_that_cannot_be_cut_is_refused(settings: Make, monkeypatch: pyte
         run(settings("b", **PROBED, model__strategy="lp-ft"))
 
 
+@pytest.mark.soak
 def test_final_run_solves_for_the_head_on_all_images(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """With the penalty of the run that it finishes, which was chosen on the validation images."""
     ordinary, final = (

@@ -73,6 +73,7 @@ def test_prune_deletes_old_caches_only(archive: Path, pruned: Prune, tmp_path: P
     assert old.exists()
 
 
+@pytest.mark.soak
 def test_use_renews_a_cache(archive: Path, pruned: Prune, tmp_path: Path) -> None:
     prepare(tmp_path, archive)
     (folder,) = (each.folder for each in cache.list_entries(tmp_path / "cache"))

@@ -90,6 +90,7 @@ def test_status_of_a_preempted_and_a_finished_run(
     assert look(seen["run"])["run_id"] == "r", "a URI works too"
 
 
+@pytest.mark.soak
 def test_status_of_a_running_job_and_watch(tmp_path: Path) -> None:
     with job_until("epoch", tmp_path) as job:
         check_running_and_watch(job, tmp_path)

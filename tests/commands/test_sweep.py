@@ -103,7 +103,7 @@ def local(folder: Path) -> Place:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A sweep that nothing disturbed, with its best settings trained again."""
+    """A sweep that nothing disturbed, with its best settings trained again. It takes so long that its tests soak."""
     place = local(tmp_path_factory.mktemp("whole"))
     ended = place.run("--retrain", "1")
     assert ended.code == 0, ended
@@ -128,6 +128,7 @@ def trials_of(place: Place) -> dict[int, tuple[Any, Any, Any]]:
     }
 
 
+@pytest.mark.soak
 def test_reports_have_their_schemas(whole: Place) -> None:
     report = whole.read("report.json")
     jsonschema.validate(report, SWEEP_SCHEMA)
@@ -144,6 +145,7 @@ def test_reports_have_their_schemas(whole: Place) -> None:
         assert own["val"]["accuracy"] == trial["val_accuracy"] == max(trial["epochs"])
 
 
+@pytest.mark.soak
 def test_best_is_chosen_by_validation_and_tested_once(whole: Place) -> None:
     report = whole.read("report.json")
     best = max(report["trials"], key=lambda each: (each["val_accuracy"], -each["number"]))
@@ -155,6 +157,7 @@ def test_best_is_chosen_by_validation_and_tested_once(whole: Place) -> None:
     assert own["settings"]["train"]["lr"] == best["values"]["train.lr"]
 
 
+@pytest.mark.soak
 def test_page_shows_the_best_settings_as_command_and_file(
     whole: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +180,7 @@ def test_page_shows_the_best_settings_as_command_and_file(
         assert {key: settings[section].get(key) for key in own} == own
 
 
+@pytest.mark.soak
 def test_finished_sweep_has_nothing_to_do(whole: Place) -> None:
     before = whole.names()
     ended = whole.run("--retrain", "1")
@@ -317,6 +321,7 @@ def test_trial_of_other_weights_has_their_crop_unless_one_is_set(tmp_path: Path)
     assert crop_of(other | {"data.eval_crop": 0.7}) == crop_of(other, **{"data.eval_crop": "0.7"}) == 0.7
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("more", "named"),
     [

@@ -44,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings_of_run(place: Path, which: str = "a") -> Settings:
-    small = {"data.uri": str(place / "x.zip"), "data.image_size": "32", "run.run_id": which}
+    small = {"data.uri": str(place / "x.zip"), "data.image_size": "32", "run.run_id": which, "run.pictures": "false"}
     recipe = {"train.epochs": "1", "train.batch_size": "8", "train.accumulate": "2", "train.precision": "bf16"}
     where = {"run.output": str(place / "runs"), "data.cache_dir": str(place / "cache"), "tracker.mode": "off"}
     models = {
@@ -62,11 +62,18 @@ def place(trained: Path, tmp_path: Path) -> Path:
 
 
 def evaluated(
-    place: Path, run: str = "a", file: str | None = None, name: str = "", tta: str = "none", **changes: str
+    place: Path,
+    run: str = "a",
+    file: str | None = None,
+    name: str = "",
+    tta: str = "none",
+    pictures: bool = False,
+    **changes: str,
 ) -> dict[str, Any]:
     """The report of a test of a run, `name` by default test-<run>; `dotted__names` stand for section.field."""
     flags = {"run.output": str(place / "runs"), "data.cache_dir": str(place / "cache"), "tracker.mode": "off"}
     flags |= {name.replace("__", "."): value for name, value in changes.items()}
+    flags |= {} if pictures else {"run.pictures": "false"}  # which take longer than the test
     checkpoint = str(place / "runs" / run)
     made = test.settings_of(checkpoint, flags, [], file)
     test.run_all([made], [checkpoint], EvaluationOptions(tta), StopFlag(), time.perf_counter())
@@ -366,7 +373,8 @@ def test_several_checkpoints_have_a_folder_each_and_a_table(place: Path, capsys:
 
 def test_page_of_a_test_has_its_command(place: Path) -> None:
     data = str(place / "x.zip")
-    evaluated(place, "a/model", name="again", tta="flip", run__run_id="again", data__uri=data, train__batch_size="7")
+    changes = {"run__run_id": "again", "data__uri": data, "train__batch_size": "7"}
+    evaluated(place, "a/model", name="again", tta="flip", pictures=True, **changes)
     page = html.unescape((place / "runs" / "again" / "report.html").read_text())
     [command] = re.findall("<code>(.* test .*)</code>", page)
     words = shlex.split(command)

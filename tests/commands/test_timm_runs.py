@@ -31,7 +31,14 @@ def weights(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "strategy"), [(RESNET, "head"), (RESNET, "gradual"), (RESNET, "lp-ft"), (VIT, "last-k"), (VIT, "full")]
+    ("name", "strategy"),
+    [
+        (RESNET, "head"),
+        (RESNET, "gradual"),
+        pytest.param(RESNET, "lp-ft", marks=pytest.mark.soak),
+        (VIT, "last-k"),
+        pytest.param(VIT, "full", marks=pytest.mark.soak),
+    ],
 )
 def test_resume_is_bit_exact(name: str, strategy: str, weights: str, settings: Make) -> None:
     changes = {"model__backbone": name, "model__weights": weights if name == RESNET else "none"}

@@ -153,9 +153,9 @@ def test_trainable_parameters_do_not_depend_on_resume(settings: Make) -> None:
         ("a", {"train__class_weights": "balanced"}),
         ("a", {"train__early_stop": "2", "train__epochs": "30", "train__lr": "1e-6"}),
         ("b", {"model__strategy": "head"}),
-        ("b", {"model__strategy": "last-k"}),
-        ("b", {"model__strategy": "gradual", "train__epochs": "3"}),
-        ("b", {"model__strategy": "full"}),
+        pytest.param("b", {"model__strategy": "last-k"}, marks=pytest.mark.soak),
+        pytest.param("b", {"model__strategy": "gradual", "train__epochs": "3"}, marks=pytest.mark.soak),
+        pytest.param("b", {"model__strategy": "full"}, marks=pytest.mark.soak),
     ],
 )
 def test_resume_is_bit_exact(which: str, changes: dict[str, str], settings: Make, tmp_path: Path) -> None:
@@ -304,7 +304,11 @@ def _killed(*args: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("which", "changes"), [("a", {}), ("b", {**SMALLER_B, "model__strategy": "head", "train__epochs": "4"})]
+    ("which", "changes"),
+    [
+        ("a", {}),
+        pytest.param("b", {**SMALLER_B, "model__strategy": "head", "train__epochs": "4"}, marks=pytest.mark.soak),
+    ],
 )
 def test_padding_of_evaluation_changes_no_result(
     which: str, changes: dict[str, str], settings: Make, monkeypatch: pytest.MonkeyPatch
@@ -482,6 +486,7 @@ def test_max_time_ends_training_and_tests(settings: Make) -> None:
     assert report["test"]["n"] == 15
 
 
+@pytest.mark.soak
 def test_init_from_starts_from_the_best_weights(settings: Make) -> None:
     run(settings())
     longer = settings(run__run_id="longer", run__init_from="r", train__lr="1e-8", train__epochs="1")
@@ -586,6 +591,7 @@ def test_failing_store_fails_the_job_after_training(
     assert {"checkpoints/6.ckpt", "checkpoints/6.json", "checkpoints/12.ckpt", "checkpoints/12.json"} <= keys
 
 
+@pytest.mark.soak
 def test_test_evaluates_without_training(settings: Make, tmp_path: Path) -> None:
     run(settings())
     uri = f"{settings().run.output}/r"

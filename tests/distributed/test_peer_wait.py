@@ -107,6 +107,7 @@ def test_rank_that_cannot_reach_rank_0_says_where_and_why(case: str, why: str, t
     assert alive.exists()
 
 
+@pytest.mark.soak
 def test_rank_0_and_the_others_name_the_ranks_that_are_missing() -> None:
     port = free_port()
     ranks = [Rank(number, 4, number % 2, 2, "127.0.0.1", port) for number in range(4)]

@@ -82,6 +82,7 @@ def test_list_of_pictures_describes_every_file(settings: Make) -> None:
             assert image.width <= 1024
 
 
+@pytest.mark.soak
 def test_no_pictures_draws_none_and_changes_neither_run_id_nor_result(settings: Make) -> None:
     with_pictures, without = settings("with"), settings("without", run__pictures="false")
     assert with_pictures.fingerprint() == without.fingerprint()
@@ -176,6 +177,7 @@ def test_stop_ends_the_drawing(inputs: Inputs, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) < 5
 
 
+@pytest.mark.soak
 def test_other_seed_chooses_other_images(inputs: Inputs, tmp_path: Path) -> None:
     made = inputs()
     for seed in (0, 1):
@@ -224,6 +226,7 @@ def test_network_that_grad_cam_cannot_explain_is_a_warning(
     assert "no layer's maps have more than one pixel" in capsys.readouterr().out
 
 
+@pytest.mark.soak
 def test_grad_cam_of_a_vision_transformer_is_drawn(inputs: Inputs, tmp_path: Path) -> None:
     network = build_backbone("vit_b_32", 3, 64).network
     made = inputs(network=network)

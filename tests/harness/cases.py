@@ -48,8 +48,8 @@ CASES = (
     _part_b("b-full", "--strategy full --epochs 3"),
     _part_b("b-lp-ft", "--strategy lp-ft --epochs 3 --feature-views 1"),
 )
-MATRIX_CASE = _part_a("matrix", "--precision fp32 --epochs 6 --lease-seconds 20")
-SINGLE_WRITER_CASE = _part_a("lone", "--precision fp32 --epochs 4 --lease-seconds 8")
+MATRIX_CASE = _part_a("matrix", "--precision fp32 --epochs 6 --batch-size 24 --no-pictures --lease-seconds 20")
+SINGLE_WRITER_CASE = _part_a("lone", "--precision fp32 --epochs 4 --no-pictures --lease-seconds 8")
 FREEZE_CASE = Case(
     "freeze",
     "a",

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.harness.children import ENTRYPOINT, ranks_of
+from tests.harness.children import ENTRYPOINT, IMPORT_PATH, ranks_of
 from tests.harness.warm_jobs import Fork
 
 HANG_S = 240.0
@@ -222,4 +222,5 @@ def run(arguments: Sequence[str], environment: Mapping[str, str], folder: Path, 
 def job_environment(**more: str) -> dict[str, str]:
     """This process's environment without the job's settings, with one thread for torch, plus `more`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("INAT_", "WANDB_"))}
-    return {**inherited, "INAT_LOG_FORMAT": "json", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+    own = {"INAT_LOG_FORMAT": "json", "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORT_PATH, "PYTHONUNBUFFERED": "1"}
+    return {**inherited, **own, **more}

@@ -67,10 +67,7 @@ class Soak:
         self.runs: list[Run] = []
         self.references: dict[str, Reference] = {}
         self._lock = threading.Lock()
-
-    def add_reference(self, case: Case) -> None:
-        """Run a case undisturbed, to compare with."""
-        self.references[case.name] = attempts.run_reference(self.setup, case)
+        self._reference_locks = {case.name: threading.Lock() for case in cases}
 
     def work(self) -> None:
         """Start runs, and bring each to its end, as long as rounds are left."""
@@ -87,7 +84,7 @@ class Soak:
             return number
 
     def _finish_run(self, case: Case, number: int) -> None:
-        run, reference = self.runs[number], self.references[case.name]
+        run, reference = self.runs[number], self._reference(case)
         rng = random.Random(f"{self.seed} {number}")
         machine = 0
         while not (run.attempts and run.attempts[-1].finished):
@@ -105,6 +102,13 @@ class Soak:
             if attempt.fatal:
                 break
         self._judge(run, case, reference)
+
+    def _reference(self, case: Case) -> Reference:
+        """The undisturbed run of a case, when its first run needs it: a short soak does not come to all cases."""
+        with self._reference_locks[case.name]:
+            if case.name not in self.references:
+                self.references[case.name] = attempts.run_reference(self.setup, case)
+            return self.references[case.name]
 
     def _judge(self, run: Run, case: Case, reference: Reference) -> None:
         output = self.setup.output
@@ -136,8 +140,6 @@ def soak(setup: SoakSetup, cases: Sequence[Case], rounds: int, seed: int, jobs: 
     """The whole soak, `jobs` runs at a time."""
     made = Soak(setup, cases, rounds, seed)
     with ThreadPoolExecutor(jobs) as pool:
-        for work in [pool.submit(made.add_reference, case) for case in cases]:
-            work.result()
         for work in [pool.submit(made.work) for _ in range(jobs)]:
             work.result()
     return made

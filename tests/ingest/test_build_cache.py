@@ -207,6 +207,7 @@ def _prepare_in_child(path: str, cache_dir: str, barrier: Any, results: Any) -> 
     results.put(prepared(path, Path(cache_dir)).index.pixels_sha256)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("scheme", ["file", "s3"])
 def test_two_jobs_prepare_at_once(scheme: str, tmp_path: Path, s3_bucket: str) -> None:
     path: Path | str = write_zip(tmp_path / "x.zip", tree(train=40))

@@ -39,7 +39,7 @@ def mount(cache_dir: Path) -> Iterator[Mount]:
         subprocess.run(["umount", "--lazy", str(cache_dir)], check=True)  # files of the failed job may still be mapped
 
 
-@pytest.fixture(params=["demo", "file", "folder", "s3"])
+@pytest.fixture(params=[pytest.param("demo", marks=pytest.mark.soak), "file", "folder", "s3"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path, s3_bucket: str) -> str:
     path = write_zip(tmp_path / "x.zip", tree())
     open_store(f"s3://{s3_bucket}").put("x.zip", path)

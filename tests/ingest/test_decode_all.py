@@ -69,6 +69,7 @@ def test_resume_decodes_nothing_twice(archive: Path, tmp_path: Path, decoded: li
     assert len(decoded) == COUNT - (len(lines) - 1) < COUNT
 
 
+@pytest.mark.soak
 def test_resume_after_sigkill(tmp_path: Path, decoded: list[int]) -> None:
     archive = write_zip(tmp_path / "x.zip", tree(train=400))
     cache_dir = tmp_path / "cache"

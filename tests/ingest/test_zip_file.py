@@ -17,13 +17,14 @@ from inat_job.ingest.archives import open_archive
 from inat_job.ingest.decode import Rejected
 from tests.harness.made_images import encoded, write_zip
 
-HALF_GIB = 2**29
+LARGE_MIB = 128
+"""Well over what reading may take."""
 
 
 def zeros(compressor: object) -> bytes:
-    """Half a GiB of zeros, compressed."""
+    """LARGE_MIB of zeros, compressed."""
     block = bytes(2**20)
-    pieces = [compressor.compress(block) for _ in range(HALF_GIB // 2**20)]  # type: ignore[attr-defined]
+    pieces = [compressor.compress(block) for _ in range(LARGE_MIB)]  # type: ignore[attr-defined]
     return b"".join(pieces) + compressor.flush()  # type: ignore[attr-defined]
 
 

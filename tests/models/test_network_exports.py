@@ -30,7 +30,7 @@ def views() -> Iterator[tuple[Tensor, Tensor]]:
     return zip(IMAGES.split(4), LABELS.split(4), strict=True)
 
 
-@pytest.fixture(params=["five blocks", "resnet18"])
+@pytest.fixture(params=["five blocks", pytest.param("resnet18", marks=pytest.mark.soak)])
 def network(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(1)
     made = build_five_block(SPEC) if request.param == "five blocks" else build_backbone("resnet18", 3, 32)

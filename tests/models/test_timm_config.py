@@ -31,7 +31,13 @@ def exported(name: str, folder: Path) -> tuple[nn.Module, dict[str, object] | No
     return architecture.network.eval(), config
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "resnet50", "resnext50_32x4d", "densenet121"),
+        pytest.param("wide_resnet50_2", marks=pytest.mark.soak),
+    ],
+)
 def test_timm_loads_the_folder_with_equal_logits(name: str, tmp_path: Path) -> None:
     network, _ = exported(name, tmp_path)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()

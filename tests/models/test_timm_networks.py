@@ -283,7 +283,9 @@ def test_model_of_a_network_that_timm_has_no_longer_is_bad_data(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporters' own deprecations
-@pytest.mark.parametrize(("name", "form"), [(RESNET, "onnx"), (RESNET, "pt2"), (VIT, "pt2")])
+@pytest.mark.parametrize(
+    ("name", "form"), [pytest.param(RESNET, "onnx", marks=pytest.mark.soak), (RESNET, "pt2"), (VIT, "pt2")]
+)
 def test_network_is_exported_to_other_formats(name: str, form: str, tmp_path: Path) -> None:
     network = build_backbone(name, 3, 64).network.eval()
     views = [(PIXELS.float(), torch.tensor([0, 1]))]

@@ -2,7 +2,7 @@
 
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -80,6 +80,14 @@ def _changed(
         return status, headers, body[:-1] + bytes([body[-1] ^ 1])
     changed = {"other range": ("content-range", "bytes 7-9/10"), "other etag": ("etag", '"0123"')}.get(fault, ("", ""))
     return status, [(name, changed[1] if name.lower() == changed[0] else value) for name, value in headers], body
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what asks the S3 server, which `make test-all` runs against a real one as well."""
+    fixtures: Sequence[str] = getattr(item, "fixturenames", ())
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    if "s3_server" in fixtures or any(str(each).split()[:1] == ["s3"] for each in parameters):
+        item.add_marker("s3")
 
 
 @pytest.fixture

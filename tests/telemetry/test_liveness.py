@@ -46,6 +46,7 @@ def test_probe_fails_for_a_stale_or_missing_file(tmp_path: Path) -> None:
     assert subprocess.run(command).returncode != 0
 
 
+@pytest.mark.soak
 def test_hanging_step_is_not_alive_despite_running_threads(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     words = "parta --data demo: --image-size 32 --filters 4 --batch-size 8 --wandb off --lease-seconds 4 --run-id r"

@@ -37,7 +37,7 @@ LAST = {
 }
 FAULTS = pytest.mark.parametrize("error", LAST, ids=["ecc", "memory", "assert", "kernel"])
 
-SMALL = "--data demo: --image-size 32 --batch-size 32 --epochs 2 --wandb off --run-id r".split()
+SMALL = "--data demo: --image-size 32 --batch-size 32 --epochs 2 --wandb off --no-pictures --run-id r".split()
 PART_A = ["parta", *SMALL, "--filters", "4", "--dense", "8"]
 PART_B = ["partb", *SMALL, "--backbone", "mobilenet_v3_small", "--weights", "none"]
 
@@ -219,6 +219,7 @@ def test_broken_device_in_residence_is_no_lack_of_memory(monkeypatch: pytest.Mon
         context.RunContext.move_images_to_gpu(fake)
 
 
+@pytest.mark.soak
 def test_half_copied_images_leave_the_host_rows_in_place(cache_dir: Path, job: Job, monkeypatch: Any) -> None:
     """Out of memory while the rows are copied, in a real run: it trains from the host."""
     real = PixelRows.place

@@ -114,6 +114,7 @@ def test_run_names_layer_and_operation(job: Job, work: str, monkeypatch: pytest.
     )
 
 
+@pytest.mark.soak
 def test_run_is_as_before_where_nothing_is_refused(job: Job) -> None:  # noqa: F811
     try:
         assert job(*PART_A, "--deterministic").code == 0
