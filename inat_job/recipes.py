@@ -100,7 +100,7 @@ def quick_b() -> Settings:
     Expected accuracy: not measured.
     Time: not measured.
     """
-    recipe = TrainSettings(epochs=10, lr=3e-3, weight_decay=0.02, augment=False)
+    recipe = TrainSettings(epochs=10, lr=3e-3, weight_decay=0.02, colour=0.2, augment=False)
     data = DataSettings(image_size=128, eval_crop=_CROP_B)
     return Settings("b", BackboneSettings(strategy="head"), recipe, data)
 

@@ -177,7 +177,7 @@ def erased_boxes(draws: Tensor, probability: float) -> Tensor:
     return torch.cat([start, start + sides], dim=1).float()
 
 
-def view_size(epoch: int, epochs: int, start: int, size: int) -> int:
+def view_size(epoch: int, epochs: float, start: int, size: int) -> int:
     """Side of the training views in an epoch, counted from 0: from `start` to `size` in steps of 16 pixels.
 
     It has `size` in the last third of the epochs, and at least in the last one. Small views cost less, and the network

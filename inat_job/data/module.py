@@ -1,5 +1,6 @@
 """The LightningDataModule: the cache, its train, validation and test splits, and their batches."""
 
+from collections.abc import Callable
 from functools import cached_property, partial
 
 import numpy as np
@@ -41,6 +42,7 @@ class ImageDataModule(LightningDataModule):
         self.cache, self._shard, self._on_gpu = cache, shard, on_gpu
         self._features: Features | None = None
         self._feature_epochs = 0
+        self._end_at: Callable[[int], int] = lambda _: train.epochs * self.steps_per_epoch
         self._settings, self._data = train, data
         self.augmentation = Augmentation(
             train.crop_scale, train.rotation, train.colour, train.flip, train.trivial_augment, train.erase
@@ -127,6 +129,12 @@ class ImageDataModule(LightningDataModule):
         """Take the first `epochs` epochs from features instead of pixels."""
         self._features, self._feature_epochs = features, epochs
 
+    def end_with(self, end_at: Callable[[int], int]) -> None:
+        """Let mixing and small views end in time for a run that may be shortened: `end_at` maps the first step of an
+        epoch to the steps of the run as planned there.
+        """
+        self._end_at = end_at
+
     def view_batches(self, view: int, rows: np.ndarray, size: int | None = None) -> TakeBatch:
         """Takes the batches of `rows` in a view, augmented by its draws if the run augments.
 
@@ -147,9 +155,10 @@ class ImageDataModule(LightningDataModule):
         if self._features is not None and epoch < self._feature_epochs:
             return self._features.train_batches(epoch, rows)
         train, size = self._settings, self._data.image_size
-        size = view_size(epoch, train.epochs, train.start_size or size, size)
+        epochs = self._end_at(epoch * self.steps_per_epoch) / self.steps_per_epoch
+        size = view_size(epoch, epochs, train.start_size or size, size)
         take = self.view_batches(epoch, rows, size)
-        if not train.mixes or epoch >= train.mix_until * train.epochs:
+        if not train.mixes or epoch >= train.mix_until * epochs:
             return take
 
         def mixed(at: slice) -> Batch:

@@ -27,6 +27,10 @@ class Schedule:
         """The steps of the run."""
         return self.cuts[-1][1] if self.cuts else self.total
 
+    def end_at(self, step: int) -> int:
+        """The steps of the run as they were planned when a step began, by the cuts until then."""
+        return next((end for at, end in reversed(self.cuts) if at <= step), self.total)
+
     def shortened(self, step: int, end: int) -> Self:
         """The schedule with its end at `end`, decided after `step` steps; it is never lengthened."""
         return replace(self, cuts=(*self.cuts, (step, end))) if end < self.end else self

@@ -42,6 +42,7 @@ def rows_of(settings: Settings) -> list[dict[str, Any]]:
 def test_learning_rate_reaches_zero_with_max_time(final: str, settings: Make, tmp_path: Path) -> None:
     """Of 30 epochs of 6 or 7 steps, 41 steps fit into 42 s; a run that is stopped on its way is the same to the bit."""
     changes = {"train__epochs": "30", "train__max_time": "42", "train__final": final}
+    changes |= {"train__mixup": "0.2", "train__mix_until": "0.5"}
     whole = settings(run__output=str(tmp_path / "whole"), **changes)
     run(whole)
     assert report_of(whole)["history"] == [{"started_step": 0, "ended_step": 41, "why": "max-time"}]

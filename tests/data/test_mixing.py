@@ -10,6 +10,7 @@ from inat_job.data.batches import UNSHARDED, Batch, Shard
 from inat_job.data.cache_index import Cache
 from inat_job.data.mixing import Mix, draw_mix, mix_views, of_neighbours
 from inat_job.data.module import ImageDataModule
+from inat_job.models.schedule import Schedule
 from inat_job.settings import DataSettings, TrainSettings
 from tests.harness.small_caches import small_cache
 
@@ -94,3 +95,16 @@ def test_views_have_the_size_of_their_purpose_and_epoch(cache: Cache) -> None:
     assert {batch.size for batch in images.batches(images.val_rows, mirror=True)} == {80}
     assert {batch.size for batch in images.unsharded_batches(images.val_rows, 0)} == {64}
     assert {batch.size for batch in images.unsharded_batches(images.val_rows, None)} == {80}
+
+
+def test_mixing_and_small_views_end_in_time_where_a_run_is_shortened(cache: Cache) -> None:
+    recipe = TrainSettings(batch_size=8, epochs=10, cutmix=1.0, mix_until=0.5, start_size=32)
+    images = ImageDataModule(cache, recipe, DataSettings(image_size=64))
+    steps = images.steps_per_epoch
+    within_an_epoch = Schedule(10 * steps, 0.1).shortened(steps + 1, 4 * steps)
+    images.end_with(within_an_epoch.end_at)
+    epochs = [list(images.train_batches) for _ in range(4)]
+    assert [{batch.mix is not None for batch in epoch} for epoch in epochs] == [{True}, {True}, {False}, {False}]
+    assert [{batch.size for batch in epoch} for epoch in epochs] == [{32}, {32}, {64}, {64}]
+    images.train_batches.go_to(1, 2)
+    assert [batch.mix for batch in images.train_batches] == [batch.mix for batch in epochs[1][2:]]

@@ -81,3 +81,9 @@ def test_rates_of_a_resumed_schedule_are_equal() -> None:
     schedule = Schedule(90, 0.1).shortened(7, 60).shortened(20, 41)
     again = replace(Schedule(90, 0.1), cuts=((7, 60), (20, 41)))
     assert [again.factor(step) for step in range(41)] == [schedule.factor(step) for step in range(41)]
+
+
+@given(shortened(), st.integers(0, 5000))
+def test_end_at_a_step_is_that_of_the_cuts_until_then(schedule: Schedule, step: int) -> None:
+    known = replace(schedule, cuts=tuple(cut for cut in schedule.cuts if cut[0] <= step))
+    assert schedule.end_at(step) == known.end
