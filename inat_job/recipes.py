@@ -23,7 +23,7 @@ FROM_SCRATCH = TrainSettings(
     erase=0.25,
     trivial_augment=0.7,
 )
-"""How Part A is trained; docs/recipes.md has what each of these brings.
+"""How Part A is trained; docs/recipes.md has what they bring, alone or together.
 
 With Muon, 20 epochs are worth more than 30 with AdamW, and 8,000 images are soon learnt by heart: so they are changed
 more, by smaller crops, erased boxes and TrivialAugment.

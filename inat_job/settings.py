@@ -198,7 +198,7 @@ class TrainSettings(SettingsSection):
     epochs: int = option(30, "Passes over the training images", minimum=1)
     max_time: float | None = option(
         None,
-        "Stop training after this long, such as 90m or 1h30m, then test; a number alone is in seconds",
+        "Shorten training to what fits into this long, such as 90m or 1h30m; a number alone is in seconds",
         shown_default="never",
         duration=True,
         minimum=1.0,
