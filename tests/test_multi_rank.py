@@ -91,7 +91,7 @@ def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int, 
         (2, ""),
         (2, "--final --sampling balanced --max-time 1h"),
         (4, "--class-weights balanced"),
-        (2, f"{MIXED} --ema 0.9 --optimiser sgd --batch-norm --test-size 48"),
+        (2, f"{MIXED} --ema 0.9 --optimiser sgd --batch-norm --image-size 64 --start-size 32 --test-size 80"),
     ],
 )
 def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ranks: int, further: str) -> None:
