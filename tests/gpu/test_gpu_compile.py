@@ -25,7 +25,7 @@ GRADUAL = {"part": "b", "model__backbone": "resnet18", "model__strategy": "gradu
 # The last value is the most graphs: one for each set of trained stages that four epochs go through.
 CASES = [
     pytest.param("cpu", "default", A, 1, marks=pytest.mark.soak, id="cpu-default-a"),
-    pytest.param("cpu", "default", GRADUAL | SMALLER_B, 3, marks=pytest.mark.soak, id="cpu-default-gradual"),
+    pytest.param("cpu", "default", GRADUAL | SMALLER_B, 3, marks=pytest.mark.long, id="cpu-default-gradual"),
     *(
         pytest.param("cuda", mode, changes, graphs, marks=pytest.mark.gpu, id=f"cuda-{mode}-{name}")
         for mode, name, changes, graphs in (
