@@ -411,6 +411,7 @@ def test_missing_delete_permission_is_only_a_warning(
     with uploading(checkpoints, lease, [], StopFlag(), GRACE_S, None) as made:
         for step in (6, 7, 8, 9):
             made.save(manifest(step), copies(b"x"))
+            assert made.flush(20)  # or a later one would take its place, and none be left to delete
         made.finish(StopFlag())
     assert folder.store.read("checkpoints/6.ckpt") in (b"torn", b"x")
     assert "could not be deleted" in capsys.readouterr().out
