@@ -26,8 +26,8 @@ class Manifest:
 
     `epoch` counts finished epochs. `accuracies` are the validation accuracies, 0..1, of all epochs validated so
     far. `validate` is whether the epoch's validation is still to be done. `ended` is why training ended with this
-    checkpoint, and empty while it goes on. `train_s` are the seconds of training until it. `cuts` are the steps at
-    which the run was shortened, each with its new number of steps (see Schedule).
+    checkpoint, and empty while it goes on. `train_s` are the seconds of training until it. `cuts` are the steps
+    after which the run's end was moved, each with its new number of steps (see Schedule).
     """
 
     step: int
@@ -126,12 +126,12 @@ def _is_sound(manifest: Manifest) -> bool:
 
 
 def _are_cuts(value: Any) -> bool:
-    """Whether these are pairs of a step and a later end, each cut later than the one before, and its end no later."""
+    """Whether these are pairs of a step and a later end, each decided before the end that it moves."""
     if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         return False
     if not all(type(each) is int for pair in value for each in pair):
         return False
-    ordered = all(old[0] <= at <= end < old[1] for old, (at, end) in pairwise(value))
+    ordered = all(old[0] <= at <= old[1] != end for old, (at, end) in pairwise(value))
     return ordered and all(0 < at <= end for at, end in value)
 
 

@@ -130,7 +130,7 @@ class ImageDataModule(LightningDataModule):
         self._features, self._feature_epochs = features, epochs
 
     def end_with(self, end_at: Callable[[int], int]) -> None:
-        """Let mixing and small views end in time for a run that may be shortened: `end_at` maps the first step of an
+        """Let mixing and small views end in time for a run whose end may move: `end_at` maps the first step of an
         epoch to the steps of the run as planned there.
         """
         self._end_at = end_at

@@ -38,7 +38,7 @@ class Classifier(LightningModule):
     """A network with its recipe.
 
     `loss` is the last batch's, and `finite` says whether all so far were finite, both on the device; `val_loss` and
-    `val_accuracy` are the last validation's. `schedule` may be shortened while it trains.
+    `val_accuracy` are the last validation's. `schedule`'s end may move while it trains.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self._architecture, lr=self._train.lr, weight_decay=self._train.weight_decay)
         optimiser = self._optimiser(groups)
-        scheduler = LambdaLR(optimiser, lambda step: self.schedule.factor(step))  # noqa: PLW0108, it may be shortened
+        scheduler = LambdaLR(optimiser, lambda step: self.schedule.factor(step))  # noqa: PLW0108, its end may move
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _optimiser(self, groups: list[dict[str, Any]]) -> Optimizer:

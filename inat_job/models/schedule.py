@@ -1,4 +1,4 @@
-"""The learning rate over the steps of a run: a warm-up, then half a cosine to zero, also where a run is shortened."""
+"""The learning rate over the steps of a run: a warm-up, then half a cosine to zero, wherever the end is moved."""
 
 import math
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ and Yarats, On the adequacy of untuned warmup for adaptive optimization, 2019)."
 class Schedule:
     """The learning rate of a run of `total` steps, of which the share `warmup` warms up.
 
-    `cuts` says at which steps the run was shortened and to how many steps in all, in the order of the steps. What is
-    left of the curve is then run through faster: the rate goes on from where it is, and reaches zero at the new end. A
-    cut to the end that the schedule has anyway changes nothing.
+    `cuts` says after which steps the run's end was moved and to which step, at most `total`, in the order of the steps.
+    What is left of the curve is then run through faster or slower: the rate goes on from where it is, and reaches zero
+    at the new end.
     """
 
     total: int
@@ -31,9 +31,9 @@ class Schedule:
         """The steps of the run as they were planned when a step began, by the cuts until then."""
         return next((end for at, end in reversed(self.cuts) if at <= step), self.total)
 
-    def shortened(self, step: int, end: int) -> Self:
-        """The schedule with its end at `end`, decided after `step` steps; it is never lengthened."""
-        return replace(self, cuts=(*self.cuts, (step, end))) if end < self.end else self
+    def ending_at(self, end: int, decided: int) -> Self:
+        """The schedule with its end at `end`, decided after `decided` steps."""
+        return self if end == self.end else replace(self, cuts=(*self.cuts, (decided, end)))
 
     def factor(self, step: int) -> float:
         """Learning rate at a step over the peak rate, 0..1."""
@@ -42,11 +42,11 @@ class Schedule:
     def _position(self, step: int) -> float:
         """Where on the curve of `total` steps a step is; without cuts, at itself."""
         begin, reached, end = 0, 0.0, self.total
-        for at, shorter in self.cuts:
+        for at, moved in self.cuts:
             if step <= at:
                 break
             reached += (at - begin) * (self.total - reached) / max(1, end - begin)
-            begin, end = at, shorter
+            begin, end = at, moved
         if step >= end:
             return self.total
         return reached + (step - begin) * (self.total - reached) / (end - begin)

@@ -69,7 +69,7 @@ class CheckpointCallback(Callback):
             return  # the epoch's last step is saved as it ends
         assert isinstance(pl_module, Classifier)
         if time_limit.is_moment(trainer.global_step):
-            self._shorten(pl_module, trainer.global_step)
+            self._plan_end(pl_module, trainer.global_step)
         self._uploader.raise_if_failed()
         stop, overtime, due = self._group.any_rank_delayed(self._stop(), self._is_overtime(), self._is_due())
         if stop:
@@ -130,11 +130,11 @@ class CheckpointCallback(Callback):
             self._trial.report(self._accuracies, last=bool(self.ended))
 
     def _end_epoch(self, classifier: Classifier, step: int, epoch: int) -> None:
-        """After `epoch` epochs: decide whether training ends, or else whether it is shortened."""
+        """After `epoch` epochs: decide whether training ends, or else after how many steps it will."""
         self._meter.end_epoch()
         self.ended = self._why_ended(epoch == self._settings.train.epochs)
         if not self.ended:
-            self._shorten(classifier, step)
+            self._plan_end(classifier, step)
             self.ended = "max-time" if step >= classifier.schedule.end else ""
 
     def _why_ended(self, is_last_epoch: bool) -> str:
@@ -146,15 +146,15 @@ class CheckpointCallback(Callback):
             return "max-time"
         return "early stop" if patience and epochs_since_best(self._accuracies) >= patience else ""
 
-    def _shorten(self, classifier: Classifier, step: int) -> None:
+    def _plan_end(self, classifier: Classifier, step: int) -> None:
         """With `--max-time`, let training end after the steps that fit, as rank 0 measures them."""
         limit_s, schedule, per_epoch = self._settings.train.max_time, classifier.schedule, self._images.steps_per_epoch
         if limit_s is None:
             return
         used_s = self._train_s()
         pace = self._meter.pace(used_s, step)
-        fits = time_limit.end_that_fits(step, schedule.end, per_epoch, used_s, limit_s, pace)
-        classifier.schedule = schedule.shortened(step, int(self._group.broadcast(fits)))
+        fits = time_limit.end_that_fits(step, schedule.end, schedule.total, per_epoch, used_s, limit_s, pace)
+        classifier.schedule = schedule.ending_at(int(self._group.broadcast(fits)), decided=step)
         epochs = math.ceil(classifier.schedule.end / per_epoch)
         if epochs != STATUS.epochs:
             STATUS.epochs = epochs

@@ -172,7 +172,7 @@ def _train(
     if resumed:
         cuts = tuple((step, end) for step, end in resumed.manifest.cuts)
         classifier.schedule = replace(classifier.schedule, cuts=cuts)
-    context.images.end_with(lambda step: classifier.schedule.end_at(step))  # noqa: PLW0108, it may be shortened
+    context.images.end_with(lambda step: classifier.schedule.end_at(step))  # noqa: PLW0108, its end may move
     STATUS.epochs = math.ceil(classifier.schedule.end / context.images.steps_per_epoch)
     if probed and not context.settings.train.final:
         with context.group.lost_rank_errors():

@@ -1,4 +1,4 @@
-"""How many steps fit into `--max-time`: the pace of an attempt, and when a run is shortened.
+"""How many steps fit into `--max-time`: the pace of an attempt, and where a run ends.
 
 Rank 0 decides, at few moments, and checkpoints hold what it decided: so a resumed run has the same learning rates.
 """
@@ -14,8 +14,8 @@ clock = time.monotonic
 _RESERVE = 0.02
 """Share of the time that is left unplanned, as no estimate is exact."""
 
-_EARLY = 0.25
-"""Share of the time in which estimates are not relied on; at an epoch's end, the epoch to come counts too."""
+_WORTH = 1.05
+"""A run is lengthened if what is left grows by this factor: otherwise every epoch's noise would move its end."""
 
 _FIRST_WITHIN_EPOCH = 16
 _RECENT = 3
@@ -70,18 +70,18 @@ def is_moment(step: int) -> bool:
     return step >= _FIRST_WITHIN_EPOCH and step & (step - 1) == 0
 
 
-def end_that_fits(step: int, end: int, per_epoch: int, used_s: float, limit_s: float, pace: Pace) -> int:
-    """The steps of a run that takes no longer than `limit_s`: at most `end`, decided after `step` steps in `used_s`.
+def end_that_fits(step: int, end: int, total: int, per_epoch: int, used_s: float, limit_s: float, pace: Pace) -> int:
+    """The steps of a run that takes no longer than `limit_s`: at most `total`, decided after `step` steps in `used_s`.
 
-    Early in the run that is twice what seems to fit, as the first epoch may be the slowest, and a run is never
-    lengthened again. Later it is what fits. Within an epoch of `per_epoch` steps that waits for the epoch's end, if
-    there is time for it.
+    A run that was planned to take `end` steps is shortened as soon as they take too long, and lengthened where that is
+    worth it, as after a slow first epoch. Within an epoch of `per_epoch` steps that waits for the epoch's end, if there
+    is time for it.
     """
     in_epoch, epoch_s = step % per_epoch, per_epoch * pace.step_s + pace.rest_s
     left_s = max(0.0, (1 - _RESERVE) * limit_s - used_s)
     epochs, rest_s = divmod(left_s, epoch_s) if epoch_s > 0 else (end, 0.0)
     more = int(epochs) * per_epoch + math.floor(max(0.0, rest_s - pace.rest_s) / pace.step_s if pace.step_s else 0)
-    if used_s + (0.0 if in_epoch else epoch_s) <= _EARLY * limit_s:
-        return min(end, step + 2 * more)
-    fits = min(end, step + more)
-    return end if in_epoch and fits >= step - in_epoch + per_epoch else fits
+    fits, epoch_end = min(total, step + more), step - in_epoch + per_epoch
+    if in_epoch and fits >= epoch_end:
+        return max(end, epoch_end)
+    return end if end < fits < step + _WORTH * (end - step) else fits

@@ -59,12 +59,13 @@ def test_manifest_survives_json() -> None:
 
 
 def test_cuts_of_a_manifest() -> None:
-    cut = dataclasses.replace(SOUND, cuts=[[6, 60], [12, 41]])
+    cut = dataclasses.replace(SOUND, cuts=[[6, 60], [12, 41], [24, 50]])
     assert parse(to_json(cut)) == cut
     earlier = json.loads(to_json(SOUND))
     del earlier["cuts"]  # of a version that shortened no run
     assert parse(json.dumps(earlier)) == SOUND
-    for damaged in ([[6]], [6, 7], [[6, "7"]], [[7, 6]], [[6, 60], [12, 60]], [[6, 60], [5, 41]], [[True, 7]], None):
+    disordered = [[[7, 6]], [[6, 60], [12, 60]], [[6, 60], [5, 41]], [[6, 60], [61, 70]]]
+    for damaged in ([[6]], [6, 7], [[6, "7"]], [[True, 7]], None, *disordered):
         with pytest.raises(ValueError, match="impossible value"):
             parse(json.dumps(earlier | {"cuts": damaged}))
 

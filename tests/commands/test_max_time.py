@@ -1,5 +1,6 @@
-"""Runs that `--max-time` shortens, on a clock that each training step moves on by a second."""
+"""Runs that `--max-time` shortens, on a clock that only training steps move on."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +14,15 @@ from inat_job.settings import Settings
 from inat_job.training import time_limit
 from tests.harness.job_runs import Make, model_of, report_of, run
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore"),  # Lightning's remarks on a trainer without workers and loggers
-    pytest.mark.usefixtures("second_per_step"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
 
-@pytest.fixture
-def second_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that each training step moves on by a second, and nothing else."""
-    now = [0.0]
+def steps_take(seconds: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a clock that the n-th training step moves on by `seconds(n)`, and nothing else."""
+    now, count = [0.0], itertools.count()
 
     def step(self: Classifier, *args: object) -> object:
-        now[0] += 1
+        now[0] += seconds(next(count))
         return training_step(self, *args)
 
     training_step: Callable[..., object] = Classifier.training_step
@@ -33,11 +30,17 @@ def second_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classifier, "training_step", step)
 
 
+@pytest.fixture
+def second_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps_take(lambda _: 1.0, monkeypatch)
+
+
 def rows_of(settings: Settings) -> list[dict[str, Any]]:
     folder = Path(settings.run.output) / "r"
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("second_per_step")
 @pytest.mark.parametrize("final", ["false", pytest.param("true", marks=pytest.mark.soak)])
 def test_learning_rate_reaches_zero_with_max_time(final: str, settings: Make, tmp_path: Path) -> None:
     """Of 30 epochs of 6 or 7 steps, 41 steps fit into 42 s; a run that is stopped on its way is the same to the bit."""
@@ -60,6 +63,7 @@ def test_learning_rate_reaches_zero_with_max_time(final: str, settings: Make, tm
     assert rows_of(stopped) == rows_of(whole)
 
 
+@pytest.mark.usefixtures("second_per_step")
 def test_max_time_within_the_first_epoch(settings: Make) -> None:
     """An epoch has 24 steps, and there are 20 s: after 16 steps it is decided to anneal in the 3 that are left."""
     made = settings(train__epochs="3", train__batch_size="2", train__max_time="20")
@@ -67,3 +71,17 @@ def test_max_time_within_the_first_epoch(settings: Make) -> None:
     manifest = json.loads((Path(made.run.output) / "r/checkpoints/19.json").read_text())
     assert (manifest["cuts"], manifest["ended"]) == ([[16, 19]], "max-time")
     assert report_of(made)["history"][-1] == {"started_step": 0, "ended_step": 19, "why": "max-time"}
+
+
+def test_run_is_lengthened_after_a_slow_first_epoch(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 s, the first epoch's 6 steps take 5 s each: 13 more would fit, but then a step takes a second."""
+    steps_take(lambda step: 5.0 if step < 6 else 1.0, monkeypatch)
+    made = settings(train__epochs="30", train__max_time="100")
+    run(made)
+    ended = report_of(made)["history"][-1]
+    cuts = json.loads((Path(made.run.output) / f"r/checkpoints/{ended['ended_step']}.json").read_text())["cuts"]
+    assert cuts[0] == [6, 19]
+    assert cuts[-1] == [18, 74]
+    assert ended == {"started_step": 0, "ended_step": 74, "why": "max-time"}
+    rates = [row["lr"] for row in rows_of(made) if "lr" in row]
+    assert rates[-1] < 1e-4

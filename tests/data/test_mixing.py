@@ -101,7 +101,7 @@ def test_mixing_and_small_views_end_in_time_where_a_run_is_shortened(cache: Cach
     recipe = TrainSettings(batch_size=8, epochs=10, cutmix=1.0, mix_until=0.5, start_size=32)
     images = ImageDataModule(cache, recipe, DataSettings(image_size=64))
     steps = images.steps_per_epoch
-    within_an_epoch = Schedule(10 * steps, 0.1).shortened(steps + 1, 4 * steps)
+    within_an_epoch = Schedule(10 * steps, 0.1).ending_at(4 * steps, decided=steps + 1)
     images.end_with(within_an_epoch.end_at)
     epochs = [list(images.train_batches) for _ in range(4)]
     assert [{batch.mix is not None for batch in epoch} for epoch in epochs] == [{True}, {True}, {False}, {False}]

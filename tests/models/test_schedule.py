@@ -1,4 +1,4 @@
-"""The learning rate schedule: its shape for runs of any length, and runs that are shortened."""
+"""The learning rate schedule: its shape for runs of any length, and runs whose end moves."""
 
 from dataclasses import replace
 
@@ -37,19 +37,19 @@ def test_schedule_without_cuts_is_the_plain_one(total: int, warmup: float) -> No
 
 
 @st.composite
-def shortened(draw: st.DrawFn) -> Schedule:
-    """A schedule with up to four cuts, at ever later steps."""
+def moved(draw: st.DrawFn) -> Schedule:
+    """A schedule whose end was moved up to four times, after ever more steps."""
     schedule, step = Schedule(draw(TOTALS), draw(WARMUPS)), 0
     for _ in range(draw(st.integers(0, 4))):
         if schedule.end <= step + 1:
             break
         step = draw(st.integers(step + 1, schedule.end))
-        schedule = schedule.shortened(step, draw(st.integers(step, schedule.end)))
+        schedule = schedule.ending_at(draw(st.integers(step, schedule.total)), decided=step)
     return schedule
 
 
-@given(shortened())
-def test_shortened_schedule_reaches_zero_and_has_one_peak(schedule: Schedule) -> None:
+@given(moved())
+def test_moved_schedule_reaches_zero_and_has_one_peak(schedule: Schedule) -> None:
     rates = [schedule.factor(step) for step in range(schedule.end + 1)]
     peak = rates.index(max(rates))
     assert all(0 <= rate <= 1 for rate in rates)
@@ -59,31 +59,31 @@ def test_shortened_schedule_reaches_zero_and_has_one_peak(schedule: Schedule) ->
     assert late or schedule.total == 1 or rates[-1] == pytest.approx(0, abs=1e-9)
 
 
-@given(shortened(), st.data())
-def test_cut_changes_no_rate_up_to_its_step(schedule: Schedule, data: st.DataObject) -> None:
+@given(moved(), st.data())
+def test_moved_end_changes_no_rate_up_to_its_decision(schedule: Schedule, data: st.DataObject) -> None:
     last = schedule.cuts[-1][0] if schedule.cuts else 0
     step = data.draw(st.integers(last, schedule.end))
-    end = data.draw(st.integers(step, schedule.end))
-    cut = schedule.shortened(step, end)
-    for each in range(min(step, end - 1) + 1):
-        assert cut.factor(each) == pytest.approx(schedule.factor(each), abs=1e-9)
-    assert schedule.shortened(step, schedule.end + data.draw(st.integers(0, 9))) is schedule
+    end = data.draw(st.integers(step, schedule.total))
+    other = schedule.ending_at(end, decided=step)
+    for each in range(min(step, end - 1, schedule.end - 1) + 1):
+        assert other.factor(each) == pytest.approx(schedule.factor(each), abs=1e-9)
+    assert schedule.ending_at(schedule.end, decided=step) is schedule
 
 
 def test_cut_in_the_warm_up_hastens_it() -> None:
-    schedule = Schedule(1000, 0.1).shortened(10, 100)
+    schedule = Schedule(1000, 0.1).ending_at(100, decided=10)
     assert schedule.factor(10) == pytest.approx(11 / 100)
     assert max(schedule.factor(step) for step in range(100)) == pytest.approx(1, abs=0.01)
     assert schedule.factor(99) < 0.001
 
 
 def test_rates_of_a_resumed_schedule_are_equal() -> None:
-    schedule = Schedule(90, 0.1).shortened(7, 60).shortened(20, 41)
-    again = replace(Schedule(90, 0.1), cuts=((7, 60), (20, 41)))
-    assert [again.factor(step) for step in range(41)] == [schedule.factor(step) for step in range(41)]
+    schedule = Schedule(90, 0.1).ending_at(41, decided=7).ending_at(60, decided=20)
+    again = replace(Schedule(90, 0.1), cuts=((7, 41), (20, 60)))
+    assert [again.factor(step) for step in range(60)] == [schedule.factor(step) for step in range(60)]
 
 
-@given(shortened(), st.integers(0, 5000))
+@given(moved(), st.integers(0, 5000))
 def test_end_at_a_step_is_that_of_the_cuts_until_then(schedule: Schedule, step: int) -> None:
     known = replace(schedule, cuts=tuple(cut for cut in schedule.cuts if cut[0] <= step))
     assert schedule.end_at(step) == known.end

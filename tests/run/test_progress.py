@@ -129,7 +129,7 @@ def test_time_left_is_limited_by_max_time_and_zero_after_the_end() -> None:
 
 
 def test_shortened_run_has_fewer_epochs_and_steps() -> None:
-    cut = manifest(50, 5, 100.0, cuts=[[20, 80], [40, 65]])
+    cut = manifest(50, 5, 100.0, cuts=[[20, 60], [40, 65]])
     assert seconds_left(CONFIG, [cut], 50) == 30.0
     beat = replace(ATTEMPT, standing=ATTEMPT.standing | {"steps_per_epoch": 10})
     assert status_fields(snapshot(attempt=beat, stored=[cut]), "running")["epochs"] == 7
