@@ -222,7 +222,7 @@ _TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
     "retrained": _retrained,
     "submitted": lambda fields: f"Submitted to {fields['target']}: {fields['job']}",
     "state": _state,
-    "shortened": lambda fields: (
+    "time-limit": lambda fields: (
         f"--max-time leaves time for {fields['steps']:,} of {fields['of']:,} steps, in {fields['epochs']} epochs: the "
         "learning rate falls to zero by then."
     ),

@@ -64,8 +64,8 @@ def test_texts_of_a_run_without_validation() -> None:
     assert text_of("retrained", retrained) == "Seed 1: 50.0 % in the test"
 
 
-def test_shortened_run_says_what_fits() -> None:
-    assert text_of("shortened", {"epochs": 7, "steps": 65, "of": 3000}) == (
+def test_run_with_a_time_limit_says_what_fits() -> None:
+    assert text_of("time-limit", {"epochs": 7, "steps": 65, "of": 3000}) == (
         "--max-time leaves time for 65 of 3,000 steps, in 7 epochs: the learning rate falls to zero by then."
     )
 

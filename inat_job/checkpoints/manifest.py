@@ -98,7 +98,7 @@ def best_of(manifests: Sequence[Manifest]) -> Manifest | None:
 
 
 def planned_epochs(newest: Manifest, epochs: int, per_epoch: int) -> int:
-    """The epochs of a run, the last maybe in part, as of its newest manifest: fewer if it was shortened."""
+    """The epochs of a run, the last maybe in part, as of its newest manifest: fewer with too little `--max-time`."""
     return -(-newest.cuts[-1][1] // per_epoch) if newest.cuts and per_epoch else epochs
 
 
@@ -126,12 +126,12 @@ def _is_sound(manifest: Manifest) -> bool:
 
 
 def _are_cuts(value: Any) -> bool:
-    """Whether these are pairs of a step and a later end, each decided before the end that it moves."""
+    """Whether these are pairs of a step and an end, no earlier, each decided before the end that it moves."""
     if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         return False
     if not all(type(each) is int for pair in value for each in pair):
         return False
-    ordered = all(old[0] <= at <= old[1] != end for old, (at, end) in pairwise(value))
+    ordered = all(old[0] <= at < old[1] != end for old, (at, end) in pairwise(value))
     return ordered and all(0 < at <= end for at, end in value)
 
 

@@ -14,8 +14,8 @@ class Schedule:
     """The learning rate of a run of `total` steps, of which the share `warmup` warms up.
 
     `cuts` says after which steps the run's end was moved and to which step, at most `total`, in the order of the steps.
-    What is left of the curve is then run through faster or slower: the rate goes on from where it is, and reaches zero
-    at the new end.
+    From then on a step has the rate of a run that ends there, as if it had always been planned so: where a run is
+    lengthened, the rate rises again.
     """
 
     total: int
@@ -36,20 +36,12 @@ class Schedule:
         return self if end == self.end else replace(self, cuts=(*self.cuts, (decided, end)))
 
     def factor(self, step: int) -> float:
-        """Learning rate at a step over the peak rate, 0..1."""
-        return learning_rate_factor(self._position(step), self.total, self.warmup)
+        """Learning rate at a step over the peak rate, 0..1.
 
-    def _position(self, step: int) -> float:
-        """Where on the curve of `total` steps a step is; without cuts, at itself."""
-        begin, reached, end = 0, 0.0, self.total
-        for at, moved in self.cuts:
-            if step <= at:
-                break
-            reached += (at - begin) * (self.total - reached) / max(1, end - begin)
-            begin, end = at, moved
-        if step >= end:
-            return self.total
-        return reached + (step - begin) * (self.total - reached) / (end - begin)
+        The rate of the step right after a decision is that of the plan before it, since the optimiser has it already.
+        """
+        end = self.end_at(step - 1)
+        return learning_rate_factor(step * self.total / end if step < end else self.total, self.total, self.warmup)
 
 
 def learning_rate_factor(step: float, total: int, warmup: float) -> float:

@@ -158,7 +158,7 @@ class CheckpointCallback(Callback):
         epochs = math.ceil(classifier.schedule.end / per_epoch)
         if epochs != STATUS.epochs:
             STATUS.epochs = epochs
-            events.emit("shortened", epochs=epochs, steps=classifier.schedule.end, of=schedule.total)
+            events.emit("time-limit", epochs=epochs, steps=classifier.schedule.end, of=schedule.total)
 
     def _is_overtime(self) -> bool:
         limit = self._settings.train.max_time

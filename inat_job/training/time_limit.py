@@ -74,14 +74,14 @@ def end_that_fits(step: int, end: int, total: int, per_epoch: int, used_s: float
     """The steps of a run that takes no longer than `limit_s`: at most `total`, decided after `step` steps in `used_s`.
 
     A run that was planned to take `end` steps is shortened as soon as they take too long, and lengthened where that is
-    worth it, as after a slow first epoch. Within an epoch of `per_epoch` steps that waits for the epoch's end, if there
-    is time for it.
+    worth it, as after a slow first epoch. Within an epoch of `per_epoch` steps both wait for the epoch's end, if the
+    run goes on until then. A run that has reached its end is not begun again.
     """
     in_epoch, epoch_s = step % per_epoch, per_epoch * pace.step_s + pace.rest_s
     left_s = max(0.0, (1 - _RESERVE) * limit_s - used_s)
-    epochs, rest_s = divmod(left_s, epoch_s) if epoch_s > 0 else (end, 0.0)
+    epochs, rest_s = divmod(left_s, epoch_s) if epoch_s > 0 else (total, 0.0)
     more = int(epochs) * per_epoch + math.floor(max(0.0, rest_s - pace.rest_s) / pace.step_s if pace.step_s else 0)
     fits, epoch_end = min(total, step + more), step - in_epoch + per_epoch
-    if in_epoch and fits >= epoch_end:
-        return max(end, epoch_end)
-    return end if end < fits < step + _WORTH * (end - step) else fits
+    can_wait = in_epoch > 0 and min(fits, end) >= epoch_end
+    not_worth_it = end < fits < step + _WORTH * (end - step)
+    return end if step >= end or can_wait or not_worth_it else fits

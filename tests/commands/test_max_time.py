@@ -2,23 +2,25 @@
 
 import itertools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from inat_job.commands import train
 from inat_job.errors import Preempted
 from inat_job.models.classifier import Classifier
 from inat_job.settings import Settings
 from inat_job.training import time_limit
-from tests.harness.job_runs import Make, model_of, report_of, run
+from tests.harness.job_runs import Make, StopAfter, model_of, report_of, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
 
-def steps_take(seconds: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a clock that the n-th training step moves on by `seconds(n)`, and nothing else."""
+def steps_take(seconds: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have a clock that the n-th training step moves on by `seconds(n)`, and nothing else; returns its time."""
     now, count = [0.0], itertools.count()
 
     def step(self: Classifier, *args: object) -> object:
@@ -28,6 +30,7 @@ def steps_take(seconds: Callable[[int], float], monkeypatch: pytest.MonkeyPatch)
     training_step: Callable[..., object] = Classifier.training_step
     monkeypatch.setattr(time_limit, "clock", lambda: now[0])
     monkeypatch.setattr(Classifier, "training_step", step)
+    return now
 
 
 @pytest.fixture
@@ -84,4 +87,27 @@ def test_run_is_lengthened_after_a_slow_first_epoch(settings: Make, monkeypatch:
     assert cuts[-1] == [18, 74]
     assert ended == {"started_step": 0, "ended_step": 74, "why": "max-time"}
     rates = [row["lr"] for row in rows_of(made) if "lr" in row]
+    assert min(rates) == rates[-1] > 0
     assert rates[-1] < 1e-4
+
+
+def test_run_that_has_ended_is_not_lengthened_after_a_resume(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation takes 5 s. The last one is stopped, and quick the second time: two steps more would fit then."""
+    now, stop = steps_take(lambda _: 1.0, monkeypatch), StopAfter(10**9)
+
+    def slow(self: Classifier, batch: Any, index: int) -> None:
+        validation_step(self, batch, index)
+        if not stop.why:
+            now[0] += 0.0 if index else 5.0
+            if self.trainer.global_step == self.schedule.end:
+                stop.set("a test")
+
+    validation_step: Callable[..., None] = Classifier.validation_step
+    monkeypatch.setattr(Classifier, "validation_step", slow)
+    made = settings(train__epochs="30", train__max_time="40")
+    with pytest.raises(Preempted):
+        train.run(made, stop, time.perf_counter())
+    run(made)
+    manifest = json.loads((Path(made.run.output) / "r/checkpoints/19.json").read_text())
+    assert (manifest["cuts"], len(manifest["accuracies"])) == ([[6, 19]], 4)
+    assert report_of(made)["history"][-1]["ended_step"] == 19

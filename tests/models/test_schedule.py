@@ -49,31 +49,37 @@ def moved(draw: st.DrawFn) -> Schedule:
 
 
 @given(moved())
-def test_moved_schedule_reaches_zero_and_has_one_peak(schedule: Schedule) -> None:
+def test_rate_is_zero_at_the_end_and_not_before(schedule: Schedule) -> None:
     rates = [schedule.factor(step) for step in range(schedule.end + 1)]
-    peak = rates.index(max(rates))
     assert all(0 <= rate <= 1 for rate in rates)
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(rates[peak:], rates[peak + 1 :], strict=False))
-    late = schedule.cuts and schedule.cuts[-1][0] == schedule.end  # nothing was left to anneal in
-    assert late or schedule.total == 1 or rates[-1] == pytest.approx(0, abs=1e-9)
+    decided = schedule.cuts[-1][0] if schedule.cuts else 0
+    at_once = decided == schedule.end  # so the last rate was given before
+    assert at_once or schedule.total == 1 or rates[-1] == pytest.approx(0, abs=1e-9)
+    assert all(rate > 0 for rate in rates[decided + 1 : -1])
 
 
 @given(moved(), st.data())
 def test_moved_end_changes_no_rate_up_to_its_decision(schedule: Schedule, data: st.DataObject) -> None:
     last = schedule.cuts[-1][0] if schedule.cuts else 0
     step = data.draw(st.integers(last, schedule.end))
-    end = data.draw(st.integers(step, schedule.total))
-    other = schedule.ending_at(end, decided=step)
-    for each in range(min(step, end - 1, schedule.end - 1) + 1):
-        assert other.factor(each) == pytest.approx(schedule.factor(each), abs=1e-9)
+    other = schedule.ending_at(data.draw(st.integers(step, schedule.total)), decided=step)
+    assert [other.factor(each) for each in range(step + 1)] == [schedule.factor(each) for each in range(step + 1)]
     assert schedule.ending_at(schedule.end, decided=step) is schedule
 
 
-def test_cut_in_the_warm_up_hastens_it() -> None:
-    schedule = Schedule(1000, 0.1).ending_at(100, decided=10)
-    assert schedule.factor(10) == pytest.approx(11 / 100)
-    assert max(schedule.factor(step) for step in range(100)) == pytest.approx(1, abs=0.01)
+@given(moved())
+def test_run_with_its_first_end_again_has_the_plain_rates(schedule: Schedule) -> None:
+    again = schedule.ending_at(schedule.total, decided=schedule.cuts[-1][0] + 1 if schedule.cuts else 0)
+    plain = Schedule(schedule.total, schedule.warmup)
+    steps = range(again.cuts[-1][0] + 1 if again.cuts else 0, schedule.total)
+    assert [again.factor(step) for step in steps] == [plain.factor(step) for step in steps]
+
+
+def test_run_that_is_shortened_in_the_warm_up_hastens_it() -> None:
+    schedule = Schedule(1000, 0.1).ending_at(100, decided=5)
+    assert schedule.factor(5) == pytest.approx(6 / 100)
+    assert schedule.factor(6) == pytest.approx(61 / 100)
+    assert max(schedule.factor(step) for step in range(100)) == 1
     assert schedule.factor(99) < 0.001
 
 

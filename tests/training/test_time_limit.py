@@ -24,9 +24,12 @@ def test_end_fits_and_little_time_is_left(
 ) -> None:
     done, per_epoch, more = epochs
     step, total = done * per_epoch, (done + more) * per_epoch
-    used_s, end = step * step_s, data.draw(st.integers(step + 1, total))
+    used_s, end = step * step_s, data.draw(st.integers(step, total))
     fits = end_that_fits(step, end, total, per_epoch, used_s, limit_s, Pace(step_s, rest_s))
     assert step <= fits <= total
+    if step == end:
+        assert fits == end
+        return
 
     def left_s(steps: int) -> float:
         return steps * step_s + -(-steps // per_epoch) * rest_s
@@ -36,7 +39,8 @@ def test_end_fits_and_little_time_is_left(
     if fits < total:  # a step more would take too long, or it is not worth another end
         unused = used_s + left_s(fits + 1 - step) <= 0.98 * limit_s - 1e-6
         worth = step + math.ceil(1.05 * (fits - step))
-        assert not unused or (fits == end and used_s + left_s(worth + 1 - step) > 0.98 * limit_s - 1e-6)
+        too_little = worth > total or used_s + left_s(worth + 1 - step) > 0.98 * limit_s - 1e-6
+        assert not unused or (fits == end and too_little)
 
 
 @given(st.integers(1, 1000), st.integers(1, 300), SECONDS)
@@ -49,7 +53,8 @@ def test_within_an_epoch_only_what_cannot_wait_is_decided() -> None:
     pace = Pace(1.0, 5.0)
     assert end_that_fits(64, 1000, 1000, 100, 64.0, 200.0, pace) == 1000  # the epoch ends at 105 s
     assert end_that_fits(64, 1000, 1000, 100, 64.0, 100.0, pace) == 64 + 29  # 98 s, less 5 for validation
-    assert end_that_fits(64, 70, 1000, 100, 64.0, 200.0, pace) == 100  # it was planned to end before
+    assert end_that_fits(64, 70, 1000, 100, 64.0, 200.0, pace) == 64 + 122  # it was planned to end before
+    assert end_that_fits(64, 64, 1000, 100, 64.0, 200.0, pace) == 64
 
 
 def test_run_is_lengthened_where_that_is_worth_it() -> None:
