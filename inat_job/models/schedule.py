@@ -40,11 +40,10 @@ class Schedule:
 
         The rate of the step right after a decision is that of the plan before it, since the optimiser has it already.
         """
-        end = self.end_at(step - 1)
-        return learning_rate_factor(step * self.total / end if step < end else self.total, self.total, self.warmup)
+        return learning_rate_factor(step, self.end_at(step - 1), self.warmup)
 
 
-def learning_rate_factor(step: float, total: int, warmup: float) -> float:
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     """Learning rate at a step over the peak rate, 0..1.
 
     It rises linearly over the share `warmup` of the steps, at most MOST_WARMUP of them, then falls to zero along half a
