@@ -127,6 +127,7 @@ def test_finished_run_on_a_terminal(data: str, tmp_path: Path) -> None:
     assert screen == [f"Already finished; there is nothing to do: see {tmp_path}/runs/r/report.json.", ""]
 
 
+@pytest.mark.soak
 def test_run_in_a_pipe_writes_plain_lines(data: str, piped: Pipe) -> None:
     done = piped("parta", "--data", data, *SMALL, "--epochs", "2")
     assert (done.returncode, done.stdout) == (0, "")

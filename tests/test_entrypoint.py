@@ -545,7 +545,7 @@ def test_wandb_off_imports_neither_wandb_nor_boto3(archive: str, tmp_path: Path)
         ("parta --print-config >&-", 0),
         ("parta --help >&-", 0),
         ("submit k8s --dry-run -- parta >&-", 0),
-        ("prepare --data demo: --image-size 32 <&- >&- 2>&-", 0),
+        pytest.param("prepare --data demo: --image-size 32 <&- >&- 2>&-", 0, marks=pytest.mark.soak),
         ("parta --bogus >&- 2>&-", 2),
         ("status nothing 2>&-", 65),
         ("parta --print-config | true", 0),

@@ -229,7 +229,7 @@ def test_failing_rank_is_reported_as_the_cause(tmp_path: Path) -> None:
     assert wait_for_end(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_stop_of_one_rank_stops_the_others(tmp_path: Path, rank: int) -> None:
     child = tampered(tmp_path)
     both_ranks(child)

@@ -42,7 +42,8 @@ def is_asked(server: socket.socket) -> bool:
     return bool(select.select([server], [], [], 0)[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_to_the_process_group(job: Callable[..., Child], number: signal.Signals, tmp_path: Path) -> None:
     """wandb's own process gets it too, and ends."""
     child = job("--wandb", "offline")

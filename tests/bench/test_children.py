@@ -49,6 +49,7 @@ def test_failed_process_raises_child_error() -> None:
         child.receive()
 
 
+@pytest.mark.soak
 def test_module_runs_in_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zip(tmp_path / "x.zip", tree(train=3, test=2))
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ def features_of(settings: Settings) -> list[Path]:
     return sorted(Path(settings.data.cache_dir, "features").rglob("*.bin"))
 
 
+@pytest.mark.soak
 def test_features_are_reported_and_reused_by_another_run(settings: Make) -> None:
     first = settings("b", **HEAD)
     run(first)
@@ -81,6 +82,7 @@ def test_resume_on_features_is_exact(settings: Make, strategy: str) -> None:
     assert report_of(stopped)["test"] == report_of(whole)["test"]
 
 
+@pytest.mark.soak
 def test_nothing_is_reused_without_views_or_frozen_part(settings: Make) -> None:
     run(settings("b", **HEAD | {"model__feature_views": "0"}))
     assert report_of(settings("b", **HEAD | {"model__feature_views": "0"}))["reuse"] is None

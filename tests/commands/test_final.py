@@ -58,6 +58,7 @@ def _images(made) -> list[str]:  # type: ignore[no-untyped-def]
     return [str(path)]
 
 
+@pytest.mark.soak
 def test_final_run_of_cached_features(settings: Make) -> None:
     made = settings("b", model__strategy="head", train__epochs="4", train__final="true", **SMALLER_B)
     run(made)

@@ -36,6 +36,7 @@ def test_class_weights_are_reported(unequal: Make) -> None:
     assert "4 to 16 for training; in the loss a class weighs 0.75 to 3.00" in page
 
 
+@pytest.mark.soak
 def test_balanced_sampling_of_cached_features(unequal: Make) -> None:
     made = unequal("b", train__sampling="balanced", model__strategy="head", train__epochs="4", **SMALLER_B)
     run(made)

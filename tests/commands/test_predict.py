@@ -301,6 +301,7 @@ def test_onnx_runtime_imports_no_torch(model: str, tmp_path: Path) -> None:
     assert found["probability"] == pytest.approx(with_torch.probability, abs=1e-5)
 
 
+@pytest.mark.soak
 def test_library_imports_no_lightning_and_the_package_no_torch(model: str, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(1))
     script = (

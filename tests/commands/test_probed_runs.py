@@ -42,6 +42,7 @@ def test_probe_is_a_validated_checkpoint_of_step_0(settings: Make, strategy: str
     assert {name: manifest[name] for name in report["probe"]} == report["probe"]
 
 
+@pytest.mark.soak
 def test_training_that_does_harm_leaves_the_probe_as_the_result(settings: Make) -> None:
     made = settings("b", **PROBED, model__strategy="lp-ft", train__lr="10", train__warmup="0")
     run(made)

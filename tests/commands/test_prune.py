@@ -51,6 +51,7 @@ def prepare(place: Path, archive: Path) -> None:
     subprocess.run([*ENTRY, *words], cwd=place, capture_output=True, check=True)
 
 
+@pytest.mark.soak
 def test_prune_deletes_old_caches_only(archive: Path, pruned: Prune, tmp_path: Path) -> None:
     prepare(tmp_path, archive)
     prepare(tmp_path, write_zip(tmp_path / "y.zip", tree(train=20, test=6)))

@@ -243,6 +243,7 @@ def test_test_has_the_digits_of_the_runs_report(place: Path, run: str) -> None:
     assert len(set(table.ids)) == 27
 
 
+@pytest.mark.soak
 def test_test_has_the_digits_of_the_report_on_s3(tmp_path: Path, s3_bucket: str, trained: Path) -> None:
     output = f"s3://{s3_bucket}/runs"
     train.run(settings_in(tmp_path, trained / "x.zip", run__output=output), StopFlag(), time.perf_counter())

@@ -34,7 +34,7 @@ def weights(tmp_path: Path) -> str:
     ("name", "strategy"),
     [
         (RESNET, "head"),
-        (RESNET, "gradual"),
+        pytest.param(RESNET, "gradual", marks=pytest.mark.soak),
         pytest.param(RESNET, "lp-ft", marks=pytest.mark.soak),
         (VIT, "last-k"),
         pytest.param(VIT, "full", marks=pytest.mark.soak),

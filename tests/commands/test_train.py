@@ -147,10 +147,10 @@ def test_trainable_parameters_do_not_depend_on_resume(settings: Make) -> None:
     [
         ("a", {"train__precision": "fp32"}),
         ("a", {"train__precision": "bf16"}),
-        ("a", {"train__accumulate": "2"}),
+        pytest.param("a", {"train__accumulate": "2"}, marks=pytest.mark.soak),
         ("a", WITH_EVERYTHING),
         ("a", {"train__final": "true", "train__sampling": "balanced"}),
-        ("a", {"train__class_weights": "balanced"}),
+        pytest.param("a", {"train__class_weights": "balanced"}, marks=pytest.mark.soak),
         ("a", {"train__early_stop": "2", "train__epochs": "30", "train__lr": "1e-6"}),
         ("b", {"model__strategy": "head"}),
         pytest.param("b", {"model__strategy": "last-k"}, marks=pytest.mark.soak),

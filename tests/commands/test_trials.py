@@ -136,6 +136,7 @@ def test_attempt_to_test_a_trial_fails_it(settings: Make, monkeypatch: pytest.Mo
     assert not Path(small.run.output, small.run_id, "report.json").exists()
 
 
+@pytest.mark.soak
 def test_features_are_computed_for_no_test_image(
     settings: Make, monkeypatch: pytest.MonkeyPatch, contexts: list[RunContext]
 ) -> None:

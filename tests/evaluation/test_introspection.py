@@ -202,10 +202,10 @@ def test_grad_cam_of_every_family(name: str) -> None:
     [
         ("resnet18", "backbone.layer4"),
         ("densenet121", "backbone.features"),
-        ("vgg11", "backbone.features.19"),
-        ("convnext_tiny", "backbone.features"),
+        pytest.param("vgg11", "backbone.features.19", marks=pytest.mark.soak),
+        pytest.param("convnext_tiny", "backbone.features", marks=pytest.mark.soak),
         ("swin_t", "backbone.permute"),
-        ("vit_b_16", "backbone.encoder.layers.encoder_layer_11.ln_1"),
+        pytest.param("vit_b_16", "backbone.encoder.layers.encoder_layer_11.ln_1", marks=pytest.mark.soak),
     ],
 )
 def test_map_layer_is_the_last_stage_before_pooling(name: str, layer: str) -> None:

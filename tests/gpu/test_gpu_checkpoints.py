@@ -16,7 +16,7 @@ from inat_job.settings import Settings
 from inat_job.storage import run_folder
 from inat_job.training.checkpoint_callback import CheckpointCallback
 from tests.gpu.figures import Figures
-from tests.gpu.watched_runs import folder_of, on_both, on_both_slowly, run, tensors_of
+from tests.gpu.watched_runs import folder_of, on_both_slowly, run, tensors_of
 from tests.harness.job_runs import Make
 
 STORE_MB_PER_S = 50
@@ -51,7 +51,7 @@ class KeepStates(Callback):
         self.states[trainer.global_step] = copies
 
 
-@on_both
+@on_both_slowly
 @pytest.mark.parametrize("minutes", ["5", "0"], ids=["each epoch", "each step"])
 def test_checkpoint_holds_the_state_of_its_step(
     device: str, minutes: str, settings: Make, monkeypatch: pytest.MonkeyPatch

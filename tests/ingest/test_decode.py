@@ -135,7 +135,7 @@ def test_odd_metadata_rejects_no_image(exif: bytes) -> None:
     assert corners(pixels) == EXPECTED
 
 
-@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("progressive", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_jpeg_of_108_megapixels_is_scaled_down(progressive: bool) -> None:
     tile = quadrants(1200, 900).resize((12000, 9000), Image.Resampling.NEAREST)
     pixels, size = decode(saved(tile, "JPEG", progressive=progressive), SIDE)
@@ -235,6 +235,7 @@ def test_ico_and_eps_are_rejected() -> None:
             decode(data, 32)
 
 
+@pytest.mark.soak
 def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = (encoded(1, (width, 6000), "PNG") for width in (6000, 600))
     unfolding: list[bool] = []

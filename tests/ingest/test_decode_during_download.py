@@ -219,6 +219,7 @@ def test_digest_of_an_archive_with_damage_is_not_noted(
     assert prepared(f"{site.url}/x.zip", tmp_path / "cache").index == cache.index
 
 
+@pytest.mark.soak
 def test_sigkill_loses_no_bytes_and_no_rows(
     site: Site,
     served: Callable[..., bytes],

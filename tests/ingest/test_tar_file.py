@@ -18,7 +18,7 @@ from tests.harness.made_images import write_tar
 HALF_GIB = 2**29
 
 
-@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, pytest.param(tarfile.XHDTYPE, marks=pytest.mark.soak)])
 def test_endless_header_is_bad_data(
     kind: bytes, tmp_path: Path, read_in_child: Callable[[Path], tuple[int, str]]
 ) -> None:

@@ -31,7 +31,13 @@ def _stage_sizes(architecture: Architecture) -> list[int]:
     return [sum(each.numel() for name, each in parameters if has_prefix(name, stage)) for stage in architecture.stages]
 
 
-@pytest.mark.parametrize(("name", "image_size"), MODELS.items())
+LARGE = ("efficientnet_v2_s", "vit_b_16", "convnext_tiny", "swin_t", "googlenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [pytest.param(*each, marks=[pytest.mark.soak] if each[0] in LARGE else []) for each in MODELS.items()],
+)
 def test_stages_and_head_cover_every_parameter_once_and_size_is_torchvisions(name: str, image_size: int):
     architecture = build_backbone(name, 1000, image_size)
     groups = (*architecture.stages, architecture.head)

@@ -96,6 +96,7 @@ def test_partial_weights_need_allow_partial_weights(inputs: BuildInputs, saved_w
     assert torch.equal(first_convolution(str(saved_weights), inputs, allow_partial_weights=True), state["conv1.weight"])
 
 
+@pytest.mark.soak
 def test_parallel_downloads_of_the_same_weights_take_turns(
     inputs: BuildInputs, saved_weights: Path, s3_bucket: str
 ) -> None:

@@ -16,7 +16,10 @@ SPEC = FiveBlockSpec((4,) * 5, (3,) * 5, "relu", 64, "gap", True, 0.5, 32, 3)
 PIXELS = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "googlenet", "efficientnet_b0", "swin_t", "vgg11"])
+SLOW = [pytest.param(name, marks=pytest.mark.soak) for name in ("densenet121", "googlenet", "swin_t", "vgg11")]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", *SLOW])
 def test_stem_and_tail_compute_what_the_network_does(name: str) -> None:
     architecture = build_backbone(name, 3, 64)
     for n_trainable in range(len(architecture.stages)):

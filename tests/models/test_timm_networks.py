@@ -233,7 +233,9 @@ def test_probe_needs_a_single_dense_head(inputs: BuildInputs) -> None:
     build(BackboneSettings(backbone=VIT, weights="none", strategy="lp-ft"), inputs)
 
 
-@pytest.mark.parametrize("name", [RESNET, OF_ONE_SIZE, "timm/test_convnext", "timm/test_efficientnet"])
+@pytest.mark.parametrize(
+    "name", [RESNET, pytest.param(OF_ONE_SIZE, marks=pytest.mark.soak), "timm/test_convnext", "timm/test_efficientnet"]
+)
 def test_frozen_stem_and_tail_compute_what_the_network_does(name: str) -> None:
     """Also in training, with norms and random layers that are timm's own."""
     torch.manual_seed(2)
@@ -248,7 +250,10 @@ def test_frozen_stem_and_tail_compute_what_the_network_does(name: str) -> None:
             assert torch.equal(found, architecture.network(PIXELS)), cut.cut_at
 
 
-@pytest.mark.parametrize("name", ["timm/swin_tiny_patch4_window7_224", "timm/vit_tiny_patch16_224", RESNET])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("timm/swin_tiny_patch4_window7_224", marks=pytest.mark.soak), "timm/vit_tiny_patch16_224", RESNET],
+)
 def test_grad_cam_has_a_map_for_each_image(name: str) -> None:
     torch.manual_seed(0)
     network = build_backbone(name, 3, 224).network
@@ -284,7 +289,12 @@ def test_model_of_a_network_that_timm_has_no_longer_is_bad_data(tmp_path: Path) 
 
 @pytest.mark.filterwarnings("ignore")  # the exporters' own deprecations
 @pytest.mark.parametrize(
-    ("name", "form"), [pytest.param(RESNET, "onnx", marks=pytest.mark.soak), (RESNET, "pt2"), (VIT, "pt2")]
+    ("name", "form"),
+    [
+        pytest.param(RESNET, "onnx", marks=pytest.mark.soak),
+        (RESNET, "pt2"),
+        pytest.param(VIT, "pt2", marks=pytest.mark.soak),
+    ],
 )
 def test_network_is_exported_to_other_formats(name: str, form: str, tmp_path: Path) -> None:
     network = build_backbone(name, 3, 64).network.eval()

@@ -214,6 +214,7 @@ def test_references_and_plain_words_are_no_secrets(part: dict[str, Any]) -> None
         ),
     ],
 )
+@pytest.mark.soak
 def test_check_of_a_long_text_is_linear(unit: str) -> None:
     """100 kB take up to 1 s; in quadratic time they would take minutes."""
     text = unit * (100_000 // len(unit))

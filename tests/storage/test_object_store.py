@@ -197,6 +197,7 @@ def test_no_message_holds_a_signature(monkeypatch: pytest.MonkeyPatch, closed_po
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.soak
 def test_stopped_job_resumes_to_the_same_bits(address: str, tmp_path: Path) -> None:
     """From and to the store, on a second machine, against an undisturbed run in a folder."""
     archive = write_zip(tmp_path / "images.zip", tree())

@@ -95,6 +95,7 @@ def test_failure_ends_with_the_containers_exit_code(submit: Submit, cluster: Clu
     assert (result.returncode, "x.zip does not exist" in result.stderr.splitlines()[-1]) == (65, True), result.stderr
 
 
+@pytest.mark.soak
 def test_existing_and_forbidden(submit: Submit, cluster: Cluster) -> None:
     assert submit(*RUN).returncode == 0
     again = submit(*RUN)
