@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 STEPS = 50
 RECIPE = "--image-size 32 --filters 4 --batch-size 16 --precision fp32 --no-batch-norm --dropout 0".split()
 RECIPE += "--wandb off --no-pictures".split()
+PROBED = "--backbone mobilenet_v3_small --weights none --strategy lp-ft --feature-views 1 --image-size 32".split()
+PROBED += "--batch-size 16 --precision fp32 --wandb off --no-pictures".split()
 MIXED = "--mixup 0.2 --cutmix 1 --erase 0.5 --trivial-augment 1 --flip alternating"
 Start = Callable[..., Child]
 Weights = dict[str, torch.Tensor]
@@ -30,13 +33,26 @@ Weights = dict[str, torch.Tensor]
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts Part A, each time on the same images in the same folder."""
-    archive = write_zip(tmp_path / "x.zip", tree(train=50, test=7))
+    with starter(tmp_path, "parta", RECIPE) as go:
+        yield go
+
+
+@pytest.fixture
+def start_probed(tmp_path: Path) -> Iterator[Start]:
+    """Starts Part B with lp-ft, likewise."""
+    with starter(tmp_path, "partb", PROBED) as go:
+        yield go
+
+
+@contextmanager
+def starter(folder: Path, command: str, recipe: Sequence[str]) -> Iterator[Start]:
+    archive = write_zip(folder / "x.zip", tree(train=50, test=7))
 
     def go(run: str, *further: str) -> Child:
-        command = ["parta", *RECIPE, "--data", str(archive), "--run-id", run, *further]
-        return started.start(command, {"OMP_NUM_THREADS": "1"})
+        words = [command, *recipe, "--data", str(archive), "--run-id", run, *further]
+        return started.start(words, {"OMP_NUM_THREADS": "1"})
 
-    with children(tmp_path) as started:
+    with children(folder) as started:
         yield go
 
 
@@ -95,7 +111,17 @@ def test_several_ranks_train_like_one(start: Start, tmp_path: Path, ranks: int, 
     ],
 )
 def test_stop_and_exact_resume_of_several_ranks(start: Start, tmp_path: Path, ranks: int, further: str) -> None:
-    recipe = ("--devices", str(ranks), "--epochs", "30", "--dropout", "0.3", *further.split())
+    check_stop_and_resume(start, tmp_path, ranks, "--epochs", "30", "--dropout", "0.3", *further.split())
+
+
+@pytest.mark.soak
+def test_stop_and_exact_resume_of_two_ranks_after_a_probe(start_probed: Start, tmp_path: Path) -> None:
+    check_stop_and_resume(start_probed, tmp_path, 2, "--epochs", "12")
+
+
+def check_stop_and_resume(start: Start, tmp_path: Path, ranks: int, *further: str) -> None:
+    """A run of several ranks, stopped after its first checkpoint, resumes to the bits of an uninterrupted one."""
+    recipe = ("--devices", str(ranks), *further)
     assert wait_for_end(start("uninterrupted", *recipe))[0] == 0
     child = start("resumed", *recipe)
     wait_for_event(child, "checkpoint")
@@ -129,16 +155,12 @@ def test_ranks_agree_on_what_max_time_leaves(start: Start, tmp_path: Path) -> No
 
 
 @pytest.mark.soak
-def test_probe_of_two_ranks_is_that_of_one(tmp_path: Path) -> None:
-    archive, found = write_zip(tmp_path / "x.zip", tree(train=50, test=7)), []
-    network = "--backbone mobilenet_v3_small --weights none --strategy lp-ft --feature-views 1 --image-size 32"
-    shared = f"--data {archive} {network} --epochs 1 --batch-size 16 --precision fp32 --wandb off --no-pictures".split()
-    with children(tmp_path) as started:
-        for ranks in (1, 2):
-            run = ["partb", *shared, "--run-id", str(ranks), "--devices", str(ranks)]
-            assert wait_for_end(started.start(run, {"OMP_NUM_THREADS": "1"}))[0] == 0
-            start = tmp_path / "runs" / str(ranks) / "checkpoints" / "0.ckpt"
-            found.append((torch.load(start, weights_only=True)["state_dict"], report(tmp_path, str(ranks))["probe"]))
+def test_probe_of_two_ranks_is_that_of_one(start_probed: Start, tmp_path: Path) -> None:
+    found = []
+    for ranks in ("1", "2"):
+        assert wait_for_end(start_probed(ranks, "--epochs", "1", "--devices", ranks))[0] == 0
+        first = tmp_path / "runs" / ranks / "checkpoints" / "0.ckpt"
+        found.append((torch.load(first, weights_only=True)["state_dict"], report(tmp_path, ranks)["probe"]))
     (one, probe_of_one), (two, probe_of_two) = found
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert probe_of_two == pytest.approx(probe_of_one)
