@@ -59,14 +59,13 @@ COMPARE_TAKES = STATUS_TAKES
 PREFLIGHT_LACKS = ("run.preflight",)
 """The settings without an effect on `preflight`, which has all others."""
 
+_NOT_OF_TRIALS = ("min_steps", "max_time", "final", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
 _RECIPE = tuple(
-    f"train.{field.name}"
-    for field in dataclasses.fields(TrainSettings)
-    if field.name not in ("max_time", "final", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
+    f"train.{field.name}" for field in dataclasses.fields(TrainSettings) if field.name not in _NOT_OF_TRIALS
 )
 
 _BENCH_LACKS_OF_TRAIN = (
-    *("max_time", "early_stop", "final"),
+    *("min_steps", "max_time", "early_stop", "final"),
     *("devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm"),
 )
 BENCH_LACKS = (
@@ -188,7 +187,7 @@ def configure(
     preset = _preset_layer(part, known, taken_of)
     merged = _merge(defaults, known, [preset, taken_of[0], Layer(_RUN, own), *taken_of[1:]])
     _refuse_unused_secret(merged)
-    return _with_crop_of_weights(merged)
+    return _with_crop_of_weights(_with_length(merged, is_sweep=taken == SWEEP_TAKES))
 
 
 def _refuse_unused_secret(merged: Configuration) -> None:
@@ -199,6 +198,17 @@ def _refuse_unused_secret(merged: Configuration) -> None:
     is_unused = tracker.key_name is not None and tracker.mode in ("off", "offline")
     if is_unused and sources.get("tracker.key_name") == sources.get("tracker.mode"):
         raise UsageError(f"--wandb-secret is given and --wandb is {tracker.mode!r}, which needs no key: leave one out.")
+
+
+def _with_length(merged: Configuration, is_sweep: bool) -> Configuration:
+    """Without `--min-steps` where only `--epochs` is given, and in a sweep, which takes none: that is the length then,
+    however few the images.
+    """
+    is_given = "train.epochs" in merged.given and "train.min_steps" not in merged.given
+    if not is_given and not is_sweep:
+        return merged
+    train = dataclasses.replace(merged.settings.train, min_steps=0)
+    return Configuration(dataclasses.replace(merged.settings, train=train), merged.sources)
 
 
 def crop_of_weights(model: Mapping[str, Any]) -> float | None:

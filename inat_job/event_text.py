@@ -222,6 +222,10 @@ _TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
     "retrained": _retrained,
     "submitted": lambda fields: f"Submitted to {fields['target']}: {fields['job']}",
     "state": _state,
+    "min-steps": lambda fields: (
+        f"{fields['of']} epochs of {fields['steps_per_epoch']:,} steps are too few for --min-steps, which is "
+        f"{fields['min_steps']:,}: training takes {fields['epochs']:,} epochs."
+    ),
     "time-limit": lambda fields: (
         f"--max-time leaves time for {fields['steps']:,} of {fields['of']:,} steps, in {fields['epochs']} epochs: the "
         "learning rate falls to zero by then."

@@ -196,6 +196,9 @@ class TrainSettings(SettingsSection):
     """The recipe, and the device that it runs on."""
 
     epochs: int = option(30, "Passes over the training images", minimum=1)
+    min_steps: int = option(
+        0, "Optimiser steps at least, with few images in more epochs; 0 where --epochs is given", minimum=0, off=(0,)
+    )
     max_time: float | None = option(
         None,
         "Shorten training to what fits into this long, such as 90m or 1h30m; a number alone is in seconds",

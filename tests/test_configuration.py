@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_job.command_options import LogOptions
-from inat_job.configuration import PREPARE_TAKES, configure, log_options, options_by_key, unused_variables
+from inat_job.configuration import (
+    PREPARE_TAKES,
+    SWEEP_TAKES,
+    TEST_TAKES,
+    configure,
+    log_options,
+    options_by_key,
+    unused_variables,
+)
 from inat_job.errors import UsageError
 from inat_job.job_settings import RUN_ID
 from inat_job.options import Option, as_text, parse
@@ -23,7 +31,7 @@ FLAGS = set(
     "--data --labels --test-share --val-share --cache-dir "
     "--image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
     "--anonymous --output --run-id --preset --resume --preflight --force --init-from --checkpoint-minutes "
-    "--grace-seconds --lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr "
+    "--grace-seconds --lease-seconds --price-per-hour --epochs --min-steps --max-time --batch-size --accumulate --lr "
     "--weight-decay --warmup --label-smoothing --optimiser --ema --flip --trivial-augment --erase --mixup --cutmix "
     "--mix-until --start-size --test-size --augment --crop-scale --rotation --colour --early-stop --class-weights "
     "--sampling --final --seed --accelerator --precision --pictures --devices --num-nodes --rendezvous-minutes "
@@ -63,8 +71,9 @@ def test_layer_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     }
 
 
-FORMER_B = {"data.eval_crop": "0.875"}
+FORMER_B = {"train.min_steps": "0", "data.eval_crop": "0.875"}
 FORMER_A = {
+    "train.min_steps": "0",
     "data.eval_crop": "1",
     "train.optimiser": "adamw",
     "train.lr": "0.002",
@@ -424,6 +433,34 @@ def test_everything_given_overrides_a_preset(tmp_path: Path) -> None:
     assert (other.settings.data.image_size, other.settings.train.epochs) == (224, 7)
     file.write_text(made.text())
     assert configure("a", {}, [], str(file), environment={}).settings == made.settings
+
+
+@pytest.mark.parametrize(
+    ("flags", "least"),
+    [
+        ({}, 1500),
+        ({"run.preset": "best"}, 4500),
+        ({"train.epochs": "30"}, 0),
+        ({"run.preset": "best", "train.epochs": "3"}, 0),
+        ({"train.epochs": "3", "train.min_steps": "7"}, 7),
+        ({"train.min_steps": "7"}, 7),
+    ],
+)
+def test_given_epochs_are_the_length(flags: dict[str, str], least: int) -> None:
+    """Few images are passed over more often than by default, but not than was asked for."""
+    assert configure("a", flags, [], None, environment={}).settings.train.min_steps == least
+    sets = [f"{key}={value}" for key, value in flags.items()]
+    assert configure("a", {}, sets, None, environment={}).settings.train.min_steps == least
+
+
+def test_trials_of_a_sweep_have_the_given_epochs() -> None:
+    assert configure("a", {}, [], None, taken=SWEEP_TAKES, environment={}).settings.train.min_steps == 0
+
+
+def test_run_that_a_command_takes_keeps_its_least_steps() -> None:
+    run = json.loads(json.dumps(configure("a", {}, [], None, environment={}).settings.as_dict()))
+    taken = configure("a", {"data.uri": "x.zip"}, [], None, run, TEST_TAKES, environment={})
+    assert taken.settings.train.min_steps == 1500
 
 
 @pytest.mark.parametrize("name", ["quik", "", "QUICK"])

@@ -54,7 +54,7 @@ def status_fields(snapshot: RunSnapshot, state: str) -> dict[str, Any]:
     attempt, newest = snapshot.attempt, snapshot.stored[-1] if snapshot.stored else None
     beat = attempt.standing if attempt else {}
     step = max(_int_or_zero(beat.get("step")), newest.step if newest else 0)
-    epochs, per_epoch = _train_setting(snapshot.config, "epochs"), _int_or_zero(beat.get("steps_per_epoch"))
+    epochs, per_epoch = _epochs(snapshot.config), _int_or_zero(beat.get("steps_per_epoch"))
     if newest and epochs:
         epochs = planned_epochs(newest, epochs, per_epoch)
     phase, rate = beat.get("phase"), beat.get("images_per_s")
@@ -90,7 +90,7 @@ def seconds_left(config: Mapping[str, Any], stored: Sequence[Manifest], step: in
     newest = stored[-1] if stored else None
     ends = (each.step // each.epoch for each in stored if _is_epoch_end(each) and each.epoch)
     per_epoch = per_epoch or next(ends, 0)
-    epochs = _train_setting(config, "epochs")
+    epochs = _epochs(config)
     if newest and newest.ended:
         return 0.0
     if newest is None or not newest.step or not per_epoch or not isinstance(epochs, int):
@@ -210,6 +210,11 @@ def _train_setting(config: Mapping[str, Any], field: str) -> Any:
     if config.get("command") == "test":
         return None
     return config.get("settings", {}).get("train", {}).get(field)
+
+
+def _epochs(config: Mapping[str, Any]) -> Any:
+    """The epochs of a run, which are known once it has begun to train; before, those of its settings."""
+    return config.get("epochs", _train_setting(config, "epochs"))
 
 
 def _epochs_on_features(config: Mapping[str, Any]) -> int:

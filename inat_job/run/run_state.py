@@ -93,6 +93,7 @@ def _is_config(stored: Any) -> bool:
         and all(isinstance(section, dict) for section in sections.values())
         and isinstance(stored.get("execution"), dict)
         and isinstance(stored.get("started", ""), str)
+        and isinstance(stored.get("epochs", 1), int)
         and all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names)
         and (plan is None or (isinstance(plan, dict) and {name: type(plan[name]) for name in plan} == _PLAN))
     )

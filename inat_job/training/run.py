@@ -64,7 +64,7 @@ def run(job: Job, leased: LeasedRun | None, cache: Cache | None) -> None:
         config = group.broadcast(leased.config if leased else None)
         context = RunContext.create(job, start.shared_cache(group, cache), config["execution"], group)
         start.init_collectives(context)
-        train_and_test(context, leased, config)
+        train_and_test(start.with_length(context), leased, config)
 
 
 def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 All ranks call each function here at the same point of training/run.py.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -50,6 +51,16 @@ def init_collectives(context: RunContext) -> None:
     if context.group.size > 1 and context.settings.train.sync_batch_norm and accelerator == "cpu":
         raise ConflictError("--sync-batch-norm needs GPUs, since torch has none for a CPU: leave it out.")
     context.group.init_collectives(cuda=accelerator == "cuda")
+
+
+def with_length(context: RunContext) -> RunContext:
+    """The context with the epochs that are trained: those of the settings, or as many as `--min-steps` takes."""
+    train, steps = context.settings.train, context.images.steps_per_epoch
+    epochs = math.ceil(train.min_steps / steps)
+    if epochs <= train.epochs:
+        return context
+    events.emit("min-steps", epochs=epochs, steps_per_epoch=steps, min_steps=train.min_steps, of=train.epochs)
+    return replace(context, settings=replace(context.settings, train=replace(train, epochs=epochs, min_steps=0)))
 
 
 def check_batch_norm(context: RunContext, architecture: Architecture) -> None:
@@ -142,6 +153,7 @@ def decide_once(
     plan = feature_cache.decide(context, architecture, classifier) if context.group.is_main else None
     config = config | {
         "execution": context.execution.as_dict(),
+        "epochs": context.settings.train.epochs,
         "classes": list(context.images.cache.index.classes),
         "lacking": list(architecture.lacking),
         "reuse": context.group.broadcast(plan.as_dict() if plan else None),

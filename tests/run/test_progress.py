@@ -135,6 +135,12 @@ def test_shortened_run_has_fewer_epochs_and_steps() -> None:
     assert status_fields(snapshot(attempt=beat, stored=[cut]), "running")["epochs"] == 7
 
 
+def test_run_of_few_images_has_the_epochs_that_it_decided() -> None:
+    config = CONFIG | {"epochs": 12}
+    assert seconds_left(config, [manifest(20, 2, 40.0)], 20) == 200.0
+    assert status_fields(snapshot(config=config), "running")["epochs"] == 12
+
+
 def test_time_left_ignores_the_pace_of_epochs_on_cached_features() -> None:
     mixed = CONFIG | {"reuse": {"epochs": 4}}
     early = [manifest(20, 2, 2.0), manifest(30, 3, 3.0)]
