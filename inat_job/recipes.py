@@ -30,7 +30,7 @@ With Muon, 20 epochs are worth more than 30 with AdamW, and 8,000 images are soo
 more, by smaller crops, erased boxes and TrivialAugment.
 """
 
-FINE_TUNED = TrainSettings(epochs=10, min_steps=300, lr=3e-3, weight_decay=0.02, colour=0.2)
+FINE_TUNED = TrainSettings(epochs=10, min_steps=150, lr=3e-3, weight_decay=0.02, colour=0.2)
 """How Part B is trained."""
 
 
@@ -90,7 +90,7 @@ def best_a() -> Settings:
     Time: not measured.
     """
     model = FiveBlockSettings(filters=(64,), dense=512)
-    recipe = dataclasses.replace(FROM_SCRATCH, epochs=90, min_steps=4500, cutmix=1.0, mixup=0.2)
+    recipe = dataclasses.replace(FROM_SCRATCH, epochs=90, min_steps=2250, cutmix=1.0, mixup=0.2)
     return Settings("a", model, recipe, DataSettings(image_size=224, eval_crop=_CROP_A))
 
 
