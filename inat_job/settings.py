@@ -195,9 +195,9 @@ class BackboneSettings(SettingsSection):
 class TrainSettings(SettingsSection):
     """The recipe, and the device that it runs on."""
 
-    epochs: int = option(30, "Passes over the training images", minimum=1)
+    epochs: int = option(30, "Passes over the training images", minimum=1, maximum=10**6)
     min_steps: int = option(
-        0, "Optimiser steps at least, with few images in more epochs; 0 where --epochs is given", minimum=0, off=(0,)
+        0, "Optimiser steps at least, with few images in more epochs; 0 with --epochs", minimum=0, off=(0,)
     )
     max_time: float | None = option(
         None,

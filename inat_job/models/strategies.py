@@ -68,8 +68,8 @@ def trainable_stages(architecture: Architecture, epoch: int, epochs: int) -> int
 
 def epochs_with_initial_stages(architecture: Architecture, epochs: int) -> int:
     """How many epochs train the same stages as the first one."""
-    first = trainable_stages(architecture, 0, epochs)
-    return sum(trainable_stages(architecture, epoch, epochs) == first for epoch in range(epochs))
+    n_stages = len(architecture.stages)
+    return -(-epochs // (2 * n_stages)) if architecture.strategy == "gradual" and n_stages else epochs
 
 
 def apply_strategy(architecture: Architecture, n_trainable_stages: int) -> None:

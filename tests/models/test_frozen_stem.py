@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from inat_job.models.backbones import build_backbone
 from inat_job.models.five_block import FiveBlockSpec, build_five_block
 from inat_job.models.frozen_stem import CannotCutError, cut_stem, stem_digest
-from inat_job.models.strategies import Architecture, apply_strategy, epochs_with_initial_stages
+from inat_job.models.strategies import Architecture, apply_strategy, epochs_with_initial_stages, trainable_stages
 
 SPEC = FiveBlockSpec((4,) * 5, (3,) * 5, "relu", 64, "gap", True, 0.5, 32, 3)
 PIXELS = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -76,3 +76,15 @@ def test_epochs_with_initial_stages_end_when_a_stage_is_unfrozen() -> None:
         for name in ("head", "last-k", "gradual")
     }
     assert by_strategy == {"head": 20, "last-k": 20, "gradual": 2}
+
+
+@given(st.integers(1, 200), st.integers(0, 7))
+def test_gradual_keeps_the_initial_stages_until_the_first_is_unfrozen(epochs: int, n_stages: int) -> None:
+    cut = Architecture("gradual", torch.nn.Identity(), stages=((),) * n_stages, head=(), strategy="gradual")
+    trained = [trainable_stages(cut, epoch, epochs) for epoch in range(epochs)]
+    assert epochs_with_initial_stages(cut, epochs) == trained.count(trained[0])
+
+
+def test_epochs_with_initial_stages_take_no_time_to_count() -> None:
+    cut = dataclasses.replace(build_five_block(SPEC), strategy="gradual")
+    assert epochs_with_initial_stages(cut, 10**18) == 10**17
