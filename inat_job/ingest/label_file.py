@@ -9,7 +9,7 @@ from inat_job.data import layout
 from inat_job.data.label_table import LabelRow, LabelTable, checked_rows
 from inat_job.errors import BadDataError, UsageError
 from inat_job.ingest import parquet_files
-from inat_job.ingest.container import plain_name
+from inat_job.ingest.container import composed, plain_name
 from inat_job.options import public_uri
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, open_store, split_uri
@@ -83,7 +83,7 @@ def _rows(rows: Iterable[_Placed], shown: str) -> Iterator[tuple[str, LabelRow]]
             raise BadDataError(f"{place} of {shown} has {len(row)} values, and the first {len(header)}: fix it.")
         cells = ["" if parquet_files.is_missing(cell) else str(cell).strip() for cell in row]
         split = "" if split_at is None else _split(cells[split_at], place, shown)
-        yield place, LabelRow(plain_name(cells[path_at], Path(shown)), cells[label_at], split)
+        yield place, LabelRow(plain_name(cells[path_at], Path(shown)), composed(cells[label_at]), split)
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> int | None:

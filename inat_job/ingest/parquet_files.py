@@ -13,7 +13,7 @@ from typing import IO, Any
 from inat_job.data import layout
 from inat_job.data.layout_errors import is_called_image
 from inat_job.errors import BadDataError, UsageError
-from inat_job.ingest.container import Load, check_size, refuse
+from inat_job.ingest.container import Load, check_size, composed, refuse
 from inat_job.ingest.decode import Rejected
 from inat_job.storage import Entry, Store
 from inat_job.storage.partial_download import SeekableFile
@@ -189,9 +189,9 @@ def _labels(values: Sequence[Any], classes: Sequence[str], shown: str) -> list[s
         if is_missing(value) or value == -1:
             labels.append("")
         elif not classes or isinstance(value, str):
-            labels.append(str(value).strip().replace("/", "-"))
+            labels.append(composed(str(value).strip()).replace("/", "-"))
         elif value in range(len(classes)):
-            labels.append(classes[int(value)].replace("/", "-"))
+            labels.append(composed(classes[int(value)]).replace("/", "-"))
         else:
             raise BadDataError(
                 f"Row {row} of {shown} has the label {value}, and the file names {len(classes)} classes, from 0 to "

@@ -121,6 +121,15 @@ def test_table_without_splits_or_suffixes(flat: Cache, tmp_path: Path) -> None:
     assert made.ids[0].startswith("test/cat/cat-")
 
 
+def test_label_spelled_in_two_normal_forms_is_one_class(tmp_path: Path) -> None:
+    folder, forms = write_folder(tmp_path / "images", FLAT), ("\u00e9l\u00e8ve", "e\u0301le\u0300ve")
+    labels = ["cat" if at < len(FLAT) // 2 else forms[at % 2] for at in range(len(FLAT))]
+    rows = zip(FLAT, labels, strict=True)
+    made = prepared(folder, tmp_path / "cache", table(tmp_path, [["path", "label"], *rows], "labels.csv"))
+    assert made.index.classes == ("cat", forms[0])
+    assert prepared(repo_with_labels(tmp_path / "repo", labels), tmp_path / "cache").index.classes == ("cat", forms[0])
+
+
 def test_other_table_is_another_cache(flat: Cache, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", FLAT)
     rows = [[file, file.partition("/")[0]] for file in FLAT]
