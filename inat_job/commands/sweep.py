@@ -5,7 +5,7 @@ A worker is this command. The same command on another machine, or again after a 
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -150,7 +150,7 @@ def _search(sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space
     events.phase("search")
     start = partial(sweep_runs.start_trial, sweep)
     why = Worker(trials, start, leases.is_free, limits, sweep.parallel, sweep.stop).run()
-    _require_best(sweep.folder.run_id, why, trials.standing(), limits)
+    _require_best(sweep.folder.run_id, why, trials.standing(), limits, trials.failures_in_a_row())
     return SweepRecord(
         part=sweep.base.part,
         sweep_id=sweep.folder.run_id,
@@ -163,11 +163,14 @@ def _search(sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space
     )
 
 
-def _require_best(sweep_id: str, why: str, standing: Standing, limits: Limits) -> None:
-    """Raise ConflictError for a search that is over before a trial was done."""
-    if standing.best is None:
-        fix = how_to_go_on(standing, limits)
-        raise ConflictError(f"{sweep_id} ended without a finished trial, so there is no best one ({why}): {fix}.")
+def _require_best(sweep_id: str, why: str, standing: Standing, limits: Limits, failures: Sequence[str]) -> None:
+    """Raise ConflictError for a search that is over before a trial was done; its last trials had these `failures`."""
+    if standing.best is not None:
+        return
+    if failures and len(failures) == len(standing.values):
+        raise ConflictError(f"{sweep_id} has no best trial: all {len(failures)} failed, the last one so: {failures[0]}")
+    fix = how_to_go_on(standing, limits)
+    raise ConflictError(f"{sweep_id} ended without a finished trial, so there is no best one ({why}): {fix}.")
 
 
 def _report(sweep: Sweep, record: SweepRecord, retrained: list[Retrained]) -> None:
