@@ -15,6 +15,7 @@ from inat_job.errors import ConflictError, UsageError
 from inat_job.host import environment
 from inat_job.host.device_faults import device_errors
 from inat_job.job_status import STATUS
+from inat_job.options import public_uri
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.platforms.settings_layer import around
 from inat_job.reporting.publish import publish
@@ -23,7 +24,7 @@ from inat_job.run import outputs
 from inat_job.run.prepare_images import prepare_images
 from inat_job.run.run_state import CONFIG, lease_run, open_run, read_config, refuse_unowned_checkpoints, run_config
 from inat_job.run.timing import Clock
-from inat_job.settings import Settings
+from inat_job.settings import FOLDERS, Settings
 from inat_job.signals import Stop, StopFlag, never
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import heartbeat
@@ -133,6 +134,12 @@ def run(
 
 def _context(made: Configuration, folder: RunFolder, trained: TrainedModel, stop: StopFlag, clock: Clock) -> RunContext:
     settings = made.settings
+    if "data.uri" in made.given and "data.labels" not in made.given and settings.data.labels != FOLDERS:
+        labels = public_uri(settings.data.labels)
+        events.warn(
+            f"The classes and splits of --data are those of the run's --labels, {labels}: add --labels none, if the "
+            "folders are to decide."
+        )
     environment.set_cublas_workspace()
     execution = _execution(settings, trained.config["execution"], made.given)
     execution.apply()

@@ -123,7 +123,8 @@ def find_images(
     splits_there = {image.split for image in images}
     if arrangement.test_share is not None and TEST in splits_there:
         raise ConflictError(
-            f"--test-share is {arrangement.test_share:g}, but {source} has a test set of its own: leave it out."
+            f"--test-share is {arrangement.test_share:g}, but {source} has a test set of its own: leave it out, or "
+            "if it is that of a run to test, use --test-share none."
         )
     layout_errors.check_classes(_classes_by_split(images), source)
     if UNSPLIT in splits_there:

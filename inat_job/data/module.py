@@ -77,7 +77,7 @@ class ImageDataModule(LightningDataModule):
         if own and share is not None:
             raise ConflictError(
                 f"--val-share is {share:g}, but {self.cache.index.source} has {own} validation images of its own: "
-                "leave it out."
+                "leave it out, or if it is that of a run to test, use --val-share none."
             )
         return None if own else splits.VALIDATION_SHARE if share is None else share
 

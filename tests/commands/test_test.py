@@ -137,6 +137,21 @@ def test_batch_size_need_not_fit_run_or_data(place: Path) -> None:
     assert evaluated(place, data__uri=str(few))["test"]["n"] == 27
 
 
+def test_labels_of_the_run_that_decide_on_other_data_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tree(train=4, test=2)
+    parts = {name: name.split("/") for name in images if name.endswith(".jpg") and "MACOSX" not in name}
+    rows = [f"{name},{part[-2]},{'train' if part[-3] == 'train' else 'test'}" for name, part in parts.items()]
+    (place / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
+    settings = json.loads((place / "runs/a/config.json").read_text())["settings"]
+    settings["data"]["labels"] = str(place / "labels.csv")
+    change_config(place, settings=settings)
+    other = str(write_zip(place / "other.zip", images))
+    assert evaluated(place, data__uri=other)["test"]["n"] == 6
+    assert "those of the run's --labels" in capsys.readouterr().out
+    evaluated(place, data__uri=other, data__labels="none")
+    assert "those of the run's --labels" not in capsys.readouterr().out
+
+
 def test_startup_time_excludes_the_evaluation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = test.predict_splits
 
