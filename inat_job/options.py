@@ -174,7 +174,7 @@ def _check_uri(each: Option, value: str) -> None:
 
 def range_of(each: Option) -> str:
     """The numbers that are allowed, empty where any is."""
-    low, high = f"at least {each.minimum:g}", f"at most {each.maximum:g}"
+    low, high = f"at least {each.minimum:.10g}", f"at most {each.maximum:.10g}"
     return " and ".join([low] * (each.minimum > -math.inf) + [high] * (each.maximum < math.inf))
 
 

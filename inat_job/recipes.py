@@ -90,7 +90,7 @@ def best_a() -> Settings:
     Time: not measured.
     """
     model = FiveBlockSettings(filters=(64,), dense=512)
-    recipe = dataclasses.replace(FROM_SCRATCH, epochs=90, min_steps=2250, cutmix=1.0, mixup=0.2)
+    recipe = dataclasses.replace(FROM_SCRATCH, epochs=90, min_steps=4500, cutmix=1.0, mixup=0.2)
     return Settings("a", model, recipe, DataSettings(image_size=224, eval_crop=_CROP_A))
 
 
@@ -120,7 +120,7 @@ def best_b() -> Settings:
     Expected accuracy: not measured.
     Time: not measured.
     """
-    recipe = dataclasses.replace(FINE_TUNED, epochs=15, min_steps=450)
+    recipe = dataclasses.replace(FINE_TUNED, epochs=15, min_steps=225)
     data = DataSettings(image_size=352, eval_crop=_CROP_B)
     return Settings("b", BackboneSettings(strategy="full"), recipe, data)
 
