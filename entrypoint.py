@@ -103,7 +103,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Train and test an image classifier; the same command resumes a job that was stopped."""
-    exit.skip_termination_message(context.invoked_subcommand in ("status", "compare"))
+    exit.skip_termination_message(context.invoked_subcommand in ("status", "compare", "prune"))
 
 
 @cli.command(epilog="Example: parta --data demo: --image-size 64 --batch-size 32")
