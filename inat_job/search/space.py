@@ -99,7 +99,7 @@ PART_B: Space = {
     "train.lr": real(3e-4, 3e-2, log=True),
     "train.weight_decay": real(1e-3, 0.2, log=True),
     "train.label_smoothing": real(0.0, 0.2),
-    "train.crop_scale": real(0.2, 1.0),
+    "train.crop_scale": Axis(low=0.2, high=1.0, only_with=("train.augment", (True,))),
 }
 SPACES: Mapping[str, Space] = {"a": PART_A, "b": PART_B}
 """The space of each part, around its recipe."""
