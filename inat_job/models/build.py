@@ -133,5 +133,5 @@ def _download(uri: str, inputs: BuildInputs) -> Path:
     version = hashlib.sha256(f"{unsigned_uri(uri)} {entry.version} {entry.size}".encode()).hexdigest()[:16]
     path = inputs.cache_dir / "weights" / version / Path(public_uri(uri)).name
     cache_locks.fetch(store, entry.key, path, inputs.cache_dir, inputs.stop, what="weights")
-    hold_folder(path.parent)  # also notes when it was last used
+    hold_folder(path.parent)  # only notes the use: nothing keeps the hold
     return path
