@@ -275,14 +275,6 @@ def as_text(space: Space) -> str:
     lines = []
     for key, axis in space.items():
         lines.append(f"[{key}]")
-        lines += [f"{name} = {_toml(value)}" for name, value in axis.as_dict().items()]
+        lines += [f"{name} = {options.as_toml(value)}" for name, value in axis.as_dict().items()]
         lines.append("")
     return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f'"{value}"' if isinstance(value, str) else repr(value)
