@@ -361,6 +361,10 @@ class Settings:
         """Section by name, in the order of the fields."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "part"}
 
+    def by_key(self) -> dict[str, Any]:
+        """The value of every setting by "section.field"."""
+        return {f"{name}.{field}": value for name, field, _, value in self._values()}
+
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section and field, without the secrets of URIs."""
         plain: dict[str, dict[str, Any]] = {name: {} for name in self.sections()}

@@ -120,8 +120,8 @@ def space_of(settings: Settings, given: str | None = None, fixed: Collection[str
     all trials share, and for a space that is empty.
     """
     known = options_by_key(settings)
-    every = SPACES[settings.part]
-    space = {key: axis for key, axis in every.items() if _is_on(_drawn(_value(settings, key), axis), axis)}
+    every, own = SPACES[settings.part], settings.by_key()
+    space = {key: axis for key, axis in every.items() if _is_on(_drawn(own[key], axis), axis)}
     where = _named(given or "")
     for key, table in _tables(given, where).items() if given else ():
         known_key(key, known, where)
@@ -136,7 +136,7 @@ def space_of(settings: Settings, given: str | None = None, fixed: Collection[str
         before = every.get(key)
         space[key] = _axis(key, table, where, before.only_with if before else None, *known[key])
     space = {key: axis for key, axis in space.items() if key not in fixed}
-    values = {key: _value(settings, key) for key in known if key not in space}
+    values = {key: value for key, value in own.items() if key not in space}
     space = {key: axis for key, axis in space.items() if axis.applies(values)}
     if not space:
         raise UsageError("Nothing is left to search: every setting of the space is fixed.")
@@ -240,19 +240,14 @@ def _points(axes: Sequence[tuple[str, Axis]], drawn: dict[str, Value]) -> Iterat
 
 def default_point(settings: Settings, space: Space) -> dict[str, Value]:
     """The settings' own values on the axes, which the first trial has, as far as the axes have them."""
-    point = dict[str, Value]()
+    point, own = dict[str, Value](), settings.by_key()
     for key, axis in space.items():
-        value = _value(settings, key)
+        value = own[key]
         if value is None or not axis.applies(point):
             continue
         if _is_on(drawn := _drawn(value, axis), axis):
             point[key] = drawn
     return point
-
-
-def _value(settings: Settings, key: str) -> Any:
-    section, _, field = key.partition(".")
-    return getattr(settings.sections()[section], field)
 
 
 def _drawn(value: Any, axis: Axis) -> Value:
