@@ -55,6 +55,11 @@ def basic_login(uri: str) -> str | None:
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
+def as_utf8(name: str) -> str:
+    """A URI, path or name that a report can hold: a path may have bytes that are not UTF-8, which become escapes."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def in_bucket(address: str) -> bool:
     """Whether it is the address of an object store, in upper or lower case."""
     return address.lower().startswith(BUCKETS)

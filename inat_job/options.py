@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from inat_job import near_misses
-from inat_job.address import quote_login, without_login
+from inat_job.address import as_utf8, quote_login, without_login
 from inat_job.errors import UsageError
 
 # Query parameters that sign a URL at Amazon, Google or Azure, or authenticate: they do not change which object it is.
@@ -141,7 +141,7 @@ def as_toml(value: Any) -> str:
         return f"[{', '.join(map(as_toml, value))}]"
     if isinstance(value, str):
         quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON need not escape
-        return quoted.encode(errors="backslashreplace").decode()
+        return as_utf8(quoted)
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
