@@ -36,7 +36,6 @@ class LoadedWeights:
     `statistics` says, for people, whose mean and standard deviation pixels are normalised with.
     """
 
-    source: str
     sha256: str
     loaded: int
     missing: tuple[str, ...]
@@ -74,7 +73,7 @@ def load_weights(
         for key in match.matched:
             own[key].copy_(given[key])
     statistics = _normalise(network, architecture.name, path.name)
-    return LoadedWeights(str(path), digest, len(match.matched), match.missing, statistics)
+    return LoadedWeights(digest, len(match.matched), match.missing, statistics)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
