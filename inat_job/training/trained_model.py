@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from inat_job.data.layout import VALIDATION
 from inat_job.errors import BadDataError, ConflictError, UsageError, last_line
 from inat_job.evaluation.calibration import fit_temperature
 from inat_job.evaluation.prediction_table import PredictionTable
@@ -18,7 +19,7 @@ from inat_job.signals import Stop
 from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder, run_uri
 from inat_job.training.context import RunContext, load_weights, warn_of_other_test_set
-from inat_job.training.results import VAL, Weights, checkpoint_weights
+from inat_job.training.results import Weights, checkpoint_weights
 
 MODEL = "model"
 _FIVE_BLOCK = ("filters", "kernel_sizes", "activation", "dense", "pooling", "batch_norm", "dropout")
@@ -83,8 +84,8 @@ def load_trained(context: RunContext, classifier: Classifier, trained: TrainedMo
 
 def temperature_of(trained: TrainedModel, table: PredictionTable) -> float:
     """The temperature fitted on the validation images, or where there are none, that of the exported model."""
-    if VAL in table.splits:
-        return fit_temperature(table.split(VAL))
+    if VALIDATION in table.splits:
+        return fit_temperature(table.split(VALIDATION))
     description: Any = trained.description
     if description is None and trained.step is None:
         description = trained.folder.read_json(f"{MODEL}/{DESCRIPTION}")
