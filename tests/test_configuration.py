@@ -14,9 +14,9 @@ from inat_job.command_options import LogOptions
 from inat_job.configuration import PREPARE_TAKES, configure, log_options, options_by_key, unused_variables
 from inat_job.errors import UsageError
 from inat_job.job_settings import RUN_ID
-from inat_job.options import Option, as_text, as_toml, parse
+from inat_job.options import Option, as_text, as_toml, parse, public_uri
 from inat_job.recipes import PRESETS, RECIPES
-from inat_job.settings import Settings, public_uri
+from inat_job.settings import Settings
 
 # A new option is a deliberate act: add it here, to the README and, where it is shared, to what relies on it.
 FLAGS = set(

@@ -25,11 +25,11 @@ from inat_job.host import environment, process
 from inat_job.models.classifier import Classifier
 from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
+from inat_job.options import public_uri
 from inat_job.reporting import report
 from inat_job.reporting.loggers import TENSORBOARD_FOLDER, BackgroundLogger, LoggedRun, open_loggers
 from inat_job.reporting.tracking import Tracker, open_tracker
 from inat_job.run import timing
-from inat_job.settings import public_uri
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training.context import RunContext
 from inat_job.training.execution import float32_math

@@ -13,8 +13,9 @@ from inat_job.models import backbones, five_block
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import load_exported
 from inat_job.models.model_files import DESCRIPTION, EXPORTS, WEIGHTS
+from inat_job.options import public_uri
 from inat_job.run.run_state import CONFIG, REPORT, open_run, read_config
-from inat_job.settings import Settings, public_uri
+from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder, run_uri
