@@ -46,6 +46,11 @@ def without_login(address: str) -> str:
     return start + rest
 
 
+def without_secrets(address: str) -> str:
+    """The address without its login, query and fragment, which may all be secret."""
+    return re.split(r"[?#]", without_login(address), maxsplit=1)[0]
+
+
 def basic_login(uri: str) -> str | None:
     """The header for the login in an address, None without one."""
     parts = urlsplit(uri)

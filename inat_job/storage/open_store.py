@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from inat_job.address import BUCKETS, quote_login
+from inat_job.address import BUCKETS, quote_login, without_secrets
 from inat_job.errors import ConflictError, JobError, UsageError
-from inat_job.storage.base import Role, StorageOptions, Store, without_secrets
+from inat_job.storage.base import Role, StorageOptions, Store
 from inat_job.storage.local import LocalStore
 
 _BUCKET_SCHEMES = tuple(start.removesuffix("://") for start in BUCKETS)
