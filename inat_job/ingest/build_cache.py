@@ -176,16 +176,14 @@ def _publishing(folder: Path, cache_dir: Path, stop: Stop) -> Iterator[Cache | N
 
 def _decode_intact(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
     """The images; an archive with damage is downloaded once more, and decoded again if its bytes differ now."""
+    renew = source.archive.renew if source.archive else lambda: False
     try:
         results = _decode(source, source.open(), unfinished, side, stop)
-        if not results.is_damaged:
+        if not results.is_damaged or not renew():
             return results
     except DamagedArchiveError:
-        if not (source.archive and source.archive.renew()):
+        if not renew():
             raise
-    else:
-        if not (source.archive and source.archive.renew()):
-            return results
     return _decode(source, source.open(), unfinished, side, stop)
 
 
