@@ -73,8 +73,8 @@ def logged(function: Function) -> Function:
     @functools.wraps(function)
     def run(**options: Any) -> None:
         log = configuration.log_options({field: options.pop(field) for field in options_of(LogOptions)})
-        place = detect.detect_platform()
-        for_people = place.name in (NO_PLATFORM.name, detect.CONTAINER.name, slurm_step.NAME)
+        platform = detect.detect_platform()
+        for_people = platform.name in (NO_PLATFORM.name, detect.CONTAINER.name, slurm_step.NAME)
         rows = options.get("json") is True
         document = rows or options.get("print_config") or options.get("dry_run")  # which has stdout to itself
         json = log.log_format == "json" or (log.log_format == "auto" and not for_people)
@@ -83,7 +83,7 @@ def logged(function: Function) -> Function:
         if own is None or (own.rank == 0 and not ranks.message_file()):  # once for all ranks
             for warning in configuration.unused_variables():
                 events.warn(warning)
-        function(place=place, **options)
+        function(platform=platform, **options)
 
     return section_options(LogOptions, "Log")(run)  # type: ignore[no-any-return]
 
@@ -103,7 +103,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Train and test an image classifier; the same command resumes a job that was stopped."""
-    exit.skip_termination_message(context.invoked_subcommand in ("status", "compare"))
+    exit.skip_termination_message(context.invoked_subcommand in ("status", "compare", "prune"))
 
 
 @cli.command(epilog="Example: parta --data demo: --image-size 64 --batch-size 32")
@@ -138,7 +138,7 @@ def partb(**options: Any) -> None:
 @section_options(EvaluationOptions, "Evaluation")
 @logged
 def test(
-    place: Platform,
+    platform: Platform,
     checkpoint: tuple[str, ...],
     tta: str | None,
     sets: tuple[str, ...],
@@ -151,12 +151,12 @@ def test(
     from inat_job.commands import test as evaluate
 
     request = parse_section(EvaluationOptions, {"tta": tta})
-    made = [evaluate.settings_of(each, _given(options), sets, file, STOP, place) for each in checkpoint]
+    made = [evaluate.settings_of(each, _given(options), sets, file, STOP, platform) for each in checkpoint]
     if print_config:
         click.echo("\n".join(each.text() for each in made))
         return
     exit.watch(made[0].settings, STOP)
-    evaluate.run_all(made, checkpoint, request, STOP, STARTED, place)
+    evaluate.run_all(made, checkpoint, request, STOP, STARTED, platform)
 
 
 @cli.command(epilog="Example: prepare --data images.zip --image-size 224")
@@ -242,12 +242,12 @@ def compare(runs: tuple[str, ...], **options: Any) -> None:
 @part_option("Which part's run is checked.  [default: a]", required=False)
 @setting_options("preflight", list(RECIPES), lacking=configuration.PREFLIGHT_LACKS)
 @logged
-def preflight(place: Platform, part: str | None, **options: Any) -> None:
+def preflight(platform: Platform, part: str | None, **options: Any) -> None:
     """Check within ten seconds that everything parta or partb needs is there, and change nothing."""
-    if settings := _settled(part_or(part, place), place, **options):
+    if settings := _settled(part_or(part, platform), platform, **options):
         from inat_job.commands import preflight as job
 
-        job.run(settings, place, STOP, STARTED)
+        job.run(settings, platform, STOP, STARTED)
 
 
 @cli.command(
@@ -258,7 +258,7 @@ def preflight(place: Platform, part: str | None, **options: Any) -> None:
 @section_options(submission.SubmitOptions, "Job")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @logged
-def submit(target: str, words: tuple[str, ...], place: Platform, **options: Any) -> None:
+def submit(target: str, words: tuple[str, ...], platform: Platform, **options: Any) -> None:
     """Submit a command to Kubernetes, AWS Batch or SageMaker."""
     from inat_job.commands import submit as job
 
@@ -293,14 +293,14 @@ def bench(part: str, **options: Any) -> None:
 @section_options(SweepOptions, "Search")
 @setting_options("sweep", list(RECIPES), SWEEP_TAKES)
 @logged
-def sweep(place: Platform, part: str, **options: Any) -> None:
+def sweep(platform: Platform, part: str, **options: Any) -> None:
     """Search for the best settings by validation accuracy, train them again and test them once."""
     request = parse_section(SweepOptions, {name: options.pop(name) for name in options_of(SweepOptions)})
-    _run_sweep(place, part, request, **options)
+    _run_sweep(platform, part, request, **options)
 
 
 def _run_sweep(
-    place: Platform,
+    platform: Platform,
     part: str,
     request: SweepOptions,
     sets: tuple[str, ...],
@@ -308,7 +308,7 @@ def _run_sweep(
     print_config: bool,
     **options: Any,
 ) -> None:
-    made = configured(place, part, _given(options), sets, file, SWEEP_TAKES)
+    made = configured(platform, part, _given(options), sets, file, SWEEP_TAKES)
     from inat_job.commands import sweep as job
 
     if print_config:
@@ -323,18 +323,18 @@ def _run_sweep(
 @cli.command()
 @setting_options("train", list(RECIPES))
 @logged
-def train(place: Platform, **options: Any) -> None:
+def train(platform: Platform, **options: Any) -> None:
     """On SageMaker, run the part that the hyperparameter `part` names, or its sweep."""
-    part, sweep = part_of(place), sweep_of(place)
+    part, sweep = part_of(platform), sweep_of(platform)
     if sweep is None:
-        _run_part(part, place, **options)
+        _run_part(part, platform, **options)
     else:
-        _run_sweep(place, part, parse_section(SweepOptions, sweep), **options)
+        _run_sweep(platform, part, parse_section(SweepOptions, sweep), **options)
 
 
 def _settled(
     part: str,
-    place: Platform,
+    platform: Platform,
     sets: tuple[str, ...],
     file: str | None,
     print_config: bool,
@@ -342,19 +342,19 @@ def _settled(
     **options: Any,
 ) -> Settings | None:
     """The settings of a command that takes all or some, or None if they are only printed."""
-    made = configured(place, part, _given(options), sets, file, taken)
+    made = configured(platform, part, _given(options), sets, file, taken)
     if print_config:
         click.echo(made.text(taken))
     return None if print_config else made.settings
 
 
-def _run_part(part: str, place: Platform, **options: Any) -> None:
-    if settings := _settled(part, place, **options):
+def _run_part(part: str, platform: Platform, **options: Any) -> None:
+    if settings := _settled(part, platform, **options):
         memory.require_address_space()
         from inat_job.commands import train as job
 
         exit.watch(settings, STOP)
-        job.run(settings, STOP, STARTED, place)
+        job.run(settings, STOP, STARTED, platform)
 
 
 def main() -> None:

@@ -46,6 +46,11 @@ def without_login(address: str) -> str:
     return start + rest
 
 
+def without_secrets(address: str) -> str:
+    """The address without its login, query and fragment, which may all be secret."""
+    return re.split(r"[?#]", without_login(address), maxsplit=1)[0]
+
+
 def basic_login(uri: str) -> str | None:
     """The header for the login in an address, None without one."""
     parts = urlsplit(uri)
@@ -53,6 +58,11 @@ def basic_login(uri: str) -> str | None:
         return None
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def as_utf8(name: str) -> str:
+    """A URI, path or name that a report can hold: a path may have bytes that are not UTF-8, which become escapes."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def in_bucket(address: str) -> bool:

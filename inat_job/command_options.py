@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from inat_job import options
 from inat_job.errors import UsageError
-from inat_job.options import Option, option
+from inat_job.options import Option, SettingsSection, option
 
 LIST = "list"
 
 
 @dataclass(frozen=True)
-class LogOptions:
+class LogOptions(SettingsSection):
     """How a command reports what it does; this decides nothing about a run and is not stored with it."""
 
     log_format: str = option(
@@ -24,7 +24,7 @@ class LogOptions:
     verbose: bool = option(False, "Log details too: checkpoints, compilation, ranks and the like", short="-v")
 
     def __post_init__(self) -> None:
-        options.check(self)
+        super().__post_init__()
         if self.quiet and self.verbose:
             raise UsageError("--quiet and --verbose contradict each other: leave one out.")
 
@@ -45,7 +45,7 @@ class CompareOptions:
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(SettingsSection):
     """What `test` reports beside the plain accuracy."""
 
     tta: str = option(
@@ -54,9 +54,6 @@ class EvaluationOptions:
         "its mirror image",
         choices=("none", "flip"),
     )
-
-    def __post_init__(self) -> None:
-        options.check(self)
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def _age_s(each: Option, value: str | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(SettingsSection):
     """What computes the predictions of `predict`, and how they are shown."""
 
     runtime: str = option(
@@ -127,12 +124,9 @@ class PredictOptions:
     json: bool = option(False, "Print one JSON object a line instead of a table")
     csv: str | None = option(None, "Also write the predictions to this file", metavar="PATH")
 
-    def __post_init__(self) -> None:
-        options.check(self)
-
 
 @dataclass(frozen=True)
-class SweepOptions:
+class SweepOptions(SettingsSection):
     """How `sweep` searches, and when it ends."""
 
     trials: int = option(30, "Trials in all, over all workers and restarts", minimum=1)
@@ -175,7 +169,7 @@ class SweepOptions:
     )
 
     def __post_init__(self) -> None:
-        options.check(self)
+        super().__post_init__()
         if self.final and not self.retrain:
             raise UsageError("--final is given and --retrain is 0, so that nothing is trained again: leave one out.")
 
@@ -198,7 +192,7 @@ STAGES = (
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class BenchOptions(SettingsSection):
     """What `bench` measures, how often, on which images, and beside what."""
 
     stages: tuple[str, ...] = option(
@@ -216,9 +210,6 @@ class BenchOptions:
         (), "Memory and time at multiples of the data set, such as 1,2,4,8", minimum=1, shown_default="not measured"
     )
     json: str | None = option(None, "Write all figures to this file, and not to the log", metavar="PATH")
-
-    def __post_init__(self) -> None:
-        options.check(self)
 
     @property
     def trains(self) -> bool:

@@ -14,7 +14,7 @@ from inat_job import near_misses, timm_networks
 from inat_job.command_options import LogOptions
 from inat_job.errors import BadDataError, UsageError
 from inat_job.job_settings import TrackerSettings
-from inat_job.options import Option, check_value, options_of, parse, parse_section
+from inat_job.options import Option, as_toml, check_value, options_of, parse, parse_section
 from inat_job.recipes import PRESETS, RECIPES
 from inat_job.settings import Settings, TrainSettings
 from inat_job.torchvision_weights import eval_crop
@@ -133,7 +133,7 @@ class Configuration:
             for field, value in fields.items():
                 comment = f"  # {self.sources.get(f'{section}.{field}', 'default')}"
                 lines.append(
-                    f"# {field} is not set{comment}" if value is None else f"{field} = {_toml(value)}{comment}"
+                    f"# {field} is not set{comment}" if value is None else f"{field} = {as_toml(value)}{comment}"
                 )
             lines.append("")
         return "\n".join(lines)
@@ -390,7 +390,3 @@ def _field(key: str) -> str:
 
 def _ending(word: str, known: Mapping[str, str]) -> str:
     return near_misses.ending(near_misses.option(word, known))
-
-
-def _toml(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value)

@@ -65,6 +65,11 @@ class RankError(EndedError):
     """Another rank's last sentence and exit code."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message; the name of the error's type if there is no message."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def last_line(error: Exception) -> str:
     """The last line of a library's message, in which torch says what it found: 200 characters at most.
 

@@ -16,7 +16,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) as work advances."""
 
 _LINE_EVERY_S, _DRAWN_EVERY_S = 10.0, 0.2
-_IN_EVERY_LINE = ("run_id", "rank", "phase", "step")
+IN_EVERY_LINE = ("run_id", "rank", "phase", "step")
 """Fields of the job's status in each JSON line, where they are known."""
 
 _console: Console | None = None
@@ -59,7 +59,7 @@ def emit(event: str, **fields: object) -> None:
         _console.event(event, fields)
         return
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    known = {name: value for name in _IN_EVERY_LINE if (value := getattr(STATUS, name)) is not None}
+    known = {name: value for name in IN_EVERY_LINE if (value := getattr(STATUS, name)) is not None}
     _write(sys.stdout, json.dumps({"time": stamp, "event": event, **known, **fields}, default=str))
 
 

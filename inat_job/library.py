@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from inat_job import events
 from inat_job.__main__ import ENTRYPOINT
 from inat_job.configuration import log_options, options_by_key
 from inat_job.console import Console, Progress
@@ -38,7 +39,6 @@ from inat_job.reporting.reproduction import option_words
 from inat_job.run.run_state import REPORT, open_run
 
 _ERROR = "Error: "
-_IN_EVERY_LINE = ("run_id", "rank", "phase", "step")
 _READ_BY_TEXT = ("phase", "resume", "checkpoint")
 """Events whose text needs one of these fields; in the others it belongs to the line alone."""
 
@@ -217,7 +217,7 @@ class _Log:
         elif name == "progress":
             self._draw(fields)
         else:
-            left_out = () if name in _READ_BY_TEXT else _IN_EVERY_LINE
+            left_out = () if name in _READ_BY_TEXT else events.IN_EVERY_LINE
             shown = {field: value for field, value in fields.items() if field not in left_out}
             self._console.event(name, shown | ({"next": None} if name == "result" else {}))  # a command line
 

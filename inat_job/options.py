@@ -1,6 +1,7 @@
 """An option is one setting: its flag, help, range and parser, declared at the field and read by everything else."""
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from inat_job import near_misses
-from inat_job.address import quote_login, without_login
+from inat_job.address import as_utf8, quote_login, without_login
 from inat_job.errors import UsageError
 
 # Query parameters that sign a URL at Amazon, Google or Azure, or authenticate: they do not change which object it is.
@@ -132,6 +133,16 @@ def as_text(value: Any) -> str:
     if value is None or value in ((), []):
         return "none"
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def as_toml(value: Any) -> str:
+    """A setting's value as TOML. A lone surrogate, which TOML cannot have, is written as an escape."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, str):
+        quoted = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON need not escape
+        return as_utf8(quoted)
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def parse_section(section: type[Section], given: Mapping[str, Any]) -> Section:

@@ -8,13 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from inat_job import options
 from inat_job.errors import UsageError
-from inat_job.job_settings import RunSettings as RunSettings
-from inat_job.job_settings import StorageSettings as StorageSettings
-from inat_job.job_settings import TrackerSettings as TrackerSettings
-from inat_job.options import Option, SettingsSection, option
-from inat_job.options import public_uri as public_uri
+from inat_job.job_settings import RunSettings, StorageSettings, TrackerSettings
+from inat_job.options import Option, SettingsSection, absolute, fingerprint_value, option, options_of, public_uri
 
 DEFAULT_DATA = "https://storage.googleapis.com/wandb_datasets/nature_12K.zip"
 FOLDERS = "none"
@@ -364,6 +360,10 @@ class Settings:
         """Section by name, in the order of the fields."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "part"}
 
+    def by_key(self) -> dict[str, Any]:
+        """The value of every setting by "section.field"."""
+        return {f"{name}.{field}": value for name, field, _, value in self._values()}
+
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section and field, without the secrets of URIs."""
         plain: dict[str, dict[str, Any]] = {name: {} for name in self.sections()}
@@ -373,11 +373,11 @@ class Settings:
 
     def anchored(self) -> "Settings":
         """The same settings, with local data named by an absolute path."""
-        each, data = options.options_of(DataSettings)["uri"][0], self.data
+        each, data = options_of(DataSettings)["uri"][0], self.data
         if "://" not in data.labels and data.labels != FOLDERS:
-            data = dataclasses.replace(data, labels=options.absolute(data.labels))
+            data = dataclasses.replace(data, labels=absolute(data.labels))
         if "://" not in data.uri and not re.fullmatch(each.names, data.uri):
-            data = dataclasses.replace(data, uri=options.absolute(data.uri))
+            data = dataclasses.replace(data, uri=absolute(data.uri))
         return dataclasses.replace(self, data=data)
 
     def fingerprint(self) -> str:
@@ -385,13 +385,13 @@ class Settings:
         deciding: dict[str, Any] = {"part": self.part}
         for name, field, each, value in self._values():
             if each.in_fingerprint and value not in each.off:
-                deciding[f"{name}.{field}"] = options.fingerprint_value(each, value)
+                deciding[f"{name}.{field}"] = fingerprint_value(each, value)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def _values(self) -> Iterator[tuple[str, str, Option, Any]]:
         """Section, field, option and value of every setting."""
         for name, section in self.sections().items():
-            for field, (each, _) in options.options_of(type(section)).items():
+            for field, (each, _) in options_of(type(section)).items():
                 yield name, field, each, getattr(section, field)
 
     @property

@@ -87,9 +87,7 @@ class StopFlag:
                 os.write(2, _AT_ONCE)
             os._exit(Preempted.exit_code)  # asked twice: the upload is not worth the wait
         self._handled = True
-        if self.raised_at is None:
-            self.raised_at = time.monotonic()
-        self.why = signal.Signals(number).name
+        self.set(signal.Signals(number).name)
 
 
 def never() -> bool:

@@ -7,10 +7,9 @@ from urllib.parse import unquote, urlsplit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.address import host_of, quote_login, split_login, without_login
+from inat_job.address import host_of, quote_login, split_login, without_login, without_secrets
 from inat_job.options import public_uri, unsigned_uri
 from inat_job.storage import open_store, split_uri
-from inat_job.storage.base import without_secrets
 from inat_job.storage.https import HttpsStore
 from inat_job.telemetry.redact import redact
 
@@ -68,3 +67,11 @@ def test_address_without_login_stays() -> None:
     ):
         assert quote_login(address) == without_login(address) == address
         assert re.sub(r"\?.*", "", redact(address, {})) == re.sub(r"\?.*", "", address)
+
+
+segments = st.text(alphabet="abc.-_%é ", min_size=1, max_size=6).filter(lambda s: s.strip(". "))
+
+
+@given(segments, segments, segments)
+def test_without_secrets_removes_login_query_and_fragment(user: str, query: str, path: str) -> None:
+    assert without_secrets(f"https://{user}:s3cret@host/{path}?{query}=s3cret#s3cret") == f"https://host/{path}"

@@ -22,9 +22,9 @@ from inat_job.configuration import (
 )
 from inat_job.errors import UsageError
 from inat_job.job_settings import RUN_ID
-from inat_job.options import Option, as_text, parse
+from inat_job.options import Option, as_text, as_toml, parse, public_uri
 from inat_job.recipes import PRESETS, RECIPES
-from inat_job.settings import Settings, public_uri
+from inat_job.settings import Settings
 
 # A new option is a deliberate act: add it here, to the README and, where it is shared, to what relies on it.
 FLAGS = set(
@@ -104,6 +104,21 @@ def test_option_that_is_off_changes_no_fingerprint_and_an_older_run_lacks_it() -
     del older["train"]["ema"]
     made = configure("a", {}, [], None, older)
     assert (made.settings.train.ema, made.sources["train.ema"]) == (0.0, "the run")
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.one_of(_TEXTS, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.lists(_TEXTS)))
+def test_value_in_toml_reads_back(value: Any) -> None:
+    for each in (value, tuple(value)) if isinstance(value, list) else (value,):
+        assert repr(tomllib.loads(f"value = {as_toml(each)}")["value"]) == repr(value)
+
+
+def test_printed_text_reads_back(tmp_path: Path) -> None:
+    uri = 'a "b" \\ \x7f \U0001f600.zip'
+    (tmp_path / "c.toml").write_text(configure("a", {"data.uri": uri}, [], None).text(), encoding="utf-8")
+    assert configure("a", {}, [], str(tmp_path / "c.toml")).settings.data.uri == uri
 
 
 @pytest.mark.parametrize("part", RECIPES)

@@ -448,6 +448,16 @@ def test_exit_78_other_settings(job: Callable[..., Ended], archive: str) -> None
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("line", ["status nothing", "compare nothing", "prune --runs 30"])
+def test_command_about_runs_is_not_the_job_of_its_container(
+    line: str, job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "output").mkdir()
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path))
+    assert job(*line.split()).code
+    assert not (tmp_path / "output" / "failure").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_exit_143_signal_stores_a_checkpoint(number: signal.Signals, archive: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", "--data", archive, *SMALL, "--epochs", "400"]

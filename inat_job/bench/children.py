@@ -1,6 +1,5 @@
 """Child processes of the bench: those that answer line by line, and those that are timed from start to end."""
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -41,23 +40,13 @@ def job(settings: Settings) -> list[str]:
 
 
 def _arguments(settings: Settings) -> Iterator[str]:
-    values = settings_by_key(settings)
+    values = settings.by_key()
     for key, (option, kind) in options_by_key(settings).items():
         value = values[key]
         if kind is bool:
             yield option.flag if value else f"--no-{option.name}"
         elif value is not None:
             yield f"{option.flag}={as_text(value)}"
-
-
-def settings_by_key(settings: Settings) -> dict[str, object]:
-    """The value of every setting by "section.field"."""
-    sections = settings.sections().items()
-    return {
-        f"{name}.{field.name}": getattr(section, field.name)
-        for name, section in sections
-        for field in dataclasses.fields(section)
-    }
 
 
 @contextmanager

@@ -163,7 +163,7 @@ def baseline_in_lockstep(settings: Settings, folder: Path, epochs: int) -> Itera
 
 def _flags(settings: Settings) -> dict[str, Any]:
     """The settings as another process takes them, in any working directory."""
-    flags = children.settings_by_key(settings.anchored())
+    flags = settings.anchored().by_key()
     flags["data.cache_dir"] = str(Path(settings.data.cache_dir).absolute())
     return {key: value for key, value in flags.items() if value is not None}
 

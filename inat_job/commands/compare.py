@@ -12,11 +12,12 @@ from inat_job.errors import BadDataError, UsageError
 from inat_job.evaluation.prediction_table import NAME as PREDICTIONS
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.event_text import printable
+from inat_job.options import public_uri
 from inat_job.reporting import html
 from inat_job.reporting.comparison import ComparedRun, compare, is_report
 from inat_job.reporting.comparison_table import comparison_lines
 from inat_job.run.run_state import CONFIG, REPORT, storage_options
-from inat_job.settings import Settings, public_uri
+from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage.base import Store
 from inat_job.storage.disk import disk_errors, refuse_foreign, write_atomic

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from inat_job import events, signals
+from inat_job.address import as_utf8
 from inat_job.command_options import PredictOptions
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.event_text import printable
@@ -22,9 +23,9 @@ from inat_job.host import cpu
 from inat_job.inference.image_model import ImageModel, Prediction, Square, load_model
 from inat_job.inference.image_source import ImageSource, find_images
 from inat_job.ingest.container import Load
-from inat_job.ingest.data_source import as_utf8
+from inat_job.options import public_uri
 from inat_job.run.run_state import storage_options
-from inat_job.settings import Settings, public_uri
+from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage import StorageOptions
 from inat_job.storage.disk import disk_errors, refuse_foreign, write_atomic

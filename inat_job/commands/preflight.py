@@ -50,10 +50,6 @@ class _Job:
         weights = getattr(self.settings.model, "weights", "")
         return (self.settings.data.uri, self.settings.run.output, weights, self.settings.run.init_from or "")
 
-    @property
-    def uses_s3(self) -> bool:
-        return self.uses("s3")
-
     def uses(self, scheme: str) -> bool:
         """Whether anything is in a bucket of this scheme."""
         return any(uri.lower().startswith(f"{scheme}://") for uri in self.uris)
@@ -136,7 +132,7 @@ def _identity_in_s3() -> str:
 
 
 def _clock(job: _Job) -> str | CheckWarning:
-    if not job.uses_s3:
+    if not job.uses("s3"):
         return "not compared, nothing is in S3"
     from inat_job.storage.s3 import account, s3_errors
 

@@ -30,7 +30,7 @@ from inat_job.search import study as studies
 from inat_job.search import sweep_report
 from inat_job.search.definition import Definition, definition_of, sweep_id
 from inat_job.search.journal import StoreJournal
-from inat_job.search.outcomes import Limits, Standing, how_to_go_on
+from inat_job.search.outcomes import Limits, SearchState, how_to_go_on
 from inat_job.search.space import Axis
 from inat_job.search.study import Search
 from inat_job.search.sweep_report import Retrained, SweepRecord
@@ -150,7 +150,7 @@ def _search(sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space
     events.phase("search")
     start = partial(sweep_runs.start_trial, sweep)
     why = Worker(trials, start, leases.is_free, limits, sweep.parallel, sweep.stop).run()
-    _require_best(sweep.folder.run_id, why, trials.standing(), limits, trials.failures_in_a_row())
+    _require_best(sweep.folder.run_id, why, trials.state(), limits, trials.failures_in_a_row())
     return SweepRecord(
         part=sweep.base.part,
         sweep_id=sweep.folder.run_id,
@@ -163,13 +163,13 @@ def _search(sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space
     )
 
 
-def _require_best(sweep_id: str, why: str, standing: Standing, limits: Limits, failures: Sequence[str]) -> None:
+def _require_best(sweep_id: str, why: str, state: SearchState, limits: Limits, failures: Sequence[str]) -> None:
     """Raise ConflictError for a search that is over before a trial was done; its last trials had these `failures`."""
-    if standing.best is not None:
+    if state.best is not None:
         return
-    if failures and len(failures) == len(standing.values):
+    if failures and len(failures) == len(state.values):
         raise ConflictError(f"{sweep_id} has no best trial: all {len(failures)} failed, the last one so: {failures[0]}")
-    fix = how_to_go_on(standing, limits)
+    fix = how_to_go_on(state, limits)
     raise ConflictError(f"{sweep_id} ended without a finished trial, so there is no best one ({why}): {fix}.")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from inat_job import signals
+from inat_job.address import as_utf8
 from inat_job.data import layout_errors, splits
 from inat_job.data.label_table import LabelTable
 from inat_job.data.layout_errors import is_called_image
@@ -340,7 +341,7 @@ def _image(name: str, root: str, split: str | None = None) -> ImageFile:
 
 
 def _with_split(split: str, label: str, file: str, name: str) -> ImageFile:
-    file = file.encode(errors="backslashreplace").decode()  # an id is written to reports, which are UTF-8
+    file = as_utf8(file)  # an id is written to reports, which are UTF-8
     image = ImageFile(f"{label}/{file}", name, UNSPLIT, sys.intern(label))
     return image.assigned(split) if split else image
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,12 +12,17 @@ from torch.distributed.distributed_c10d import Store
 from inat_job.errors import JobError, Preempted, RankError, TransientError
 from inat_job.host import device_faults
 from inat_job.signals import Stop
+from inat_job.storage.threads import within
 
 _NETWORK_ERRORS = ("gloo", "NCCL", "Application timeout caused pair closure")
 """Texts in RuntimeErrors of the network; gloo's name their source file, except for the last one here."""
 
 _KEY = "cause"
 _PATIENCE_S = 3.0
+"""Seconds for the store to answer: a request over a cut connection never returns."""
+
+_NO_ANSWER = (RuntimeError, TimeoutError)
+"""What asking the store raises where rank 0 or the network is gone; torch's errors are RuntimeErrors."""
 
 
 class FailureCause:
@@ -31,7 +35,8 @@ class FailureCause:
         """Record an error, unless one is recorded already."""
         if store := self._store:
             text = json.dumps([str(error), error.exit_code])
-            _with_patience(lambda: store.compare_set(_KEY, "", text))
+            with contextlib.suppress(*_NO_ANSWER):
+                within(_PATIENCE_S, lambda: store.compare_set(_KEY, "", text), "cause")
 
     def read(self) -> JobError | None:
         """The recorded error. Raises torch's errors where the store is gone."""
@@ -42,9 +47,9 @@ class FailureCause:
 
     def read_in_time(self) -> JobError | None:
         """The recorded error, or None where the store does not answer: rank 0 or the network may be gone."""
-        found: list[JobError | None] = []
-        _with_patience(lambda: found.append(self.read()))
-        return found[0] if found else None
+        with contextlib.suppress(*_NO_ANSWER):
+            return within(_PATIENCE_S, self.read, "cause")
+        return None
 
 
 @contextmanager
@@ -58,7 +63,7 @@ def lost_rank_errors(stop: Stop, cause: Callable[[], JobError | None] = lambda: 
         yield
     except JobError:
         raise
-    except (dist.DistError, RuntimeError) as error:
+    except RuntimeError as error:
         if device_faults.fault_of(error):
             raise
         if not isinstance(error, dist.DistError) and not any(text in str(error) for text in _NETWORK_ERRORS):
@@ -71,15 +76,3 @@ def lost_rank_errors(stop: Stop, cause: Callable[[], JobError | None] = lambda: 
             raise recorded from error
         detail = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0]).split(". ")[0][:200]
         raise TransientError(f"Another rank of this run was lost ({detail}): run the same command again.") from error
-
-
-def _with_patience(ask: Callable[[], object]) -> None:
-    """Ask the store in a thread, since a request over a cut connection never returns; errors count as no answer."""
-
-    def work() -> None:
-        with contextlib.suppress(dist.DistError, RuntimeError):
-            ask()
-
-    thread = threading.Thread(target=work, name="cause", daemon=True)
-    thread.start()
-    thread.join(_PATIENCE_S)

@@ -4,7 +4,6 @@ The launcher is not a rank itself, so the end of one rank never interrupts the u
 docs/decisions/0013.
 """
 
-import json
 import signal
 import subprocess
 import time
@@ -12,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from inat_job.distributed import ranks
 from inat_job.distributed.ranks import Rank
 from inat_job.errors import Preempted, RankError, TransientError
 from inat_job.job_status import STATUS
 from inat_job.signals import StopFlag, reserve_s
+from inat_job.storage.disk import read_json_object
 
 FAILURE_GRACE_S = 25.0
 """Seconds that the other ranks get to store their checkpoint once one rank has failed."""
@@ -58,7 +57,7 @@ def launch(local_ranks: Sequence[Rank], grace_s: float, stop: StopFlag) -> None:
             for process in processes.values():
                 process.kill()
         rank, code = job_exit(exits)
-        message = _read_message(message_files[rank])
+        message = read_json_object(message_files[rank])  # empty if it wrote none
         STATUS.stored_step, STATUS.checkpoint = message.get("step"), message.get("checkpoint")
         if code:
             error = RankError(_reason(message, next(end for end in exits if end.rank == rank)), code)
@@ -134,12 +133,3 @@ def _reason(message: Mapping[str, object], end: RankExit) -> str:
         return str(message["reason"])
     how = f"was killed by {signal.Signals(-end.code).name}" if end.code < 0 else f"ended with code {end.code}"
     return f"Rank {end.rank} {how} before it could report why: run the same command again."
-
-
-def _read_message(path: Path) -> dict[str, Any]:
-    """A rank's termination message, empty if it wrote none."""
-    try:
-        message = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return message if isinstance(message, dict) else {}

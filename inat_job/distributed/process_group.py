@@ -7,7 +7,7 @@ signal and can wait for hours; tensors and files go through torch.distributed's 
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -211,17 +211,9 @@ class ProcessGroup:
         dist.all_gather(parts, rows.contiguous(), group=self._cpu_group)
         return torch.stack(parts, dim=1).flatten(0, 1)[:count]
 
-    @contextmanager
-    def lost_rank_errors(self) -> Iterator[None]:
+    def lost_rank_errors(self) -> AbstractContextManager[None]:
         """Turn what torch.distributed raises when another rank is lost into our errors, see failures.py."""
-        if self.size == 1:
-            yield
-            return
-        with self._lost_rank_errors():
-            yield
-
-    def _lost_rank_errors(self) -> AbstractContextManager[None]:
-        return lost_rank_errors(self._stop, self.cause.read_in_time)
+        return nullcontext() if self.size == 1 else lost_rank_errors(self._stop, self.cause.read_in_time)
 
     def _finish_or_record(self) -> None:
         try:
@@ -236,7 +228,7 @@ class ProcessGroup:
             return
         assert self._store
         self._exchange(_FINISHED, True, sends=self.is_main)
-        with self._lost_rank_errors():
+        with self.lost_rank_errors():
             seen, began = self._store.add("seen", 1), time.monotonic()
             while self.is_main and seen < self.size and time.monotonic() - began < _FAREWELL_S:
                 time.sleep(_POLL_S)
@@ -244,7 +236,7 @@ class ProcessGroup:
 
     def _exchange(self, key: str, value: Any, sends: bool) -> Any:
         assert self._store
-        with self._lost_rank_errors():
+        with self.lost_rank_errors():
             if sends:
                 self._store.set(key, json.dumps(value))
                 return value

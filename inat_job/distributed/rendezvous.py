@@ -2,10 +2,8 @@
 
 import time
 from collections.abc import Callable
-from concurrent import futures
 from datetime import timedelta
 
-import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from inat_job import events, signals
@@ -16,7 +14,7 @@ from inat_job.distributed.process_group import COLLECTIVE_TIMEOUT_S, SINGLE_PROC
 from inat_job.distributed.ranks import Rank
 from inat_job.errors import ConflictError, JobError, TransientError
 from inat_job.signals import StopFlag
-from inat_job.storage.threads import start_daemon
+from inat_job.storage.threads import run_in_thread
 
 _LOOKING = "looking for rank 0"
 _POLL_S = 0.1
@@ -83,11 +81,7 @@ def _group(rank: Rank, store: TCPStore, stop: StopFlag, limit_s: float) -> Proce
 
 def _connect_or_stop(rank: Rank, hosts: bool, stop: StopFlag) -> TCPStore | str:
     """`_connect` in a thread: neither a name server nor a silent machine keeps this rank from the stop flag."""
-    attempt = start_daemon(lambda: _connect(rank, hosts), "rank 0")
-    while not futures.wait([attempt], _POLL_S).done:
-        signals.check(stop, _LOOKING)
-    signals.check(stop, _LOOKING)
-    return attempt.result()
+    return run_in_thread(lambda _: _connect(rank, hosts), lambda: signals.check(stop, _LOOKING), join_s=0.0)
 
 
 def _connect(rank: Rank, hosts: bool) -> TCPStore | str:
@@ -106,7 +100,7 @@ def _connect(rank: Rank, hosts: bool) -> TCPStore | str:
             multi_tenant=rank.agent_store,
             master_listen_fd=rank.master_listen_fd if hosts else None,
         )
-    except (OSError, dist.DistError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         if not hosts:
             return "something listens there, but does not answer like rank 0"
         if "in use" in str(error):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inat_job import events, signals
+from inat_job.address import as_utf8
 from inat_job.data import layout, pixel_file, splits
 from inat_job.data.cache_index import FORMAT, PIXELS, Cache, CacheIndex, load, load_trusted
 from inat_job.data.layout import Arrangement, ImageFile
@@ -16,7 +17,7 @@ from inat_job.errors import BadDataError, ConflictError, JobError, Preempted
 from inat_job.events import Progress
 from inat_job.ingest import archives
 from inat_job.ingest.container import DAMAGED, REPEATED, DamagedArchiveError, links
-from inat_job.ingest.data_source import DataSource, as_utf8
+from inat_job.ingest.data_source import DataSource
 from inat_job.ingest.decode_all import ROWS, Decoded, decode_all
 from inat_job.signals import Stop
 from inat_job.storage.cache_locks import cache_errors, hold_folder, lock
@@ -175,16 +176,14 @@ def _publishing(folder: Path, cache_dir: Path, stop: Stop) -> Iterator[Cache | N
 
 def _decode_intact(source: DataSource, unfinished: Path, side: int, stop: Stop) -> _Results:
     """The images; an archive with damage is downloaded once more, and decoded again if its bytes differ now."""
+    renew = source.archive.renew if source.archive else lambda: False
     try:
         results = _decode(source, source.open(), unfinished, side, stop)
-        if not results.is_damaged:
+        if not results.is_damaged or not renew():
             return results
     except DamagedArchiveError:
-        if not (source.archive and source.archive.renew()):
+        if not renew():
             raise
-    else:
-        if not (source.archive and source.archive.renew()):
-            return results
     return _decode(source, source.open(), unfinished, side, stop)
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from inat_job.address import BUCKETS, in_bucket
+from inat_job.address import BUCKETS, as_utf8, in_bucket
 from inat_job.data.layout import BY_FOLDERS, Arrangement, ImageFile, is_ignored, linked_trees
 from inat_job.data.layout_errors import is_called_image
 from inat_job.errors import BadDataError, NoPermissionError, UsageError
@@ -267,8 +267,3 @@ def _archive(
     if digest := download.known_digest():
         source.verify(digest)
     return source
-
-
-def as_utf8(name: str) -> str:
-    """A URI or name that a report can hold: a path may have bytes that are not UTF-8."""
-    return name.encode(errors="backslashreplace").decode()

@@ -80,7 +80,8 @@ def decode(data: bytes, side: int, squash: Squash | None = None) -> tuple[np.nda
     Raises Rejected, and MemoryError.
     """
     if squash is None:
-        import torch  # noqa: F401  here: it takes seconds, during which the data set is being downloaded
+        # Not above: it takes seconds, in which the data set is downloaded. Not below: no image is to blame if it fails.
+        import torch  # noqa: F401
 
         squash = squash_with_torch
     with _rejections(data), Image.open(io.BytesIO(data), formats=FORMATS) as image:

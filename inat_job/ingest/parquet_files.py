@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -27,7 +28,7 @@ _SPLIT = re.compile(r"[A-Za-z]+")
 
 def read_table(file: IO[bytes], shown: str) -> Iterator[list[Any]]:
     """The rows of a table, the names of its columns first. Raises UsageError without pyarrow, BadDataError."""
-    with _ParquetErrors(shown):
+    with _parquet_errors(shown):
         opened = _pyarrow(shown).ParquetFile(file)
         yield list(opened.schema_arrow.names)
         for batch in opened.iter_batches():
@@ -51,7 +52,7 @@ class ParquetImages:
         self._rows: dict[str, tuple[int, int]] = {}
         self._skipped: dict[str, str] = {}
         for number, entry in enumerate(entries):
-            with _ParquetErrors(self._shown(entry)):
+            with _parquet_errors(self._shown(entry)):
                 self._add(number, entry)
 
     def names(self) -> list[str]:
@@ -65,7 +66,7 @@ class ParquetImages:
         for number, entry in enumerate(self._entries):
             if not any(file == number for file, _ in wanted):
                 continue
-            with _ParquetErrors(self._shown(entry)):
+            with _parquet_errors(self._shown(entry)):
                 column = _image_column(self._open(entry).schema_arrow)
                 row = 0
                 for batch in self._open(entry).iter_batches(_BATCH, columns=[f"{column}.bytes"]):
@@ -130,19 +131,16 @@ class _RangeFile(SeekableFile):
         return len(data)
 
 
-class _ParquetErrors:
-    """Translates pyarrow's errors into BadDataError."""
-
-    def __init__(self, shown: str) -> None:
-        self._shown = shown
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and type(error).__module__.split(".")[0] == "pyarrow":
-            reason = " ".join(str(error).split())[:120]
-            raise BadDataError(f"{self._shown} is no intact Parquet file ({reason}): make it again.") from None
+@contextmanager
+def _parquet_errors(shown: str) -> Iterator[None]:
+    """Translate pyarrow's errors into BadDataError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.split(".")[0] != "pyarrow":
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise BadDataError(f"{shown} is no intact Parquet file ({reason}): make it again.") from None
 
 
 def _pyarrow(shown: str) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
 from inat_job import timm_networks
-from inat_job.errors import UsageError
+from inat_job.errors import UsageError, first_line
 from inat_job.models.find_weights import unknown_backbone
 from inat_job.models.flops import NetworkSize, network_size
 from inat_job.models.preprocess import Preprocess
@@ -223,6 +223,7 @@ def _divide_evenly(units: list[_Unit], n_stages: int) -> tuple[tuple[_Unit, ...]
 
 
 def _size_error(name: str, image_size: int, error: Exception, flag: str = "--image-size") -> UsageError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     usual = timm_networks.pretrained_cfg(name).input_size[-1] if timm_networks.is_timm(name) else 224
-    return UsageError(f"{flag} is {image_size}, which {name} cannot take ({reason}): {usual} is the usual size.")
+    return UsageError(
+        f"{flag} is {image_size}, which {name} cannot take ({first_line(error)}): {usual} is the usual size."
+    )

@@ -14,11 +14,11 @@ from inat_job.errors import TransientError, UsageError
 from inat_job.host.environment import torch_hub_folder
 from inat_job.models.backbones import build_backbone, check_size
 from inat_job.models.find_weights import parse_weights, stat_weights, weights_of_library
-from inat_job.models.five_block import BLOCKS, FiveBlockSpec, block_filters, build_five_block
+from inat_job.models.five_block import FiveBlockSpec, block_filters, build_five_block
 from inat_job.models.strategies import AFTER_PROBE, Architecture
 from inat_job.models.weights import LoadedWeights, load_weights
 from inat_job.options import public_uri, unsigned_uri
-from inat_job.settings import BackboneSettings, FiveBlockSettings
+from inat_job.settings import BLOCKS, BackboneSettings, FiveBlockSettings
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, cache_locks
 from inat_job.storage.cache_locks import hold_folder
@@ -133,5 +133,5 @@ def _download(uri: str, inputs: BuildInputs) -> Path:
     version = hashlib.sha256(f"{unsigned_uri(uri)} {entry.version} {entry.size}".encode()).hexdigest()[:16]
     path = inputs.cache_dir / "weights" / version / Path(public_uri(uri)).name
     cache_locks.fetch(store, entry.key, path, inputs.cache_dir, inputs.stop, what="weights")
-    hold_folder(path.parent)  # also notes when it was last used
+    hold_folder(path.parent)  # only notes the use: nothing keeps the hold
     return path

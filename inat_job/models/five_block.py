@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from inat_job.errors import UsageError
 from inat_job.models.preprocess import Preprocess
 from inat_job.models.strategies import Architecture
+from inat_job.settings import BLOCKS
 
 KIND = "five_block"
-BLOCKS = 5
 MIN_IMAGE_SIZE = 2**BLOCKS  # every block halves the side, and one pixel must remain
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish}
 

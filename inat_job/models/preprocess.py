@@ -12,17 +12,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocess(nn.Module):
     """Pixels (B, 3, H, W), uint8 or float in 0..255, to normalised float32 of the same shape and memory format.
 
-    `mean` and `std` are for pixels in 0..1, by default those of ImageNet (torchvision's `ImageClassification`). They
+    Mean and standard deviation are those of ImageNet (torchvision's `ImageClassification`) until others are set. They
     are buffers, saved with the weights; the state dict holds them in units of 0..255.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", _channels(mean))
-        self.register_buffer("std", _channels(std))
+        self.register_buffer("mean", _channels(IMAGENET_MEAN))
+        self.register_buffer("std", _channels(IMAGENET_STD))
 
     def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the pixel statistics, in 0..1, that pretrained weights were trained with."""

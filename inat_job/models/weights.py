@@ -18,7 +18,7 @@ from torchvision.models import get_model_weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from inat_job import timm_networks
-from inat_job.errors import BadDataError, ConflictError
+from inat_job.errors import BadDataError, ConflictError, first_line
 from inat_job.models.backbones import BackboneNet
 from inat_job.models.find_weights import require_file, verified_digest
 from inat_job.models.strategies import Architecture, has_prefix
@@ -36,7 +36,6 @@ class LoadedWeights:
     `statistics` says, for people, whose mean and standard deviation pixels are normalised with.
     """
 
-    source: str
     sha256: str
     loaded: int
     missing: tuple[str, ...]
@@ -74,7 +73,7 @@ def load_weights(
         for key in match.matched:
             own[key].copy_(given[key])
     statistics = _normalise(network, architecture.name, path.name)
-    return LoadedWeights(str(path), digest, len(match.matched), match.missing, statistics)
+    return LoadedWeights(digest, len(match.matched), match.missing, statistics)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -89,7 +88,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, and code in it is never run: save only its state dict."
         ) from None
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise BadDataError(f"{path} cannot be read as weights ({_first_line(error)}): download it again.") from None
+        raise BadDataError(f"{path} cannot be read as weights ({first_line(error)}): download it again.") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -185,7 +184,3 @@ def _normalise(network: BackboneNet, backbone: str, file_name: str) -> str:
 
 def _some(keys: tuple[str, ...]) -> str:
     return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more" if keys else "nothing"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

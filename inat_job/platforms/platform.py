@@ -21,9 +21,9 @@ class Platform:
     `node_rank` of the `num_nodes` machines of the run; `master_address` is the host name or address of machine 0, None
     for a single machine; `node_problem` says why a run cannot train as it was started. `scratch` may be lost at any
     time, `output` keeps run folders, and `grace_s` is the time in seconds from the stop signal to the kill.
-    `failure_file` gets the reason of a failure, as stderr does. `data` is the data set that the platform provides;
-    `data_problem` says why none of what it provides could be used. `model_folder` and `results_folder` are collected
-    when the job has ended. `hyperparameters` are settings by option name, with `part` and `config`.
+    `data` is the data set that the platform provides; `data_problem` says why none of what it provides could be used.
+    `model_folder` and `results_folder` are collected when the job has ended. `hyperparameters` are settings by option
+    name, with `part` and `config`.
     """
 
     name: str
@@ -36,7 +36,6 @@ class Platform:
     scratch: Path | None = None
     output: Path | None = None
     grace_s: float | None = None
-    failure_file: Path | None = None
     data: Path | None = None
     data_problem: str = ""
     model_folder: Path | None = None

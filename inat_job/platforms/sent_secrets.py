@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 from urllib.parse import unquote
 
-from inat_job.address import split_login, without_login
+from inat_job.address import split_login, without_login, without_secrets
 from inat_job.errors import UsageError
 from inat_job.telemetry import redact
 
@@ -106,10 +106,9 @@ def refuse_secrets(texts: Sequence[str], where: str, environment: Mapping[str, s
     secrets = {name: value for name, value in values.items() if len(value) >= redact.MIN_SECRET_LENGTH}
     for text in texts:
         if address := next(filter(_has_secret, _addresses(text)), None):
-            public = re.split("[?#]", without_login(address), maxsplit=1)[0]
             raise UsageError(
-                f"{where} holds a password or signature for {public}, which anyone could read: let the job's role "
-                "read it."
+                f"{where} holds a password or signature for {without_secrets(address)}, which anyone could read: "
+                "let the job's role read it."
             )
         for what, instead, form in _FORMS:
             if re.search(form, text):

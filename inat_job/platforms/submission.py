@@ -17,7 +17,7 @@ from inat_job.address import in_bucket
 from inat_job.command_options import SweepOptions
 from inat_job.configuration import Configuration
 from inat_job.errors import JobError, TransientError, UsageError
-from inat_job.options import option
+from inat_job.options import SettingsSection, option
 from inat_job.settings import FOLDERS
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
@@ -39,7 +39,7 @@ _OF_THE_MACHINE = "--instance-type decides it"
 
 
 @dataclass(frozen=True)
-class SubmitOptions:
+class SubmitOptions(SettingsSection):
     """How a job is submitted; None is the target's own default, or that nothing is needed.
 
     `refused` names the targets that have no use for an option, and why.
@@ -134,7 +134,7 @@ class SubmitOptions:
     wait: bool = option(False, "Wait for the end, show state and log, and end with the job's exit code")
 
     def __post_init__(self) -> None:
-        options.check(self)
+        super().__post_init__()
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise UsageError(
                 f"--name is {self.name!r}: use 1 to {_NAME_LENGTH} of a-z, 0-9 and -, with no - at its ends."

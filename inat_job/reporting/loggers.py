@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inat_job import events
+from inat_job.errors import Preempted
 from inat_job.host import environment
 from inat_job.storage.threads import start_daemon
 from inat_job.telemetry.redact import one_line
@@ -23,7 +24,6 @@ _RESULTS = re.compile(r"(test|val)/\w+")
 """The values of the report that are results of the run."""
 
 _FLUSH_S = 10
-_PREEMPTED = 143
 
 Seen = Collection[tuple[str, int]]
 """Names and steps of what is logged already."""
@@ -84,7 +84,7 @@ class BackgroundLogger:
 
     def close(self, exit_code: int) -> None:
         """Have the logger end once its queue is empty."""
-        status = {0: "success", _PREEMPTED: "KILLED"}.get(exit_code, "failed")
+        status = {0: "success", Preempted.exit_code: "KILLED"}.get(exit_code, "failed")
         self._queue.put(lambda logger: logger.finalize(status))
         self._queue.put(None)
 

@@ -21,6 +21,7 @@ from inat_job.reporting.tracking import Tracker
 from inat_job.run.run_state import REPORT
 from inat_job.signals import StopFlag
 from inat_job.storage.lease import LeaseError
+from inat_job.storage.retry import RetryableError
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import metric_lines
 
@@ -116,7 +117,8 @@ def naming_local_copy(folder: RunFolder) -> Iterator[None]:
     except (TransientError, NoPermissionError, ConflictError) as error:
         if not folder.remote:
             raise
-        raise type(error)(f"{error} The whole run is in {folder.local}: run the same command again.") from error
+        kind = TransientError if isinstance(error, RetryableError) else type(error)  # whose argument is no sentence
+        raise kind(f"{error} The whole run is in {folder.local}: run the same command again.") from error
 
 
 def _write_page(

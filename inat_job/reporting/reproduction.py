@@ -9,7 +9,7 @@ from typing import Any
 from inat_job.configuration import crop_of_weights, options_by_key
 from inat_job.errors import JobError
 from inat_job.models.model_files import WEIGHTS
-from inat_job.options import Option, as_text
+from inat_job.options import Option, as_text, as_toml
 from inat_job.recipes import RECIPES
 
 _NOT_REPEATED = ("run.resume", "run.force", "run.preset")
@@ -63,7 +63,7 @@ def config_file(report: Mapping[str, Any], leave_out: Collection[str] = ()) -> l
     for row in changed_settings(report):
         section, _, field = row["setting"].partition(".")
         if row["setting"] not in (*_NOT_REPEATED, *leave_out) and row["value"] is not None:
-            sections.setdefault(section, []).append(f"{field} = {json.dumps(row['value'])}")
+            sections.setdefault(section, []).append(f"{field} = {as_toml(row['value'])}")
     return [line for name, lines in sections.items() for line in (f"[{name}]", *lines)]
 
 

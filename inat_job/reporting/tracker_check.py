@@ -37,7 +37,7 @@ def check_tracking(settings: TrackerSettings, stop: Stop) -> None:
     reading the secret raises.
     """
     _read_key(settings, stop)
-    require_key(settings.mode, environment.has_wandb_key())
+    _require_key(settings.mode, environment.has_wandb_key())
     for name in settings.loggers:
         if not _is_found(name):
             package = _PACKAGES[name]
@@ -101,7 +101,20 @@ def _is_found(package: str) -> bool:
     return bool(found and found.origin)  # None for a folder of that name, as offline runs of wandb leave behind
 
 
-def require_key(mode: str, has_key: bool) -> None:
+def mode_of_run(mode: Mode, has_key: bool) -> Mode:
+    """How a run is tracked: "auto" is online with a key and offline without, and off where wandb is not installed.
+
+    Raises UsageError if another mode is asked for and wandb is not installed, NoPermissionError for "online" without a
+    key.
+    """
+    wanted: Mode = ("online" if has_key else "offline") if mode == "auto" else mode
+    if wanted == "off" or not _is_installed(mode):
+        return "off"
+    _require_key(mode, has_key)
+    return wanted
+
+
+def _require_key(mode: str, has_key: bool) -> None:
     """Raise NoPermissionError where the run is to be tracked online and cannot be."""
     if mode == "online" and not has_key:
         raise NoPermissionError(
@@ -109,7 +122,7 @@ def require_key(mode: str, has_key: bool) -> None:
         )
 
 
-def is_installed(mode: Mode) -> bool:
+def _is_installed(mode: Mode) -> bool:
     """Whether wandb can be imported. Raises UsageError if it cannot and `mode` is not "auto"."""
     if _is_found("wandb"):
         return True
@@ -136,15 +149,13 @@ class TrackerCheck:
 def check_tracker(mode: Mode, server: str, has_key: bool, key: str | None) -> TrackerCheck:
     """Find out within a few seconds how a run would be tracked; `server` is the URL of wandb's server.
 
-    Raises UsageError if a mode other than "auto" is asked for and wandb is not installed, NoPermissionError for
-    "online" without a key.
+    Raises as `mode_of_run` does.
     """
-    wanted = ("online" if has_key else "offline") if mode == "auto" else mode
-    if wanted == "off" or not is_installed(mode):
+    wanted = mode_of_run(mode, has_key)
+    if wanted == "off":
         return TrackerCheck("off")
     if wanted == "offline":
         return TrackerCheck("offline, in the run folder" + (", because there is no API key" if mode == "auto" else ""))
-    require_key(mode, has_key)
     return _ask_server(server, key)
 
 

@@ -18,7 +18,7 @@ from inat_job import events
 from inat_job.host import environment
 from inat_job.job_settings import TrackerSettings
 from inat_job.reporting.loggers import BackgroundLogger
-from inat_job.reporting.tracker_check import Mode, is_installed, require_key
+from inat_job.reporting.tracker_check import Mode, mode_of_run
 from inat_job.storage.threads import within
 from inat_job.telemetry.redact import one_line
 
@@ -73,14 +73,11 @@ def open_tracker(
 ) -> "Tracker":
     """Start or resume the run `run_id`, whose files are in `folder`/wandb, and in `kept_in`/wandb once it has ended.
 
-    "auto" is online with a key, and offline without. Raises UsageError if another mode is asked for and wandb is not
-    installed, NoPermissionError for "online" without a key. With `resumed`, what the server has of the run already is
-    not logged again.
+    With `resumed`, what the server has of the run already is not logged again. Raises as `mode_of_run` does.
     """
-    wanted = ("online" if has_key else "offline") if mode == "auto" else mode
-    if wanted == "off" or not is_installed(mode):
+    wanted = mode_of_run(mode, has_key)
+    if wanted == "off":
         return Tracker(None, "off")
-    require_key(mode, has_key)
     wandb_id = _FORBIDDEN_IN_ID.sub("-", run_id)
     kept = (kept_in or folder).resolve()
     arguments = _InitArguments(wandb_id, settings, folder.resolve(), kept, config, resumed, init_timeout_s)

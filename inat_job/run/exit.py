@@ -30,7 +30,7 @@ _working = threading.Event()
 """Set when a job starts. Commands that only print something never set it, so they leave no result message."""
 
 _skips_message = False
-"""Whether to skip the platform's termination message, as `status` and `compare` do."""
+"""Whether to skip the platform's termination message, as `status`, `compare` and `prune` do."""
 
 
 def silence_libraries() -> None:

@@ -16,9 +16,10 @@ from inat_job.checkpoints.manifest import FOLDER, steps_in
 from inat_job.configuration import options_by_key
 from inat_job.errors import BadDataError, ConflictError, JobError, Preempted, UsageError
 from inat_job.host import environment, process
+from inat_job.job_settings import StorageSettings
 from inat_job.job_status import STATUS
 from inat_job.recipes import RECIPES
-from inat_job.settings import Settings, StorageSettings
+from inat_job.settings import Settings
 from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions
 from inat_job.storage.fenced import lost_lease_first

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 
+from inat_job.address import as_utf8
 from inat_job.distributed import ranks
 from inat_job.platforms.k8s import pod
 from inat_job.platforms.sagemaker import training_job
@@ -34,7 +35,7 @@ def write(
     form; the failure file is written on failure only. A rank writes to the file of its launcher instead. Never
     raises: the exit code matters more than the message.
     """
-    reason = redact(" ".join(_as_utf8(reason).split())) or f"Ended with code {code}."
+    reason = redact(" ".join(as_utf8(reason).split())) or f"Ended with code {code}."
     if rank_file := ranks.message_file(environment):  # the launcher reports for all ranks
         with contextlib.suppress(Exception):
             _overwrite(rank_file, _json_line(code, reason, step, checkpoint), create=True)
@@ -58,17 +59,12 @@ def _json_line(code: int, reason: str, step: int | None, checkpoint: str | None)
             "code": code,
             "reason": _truncate(reason, limit),
             "step": step,
-            "checkpoint": None if checkpoint is None else _truncate(_as_utf8(checkpoint), limit),
+            "checkpoint": None if checkpoint is None else _truncate(as_utf8(checkpoint), limit),
         }
         return json.dumps(message, ensure_ascii=False).encode() + b"\n"
 
     limits = range(LOG_BYTES + 1)
     return encode(limits[bisect_right(limits, LOG_BYTES, key=lambda limit: len(encode(limit))) - 1])
-
-
-def _as_utf8(text: str) -> str:
-    """The text with lone surrogates, which a file name may contain, written as escapes."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _truncate(text: str, limit: int) -> str:

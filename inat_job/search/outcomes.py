@@ -56,7 +56,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SearchState:
     """A sweep so far: the values of its ended trials in the order of their numbers, None for a failed or pruned one,
     and the seconds in which trials were at work."""
 
@@ -75,27 +75,27 @@ class Standing:
         return len(self.values) - 1 - self.values.index(best) if best is not None else len(self.values)
 
 
-def why_ended(standing: Standing, limits: Limits) -> str:
+def why_ended(state: SearchState, limits: Limits) -> str:
     """Why the sweep is over; empty while it is not."""
-    best = standing.best
-    if len(standing.values) >= limits.trials:
+    best = state.best
+    if len(state.values) >= limits.trials:
         return f"all {limits.trials} trials have ended"
     if limits.target is not None and best is not None and best >= limits.target:
         return f"a trial reached {limits.target:g}"
-    if limits.patience is not None and standing.since_best >= limits.patience:
+    if limits.patience is not None and state.since_best >= limits.patience:
         return f"{limits.patience} trials brought no better one"
-    if limits.max_time is not None and standing.seconds >= limits.max_time:
+    if limits.max_time is not None and state.seconds >= limits.max_time:
         return f"trials were at work for {limits.max_time:g} s"
     return ""
 
 
-def how_to_go_on(standing: Standing, limits: Limits) -> str:
+def how_to_go_on(state: SearchState, limits: Limits) -> str:
     """What lets a search go on that is over before a trial was done."""
-    if len(standing.values) >= limits.trials:
+    if len(state.values) >= limits.trials:
         return "raise --trials, or start another sweep with --pruner none"
-    if limits.patience is not None and standing.since_best >= limits.patience:
+    if limits.patience is not None and state.since_best >= limits.patience:
         return "raise --patience, or start another sweep with --pruner none"
-    if limits.max_time is not None and standing.seconds >= limits.max_time:
+    if limits.max_time is not None and state.seconds >= limits.max_time:
         return "raise --max-time, and the trials continue where they stopped"
     return "start another sweep with a wider --space, or with --pruner none"
 

@@ -99,7 +99,7 @@ PART_B: Space = {
     "train.lr": real(3e-4, 3e-2, log=True),
     "train.weight_decay": real(1e-3, 0.2, log=True),
     "train.label_smoothing": real(0.0, 0.2),
-    "train.crop_scale": real(0.2, 1.0),
+    "train.crop_scale": Axis(low=0.2, high=1.0, only_with=("train.augment", (True,))),
 }
 SPACES: Mapping[str, Space] = {"a": PART_A, "b": PART_B}
 """The space of each part, around its recipe."""
@@ -120,8 +120,8 @@ def space_of(settings: Settings, given: str | None = None, fixed: Collection[str
     all trials share, and for a space that is empty.
     """
     known = options_by_key(settings)
-    every = SPACES[settings.part]
-    space = {key: axis for key, axis in every.items() if _is_on(_drawn(_value(settings, key), axis), axis)}
+    every, own = SPACES[settings.part], settings.by_key()
+    space = {key: axis for key, axis in every.items() if _is_on(_drawn(own[key], axis), axis)}
     where = _named(given or "")
     for key, table in _tables(given, where).items() if given else ():
         known_key(key, known, where)
@@ -136,7 +136,7 @@ def space_of(settings: Settings, given: str | None = None, fixed: Collection[str
         before = every.get(key)
         space[key] = _axis(key, table, where, before.only_with if before else None, *known[key])
     space = {key: axis for key, axis in space.items() if key not in fixed}
-    values = {key: _value(settings, key) for key in known if key not in space}
+    values = {key: value for key, value in own.items() if key not in space}
     space = {key: axis for key, axis in space.items() if axis.applies(values)}
     if not space:
         raise UsageError("Nothing is left to search: every setting of the space is fixed.")
@@ -240,19 +240,14 @@ def _points(axes: Sequence[tuple[str, Axis]], drawn: dict[str, Value]) -> Iterat
 
 def default_point(settings: Settings, space: Space) -> dict[str, Value]:
     """The settings' own values on the axes, which the first trial has, as far as the axes have them."""
-    point = dict[str, Value]()
+    point, own = dict[str, Value](), settings.by_key()
     for key, axis in space.items():
-        value = _value(settings, key)
+        value = own[key]
         if value is None or not axis.applies(point):
             continue
         if _is_on(drawn := _drawn(value, axis), axis):
             point[key] = drawn
     return point
-
-
-def _value(settings: Settings, key: str) -> Any:
-    section, _, field = key.partition(".")
-    return getattr(settings.sections()[section], field)
 
 
 def _drawn(value: Any, axis: Axis) -> Value:
@@ -275,14 +270,6 @@ def as_text(space: Space) -> str:
     lines = []
     for key, axis in space.items():
         lines.append(f"[{key}]")
-        lines += [f"{name} = {_toml(value)}" for name, value in axis.as_dict().items()]
+        lines += [f"{name} = {options.as_toml(value)}" for name, value in axis.as_dict().items()]
         lines.append("")
     return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f'"{value}"' if isinstance(value, str) else repr(value)

@@ -21,7 +21,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from inat_job.errors import TransientError, UsageError
+from inat_job.errors import TransientError, UsageError, first_line
 from inat_job.options import public_uri
 from inat_job.search.journal import StoreJournal
 from inat_job.search.space import Axis, Space, Value
@@ -127,8 +127,7 @@ def database_errors(database: str | None) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """The first line of the error below that of Optuna."""
-    text = str(error.__cause__ or error)
-    return text.splitlines()[0] if text else type(error).__name__
+    return first_line(error.__cause__ or error)
 
 
 def enqueue_default(study: Study, point: Mapping[str, Value]) -> None:

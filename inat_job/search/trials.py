@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from inat_job import events
 from inat_job.errors import UsageError
 from inat_job.search import space as spaces
-from inat_job.search.outcomes import Standing, covered_s
+from inat_job.search.outcomes import SearchState, covered_s
 from inat_job.search.space import Space, Value
 from inat_job.search.study import draw, why_pruned
 from inat_job.settings import Settings
@@ -84,13 +84,13 @@ class Trials:
         trials = self.study.get_trials(deepcopy=False)
         return [each for each in trials if UNCOUNTED not in each.user_attrs and each.state is not TrialState.WAITING]
 
-    def standing(self) -> Standing:
+    def state(self) -> SearchState:
         """The sweep so far."""
         trials = self.counted()
         values = [
             trial.value if trial.state is TrialState.COMPLETE else None for trial in trials if trial.state.is_finished()
         ]
-        return Standing(tuple(values), covered_s(each for trial in trials for each in self._work(trial)))
+        return SearchState(tuple(values), covered_s(each for trial in trials for each in self._work(trial)))
 
     def running(self) -> list[FrozenTrial]:
         """Trials that have not ended, also those whose worker was lost before all of their values were drawn."""

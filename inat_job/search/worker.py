@@ -67,7 +67,7 @@ class Worker:
         """
         heard = False
         with watchdog.waiting() if self._slots else nullcontext():
-            if not (why := why_ended(self._trials.standing(), self._limits) or self._trials.exhausted()):
+            if not (why := why_ended(self._trials.state(), self._limits) or self._trials.exhausted()):
                 signals.check(self._stop, "searching")
                 self._fill_slots()
                 heard = self._watch()
@@ -139,16 +139,16 @@ class Worker:
         return outcome
 
     def _tell(self, number: int, ended: Ended, outcome: Next) -> None:
-        standing = self._trials.standing()
+        state = self._trials.state()
         events.emit(
             "trial-end",
             number=number,
             outcome=outcome.value,
             value=ended.value,
             why=ended.sentence,
-            ended=len(standing.values),
+            ended=len(state.values),
             trials=self._limits.trials,
-            best=standing.best,
+            best=state.best,
         )
 
     def _raise_if_over(self, number: int, ended: Ended, outcome: Next) -> None:

@@ -1,12 +1,10 @@
 """The contract of every store: object keys, object metadata, and the verbs list, stat, read, get, put and delete."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypedDict, Unpack
 
-from inat_job.address import without_login
 from inat_job.errors import BadDataError
 from inat_job.events import Progress
 from inat_job.signals import Stop
@@ -133,8 +131,3 @@ def checked_key(key: str, uri: str, *, has_folders: bool = False) -> str:
     if not key or "\0" in key or any(segment in refused for segment in key.split("/")):
         raise BadDataError(f"The key {key!r} leaves {uri}: give a relative path without '..' or '//'.")
     return key
-
-
-def without_secrets(address: str) -> str:
-    """`address` without its user name, password, query and fragment, which may all be secret."""
-    return re.split(r"[?#]", without_login(address), maxsplit=1)[0]

@@ -12,7 +12,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, LocationValueError, NameResolutionError, ProxyError
 
-from inat_job.address import basic_login, host_of
+from inat_job.address import basic_login, host_of, without_secrets
 from inat_job.errors import BadDataError, ConflictError, NoPermissionError, PreconditionFailed
 from inat_job.storage.base import (
     UNKNOWN_SIZE,
@@ -21,7 +21,6 @@ from inat_job.storage.base import (
     StorageOptions,
     Transfer,
     checked_key,
-    without_secrets,
 )
 from inat_job.storage.checksums import Checksum, stated_checksum
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download, require_range, verified

@@ -3,12 +3,14 @@
 import os
 import re
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from inat_job.address import BUCKETS, quote_login
-from inat_job.errors import ConflictError, UsageError
-from inat_job.storage.base import Role, StorageOptions, Store, without_secrets
+from inat_job.address import BUCKETS, quote_login, without_secrets
+from inat_job.errors import ConflictError, JobError, UsageError
+from inat_job.storage.base import Role, StorageOptions, Store
 from inat_job.storage.local import LocalStore
 
 _BUCKET_SCHEMES = tuple(start.removesuffix("://") for start in BUCKETS)
@@ -63,32 +65,32 @@ def _open_bucket(scheme: str, uri: str, options: StorageOptions, role: Role) -> 
         raise UsageError(f"{uri!r} names no bucket: give {scheme}://bucket/prefix.")
     if scheme != "s3":
         return _open_object_store(scheme, bucket, prefix.rstrip("/"), options, role)
-    try:
+    with _needing("boto3", uri):
         from inat_job.storage.s3.s3_store import S3Store  # here: boto3 is slow to import and may be missing
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{uri} needs boto3, which is not installed: pip install boto3.") from error
     return S3Store(bucket, prefix.rstrip("/"), options, role)
 
 
 def _open_object_store(scheme: str, bucket: str, root: str, options: StorageOptions, role: Role) -> Store:
-    try:
+    with _needing("obstore", f"{scheme}://{bucket}", ConflictError):
         from inat_job.storage.object_store import ObjectStore  # here: obstore may be missing
-    except ModuleNotFoundError as error:
-        message = f"{scheme}://{bucket} needs obstore, which is not installed: pip install obstore."
-        raise ConflictError(message) from error
     return ObjectStore(scheme, bucket, root, options, role)
 
 
 def _open_https(uri: str, options: StorageOptions) -> Store:
     if not urlsplit(uri).hostname:
         raise UsageError(f"{without_secrets(uri)!r} names no host: give https://host/folder.")
-    try:
+    with _needing("urllib3", without_secrets(uri)):
         from inat_job.storage.https import HttpsStore  # here: urllib3 may be missing
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{without_secrets(uri)} needs urllib3, which is not installed: pip install urllib3."
-        ) from error
     return HttpsStore(uri, options)
+
+
+@contextmanager
+def _needing(package: str, address: str, kind: type[JobError] = UsageError) -> Iterator[None]:
+    """Translate the error of a package that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise kind(f"{address} needs {package}, which is not installed: pip install {package}.") from error
 
 
 def _local_path(uri: str) -> Path:

@@ -36,6 +36,9 @@ _POSSIBLE: Mapping[str, Callable[[Any], bool]] = {
 }
 """Whether a stored decision can be one, for those that not every value of their type can be."""
 
+_OF_THIS_ATTEMPT = {"accelerator", "device", "torch", "precision", "ranks", "view_format"}
+"""Decisions that a resume makes again; a stored precision is part of making them."""
+
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 _OF_DEVICE = (Fault.MEMORY, Fault.BROKEN, Fault.CONFLICT)
@@ -122,20 +125,12 @@ def decide(settings: TrainSettings, stored: dict[str, Any] | None, rank: Rank = 
     # Before view formats were stored, all views were cut in the first.
     stored = {"view_format": 1} | known_decisions(stored)
     same = stored.get("accelerator") == accelerator
-    precision = keep_precision(stored["precision"], settings, accelerator, rank) if same else None
+    has_precision = same and "precision" in stored
+    precision = keep_precision(stored["precision"], settings, accelerator, rank) if has_precision else None
     fresh = _decide_new(settings, accelerator, precision, rank)
-    first = dataclasses.replace(fresh, **stored)
-    kept = dataclasses.replace(
-        first,
-        device=fresh.device,
-        torch=fresh.torch,
-        accelerator=accelerator,
-        precision=fresh.precision,
-        ranks=rank.world_size,
-        view_format=fresh.view_format,
-    )
-    if first.accelerator != fresh.accelerator:
-        kept = fresh
+    kept = fresh
+    if same:
+        kept = dataclasses.replace(fresh, **{name: stored[name] for name in stored.keys() - _OF_THIS_ATTEMPT})
     has_compiler = kept.compile and (fresh.compile if settings.compile else _has_compiler(accelerator))
     kept = dataclasses.replace(kept, compile=has_compiler)
     changed = {name: (old, getattr(kept, name)) for name, old in stored.items() if getattr(kept, name) != old}

@@ -26,6 +26,16 @@ from inat_job.telemetry import metric_lines
 
 NAME = "metrics.jsonl"
 
+LOG_EVERY = 10
+"""Optimiser steps between two rows; the last step of an epoch has one too."""
+
+WARM_UP_STEPS = 10
+"""Steps at the start of an attempt that the rate leaves out."""
+
+LogValues = Callable[[dict[str, float], int], None]
+
+NO_VALUES: Mapping[str, float] = {}
+
 
 class MetricsFile:
     """The rows of a run's metrics, in the file and in memory."""
@@ -85,17 +95,6 @@ def _parse(line: str) -> dict[str, Any] | None:
     return row if all(isinstance(value, int | float) for value in row.values()) else None
 
 
-LOG_EVERY = 10
-"""Optimiser steps between two rows; the last step of an epoch has one too."""
-
-WARM_UP_STEPS = 10
-"""Steps at the start of an attempt that the rate leaves out."""
-
-LogValues = Callable[[dict[str, float], int], None]
-
-NO_VALUES: Mapping[str, float] = {}
-
-
 class _PendingLoss:
     """A step's loss on its way from the device, so that training need not wait until it can be read."""
 
@@ -137,11 +136,8 @@ class MetricsLog(Callback):
         self._lr: float | None = None
         self._losses: list[Tensor] = []
         self._unread: _PendingLoss | None = None
-        self._best = (
-            max((_score(row) for row in file.rows if {"val_loss", "val_accuracy"} <= row.keys()), default=None)
-            if file
-            else None
-        )
+        rows = file.rows if file else []
+        self._best = max((_score(row) for row in rows if {"val_loss", "val_accuracy"} <= row.keys()), default=None)
         self._progress = self._validated = events.progress("train")
 
     @property

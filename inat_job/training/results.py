@@ -25,17 +25,15 @@ from inat_job.host import environment, process
 from inat_job.models.classifier import Classifier
 from inat_job.models.flops import network_size
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
+from inat_job.options import public_uri
 from inat_job.reporting import report
 from inat_job.reporting.loggers import TENSORBOARD_FOLDER, BackgroundLogger, LoggedRun, open_loggers
 from inat_job.reporting.tracking import Tracker, open_tracker
 from inat_job.run import timing
-from inat_job.settings import public_uri
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training.context import RunContext
 from inat_job.training.execution import float32_math
 from inat_job.training.trainer import make_trainer
-
-VAL = "val"
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def predict_splits(
     """
     images, tables = context.images, []
     if validation and len(images.val_rows):
-        tables.append(predict_split(context, classifier, VAL, images.val_rows, "final-validation"))
+        tables.append(predict_split(context, classifier, layout.VALIDATION, images.val_rows, "final-validation"))
     if test:
         if context.trial:
             raise LookupError(HIDDEN_FROM_TRIALS)
@@ -232,7 +230,7 @@ def draw_pictures(
     inputs = PictureInputs(
         network,
         evaluation_images(context),
-        {layout.TEST: images.test_rows, VAL: images.val_rows, layout.TRAIN: images.train_rows},
+        {layout.TEST: images.test_rows, layout.VALIDATION: images.val_rows, layout.TRAIN: images.train_rows},
         predictions.table,
         settings.train.seed,
         predictions.temperature,
@@ -263,7 +261,7 @@ def suggestion(context: RunContext) -> str:
 def _metrics_sections(predictions: Predictions, images: ImageDataModule) -> dict[str, Any]:
     """The sections that are made of predictions."""
     temperature, index = predictions.temperature, images.cache.index
-    val, test = predictions.table.split(VAL), predictions.table.split(layout.TEST)
+    val, test = predictions.table.split(layout.VALIDATION), predictions.table.split(layout.TEST)
     labels, tta = np.array(index.labels), predictions.tta
     validated = {"temperature": temperature, "val": split_metrics(val, temperature) if len(val) else None}
     if not len(test):

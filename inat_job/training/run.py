@@ -15,6 +15,7 @@ from inat_job import events
 from inat_job.checkpoints.manifest import Manifest
 from inat_job.checkpoints.uploader import NullUploader, Uploader, uploading
 from inat_job.data.cache_index import Cache
+from inat_job.data.layout import VALIDATION
 from inat_job.distributed import rendezvous
 from inat_job.evaluation.calibration import fit_temperature
 from inat_job.evaluation.pictures import Picture
@@ -37,7 +38,6 @@ from inat_job.training.introduction import introduce
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog, probe_row
 from inat_job.training.results import (
-    VAL,
     Predictions,
     checkpoint_weights,
     draw_pictures,
@@ -91,7 +91,7 @@ def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[s
         # Results, with the weights of the best epoch.
         best = start.load_best(context, classifier, context.checkpoints.best)
         table = predict_splits(context, classifier, test=context.trial is None)
-        predictions = Predictions(table, fit_temperature(table.split(VAL)))
+        predictions = Predictions(table, fit_temperature(table.split(VALIDATION)))
         pictures = _describe(context, leased, architecture, predictions, metrics.rows if metrics else (), best)
         store_checkpoints(context.folder, uploader, context.stop)
         if leased:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from inat_job.data.layout import VALIDATION
 from inat_job.errors import BadDataError, ConflictError, UsageError, last_line
 from inat_job.evaluation.calibration import fit_temperature
 from inat_job.evaluation.prediction_table import PredictionTable
@@ -12,13 +13,14 @@ from inat_job.models import backbones, five_block
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import load_exported
 from inat_job.models.model_files import DESCRIPTION, EXPORTS, WEIGHTS
+from inat_job.options import public_uri
 from inat_job.run.run_state import CONFIG, REPORT, open_run, read_config
-from inat_job.settings import Settings, public_uri
+from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder, run_uri
 from inat_job.training.context import RunContext, load_weights, warn_of_other_test_set
-from inat_job.training.results import VAL, Weights, checkpoint_weights
+from inat_job.training.results import Weights, checkpoint_weights
 
 MODEL = "model"
 _FIVE_BLOCK = ("filters", "kernel_sizes", "activation", "dense", "pooling", "batch_norm", "dropout")
@@ -83,8 +85,8 @@ def load_trained(context: RunContext, classifier: Classifier, trained: TrainedMo
 
 def temperature_of(trained: TrainedModel, table: PredictionTable) -> float:
     """The temperature fitted on the validation images, or where there are none, that of the exported model."""
-    if VAL in table.splits:
-        return fit_temperature(table.split(VAL))
+    if VALIDATION in table.splits:
+        return fit_temperature(table.split(VALIDATION))
     description: Any = trained.description
     if description is None and trained.step is None:
         description = trained.folder.read_json(f"{MODEL}/{DESCRIPTION}")

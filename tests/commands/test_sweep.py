@@ -24,7 +24,7 @@ from inat_job.host import cpu, nvidia
 from inat_job.recipes import RECIPES
 from inat_job.reporting.html import is_page
 from inat_job.run.run_state import lease_run, open_run
-from inat_job.search.outcomes import Limits, Standing
+from inat_job.search.outcomes import Limits, SearchState
 from inat_job.settings import TrainSettings
 from inat_job.signals import StopFlag, never
 from inat_job.storage import open_store
@@ -292,14 +292,14 @@ def test_study_stays_where_it_is(tmp_path: Path) -> None:
 
 
 def test_search_that_ends_without_a_finished_trial_says_why() -> None:
-    why, standing = "trials were at work for 9 s", Standing((), 9.0)
+    why, state = "trials were at work for 9 s", SearchState((), 9.0)
     with pytest.raises(ConflictError, match=rf"^s ended without .* \({why}\): raise --max-time"):
-        sweep._require_best("s", why, standing, Limits(30, max_time=9.0), [])
+        sweep._require_best("s", why, state, Limits(30, max_time=9.0), [])
 
 
 def test_search_whose_trials_all_failed_says_how() -> None:
     with pytest.raises(ConflictError, match=r"^s has no best trial: all 2 failed, the last one so: It failed with 78"):
-        sweep._require_best("s", "all 2 trials", Standing((None, None), 9.0), Limits(2), ["It failed with 78."] * 2)
+        sweep._require_best("s", "all 2 trials", SearchState((None, None), 9.0), Limits(2), ["It failed with 78."] * 2)
 
 
 def test_trials_at_a_time_share_the_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.reporting.publish import naming_local_copy, publish
 from inat_job.storage import StorageOptions
 from inat_job.storage.lease import LeaseError
+from inat_job.storage.retry import RetryableError
 from inat_job.storage.run_folder import RunFolder, open_run_folder
 from tests.evaluation.made_predictions import table_of
 from tests.reporting.made_reports import REPORT
@@ -121,3 +122,12 @@ def test_error_of_the_store_names_the_local_copy(folder: RunFolder, kind: type[E
 def test_lost_lease_does_not_name_the_local_copy(folder: RunFolder) -> None:
     with pytest.raises(LeaseError, match="^lost$"), naming_local_copy(folder):
         raise LeaseError("lost")
+
+
+def test_error_that_outlasted_the_retries_keeps_its_sentence(folder: RunFolder) -> None:
+    with pytest.raises(TransientError) as raised, naming_local_copy(folder):
+        raise RetryableError("example.org did not serve x (503)", wait_s=1.0)
+    assert str(raised.value) == (
+        "example.org did not serve x (503) despite retries: try again later. "
+        f"The whole run is in {folder.local}: run the same command again."
+    )

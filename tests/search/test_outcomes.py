@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_job.run.trial_link import Ended
-from inat_job.search.outcomes import MOST_FAILURES, Limits, Next, Standing, covered_s, how_to_go_on, next_of, why_ended
+from inat_job.search.outcomes import (
+    MOST_FAILURES,
+    Limits,
+    Next,
+    SearchState,
+    covered_s,
+    how_to_go_on,
+    next_of,
+    why_ended,
+)
 
 VALUES = st.lists(st.none() | st.floats(0.0, 1.0), max_size=30).map(tuple)
 
@@ -48,20 +57,20 @@ def test_only_a_success_is_done(code: int, pruned: bool, failures: int) -> None:
 
 @given(VALUES)
 def test_best_and_trials_since(values: tuple[float | None, ...]) -> None:
-    standing = Standing(values, 0.0)
+    state = SearchState(values, 0.0)
     known = [value for value in values if value is not None]
-    assert standing.best == (max(known) if known else None)
+    assert state.best == (max(known) if known else None)
     if known:
-        at = len(values) - 1 - standing.since_best
-        assert values[at] == standing.best
-        assert all(value is None or value < standing.best for value in values[:at])
+        at = len(values) - 1 - state.since_best
+        assert values[at] == state.best
+        assert all(value is None or value < state.best for value in values[:at])
     else:
-        assert standing.since_best == len(values)
+        assert state.since_best == len(values)
 
 
 @given(VALUES, st.integers(1, 40), st.floats(0, 1e6))
 def test_sweep_ends_with_its_number_of_trials(values: tuple[float | None, ...], trials: int, seconds: float) -> None:
-    assert bool(why_ended(Standing(values, seconds), Limits(trials))) == (len(values) >= trials)
+    assert bool(why_ended(SearchState(values, seconds), Limits(trials))) == (len(values) >= trials)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +87,7 @@ def test_sweep_ends_with_its_number_of_trials(values: tuple[float | None, ...], 
     ],
 )
 def test_limits(limits: Limits, why: str) -> None:
-    assert why_ended(Standing((0.25, 0.5, None, 0.5), 60.0), limits) == why
+    assert why_ended(SearchState((0.25, 0.5, None, 0.5), 60.0), limits) == why
 
 
 @pytest.mark.parametrize(
@@ -91,7 +100,7 @@ def test_limits(limits: Limits, why: str) -> None:
     ],
 )
 def test_search_without_a_finished_trial_names_the_limit_that_ended_it(limits: Limits, advice: str) -> None:
-    assert how_to_go_on(Standing((None, None), 60.0), limits).startswith(advice)
+    assert how_to_go_on(SearchState((None, None), 60.0), limits).startswith(advice)
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9))))

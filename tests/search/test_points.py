@@ -168,18 +168,18 @@ def test_time_without_work_does_not_count() -> None:
     now = 1012.0
     first.rest(b, "Stopped.", 0)
     now = 1014.0  # where its worker is killed
-    assert first.standing().seconds == 14.0
+    assert first.state().seconds == 14.0
     now = 9000.0
     second = trials_of(storage=storage, clock=lambda: now)
-    assert second.standing().seconds == 12.0
+    assert second.state().seconds == 12.0
     for frozen in second.running():
         assert second.resume(frozen, 99)
     now = 9003.0
-    assert second.standing().seconds == 15.0
+    assert second.state().seconds == 15.0
     second.complete(a, [0.5, 0.75])
     second.fail(b, "It failed.", 1)
     now = 9999.0
-    assert second.standing().seconds == 15.0
+    assert second.state().seconds == 15.0
     assert [each.user_attrs[WORK] for each in second.counted()] == [
         [[1000.0, 1010.0], [9000.0, 9003.0]],
         [[1000.0, 1012.0], [9000.0, 9003.0]],

@@ -101,6 +101,7 @@ def test_settings_without_effect_are_not_searched(tmp_path: Path) -> None:
     file.write_text("[train]\naugment = false\n")
     assert "train.augment" not in space_of(RECIPES["a"](), str(file))
     assert {"train.crop_scale", "train.colour"} <= set(space_of(RECIPES["a"](), str(file)))
+    assert "train.crop_scale" not in space_of(PRESETS["b"]["quick"]())  # which does not augment
     head = configure("b", {"model.strategy": "head"}, [], None, environment={}).settings
     assert "model.layer_decay" not in space_of(head, fixed={"model.strategy"})
 

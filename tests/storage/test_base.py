@@ -1,4 +1,4 @@
-"""Object keys and addresses."""
+"""Object keys."""
 
 from pathlib import PurePosixPath
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_job.errors import BadDataError
-from inat_job.storage.base import checked_key, without_secrets
+from inat_job.storage.base import checked_key
 
 
 @given(st.text(alphabet="ab./\0~é\\", max_size=12))
@@ -21,11 +21,3 @@ def test_accepted_key_stays_under_root(key: str) -> None:
     assert path.is_relative_to("/root")
     assert ".." not in path.parts
     assert path != PurePosixPath("/root")
-
-
-segments = st.text(alphabet="abc.-_%é ", min_size=1, max_size=6).filter(lambda s: s.strip(". "))
-
-
-@given(segments, segments, segments)
-def test_without_secrets_removes_login_query_and_fragment(user: str, query: str, path: str) -> None:
-    assert without_secrets(f"https://{user}:s3cret@host/{path}?{query}=s3cret#s3cret") == f"https://host/{path}"

@@ -118,6 +118,14 @@ def test_execution_stored_by_an_older_version_is_kept() -> None:
     assert execution.decide(TrainSettings(accelerator="cpu"), stored) == first
 
 
+def test_missing_precision_is_decided_again() -> None:
+    settings = TrainSettings(accelerator="cpu", precision="fp32")
+    stored = execution.decide(settings, None).as_dict() | {"threads": 7}
+    del stored["precision"]
+    kept = execution.decide(settings, stored)
+    assert (kept.precision, kept.threads) == ("fp32", 7)
+
+
 def test_resume_keeps_the_mode_of_compilation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

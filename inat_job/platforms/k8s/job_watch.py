@@ -119,12 +119,16 @@ def start_problem(pods: Sequence[Resource]) -> str:
     for pod in leader_pods(pods)[:1]:
         waiting = _container(pod).get("state", {}).get("waiting", {})
         if waiting.get("reason") and waiting["reason"] not in _NORMAL_WAITING:
-            return _with_fixes(": ".join(str(waiting[key]) for key in ("reason", "message") if waiting.get(key)))
+            return _with_fixes(_why(waiting))
         unscheduled = _condition(pod, "PodScheduled", "False")
         if unscheduled:
-            why = (str(unscheduled[key]) for key in ("reason", "message") if unscheduled.get(key))
-            return _with_fixes(": ".join(why))
+            return _with_fixes(_why(unscheduled))
     return ""
+
+
+def _why(state: Resource) -> str:
+    """The reason and the message of a condition or of a waiting container."""
+    return ": ".join(str(state[key]) for key in ("reason", "message") if state.get(key))
 
 
 def _with_fixes(problem: str) -> str:
@@ -150,7 +154,7 @@ def exit_code_of(job: Resource, pods: Sequence[Resource]) -> tuple[int | None, s
     failed = _condition(job, "Failed")
     if not failed:
         return None, ""
-    why = ": ".join(str(failed[key]) for key in ("reason", "message") if failed.get(key))
+    why = _why(failed)
     exits = [terminated for pod in pods if (terminated := _terminated(pod))]
     exits = sorted(exits, key=lambda each: sort_key(str(each.get("finishedAt", ""))))
     exits = [each for each in exits if each.get("exitCode")]

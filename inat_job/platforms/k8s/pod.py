@@ -52,7 +52,6 @@ def detect_kubernetes(environment: Mapping[str, str], root: Path = Path("/")) ->
         num_nodes=num_nodes,
         master_address=_master_address(environment, root) if num_nodes > 1 else None,
         grace_s=_grace_s(environment, root),
-        failure_file=root / TERMINATION_LOG,
     )
 
 

@@ -166,7 +166,7 @@ def _with_grace(job: Manifest, before: Any) -> Manifest:
     """The Job that tells its container a patched grace period, because the container cannot read the field."""
     if _grace(job) == before:
         return job
-    container = {"name": "job", "env": [{"name": "INAT_GRACE_SECONDS", "value": str(_grace(job))}]}
+    container = {"name": "job", "env": [{"name": _GRACE, "value": str(_grace(job))}]}
     return merge(job, {"spec": {"template": {"spec": {"containers": [container]}}}})  # type: ignore[no-any-return]
 
 

@@ -126,10 +126,10 @@ def hyperparameters(request: SubmitOptions, command: Command) -> dict[str, str]:
     parameters = {"part": settings.part}
     if command.sweep:
         parameters |= {"command": command.verb, **_changed(command.sweep)}
+    values = settings.by_key()
     for key, (each, _) in options_by_key(settings).items():
-        section, _, field = key.partition(".")
         if key in given:
-            parameters[each.name] = _as_text(getattr(settings.sections()[section], field))
+            parameters[each.name] = _as_text(values[key])
     parameters.setdefault("run-id", str(request.name))  # because a job's name changes with every submission
     if output := lasting_output(request, command):
         parameters["output"] = output

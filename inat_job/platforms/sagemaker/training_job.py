@@ -56,7 +56,6 @@ def detect_sagemaker(base: Path, environment: Mapping[str, str], root: Path = Pa
         scratch=None if is_emulated else root / "tmp" / "inat-job",
         output=base / "checkpoints",
         grace_s=GRACE_S,
-        failure_file=failure_file(base),
         data=data,
         data_problem=problem,
         model_folder=base / "model",

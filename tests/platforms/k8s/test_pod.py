@@ -28,7 +28,6 @@ def test_run_id_by_variable(tmp_path: Path) -> None:
     platform = detected(tmp_path, KUBERNETES_JOB_NAME="train-parta")
     assert (platform.run_id, platform.attempt) == ("train-parta", None)
     assert (platform.node_rank, platform.num_nodes, platform.master_address) == (0, 1, None)
-    assert platform.failure_file == tmp_path / "dev/termination-log"
 
 
 def test_run_id_and_attempt_by_the_downward_api(tmp_path: Path) -> None:

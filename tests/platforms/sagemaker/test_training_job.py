@@ -32,8 +32,7 @@ def test_folders(tmp_path: Path) -> None:
         "data.uri": str(base / "input/data/training"),
         "data.cache_dir": str(tmp_path / "tmp/inat-job/cache"),
     }
-    assert (platform.failure_file, platform.model_folder) == (base / "output/failure", base / "model")
-    assert platform.results_folder == base / "output/data"
+    assert (platform.model_folder, platform.results_folder) == (base / "model", base / "output/data")
 
 
 @given(st.sets(st.from_regex(r"algo-[0-9]{1,3}", fullmatch=True), min_size=2, max_size=20), st.randoms())
