@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from inat_job import near_misses
-from inat_job.address import quote_login, without_login
+from inat_job.address import fault_of, quote_login, without_login
 from inat_job.errors import UsageError
 
 # Query parameters that sign a URL at Amazon, Google or Azure, or authenticate: they do not change which object it is.
@@ -166,6 +166,8 @@ def check_value(each: Option, value: Any) -> None:
 
 
 def _check_uri(each: Option, value: str) -> None:
+    if fault := fault_of(value):
+        raise UsageError(f"{each.flag} {fault}.")
     try:
         urlsplit(without_login(value))
     except ValueError as error:  # the value itself may hold a password

@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from inat_job.address import BUCKETS, quote_login
+from inat_job.address import BUCKETS, fault_of, quote_login
 from inat_job.errors import ConflictError, UsageError
 from inat_job.storage.base import Role, StorageOptions, Store, without_secrets
 from inat_job.storage.local import LocalStore
@@ -48,6 +48,8 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 def _scheme(uri: str) -> str:
     """s3, gs, az, http or https in lower case; empty for a local path, with or without file://."""
+    if fault := fault_of(uri):
+        raise UsageError(f"An address {fault}.")
     match = _SCHEME.match(uri)
     scheme = match[1].lower() if match else "file"
     if scheme not in (*_BUCKET_SCHEMES, "http", "https", "file"):
@@ -59,8 +61,6 @@ def _scheme(uri: str) -> str:
 
 def _open_bucket(scheme: str, uri: str, options: StorageOptions, role: Role) -> Store:
     bucket, _, prefix = uri[len(scheme) + 3 :].partition("/")
-    if not bucket:
-        raise UsageError(f"{uri!r} names no bucket: give {scheme}://bucket/prefix.")
     if scheme != "s3":
         return _open_object_store(scheme, bucket, prefix.rstrip("/"), options, role)
     try:

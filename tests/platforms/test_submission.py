@@ -87,6 +87,7 @@ def test_missing_options_are_named(submit: Callable[..., Ended], cluster: Path) 
         ),
         (["sweep", "--part", "a", "--output", "runs"], "--output is 'runs'"),
         (["parta", "--output", "runs"], "--output is 'runs'"),
+        (["parta", "--output", "s3://"], "--output begins with 's3://', which names no bucket"),
         (["parta", "--labels", "labels.csv"], "--labels is 'labels.csv', which the job does not have: use s3://"),
         (["parta", "--labels", f"file://{__file__}"], "test_submission.py', which the job does not have"),
         (["parta", "--config", "a.toml"], "--config is 'a.toml'"),
