@@ -53,6 +53,12 @@ def fault_of(address: str) -> str:
     return f"begins with {match[0]!r}, which {why}: give {_EXAMPLES[start]}" if why else ""
 
 
+def start_of(address: str) -> str:
+    """The scheme of an address, as it is written, with its slashes; empty for a local path."""
+    match = _OF_STORE.match(address) or _START.match(address)
+    return match[0] if match else ""
+
+
 def child(folder: str, name: str) -> str:
     """The address of `name` in a folder, a path or URI that may end in a slash."""
     start = match[0] if (match := _START.match(folder)) else ""

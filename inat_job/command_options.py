@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from inat_job import options
 from inat_job.errors import UsageError
-from inat_job.options import Option, option
+from inat_job.options import Option, SettingsSection, option
 
 LIST = "list"
 
@@ -37,7 +37,7 @@ class StatusOptions:
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(SettingsSection):
     """How `compare` shows its result."""
 
     html: str = option("compare.html", "The page to write; an earlier comparison there is replaced", metavar="PATH")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from inat_job import near_misses
-from inat_job.address import fault_of, quote_login, without_login
+from inat_job.address import fault_of, quote_login, start_of, without_login
 from inat_job.errors import UsageError
 
 # Query parameters that sign a URL at Amazon, Google or Azure, or authenticate: they do not change which object it is.
@@ -58,6 +58,11 @@ class Option:
     @property
     def flag(self) -> str:
         return f"--{self.name}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it takes a path on this machine, and no URI."""
+        return self.metavar == "PATH" and not self.uri
 
     @property
     def variable(self) -> str:
@@ -153,6 +158,8 @@ def check_value(each: Option, value: Any) -> None:
     """Raise UsageError if a parsed value is out of range."""
     if each.uri and value is not None:
         _check_uri(each, value)
+    if each.is_local and (start := start_of(value or "")):
+        raise UsageError(f"{each.flag} begins with {start!r}, and must be a path on this machine: give a local path.")
     parts = value if isinstance(value, tuple) else (value,)
     for part in parts if each.choices else ():
         if part not in each.choices:
