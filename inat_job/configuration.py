@@ -14,7 +14,7 @@ from inat_job import near_misses, timm_networks
 from inat_job.command_options import LogOptions
 from inat_job.errors import BadDataError, UsageError
 from inat_job.job_settings import TrackerSettings
-from inat_job.options import Option, check_value, options_of, parse, parse_section
+from inat_job.options import Option, check_value, expanded, options_of, parse, parse_section
 from inat_job.recipes import PRESETS, RECIPES
 from inat_job.settings import Settings, TrainSettings
 from inat_job.torchvision_weights import eval_crop
@@ -301,7 +301,7 @@ def _file_layer(file: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = Path(expanded(file)).read_text(encoding="utf-8")
         tables = json.loads(text) if file.endswith(".json") else tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"--config is {file}, which cannot be read ({error.strerror}): check the path.") from None

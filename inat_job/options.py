@@ -119,7 +119,8 @@ def _parsed(each: Option, kind: Any, value: Any) -> Any:
     if kind is bool:
         return _boolean(value)
     if kind is str:
-        return quote_login(_text(value)) if each.uri else _text(value)
+        text = _text(value)
+        return quote_login(text) if each.uri else expanded(text) if each.is_local else text
     if typing.get_origin(kind) is tuple:
         listed = isinstance(value, list | tuple)
         parts = value if listed else value.split(",") if isinstance(value, str) else [value]
@@ -259,6 +260,11 @@ def _without_secrets(uri: str, keep: Callable[[str], bool]) -> str:
     return urlunsplit((parts.scheme, parts.netloc, parts.path, query, parts.fragment))
 
 
+def expanded(path: str) -> str:
+    """A local path with the folder of its user for a ~ at its start, as a shell has it."""
+    return os.path.expanduser(path)  # noqa: PTH111 (Path's raises an error for an unknown user)
+
+
 def absolute(path: str) -> str:
     """A local path as it is from the root."""
-    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (resolve() would follow links)
+    return os.path.abspath(expanded(path))  # noqa: PTH100 (resolve() would follow links)

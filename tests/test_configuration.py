@@ -309,6 +309,14 @@ def test_command_ignores_settings_of_a_file_without_effect(part: str, other: str
         configure(part, {}, ["model.strateg=head"], None, taken=PREPARE_TAKES)
 
 
+def test_home_in_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.toml").write_text("[train]\nepochs = 7\n")
+    made = configure("a", {"data.cache_dir": "~/cache"}, [], "~/c.toml").settings
+    assert (made.train.epochs, made.data.cache_dir) == (7, f"{tmp_path}/cache")
+    assert configure("a", {"data.cache_dir": "a/~/b"}, [], None).settings.data.cache_dir == "a/~/b"
+
+
 @pytest.mark.parametrize("text", ["not toml", "[train\n"])
 def test_config_file_unreadable(text: str, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"

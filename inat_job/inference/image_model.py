@@ -15,7 +15,7 @@ from inat_job.inference.model_folder import RUNTIMES, ModelFolder, find_model
 from inat_job.inference.runtime import OnnxRuntime, Runtime
 from inat_job.ingest.build_cache import cache_side
 from inat_job.ingest.decode import Rejected, decode, squash_image
-from inat_job.options import parse_section
+from inat_job.options import expanded, parse_section
 from inat_job.settings import DataSettings
 from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions
@@ -90,8 +90,9 @@ class ImageModel:
         """A decoded image. Raises Rejected with the reason, and what the disk raises for a path."""
         side, squash = cache_side(self.image_size), self._runtime.squash
         if isinstance(image, str | Path):
-            with disk_errors(Path(image), missing=f"{image} does not exist: check the path."):
-                image = Path(image).read_bytes()
+            path = Path(expanded(str(image)))
+            with disk_errors(path, missing=f"{image} does not exist: check the path."):
+                image = path.read_bytes()
         if isinstance(image, bytes):
             return decode(image, side, squash)
         return squash_image(image, side, squash)

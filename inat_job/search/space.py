@@ -154,7 +154,7 @@ def text_of(given: str) -> str:
     if "=" in given:
         return given
     try:
-        return Path(given).read_text(encoding="utf-8")
+        return Path(options.expanded(given)).read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--space is {given}, which cannot be read ({error.strerror}): check the path.") from None
     except ValueError as error:

@@ -96,7 +96,7 @@ def _local_path(uri: str) -> Path:
     if not _SCHEME.match(uri):
         if not uri:
             raise UsageError("The path is empty: give a folder.")
-        return _absolute(Path(uri).expanduser())
+        return _absolute(os.path.expanduser(uri))  # noqa: PTH111 (Path's raises an error for an unknown user)
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise UsageError(
