@@ -327,6 +327,22 @@ def test_config_file_unreadable(text: str, tmp_path: Path) -> None:
         configure("a", {}, [], str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "twice"),
+    [
+        ("c.json", '{"train": {"lr": 1, "lr": 2}}', "'lr'"),
+        ("c.json", '{"train": {"lr": 1}, "train": {"epochs": 2}}', "'train'"),
+        ("c.json", '{"train": {"lr": 1}, "train.lr": 2}', "'train.lr'"),
+        ("c.toml", '"train.lr" = 1\n[train]\nlr = 2\n', "'train.lr'"),
+    ],
+)
+def test_config_file_with_a_value_twice(name: str, text: str, twice: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(UsageError, match=f"{name} gives {twice} twice: leave one out"):
+        configure("a", {}, [], str(file))
+
+
 def test_config_file_in_yaml(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("train:\n  lr: 1\n")
