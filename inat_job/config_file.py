@@ -15,7 +15,7 @@ def read(file: str) -> dict[str, Any]:
     """The file's values by "section.field". Raises UsageError for one that cannot be read or gives a value twice."""
     once = functools.partial(_each_once, file)
     try:
-        text = Path(expanded(file)).read_text(encoding="utf-8")
+        text = Path(expanded(file)).read_text(encoding="utf-8-sig")
         tables = json.loads(text, object_pairs_hook=once) if file.endswith(".json") else tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"--config is {file}, which cannot be read ({error.strerror}): check the path.") from None

@@ -343,6 +343,12 @@ def test_config_file_with_a_value_twice(name: str, text: str, twice: str, tmp_pa
         configure("a", {}, [], str(file))
 
 
+@pytest.mark.parametrize(("name", "text"), [("c.json", '{"train": {"lr": 2}}'), ("c.toml", "[train]\nlr = 2\n")])
+def test_config_file_with_a_byte_order_mark(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert configure("a", {}, [], str(tmp_path / name)).settings.train.lr == 2.0
+
+
 def test_config_file_in_yaml(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("train:\n  lr: 1\n")

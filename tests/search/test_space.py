@@ -150,6 +150,19 @@ def test_home_at_the_start_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert text_of("~/x.toml") == "[train]\nlr = false\n"
 
 
+def test_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("[train]\nlr = {low = 1, high = 2}\n", encoding="utf-8-sig")
+    assert space_of(RECIPES["a"](), str(tmp_path / "x.toml"))["train.lr"] == Axis(low=1, high=2, integer=True)
+
+
+@pytest.mark.parametrize("text", ["", "a secret and more", "# no range\n"])
+def test_file_without_a_range(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"--space \S+x.toml is not TOML that sets a range") as error:
+        text_of(str(tmp_path / "x.toml"))
+    assert "secret" not in str(error.value)
+
+
 def test_missing_file() -> None:
     with pytest.raises(UsageError, match="--space is nowhere.toml, which cannot be read"):
         space_of(RECIPES["a"](), "nowhere.toml")
