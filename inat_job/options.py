@@ -135,7 +135,7 @@ def _parsed(each: Option, kind: Any, value: Any) -> Any:
 
 def as_text(value: Any) -> str:
     """A setting's value as `parse` reads it from text."""
-    if value is None or value in ((), []):
+    if value is None or (isinstance(value, tuple | list) and not value):
         return "none"
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
