@@ -7,6 +7,12 @@ from urllib.parse import quote, unquote, urlsplit
 BUCKETS = ("s3://", "gs://", "az://")
 """The addresses of object stores, where a key may hold every sign: ? and # too."""
 
+_EXAMPLES = {
+    **{start: f"{start}bucket/prefix" for start in BUCKETS},
+    **{start: f"{start}host/folder" for start in ("http://", "https://")},
+    "file://": "file:///folder",
+}
+_OF_STORE = re.compile(r"(s3|gs|az|https?|file):(/*)(?=(.?))", re.IGNORECASE)
 _START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HOST = re.compile(r"[^:\[\]]*(:[0-9]*)?|\[[^\]]*\](:[0-9]*)?")
 
@@ -27,6 +33,36 @@ def split_login(address: str) -> tuple[str, str, str]:
         count = next((number for number, segment in enumerate(segments, 1) if "@" in segment), 1)
     end = "/".join(segments[:count]).rfind("@")
     return start[0], rest[: max(end, 0)], rest[end + 1 :]
+
+
+def fault_of(address: str) -> str:
+    """What is wrong with the start of a store's address, and the fix; empty if nothing is.
+
+    Such an address would pass for a local path: s3:/bucket/runs, or s3:// and then the value of an unset variable.
+    """
+    match = _OF_STORE.match(address)
+    if not match:
+        return ""
+    start, slashes, is_end = f"{match[1].lower()}://", len(match[2]), not match[3]
+    if slashes < 2:
+        why = "needs two slashes"
+    elif start == "file://":
+        why = "names no folder" if is_end and slashes == 2 else ""
+    else:
+        why = f"names no {'bucket' if start in BUCKETS else 'host'}" if is_end or slashes > 2 else ""
+    return f"begins with {match[0]!r}, which {why}: give {_EXAMPLES[start]}" if why else ""
+
+
+def start_of(address: str) -> str:
+    """The scheme of an address, as it is written, with its slashes; empty for a local path."""
+    match = _OF_STORE.match(address) or _START.match(address)
+    return match[0] if match else ""
+
+
+def child(folder: str, name: str) -> str:
+    """The address of `name` in a folder, a path or URI that may end in a slash."""
+    start = match[0] if (match := _START.match(folder)) else ""
+    return f"{start}{folder[len(start) :].rstrip('/')}/{name}"
 
 
 def host_of(address: str) -> str:

@@ -37,7 +37,7 @@ class StatusOptions:
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(SettingsSection):
     """How `compare` shows its result."""
 
     html: str = option("compare.html", "The page to write; an earlier comparison there is replaced", metavar="PATH")

@@ -1,17 +1,15 @@
 """From defaults, file, environment and command line to one Settings, with the source of each value."""
 
 import dataclasses
-import json
 import os
 import re
-import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from inat_job import near_misses, timm_networks
+from inat_job import config_file, near_misses, timm_networks
 from inat_job.command_options import LogOptions
+from inat_job.config_file import flatten
 from inat_job.errors import BadDataError, UsageError
 from inat_job.job_settings import TrackerSettings
 from inat_job.options import Option, as_toml, check_value, options_of, parse, parse_section
@@ -239,7 +237,7 @@ def _preset_layer(part: str, known: Mapping[str, tuple[Option, Any]], layers: Se
         return Layer(_OF_PRESET, {})
     name = parse(*known[_PRESET], named[-1])
     check_value(known[_PRESET][0], name)
-    own, defaults = (_flatten(each().as_dict()) for each in (PRESETS[part][name], RECIPES[part]))
+    own, defaults = (flatten(each().as_dict()) for each in (PRESETS[part][name], RECIPES[part]))
     changes = {key: value for (key, value), default in zip(own, defaults, strict=True) if (key, value) != default}
     return Layer(
         f"{_OF_PRESET}{name}",
@@ -251,7 +249,7 @@ def _settings_of_run(run: Mapping[str, Any], defaults: Settings, known: Mapping[
     """The settings in a run's config.json that make it what it is. Raises BadDataError."""
     own = {
         key: value
-        for key, value in _flatten(run)
+        for key, value in flatten(run)
         if value is not None
         and key in known
         and known[key][0].in_fingerprint  # null is the default, or was in older runs
@@ -298,33 +296,8 @@ def _merge(defaults: Settings, known: Mapping[str, tuple[Option, Any]], layers: 
 
 
 def _file_layer(file: str | None, known: Mapping[str, Any]) -> dict[str, Any]:
-    if file is None:
-        return {}
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-        tables = json.loads(text) if file.endswith(".json") else tomllib.loads(text)
-    except OSError as error:
-        raise UsageError(f"--config is {file}, which cannot be read ({error.strerror}): check the path.") from None
-    except (ValueError, RecursionError) as error:
-        yaml = file.endswith((".yaml", ".yml"))
-        why = "which is not read: write" if yaml else f"which is not TOML, nor JSON in a *.json file ({error}): write"
-        raise UsageError(f"--config is {file}, {why} it as --print-config does.") from None
-    if not isinstance(tables, dict):
-        raise UsageError(f"--config {file} has no sections: write it as --print-config does.")
-    for section, fields in tables.items():
-        if "." not in section and not isinstance(fields, dict):
-            raise UsageError(
-                f"--config {file}: {section!r} is not a section: write its settings as --print-config does."
-            )
-    return {known_key(key, known, f"--config {file}"): value for key, value in _flatten(tables)}
-
-
-def _flatten(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for section, fields in tables.items():
-        if isinstance(fields, Mapping):
-            yield from ((f"{section}.{field}", value) for field, value in fields.items())
-        else:
-            yield section, fields
+    values = {} if file is None else config_file.read(file)
+    return {known_key(key, known, f"--config {file}"): value for key, value in values.items()}
 
 
 def _set_layer(sets: Sequence[str], known: Mapping[str, Any], taken: Collection[str] | None) -> dict[str, Any]:

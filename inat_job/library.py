@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from inat_job import events
 from inat_job.__main__ import ENTRYPOINT
 from inat_job.configuration import log_options, options_by_key
@@ -96,10 +98,16 @@ def predict(
 
 
 def _plain(value: Any) -> Any:
-    """A value as a file has it."""
+    """A value as a file has it: float32's 0.001 is 0.001, not the 0.0010000000474974513 that it has in float64."""
+    if isinstance(value, np.ndarray):
+        value = list(value) if value.ndim else value[()]
+    if isinstance(value, np.floating):
+        return float(str(value))
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def _console(quiet: bool, verbose: bool) -> Console:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from inat_job import near_misses
-from inat_job.address import as_utf8, quote_login, without_login
+from inat_job.address import as_utf8, fault_of, quote_login, start_of, without_login
 from inat_job.errors import UsageError
 
 # Query parameters that sign a URL at Amazon, Google or Azure, or authenticate: they do not change which object it is.
@@ -59,6 +59,11 @@ class Option:
     @property
     def flag(self) -> str:
         return f"--{self.name}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it takes a path on this machine, and no URI."""
+        return self.metavar == "PATH" and not self.uri
 
     @property
     def variable(self) -> str:
@@ -115,7 +120,8 @@ def _parsed(each: Option, kind: Any, value: Any) -> Any:
     if kind is bool:
         return _boolean(value)
     if kind is str:
-        return quote_login(_text(value)) if each.uri else _text(value)
+        text = _text(value)
+        return quote_login(text) if each.uri else expanded(text) if each.is_local else text
     if typing.get_origin(kind) is tuple:
         listed = isinstance(value, list | tuple)
         parts = value if listed else value.split(",") if isinstance(value, str) else [value]
@@ -130,7 +136,7 @@ def _parsed(each: Option, kind: Any, value: Any) -> Any:
 
 def as_text(value: Any) -> str:
     """A setting's value as `parse` reads it from text."""
-    if value is None or value in ((), []):
+    if value is None or (isinstance(value, tuple | list) and not value):
         return "none"
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
@@ -164,6 +170,8 @@ def check_value(each: Option, value: Any) -> None:
     """Raise UsageError if a parsed value is out of range."""
     if each.uri and value is not None:
         _check_uri(each, value)
+    if each.is_local and (start := start_of(value or "")):
+        raise UsageError(f"{each.flag} begins with {start!r}, and must be a path on this machine: give a local path.")
     parts = value if isinstance(value, tuple) else (value,)
     for part in parts if each.choices else ():
         if part not in each.choices:
@@ -177,6 +185,8 @@ def check_value(each: Option, value: Any) -> None:
 
 
 def _check_uri(each: Option, value: str) -> None:
+    if fault := fault_of(value):
+        raise UsageError(f"{each.flag} {fault}.")
     try:
         urlsplit(without_login(value))
     except ValueError as error:  # the value itself may hold a password
@@ -261,6 +271,11 @@ def _without_secrets(uri: str, keep: Callable[[str], bool]) -> str:
     return urlunsplit((parts.scheme, parts.netloc, parts.path, query, parts.fragment))
 
 
+def expanded(path: str) -> str:
+    """A local path with the folder of its user for a ~ at its start, as a shell has it."""
+    return os.path.expanduser(path)  # noqa: PTH111 (Path's raises an error for an unknown user)
+
+
 def absolute(path: str) -> str:
     """A local path as it is from the root."""
-    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (resolve() would follow links)
+    return os.path.abspath(expanded(path))  # noqa: PTH100 (resolve() would follow links)

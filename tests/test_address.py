@@ -2,13 +2,18 @@
 
 import base64
 import re
+from contextlib import nullcontext
 from urllib.parse import unquote, urlsplit
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inat_job.address import host_of, quote_login, split_login, without_login, without_secrets
+from inat_job.address import child, fault_of, host_of, quote_login, split_login, without_login, without_secrets
+from inat_job.errors import UsageError
+from inat_job.job_settings import RunSettings
 from inat_job.options import public_uri, unsigned_uri
+from inat_job.settings import BackboneSettings, DataSettings
 from inat_job.storage import open_store, split_uri
 from inat_job.storage.https import HttpsStore
 from inat_job.telemetry.redact import redact
@@ -75,3 +80,42 @@ segments = st.text(alphabet="abc.-_%é ", min_size=1, max_size=6).filter(lambda 
 @given(segments, segments, segments)
 def test_without_secrets_removes_login_query_and_fragment(user: str, query: str, path: str) -> None:
     assert without_secrets(f"https://{user}:s3cret@host/{path}?{query}=s3cret#s3cret") == f"https://host/{path}"
+
+
+@pytest.mark.parametrize(
+    ("address", "fault"),
+    [
+        ("s3://", "begins with 's3://', which names no bucket: give s3://bucket/prefix"),
+        ("GS:///runs", "begins with 'GS:///', which names no bucket: give gs://bucket/prefix"),
+        ("az:/b/runs", "begins with 'az:/', which needs two slashes: give az://bucket/prefix"),
+        ("s3:b", "begins with 's3:', which needs two slashes: give s3://bucket/prefix"),
+        ("https:/u:S3CRET@host/x", "begins with 'https:/', which needs two slashes: give https://host/folder"),
+        ("http://", "begins with 'http://', which names no host: give http://host/folder"),
+        ("file:/runs", "begins with 'file:/', which needs two slashes: give file:///folder"),
+        ("file://", "begins with 'file://', which names no folder: give file:///folder"),
+        *((address, "") for address in ("s3://b", "https://host", "file:///", "file:///runs", "runs", "./s3:/b", "/")),
+        *((address, "") for address in ("", "demo:", "sqlite:///x.db", "C:/runs")),
+    ],
+)
+def test_start_of_an_address_that_would_pass_for_a_path(address: str, fault: str) -> None:
+    assert fault_of(address) == fault
+    for section, field in (
+        (DataSettings, "uri"),
+        (DataSettings, "labels"),
+        (BackboneSettings, "weights"),
+        (RunSettings, "output"),
+        (RunSettings, "init_from"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(fault)) if fault else nullcontext():
+            section(**{field: address})  # type: ignore[arg-type]
+    if fault:
+        with pytest.raises(UsageError, match=re.escape(fault)):
+            open_store(address)
+
+
+def test_child_keeps_the_slashes_of_the_scheme() -> None:
+    assert child("s3://b/runs/", "r") == "s3://b/runs/r"
+    assert child("s3://b", "r") == "s3://b/r"
+    assert child("file:///", "r") == "file:///r"
+    assert child("/", "r") == "/r"
+    assert child("runs//", "r") == "runs/r"

@@ -2,9 +2,20 @@
 
 import pytest
 
-from inat_job.command_options import LIST, STAGES, BenchOptions, LogOptions, PrepareOptions
+from inat_job import load_model
+from inat_job.command_options import (
+    LIST,
+    STAGES,
+    BenchOptions,
+    CompareOptions,
+    LogOptions,
+    PredictOptions,
+    PrepareOptions,
+)
 from inat_job.errors import UsageError
 from inat_job.options import parse_section
+from inat_job.platforms.submission import SubmitOptions
+from inat_job.settings import DataSettings
 
 
 def test_bench_measures_all_stages_by_default() -> None:
@@ -33,6 +44,29 @@ def test_bench_numbers_are_parsed() -> None:
 def test_bench_option_out_of_range(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         BenchOptions(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["s3://b/u:S3CRET@x", "s3:/b/x", "file:///x", "hdfs://x"])
+@pytest.mark.parametrize(
+    ("section", "field", "flag"),
+    [
+        (BenchOptions, "json", "--json"),
+        (CompareOptions, "html", "--html"),
+        (DataSettings, "cache_dir", "--cache-dir"),
+        (PredictOptions, "csv", "--csv"),
+        (SubmitOptions, "patch", "--patch"),
+    ],
+)
+def test_option_of_a_local_path_refuses_an_address(section: type, field: str, flag: str, path: str) -> None:
+    with pytest.raises(UsageError, match=f"{flag} begins with '[a-z3]+:/+', and must be a path on this") as error:
+        parse_section(section, {field: path})
+    assert "S3CRET" not in str(error.value)
+    assert getattr(parse_section(section, {field: "x:/s3://y"}), field) == "x:/s3://y"
+
+
+def test_cache_folder_of_load_model_is_no_address() -> None:
+    with pytest.raises(UsageError, match="--cache-dir begins with 's3://'"):
+        load_model("runs/x", cache_dir="s3://b/cache")
 
 
 @pytest.mark.parametrize(("prune", "seconds"), [(None, None), (LIST, None), ("30d", 30 * 86400), ("0s", 0)])

@@ -324,6 +324,14 @@ def test_command_ignores_settings_of_a_file_without_effect(part: str, other: str
         configure(part, {}, ["model.strateg=head"], None, taken=PREPARE_TAKES)
 
 
+def test_home_in_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.toml").write_text("[train]\nepochs = 7\n")
+    made = configure("a", {"data.cache_dir": "~/cache"}, [], "~/c.toml").settings
+    assert (made.train.epochs, made.data.cache_dir) == (7, f"{tmp_path}/cache")
+    assert configure("a", {"data.cache_dir": "a/~/b"}, [], None).settings.data.cache_dir == "a/~/b"
+
+
 @pytest.mark.parametrize("text", ["not toml", "[train\n"])
 def test_config_file_unreadable(text: str, tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
@@ -332,6 +340,28 @@ def test_config_file_unreadable(text: str, tmp_path: Path) -> None:
         configure("a", {}, [], str(file))
     with pytest.raises(UsageError, match="cannot be read"):
         configure("a", {}, [], str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "twice"),
+    [
+        ("c.json", '{"train": {"lr": 1, "lr": 2}}', "'lr'"),
+        ("c.json", '{"train": {"lr": 1}, "train": {"epochs": 2}}', "'train'"),
+        ("c.json", '{"train": {"lr": 1}, "train.lr": 2}', "'train.lr'"),
+        ("c.toml", '"train.lr" = 1\n[train]\nlr = 2\n', "'train.lr'"),
+    ],
+)
+def test_config_file_with_a_value_twice(name: str, text: str, twice: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(UsageError, match=f"{name} gives {twice} twice: leave one out"):
+        configure("a", {}, [], str(file))
+
+
+@pytest.mark.parametrize(("name", "text"), [("c.json", '{"train": {"lr": 2}}'), ("c.toml", "[train]\nlr = 2\n")])
+def test_config_file_with_a_byte_order_mark(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert configure("a", {}, [], str(tmp_path / name)).settings.train.lr == 2.0
 
 
 def test_config_file_in_yaml(tmp_path: Path) -> None:

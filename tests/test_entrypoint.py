@@ -357,6 +357,12 @@ def test_exit_1_bug(job: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) 
         (["partb", "--set", "model.backbon=x"], "did you mean model.backbone?"),
         (["parta", "--devices", "0"], "--devices is 0"),
         (["parta", "--data", "ftp://x/y.zip"], "use s3://"),
+        (
+            ["parta", "--output", "s3://"],
+            "--output begins with 's3://', which names no bucket: give s3://bucket/prefix.",
+        ),
+        (["status", "s3://"], "An address begins with 's3://', which names no bucket"),
+        (["test", "--checkpoint", "s3:/b/r"], "An address begins with 's3:/', which needs two slashes"),
         (["test"], "--checkpoint"),
         (["bench", "--part", "c"], "--part"),
         (["bench", "--part", "a", "--strategy", "head"], "Part A: there is no setting 'model.strategy'."),

@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,6 +126,27 @@ def test_wrong_options_are_refused_as_on_the_command_line(options: dict[str, Any
     told = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     assert (told.returncode, told.stderr.splitlines()[-1]) == (raised.value.exit_code, f"Error: {raised.value}")
     assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ({"epochs": np.int64(3), "lr": np.float32(0.001)}, {"epochs": 3, "lr": 0.001}),
+        ({"epochs": np.array(3), "lr": np.float64(0.1)}, {"epochs": 3, "lr": 0.1}),
+        ({"filters": np.array([1, 2, 3, 4, 5])}, {"filters": [1, 2, 3, 4, 5]}),
+        ({"filters": [np.int32(8)], "augment": np.bool_(False)}, {"filters": (8,), "augment": False}),
+        ({"activation": np.str_("gelu"), "export": ()}, {"activation": "gelu", "export": []}),
+    ],
+)
+def test_numbers_of_numpy_are_as_good_as_pythons(
+    given: dict[str, Any], plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[Sequence[str]] = []
+    monkeypatch.setattr(library, "_run", lambda words, console: commands.append(words))
+    for options in (given, plain):
+        with pytest.raises(JobError, match="report.json is gone"):
+            inat_job.train("a", data="x.zip", output="/nowhere", **options)
+    assert commands[0] == commands[1]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ LEVELS = (
     {"console"},
     {"signals", "events"},
     {"options"},
-    {"job_settings"},
+    {"job_settings", "config_file"},
     {"settings"},
     {"recipes", "timm_networks", "torchvision_weights"},
     {"configuration", "command_options"},

@@ -20,6 +20,7 @@ from inat_job.data.layout import BY_FOLDERS
 from inat_job.errors import UsageError
 from inat_job.ingest import data_source, kinds
 from inat_job.ingest.data_source import DataSource
+from inat_job.options import expanded
 from inat_job.run.prepare_images import arrangement
 from inat_job.run.run_state import storage_options
 from inat_job.settings import FOLDERS, Settings
@@ -127,7 +128,7 @@ def _in_process(bench: PreparedRun, source: DataSource, scratch: Path) -> list[M
 
 def _archive(settings: Settings, source: DataSource, scratch: Path) -> Path:
     """The data set as an archive that other processes can read, and whose folders alone decide."""
-    path = Path(settings.data.uri)
+    path = Path(expanded(settings.data.uri))
     if path.is_file() and source.arrangement == BY_FOLDERS:
         return path
     return synthetic.repeated(source, 1, scratch / "archive.zip")

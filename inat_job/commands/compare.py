@@ -64,7 +64,7 @@ def _located(settings: Settings, name: str, stop: Stop) -> tuple[Store, str]:
         )
     folder, key = split_uri(name) if name.endswith(".json") else (name, REPORT)
     folder = run_uri(folder, settings.run.output, REPORT)
-    store = open_store(folder.rstrip("/") or "/", storage_options(settings.storage), role="output")
+    store = open_store(folder, storage_options(settings.storage), role="output")
     return InterruptibleStore(store, stop), key
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inat_job import events
+from inat_job.address import child
 from inat_job.errors import BadDataError, JobError, NoPermissionError
 from inat_job.host import cloud_login, environment
 from inat_job.ingest.inspect import summarise
@@ -61,7 +62,7 @@ class _Job:
     @property
     def run_uri(self) -> str:
         """The address of the run's folder."""
-        return f"{self.settings.run.output.rstrip('/')}/{self.settings.run_id}"
+        return child(self.settings.run.output, self.settings.run_id)
 
 
 def run(settings: Settings, platform: Platform, stop: Stop, started: float | None = None) -> None:

@@ -30,6 +30,10 @@ _FAILURES = 24  # looks in a row that may fail
 _NO_JOBS = ("submit", "train", "status", "compare", "prune")  # for people, or for SageMaker only
 _REQUESTS: dict[str, type] = {"bench": command_options.BenchOptions, "sweep": command_options.SweepOptions}
 _TAKES = {"test": TEST_TAKES, "prepare": PREPARE_TAKES, "sweep": SWEEP_TAKES}
+_READ = {"checkpoint": "--checkpoint", "model": "--model", "paths": "PATHS"}
+_WRITTEN = {"csv": "--csv", "json": "--json"}
+_RUN_IDS = ("checkpoint", "model")
+"""Options that name a file or folder, with their flags: read, written, or maybe a run id under --output."""
 
 Parse = Callable[[Sequence[str]], tuple[str, Mapping[str, Any]]]
 """From a command line to the command's name and the values of its options, by section__field for the settings."""
@@ -44,7 +48,7 @@ def run(name: str, request: SubmitOptions, words: Sequence[str], parse: Parse, s
         words = [*words, "--wandb-secret", request.wandb_secret]
     command = checked(words, parse)
     _check_size(request, command)
-    submission.check_labels(request, command)
+    submission.check_files(request, command)
     request = submission.completed(request, command, target.NEEDS)
     documents = target.build(request, command)
     sent_secrets.refuse_sent_secrets(documents)
@@ -118,11 +122,22 @@ def checked(words: Sequence[str], parse: Parse) -> Command:
             f"--storage is {without_login(str(sweep.study))}, a file that the job's machine does not have: use "
             "postgresql://host/name, or leave it out."
         )
-    command = Command(tuple(words), configuration, _run_id(name, configuration, sweep), sweep)
+    files = (_named(options, _READ), _named(options, _WRITTEN))
+    command = Command(tuple(words), configuration, _run_id(name, configuration, sweep), sweep, *files)
     sent_secrets.refuse_secrets(command.words, "The command")
     if configuration.settings.run.force:
         raise UsageError("--force would start the run again at every attempt of the platform: leave it out.")
     return command
+
+
+def _named(options: Mapping[str, Any], flags: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The paths and URIs that the options give, each after its flag, without run ids."""
+    found = []
+    for option, flag in flags.items():
+        given = options.get(option)
+        every = [given] if isinstance(given, str) else given if isinstance(given, tuple) else ()
+        found += [(flag, each) for each in every if "/" in each or option not in _RUN_IDS]
+    return tuple(found)
 
 
 def _carrying_space(words: Sequence[str]) -> list[str]:

@@ -15,6 +15,8 @@ from inat_job.inference.model_folder import RUNTIMES, ModelFolder, find_model
 from inat_job.inference.runtime import OnnxRuntime, Runtime
 from inat_job.ingest.build_cache import cache_side
 from inat_job.ingest.decode import Rejected, decode, squash_image
+from inat_job.options import expanded, parse_section
+from inat_job.settings import DataSettings
 from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions
 from inat_job.storage.disk import disk_errors
@@ -88,8 +90,9 @@ class ImageModel:
         """A decoded image. Raises Rejected with the reason, and what the disk raises for a path."""
         side, squash = cache_side(self.image_size), self._runtime.squash
         if isinstance(image, str | Path):
-            with disk_errors(Path(image), missing=f"{image} does not exist: check the path."):
-                image = Path(image).read_bytes()
+            path = Path(expanded(str(image)))
+            with disk_errors(path, missing=f"{image} does not exist: check the path."):
+                image = path.read_bytes()
         if isinstance(image, bytes):
             return decode(image, side, squash)
         return squash_image(image, side, squash)
@@ -131,7 +134,8 @@ def load_model(
     """
     if runtime not in RUNTIMES:
         raise UsageError(f"runtime is {runtime!r}: it must be one of {', '.join(RUNTIMES)}.")
-    folder = find_model(str(name), runtime, Path(cache_dir), options or StorageOptions(), stop, output)
+    cache = Path(parse_section(DataSettings, {"cache_dir": str(cache_dir)}).cache_dir)
+    folder = find_model(str(name), runtime, cache, options or StorageOptions(), stop, output)
     if runtime == "onnx":
         return ImageModel(folder, OnnxRuntime(folder))
     from inat_job.inference.torch_runtime import TorchRuntime  # which imports torch

@@ -15,7 +15,7 @@ from inat_job.data.layout_errors import is_called_image
 from inat_job.errors import BadDataError, NoPermissionError, UsageError
 from inat_job.ingest import archives, demo, kinds, parquet_files
 from inat_job.ingest.download import Download
-from inat_job.options import public_uri, unsigned_uri
+from inat_job.options import expanded, public_uri, unsigned_uri
 from inat_job.signals import Stop
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.base import UNKNOWN_SIZE
@@ -97,7 +97,7 @@ def parse_uri(uri: str) -> tuple[str, str | None]:
     match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     if mark and not match and (uri.startswith(("http://", "https://")) or _LIKE_A_HASH.match(fragment)):
         raise UsageError(f"--data ends in #{fragment}: use #sha256= and 64 hexadecimal digits.")
-    plain = plain if match else uri  # a key or path may have a # of its own
+    plain = expanded(plain if match else uri)  # a key or path may have a # of its own
     if (other := kinds.unread_suffix(plain.partition("?")[0])) and not Path(plain).is_dir():
         suffixes = ", ".join(kinds.SUFFIXES)
         raise UsageError(f"--data is {public_uri(plain)}, and {other} files are not read: pack it as {suffixes}.")

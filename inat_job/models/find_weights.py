@@ -12,7 +12,7 @@ from pathlib import Path
 
 from inat_job import timm_networks
 from inat_job.errors import BadDataError, UsageError
-from inat_job.options import public_uri
+from inat_job.options import expanded, public_uri
 from inat_job.settings import WEIGHTS_NAME, BackboneSettings
 from inat_job.signals import Stop, never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
@@ -44,7 +44,7 @@ def parse_weights(value: str) -> WeightsReference:
     source, mark, fragment = value.partition("#")
     if mark and not re.fullmatch(r"(sha256=)?[0-9a-fA-F]{64}", fragment):
         raise UsageError(f"--weights ends in #{fragment}: write #sha256= and 64 hexadecimal digits.")
-    return WeightsReference(source, fragment.removeprefix("sha256=").lower())
+    return WeightsReference(expanded(source), fragment.removeprefix("sha256=").lower())
 
 
 def stat_weights(uri: str, options: StorageOptions, stop: Stop = never) -> tuple[Store, Entry]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from inat_job import options
 from inat_job.address import in_bucket
 from inat_job.command_options import SweepOptions
-from inat_job.configuration import Configuration
+from inat_job.configuration import Configuration, options_by_key
 from inat_job.errors import JobError, TransientError, UsageError
 from inat_job.options import SettingsSection, option
 from inat_job.settings import FOLDERS
@@ -181,13 +181,16 @@ def _check_variables(variables: Sequence[str]) -> None:
 class Command:
     """The command line that the job runs, checked: `words`, the settings that they mean, and its run's id.
 
-    `sweep` is how a sweep searches, None for another command.
+    `sweep` is how a sweep searches, None for another command. `reads` and `writes` have the paths and URIs, each after
+    its flag, that the command names beside its settings.
     """
 
     words: tuple[str, ...]
     configuration: Configuration
     run_id: str | None = None
     sweep: SweepOptions | None = None
+    reads: tuple[tuple[str, str], ...] = ()
+    writes: tuple[tuple[str, str], ...] = ()
 
     @property
     def verb(self) -> str:
@@ -296,7 +299,37 @@ def lasting_output(request: SubmitOptions, command: Command) -> str | None:
     )
 
 
-def check_labels(request: SubmitOptions, command: Command) -> None:
+def check_files(request: SubmitOptions, command: Command) -> None:
+    """Raise UsageError for a file that the job's machine does not have, or whose path it would not keep.
+
+    An absolute path may be one of the image, or mounted; a relative one is of this machine's working folder.
+    """
+    _check_labels(request, command)
+    known, values = options_by_key(command.configuration.settings), command.configuration.settings.sections()
+    named = []
+    for key in ("data.uri", "model.weights", "run.init_from"):
+        section, _, field = key.partition(".")
+        value = str(getattr(values[section], field, None) or "")
+        if value and not re.fullmatch(known[key][0].names, value):
+            named.append((known[key][0].flag, value))
+    for flag, value in [*named, *command.reads]:
+        if _is_relative(value):
+            raise UsageError(
+                f"{flag} is {value!r}, which the job does not have: use s3://, gs://, az://, https:// or an absolute "
+                "path in the image or of a --pvc."
+            )
+    for flag, value in command.writes:
+        if _is_relative(value):
+            raise UsageError(
+                f"{flag} is {value!r}, and what is on the job's machine is lost with it: use a folder of a --pvc."
+            )
+
+
+def _is_relative(uri: str) -> bool:
+    return "://" not in uri and not Path(uri).is_absolute()
+
+
+def _check_labels(request: SubmitOptions, command: Command) -> None:
     """Raise UsageError for a file of labels that the job's machine does not have.
 
     Absolute paths that are not here may be mounted there.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inat_job import signals
+from inat_job.address import child
 from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.errors import BadDataError
 from inat_job.host import process
@@ -77,7 +78,7 @@ def list_runs(settings: Settings, stop: Stop) -> list[ListedRun]:
     keys = [entry.key for entry in store.list()]
     sweeps = {key.partition("/")[0] for key in keys if key.endswith(f"/{SWEEP}")}
     names = sorted({match[1] for match in map(_OF_A_RUN.fullmatch, keys) if match} - sweeps)
-    folders = [open_run(settings, f"{output.rstrip('/')}/{name}", stop) for name in names]
+    folders = [open_run(settings, child(output, name), stop) for name in names]
     listed = map_in_threads(
         folders,
         lambda folder, _: _listed(folder, stop),

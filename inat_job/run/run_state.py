@@ -24,7 +24,7 @@ from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions
 from inat_job.storage.fenced import lost_lease_first
 from inat_job.storage.lease import Lease, acquire
-from inat_job.storage.run_folder import RunFolder, open_run_folder, run_uri
+from inat_job.storage.run_folder import RunFolder, open_folder, run_uri
 
 CONFIG, REPORT = "config.json", "report.json"
 _PLAN = {"views": int, "epochs": int, "at": str}
@@ -52,10 +52,9 @@ def open_run(settings: Settings, name: str, stop: Stop = never, options: Storage
 
     `options` are those of the settings by default.
     """
-    output, _, run_id = run_uri(name, settings.run.output).rstrip("/").rpartition("/")
     spools = Path(settings.data.cache_dir) / "spool"
     options = options or storage_options(settings.storage)
-    return open_run_folder(output, run_id, options, spools, stop)
+    return open_folder(run_uri(name, settings.run.output), options, spools, stop)
 
 
 def run_config(

@@ -150,15 +150,21 @@ def _is_searchable(key: str) -> bool:
 
 
 def text_of(given: str) -> str:
-    """The TOML that --space gives: its own, which has an =, or that of the file it names. Raises UsageError."""
+    """The TOML that --space gives: its own, which has an =, or that of the file it names, which has one too.
+
+    Raises UsageError.
+    """
     if "=" in given:
         return given
     try:
-        return Path(given).read_text(encoding="utf-8")
+        text = Path(options.expanded(given)).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"--space is {given}, which cannot be read ({error.strerror}): check the path.") from None
     except ValueError as error:
         raise _not_toml(_named(given), error) from None
+    if "=" not in text:  # nor would a job that is given the text take it for TOML
+        raise UsageError(f"--space {given} is not TOML that sets a range: write it as --print-config does.")
+    return text
 
 
 def _named(given: str) -> str:

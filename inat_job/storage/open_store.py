@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from inat_job.address import BUCKETS, quote_login, without_secrets
+from inat_job.address import BUCKETS, fault_of, quote_login, without_secrets
 from inat_job.errors import ConflictError, JobError, UsageError
 from inat_job.storage.base import Role, StorageOptions, Store
 from inat_job.storage.local import LocalStore
@@ -50,6 +50,8 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 def _scheme(uri: str) -> str:
     """s3, gs, az, http or https in lower case; empty for a local path, with or without file://."""
+    if fault := fault_of(uri):
+        raise UsageError(f"An address {fault}.")
     match = _SCHEME.match(uri)
     scheme = match[1].lower() if match else "file"
     if scheme not in (*_BUCKET_SCHEMES, "http", "https", "file"):
@@ -61,8 +63,6 @@ def _scheme(uri: str) -> str:
 
 def _open_bucket(scheme: str, uri: str, options: StorageOptions, role: Role) -> Store:
     bucket, _, prefix = uri[len(scheme) + 3 :].partition("/")
-    if not bucket:
-        raise UsageError(f"{uri!r} names no bucket: give {scheme}://bucket/prefix.")
     if scheme != "s3":
         return _open_object_store(scheme, bucket, prefix.rstrip("/"), options, role)
     with _needing("boto3", uri):
@@ -98,7 +98,7 @@ def _local_path(uri: str) -> Path:
     if not _SCHEME.match(uri):
         if not uri:
             raise UsageError("The path is empty: give a folder.")
-        return _absolute(Path(uri).expanduser())
+        return _absolute(os.path.expanduser(uri))  # noqa: PTH111 (Path's raises an error for an unknown user)
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise UsageError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from inat_job import events
+from inat_job.address import child
 from inat_job.errors import BadDataError, ConflictError, JobError
 from inat_job.signals import Stop, never
 from inat_job.storage.base import Entry, StorageOptions, Store
@@ -29,11 +30,11 @@ def run_uri(name: str, output: str, *files: str) -> str:
 
     A name without a slash is a folder here if one of `files` is in it.
     """
-    if "/" in name.rstrip("/"):
+    if "/" in name.rstrip("/") or "://" in name:
         return name
     if name in ("", ".", "..") or any(Path(name, file).exists() for file in files):
         return f"./{name}"
-    return f"{output.rstrip('/')}/{name}"
+    return child(output, name)
 
 
 def read_stored_json(store: Store, name: str) -> Any | None:
@@ -276,5 +277,11 @@ def _is_kept(part: str) -> bool:
 
 def open_run_folder(output: str, run_id: str, options: StorageOptions, spools: Path, stop: Stop = never) -> RunFolder:
     """The folder of a run under the URI `output`, its local copies under `spools`."""
-    store = open_store(f"{output.rstrip('/')}/{run_id}", options, role="output")
-    return RunFolder(store, spools / hashlib.sha256(store.uri.encode()).hexdigest()[:16] / run_id, stop)
+    return open_folder(child(output, run_id), options, spools, stop)
+
+
+def open_folder(uri: str, options: StorageOptions, spools: Path, stop: Stop = never) -> RunFolder:
+    """The run folder at a path or URI, its local copies under `spools`. Raises UsageError for an invalid address."""
+    store = open_store(uri, options, role="output")
+    spool = spools / hashlib.sha256(store.uri.encode()).hexdigest()[:16] / store.uri.rpartition("/")[2]
+    return RunFolder(store, spool, stop)

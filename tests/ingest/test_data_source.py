@@ -42,6 +42,18 @@ def test_file_uri(tmp_path: Path) -> None:
         assert prepared(f"file://{tmp_path}/{uri}", tmp_path / "cache").index.source == str(shown)
 
 
+@pytest.mark.parametrize("given", ["~/loose", "~/x.zip", "~/one"])
+def test_home_at_the_start_of_a_path(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "one").mkdir()
+    write_folder(tmp_path / "loose", tree())
+    for archive in ("x.zip", "one/x.zip"):
+        write_zip(tmp_path / archive, tree())
+    assert prepared(given, tmp_path / "cache").index.source.startswith(str(tmp_path))
+    summary = inspect.summarise(given, tmp_path / "cache", 32, StorageOptions())
+    assert summary.text.startswith(str(tmp_path))
+
+
 def test_scheme_in_capitals(s3_bucket: str, tmp_path: Path) -> None:
     open_store(f"s3://{s3_bucket}").put("x.zip", write_zip(tmp_path / "x.zip", tree()))
     assert prepared(f"S3://{s3_bucket}/x.zip", tmp_path / "cache").index.source == f"s3://{s3_bucket}/x.zip"

@@ -81,6 +81,12 @@ def test_sha256_of_weights_is_taken_from_the_fragment() -> None:
         parse_weights("w.pth#md5=1")
 
 
+def test_home_at_the_start_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "w.pth").write_bytes(b"1" * 10**6)
+    assert find("~/w.pth") == f"{tmp_path}/w.pth, 1 MB"
+
+
 def test_networks_without_pretrained_weights_need_none() -> None:
     assert find("none") is None
     assert find_weights(FiveBlockSettings(), Path("/nowhere"), StorageOptions()) is None

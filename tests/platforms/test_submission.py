@@ -9,6 +9,7 @@ import yaml
 
 from entrypoint import _line
 from inat_job.commands.submit import checked
+from inat_job.platforms.submission import SubmitOptions, check_files
 from tests.harness.in_process import Ended
 
 ROLE = "arn:aws:iam::123456789012:role/inat-job"
@@ -87,8 +88,18 @@ def test_missing_options_are_named(submit: Callable[..., Ended], cluster: Path) 
         ),
         (["sweep", "--part", "a", "--output", "runs"], "--output is 'runs'"),
         (["parta", "--output", "runs"], "--output is 'runs'"),
+        (["parta", "--output", "s3://"], "--output begins with 's3://', which names no bucket"),
         (["parta", "--labels", "labels.csv"], "--labels is 'labels.csv', which the job does not have: use s3://"),
         (["parta", "--labels", f"file://{__file__}"], "test_submission.py', which the job does not have"),
+        (["parta", "--data", "x.zip"], "--data is 'x.zip', which the job does not have: use s3://"),
+        (["prepare", "--data", "~/x"], "--data is '~/x', which the job does not have"),
+        (["partb", "--weights", "w.pth"], "--weights is 'w.pth', which the job does not have"),
+        (["partb", "--init-from", "runs/x"], "--init-from is 'runs/x', which the job does not have"),
+        (["test", "--checkpoint", "s3://b/r", "--checkpoint", "runs/x"], "--checkpoint is 'runs/x', which the job"),
+        (["predict", "--model", "runs/x", "s3://b/x.jpg"], "--model is 'runs/x', which the job does not have"),
+        (["predict", "--model", "s3://b/r", "x.jpg"], "PATHS is 'x.jpg', which the job does not have"),
+        (["predict", "--model", "s3://b/r", "--csv", "x.csv", "s3://b/x.jpg"], "--csv is 'x.csv', and what is on the"),
+        (["bench", "--part", "a", "--json", "x.json"], "--json is 'x.json', and what is on the job's machine is lost"),
         (["parta", "--config", "a.toml"], "--config is 'a.toml'"),
         (["parta", "--print-config"], "--print-config"),
         (["submit", "k8s", "--", "parta"], "submit cannot be submitted as a job"),
@@ -113,6 +124,23 @@ def test_invalid_commands_are_refused(
     assert (refused.code, message in refused.last) == (2, True), refused.last
     assert "wandbsecret" not in refused.last.replace("x-wandbsecret-x", "")
     assert not (cluster / "calls.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["parta", "--data", "demo:"],
+        ["parta", "--data", "/opt/ml/input/data/training", "--init-from", "other"],
+        ["partb", "--data", "s3://b/x.zip", "--weights", "none", "--init-from", "s3://b/runs/x"],
+        ["partb", "--weights", "ResNet50_Weights.IMAGENET1K_V2", "--data", "file:///data/x.zip"],
+        ["partb", "--weights", "/weights/w.pth", "--init-from", "/runs/x"],
+        ["test", "--checkpoint", "x", "--checkpoint", "/runs/x"],
+        ["predict", "--model", "x", "/photos", "--csv", "/photos/x.csv", "--json"],
+        ["bench", "--part", "a", "--json", "/results/x.json"],
+    ],
+)
+def test_files_that_the_job_may_have(words: list[str]) -> None:
+    check_files(SubmitOptions(), checked(words, _line))
 
 
 @pytest.mark.parametrize(

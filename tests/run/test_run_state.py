@@ -132,4 +132,6 @@ def test_open_run_takes_a_run_id_or_a_uri(tmp_path: Path) -> None:
     by_id, by_uri = open_run(own, "other"), open_run(own, f"{tmp_path}/elsewhere/other/")
     assert (by_id.uri, by_id.run_id) == (str(tmp_path / "runs/other"), "other")
     assert by_uri.uri == str(tmp_path / "elsewhere/other")
+    assert open_run(own, "s3://bucket").uri == "s3://bucket"
+    assert open_run(settings(run__output="file:///"), "other").uri == "/other"
     assert open_run(own, "s3://bucket/runs/other").local.is_relative_to(tmp_path / "cache/spool")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from inat_job.configuration import changed, configure, options_by_key
 from inat_job.errors import UsageError
 from inat_job.recipes import PRESETS, RECIPES
-from inat_job.search.space import SPACES, Axis, as_text, default_point, space_of
+from inat_job.search.space import SPACES, Axis, as_text, default_point, space_of, text_of
 
 
 def values(axis: Axis) -> st.SearchStrategy:
@@ -143,6 +143,25 @@ def test_values_out_of_a_settings_range(text: str, tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(UsageError, match="may not be"):
         space_of(RECIPES["a"](), str(file))
+
+
+def test_home_at_the_start_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.toml").write_text("[train]\nlr = false\n")
+    assert text_of("~/x.toml") == "[train]\nlr = false\n"
+
+
+def test_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("[train]\nlr = {low = 1, high = 2}\n", encoding="utf-8-sig")
+    assert space_of(RECIPES["a"](), str(tmp_path / "x.toml"))["train.lr"] == Axis(low=1, high=2, integer=True)
+
+
+@pytest.mark.parametrize("text", ["", "a secret and more", "# no range\n"])
+def test_file_without_a_range(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(text)
+    with pytest.raises(UsageError, match=r"--space \S+x.toml is not TOML that sets a range") as error:
+        text_of(str(tmp_path / "x.toml"))
+    assert "secret" not in str(error.value)
 
 
 def test_missing_file() -> None:

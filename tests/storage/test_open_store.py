@@ -39,6 +39,12 @@ def test_store_uri(tmp_path: Path, s3_bucket: str) -> None:
     assert open_store("https://me:secret@host/dir/?sig=1").uri == "https://host/dir"
 
 
+def test_home_at_the_start_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/runs").uri == str(tmp_path / "runs")
+    assert open_store("~nobody-of-this-name/runs").uri == str(Path("~nobody-of-this-name/runs").absolute())
+
+
 def test_invalid_address_is_usage_error(s3_endpoint: object, monkeypatch: pytest.MonkeyPatch) -> None:
     for address in (
         "s3://",
