@@ -191,7 +191,7 @@ class BackboneSettings(SettingsSection):
 class TrainSettings(SettingsSection):
     """The recipe, and the device that it runs on."""
 
-    epochs: int = option(30, "Passes over the training images", minimum=1, maximum=10**6)
+    epochs: int = option(30, "Passes over the training images", minimum=1)
     min_steps: int = option(
         0, "Optimiser steps at least, with few images in more epochs; 0 with --epochs", minimum=0, off=(0,)
     )

@@ -14,7 +14,7 @@ from inat_job.recipes import RECIPES
 @pytest.mark.parametrize(
     ("key", "facts"),
     [
-        ("train.epochs", "default: 30 in Part A, 10 in Part B; 1 to 1000000"),
+        ("train.epochs", "default: 30 in Part A, 10 in Part B; at least 1"),
         ("train.warmup", "default: 0.1; 0 to 0.9"),
         ("train.max_time", "default: never; at least 1 s"),
         ("model.filters", "default: 32; at least 1"),

@@ -19,7 +19,7 @@ def made() -> dict[str, Any]:
     content["part"], content["test"]["loss"], content["checkpoint"] = "a", 0.5, {"epoch": 2, "step": 20}
     content["data"] |= {"digest": 64 * "0", "classes": ["A & B"]}
     content["settings"] = RECIPES[content["part"]]().as_dict()
-    content["settings"]["train"]["epochs"] = 3
+    content["settings"]["train"] |= {"epochs": 3, "min_steps": 0}
     content["settings"]["data"]["uri"] = "s3://secret-bucket/x/photos8.zip"
     content["data"]["uri"] = "s3://secret-bucket/x/photos8.tar.gz"
     return content
@@ -37,7 +37,7 @@ def test_card_names_the_settings_that_differ_and_no_place(made: dict[str, Any]) 
     card = render_card(made, timm=False)
     assert "`--epochs 3`, and otherwise the defaults" in card
     assert "secret-bucket" not in card
-    made["settings"]["train"]["epochs"] = RECIPES[made["part"]]().train.epochs
+    made["settings"]["train"] = RECIPES[made["part"]]().as_dict()["train"]
     assert "Settings: the defaults." in render_card(made, timm=False)
 
 
