@@ -106,7 +106,7 @@ def cli(context: click.Context) -> None:
     exit.skip_termination_message(context.invoked_subcommand in ("status", "compare", "prune"))
 
 
-@cli.command(epilog="Example: parta --data demo: --image-size 64 --batch-size 32")
+@cli.command(epilog="Example: parta --data demo: --image-size 64 --epochs 5")
 @setting_options("parta", ["a"])
 @logged
 def parta(**options: Any) -> None:
@@ -114,7 +114,7 @@ def parta(**options: Any) -> None:
     _run_part("a", **options)
 
 
-@cli.command(epilog="Example: partb --data demo: --backbone resnet18 --strategy head")
+@cli.command(epilog="Example: partb --data demo: --backbone resnet18 --strategy head --epochs 5")
 @setting_options("partb", ["b"])
 @logged
 def partb(**options: Any) -> None:

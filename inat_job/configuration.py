@@ -57,13 +57,16 @@ COMPARE_TAKES = STATUS_TAKES
 PREFLIGHT_LACKS = ("run.preflight",)
 """The settings without an effect on `preflight`, which has all others."""
 
-_NOT_OF_TRIALS = ("min_steps", "max_time", "final", "devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm")
+_NOT_OF_TRIALS = (
+    *("min_images_seen", "max_time", "final"),
+    *("devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm"),
+)
 _RECIPE = tuple(
     f"train.{field.name}" for field in dataclasses.fields(TrainSettings) if field.name not in _NOT_OF_TRIALS
 )
 
 _BENCH_LACKS_OF_TRAIN = (
-    *("min_steps", "max_time", "early_stop", "final"),
+    *("min_images_seen", "max_time", "early_stop", "final"),
     *("devices", "num_nodes", "rendezvous_minutes", "sync_batch_norm"),
 )
 BENCH_LACKS = (
@@ -183,9 +186,10 @@ def configure(
     own = _settings_of_run(run or {}, defaults, known)
     taken_of = [_only(layer, taken) for layer in (around.suggested, *layers)]
     preset = _preset_layer(part, known, taken_of)
-    merged = _merge(defaults, known, [preset, taken_of[0], Layer(_RUN, own), *taken_of[1:]])
+    ordered = [preset, taken_of[0], Layer(_RUN, own), *taken_of[1:]]
+    merged = _merge(defaults, known, ordered)
     _refuse_unused_secret(merged)
-    return _with_crop_of_weights(_with_length(merged, is_sweep=taken == SWEEP_TAKES))
+    return _with_crop_of_weights(_with_length(merged, ordered, is_sweep=taken == SWEEP_TAKES))
 
 
 def _refuse_unused_secret(merged: Configuration) -> None:
@@ -198,15 +202,17 @@ def _refuse_unused_secret(merged: Configuration) -> None:
         raise UsageError(f"--wandb-secret is given and --wandb is {tracker.mode!r}, which needs no key: leave one out.")
 
 
-def _with_length(merged: Configuration, is_sweep: bool) -> Configuration:
-    """Without `--min-steps` where only `--epochs` is given, and in a sweep, which takes none: that is the length then,
-    however few the images.
+def _with_length(merged: Configuration, layers: Sequence[Layer], is_sweep: bool) -> Configuration:
+    """Without `--min-images-seen` where a stronger of the `layers` sets `--epochs`, and in a sweep, which takes none:
+    that is the length then, however few the images.
     """
-    is_given = "train.epochs" in merged.given and "train.min_steps" not in merged.given
-    if not is_given and not is_sweep:
+    epochs, least = "train.epochs", "train.min_images_seen"
+    strength = {key: at for at, layer in enumerate(layers) for key in layer.values}
+    if strength.get(epochs, -1) <= strength.get(least, -1) and not is_sweep:
         return merged
-    train = dataclasses.replace(merged.settings.train, min_steps=0)
-    return Configuration(dataclasses.replace(merged.settings, train=train), merged.sources)
+    train = dataclasses.replace(merged.settings.train, min_images_seen=0)
+    sources = {**merged.sources, least: merged.sources[epochs]} if epochs in merged.sources else merged.sources
+    return Configuration(dataclasses.replace(merged.settings, train=train), sources)
 
 
 def crop_of_weights(model: Mapping[str, Any]) -> float | None:

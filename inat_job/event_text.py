@@ -222,9 +222,9 @@ _TEXTS: Mapping[str, Callable[[Fields], str | None]] = {
     "retrained": _retrained,
     "submitted": lambda fields: f"Submitted to {fields['target']}: {fields['job']}",
     "state": _state,
-    "min-steps": lambda fields: (
-        f"{fields['of']} epochs of {fields['steps_per_epoch']:,} steps are too few for --min-steps, which is "
-        f"{fields['min_steps']:,}: training takes {fields['epochs']:,} epochs."
+    "length": lambda fields: (
+        f"{fields['of']} times {fields['images']:,} images is less than --min-images-seen, {fields['least']:,}: there "
+        f"are {fields['epochs']:,} epochs."
     ),
     "time-limit": lambda fields: (
         f"--max-time leaves time for {fields['steps']:,} of {fields['of']:,} steps, in {fields['epochs']} epochs: the "

@@ -14,7 +14,7 @@ Recipe = Callable[[], Settings]
 
 
 FROM_SCRATCH = TrainSettings(
-    min_steps=1500,
+    min_images_seen=96_000,
     optimiser="muon",
     lr=3e-3,
     weight_decay=0.1,
@@ -30,7 +30,7 @@ With Muon, 20 epochs are worth more than 30 with AdamW, and 8,000 images are soo
 more, by smaller crops, erased boxes and TrivialAugment.
 """
 
-FINE_TUNED = TrainSettings(epochs=10, min_steps=150, lr=3e-3, weight_decay=0.02, colour=0.2)
+FINE_TUNED = TrainSettings(epochs=10, min_images_seen=9_600, lr=3e-3, weight_decay=0.02, colour=0.2)
 """How Part B is trained."""
 
 
@@ -74,7 +74,7 @@ def quick_a() -> Settings:
     Time: not measured.
     """
     recipe = dataclasses.replace(
-        FROM_SCRATCH, epochs=15, min_steps=750, crop_scale=0.5, colour=0.2, trivial_augment=0.0
+        FROM_SCRATCH, epochs=15, min_images_seen=48_000, crop_scale=0.5, colour=0.2, trivial_augment=0.0
     )
     return Settings("a", FiveBlockSettings(), recipe, DataSettings(image_size=64, eval_crop=_CROP_A))
 
@@ -90,7 +90,7 @@ def best_a() -> Settings:
     Time: not measured.
     """
     model = FiveBlockSettings(filters=(64,), dense=512)
-    recipe = dataclasses.replace(FROM_SCRATCH, epochs=90, min_steps=4500, cutmix=1.0, mixup=0.2)
+    recipe = dataclasses.replace(FROM_SCRATCH, epochs=90, min_images_seen=288_000, cutmix=1.0, mixup=0.2)
     return Settings("a", model, recipe, DataSettings(image_size=224, eval_crop=_CROP_A))
 
 
@@ -120,7 +120,7 @@ def best_b() -> Settings:
     Expected accuracy: not measured.
     Time: not measured.
     """
-    recipe = dataclasses.replace(FINE_TUNED, epochs=15, min_steps=225)
+    recipe = dataclasses.replace(FINE_TUNED, epochs=15, min_images_seen=14_400)
     data = DataSettings(image_size=352, eval_crop=_CROP_B)
     return Settings("b", BackboneSettings(strategy="full"), recipe, data)
 

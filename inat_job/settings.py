@@ -192,8 +192,8 @@ class TrainSettings(SettingsSection):
     """The recipe, and the device that it runs on."""
 
     epochs: int = option(30, "Passes over the training images", minimum=1)
-    min_steps: int = option(
-        0, "Optimiser steps at least, with few images in more epochs; 0 with --epochs", minimum=0, off=(0,)
+    min_images_seen: int = option(
+        0, "Images trained on at least, each time counted, if few in more epochs; 0 with --epochs", minimum=0, off=(0,)
     )
     max_time: float | None = option(
         None,

@@ -31,11 +31,11 @@ FLAGS = set(
     "--data --labels --test-share --val-share --cache-dir "
     "--image-size --eval-crop --max-broken --resident-share --sse-kms-key-id --requester-pays "
     "--anonymous --output --run-id --preset --resume --preflight --force --init-from --checkpoint-minutes "
-    "--grace-seconds --lease-seconds --price-per-hour --epochs --min-steps --max-time --batch-size --accumulate --lr "
+    "--grace-seconds --lease-seconds --price-per-hour --epochs --max-time --batch-size --accumulate --lr "
     "--weight-decay --warmup --label-smoothing --optimiser --ema --flip --trivial-augment --erase --mixup --cutmix "
     "--mix-until --start-size --test-size --augment --crop-scale --rotation --colour --early-stop --class-weights "
     "--sampling --final --seed --accelerator --precision --pictures --devices --num-nodes --rendezvous-minutes "
-    "--export --sync-batch-norm --compile --deterministic --wandb --wandb-project --wandb-entity "
+    "--min-images-seen --export --sync-batch-norm --compile --deterministic --wandb --wandb-project --wandb-entity "
     "--wandb-tags --wandb-group --wandb-notes --wandb-artifacts --wandb-secret --tracker".split()
 )
 FLAGS_A = set(
@@ -68,12 +68,13 @@ def test_layer_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "train.seed": "environment",
         "train.lr": "--set",
         "train.warmup": "command line",
+        "train.min_images_seen": "file",  # as --epochs says how long it trains
     }
 
 
-FORMER_B = {"train.min_steps": "0", "data.eval_crop": "0.875"}
+FORMER_B = {"train.min_images_seen": "0", "data.eval_crop": "0.875"}
 FORMER_A = {
-    "train.min_steps": "0",
+    "train.min_images_seen": "0",
     "data.eval_crop": "1",
     "train.optimiser": "adamw",
     "train.lr": "0.002",
@@ -483,29 +484,35 @@ def test_everything_given_overrides_a_preset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "least"),
     [
-        ({}, 1500),
-        ({"run.preset": "best"}, 4500),
+        ({}, 96_000),
+        ({"run.preset": "best"}, 288_000),
         ({"train.epochs": "30"}, 0),
         ({"run.preset": "best", "train.epochs": "3"}, 0),
-        ({"train.epochs": "3", "train.min_steps": "7"}, 7),
-        ({"train.min_steps": "7"}, 7),
+        ({"train.epochs": "3", "train.min_images_seen": "7"}, 7),
+        ({"train.min_images_seen": "7"}, 7),
     ],
 )
-def test_given_epochs_are_the_length(flags: dict[str, str], least: int) -> None:
+def test_given_epochs_are_the_length(flags: dict[str, str], least: int, tmp_path: Path) -> None:
     """Few images are passed over more often than by default, but not than was asked for."""
-    assert configure("a", flags, [], None, environment={}).settings.train.min_steps == least
+    made = configure("a", flags, [], None, environment={})
+    assert made.settings.train.min_images_seen == least
     sets = [f"{key}={value}" for key, value in flags.items()]
-    assert configure("a", {}, sets, None, environment={}).settings.train.min_steps == least
+    assert configure("a", {}, sets, None, environment={}).settings.train.min_images_seen == least
+    (file := tmp_path / "c.toml").write_text(made.text())
+    assert configure("a", {}, [], str(file), environment={}).settings.train.min_images_seen == least
+    over = configure("a", {"train.epochs": "3"}, [], str(file), environment={})
+    assert over.settings.train.min_images_seen == 0
+    assert "min_images_seen = 0  # command line" in over.text()
 
 
 def test_trials_of_a_sweep_have_the_given_epochs() -> None:
-    assert configure("a", {}, [], None, taken=SWEEP_TAKES, environment={}).settings.train.min_steps == 0
+    assert configure("a", {}, [], None, taken=SWEEP_TAKES, environment={}).settings.train.min_images_seen == 0
 
 
-def test_run_that_a_command_takes_keeps_its_least_steps() -> None:
+def test_run_that_a_command_takes_keeps_its_least() -> None:
     run = json.loads(json.dumps(configure("a", {}, [], None, environment={}).settings.as_dict()))
     taken = configure("a", {"data.uri": "x.zip"}, [], None, run, TEST_TAKES, environment={})
-    assert taken.settings.train.min_steps == 1500
+    assert taken.settings.train.min_images_seen == 96_000
 
 
 @pytest.mark.parametrize("name", ["quik", "", "QUICK"])

@@ -89,13 +89,13 @@ def test_help_lists_only_options_with_an_effect(job: Callable[..., Ended]) -> No
     both = {each.flag for each, _ in options_of_all_parts().values()}
     unused = set(
         "--run-id --resume --preflight --force --init-from --export --price-per-hour --max-time --early-stop --final "
-        "--min-steps --devices --num-nodes --rendezvous-minutes --sync-batch-norm --pictures".split()
+        "--min-images-seen --devices --num-nodes --rendezvous-minutes --sync-batch-norm --pictures".split()
     )
     assert offered(job, "bench") == always | (both - unused - tracker) | BENCH
     assert offered(job, "train") == always | both
     alone = set(
         "--devices --num-nodes --rendezvous-minutes --sync-batch-norm --resume --preflight --force --init-from "
-        "--export --pictures --max-time --final --min-steps".split()
+        "--export --pictures --max-time --final --min-images-seen".split()
     )
     assert offered(job, "sweep") == always | (both - alone) | SWEEP
     assert offered(job, "preflight") == always | both - {"--preflight"} | {"--part"}

@@ -46,7 +46,8 @@ def run(settings: Settings, request: BenchOptions, stop: StopFlag, started: floa
 def _alone(settings: Settings, request: BenchOptions) -> Settings:
     """The run without what ends it early and without a tracker, under a name of its own."""
     epochs = max(settings.train.epochs, request.runs + 1) if request.trains else settings.train.epochs
-    train = dataclasses.replace(settings.train, epochs=epochs, min_steps=0, max_time=None, early_stop=None, final=False)
+    train = dataclasses.replace(settings.train, epochs=epochs, min_images_seen=0)
+    train = dataclasses.replace(train, max_time=None, early_stop=None, final=False)
     run = dataclasses.replace(settings.run, run_id=f"bench-{secrets.token_hex(4)}", force=False, init_from=None)
     tracker = dataclasses.replace(settings.tracker, mode="off")
     return dataclasses.replace(settings, train=train, run=run, tracker=tracker)

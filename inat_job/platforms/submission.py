@@ -300,7 +300,7 @@ def lasting_output(request: SubmitOptions, command: Command) -> str | None:
 
 
 def check_files(request: SubmitOptions, command: Command) -> None:
-    """Raise UsageError for a file that the job's machine does not have, or whose path it would not keep.
+    """Raise UsageError for a file that the job's machine does not have, or that is lost in its working folder.
 
     An absolute path may be one of the image, or mounted; a relative one is of this machine's working folder.
     """
@@ -321,7 +321,8 @@ def check_files(request: SubmitOptions, command: Command) -> None:
     for flag, value in command.writes:
         if _is_relative(value):
             raise UsageError(
-                f"{flag} is {value!r}, and what is on the job's machine is lost with it: use a folder of a --pvc."
+                f"{flag} is {value!r}, and what is on the job's machine is lost with it: leave it out, or with "
+                "k8s use a folder of a --pvc."
             )
 
 

@@ -30,7 +30,7 @@ def changed_settings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     with suppress(JobError, KeyError):  # not known without timm, or in reports of another version
         defaults["data"]["eval_crop"] = crop_of_weights(own.get("model", {})) or defaults["data"]["eval_crop"]
     if own.get("train", {}).get("epochs") != defaults["train"]["epochs"]:
-        defaults["train"]["min_steps"] = 0  # where --epochs is given
+        defaults["train"]["min_images_seen"] = 0  # where --epochs is given
     return [
         {"setting": f"{section}.{field}", "value": value, "default": defaults.get(section, {}).get(field)}
         for section, every in own.items()

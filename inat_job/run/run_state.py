@@ -213,8 +213,10 @@ def _differences(stored: dict[str, Any], settings: Settings) -> list[str]:
     for key, (option, _) in options_by_key(settings).items():
         section, _, field = key.partition(".")
         before, value = old.get(section, {}).get(field), new[section][field]
-        if before is None and value in (False, *option.off):
-            continue  # a switch that was not set, or an option that the run's version did not have
+        if before is None and option.off:
+            before = option.off[0]  # the run's version did not have it
+        if before is None and value is False:
+            continue  # a switch that was not set
         if option.in_fingerprint and before != value:
             found.append(f"{key} is {before} in the run, {value} here")
     return found

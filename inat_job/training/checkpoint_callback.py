@@ -37,7 +37,8 @@ class CheckpointCallback(Callback):
     def __init__(
         self, context: RunContext, uploader: Uploader | NullUploader, log: MetricsLog, resumed: Manifest | None
     ) -> None:
-        self._settings, self._images, self._group = context.settings, context.images, context.group
+        self._settings, self._epochs = context.settings, context.train.epochs
+        self._images, self._group = context.images, context.group
         self._checkpoints, self._stop, self._trial = context.checkpoints, context.stop, context.trial
         self._uploader, self._log, self._buffer = uploader, log, StateBuffer()
         self._last = resumed
@@ -132,7 +133,7 @@ class CheckpointCallback(Callback):
     def _end_epoch(self, classifier: Classifier, step: int, epoch: int) -> None:
         """After `epoch` epochs: decide whether training ends, or else after how many steps it will."""
         self._meter.end_epoch()
-        self.ended = self._why_ended(epoch == self._settings.train.epochs)
+        self.ended = self._why_ended(epoch == self._epochs)
         if not self.ended:
             self._plan_end(classifier, step)
             self.ended = "max-time" if step >= classifier.schedule.end else ""

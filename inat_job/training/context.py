@@ -1,7 +1,7 @@
 """What every step of a run receives: one immutable record, made once the images are ready, on every rank."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from inat_job.run.job import Job
 from inat_job.run.run_state import storage_options
 from inat_job.run.timing import Clock
 from inat_job.run.trial_link import TrialLink
-from inat_job.settings import Settings
+from inat_job.settings import Settings, TrainSettings
 from inat_job.signals import StopFlag
 from inat_job.storage.run_folder import RunFolder
 from inat_job.training.execution import Execution, decide
@@ -72,6 +72,13 @@ class RunContext:
         place = (job.settings, job.folder, images, decided, checkpoints, job.clock, job.stop, group)
         return cls(*place, job.trial, job.tracked_as)
 
+    @property
+    def train(self) -> TrainSettings:
+        """The recipe with the epochs that are trained: more than `--epochs` where `--min-images-seen` needs more."""
+        train = self.settings.train
+        per_epoch = self.images.steps_per_epoch * train.batch_size
+        return replace(train, epochs=max(train.epochs, -(-train.min_images_seen // per_epoch)))
+
     def build_network(self, pretrained: bool, lacking: Sequence[str] = ()) -> tuple[Architecture, Classifier]:
         """The network and its LightningModule, with pretrained weights unless a checkpoint is going to replace them.
 
@@ -96,7 +103,7 @@ class RunContext:
         if self.execution.channels_last:
             architecture.network.to(memory_format=torch.channels_last)
         steps, weights = self.images.steps_per_epoch, self.images.class_weights
-        return architecture, Classifier(architecture, settings.train, steps, weights)
+        return architecture, Classifier(architecture, self.train, steps, weights)
 
     def move_images_to_gpu(self) -> None:
         """Copy all images to the GPU once, if they fit there beside the network; else batches come from the host."""

@@ -59,7 +59,7 @@ def pays(bytes_per_image: int, macs_per_image: int, accelerator: str) -> bool:
 
 def decide(context: RunContext, architecture: Architecture, classifier: Classifier) -> FeaturePlan | None:
     """The plan of a new run. Where nothing is cached although the stem is frozen, the log says why."""
-    train = context.settings.train
+    train = context.train
     epochs = epochs_with_initial_stages(architecture, train.epochs)
     views = architecture.feature_views if train.augment else min(architecture.feature_views, 1)
     if architecture.strategy in ("full", "lp-ft") or views == 0:

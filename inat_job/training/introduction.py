@@ -31,7 +31,7 @@ def introduce(context: RunContext, architecture: Architecture, resumed: Manifest
             "the result, and their confidences are not calibrated.",
         )
     if resumed:
-        epochs = planned_epochs(resumed, settings.train.epochs, images.steps_per_epoch)
+        epochs = planned_epochs(resumed, context.train.epochs, images.steps_per_epoch)
         epoch = min(resumed.epoch + (not resumed.ended), epochs)
         events.emit("resume", step=resumed.step, epoch=epoch, epochs=epochs, ended=resumed.ended)
         if context.execution.accelerator == "cuda" and not (context.execution.deterministic or resumed.ended):

@@ -183,7 +183,7 @@ def make_report(
     `started` is when the run was first begun, or this process by default.
     """
     settings = context.settings
-    epochs = settings.train.epochs
+    epochs = context.train.epochs
     apply_strategy(architecture, trainable_stages(architecture, epochs - 1, epochs))  # as training ends
     return report.build(
         command=command,

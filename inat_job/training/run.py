@@ -64,7 +64,7 @@ def run(job: Job, leased: LeasedRun | None, cache: Cache | None) -> None:
         config = group.broadcast(leased.config if leased else None)
         context = RunContext.create(job, start.shared_cache(group, cache), config["execution"], group)
         start.init_collectives(context)
-        train_and_test(start.with_length(context), leased, config)
+        train_and_test(context, leased, config)
 
 
 def train_and_test(context: RunContext, leased: LeasedRun | None, config: dict[str, Any]) -> None:
@@ -188,7 +188,7 @@ def _train(
     elif resumed:
         callback.report_to_sweep()
     if not callback.ended:
-        trainer = make_trainer(context.execution, context.settings.train, [log, callback], context.group)
+        trainer = make_trainer(context.execution, context.train, [log, callback], context.group)
         path = resumed.path if resumed else None
         with fit_errors(trainer, path, context.group):
             trainer.fit(classifier, datamodule=context.images, ckpt_path=path, weights_only=True)

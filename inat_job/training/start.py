@@ -3,7 +3,6 @@
 All ranks call each function here at the same point of training/run.py.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -51,16 +50,6 @@ def init_collectives(context: RunContext) -> None:
     if context.group.size > 1 and context.settings.train.sync_batch_norm and accelerator == "cpu":
         raise ConflictError("--sync-batch-norm needs GPUs, since torch has none for a CPU: leave it out.")
     context.group.init_collectives(cuda=accelerator == "cuda")
-
-
-def with_length(context: RunContext) -> RunContext:
-    """The context with the epochs that are trained: those of the settings, or as many as `--min-steps` takes."""
-    train, steps = context.settings.train, context.images.steps_per_epoch
-    epochs = math.ceil(train.min_steps / steps)
-    if epochs <= train.epochs:
-        return context
-    events.emit("min-steps", epochs=epochs, steps_per_epoch=steps, min_steps=train.min_steps, of=train.epochs)
-    return replace(context, settings=replace(context.settings, train=replace(train, epochs=epochs, min_steps=0)))
 
 
 def check_batch_norm(context: RunContext, architecture: Architecture) -> None:
@@ -150,11 +139,15 @@ def decide_once(
     context: RunContext, architecture: Architecture, classifier: Classifier, config: dict[str, Any]
 ) -> dict[str, Any]:
     """What is decided once, as a run first starts: from here on it can be resumed. Returns the new config.json."""
+    train, trained, images = context.settings.train, context.train, context.images
+    if trained.epochs > train.epochs:
+        seen = images.steps_per_epoch * train.batch_size
+        events.emit("length", epochs=trained.epochs, of=train.epochs, images=seen, least=train.min_images_seen)
     plan = feature_cache.decide(context, architecture, classifier) if context.group.is_main else None
     config = config | {
         "execution": context.execution.as_dict(),
-        "epochs": context.settings.train.epochs,
-        "classes": list(context.images.cache.index.classes),
+        "epochs": trained.epochs,
+        "classes": list(images.cache.index.classes),
         "lacking": list(architecture.lacking),
         "reuse": context.group.broadcast(plan.as_dict() if plan else None),
     }

@@ -19,7 +19,7 @@ def made() -> dict[str, Any]:
     content["part"], content["test"]["loss"], content["checkpoint"] = "a", 0.5, {"epoch": 2, "step": 20}
     content["data"] |= {"digest": 64 * "0", "classes": ["A & B"]}
     content["settings"] = RECIPES[content["part"]]().as_dict()
-    content["settings"]["train"] |= {"epochs": 3, "min_steps": 0}
+    content["settings"]["train"] |= {"epochs": 3, "min_images_seen": 0}
     content["settings"]["data"]["uri"] = "s3://secret-bucket/x/photos8.zip"
     content["data"]["uri"] = "s3://secret-bucket/x/photos8.tar.gz"
     return content

@@ -26,7 +26,7 @@ GIVEN = {
 }
 BOTH = {
     "train.epochs": st.sampled_from(["5", "10", "30"]),
-    "train.min_steps": st.sampled_from(["0", "70", "1500"]),
+    "train.min_images_seen": st.sampled_from(["0", "70", "96000"]),
     "train.lr": st.sampled_from([1e-6, 0.1]),
     "train.augment": st.booleans(),
     "train.max_time": st.sampled_from([None, 90.0]),
