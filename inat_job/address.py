@@ -1,6 +1,7 @@
-"""Whether an address is of a bucket, and its parts in which a login may be: only this module knows where one ends."""
+"""Addresses and paths: of what they are, what is wrong with their start, and where a login ends: only this knows it."""
 
 import base64
+import os
 import re
 from urllib.parse import quote, unquote, urlsplit
 
@@ -63,6 +64,11 @@ def child(folder: str, name: str) -> str:
     """The address of `name` in a folder, a path or URI that may end in a slash."""
     start = match[0] if (match := _START.match(folder)) else ""
     return f"{start}{folder[len(start) :].rstrip('/')}/{name}"
+
+
+def expanded(path: str) -> str:
+    """A local path with the folder of its user for a ~ at its start, as a shell has it."""
+    return os.path.expanduser(path)  # noqa: PTH111 (Path's raises an error for an unknown user)
 
 
 def host_of(address: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from inat_job.address import expanded
 from inat_job.errors import UsageError
-from inat_job.options import expanded
 
 
 def read(file: str) -> dict[str, Any]:

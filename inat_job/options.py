@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from inat_job import near_misses
-from inat_job.address import as_utf8, fault_of, quote_login, start_of, without_login
+from inat_job.address import as_utf8, expanded, fault_of, quote_login, start_of, without_login
 from inat_job.errors import UsageError
 
 # Query parameters that sign a URL at Amazon, Google or Azure, or authenticate: they do not change which object it is.
@@ -269,11 +269,6 @@ def _without_secrets(uri: str, keep: Callable[[str], bool]) -> str:
     parts = urlsplit(without_login(uri))
     query = "&".join(parameter for parameter in parts.query.split("&") if keep(parameter))
     return urlunsplit((parts.scheme, parts.netloc, parts.path, query, parts.fragment))
-
-
-def expanded(path: str) -> str:
-    """A local path with the folder of its user for a ~ at its start, as a shell has it."""
-    return os.path.expanduser(path)  # noqa: PTH111 (Path's raises an error for an unknown user)
 
 
 def absolute(path: str) -> str:

@@ -24,7 +24,6 @@ from inat_job.errors import UsageError
 from inat_job.job_settings import RUN_ID
 from inat_job.options import Option, as_text, as_toml, parse, public_uri
 from inat_job.recipes import PRESETS, RECIPES
-from inat_job.settings import Settings
 
 # A new option is a deliberate act: add it here, to the README and, where it is shared, to what relies on it.
 FLAGS = set(
@@ -456,14 +455,10 @@ def test_preset_decides_by_its_values_alone(part: str, name: str) -> None:
     changed = [key for key, source in made.sources.items() if source == f"preset {name}"]
     assert bool(changed) == (name != "standard")
     assert made.given == {"run.preset"}
-    spelled = {key: _value_of(made.settings, key) for key in changed}
+    values = made.settings.by_key()
+    spelled = {key: values[key] for key in changed}
     flags = {key: list(value) if isinstance(value, tuple) else value for key, value in spelled.items()}
     assert configure(part, flags, [], None, environment={}).settings.run_id == made.settings.run_id
-
-
-def _value_of(settings: Settings, key: str) -> Any:
-    section, _, field = key.partition(".")
-    return getattr(settings.sections()[section], field)
 
 
 def test_everything_given_overrides_a_preset(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from inat_job import events
+from inat_job.address import expanded
 from inat_job.bench import ingest_stages, synthetic, whole_job
 from inat_job.bench.measurement import Measurement, bottleneck, format_number, run_durations, shares_of_total, table
 from inat_job.bench.prepared_run import PreparedRun, prepare_run
@@ -20,7 +21,6 @@ from inat_job.data.layout import BY_FOLDERS
 from inat_job.errors import UsageError
 from inat_job.ingest import data_source, kinds
 from inat_job.ingest.data_source import DataSource
-from inat_job.options import expanded
 from inat_job.run.prepare_images import arrangement
 from inat_job.run.run_state import storage_options
 from inat_job.settings import FOLDERS, Settings
@@ -46,8 +46,9 @@ def run(settings: Settings, request: BenchOptions, stop: StopFlag, started: floa
 def _alone(settings: Settings, request: BenchOptions) -> Settings:
     """The run without what ends it early and without a tracker, under a name of its own."""
     epochs = max(settings.train.epochs, request.runs + 1) if request.trains else settings.train.epochs
-    train = dataclasses.replace(settings.train, epochs=epochs, min_images_seen=0)
-    train = dataclasses.replace(train, max_time=None, early_stop=None, final=False)
+    train = dataclasses.replace(
+        settings.train, epochs=epochs, min_images_seen=0, max_time=None, early_stop=None, final=False
+    )
     run = dataclasses.replace(settings.run, run_id=f"bench-{secrets.token_hex(4)}", force=False, init_from=None)
     tracker = dataclasses.replace(settings.tracker, mode="off")
     return dataclasses.replace(settings, train=train, run=run, tracker=tracker)

@@ -87,6 +87,11 @@ class ImageDataModule(LightningDataModule):
         return len(self.train_rows) // self._settings.batch_size
 
     @property
+    def images_per_epoch(self) -> int:
+        """Training images in an epoch, which are those of its full batches."""
+        return self.steps_per_epoch * self._settings.batch_size
+
+    @property
     def slice_size(self) -> int:
         """Images, of all ranks together, in one forward pass: a batch, or a slice of it with gradient accumulation."""
         return self._settings.batch_size // self._settings.accumulate

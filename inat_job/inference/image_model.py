@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from inat_job.address import expanded
 from inat_job.errors import BadDataError, UsageError
 from inat_job.evaluation.prediction_table import softmax
 from inat_job.host import cpu
@@ -15,7 +16,7 @@ from inat_job.inference.model_folder import RUNTIMES, ModelFolder, find_model
 from inat_job.inference.runtime import OnnxRuntime, Runtime
 from inat_job.ingest.build_cache import cache_side
 from inat_job.ingest.decode import Rejected, decode, squash_image
-from inat_job.options import expanded, parse_section
+from inat_job.options import parse_section
 from inat_job.settings import DataSettings
 from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions

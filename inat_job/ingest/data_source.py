@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from inat_job.address import BUCKETS, as_utf8, in_bucket
+from inat_job.address import BUCKETS, as_utf8, expanded, in_bucket
 from inat_job.data.layout import BY_FOLDERS, Arrangement, ImageFile, is_ignored, linked_trees
 from inat_job.data.layout_errors import is_called_image
 from inat_job.errors import BadDataError, NoPermissionError, UsageError
 from inat_job.ingest import archives, demo, kinds, parquet_files
 from inat_job.ingest.download import Download
-from inat_job.options import expanded, public_uri, unsigned_uri
+from inat_job.options import public_uri, unsigned_uri
 from inat_job.signals import Stop
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.base import UNKNOWN_SIZE

@@ -11,8 +11,9 @@ from functools import singledispatch
 from pathlib import Path
 
 from inat_job import timm_networks
+from inat_job.address import expanded
 from inat_job.errors import BadDataError, UsageError
-from inat_job.options import expanded, public_uri
+from inat_job.options import public_uri
 from inat_job.settings import WEIGHTS_NAME, BackboneSettings
 from inat_job.signals import Stop, never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri

@@ -305,12 +305,10 @@ def check_files(request: SubmitOptions, command: Command) -> None:
     An absolute path may be one of the image, or mounted; a relative one is of this machine's working folder.
     """
     _check_labels(request, command)
-    known, values = options_by_key(command.configuration.settings), command.configuration.settings.sections()
+    known, values = options_by_key(command.configuration.settings), command.configuration.settings.by_key()
     named = []
     for key in ("data.uri", "model.weights", "run.init_from"):
-        section, _, field = key.partition(".")
-        value = str(getattr(values[section], field, None) or "")
-        if value and not re.fullmatch(known[key][0].names, value):
+        if (value := values.get(key)) and not re.fullmatch(known[key][0].names, value):
             named.append((known[key][0].flag, value))
     for flag, value in [*named, *command.reads]:
         if _is_relative(value):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from inat_job import options
+from inat_job.address import expanded
 from inat_job.configuration import SWEEP_TAKES, known_key, options_by_key, takes
 from inat_job.errors import UsageError
 from inat_job.settings import Settings
@@ -157,7 +158,7 @@ def text_of(given: str) -> str:
     if "=" in given:
         return given
     try:
-        text = Path(options.expanded(given)).read_text(encoding="utf-8-sig")
+        text = Path(expanded(given)).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"--space is {given}, which cannot be read ({error.strerror}): check the path.") from None
     except ValueError as error:

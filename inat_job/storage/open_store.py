@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from inat_job.address import BUCKETS, fault_of, quote_login, without_secrets
+from inat_job.address import BUCKETS, expanded, fault_of, quote_login, without_secrets
 from inat_job.errors import ConflictError, JobError, UsageError
 from inat_job.storage.base import Role, StorageOptions, Store
 from inat_job.storage.local import LocalStore
@@ -98,7 +98,7 @@ def _local_path(uri: str) -> Path:
     if not _SCHEME.match(uri):
         if not uri:
             raise UsageError("The path is empty: give a folder.")
-        return _absolute(os.path.expanduser(uri))  # noqa: PTH111 (Path's raises an error for an unknown user)
+        return _absolute(expanded(uri))
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise UsageError(

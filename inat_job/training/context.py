@@ -76,8 +76,7 @@ class RunContext:
     def train(self) -> TrainSettings:
         """The recipe with the epochs that are trained: more than `--epochs` where `--min-images-seen` needs more."""
         train = self.settings.train
-        per_epoch = self.images.steps_per_epoch * train.batch_size
-        return replace(train, epochs=max(train.epochs, -(-train.min_images_seen // per_epoch)))
+        return replace(train, epochs=max(train.epochs, -(-train.min_images_seen // self.images.images_per_epoch)))
 
     def build_network(self, pretrained: bool, lacking: Sequence[str] = ()) -> tuple[Architecture, Classifier]:
         """The network and its LightningModule, with pretrained weights unless a checkpoint is going to replace them.

@@ -141,8 +141,8 @@ def decide_once(
     """What is decided once, as a run first starts: from here on it can be resumed. Returns the new config.json."""
     train, trained, images = context.settings.train, context.train, context.images
     if trained.epochs > train.epochs:
-        seen = images.steps_per_epoch * train.batch_size
-        events.emit("length", epochs=trained.epochs, of=train.epochs, images=seen, least=train.min_images_seen)
+        per_epoch, least = images.images_per_epoch, train.min_images_seen
+        events.emit("length", epochs=trained.epochs, of=train.epochs, images=per_epoch, least=least)
     plan = feature_cache.decide(context, architecture, classifier) if context.group.is_main else None
     config = config | {
         "execution": context.execution.as_dict(),
