@@ -136,9 +136,9 @@ def _begin(sweep: Sweep, definition: Definition, study: str) -> None:
 
 def _open_trials(sweep: Sweep, request: SweepOptions, space: dict[str, Axis]) -> Trials:
     journal = None if request.study else StoreJournal(sweep.folder.store, conditional=sweep.conditional)
-    search = Search(request.sampler, request.pruner, sweep.base.train.seed)
+    default = spaces.default_point(sweep.base, space)
+    search = Search(request.sampler, request.pruner, sweep.base.train.seed, default)
     study = studies.open_study(journal, request.study, sweep.folder.run_id, search)
-    studies.enqueue_default(study, spaces.default_point(sweep.base, space))
     together = journal.together if journal else nullcontext
     return Trials(study, space, lambda values: sweep.settings_of(values, TRIALS), together)
 

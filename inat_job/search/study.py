@@ -37,16 +37,19 @@ class Search:
     sampler: str
     pruner: str
     seed: int
+    first: Mapping[str, Value]
+    """Values of the first trial; what it has no value for is drawn."""
 
 
 class PerTrialSampler(BaseSampler):
     """A sampler whose random draws depend on the seed and the trial's number alone.
 
     So a search that was stopped goes on as it would have, and workers that start with one seed draw different points.
+    Trial 0 has the values of `first`. They are not queued, as workers that start at the same moment would do it twice.
     """
 
-    def __init__(self, kind: str, seed: int) -> None:
-        self._kind, self._seed = kind, seed
+    def __init__(self, kind: str, seed: int, first: Mapping[str, Value]) -> None:
+        self._kind, self._seed, self._first = kind, seed, first
         self._own: BaseSampler = self._make(0)
 
     def _make(self, number: int) -> BaseSampler:
@@ -62,16 +65,20 @@ class PerTrialSampler(BaseSampler):
         self._own.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        if trial.number == 0:
+            return {}  # each value is drawn, or given, on its own
         return self._own.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._own.sample_relative(study, trial, search_space)
+        return self._own.sample_relative(study, trial, search_space) if search_space else {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        if trial.number == 0 and param_name in self._first:
+            return self._first[param_name]
         return self._own.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
@@ -87,7 +94,7 @@ def open_study(journal: StoreJournal | None, database: str | None, name: str, se
     return optuna.create_study(
         study_name=name,
         storage=JournalStorage(journal) if journal else _database(str(database)),
-        sampler=PerTrialSampler(search.sampler, search.seed),
+        sampler=PerTrialSampler(search.sampler, search.seed, search.first),
         pruner=make_pruner(search.pruner),
         direction="maximize",
         load_if_exists=True,
@@ -128,12 +135,6 @@ def database_errors(database: str | None) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """The first line of the error below that of Optuna."""
     return first_line(error.__cause__ or error)
-
-
-def enqueue_default(study: Study, point: Mapping[str, Value]) -> None:
-    """Make the recipe's own values the first trial of a new study."""
-    if not study.get_trials(deepcopy=False):
-        study.enqueue_trial(dict(point), skip_if_exists=True)
 
 
 def make_pruner(name: str) -> BasePruner:

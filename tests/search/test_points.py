@@ -36,7 +36,7 @@ def trials_of(
     study = optuna.create_study(
         study_name="s",
         storage=storage,
-        sampler=PerTrialSampler(sampler, 0),
+        sampler=PerTrialSampler(sampler, 0, {}),
         pruner=make_pruner(pruner),
         direction="maximize",
         load_if_exists=True,

@@ -1,6 +1,8 @@
 """Sampler and pruner: the same points after a restart, conditional axes, and what each pruner stops."""
 
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import optuna
 import pytest
@@ -8,15 +10,20 @@ import pytest
 from inat_job.configuration import configure
 from inat_job.errors import UsageError
 from inat_job.recipes import RECIPES
-from inat_job.search.space import PART_A, Axis, default_point, one_of, real
+from inat_job.search.space import PART_A, Axis, Value, default_point, one_of, real
 from inat_job.search.study import PerTrialSampler, Search, draw, make_pruner, open_study
 from inat_job.search.trials import Trials
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def study(seed: int = 0, kind: str = "tpe", storage: optuna.storages.BaseStorage | None = None) -> optuna.Study:
-    sampler = PerTrialSampler(kind, seed)
+def study(
+    seed: int = 0,
+    kind: str = "tpe",
+    storage: optuna.storages.BaseStorage | None = None,
+    first: Mapping[str, Value] = MappingProxyType({}),
+) -> optuna.Study:
+    sampler = PerTrialSampler(kind, seed, first)
     return optuna.create_study(
         study_name="s", storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
     )
@@ -55,9 +62,20 @@ def test_settings_without_effect_are_not_drawn() -> None:
 
 
 def test_first_trial_is_the_default() -> None:
-    each, default = study(), default_point(RECIPES["a"](), PART_A)
-    each.enqueue_trial(default)
+    default = default_point(RECIPES["a"](), PART_A)
+    each = study(first=default)
     assert draw(each.ask(), PART_A) == default
+    assert draw(each.ask(), PART_A) != default
+
+
+def test_default_of_a_first_trial_that_was_lost_is_drawn_late() -> None:
+    """Another worker draws its values when other trials have ended, on which those of the sampler would depend."""
+    default = default_point(RECIPES["a"](), PART_A)
+    storage = optuna.storages.InMemoryStorage()
+    lost = study(storage=storage, first=default).ask()
+    each = study(storage=storage, first=default)
+    points(each, 14)
+    assert draw(optuna.Trial(each, lost._trial_id), PART_A) == default
 
 
 def test_search_finds_the_maximum_sooner_than_chance() -> None:
@@ -115,4 +133,4 @@ def test_importances_of_equal_trials() -> None:
 def test_missing_driver_of_a_database_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(UsageError, match=r"driver is not installed \(.*psycopg.*EXTRAS=postgresql"):
-        open_study(None, "postgresql://host/name", "s", Search("tpe", "none", 0))
+        open_study(None, "postgresql://host/name", "s", Search("tpe", "none", 0, {}))

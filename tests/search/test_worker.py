@@ -24,7 +24,7 @@ from inat_job.search import worker as worker_module
 from inat_job.search.journal import FOLDER
 from inat_job.search.outcomes import Limits
 from inat_job.search.space import PART_A, one_of
-from inat_job.search.study import database_errors, enqueue_default
+from inat_job.search.study import database_errors
 from inat_job.search.trials import FAILURES, REASON, UNCOUNTED, Trials
 from inat_job.search.worker import _Slot
 from inat_job.signals import StopFlag
@@ -84,11 +84,20 @@ def test_number_of_trials_is_the_total(tmp_path: Path) -> None:
 
 
 def test_single_trial_is_the_default(tmp_path: Path) -> None:
-    trials = trials_in(tmp_path)
-    enqueue_default(trials.study, {"train.lr": 2e-3})
+    trials = trials_in(tmp_path, first={"train.lr": 2e-3})
     worker(tmp_path, Limits(1), trials=trials).run()
     [trial] = trials.counted()
     assert (trial.params, trial.state) == ({"train.lr": 2e-3}, TrialState.COMPLETE)
+
+
+def test_workers_that_start_at_the_same_moment_have_one_default(tmp_path: Path) -> None:
+    """So the numbers of the trials have no gap, and each number the values that it has with one worker."""
+    both = [trials_in(tmp_path, first={"train.lr": 2e-3}) for _ in range(2)]
+    for trials in both:
+        assert trials.counted() == []  # what it knows for a while
+    begun = [trials.begin(2) for trials in both]
+    assert [each.number for each in begun if each] == [0, 1]
+    assert [each.trial.params == {"train.lr": 2e-3} for each in begun if each] == [True, False]
 
 
 def test_target_ends_the_sweep(tmp_path: Path) -> None:

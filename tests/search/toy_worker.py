@@ -2,15 +2,17 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 
 from inat_job.configuration import configure
 from inat_job.errors import JobError
 from inat_job.search import trial_process
 from inat_job.search.journal import StoreJournal
 from inat_job.search.outcomes import Limits
-from inat_job.search.space import Space, real
+from inat_job.search.space import Space, Value, real
 from inat_job.search.study import Search, open_study
 from inat_job.search.trial_process import TrialProcess
 from inat_job.search.trials import Trials
@@ -30,10 +32,15 @@ def make_settings(values: dict) -> Settings:
 
 
 def trials_in(
-    folder: Path, seed: int = 0, pruner: str = "none", space: Space = SPACE, database: str | None = None
+    folder: Path,
+    seed: int = 0,
+    pruner: str = "none",
+    space: Space = SPACE,
+    database: str | None = None,
+    first: Mapping[str, Value] = MappingProxyType({}),
 ) -> Trials:
     journal = None if database else StoreJournal(LocalStore(folder, StorageOptions()), stale_s=0.2)
-    study = open_study(journal, database, "toy", Search("tpe", pruner, seed))
+    study = open_study(journal, database, "toy", Search("tpe", pruner, seed, first))
     return Trials(study, space, make_settings, journal.together if journal else nullcontext)
 
 
