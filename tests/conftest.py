@@ -12,6 +12,7 @@ import pytest
 from inat_job import events
 from inat_job.job_status import STATUS
 from inat_job.storage.lease import Lease
+from tests.harness import stores
 from tests.harness.children import IMPORT_PATH
 
 os.environ["INAT_LOG_FORMAT"] = "json"
@@ -76,18 +77,9 @@ def job(
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The address of an S3 server: moto's, in this process, unless the environment names another."""
-    named = os.environ.get("INAT_TEST_S3_ENDPOINT")
-    if named:
-        yield named
-        return
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    """The address of an S3 server: moto's, unless the environment names another."""
+    with stores.s3_endpoint() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
-"""moto's server with a fix: its DescribeJobs lacks the exit code, which AWS returns."""
+"""moto's server with one more fix: its DescribeJobs lacks the exit code, which AWS returns."""
 
 from typing import Any
 
 from moto.batch.models import Job
-from moto.server import main
+
+from tests.harness.moto_s3 import main
+
 
 _details = Job._container_details
 

@@ -61,7 +61,7 @@ def batch(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batc
     pytest.importorskip("docker", reason="needs docker's Python client, with which moto's Batch runs the image")
     socket = tmp_path_factory.mktemp("batch") / "podman.sock"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "INAT_"))}
-    docker = {"DOCKER_HOST": f"unix://{socket}", "MOTO_DOCKER_NETWORK_MODE": "host", "PYTHONPATH": str(ROOT)}
+    docker = {"DOCKER_HOST": f"unix://{socket}", "MOTO_DOCKER_NETWORK_MODE": "host"}
     with moto_server({**clean, **ACCESS, **docker}, "tests.container.moto_batch") as url:
         variables = {**ACCESS, "AWS_ENDPOINT_URL": url, "INAT_LOG_FORMAT": "json"}
         with podman_service(socket, {**variables, "OMP_NUM_THREADS": "1"}):

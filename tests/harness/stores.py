@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 _SERVER_START_S = 60.0
+_ROOT = Path(__file__).parent.parent.parent
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,14 @@ def s3_endpoint() -> Iterator[str]:
 
 
 @contextmanager
-def moto_server(environment: Mapping[str, str] = os.environ, module: str = "moto.server") -> Iterator[str]:
+def moto_server(environment: Mapping[str, str] = os.environ, module: str = "tests.harness.moto_s3") -> Iterator[str]:
     """The address of a moto server in another process, where this process's interpreter lock does not slow the jobs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-m", module, "-H", "127.0.0.1", "-p", str(port)],
-        env=dict(environment),
+        env={**environment, "PYTHONPATH": str(_ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
