@@ -6,7 +6,6 @@ from moto.batch.models import Job
 
 from tests.harness.moto_s3 import main
 
-
 _details = Job._container_details
 
 
