@@ -24,6 +24,9 @@ FINGERPRINT, UNCOUNTED, REASON, FAILURES, WORK = "fingerprint", "uncounted", "re
 """Attributes of a trial: of the settings, why it is none of the N, why it ended or rests, how often it failed so far,
 and when it was at work, as pairs of seconds since 1970."""
 
+_DRAWN = "drawn "
+"""Beginning of an attribute for each fingerprint that was drawn for a trial."""
+
 _MOST_REPEATS = 50
 """Points in a row that need no training, after which the space counts as exhausted."""
 
@@ -192,11 +195,16 @@ class Trials:
             else:
                 self._since[trial.number] = self._clock()
                 trial.set_user_attr(FINGERPRINT, settings.fingerprint())
+                trial.set_user_attr(_DRAWN + settings.fingerprint(), True)
                 trial.set_user_attr(WORK, self._work(self._frozen(trial.number)))
+        frozen = self._frozen(trial.number)
         if contradiction:
             self._contradict(trial, contradiction)
-        elif settings is None or self._frozen(trial.number).state.is_finished():
+        elif settings is None or frozen.state.is_finished():
             self.leave(trial)  # another worker has ended it meanwhile
+        elif sum(name.startswith(_DRAWN) for name in frozen.user_attrs) > 1:
+            # The worker that asked for it was lost or frozen. The values drawn last replace those of a trial at work.
+            self._leave_out(trial, "two workers drew its values")
         elif twin := self._twin(trial.number, settings.fingerprint()):
             self._repeat(trial, twin)
         else:
@@ -211,9 +219,9 @@ class Trials:
         self._leave_out(trial, f"its values contradict each other: {why}")
 
     def _is_beyond(self, trial: Trial, most: int) -> bool:
-        """Withdraw a trial if workers that asked at the same moment have begun `most` before it."""
-        before = [each for each in self.counted() if each.number < trial.number]
-        if len(before) < most:
+        """Withdraw a trial if workers that asked at the same moment have begun `most` before it, or queued them."""
+        before = self.study.get_trials(deepcopy=False)[: trial.number]
+        if sum(UNCOUNTED not in each.user_attrs for each in before) < most:
             return False
         self._leave_out(trial, "another worker began the last trial")
         return True

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -23,6 +24,7 @@ from tests.search.toy_worker import make_settings, trials_in
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 SMALL: Space = {"train.lr": one_of(1e-3, 2e-3, 4e-3)}
+_FOREVER = 1e9
 
 
 def trials_of(
@@ -48,6 +50,14 @@ def begun(trials: Trials, most: int = 99) -> RunningTrial:
     running = trials.begin(most)
     assert running
     return running
+
+
+def blind_workers(folder: Path, seeds: tuple[int, int] = (0, 0), **options: Any) -> list[Trials]:
+    """Two workers that have just read the study, and see what the other writes only as they write themselves."""
+    both = [trials_in(folder, seed=seed, stale_s=_FOREVER, **options) for seed in seeds]
+    for trials in both:
+        trials.counted()
+    return both
 
 
 def test_points_of_a_space() -> None:
@@ -306,3 +316,43 @@ def test_time_at_which_a_trial_was_begun_has_no_zone(monkeypatch: pytest.MonkeyP
     assert times == [[1000.0, 1000.0]] * 2
     later = trials_of(storage=trials.study._storage, clock=lambda: 9000.0)  # type: ignore[arg-type]
     assert [later.begun_at(each) for each in later.running() if each.number == undrawn.number] == [9000.0]
+
+
+def test_workers_that_start_at_the_same_moment_have_one_default(tmp_path: Path) -> None:
+    """So the numbers of the trials have no gap, and each number the values that it has with one worker."""
+    default = {"train.lr": 2e-3}
+    one, other = blind_workers(tmp_path / "two", first=default)
+    assert one.study.get_trials() == []  # opening a study adds nothing to it
+    begun_at_once = [begun(trials) for trials in (one, other)]
+    assert [each.number for each in begun_at_once] == [0, 1]
+    alone = trials_in(tmp_path / "one", first=default)
+    assert [each.trial.params for each in begun_at_once] == [begun(alone).trial.params for _ in range(2)]
+    assert begun_at_once[0].trial.params == default
+
+
+def test_trial_that_two_workers_draw_is_left_out(tmp_path: Path) -> None:
+    """Its worker was lost, both see that, and the second replaces the values that the first already trains with."""
+    trials_in(tmp_path).study.ask()
+    first, second = blind_workers(tmp_path, seeds=(0, 1))
+    running = first.resume(first.running()[0], most=9)
+    assert running
+    assert second.resume(second.running()[0], most=9) is None
+    [trial] = trials_in(tmp_path).study.get_trials()
+    assert (trial.state, trial.user_attrs[UNCOUNTED]) == (TrialState.FAIL, "two workers drew its values")
+    assert first.report(running.trial, [0.5])  # the first is told to end it
+
+
+def test_trial_that_two_workers_draw_alike_stays(tmp_path: Path) -> None:
+    trials_in(tmp_path).study.ask()
+    for trials in blind_workers(tmp_path):
+        assert trials.resume(trials.running()[0], most=9)
+    assert [trial.state for trial in trials_in(tmp_path).counted()] == [TrialState.RUNNING]
+
+
+def test_queued_point_counts_for_a_worker_that_asks_at_the_same_moment(tmp_path: Path) -> None:
+    """Otherwise it and the one that queued the point would both begin the last trial."""
+    one, other = blind_workers(tmp_path)
+    one.study.enqueue_trial({"train.lr": 2e-3})
+    assert other.begin(most=1) is None
+    assert begun(one, most=1).number == 0
+    assert [trial.number for trial in trials_in(tmp_path).counted()] == [0]

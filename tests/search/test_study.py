@@ -69,7 +69,7 @@ def test_first_trial_is_the_default() -> None:
 
 
 def test_default_of_a_first_trial_that_was_lost_is_drawn_late() -> None:
-    """Another worker draws its values when other trials have ended, on which those of the sampler would depend."""
+    """TPE would draw all values together by then, from the trials that have ended."""
     default = default_point(RECIPES["a"](), PART_A)
     storage = optuna.storages.InMemoryStorage()
     lost = study(storage=storage, first=default).ask()

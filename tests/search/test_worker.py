@@ -90,16 +90,6 @@ def test_single_trial_is_the_default(tmp_path: Path) -> None:
     assert (trial.params, trial.state) == ({"train.lr": 2e-3}, TrialState.COMPLETE)
 
 
-def test_workers_that_start_at_the_same_moment_have_one_default(tmp_path: Path) -> None:
-    """So the numbers of the trials have no gap, and each number the values that it has with one worker."""
-    both = [trials_in(tmp_path, first={"train.lr": 2e-3}) for _ in range(2)]
-    for trials in both:
-        assert trials.counted() == []  # what it knows for a while
-    begun = [trials.begin(2) for trials in both]
-    assert [each.number for each in begun if each] == [0, 1]
-    assert [each.trial.params == {"train.lr": 2e-3} for each in begun if each] == [True, False]
-
-
 def test_target_ends_the_sweep(tmp_path: Path) -> None:
     assert worker(tmp_path, Limits(50, target=0.0)).run() == "a trial reached 0"
     assert len(states(tmp_path)) == 1

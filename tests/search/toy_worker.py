@@ -38,8 +38,9 @@ def trials_in(
     space: Space = SPACE,
     database: str | None = None,
     first: Mapping[str, Value] = MappingProxyType({}),
+    stale_s: float = 0.2,
 ) -> Trials:
-    journal = None if database else StoreJournal(LocalStore(folder, StorageOptions()), stale_s=0.2)
+    journal = None if database else StoreJournal(LocalStore(folder, StorageOptions()), stale_s=stale_s)
     study = open_study(journal, database, "toy", Search("tpe", pruner, seed, first))
     return Trials(study, space, make_settings, journal.together if journal else nullcontext)
 
