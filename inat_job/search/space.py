@@ -6,6 +6,7 @@ Nothing here imports Optuna, so that `--print-config` and a mistaken file are an
 import itertools
 import math
 import tomllib
+import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +200,7 @@ def _axis(
     if "choices" in table:
         axis = _choices_axis(key, table, where, only_with)
     else:
-        axis = _range_axis(key, table, where, only_with)
+        axis = _range_axis(key, table, where, only_with, float in (kind, *typing.get_args(kind)))
     for value in axis.ends():
         try:
             options.check_value(each, options.parse(each, kind, value))
@@ -216,11 +217,13 @@ def _choices_axis(key: str, table: dict[str, Any], where: str, only_with: Any) -
     return Axis(choices=tuple(choices), only_with=only_with)
 
 
-def _range_axis(key: str, table: dict[str, Any], where: str, only_with: Any) -> Axis:
+def _range_axis(key: str, table: dict[str, Any], where: str, only_with: Any, takes_fractions: bool) -> Axis:
     low, high, log = table["low"], table["high"], table.get("log", False)
     numbers = all(type(each) in (int, float) and math.isfinite(each) for each in (low, high))
     if not numbers or type(log) is not bool or low >= high or (log and low <= 0):
         raise UsageError(f"{where}: {key} has {table!r}: low must be less than high, and with log = true more than 0.")
+    if takes_fractions:
+        return Axis(low=float(low), high=float(high), log=log, only_with=only_with)
     return Axis(low=low, high=high, log=log, integer=type(low) is type(high) is int, only_with=only_with)
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 _SERVER_START_S = 60.0
-_ROOT = Path(__file__).parent.parent.parent
 
 
 @dataclass(frozen=True)
@@ -133,18 +132,17 @@ def s3_endpoint() -> Iterator[str]:
 @contextmanager
 def moto_server(environment: Mapping[str, str] = os.environ, module: str = "tests.harness.moto_s3") -> Iterator[str]:
     """The address of a moto server in another process, where this process's interpreter lock does not slow the jobs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", module, "-H", "127.0.0.1", "-p", str(port)],
-        env={**environment, "PYTHONPATH": str(_ROOT)},
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", module],
+        cwd=Path(__file__).parents[2],
+        env=dict(environment),
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        text=True,
     )
+    assert server.stdout is not None
     try:
-        wait_until_open(port)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
     finally:
         server.terminate()
         server.wait()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from inat_job.configuration import changed, configure, options_by_key
 from inat_job.errors import UsageError
 from inat_job.recipes import PRESETS, RECIPES
-from inat_job.search.space import SPACES, Axis, as_text, default_point, space_of, text_of
+from inat_job.search.space import SPACES, Axis, as_text, default_point, space_of, text_of, whole
 
 
 def values(axis: Axis) -> st.SearchStrategy:
@@ -85,6 +85,18 @@ def test_file_narrows_extends_and_removes(tmp_path: Path) -> None:
     assert not {"train.colour", "model.dense"} & set(space)
 
 
+def test_setting_that_takes_fractions_is_drawn_with_fractions() -> None:
+    """However its range is written: 0 to 1 would be two values otherwise, and the recipe's own 0.1 neither."""
+    text = "train.weight_decay = {low = 0, high = 1}\ndata.eval_crop = {low = 0.5, high = 1}\n"
+    text += "model.dense = {low = 8, high = 9}"
+    space = space_of(RECIPES["a"](), text)
+    assert space["train.weight_decay"] == Axis(low=0.0, high=1.0)
+    assert space["data.eval_crop"] == Axis(low=0.5, high=1.0)
+    assert space["model.dense"] == whole(8, 9)
+    assert default_point(RECIPES["a"](), space)["train.weight_decay"] == RECIPES["a"]().train.weight_decay
+    assert space_of(RECIPES["a"](), as_text(space)) == space
+
+
 def test_text_is_as_good_as_a_file(tmp_path: Path) -> None:
     text = "train.lr = {low = 1e-3, high = 2e-3}\ntrain.colour = false"
     (tmp_path / "space.toml").write_text(text)
@@ -153,7 +165,7 @@ def test_home_at_the_start_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_file_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text("[train]\nlr = {low = 1, high = 2}\n", encoding="utf-8-sig")
-    assert space_of(RECIPES["a"](), str(tmp_path / "x.toml"))["train.lr"] == Axis(low=1, high=2, integer=True)
+    assert space_of(RECIPES["a"](), str(tmp_path / "x.toml"))["train.lr"] == Axis(low=1.0, high=2.0)
 
 
 @pytest.mark.parametrize("text", ["", "a secret and more", "# no range\n"])
