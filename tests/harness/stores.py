@@ -132,20 +132,19 @@ def s3_endpoint() -> Iterator[str]:
 @contextmanager
 def moto_server(environment: Mapping[str, str] = os.environ, module: str = "tests.harness.moto_s3") -> Iterator[str]:
     """The address of a moto server in another process, where this process's interpreter lock does not slow the jobs."""
-    server = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", module],
         cwd=Path(__file__).parents[2],
         env=dict(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-    )
-    assert server.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-    finally:
-        server.terminate()
-        server.wait()
+    ) as server:
+        assert server.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        finally:
+            server.terminate()
 
 
 def wait_until_open(port: int) -> None:
