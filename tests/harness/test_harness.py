@@ -181,7 +181,7 @@ def test_points_of_a_freeze_are_changes_of_the_run_and_listings_of_attempts() ->
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("output", ["local", "s3"])
+@pytest.mark.parametrize("output", ["local", pytest.param("s3", marks=pytest.mark.long)])
 def test_six_frozen_jobs_are_taken_over(output: str) -> None:
     with freezes.freeze_setup(output) as setup:
         done = freezes.freeze_rounds(setup, rounds=6, seed=int(time.time()), jobs=3)
