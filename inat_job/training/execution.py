@@ -169,13 +169,19 @@ def compile_in_place(network: nn.Module, mode: str = "default") -> None:
 def keep_precision(wanted: str, settings: TrainSettings, accelerator: str, rank: Rank = SINGLE_RANK) -> str:
     """A run's precision if this device has it, else the best that it has, with a warning.
 
+    A CPU or mps may emulate what --precision asks for: it stays, with a warning too.
     Raises ConflictError for one that --precision asks for, and on all ranks but rank 0, which decides.
     """
     asked = settings.precision != "auto"
     fault = _precision_fault(accelerator, wanted, asked)
-    if fault is None:
-        return wanted
     device = _device_name(accelerator)
+    if fault is None:
+        if wanted not in ("fp32", *_hardware_precisions(accelerator)) and not rank.rank:
+            events.warn(
+                f"--precision is {wanted}, which {device} only emulates, often many times slower than fp32: for speed, "
+                "leave it out."
+            )
+        return wanted
     if asked:
         raise ConflictError(f"--precision is {wanted}, but on {device} it {fault}: use another precision, or device.")
     if rank.rank:

@@ -62,7 +62,7 @@ def test_fp16_is_tried_where_bf16_fails(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_stored_precision_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "choose_precision", lambda accelerator: "bf16")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     stored = execution.decide(TrainSettings(accelerator="cpu"), None)
     monkeypatch.setattr(execution, "choose_precision", lambda accelerator: pytest.fail("it was tried"))
     assert execution.decide(TrainSettings(accelerator="cpu"), stored.as_dict()).precision == "bf16"
@@ -267,7 +267,9 @@ def test_precision_of_a_resume_on_another_cpu(
     asked = TrainSettings(accelerator="cpu", precision="bf16")
     assert execution.decide(asked, None).precision == "bf16"  # slow, and as asked
     assert execution.decide(asked, stored).precision == "bf16"
-    assert "not bit-equal" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not bit-equal" not in out
+    assert out.count("--precision is bf16, which cpu ") == 2
 
 
 @pytest.mark.parametrize("resumed", [False, True])
