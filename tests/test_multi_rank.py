@@ -262,6 +262,7 @@ def test_stop_of_one_rank_stops_the_others(tmp_path: Path, rank: int) -> None:
     )
 
 
+@pytest.mark.soak
 def test_hanging_rank_is_reported_within_the_grace_period(tmp_path: Path) -> None:
     child = tampered(tmp_path, "--grace-seconds", "5", hangs=True)
     both_ranks(child)
@@ -272,6 +273,7 @@ def test_hanging_rank_is_reported_within_the_grace_period(tmp_path: Path) -> Non
     assert (code, "the grace is over; no new step is stored" in last) == (143, True), last
 
 
+@pytest.mark.soak
 def test_second_signal_ends_all_ranks_at_once(tmp_path: Path) -> None:
     child = tampered(tmp_path, hangs=True)
     both_ranks(child)

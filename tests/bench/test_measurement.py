@@ -82,6 +82,7 @@ def test_run_durations_add_up_single_and_repeated_stages() -> None:
     assert run_durations(found[:1], counts, 2) == {"prepare": 1.0}
 
 
+@pytest.mark.soak
 @given(st.dictionaries(st.text(), st.floats(1e-3, 1e6)))
 def test_shares_of_total_add_up_to_one(seconds: dict[str, float]) -> None:
     assert sum(shares_of_total(seconds).values()) == (pytest.approx(1) if seconds else 0)

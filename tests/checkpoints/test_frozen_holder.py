@@ -127,6 +127,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         yield place.uri
 
 
+@pytest.mark.soak
 def test_run_is_byte_equal_after_its_frozen_holder_goes_on(root: str, tmp_path: Path) -> None:
     every = 7 if in_bucket(root) else 1  # three points a write: another of them each time
     for at in range(1, 1000, every):
@@ -161,6 +162,7 @@ def work_or_nothing(output: str, spools: Path, finished: bool) -> None:
         work(folder, held)
 
 
+@pytest.mark.soak
 def test_frozen_force_deletes_nothing_of_the_run_that_started_again(root: str, tmp_path: Path) -> None:
     """In a bucket it may finish the one deletion that it was frozen in, but never that of the report."""
     every = 9 if in_bucket(root) else 1

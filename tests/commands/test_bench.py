@@ -108,6 +108,7 @@ def test_baseline_trains_in_turn(settings: Make, tmp_path: Path) -> None:
     assert found["training epoch over baseline epoch"]["median"] == pytest.approx(ratio)
 
 
+@pytest.mark.soak
 def test_frozen_stem_is_measured_on_features(settings: Make, tmp_path: Path) -> None:
     changes = {"model__strategy": "head", "train__epochs": "6", "model__feature_views": "3"}
     found = run(settings, tmp_path, "b", changes, stages=("step", "epoch", "matrix", "augmentation"))

@@ -80,6 +80,7 @@ def test_max_time_within_the_first_epoch(settings: Make) -> None:
     assert report_of(made)["history"][-1] == {"started_step": 0, "ended_step": 19, "why": "max-time"}
 
 
+@pytest.mark.soak
 def test_run_is_lengthened_after_a_slow_first_epoch(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 100 s, the first epoch's 6 steps take 5 s each: 13 more would fit, but then a step takes a second."""
     steps_take(lambda step: 5.0 if step < 6 else 1.0, monkeypatch)

@@ -13,6 +13,7 @@ from tests.harness.job_runs import Make, model_of, report_of, run
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's remarks on a trainer without workers and loggers
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("batch", ["8", "16"])
 def test_few_images_are_passed_over_more_often(batch: str, settings: Make, tmp_path: Path) -> None:
     """An epoch trains on 48 images, so 160 take 4 epochs: the same as if they were asked for, also after a stop."""

@@ -313,6 +313,7 @@ def process(*words: str, **more: Any) -> tuple[int, float, str, str]:
     return done.returncode, time.monotonic() - begun, done.stdout, done.stderr
 
 
+@pytest.mark.soak
 def test_silent_servers_take_ten_seconds_at_most(tmp_path: Path) -> None:
     with socket.socket() as hole:  # takes connections, and never says a word
         hole.bind(("127.0.0.1", 0))

@@ -27,6 +27,7 @@ def rows_of(settings: Settings) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("strategy", AFTER_PROBE)
 def test_probe_is_a_validated_checkpoint_of_step_0(settings: Make, strategy: str) -> None:
     made = settings("b", **PROBED | {"train__epochs": "1"}, model__strategy=strategy)

@@ -143,6 +143,7 @@ def test_undeletable_cache(archive: Path, pruned: Prune, tmp_path: Path) -> None
         pruned("0s")
 
 
+@pytest.mark.soak
 def test_a_person_gets_a_table(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(tmp_path, archive)
     capsys.readouterr()

@@ -72,6 +72,7 @@ def test_status_of_a_missing_run(look: Look, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists(), "it only reads"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("where", ["local", "s3"])
 def test_status_of_a_preempted_and_a_finished_run(
     look: Look, settings: Make, where: str, request: pytest.FixtureRequest

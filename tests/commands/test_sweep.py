@@ -235,6 +235,7 @@ def test_space_with_fewer_points_than_trials_is_searched_whole(tmp_path: Path) -
     assert all(each["seconds"] > 0 for each in report["trials"])
 
 
+@pytest.mark.soak
 def test_second_worker_without_conditional_writes_is_told_why(
     job: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -387,6 +387,7 @@ def test_several_checkpoints_have_a_folder_each_and_a_table(place: Path, capsys:
     assert len({len(line) for line in lines if line}) == 1, lines
 
 
+@pytest.mark.soak
 def test_page_of_a_test_has_its_command(place: Path) -> None:
     data = str(place / "x.zip")
     changes = {"run__run_id": "again", "data__uri": data, "train__batch_size": "7"}

@@ -87,6 +87,7 @@ def test_run_folder_is_complete_and_report_valid(settings: Make) -> None:
     assert any("train_loss" in row for row in rows)
 
 
+@pytest.mark.soak
 def test_local_and_s3_results_are_equal(settings: Make, archive: Path, s3_bucket: str) -> None:
     open_store(f"s3://{s3_bucket}").put("x.zip", archive)
     local = settings()
@@ -132,6 +133,7 @@ def test_deleted_report_is_made_again_without_training(settings: Make, monkeypat
     assert after["history"] == [*before["history"], {"started_step": 12, "ended_step": 12, "why": "finished"}]
 
 
+@pytest.mark.soak
 def test_trainable_parameters_do_not_depend_on_resume(settings: Make) -> None:
     made = settings("b", model__strategy="head", train__epochs="1")
     run(made)
@@ -146,12 +148,14 @@ def test_trainable_parameters_do_not_depend_on_resume(settings: Make) -> None:
     ("which", "changes"),
     [
         ("a", {"train__precision": "fp32"}),
-        ("a", {"train__precision": "bf16"}),
+        pytest.param("a", {"train__precision": "bf16"}, marks=pytest.mark.soak),
         pytest.param("a", {"train__accumulate": "2"}, marks=pytest.mark.soak),
         ("a", WITH_EVERYTHING),
-        ("a", {"train__final": "true", "train__sampling": "balanced"}),
+        pytest.param("a", {"train__final": "true", "train__sampling": "balanced"}, marks=pytest.mark.soak),
         pytest.param("a", {"train__class_weights": "balanced"}, marks=pytest.mark.soak),
-        ("a", {"train__early_stop": "2", "train__epochs": "30", "train__lr": "1e-6"}),
+        pytest.param(
+            "a", {"train__early_stop": "2", "train__epochs": "30", "train__lr": "1e-6"}, marks=pytest.mark.soak
+        ),
         ("b", {"model__strategy": "head"}),
         pytest.param("b", {"model__strategy": "last-k"}, marks=pytest.mark.soak),
         pytest.param("b", {"model__strategy": "gradual", "train__epochs": "3"}, marks=pytest.mark.soak),
@@ -254,6 +258,7 @@ def test_run_of_an_earlier_version_resumes(settings: Make, tmp_path: Path) -> No
         run(settings(train__seed="1"))
 
 
+@pytest.mark.soak
 def test_killed_run_resumes_on_a_new_machine(
     settings: Make, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +389,7 @@ def test_damaged_checkpoints_do_not_displace_intact_ones(settings: Make, tmp_pat
     assert model_of(made) == model_of(whole)
 
 
+@pytest.mark.soak
 def test_spooled_checkpoints_are_stored_by_the_next_attempt(
     settings: Make, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -567,6 +573,7 @@ def test_batch_is_refused_before_a_tar_is_decoded(settings: Make, tmp_path: Path
         run(settings(data__uri=str(tar), train__batch_size="64"))
 
 
+@pytest.mark.soak
 def test_failing_store_fails_the_job_after_training(
     settings: Make, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def test_rank_0_and_the_others_name_the_ranks_that_are_missing() -> None:
     assert "Machine 1 (rank 3)" in elsewhere
 
 
+@pytest.mark.soak
 def test_rank_0_that_torchrun_has_not_started_is_missed() -> None:
     store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     rank = Rank(1, 2, 0, 1, "127.0.0.1", store.port)

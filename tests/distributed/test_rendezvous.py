@@ -26,6 +26,7 @@ assert join(from_environment(), StopFlag(), lambda: next(finished)) is None
 """
 
 
+@pytest.mark.soak
 def test_join_waits_silently_for_rank_0_and_stops_when_the_run_is_finished() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))

@@ -135,6 +135,7 @@ def inputs(cache: Cache) -> Inputs:
     return make
 
 
+@pytest.mark.soak
 def test_hostile_names_are_drawn_as_text(inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classes = HOSTILE[:3]
     made = inputs(classes)
@@ -151,6 +152,7 @@ def test_hostile_names_are_drawn_as_text(inputs: Inputs, tmp_path: Path, capsys:
     assert all(len(each["alt"]) < 1500 and each["alt"].isprintable() for each in listed)
 
 
+@pytest.mark.soak
 def test_picture_that_fails_is_a_warning(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +219,7 @@ def test_cells_of_many_classes_stay_small() -> None:
     assert len(cells) == 100, "every cell has its worst image"
 
 
+@pytest.mark.soak
 def test_network_that_grad_cam_cannot_explain_is_a_warning(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

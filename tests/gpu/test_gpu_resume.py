@@ -45,7 +45,7 @@ def stopped_and_resumed(settings: Settings, steps: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("device", "precision", "changes"),
     [
-        pytest.param("cpu", "bf16", A, id="cpu-a-bf16"),
+        pytest.param("cpu", "bf16", A, id="cpu-a-bf16", marks=pytest.mark.soak),
         *(
             pytest.param("cuda", precision, changes, marks=pytest.mark.gpu, id=f"cuda-{name}-{precision}")
             for name, precision, changes in (

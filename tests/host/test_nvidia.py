@@ -177,6 +177,7 @@ def test_oldest_architecture_by_cuda_version() -> None:
     ]
 
 
+@pytest.mark.soak
 def test_wheel_architectures_are_torchs() -> None:
     assert nvidia.wheel_architectures(60.0) == tuple(torch.cuda.get_arch_list())
     assert nvidia.wheel_architectures(0.01) == ()

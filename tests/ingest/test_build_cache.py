@@ -59,6 +59,7 @@ def test_test_folder_named_test(tmp_path: Path) -> None:
     assert prepared(write_zip(tmp_path / "x.zip", tree(test_name="test")), tmp_path).index.splits.count("test") == 12
 
 
+@pytest.mark.soak
 def test_demo_is_deterministic(tmp_path: Path) -> None:
     one, two = (prepared("demo:", tmp_path / name).index for name in "ab")
     assert one.digest == two.digest

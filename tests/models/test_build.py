@@ -46,6 +46,7 @@ def test_filters_are_one_number_or_five(inputs: BuildInputs) -> None:
     assert filters(filters=(1, 2, 3, 4, 5)) == (1, 2, 3, 4, 5)
 
 
+@pytest.mark.soak
 def test_weights_from_a_path_or_a_bucket(inputs: BuildInputs, saved_weights: Path, s3_bucket: str) -> None:
     expected = torch.load(saved_weights, weights_only=True)["conv1.weight"]
     open_store(f"s3://{s3_bucket}").put("w/given.pth", saved_weights)

@@ -90,6 +90,7 @@ def test_unknown_names_get_near_ones(name: str) -> None:
             refusing()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["timm/qwen3_vit_306m_enc", "timm/mobilenetv5_300m_enc"])
 def test_network_that_is_no_classifier_is_refused(name: str) -> None:
     with torch.device("meta"), pytest.raises(UsageError, match=f"--backbone is '{name}', "):

@@ -189,6 +189,7 @@ class _StopInSecondEpoch(StopFlag):
         return self._metrics.exists() and "val_loss" in self._metrics.read_text().rpartition("\n{")[0]
 
 
+@pytest.mark.soak
 def test_repeated_steps_are_read_back_once(client: Any, tmp_path: Path) -> None:
     settings, folder = _settings(tmp_path, "tensorboard,mlflow"), tmp_path / "runs" / "r"
     with pytest.raises(Preempted):

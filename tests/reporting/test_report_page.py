@@ -162,6 +162,7 @@ def test_without_predictions_cells_are_no_buttons(table: PredictionTable) -> Non
     assert "Confusion matrix" in page
 
 
+@pytest.mark.soak
 def test_many_classes_have_a_short_page() -> None:
     """No matrix beyond 30 classes; the thousand worst of more."""
     table = drawn_table(0, 3000, 1200)

@@ -42,6 +42,7 @@ def report_of(settings: Settings) -> dict[str, Any]:
     return {"part": settings.part, "run_id": settings.run_id, "settings": settings.as_dict(), "checkpoint": checkpoint}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("part", ["a", "b"])
 @given(data=st.data())
 def test_command_has_the_settings_of_the_run(part: str, data: st.DataObject) -> None:

@@ -308,6 +308,7 @@ def test_preempted_run_is_marked_preempting_and_failed(run: Open, server: Any) -
     assert recorded.exit_code == 143
 
 
+@pytest.mark.soak
 def test_dead_server_does_not_delay_the_end(
     run: Open, server: Any, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -348,6 +349,7 @@ def _silent_host(stack: list[Any]) -> str:
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("host", [_refusing_host, _silent_host])
 def test_unreachable_server_falls_back_to_offline_within_seconds(
     host: Callable[[list[Any]], str],

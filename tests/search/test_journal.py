@@ -87,6 +87,7 @@ def logs(number: int, worker: int = 0) -> list[dict]:
     return [{"op_code": 0, "worker": worker, "n": number}]
 
 
+@pytest.mark.soak
 def test_workers_read_the_same_logs_in_the_same_order(uri: str) -> None:
     workers = [journal(open_store(uri, role="output")) for _ in range(4)]
     each_appends = 10 if uri.startswith("s3://") else 30
@@ -174,6 +175,7 @@ def test_segment_of_another_length(tmp_path: Path) -> None:
         journal(tmp_path).read_logs(0)
 
 
+@pytest.mark.soak
 def test_study_of_several_workers(uri: str) -> None:
     """Each worker asks and tells; every trial is told once, and all see the same study."""
     barrier = threading.Barrier(4)

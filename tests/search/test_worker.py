@@ -265,6 +265,7 @@ def test_trial_whose_worker_was_lost_before_it_was_drawn_is_drawn(
     assert [each.params for each in trials.counted()] == points(tmp_path / "b")
 
 
+@pytest.mark.soak
 def test_trial_beyond_the_last_whose_worker_was_lost_is_withdrawn(tmp_path: Path) -> None:
     for _ in range(4):
         trials_in(tmp_path).study.ask()

@@ -136,6 +136,7 @@ def at_once(n: int, call: Callable[[], None]) -> None:
         thread.join()
 
 
+@pytest.mark.soak
 def test_concurrent_acquire_has_one_winner(store: Store) -> None:
     winners: list[Lease] = []
     losers: list[LeaseError] = []
@@ -173,6 +174,7 @@ class UnconditionalStore:
         return self._store.put(key, source, **others)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("refuses", [False, True])
 def test_acquire_without_conditional_writes(
     refuses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

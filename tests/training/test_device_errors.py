@@ -151,6 +151,7 @@ def test_fault_in_the_final_evaluation_and_in_the_test_command(
     assert "--accumulate" not in ended.last
 
 
+@pytest.mark.soak
 @FAULTS
 def test_fault_in_the_feature_pass(job: Job, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(StemPass, "predict_step", error, monkeypatch)

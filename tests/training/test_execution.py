@@ -150,6 +150,7 @@ def test_resume_of_a_run_with_other_views_warns(begun_with: int | None, capsys: 
     assert f'"view_format": [1, {augment.VIEW_FORMAT}]' in warning
 
 
+@pytest.mark.soak
 def test_compiler_failure_leaves_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("the compiler is broken")

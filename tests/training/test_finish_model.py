@@ -26,6 +26,7 @@ def settings(tmp_path: Path) -> Make:
     return partial(settings_in, tmp_path, archive, train__epochs="1")
 
 
+@pytest.mark.soak
 def test_failed_export_fails_nothing_else(
     settings: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,6 +49,7 @@ def test_failed_export_fails_nothing_else(
     assert any("The export to onnx failed, and is left out: no operator for this" in line for line in warnings)
 
 
+@pytest.mark.soak
 def test_missing_package_ends_the_job_at_its_start(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_EXPORT_PACKAGES", ("onnx", "no_such_package"))
     made = settings(run__export="onnx")
@@ -61,6 +63,7 @@ def test_export_changes_neither_the_run_id_nor_the_weights(settings: Make) -> No
     assert settings().fingerprint() == settings(run__export="onnx").fingerprint()
 
 
+@pytest.mark.soak
 def test_timm_loads_the_model_of_a_run(settings: Make) -> None:
     made = settings("b", model__strategy="head")
     run(made)

@@ -122,6 +122,7 @@ def test_unreachable_server_is_transient(aws_keys: None, monkeypatch: pytest.Mon
         client.service("batch", "eu-west-1")("describe_jobs", jobs=["j"])
 
 
+@pytest.mark.soak
 def test_submit_policy_covers_each_call(logs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: set[str] = set()
     service = client.service

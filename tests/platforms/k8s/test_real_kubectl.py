@@ -113,12 +113,14 @@ def test_existing_and_forbidden(submit: Submit, cluster: Cluster) -> None:
     assert (refused.returncode, "is forbidden" in refused.stderr.splitlines()[-1]) == (77, True), refused.stderr
 
 
+@pytest.mark.soak
 def test_wait_ends_when_the_job_is_deleted(submit: Submit, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "advance", lambda path: cluster.objects.pop(path, None))
     result = submit("--wait", *RUN)
     assert (result.returncode, "the Job was deleted" in result.stderr.splitlines()[-1]) == (75, True), result.stderr
 
 
+@pytest.mark.soak
 def test_jobset_is_accepted_and_followed(submit: Submit, cluster: Cluster) -> None:
     done = pod({"terminated": {"exitCode": 0, "finishedAt": "2026-11-24T10:00:04Z"}}, "Succeeded")
     logs = {"mine-abcde": [("2026-11-24T10:00:01Z", "one")]}
@@ -130,6 +132,7 @@ def test_jobset_is_accepted_and_followed(submit: Submit, cluster: Cluster) -> No
     assert f"{CORE}/services/mine" not in cluster.objects
 
 
+@pytest.mark.soak
 def test_cluster_without_jobset(submit: Submit, cluster: Cluster) -> None:
     cluster.has_jobset = False
     result = submit("--nodes", "2", "--jobset", *RUN)
@@ -137,6 +140,7 @@ def test_cluster_without_jobset(submit: Submit, cluster: Cluster) -> None:
     assert (result.returncode, "install JobSet in the cluster, or leave out --jobset" in last) == (78, True), last
 
 
+@pytest.mark.soak
 def test_texts_like_numbers_or_booleans_stay_texts(submit: Submit, cluster: Cluster) -> None:
     """YAML as kubectl reads it has more of both than PyYAML."""
     odd = "1e-3 1E5 1.5e3 .5e1 +1e3 0o17 1_000 0x1F 12:30 2026-01-01 y N on null ~ 0b1 .inf -.5".split()

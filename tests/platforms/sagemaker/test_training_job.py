@@ -35,6 +35,7 @@ def test_folders(tmp_path: Path) -> None:
     assert (platform.model_folder, platform.results_folder) == (base / "model", base / "output/data")
 
 
+@pytest.mark.soak
 @given(st.sets(st.from_regex(r"algo-[0-9]{1,3}", fullmatch=True), min_size=2, max_size=20), st.randoms())
 def test_node_ranks_of_several_hosts(tmp_path_factory: pytest.TempPathFactory, hosts: set[str], random: Any) -> None:
     base, ordered = tmp_path_factory.mktemp("sm") / "opt/ml", sorted(hosts)
