@@ -12,7 +12,7 @@ from inat_job.command_options import LogOptions
 from inat_job.config_file import flatten
 from inat_job.errors import BadDataError, UsageError
 from inat_job.job_settings import TrackerSettings
-from inat_job.options import Option, as_toml, check_value, options_of, parse, parse_section
+from inat_job.options import Option, as_text, as_toml, check_value, options_of, parse, parse_section
 from inat_job.recipes import PRESETS, RECIPES
 from inat_job.settings import Settings, TrainSettings
 from inat_job.torchvision_weights import eval_crop
@@ -88,6 +88,14 @@ SWEEP_TAKES = (
 
 _RUN = "the run"
 _PRESET, _OF_PRESET = "run.preset", "preset "
+
+
+_AUGMENT = "train.augment"
+_AUGMENTING = tuple(
+    f"train.{name}"
+    for name in ("crop_scale", "rotation", "colour", "flip", "trivial_augment", "erase", "mixup", "cutmix", "mix_until")
+)
+"""Settings that have no effect without augmentation."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,7 @@ def configure(
     ordered = [preset, taken_of[0], Layer(_RUN, own), *taken_of[1:]]
     merged = _merge(defaults, known, ordered)
     _refuse_unused_secret(merged)
+    _refuse_unused_augmentation(merged, ordered)
     return _with_crop_of_weights(_with_length(merged, ordered, is_sweep=taken == SWEEP_TAKES))
 
 
@@ -200,6 +209,21 @@ def _refuse_unused_secret(merged: Configuration) -> None:
     is_unused = tracker.key_name is not None and tracker.mode in ("off", "offline")
     if is_unused and sources.get("tracker.key_name") == sources.get("tracker.mode"):
         raise UsageError(f"--wandb-secret is given and --wandb is {tracker.mode!r}, which needs no key: leave one out.")
+
+
+def _refuse_unused_augmentation(merged: Configuration, layers: Sequence[Layer]) -> None:
+    """Raise UsageError for an augmentation that a stronger of the `layers` gives than the one that turns all off."""
+    strength = {key: at for at, layer in enumerate(layers) for key in layer.values}
+    off = strength.get(_AUGMENT, -1)
+    if merged.settings.train.augment or off < 0:
+        return
+    known, values = options_by_key(merged.settings), merged.settings.by_key()
+    for key in _AUGMENTING:
+        if strength.get(key, -1) > off and values[key] not in known[key][0].off:
+            raise UsageError(
+                f"{known[key][0].flag} is {as_text(values[key])}, and does nothing without augmentation, which "
+                f"{merged.sources[_AUGMENT]} turns off: add --augment, or leave it out."
+            )
 
 
 def _with_length(merged: Configuration, layers: Sequence[Layer], is_sweep: bool) -> Configuration:

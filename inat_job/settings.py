@@ -127,8 +127,8 @@ class FiveBlockSettings(SettingsSection):
                 raise UsageError(f"{flag} has {len(values)} numbers: give one, or one for each of the {BLOCKS} blocks.")
         if len(self.filters) > 1 and self.filter_organisation != type(self).filter_organisation:
             raise UsageError(
-                f"--filter-organisation is {self.filter_organisation} and --filters has a number for each block: "
-                "give only the first."
+                f"--filter-organisation is {self.filter_organisation}, but --filters is "
+                f"{','.join(map(str, self.filters))}: leave the former out, or give --filters one number, such as 64."
             )
 
 

@@ -71,18 +71,22 @@ class Views(NamedTuple):
         return Views(change(maps), *(None if other is None else change(other) for other in others))
 
 
-def training_views(sizes: Tensor, seed: int, view: int, augmentation: Augmentation) -> Views:
-    """The training views of all images, drawn by `seed` and the number of the view; `sizes` as in `centre_maps`."""
-    draws = torch.from_numpy(rng.augmentation(seed, view, len(sizes)))
+def training_views(sizes: Tensor, seed: int, view: int, augmentation: Augmentation, rows: np.ndarray) -> Views:
+    """The training views of `rows`, int64 (n,), drawn by `seed` and the number of the view.
+
+    `sizes` is that of `centre_maps`, of all images: all are drawn, so that a view depends on no other image.
+    """
+    count, picked = len(sizes), torch.from_numpy(rows)
+    draws = torch.from_numpy(rng.augmentation(seed, view, count))[picked]
     if augmentation.flip != "random":
-        draws[:, COLUMNS.index("flip")] = _flip_column(seed, view, len(sizes), augmentation.flip)
-    maps, colour, erased = random_maps(sizes, draws, augmentation), colour_factors(draws, augmentation), None
+        draws[:, COLUMNS.index("flip")] = _flip_column(seed, view, count, augmentation.flip)[picked]
+    maps, colour, erased = random_maps(sizes[picked], draws, augmentation), colour_factors(draws, augmentation), None
     if augmentation.operation:
-        table = torch.from_numpy(rng.operations(seed, view, len(sizes)))
+        table = torch.from_numpy(rng.operations(seed, view, count))[picked]
         changes, factors = operations(table, augmentation.operation)
         maps, colour = composed(maps, changes), factors if colour is None else colour * factors
     if augmentation.erase:
-        erased = erased_boxes(torch.from_numpy(rng.erasing(seed, view, len(sizes))), augmentation.erase)
+        erased = erased_boxes(torch.from_numpy(rng.erasing(seed, view, count))[picked], augmentation.erase)
     return Views(maps, colour, erased)
 
 

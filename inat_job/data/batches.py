@@ -115,16 +115,14 @@ class PixelRows(DeviceRows):
             raise LookupError(HIDDEN_FROM_TRIALS)
         return super().in_order(positions)
 
-    def batches(self, rows: np.ndarray, views: Views, size: int, picked: np.ndarray | None = None) -> TakeBatch:
-        """Takes the batches of `rows` in this order; `views` are those of every row of the cache.
+    def batches(self, rows: np.ndarray, views: Views, size: int) -> TakeBatch:
+        """Takes the batches of `rows` in this order, each row in its own one of the `views`.
 
-        If they are several views of each, `picked` says which of them to take, int64 (n,). Raises LookupError for a row
-        that is hidden from a trial of a sweep.
+        Raises LookupError for a row that is hidden from a trial of a sweep.
         """
         order = torch.from_numpy(rows)
         squares, labels = self.in_order(order), self.upload(self._labels[order])
-        which = order if picked is None else torch.from_numpy(picked)
-        ours = views.each(lambda table: self.upload(table[which]))
+        ours = views.each(self.upload)
 
         def take(at: slice) -> Batch:
             return Batch(squares(at).permute(0, 3, 1, 2), labels[at], *ours.each(lambda table: table[at]), size)

@@ -147,14 +147,17 @@ class ImageDataModule(LightningDataModule):
         """
         size = size or self._data.image_size
         if not self._settings.augment:
-            return self.pixel_rows.batches(rows, Views(self._centre_maps), size)
+            return self.pixel_rows.batches(rows, Views(self._centre_maps[rows]), size)
         again, seed = earlier_times(rows), self._settings.seed
-        numbers = [view + _AGAIN * time for time in range(again.max(initial=0) + 1)]
-        # Of all rows of the cache, so that an image's view depends on no other image.
-        drawn = [training_views(self._sizes, seed, number, self.augmentation) for number in numbers]
-        tables = zip(*drawn, strict=True)
-        views = Views(*(None if each[0] is None else torch.cat(each) for each in tables))  # type: ignore[arg-type]
-        return self.pixel_rows.batches(rows, views, size, rows + len(self._sizes) * again)
+        by_time = np.argsort(again, kind="stable")
+        parts = np.split(by_time, np.cumsum(np.bincount(again))[:-1])  # the positions of each image's first view, ...
+        drawn = [
+            training_views(self._sizes, seed, view + _AGAIN * time, self.augmentation, rows[part])
+            for time, part in enumerate(parts)
+        ]
+        back, tables = torch.from_numpy(np.argsort(by_time)), zip(*drawn, strict=True)
+        views = Views(*(None if each[0] is None else torch.cat(each)[back] for each in tables))  # type: ignore[arg-type]
+        return self.pixel_rows.batches(rows, views, size)
 
     def _train_batches(self, epoch: int, rows: np.ndarray) -> TakeBatch:
         if self._features is not None and epoch < self._feature_epochs:
@@ -163,7 +166,7 @@ class ImageDataModule(LightningDataModule):
         epochs = self._end_at(epoch * self.steps_per_epoch) / self.steps_per_epoch
         size = view_size(epoch, epochs, train.start_size or size, size)
         take = self.view_batches(epoch, rows, size)
-        if not train.mixes or epoch >= train.mix_until * epochs:
+        if not train.mixes or epoch >= round(train.mix_until * epochs, 6):  # 0.28 * 25 is a little more than 7
             return take
 
         def mixed(at: slice) -> Batch:
@@ -180,10 +183,10 @@ class ImageDataModule(LightningDataModule):
         return self._features.val_batches(rows)
 
     def _plain_batches(self, rows: np.ndarray) -> TakeBatch:
-        return self.pixel_rows.batches(rows, Views(self._centre_maps), self._data.eval_size)
+        return self.pixel_rows.batches(rows, Views(self._centre_maps[rows]), self._data.eval_size)
 
     def _mirrored_batches(self, rows: np.ndarray) -> TakeBatch:
-        return self.pixel_rows.batches(rows, Views(mirrored(self._centre_maps)), self._data.eval_size)
+        return self.pixel_rows.batches(rows, Views(mirrored(self._centre_maps[rows])), self._data.eval_size)
 
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch, for checkpoints. Lightning also supports a state of the loader itself, but

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from inat_job import events
 from inat_job.data.augment import cut_views
 from inat_job.data.batches import IGNORED, Batch
 from inat_job.data.features import FeatureBatch
 from inat_job.data.mixing import mix_views, of_neighbours
 from inat_job.errors import ConflictError
 from inat_job.models.frozen_stem import StemAndTail, cut_stem
-from inat_job.models.muon import Muon
+from inat_job.models.muon import Muon, is_hidden
 from inat_job.models.schedule import Schedule
 from inat_job.models.strategies import Architecture, apply_strategy, parameter_groups, trainable_stages
 from inat_job.models.weight_average import WeightAverage
@@ -197,6 +198,9 @@ class Classifier(LightningModule):
     def _optimiser(self, groups: list[dict[str, Any]]) -> Optimizer:
         match self._train.optimiser:
             case "muon":
+                trained = (each for group in groups for each in group["params"])
+                if self.trainer.is_global_zero and not any(map(is_hidden, trained)):
+                    events.warn("--optimiser muon is AdamW here: no convolution of a hidden layer trains.")
                 return Muon(groups, MATRIX_DTYPES[str(self.trainer.precision)])
             case "sgd":
                 return SGD(groups, momentum=0.9, nesterov=True, fused=True)

@@ -48,7 +48,7 @@ class Muon(AdamW):
                 loss = closure()
         moved: list[tuple[nn.Parameter, Tensor]] = []
         for group in self.param_groups:
-            for each in filter(_is_hidden, group["params"]):
+            for each in filter(is_hidden, group["params"]):
                 if each.grad is not None:
                     moved.append((each, each.grad))
                     self._move(each, each.grad, group)
@@ -70,7 +70,8 @@ class Muon(AdamW):
         weight.add_(orthogonal(matrix, self._dtype).view_as(weight), alpha=-group["lr"] * size)
 
 
-def _is_hidden(parameter: nn.Parameter) -> bool:
+def is_hidden(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is the weight of a convolution that neither reads an image nor is depthwise."""
     return parameter.ndim == 4 and parameter.shape[1] > 3
 
 

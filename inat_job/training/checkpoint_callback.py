@@ -133,17 +133,18 @@ class CheckpointCallback(Callback):
     def _end_epoch(self, classifier: Classifier, step: int, epoch: int) -> None:
         """After `epoch` epochs: decide whether training ends, or else after how many steps it will."""
         self._meter.end_epoch()
-        self.ended = self._why_ended(epoch == self._epochs)
+        self.ended = self._why_ended(step >= classifier.schedule.total, epoch == self._epochs)
         if not self.ended:
             self._plan_end(classifier, step)
             self.ended = "max-time" if step >= classifier.schedule.end else ""
 
-    def _why_ended(self, is_last_epoch: bool) -> str:
+    def _why_ended(self, is_complete: bool, is_last_epoch: bool) -> str:
+        """`is_complete` is whether the run has all its steps: a last epoch may have been cut short."""
         patience = self._settings.train.early_stop
         overtime = self._group.any_rank(self._out_of_time or self._is_overtime())[0]
-        if is_last_epoch:
+        if is_complete:
             return "finished"
-        if overtime:
+        if overtime or is_last_epoch:
             return "max-time"
         return "early stop" if patience and epochs_since_best(self._accuracies) >= patience else ""
 

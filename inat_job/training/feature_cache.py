@@ -67,8 +67,14 @@ def decide(context: RunContext, architecture: Architecture, classifier: Classifi
     try:
         if epochs <= views:
             raise CannotCutError(f"only {epochs} epochs train the same stages, and there would be {views} views")
-        if train.mixes or train.start_size:
-            raise CannotCutError("--mixup, --cutmix and --start-size change the views of an image")
+        size = context.settings.data.image_size
+        changing = {
+            "--mixup": train.mixes and train.mixup,
+            "--cutmix": train.mixes and train.cutmix,
+            "--start-size": (train.start_size or size) < size,
+        }
+        if flags := [flag for flag, is_on in changing.items() if is_on]:
+            raise CannotCutError(f"the views of an image change with {' and '.join(flags)}")
         cut = classifier.stem_and_tail()
         _check_worth(context, cut.stem, views)
     except CannotCutError as reason:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from inat_job import events, signals
 from inat_job.checkpoints import training_state
 from inat_job.data.features import FeatureFile
-from inat_job.errors import ConflictError
+from inat_job.errors import BadDataError, ConflictError
 from inat_job.models.classifier import Classifier
 from inat_job.models.frozen_stem import CannotCutError
 from inat_job.models.strategies import AFTER_PROBE, Architecture
@@ -132,6 +132,11 @@ def _best(context: RunContext, architecture: Architecture, classifier: Classifie
         plain = held_out.clone()
         plain[len(features.plain.rows) :] = False
         val, val_labels = train[plain], labels[plain]
+    if not len(val_labels):
+        raise BadDataError(
+            f"--strategy {architecture.strategy} chooses its head on images that did not solve it, and no class has "
+            "two different training images: add some, or use --strategy full."
+        )
     found = []
     for probe in solve(train[~held_out], labels[~held_out], val, val_labels, head.out_features):
         signals.check(context.stop, "solving for the head")

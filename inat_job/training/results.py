@@ -288,7 +288,7 @@ def _data_section(images: ImageDataModule) -> Mapping[str, Any]:
         "digest": index.digest,
         "split_digest": images.split_digest,
         "test_share": index.test_share,
-        "val_share": images.val_share,
+        "val_share": images.val_share if len(images.val_rows) else None,
         "n_train": len(images.train_rows),
         "n_val": len(images.val_rows),
         "n_test": len(images.test_rows),

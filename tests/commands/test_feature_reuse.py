@@ -38,6 +38,33 @@ def test_features_are_reported_and_reused_by_another_run(settings: Make) -> None
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"data__image_size": "64", "train__start_size": "64"}, None),
+        ({"data__image_size": "64", "train__start_size": "32"}, "change with --start-size."),
+        ({"train__mixup": "0.2", "train__cutmix": "1"}, "change with --mixup and --cutmix."),
+    ],
+)
+def test_features_are_of_views_that_do_not_change(
+    settings: Make, changes: dict[str, str], why: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = settings("b", **HEAD | changes)
+    run(made)
+    assert (report_of(made)["reuse"] is None) == bool(why)
+    assert (why or "") in capsys.readouterr().out
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("strategy", "told"), [("head", True), ("full", False)])
+def test_muon_without_a_convolution_is_told(
+    settings: Make, strategy: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings("b", **SMALLER_B, model__strategy=strategy, train__optimiser="muon", train__epochs="1"))
+    assert ("--optimiser muon is AdamW here" in capsys.readouterr().out) is told
+
+
+@pytest.mark.soak
 def test_features_train_as_the_same_views_do(
     settings: Make,
     monkeypatch: pytest.MonkeyPatch,

@@ -28,7 +28,7 @@ def test_final_run_has_no_validation(settings: Make, capsys: pytest.CaptureFixtu
     report, folder = report_of(made), Path(made.run.output) / "r"
     jsonschema.validate(report, SCHEMA)
     data = report["data"]
-    assert [data[name] for name in ("n_train", "n_val", "n_test")] == [60, 0, 15]
+    assert [data[name] for name in ("n_train", "n_val", "n_test", "val_share")] == [60, 0, 15, None]
     assert (report["val"], report["temperature"]) == (None, 1)
     assert (report["checkpoint"]["step"], report["checkpoint"]["epoch"]) == (14, 2)  # the last: 60 // 8 steps an epoch
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

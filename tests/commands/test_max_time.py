@@ -71,9 +71,13 @@ def test_learning_rate_reaches_zero_with_max_time(final: str, settings: Make, tm
 
 
 @pytest.mark.usefixtures("second_per_step")
-def test_max_time_within_the_first_epoch(settings: Make) -> None:
-    """An epoch has 24 steps, and there are 20 s: after 16 steps it is decided to anneal in the 3 that are left."""
-    made = settings(train__epochs="3", train__batch_size="2", train__max_time="20")
+@pytest.mark.parametrize("epochs", ["3", "1"])
+def test_max_time_within_the_first_epoch(epochs: str, settings: Make) -> None:
+    """An epoch has 24 steps, and there are 20 s: after 16 steps it is decided to anneal in the 3 that are left.
+
+    A run is not finished by a last epoch that is cut short.
+    """
+    made = settings(train__epochs=epochs, train__batch_size="2", train__max_time="20")
     run(made)
     manifest = manifest_of(made, 19)
     assert (manifest["cuts"], manifest["ended"]) == ([[16, 19]], "max-time")

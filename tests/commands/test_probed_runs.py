@@ -1,5 +1,6 @@
 """A run that begins with a probe: its checkpoint of step 0, exact resume, and the runs that have none."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from inat_job.errors import ConflictError, Preempted
+from inat_job.errors import BadDataError, ConflictError, Preempted
 from inat_job.models.backbones import build_backbone
 from inat_job.models.frozen_stem import CannotCutError
 from inat_job.models.strategies import AFTER_PROBE
 from inat_job.settings import Settings
 from inat_job.storage import open_store
 from tests.harness.job_runs import SCHEMA, SMALLER_B, Make, model_of, report_of, run
+from tests.harness.made_images import CLASSES, encoded, write_zip
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -103,6 +105,17 @@ def test_head_of_another_run_is_kept(settings: Make) -> None:
     then = settings("b", **PROBED, model__strategy="lp-ft", run__init_from="first")
     run(then)
     assert "probe" not in report_of(then)
+
+
+@pytest.mark.soak
+def test_one_training_image_of_each_class_is_too_few(settings: Make, tmp_path: Path) -> None:
+    files = {
+        f"{split}/{label}/0.jpg": encoded(number, (32, 32))
+        for number, (split, label) in enumerate(itertools.product(("train", "test"), CLASSES))
+    }
+    changes = {"data__uri": str(write_zip(tmp_path / "few.zip", files)), "train__batch_size": "2"}
+    with pytest.raises(BadDataError, match="no class has two different training images: add some, or use --strategy f"):
+        run(settings("b", **PROBED | changes, model__strategy="lp-ft", train__final="true"))
 
 
 def test_network_that_cannot_be_cut_is_refused(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:

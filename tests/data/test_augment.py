@@ -277,25 +277,37 @@ def test_composed_maps_sample_as_one_after_the_other() -> None:
     assert torch.allclose(sampled(composed(first, second), points), sampled(first, sampled(second, points)), atol=1e-5)
 
 
+BOTH = np.arange(2)
+
+
+@pytest.mark.parametrize("flip", ["random", "alternating", "none"])
+def test_training_view_does_not_depend_on_the_other_rows(flip: str) -> None:
+    sizes = torch.randint(20, 60, (50, 2), generator=torch.Generator().manual_seed(0))
+    strong = Augmentation(0.35, 20.0, 0.3, flip, operation=1.0, erase=0.5)
+    every, rows = training_views(sizes, 5, 3, strong, np.arange(50)), np.array([7, 7, 49, 0])
+    for some, all_of_them in zip(training_views(sizes, 5, 3, strong, rows), every, strict=True):
+        assert torch.equal(some, all_of_them[rows])
+
+
 def test_training_views_without_additions_are_those_of_the_first_stream() -> None:
     sizes, plain = torch.tensor([[40, 30], [20, 50]]), Augmentation(0.35, 20.0, 0.3)
     table = torch.from_numpy(rng.augmentation(5, 3, 2))
-    found = training_views(sizes, 5, 3, plain)
+    found = training_views(sizes, 5, 3, plain, BOTH)
     assert torch.equal(found.maps, random_maps(sizes, table, plain))
     assert found.colour is not None
     assert torch.equal(found.colour, colour_factors(table, plain))  # type: ignore[arg-type]
     assert found.erased is None
-    changed = training_views(sizes, 5, 3, dataclasses.replace(plain, operation=1.0, erase=1.0))
+    changed = training_views(sizes, 5, 3, dataclasses.replace(plain, operation=1.0, erase=1.0), BOTH)
     assert not torch.equal(changed.maps, found.maps)
     assert changed.erased is not None
-    colourless = training_views(sizes, 5, 3, Augmentation(0.35, 20.0, 0.0, operation=1.0))
+    colourless = training_views(sizes, 5, 3, Augmentation(0.35, 20.0, 0.0, operation=1.0), BOTH)
     assert colourless.colour is not None
 
 
 @pytest.mark.parametrize("flip", ["alternating", "none"])
 def test_flips_of_successive_views(flip: str) -> None:
     sizes, augmentation = torch.tensor([[32, 32]] * 40), Augmentation(1.0, 0.0, 0.0, flip=flip)
-    signs = [training_views(sizes, 0, view, augmentation).maps[:, 0, 0].sign() for view in range(3)]
+    signs = [training_views(sizes, 0, view, augmentation, np.arange(40)).maps[:, 0, 0].sign() for view in range(3)]
     if flip == "none":
         assert all((each == 1).all() for each in signs)
     else:

@@ -37,7 +37,7 @@ def train_batches(
     pixels = PixelRows(cache)
 
     def take_for_epoch(epoch: int, rows: np.ndarray) -> TakeBatch:
-        return pixels.batches(rows, Views(MAPS, colours(seed, epoch) if augment else None), 3)
+        return pixels.batches(rows, Views(MAPS[rows], colours(seed, epoch)[rows] if augment else None), 3)
 
     return TrainBatches(take_for_epoch, np.arange(2, ROWS), 4, 5, seed, shard, LABELS if balanced else None)
 
@@ -47,7 +47,7 @@ def colours(seed: int, epoch: int) -> Tensor:
 
 
 def plain_batches(cache: Cache) -> Callable[[np.ndarray], TakeBatch]:
-    return lambda rows: PixelRows(cache).batches(rows, Views(MAPS), 3)
+    return lambda rows: PixelRows(cache).batches(rows, Views(MAPS[rows]), 3)
 
 
 def rows_of(batch: Batch) -> list[int]:
@@ -140,7 +140,7 @@ def test_resident_pixels_give_the_same_batches(cache: Cache) -> None:
     resident.place(torch.device("cpu"), resident=True)
     rows, at = np.array([9, 7, 3, 22]), slice(1, 4)
     assert resident.nbytes == ROWS * SIDE * SIDE * 3
-    one, other = (pixels.batches(rows, Views(MAPS, colours(0, 0)), 3)(at) for pixels in (mapped, resident))
+    one, other = (pixels.batches(rows, Views(MAPS[rows], colours(0, 0)[rows]), 3)(at) for pixels in (mapped, resident))
     assert same(one, other)
     assert rows_of(one) == [7, 3, 22]
 

@@ -85,6 +85,12 @@ def test_batches_differ_in_their_mixing_and_the_last_epochs_are_not_mixed(cache:
     assert {batch.mix for batch in epoch(cache, plain, 0)} == {None}
 
 
+def test_share_of_the_epochs_that_mix_is_not_rounded_up(cache: Cache) -> None:
+    """0.28 * 25 is 7.000000000000001 in floating point."""
+    recipe = TrainSettings(batch_size=8, epochs=25, cutmix=1.0, mix_until=0.28)
+    assert [epoch(cache, recipe, number)[0].mix is None for number in (6, 7)] == [False, True]
+
+
 def test_views_have_the_size_of_their_purpose_and_epoch(cache: Cache) -> None:
     images = ImageDataModule(
         cache, TrainSettings(batch_size=8, epochs=3, start_size=32), DataSettings(image_size=64, test_size=80)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from inat_job.data.augment import Augmentation, Views, training_views
 from inat_job.data.cache_index import PIXELS, Cache, CacheIndex
 from inat_job.data.module import ImageDataModule
 from inat_job.errors import BadDataError, ConflictError
@@ -42,6 +43,22 @@ def test_no_validation_image_is_bad_data(tmp_path) -> None:
 def test_batch_size_beyond_training_set_is_conflict(tmp_path) -> None:
     with pytest.raises(ConflictError, match=r"--batch-size is 3, but there are only 2 training images: lower it"):
         images(tmp_path, ("a", "b", "c", "d"), batch_size=3)
+
+
+def test_views_are_computed_for_no_more_images_than_there_are_in_an_epoch(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the image of a small class is repeated."""
+    (tmp_path / PIXELS).write_bytes(bytes(8 * 8 * 8 * 3))
+    asked: list[int] = []
+
+    def counted(sizes: torch.Tensor, seed: int, view: int, augmentation: Augmentation, rows: np.ndarray) -> Views:
+        asked.append(len(rows))
+        return training_views(sizes, seed, view, augmentation, rows)
+
+    monkeypatch.setattr("inat_job.data.module.training_views", counted)
+    images(tmp_path, ("a", "b", "c", "d")).view_batches(3, np.array([4, 5, 4, 4, 6, 4]))
+    assert asked == [3, 1, 1, 1]
 
 
 def test_image_that_comes_again_has_another_view(tmp_path) -> None:
