@@ -221,8 +221,8 @@ def _refuse_unused_augmentation(merged: Configuration, layers: Sequence[Layer]) 
     for key in _AUGMENTING:
         if strength.get(key, -1) > off and values[key] not in known[key][0].off:
             raise UsageError(
-                f"{known[key][0].flag} is {as_text(values[key])}, and does nothing without augmentation, which "
-                f"{merged.sources[_AUGMENT]} turns off: add --augment, or leave it out."
+                f"{known[key][0].flag} is {as_text(values[key])}, and does nothing without augmentation, which is off "
+                f"({merged.sources[_AUGMENT]}): add --augment, or leave it out."
             )
 
 
