@@ -89,7 +89,6 @@ SWEEP_TAKES = (
 _RUN = "the run"
 _PRESET, _OF_PRESET = "run.preset", "preset "
 
-
 _AUGMENT = "train.augment"
 _AUGMENTING = tuple(
     f"train.{name}"
@@ -211,9 +210,14 @@ def _refuse_unused_secret(merged: Configuration) -> None:
         raise UsageError(f"--wandb-secret is given and --wandb is {tracker.mode!r}, which needs no key: leave one out.")
 
 
+def _strength(layers: Sequence[Layer]) -> dict[str, int]:
+    """The strongest of the layers that sets a value, by its key: each layer overrides those before it."""
+    return {key: at for at, layer in enumerate(layers) for key in layer.values}
+
+
 def _refuse_unused_augmentation(merged: Configuration, layers: Sequence[Layer]) -> None:
     """Raise UsageError for an augmentation that a stronger of the `layers` gives than the one that turns all off."""
-    strength = {key: at for at, layer in enumerate(layers) for key in layer.values}
+    strength = _strength(layers)
     off = strength.get(_AUGMENT, -1)
     if merged.settings.train.augment or off < 0:
         return
@@ -231,7 +235,7 @@ def _with_length(merged: Configuration, layers: Sequence[Layer], is_sweep: bool)
     that is the length then, however few the images.
     """
     epochs, least = "train.epochs", "train.min_images_seen"
-    strength = {key: at for at, layer in enumerate(layers) for key in layer.values}
+    strength = _strength(layers)
     if strength.get(epochs, -1) <= strength.get(least, -1) and not is_sweep:
         return merged
     train = dataclasses.replace(merged.settings.train, min_images_seen=0)

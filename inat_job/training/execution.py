@@ -176,7 +176,7 @@ def keep_precision(wanted: str, settings: TrainSettings, accelerator: str, rank:
     fault = _precision_fault(accelerator, wanted, asked)
     device = _device_name(accelerator)
     if fault is None:
-        if wanted not in ("fp32", *_hardware_precisions(accelerator)) and not rank.rank:
+        if _is_emulated(accelerator, wanted) and not rank.rank:
             events.warn(
                 f"--precision is {wanted}, which {device} only emulates, often many times slower than fp32: for speed, "
                 "leave it out."
@@ -200,9 +200,13 @@ def _precision_fault(accelerator: str, precision: str, asked: bool) -> str | Non
         return None
     if (accelerator, precision) == ("cpu", "fp16"):
         return "does not exist"  # Lightning silently takes bf16
-    if precision not in _hardware_precisions(accelerator) and not (asked and accelerator != "cuda"):
+    if _is_emulated(accelerator, precision) and not (asked and accelerator != "cuda"):
         return "is only emulated, slower than fp32"
     return convolution_fault(accelerator, _DTYPES[precision])
+
+
+def _is_emulated(accelerator: str, precision: str) -> bool:
+    return precision not in ("fp32", *_hardware_precisions(accelerator))
 
 
 def choose_precision(accelerator: str) -> str:
