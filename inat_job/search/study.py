@@ -45,6 +45,7 @@ class PerTrialSampler(BaseSampler):
     """A sampler whose random draws depend on the seed and the trial's number alone.
 
     So a search that was stopped goes on as it would have, and workers that start with one seed draw different points.
+    TPE also looks at all results so far, and at which trials still run.
     Trial 0 has the values of `first`. They are not queued, as workers that start at the same moment would do it twice.
     """
 

@@ -1,6 +1,7 @@
 """Workers of a sweep, with real processes and signals, and trials that train nothing."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from inat_job.search.worker import _Slot
 from inat_job.signals import StopFlag
 from tests.search.postgresql import Postgresql, postgresql_server
 from tests.search.toy_trial import Toy, accuracy
-from tests.search.toy_worker import trials_in, worker
+from tests.search.toy_worker import LEASE_S, trials_in, worker
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -300,10 +301,15 @@ def test_worker_notes_progress_of_a_trial_when_it_says_something(
 
 
 def start_worker(
-    folder: Path, trials: int, slots: int = 1, epoch_s: float = 0.1, database: str | None = None
+    folder: Path,
+    trials: int,
+    slots: int = 1,
+    epoch_s: float = 0.1,
+    database: str | None = None,
+    lease_s: float = LEASE_S,
 ) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "tests.search.toy_worker", str(folder), str(trials), str(slots), str(epoch_s)]
-    words += [database] if database else []
+    words = [sys.executable, "-m", "tests.search.toy_worker", str(folder)]
+    words += [str(trials), str(slots), str(epoch_s), str(lease_s)] + ([database] if database else [])
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -376,15 +382,22 @@ def test_database_that_fails_during_a_search_is_temporary(
 
 @pytest.mark.soak
 def test_sweep_killed_at_random_moments(tmp_path: Path, workers: list[subprocess.Popen[str]]) -> None:
-    """Killed 20 times, with SIGKILL or SIGTERM: the same trials as an undisturbed sweep."""
+    """Killed 20 times, with SIGKILL or SIGTERM: the same trials as an undisturbed sweep.
+
+    SIGKILL kills its trial too, as when a machine is lost. No lease delays the next worker: it would draw a trial
+    meanwhile, with one that has no result.
+    """
     disturbed, whole, draws = tmp_path / "disturbed", tmp_path / "whole", random.Random(0)
     for _ in range(20):
-        each = start_worker(disturbed, 12, epoch_s=0.2)
+        each = start_worker(disturbed, 12, epoch_s=0.2, lease_s=0.0)
         workers.append(each)
         time.sleep(draws.uniform(0.5, 4.0))
-        each.send_signal(draws.choice([signal.SIGKILL, signal.SIGTERM]))
+        if draws.random() < 0.5:
+            os.killpg(each.pid, signal.SIGKILL)
+        else:
+            each.send_signal(signal.SIGTERM)
         each.wait(60)
-    last = start_worker(disturbed, 12, epoch_s=0.0)
+    last = start_worker(disturbed, 12, epoch_s=0.0, lease_s=0.0)
     workers.append(last)
     assert last.wait(120) == 0
     worker(whole, Limits(12)).run()

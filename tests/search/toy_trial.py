@@ -11,8 +11,6 @@ from pathlib import Path
 from inat_job.run.trial_link import Ended, TrialLink
 from inat_job.signals import StopFlag
 
-_START_S = 5.0
-
 
 @dataclass(frozen=True)
 class Toy:
@@ -70,10 +68,10 @@ def _train(toy: Toy, link: TrialLink, stop: StopFlag) -> Ended:
     return Ended(0, "Done.", tuple(done))
 
 
-def is_free(folder: Path, begun_at: float) -> bool:
-    """Whether no live process holds the trial's lock, or none was made long after the trial was begun."""
+def is_free(folder: Path, begun_at: float, lease_s: float) -> bool:
+    """Whether no live process holds the trial's lock, or none was made `lease_s` seconds after the trial was begun."""
     if not folder.exists():
-        return time.time() - begun_at > _START_S
+        return time.time() - begun_at >= lease_s
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""A worker of a sweep whose trials are toys, as a program of its own: FOLDER TRIALS SLOTS EPOCH_S [DATABASE]."""
+"""A worker of a sweep whose trials are toys, as a program: FOLDER TRIALS SLOTS EPOCH_S LEASE_S [DATABASE]."""
 
 import json
 import sys
@@ -25,6 +25,7 @@ from tests.search import toy_trial
 from tests.search.toy_trial import Toy
 
 SPACE: Space = {"train.lr": real(1e-4, 1e-1, log=True)}
+LEASE_S = 5.0
 
 
 def make_settings(values: dict) -> Settings:
@@ -53,27 +54,32 @@ def worker(
     stop: StopFlag | None = None,
     trials: Trials | None = None,
     fails: dict[int, int] | None = None,
+    lease_s: float = LEASE_S,
 ) -> Worker:
-    """`fails` has the exit codes of trials that fail, by number; a negative one is a signal's."""
+    """`fails` has the exit codes of trials that fail, by number; a negative one is a signal's.
+
+    A trial without a folder is free `lease_s` seconds after it was begun.
+    """
 
     def start(number: int, settings: Settings, slot: int) -> TrialProcess:
         toy = Toy(folder / "trials" / str(number), settings.train.lr, 3, epoch_s, (fails or {}).get(number, 0))
         return TrialProcess(toy_trial.run, toy, {})
 
     def is_free(number: int, begun_at: float) -> bool:
-        return toy_trial.is_free(folder / "trials" / str(number), begun_at)
+        return toy_trial.is_free(folder / "trials" / str(number), begun_at, lease_s)
 
     return Worker(trials or trials_in(folder), start, is_free, limits, slots, stop or StopFlag())
 
 
 def main() -> None:
-    folder, most, slots, epoch_s = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-    trials = trials_in(folder, database=sys.argv[5] if len(sys.argv) > 5 else None)
+    folder, most, slots = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    epoch_s, lease_s = float(sys.argv[4]), float(sys.argv[5])
+    trials = trials_in(folder, database=sys.argv[6] if len(sys.argv) > 6 else None)
     trial_process.PRELOADED = ()
     stop = StopFlag()
     stop.install()
     try:
-        print(json.dumps({"why": worker(folder, Limits(most), slots, epoch_s, stop, trials).run()}))
+        print(json.dumps({"why": worker(folder, Limits(most), slots, epoch_s, stop, trials, lease_s=lease_s).run()}))
     except JobError as error:
         print(json.dumps({"error": str(error)}))
         sys.exit(error.exit_code)
