@@ -32,6 +32,7 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
         "run.output": "Local folder or prefix in a bucket that the test's own run folder goes to",
         "run.run_id": "Name of the test's own run folder",
         "train.batch_size": "Images per forward pass",
+        "train.precision": "Arithmetic of the evaluation; auto is fp32",
     },
     "status": {"run.output": "Local folder or prefix in a bucket that holds RUN, if RUN is a run id"},
     "compare": {"run.output": "Local folder or prefix in a bucket that holds the RUNs named by their run ids"},
@@ -49,7 +50,7 @@ _MEANINGS: Mapping[str, Mapping[str, str]] = {
 """The meaning of a setting for a command, where it differs from that for a run."""
 
 _DEFAULTS: Mapping[str, Mapping[str, str]] = {
-    "test": {"run.run_id": "test- and the run's id", "train.precision": "the run's, on the same kind of device"}
+    "test": {"run.run_id": "test- and the run's id", "train.precision": "auto"}
 }
 
 

@@ -280,7 +280,7 @@ class TrainSettings(SettingsSection):
     )
     precision: str = option(
         "auto",
-        "Arithmetic of training; auto is the lowest that the device handles well. test is in fp32 unless this is given",
+        "Arithmetic of training; auto is the lowest that the device handles well",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     devices: int | None = option(

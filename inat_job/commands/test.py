@@ -56,7 +56,7 @@ def settings_of(
     stop: Stop = never,
     platform: Platform = NO_PLATFORM,
 ) -> Configuration:
-    """The settings of the run or model of `--checkpoint`, overridden by what is given.
+    """The settings of the run or model of `--checkpoint`, overridden by what is given, but for its precision.
 
     The run is read with the given storage settings, before its part is known.
     """
@@ -67,10 +67,10 @@ def settings_of(
     finding = [text for text in sets if takes(_FINDING_TAKES, text.partition("=")[0])]
     given = configure("a", flags, finding, file, taken=_FINDING_TAKES, around=said)
     stored = find_trained(given.settings, checkpoint, stop).config
-    own = stored["settings"]
+    train = {field: value for field, value in stored["settings"].get("train", {}).items() if field != "precision"}
     if "train.batch_size" in given.given:  # which the run's slices need not divide
-        own = {**own, "train": {**own.get("train", {}), "accumulate": 1}}
-    return configure(stored["part"], flags, sets, file, own, TEST_TAKES, said)
+        train["accumulate"] = 1
+    return configure(stored["part"], flags, sets, file, {**stored["settings"], "train": train}, TEST_TAKES, said)
 
 
 def run_all(
@@ -223,10 +223,9 @@ def _claim(folder: RunFolder) -> None:
 
 
 def _execution(settings: Settings, stored: Mapping[str, Any], given: Collection[str]) -> Execution:
-    """The run's arithmetic if this is the same kind of device, overridden by what is given; float32 by default."""
+    """The run's arithmetic if this is the same kind of device, overridden by what is given; `auto` is float32."""
     stored = known_decisions(stored)
-    asked = settings.train.precision if "train.precision" in given else "auto"
-    precision = "fp32" if asked == "auto" else asked
+    precision = "fp32" if settings.train.precision == "auto" else settings.train.precision
     fresh = decide(dataclasses.replace(settings.train, compile=False, precision=precision), None)  # compiles nothing
     fresh = dataclasses.replace(fresh, evaluation_precision=precision).of_evaluation()
     if stored.get("accelerator") != fresh.accelerator:

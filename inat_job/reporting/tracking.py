@@ -8,6 +8,8 @@ import contextlib
 import re
 import shlex
 import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inat_job import events
-from inat_job.host import environment
+from inat_job.host import environment, temporary_folders
 from inat_job.job_settings import TrackerSettings
 from inat_job.reporting.loggers import BackgroundLogger
 from inat_job.reporting.tracker_check import Mode, mode_of_run
@@ -117,6 +119,7 @@ def _start(mode: Literal["online", "offline"], arguments: _InitArguments) -> "Tr
 
 def _init(mode: Literal["online", "offline"], arguments: _InitArguments) -> Any:
     """The run object of wandb. Raises what wandb raises, within 10 s of the time-out."""
+    _import()
     import wandb
 
     (arguments.folder / "wandb").mkdir(parents=True, exist_ok=True)  # without it wandb would silently use /tmp
@@ -137,6 +140,18 @@ def _init(mode: Literal["online", "offline"], arguments: _InitArguments) -> Any:
     run.define_metric(STEP, hidden=True)
     run.define_metric("*", step_metric=STEP)
     return run
+
+
+def _import() -> None:
+    """Import wandb for the first time, which makes temporary folders as it is imported, in one that is deleted."""
+    if "wandb" in sys.modules:
+        return
+    before, tempfile.tempdir = tempfile.tempdir, tempfile.mkdtemp(prefix="inat-job-")
+    temporary_folders.delete_at_end(tempfile.tempdir)
+    try:
+        import wandb  # noqa: F401
+    finally:
+        tempfile.tempdir = before
 
 
 def _settings(timeout_s: float) -> Any:

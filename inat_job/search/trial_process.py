@@ -9,14 +9,14 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import inat_job
-from inat_job.host import environment
+from inat_job.host import environment, temporary_folders
 from inat_job.run.trial_link import Ended
 from inat_job.signals import SIGNALS
 
@@ -38,6 +38,7 @@ def preload() -> None:
     resource_tracker.ensure_running()  # which the fork server needs, and which unblocks the signals as it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        temporary_folders.delete_at_end(util.get_temp_dir())  # with the server's socket
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -101,4 +102,5 @@ def _run(target: Target, task: Any, variables: Mapping[str, str], connection: Co
     ended = target(task, connection)
     with contextlib.suppress(OSError):  # the worker is gone, and the run folder says it all
         connection.send(ended)
+    temporary_folders.delete_all()
     os._exit(ended.code)

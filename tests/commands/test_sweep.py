@@ -1,5 +1,6 @@
 """`sweep` with real trials: whole, killed and resumed, by several workers, and refused."""
 
+import getpass
 import json
 import os
 import signal
@@ -105,7 +106,11 @@ def local(folder: Path) -> Place:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A sweep that nothing disturbed, with its best settings trained again. It takes so long that its tests soak."""
     place = local(tmp_path_factory.mktemp("whole"))
-    ended = place.run("--retrain", "1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
+        ended = place.run("--retrain", "1", "--wandb", "offline")
+        left = [each.name for each in Path(os.environ["TMPDIR"]).iterdir()]
+    assert set(left) <= {f"torchinductor_{getpass.getuser()}"}  # torch's cache
     assert ended.code == 0, ended
     return place
 

@@ -18,7 +18,7 @@ import torch
 from inat_job import events
 from inat_job.command_options import EvaluationOptions, StatusOptions
 from inat_job.commands import status, test, train
-from inat_job.configuration import configure
+from inat_job.configuration import TEST_TAKES, configure
 from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.event_text import text_of
@@ -90,6 +90,13 @@ def change_config(place: Path, **changes: Any) -> None:
     path = place / "runs" / "a" / "config.json"
     stored = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in stored.items() if value is not None}))
+
+
+def test_precision_of_the_run_is_not_that_of_its_test(place: Path) -> None:
+    made = test.settings_of(str(place / "runs" / "a"), {}, [], None)
+    assert settings_of_run(place).train.precision == "bf16"
+    assert (made.settings.train.precision, made.settings.train.epochs) == ("auto", 1)
+    assert 'precision = "auto"' in made.text(TEST_TAKES)
 
 
 @pytest.mark.soak
