@@ -43,7 +43,7 @@ class GroupedOption(click.Option):
 
 
 class OneOf(click.Choice[str]):
-    """A choice whose error names the option, the value and those that there are."""
+    """A choice whose error names the option, the wrong value and the allowed ones."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value not in self.choices and param:
@@ -59,7 +59,7 @@ class Lines(click.types.StringParamType):
 
 
 class JobCommand(click.Command):
-    """A command whose options are listed in groups, and whose mistaken options are answered with those meant."""
+    """A command whose help lists options in groups, and which suggests the right option for a mistyped one."""
 
     def get_help(self, ctx: click.Context) -> str:
         return super().get_help(ctx).replace(_UNBROKEN, " ")

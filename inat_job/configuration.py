@@ -231,9 +231,7 @@ def _refuse_unused_augmentation(merged: Configuration, layers: Sequence[Layer]) 
 
 
 def _with_length(merged: Configuration, layers: Sequence[Layer], is_sweep: bool) -> Configuration:
-    """Without `--min-images-seen` where a stronger of the `layers` sets `--epochs`, and in a sweep, which takes none:
-    that is the length then, however few the images.
-    """
+    """Set `--min-images-seen` to 0 in a sweep, and where a stronger layer sets `--epochs`, which is the length then."""
     epochs, least = "train.epochs", "train.min_images_seen"
     strength = _strength(layers)
     if strength.get(epochs, -1) <= strength.get(least, -1) and not is_sweep:

@@ -50,7 +50,7 @@ class DataSettings(SettingsSection):
     test_share: float | None = option(
         None,
         "Share of each class that is split off as test set, by content, where the data set has none",
-        shown_default="0.2 of one folder a class",
+        shown_default="0.2 where the data set has no splits",
         minimum=0.01,
         maximum=0.9,
         off=(None,),
@@ -193,7 +193,7 @@ class TrainSettings(SettingsSection):
 
     epochs: int = option(30, "Passes over the training images", minimum=1)
     min_images_seen: int = option(
-        0, "Images trained on at least, each time counted, if few in more epochs; 0 with --epochs", minimum=0, off=(0,)
+        0, "Train for more epochs until so many images were seen, repeats counted; 0 with --epochs", minimum=0, off=(0,)
     )
     max_time: float | None = option(
         None,

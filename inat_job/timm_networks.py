@@ -53,7 +53,7 @@ def create(backbone: str, num_classes: int, image_size: int) -> Any:
 
 
 def size_argument(backbone: str, image_size: int) -> dict[str, int]:
-    """What a network of a fixed size is told of it."""
+    """The argument that names the image size, for a network of a fixed size; none for others."""
     return {"img_size": image_size} if pretrained_cfg(backbone).fixed_input_size else {}
 
 

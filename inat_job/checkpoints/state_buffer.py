@@ -74,7 +74,7 @@ def _dtype_of_copy(pair: tuple[torch.Tensor, torch.Tensor]) -> str:
 
 
 def _copy_to_host(copies: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
-    """Copy with one thread, since torch's start and meet for each tensor, which costs more; torch copies from mps."""
+    """Copy with one thread: torch would start several for each tensor, which takes longer. From a GPU torch copies."""
     for copy, tensor in zip(copies, tensors, strict=True):
         if tensor.device.type == "cpu" and copy.stride() == tensor.stride():  # without gaps, since a clone has none
             ctypes.memmove(copy.data_ptr(), tensor.data_ptr(), tensor.nbytes)

@@ -162,6 +162,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
-    """Their logarithms, which are logits of the same softmax; of 0, which a probability may be rounded to, -744.4."""
+    """The logarithms, which are logits of these probabilities. That of 0, a rounded probability, is -744.4."""
     logarithms: np.ndarray = np.log(np.maximum(probabilities, _LEAST))
     return logarithms

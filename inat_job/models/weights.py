@@ -168,9 +168,9 @@ def _adapted_by_timm(given: dict[str, Tensor], backbone: nn.Module) -> dict[str,
 
 
 def _normalise(network: BackboneNet, backbone: str, file_name: str) -> str:
-    """Set the pixel statistics that the weights were trained with, if torchvision knows the file; returns whose.
+    """Set the pixel statistics that the weights were trained with, if torchvision knows the file.
 
-    A network of timm has had those of its name since it was made.
+    Returns whose statistics are used, for the log. A network of timm has had those of its name since it was made.
     """
     if timm_networks.is_timm(backbone):
         return f"of {backbone}"

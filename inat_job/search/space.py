@@ -152,7 +152,7 @@ def _is_searchable(key: str) -> bool:
 
 
 def text_of(given: str) -> str:
-    """The TOML that --space gives: its own, which has an =, or that of the file it names, which has one too.
+    """The TOML of --space: the value itself if it contains an =, otherwise that of the file it names.
 
     Raises UsageError.
     """

@@ -40,7 +40,7 @@ _FEWEST_FOR_IMPORTANCES = 10
 """Trials that were done, below which importances would be chance."""
 
 _BEST_SHARE = 0.3
-"""Optuna's tenth of 30 to 100 trials is so few that chance outranks a setting which decides everything."""
+"""Optuna's default, the best tenth, is too few of 30 to 100 trials: chance outranks the settings that matter."""
 
 MakeSettings = Callable[[Mapping[str, Value]], Settings]
 """The settings of a trial with these values. Raises UsageError for values that contradict each other."""

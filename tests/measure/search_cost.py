@@ -85,7 +85,7 @@ class Costs:
 def run_trial(trials: Trials, most: int, costs: Costs) -> None:
     """Draw a trial, note its epochs until it is pruned or over, and end it."""
     with costs.of("next point"):
-        trials.standing()
+        trials.state()
         running = trials.begin(most)
     assert running
     values = running.trial.params
@@ -122,7 +122,7 @@ def main() -> None:
         for number in range(1, counts[-1] + 1):
             run_trial(trials, counts[-1], costs)
             if number in counts:
-                print(f"{number} trials, the best {trials.standing().best:.4f}; seconds: mean, highest")
+                print(f"{number} trials, the best {trials.state().best:.4f}; seconds: mean, highest")
                 print("\n".join(costs.rows()), flush=True)
         begun = time.process_time(), time.perf_counter()
         found = len(open_trials(uri, chosen.seed).counted())
