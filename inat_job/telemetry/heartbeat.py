@@ -33,15 +33,19 @@ def emit_heartbeats(interval_s: float = INTERVAL_S) -> Iterator[None]:
 
 
 def _emit_until(finished: threading.Event, interval_s: float) -> None:
-    before, cpu_s, at = STATUS.snapshot(), time.process_time(), time.monotonic()
+    before, times = STATUS.snapshot(), (time.process_time(), time.monotonic())
     while not finished.wait(interval_s):
-        now, cpu_now_s, at_now = STATUS.snapshot(), time.process_time(), time.monotonic()
-        cpu_use = (cpu_now_s - cpu_s) / ((at_now - at) * cpu.available_cpus())
-        fields = {**training_rates(before, now), **_device_use(now.device or "cpu", cpu_use)}
-        fields["cpu_use"] = round(cpu_use, 3)
+        now, times_now = STATUS.snapshot(), (time.process_time(), time.monotonic())
+        use = cpu_use(times, times_now, cpu.available_cpus())
+        fields = {**training_rates(before, now), **_device_use(now.device or "cpu", use), "cpu_use": round(use, 3)}
         events.emit("heartbeat", **fields, still_s=round(watchdog.still_s(), 1))
         events.write_metrics(metric_lines.lines(fields))
-        before, cpu_s, at = now, cpu_now_s, at_now
+        before, times = now, times_now
+
+
+def cpu_use(before: tuple[float, float], now: tuple[float, float], cpus: float) -> float:
+    """This process's share of the processors, 1 for all of them, between two pairs of CPU and wall time in seconds."""
+    return (now[0] - before[0]) / ((now[1] - before[1]) * cpus)
 
 
 def training_rates(before: JobStatus, now: JobStatus) -> dict[str, Any]:
@@ -56,10 +60,10 @@ def training_rates(before: JobStatus, now: JobStatus) -> dict[str, Any]:
     return {"images_per_s": round(images / trained_s, 1), "data_wait": round(waited_s / trained_s, 4), **loss}
 
 
-def _device_use(name: str, cpu_use: float) -> dict[str, Any]:
+def _device_use(name: str, cpu_share: float) -> dict[str, Any]:
     """How busy the device is, as a share of 1; None with the reason, as `unknown`, if the device does not say."""
     if name == "cpu":
-        return {"device_use": round(cpu_use, 3)}
+        return {"device_use": round(cpu_share, 3)}
     if not name.startswith("cuda"):
         return {"device_use": None, "unknown": f"{name} does not report how busy it is"}
     import torch  # imported already, since training has begun
