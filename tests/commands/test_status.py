@@ -22,6 +22,7 @@ from inat_job.errors import BadDataError, Preempted
 from inat_job.signals import StopFlag, never
 from inat_job.storage import attempts, open_store
 from tests.harness.job_runs import Make, run
+from tests.harness.runner import Job
 from tests.harness.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
@@ -50,20 +51,11 @@ def look(settings: Make, capsys: pytest.CaptureFixture[str]) -> Look:
 
 
 @contextmanager
-def job_until(event: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def job_until(event: str, tmp_path: Path) -> Iterator[Job]:
     """A job in a process of its own, which has logged an event."""
-    child = subprocess.Popen(
-        [sys.executable, ROOT / "entrypoint.py", *TRAIN],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert child.stdout
-    next(line for line in child.stdout if f'"event": "{event}"' in line)
-    yield child
-    child.kill()
-    child.communicate()
+    with Job(TRAIN, dict(os.environ), tmp_path) as job:
+        assert job.wait_for(lambda each: each.name == event)
+        yield job
 
 
 def test_status_of_a_missing_run(look: Look, tmp_path: Path) -> None:
@@ -97,9 +89,9 @@ def test_status_of_a_running_job_and_watch(tmp_path: Path) -> None:
         check_running_and_watch(job, tmp_path)
 
 
-def check_running_and_watch(job: subprocess.Popen[str], tmp_path: Path) -> None:
+def check_running_and_watch(job: Job, tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not seen.get("step") or seen["phase"] not in ("train", "validate") or not seen["images_per_s"]:
         assert time.monotonic() < until
         seen = json.loads(subprocess.run([*STATUS, "r"], cwd=tmp_path, capture_output=True, text=True).stdout)
@@ -111,7 +103,7 @@ def check_running_and_watch(job: subprocess.Popen[str], tmp_path: Path) -> None:
     )
     assert watching.stdout
     assert json.loads(watching.stdout.readline())["state"] == "running"
-    job.send_signal(signal.SIGTERM)
+    job.kill(signal.SIGTERM)
     out, err = watching.communicate(timeout=30)
     assert json.loads(out.splitlines()[-1])["state"] == "preempted"
     assert watching.returncode == 143
@@ -121,8 +113,8 @@ def check_running_and_watch(job: subprocess.Popen[str], tmp_path: Path) -> None:
 
 def test_status_of_a_killed_job(tmp_path: Path) -> None:
     with job_until("run", tmp_path) as job:
-        job.kill()
-        job.wait()
+        job.kill(signal.SIGKILL)
+        assert job.end().code == -signal.SIGKILL
     ended = subprocess.run([*STATUS, "r", "--watch"], cwd=tmp_path, capture_output=True, text=True, timeout=30)
     seen = json.loads(ended.stdout.splitlines()[-1])
     assert (ended.returncode, seen["state"], seen["attempts"][-1]["why"]) == (75, "silent", "silent")

@@ -22,8 +22,10 @@ def in_another_process(script: str, path: Path) -> Iterator[subprocess.Popen[str
     """Run HOLD or LOCK on a path until the block ends; the block begins once it holds."""
     child = subprocess.Popen([sys.executable, "-c", script, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert child.stdout
-    assert child.stdout.readline()
-    yield child
-    child.kill()
-    child.wait()
-    child.stdout.close()
+    try:
+        assert child.stdout.readline()
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
