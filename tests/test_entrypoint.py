@@ -21,6 +21,7 @@ from entrypoint import cli
 from inat_job import near_misses
 from inat_job.configuration import options_of_all_parts
 from inat_job.errors import TransientError
+from tests.harness.children import children, wait_for_end, wait_for_event
 from tests.harness.in_process import Ended
 from tests.harness.made_images import encoded, tree, write_zip
 
@@ -466,26 +467,27 @@ def test_command_about_runs_is_not_the_job_of_its_container(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_exit_143_signal_stores_a_checkpoint(number: signal.Signals, archive: str, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", "--data", archive, *SMALL, "--epochs", "400"]
-    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    next(line for line in child.stdout if '"epoch"' in line)
-    child.send_signal(number)
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == 143
-    assert re.search(r"Error: Stopped: step \d+ is stored in .*/r/checkpoints; run the same", err.splitlines()[-1])
+    with children(tmp_path) as started:
+        child = started.start(["parta", "--data", archive, *SMALL, "--epochs", "400"])
+        wait_for_event(child, "epoch")
+        child.send_signal(number)
+        code, last = wait_for_end(child, 60)
+    assert code == 143
+    assert re.search(r"Error: Stopped: step \d+ is stored in .*/r/checkpoints; run the same", last)
     latest = json.loads((tmp_path / "runs/r/checkpoints/latest.json").read_text())
     assert latest["step"] > 0
 
 
 def test_exit_143_signal_during_startup(tmp_path: Path, archive: str) -> None:
-    command = [sys.executable, str(ROOT / "entrypoint.py"), "parta", "--data", archive, *SMALL]
-    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while not _catches(child.pid, signal.SIGTERM):
-        time.sleep(0.01)
-    child.send_signal(signal.SIGTERM)  # while torch is being imported
-    _, err = child.communicate(timeout=60)
-    assert (child.returncode, err.splitlines()[-1].startswith("Error: Stopped while")) == (143, True)
+    with children(tmp_path) as started:
+        child = started.start(["parta", "--data", archive, *SMALL])
+        deadline = time.monotonic() + 60
+        while not _catches(child.pid, signal.SIGTERM):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        child.send_signal(signal.SIGTERM)  # while torch is being imported
+        code, last = wait_for_end(child, 60)
+    assert (code, last.startswith("Error: Stopped while")) == (143, True)
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
@@ -501,7 +503,7 @@ def test_second_signal_ends_at_once(reads_stderr: bool) -> None:
         if not reads_stderr:
             child.stderr.close()
         child.send_signal(signal.SIGTERM)
-        assert child.wait(timeout=5) == 143
+        assert child.wait(timeout=30) == 143
         assert not reads_stderr or b"Stopped at once" in child.stderr.read()
 
 
@@ -513,25 +515,29 @@ def test_caller_terminates_a_job_several_times_and_interrupts_it_twice() -> None
         time.sleep(0.2)
         assert child.poll() is None
         child.send_signal(signal.SIGINT)
-        assert child.wait(timeout=5) == 143
+        assert child.wait(timeout=30) == 143
 
 
 @contextmanager
 def _stopping_child(setup: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that has had one signal, and waits."""
+    """A process that has handled one signal, and hangs."""
     script = (
         "import os, time; from inat_job.distributed import ranks; from inat_job.recipes import part_a; "
         "from inat_job.run import exit; from inat_job.signals import StopFlag; "
-        f"stop = StopFlag(); {setup or 'pass'}; stop.install(); print(1, flush=True); time.sleep(60)"
+        f"stop = StopFlag(); {setup or 'pass'}; stop.install(); print(1, flush=True)\n"
+        "while not stop(): time.sleep(0.01)\n"
+        "print(2, flush=True); time.sleep(60)"
     )
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=pipe, stderr=pipe) as child:
-        assert child.stdout
-        child.stdout.readline()
-        child.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        assert child.poll() is None
-        yield child
+        try:
+            assert child.stdout
+            assert child.stdout.readline() == b"1\n"
+            child.send_signal(signal.SIGTERM)
+            assert child.stdout.readline() == b"2\n"
+            yield child
+        finally:
+            child.kill()
 
 
 def test_parta_uses_the_cache_of_prepare(job: Callable[..., Ended], archive: str) -> None:

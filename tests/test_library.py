@@ -77,11 +77,10 @@ def test_train_stops_at_an_interrupt_resumes_and_returns_the_report(
 ) -> None:
     """The interrupt is delivered to this process alone, as Ctrl-C and a notebook's button do."""
     with changes_nothing():
-        interrupter = threading.Thread(target=_interrupt_once, args=(Path("runs/r/checkpoints/latest.json"),))
-        interrupter.start()
-        with pytest.raises(Preempted, match="Stopped: step .* is stored in .*/runs/r"):
+        checkpoint = Path("runs/r/checkpoints/latest.json")
+        stopped = pytest.raises(Preempted, match="Stopped: step .* is stored in .*/runs/r")
+        with _interrupted_once_there_is(checkpoint), stopped:
             train(epochs=40)
-        interrupter.join()
         assert "Stopping (SIGINT)" in capsys.readouterr().err
         assert not Path("runs/r/report.json").exists()
         report = train(epochs=40)
@@ -103,10 +102,24 @@ def test_train_stops_at_an_interrupt_resumes_and_returns_the_report(
     assert prediction.label in CLASSES
 
 
-def _interrupt_once(there: Path) -> None:
-    while not there.exists():
-        time.sleep(0.02)
-    os.kill(os.getpid(), signal.SIGINT)
+@contextmanager
+def _interrupted_once_there_is(path: Path) -> Iterator[None]:
+    """Interrupts this process as soon as the path exists, unless the block has ended before."""
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(0.02):
+            if path.exists():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
@@ -248,11 +261,13 @@ def test_job_stops_when_its_caller_is_killed(train: Callable[..., dict[str, Any]
         f"inat_job.train(**{options!r})"
     )
     caller = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    while not (tmp_path / "runs/r/checkpoints/latest.json").exists():
-        assert caller.poll() is None
-        time.sleep(0.05)
-    caller.kill()
-    caller.wait()
+    try:
+        while not (tmp_path / "runs/r/checkpoints/latest.json").exists():
+            assert caller.poll() is None
+            time.sleep(0.05)
+    finally:
+        caller.kill()
+        caller.wait()
     [attempt] = (tmp_path / "runs/r/attempts").glob("*.json")
     deadline = time.monotonic() + 60
     while json.loads(attempt.read_text())["why"] != "preempted":

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -210,6 +208,7 @@ from inat_job.commands import train
 from inat_job.run import exit
 
 def wait_for_the_stop_flag(job):
+    os.write(1, str(job.rank.rank).encode() + b"\\n")  # one write: processes share the pipe
     if job.rank.rank and {fails}:
         raise ConflictError("Rank 1 has no such thing: get one.")
     while {hangs} or not job.stop():
@@ -217,7 +216,6 @@ def wait_for_the_stop_flag(job):
     signals.check(job.stop, "waiting")
 
 train.run_rank = wait_for_the_stop_flag
-os.write(1, os.environ.get("RANK", "launcher").encode() + b"\\n")  # one write: processes share the pipe
 try:
     entrypoint.main()
 except SystemExit as end:
@@ -227,16 +225,22 @@ exit.exit_now(0)
 """Two ranks that do no work; they may hang, or rank 1 may fail."""
 
 
-def tampered(tmp_path: Path, *further: str, hangs: bool = False, fails: bool = False) -> Child:
-    script = tmp_path / "tampered.py"
-    script.write_text(TAMPERED.format(root=str(ROOT), hangs=hangs, fails=fails))
-    words = ["parta", "--data", "demo:", "--accelerator", "cpu", "--devices", "2", "--run-id", "r", *further]
-    command = [sys.executable, str(script), *words]
-    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def tampered(tmp_path: Path) -> Iterator[Start]:
+    """Starts the tampered job."""
+
+    def go(*further: str, hangs: bool = False, fails: bool = False) -> Child:
+        script = tmp_path / "tampered.py"
+        script.write_text(TAMPERED.format(root=str(ROOT), hangs=hangs, fails=fails))
+        words = ["parta", "--data", "demo:", "--accelerator", "cpu", "--devices", "2", "--run-id", "r", *further]
+        return started.start(words, script=str(script))
+
+    with children(tmp_path) as started:
+        yield go
 
 
 def both_ranks(child: Child) -> None:
-    """Wait until both ranks have started."""
+    """Wait until both ranks wait for the stop flag."""
     assert child.stdout
     missing = {"0\n", "1\n"}
     for line in child.stdout:
@@ -244,16 +248,15 @@ def both_ranks(child: Child) -> None:
         if not missing:
             break
     assert not missing, child.communicate()
-    time.sleep(1.5)
 
 
-def test_failing_rank_is_reported_as_the_cause(tmp_path: Path) -> None:
-    assert wait_for_end(tampered(tmp_path, fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
+def test_failing_rank_is_reported_as_the_cause(tampered: Start) -> None:
+    assert wait_for_end(tampered(fails=True), 30) == (78, "Error: Rank 1 has no such thing: get one.")
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.soak)])
-def test_stop_of_one_rank_stops_the_others(tmp_path: Path, rank: int) -> None:
-    child = tampered(tmp_path)
+def test_stop_of_one_rank_stops_the_others(tampered: Start, rank: int) -> None:
+    child = tampered()
     both_ranks(child)
     os.kill(ranks_of(child.pid)[rank], signal.SIGTERM)
     assert wait_for_end(child, 20) == (
@@ -263,8 +266,8 @@ def test_stop_of_one_rank_stops_the_others(tmp_path: Path, rank: int) -> None:
 
 
 @pytest.mark.soak
-def test_hanging_rank_is_reported_within_the_grace_period(tmp_path: Path) -> None:
-    child = tampered(tmp_path, "--grace-seconds", "5", hangs=True)
+def test_hanging_rank_is_reported_within_the_grace_period(tampered: Start) -> None:
+    child = tampered("--grace-seconds", "5", hangs=True)
     both_ranks(child)
     begun = time.monotonic()
     child.send_signal(signal.SIGTERM)
@@ -274,14 +277,14 @@ def test_hanging_rank_is_reported_within_the_grace_period(tmp_path: Path) -> Non
 
 
 @pytest.mark.soak
-def test_second_signal_ends_all_ranks_at_once(tmp_path: Path) -> None:
-    child = tampered(tmp_path, hangs=True)
+def test_second_signal_ends_all_ranks_at_once(tampered: Start) -> None:
+    child = tampered(hangs=True)
     both_ranks(child)
     processes = ranks_of(child.pid)
     for _ in range(2):
         child.send_signal(signal.SIGINT)
         time.sleep(0.3)
-    code, last = wait_for_end(child, 5)
+    code, last = wait_for_end(child, 30)
     assert (code, "second signal" in last) == (143, True), last
     assert sorted(processes) == [0, 1]
     deadline = time.monotonic() + 5

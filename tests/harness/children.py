@@ -27,10 +27,16 @@ class Children:
         self._cwd = cwd
         self._started: list[Child] = []
 
-    def start(self, arguments: Sequence[str], environment: Mapping[str, str] = {}, prefix: Sequence[str] = ()) -> Child:
-        """Start the entrypoint with these arguments and additional variables; the command line begins with `prefix`."""
+    def start(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] = {},
+        prefix: Sequence[str] = (),
+        script: str = ENTRYPOINT,
+    ) -> Child:
+        """Start a script with these arguments and additional variables; the command line begins with `prefix`."""
         child = subprocess.Popen(
-            [*prefix, sys.executable, ENTRYPOINT, *arguments],
+            [*prefix, sys.executable, script, *arguments],
             cwd=self._cwd,
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -234,9 +233,11 @@ def test_sigkill_loses_no_bytes_and_no_rows(
     cache_dir = tmp_path / "cache"
     command = ["prepare", "--data", f"{site.url}/x.zip", "--cache-dir", str(cache_dir), "--image-size", "32"]
     child = subprocess.Popen([sys.executable, str(ROOT / "entrypoint.py"), *command], stdout=subprocess.DEVNULL)
-    assert until(lambda: any(path.stat().st_size > 8000 for path in cache_dir.glob(f"prepared/*.tmp/{ROWS}")))
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    try:
+        assert until(lambda: any(path.stat().st_size > 8000 for path in cache_dir.glob(f"prepared/*.tmp/{ROWS}")))
+    finally:
+        child.kill()
+        child.wait()
     assert not list(cache_dir.glob("downloads/*/*.zip"))  # the download had not ended
     killed.set()
     sent = site.sent

@@ -98,12 +98,14 @@ def test_sigkill_loses_at_most_two_blocks_per_thread(
     site.pace_s = 0.01
     target = tmp_path / "big"
     child = subprocess.Popen([sys.executable, "-c", script, site.url, str(target)], cwd=ROOT)
-    until = time.monotonic() + 60
-    while site.sent < 20 * 2**20:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    child.kill()
-    child.wait()
+    try:
+        until = time.monotonic() + 60
+        while site.sent < 20 * 2**20:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    finally:
+        child.kill()
+        child.wait()
     time.sleep(1.0)  # until the server has noticed
     kept = partial_download.parse_journal((tmp_path / "big.part.json").read_text())
     assert kept is not None

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import yaml
 from inat_job.errors import ConflictError
 from inat_job.platforms.k8s import job_watch
 from inat_job.platforms.k8s.submit_k8s import read_manifest
+from tests.harness.children import children, wait_for_end, wait_for_event
 from tests.harness.fake_kubectl import COMPLETE, RUNNING, exited, failed, play, pod
 from tests.harness.in_process import Ended
 
@@ -208,13 +207,12 @@ def test_unreachable_server_is_transient(
 
 def test_signal_ends_the_wait_but_not_the_job(cluster: Path, tmp_path: Path) -> None:
     play(cluster, {"job": RUNNING})
-    command = [sys.executable, str(ROOT / "entrypoint.py"), "submit", *OPTIONS, "--wait", *RUN]
-    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout
-    next(line for line in child.stdout if '"state"' in line)
-    child.send_signal(signal.SIGTERM)
-    _, err = child.communicate(timeout=30)
-    assert (child.returncode, "continues by itself" in err.splitlines()[-1]) == (143, True)
+    with children(tmp_path) as started:
+        child = started.start(["submit", *OPTIONS, "--wait", *RUN])
+        wait_for_event(child, "state")
+        child.send_signal(signal.SIGTERM)
+        code, last = wait_for_end(child, 30)
+    assert (code, "continues by itself" in last) == (143, True)
 
 
 @pytest.mark.parametrize("content", [None, "[1", "- 1"])
