@@ -95,12 +95,34 @@ def test_ctrl_c_and_resume_on_a_terminal(data: str, tmp_path: Path) -> None:
         assert terminal.end() == 143
 
 
-def test_second_ctrl_c_ends_at_once(data: str, tmp_path: Path) -> None:
-    with Terminal(["parta", "--data", data, *SMALL, "--epochs", "400"], tmp_path) as terminal:
-        terminal.until("download")
+HANGING = """
+import sys, time
+sys.path.insert(0, {root!r})
+import entrypoint
+from inat_job.commands import train
+
+def hang(job):
+    print("The job hangs.", flush=True)
+    while True:
+        time.sleep(0.1)
+
+train.run_rank = hang
+entrypoint.main()
+"""
+"""A job that does not end when it is stopped."""
+
+
+def test_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    script = tmp_path / "hanging.py"
+    script.write_text(HANGING.format(root=str(Path(ENTRYPOINT).parent)))
+    command = ["parta", "--data", "demo:", *SMALL, "--accelerator", "cpu"]
+    with Terminal(command, tmp_path, script=str(script)) as terminal:
+        terminal.until("The job hangs")
         terminal.press(CTRL_C)
+        terminal.until("Stopping .SIGINT.")
         terminal.press(CTRL_C)
         assert terminal.end() == 143
+        assert "Stopped at once by a second signal" in terminal.raw
         assert "Error" not in terminal.raw
 
 

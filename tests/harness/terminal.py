@@ -18,14 +18,21 @@ CTRL_C = b"\x03"
 
 
 class Terminal:
-    """Runs the entrypoint on a terminal of this many columns; use it as a context manager."""
+    """Runs the entrypoint, or another script, on a terminal of this many columns; use it as a context manager."""
 
-    def __init__(self, arguments: Sequence[str], cwd: Path, columns: int = 80, told: Mapping[str, str] = {}) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        columns: int = 80,
+        told: Mapping[str, str] = {},
+        script: str = ENTRYPOINT,
+    ) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
         environment = {**os.environ, "INAT_LOG_FORMAT": "auto", "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8", **told}
         self._process = subprocess.Popen(
-            [sys.executable, ENTRYPOINT, *arguments],
+            [sys.executable, script, *arguments],
             cwd=cwd,
             env=environment,
             stdin=theirs,
