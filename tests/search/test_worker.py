@@ -1,5 +1,6 @@
 """Workers of a sweep, with real processes and signals, and trials that train nothing."""
 
+import contextlib
 import json
 import os
 import random
@@ -30,8 +31,8 @@ from inat_job.search.trials import FAILURES, REASON, UNCOUNTED, Trials
 from inat_job.search.worker import _Slot
 from inat_job.signals import StopFlag
 from tests.search.postgresql import Postgresql, postgresql_server
-from tests.search.toy_trial import Toy, accuracy
-from tests.search.toy_worker import LEASE_S, trials_in, worker
+from tests.search.toy_trial import Toy, accuracy, is_free
+from tests.search.toy_worker import LEASE_S, READY, trials_in, worker
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -330,9 +331,14 @@ def postgresql() -> Iterator[Postgresql]:
         yield server
 
 
+def epoch_counts(folder: Path) -> list[int]:
+    """The epochs that each trial has written."""
+    return [path.read_text().count("\n") for path in folder.glob("trials/*/epochs.jsonl")]
+
+
 def wait_for_epochs(folder: Path, count: int) -> None:
     deadline = time.monotonic() + 120
-    while sum(path.read_text().count("\n") for path in folder.glob("trials/*/epochs.jsonl")) < count:
+    while sum(epoch_counts(folder)) < count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -380,6 +386,26 @@ def test_database_that_fails_during_a_search_is_temporary(
         trials_in(tmp_path, database=postgresql.uri)
 
 
+def wait_until_ready(each: subprocess.Popen[str]) -> None:
+    assert each.stdout
+    assert each.stdout.readline().strip() == READY
+
+
+def wait_for_another_epoch(folder: Path, each: subprocess.Popen[str]) -> None:
+    before, deadline = sum(epoch_counts(folder)), time.monotonic() + 120
+    while sum(epoch_counts(folder)) == before and each.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def wait_for_locks(folder: Path) -> None:
+    """Wait until no process of a trial is left: one that was killed may die after its worker."""
+    deadline = time.monotonic() + 60
+    while not all(is_free(lock.parent, 0.0, 0.0) for lock in folder.glob("trials/*/lock")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.soak
 def test_sweep_killed_at_random_moments(tmp_path: Path, workers: list[subprocess.Popen[str]]) -> None:
     """Killed 20 times, with SIGKILL or SIGTERM: the same trials as an undisturbed sweep.
@@ -388,15 +414,23 @@ def test_sweep_killed_at_random_moments(tmp_path: Path, workers: list[subprocess
     meanwhile, with one that has no result.
     """
     disturbed, whole, draws = tmp_path / "disturbed", tmp_path / "whole", random.Random(0)
-    for _ in range(20):
+    interrupted = 0
+    for number in range(20):
         each = start_worker(disturbed, 12, epoch_s=0.2, lease_s=0.0)
         workers.append(each)
-        time.sleep(draws.uniform(0.5, 4.0))
+        wait_until_ready(each)
+        if number % 2:
+            wait_for_another_epoch(disturbed, each)
+        time.sleep(draws.uniform(0.0, 0.6))
         if draws.random() < 0.5:
-            os.killpg(each.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.killpg(each.pid, signal.SIGKILL)
         else:
             each.send_signal(signal.SIGTERM)
         each.wait(60)
+        wait_for_locks(disturbed)
+        interrupted += any(0 < count < 3 for count in epoch_counts(disturbed))
+    assert interrupted
     last = start_worker(disturbed, 12, epoch_s=0.0, lease_s=0.0)
     workers.append(last)
     assert last.wait(120) == 0

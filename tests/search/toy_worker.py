@@ -26,6 +26,8 @@ from tests.search.toy_trial import Toy
 
 SPACE: Space = {"train.lr": real(1e-4, 1e-1, log=True)}
 LEASE_S = 5.0
+READY = "ready"
+"""The first line, printed once a signal stops the worker as it should."""
 
 
 def make_settings(values: dict) -> Settings:
@@ -78,6 +80,7 @@ def main() -> None:
     trial_process.PRELOADED = ()
     stop = StopFlag()
     stop.install()
+    print(READY, flush=True)
     try:
         print(json.dumps({"why": worker(folder, Limits(most), slots, epoch_s, stop, trials, lease_s=lease_s).run()}))
     except JobError as error:
