@@ -26,7 +26,7 @@ def press():
 
 threading.Thread(target=press).start()
 def train():
-    return inat_job.train(data="demo:", image_size=32, filters=4, epochs=12, run_id="r", wandb="off")
+    return inat_job.train(data="demo:", image_size=32, filters=4, epochs=60, run_id="r", wandb="off")
 try:
     train()
 except Preempted as error:

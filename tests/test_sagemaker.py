@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from inat_job.models.export import load_exported
-from tests.harness.children import Child, children
+from tests.harness.children import Child, children, wait_for_end
 from tests.harness.made_images import tree, write_folder, write_zip
 
 ROOT = Path(__file__).parent.parent
@@ -183,11 +183,13 @@ def test_host_waits_for_rank_0_until_it_is_stopped(train: Callable[..., Child], 
     config = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2"]}
     (ml / "input/config/resourceconfig.json").write_text(json.dumps(config))
     child = train({**SMALL, "data": "demo:"})
-    time.sleep(8)
+    assert child.stdout is not None
+    first = json.loads(child.stdout.readline())  # by then a signal stops it
+    time.sleep(8)  # most often until it waits
     assert child.poll() is None, ended(child)
     child.send_signal(signal.SIGTERM)
-    code, events, _ = ended(child)
-    assert (code, events[0]["rank"], events[0]["world"], events[0]["master"]) == (143, 1, 2, "algo-1")
+    code, _ = wait_for_end(child)
+    assert (code, first["rank"], first["world"], first["master"]) == (143, 1, 2, "algo-1")
     assert failure(ml).startswith("Stopped while")
 
 

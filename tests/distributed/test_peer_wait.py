@@ -111,10 +111,13 @@ def test_rank_that_cannot_reach_rank_0_says_where_and_why(case: str, why: str, t
 def test_rank_0_and_the_others_name_the_ranks_that_are_missing() -> None:
     port = free_port()
     ranks = [Rank(number, 4, number % 2, 2, "127.0.0.1", port) for number in range(4)]
-    with joining(ranks[1], 30) as second, joining(ranks[2], 30) as third, joining(ranks[0], 8) as first:
-        out, err = first.communicate(timeout=60)
-        second.communicate(timeout=60)
-        elsewhere, _ = third.communicate(timeout=60)
+    with joining(ranks[1], 40) as second, joining(ranks[2], 40) as third:
+        assert third.stdout
+        assert "Rank 0" in third.stdout.readline()  # it waits, and so does rank 1, which does not say so
+        with joining(ranks[0], 10) as first:
+            out, err = first.communicate(timeout=120)
+        second.communicate(timeout=120)
+        elsewhere, _ = third.communicate(timeout=120)
     warnings = [json.loads(line) for line in out.splitlines() if '"warning"' in line]
     assert warnings[-1]["phase"] == "rendezvous"
     assert "Machine 1 (rank 3)" in warnings[-1]["message"]

@@ -180,11 +180,18 @@ def test_points_of_a_freeze_are_changes_of_the_run_and_listings_of_attempts() ->
         assert points._point(event, arguments) == ""
 
 
+def new_seed() -> int:
+    """Another seed at every call; it is printed, so that a failure can be reproduced."""
+    seed = int(time.time())
+    print(f"seed={seed}")
+    return seed
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("output", ["local", pytest.param("s3", marks=pytest.mark.long)])
 def test_six_frozen_jobs_are_taken_over(output: str) -> None:
     with freezes.freeze_setup(output) as setup:
-        done = freezes.freeze_rounds(setup, rounds=6, seed=int(time.time()), jobs=3)
+        done = freezes.freeze_rounds(setup, rounds=6, seed=new_seed(), jobs=3)
     assert [(each.point, each.wrong) for each in done if each.wrong] == []
     assert sum(each.codes[0] == freezes.TAKEN_OVER for each in done) >= 2
 
@@ -198,7 +205,7 @@ def test_soak_of_two_rounds(output: str) -> None:
     if output == "az" and not has_azurite():
         pytest.skip("azurite is not installed")
     with soak.soak_setup(output) as setup:
-        done = soak.soak(setup, select_cases("a-fp32"), rounds=2, seed=int(time.time()), jobs=1)
+        done = soak.soak(setup, select_cases("a-fp32"), rounds=2, seed=new_seed(), jobs=1)
     assert sum(run.rounds for run in done.runs) >= 2
     assert [text for run in done.runs for text in run.violations()] == []
 
