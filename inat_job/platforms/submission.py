@@ -18,14 +18,13 @@ from inat_job.command_options import SweepOptions
 from inat_job.configuration import Configuration, options_by_key
 from inat_job.errors import JobError, TransientError, UsageError
 from inat_job.options import SettingsSection, option
+from inat_job.platforms import submit_values
 from inat_job.settings import FOLDERS
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?")
 """What Kubernetes (whose Indexed Jobs append a number), Batch and SageMaker all accept as a job's name."""
 
 _NAME_LENGTH, _DIGEST_LENGTH = 52, 12
-OWN_VARIABLE = re.compile("(INAT|KUBERNETES|AWS_BATCH)_|JOB_COMPLETION_INDEX$")
-"""Names of variables that are settings, or that the platform sets."""
 
 _EXIT_CODES = {0, JobError.exit_code, *(each.exit_code for each in JobError.__subclasses__())}
 _KILLED = 137
@@ -139,13 +138,7 @@ class SubmitOptions(SettingsSection):
             raise UsageError(
                 f"--name is {self.name!r}: use 1 to {_NAME_LENGTH} of a-z, 0-9 and -, with no - at its ends."
             )
-        for tag in self.tags:
-            if not re.fullmatch(r"[^=\s]+=\S*", tag):
-                raise UsageError(f"--tags has {tag!r}: write each as key=value.")
-        _check_variables(self.env)
-        for each in self.pvc:
-            if ":" not in each:
-                raise UsageError(f"--pvc is {each!r}: write it as NAME:/PATH.")
+        submit_values.check_values(self)
         if self.dry_run and self.wait:
             raise UsageError("--dry-run submits nothing, so there is nothing to --wait for: leave one out.")
 
@@ -163,18 +156,6 @@ class SubmitOptions(SettingsSection):
     def claims(self) -> list[tuple[str, str]]:
         """The name and the path of each --pvc."""
         return [(name, path) for name, _, path in (each.partition(":") for each in self.pvc)]
-
-
-def _check_variables(variables: Sequence[str]) -> None:
-    """Raise UsageError for what is no variable, or one that is not for --env; its value may be secret, so it is not
-    shown.
-    """
-    for each in variables:
-        name, equals, _ = each.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UsageError(f"--env has {name if equals else 'no ='!r}: write it as NAME=VALUE.")
-        if OWN_VARIABLE.match(name):
-            raise UsageError(f"--env sets {name}, a variable of the job itself: use an option of the command.")
 
 
 @dataclass(frozen=True)
@@ -254,13 +235,15 @@ class Target(Protocol):
 def completed(request: SubmitOptions, command: Command, needs: Sequence[str]) -> SubmitOptions:
     """The request with a name; in a dry run with placeholders such as <IMAGE> for what is missing.
 
-    Raises UsageError with the missing flags. A copied placeholder counts as missing.
+    Raises UsageError with the missing flags, and for an image or region that is none. A copied placeholder counts as
+    missing.
     """
     known = options.options_of(SubmitOptions)
     missing = [field for field in needs if (getattr(request, field) or "<").startswith("<")]
     if missing and not request.dry_run:
         flags = ", ".join(known[field][0].flag for field in missing)
         raise UsageError(f"{flags} must be given to submit this; --dry-run shows the request with placeholders.")
+    submit_values.check_patterns(request, submit_values.EVERYWHERE)
     filled: dict[str, Any] = {field: placeholder(known[field][0].name) for field in missing}
     return dataclasses.replace(request, name=request.name or command.name, **filled)
 

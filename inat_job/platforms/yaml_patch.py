@@ -8,7 +8,7 @@ import yaml
 
 from inat_job.errors import UsageError
 from inat_job.platforms.sent_secrets import variables_in
-from inat_job.platforms.submission import OWN_VARIABLE
+from inat_job.platforms.submit_values import OWN_VARIABLE
 
 Document = dict[str, Any]
 

@@ -16,6 +16,8 @@ from botocore.validate import ParamValidator
 from inat_job.errors import UsageError
 
 _PLACEHOLDER = re.compile(r"<[A-Z_]+>")
+_LARGEST = {"integer": 2**31 - 1, "long": 2**63 - 1}
+"""The largest number of a type, where a model has no maximum."""
 _JAVA_CLASSES = {r"\p{L}": r"\w", r"\p{N}": r"\d", r"\p{Z}": r"\s"}
 """Character classes of Java's regexes that `re` lacks, with the nearest larger class that it has."""
 
@@ -64,7 +66,7 @@ def _errors(shape: Any, value: Any, path: str) -> Iterator[str]:
 
 
 def _size_errors(shape: Any, size: int, path: str, unit: str) -> Iterator[str]:
-    maximum = shape.metadata.get("max")
+    maximum = shape.metadata.get("max", _LARGEST.get(shape.type_name))
     if maximum is not None and size > maximum:
         yield f"{path} is {size} {unit}".rstrip() + f", at most {maximum} are allowed"
 

@@ -14,6 +14,7 @@ from inat_job import events
 from inat_job.errors import ConflictError, JobError, Preempted, TransientError, UsageError
 from inat_job.platforms.aws import request_models
 from inat_job.platforms.submission import Command, State, SubmitOptions, lasting_output, our_code, pages, refuse_unused
+from inat_job.platforms.submit_values import INT32, ROLE, check_maxima, check_patterns
 from inat_job.platforms.yaml_patch import patched, read_patch
 
 NEEDS = ("image", "role", "queue")
@@ -22,6 +23,20 @@ ATTEMPTS = 10
 """The maximum of Batch; each preemption counts as one attempt."""
 
 LOG_GROUP = "/aws/batch/job"
+
+_PATTERNS = {
+    **dict.fromkeys(("role", "execution_role"), ROLE),
+    "queue": r"[\w-]{1,128}|arn:aws[a-z-]*:batch:[a-z0-9-]+:\d{12}:job-queue/[\w-]{1,128}",
+    "instance_type": r"[a-z0-9-]+\.[a-z0-9-]+",
+}
+"""What Batch accepts for an option, by field.
+
+https://docs.aws.amazon.com/batch/latest/APIReference/API_ContainerProperties.html
+https://docs.aws.amazon.com/batch/latest/APIReference/API_CreateJobQueue.html
+"""
+
+_MAXIMA = {"retries": ATTEMPTS - 1, **dict.fromkeys(("timeout", "cpus"), INT32), "memory": INT32 // 1024}
+"""The largest numbers by field; processors and MiB are integers of 32 bits."""
 
 _OPERATIONS = ("RegisterJobDefinition", "SubmitJob")
 _COMMAND = "which is the command: give it after --"
@@ -61,10 +76,10 @@ same command would fail again."""
 def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     """The requests of RegisterJobDefinition and SubmitJob. Raises UsageError for what Batch would refuse or ignore."""
     refuse_unused(request, "batch", {} if request.nodes > 1 else {"instance_type": "the queue chooses it"})
+    check_patterns(request, _PATTERNS)
+    check_maxima(request, _MAXIMA, "AWS Batch")
     container = _container(request, _job_command(request, command))
     attempts = 1 + (ATTEMPTS - 1 if request.retries is None else request.retries)
-    if attempts > ATTEMPTS:
-        raise UsageError(f"--retries is {request.retries}: AWS Batch allows at most {ATTEMPTS - 1}.")
     definition: dict[str, Any] = {
         **_definition(request, container),
         "retryStrategy": {"attempts": attempts, "evaluateOnExit": list(RETRY)},

@@ -15,6 +15,7 @@ from inat_job.platforms.k8s.job_watch import KubernetesJob
 from inat_job.platforms.k8s.kubectl import AlreadyExistsError, Kubectl, NotFoundError
 from inat_job.platforms.k8s.pod import SPOT_VARIABLE
 from inat_job.platforms.submission import Command, SubmitOptions, lasting_output, refuse_unused
+from inat_job.platforms.submit_values import INT32, ROLE, check_maxima, check_patterns
 from inat_job.platforms.yaml_patch import merge, patched, read_documents, read_patch
 
 FOLDER = Path(inat_job.__file__).parent / "k8s"
@@ -34,12 +35,25 @@ _PATTERNS = {
     "namespace": r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
     "queue": _LABEL,
     "instance_type": _LABEL,
-    "role": r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+",
+    "role": ROLE,
     "service_account": _OBJECT,
     "image_pull_secret": _OBJECT,
     "env_from_secret": _OBJECT,
 }
 """What Kubernetes accepts for an option, by field."""
+
+_MAXIMA = {
+    "retries": INT32,
+    "timeout": (2**63 - 1) // 10**9,
+    "cpus": (2**63 - 1) // 1000,
+    **dict.fromkeys(("memory", "disk"), (2**63 - 1) // 2**30),
+}
+"""The largest numbers by field: backoffLimit has 32 bits, and a time in nanoseconds or a quantity, which counts
+thousandths of a processor and bytes, 63.
+
+https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/job-v1/
+https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
+"""
 
 _OWN_MOUNTS = ("/", "/scratch", "/dev/shm")  # noqa: S108 (of the container)
 _LABEL_KEY = r"([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -243,11 +257,12 @@ def read_manifest(name: str, folder: Path = FOLDER) -> Manifest:
 
 def _check(request: SubmitOptions) -> None:
     """Raise UsageError for what Kubernetes would refuse or could not do."""
-    for field, pattern in _PATTERNS.items():
-        given = getattr(request, field) or ()
-        for value in (given,) if isinstance(given, str) else given:
-            if not re.fullmatch(pattern, value):
-                raise UsageError(f"--{field.replace('_', '-')} is {value!r}: it must match {pattern}.")
+    check_patterns(request, _PATTERNS)
+    check_maxima(request, _MAXIMA, "Kubernetes")
+    if request.region and "AWS_REGION" in request.variables:
+        raise UsageError("--region and AWS_REGION in --env are both given, and are the same: leave one out.")
+    if request.queue and _QUEUE in request.labels:
+        raise UsageError(f"--queue and {_QUEUE} in --tags are both given, and are the same: leave one out.")
     for claim, path in request.claims:
         if not re.fullmatch(_OBJECT, claim) or not re.fullmatch(r"(/[^/:]+)+", path) or path in _OWN_MOUNTS:
             raise UsageError(f"--pvc is {claim}:{path}: write it as NAME:/PATH, with a path that the job does not use.")

@@ -33,6 +33,7 @@ from inat_job.platforms.submission import (
     pages,
     refuse_unused,
 )
+from inat_job.platforms.submit_values import INT32, ROLE, check_maxima, check_patterns
 from inat_job.platforms.yaml_patch import patched, read_patch
 from inat_job.telemetry import metric_lines
 
@@ -42,6 +43,12 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 
 _INSTANCE_TYPE, _DISK_GIB = "ml.g5.xlarge", 100
 _RUNTIME_S = 86400
+_MAXIMA = {"timeout": 28 * 86400, "retries": 30, "disk": INT32}
+"""The largest numbers by field.
+
+https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StoppingCondition.html
+https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_RetryStrategy.html
+"""
 _COMMAND = "which is the command: give it after --"
 _FIXED = {
     "TrainingJobName": "which names the run: use --name",
@@ -60,6 +67,8 @@ def build(request: SubmitOptions, command: Command) -> list[dict[str, Any]]:
     Raises UsageError for what SageMaker would refuse or ignore.
     """
     refuse_unused(request, "sagemaker")
+    check_patterns(request, {"role": ROLE})
+    check_maxima(request, _MAXIMA, "SageMaker")
     if command.verb not in _COMMANDS:
         raise UsageError(f"SageMaker cannot run {command.verb}: use {', '.join(_COMMANDS)}.")
     numbers = range(1, request.workers + 1)

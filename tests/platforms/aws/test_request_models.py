@@ -23,6 +23,7 @@ TRAINING_JOB: dict[str, Any] = {
         ("batch", "SubmitJob", {"jobName": "n"}, "jobQueue"),
         ("batch", "SubmitJob", {**JOB, "jobName": 3}, "jobName"),
         ("batch", "RegisterJobDefinition", {"jobDefinitionName": "n", "type": "box"}, "none of its choices"),
+        ("batch", "SubmitJob", {**JOB, "timeout": {"attemptDurationSeconds": 2**31}}, "at most 2147483647"),
         ("sagemaker", "CreateTrainingJob", {**TRAINING_JOB, "TrainingJobName": "a_b"}, "does not match"),
         ("sagemaker", "CreateTrainingJob", {**TRAINING_JOB, "TrainingJobName": "a" * 64}, "at most 63"),
         ("sagemaker", "CreateTrainingJob", {**TRAINING_JOB, "HyperParameters": {"a": "b" * 2501}}, "at most 2500"),

@@ -1,0 +1,92 @@
+"""Checks of the values that `submit` is given: names that are repeated, patterns, and the largest numbers.
+
+Each of these values is a field of SubmitOptions, and its flag is the field's name.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from inat_job.errors import UsageError
+
+OWN_VARIABLE = re.compile("(INAT|KUBERNETES|AWS_BATCH)_|JOB_COMPLETION_INDEX$")
+"""Names of variables that are settings, or that the platform sets."""
+
+INT32 = 2**31 - 1
+"""The largest value of an integer of 32 bits, which most numbers are in the platforms' APIs."""
+
+ROLE = r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+"
+
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
+_PATH = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+_IMAGE = (
+    rf"(({_HOST}(\.{_HOST})*|\[[a-fA-F0-9:]+\])(:\d+)?/)?{_PATH}(/{_PATH})*"
+    r"(:\w[\w.-]{0,127})?(@[A-Za-z][A-Za-z0-9]*([-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,})?"
+)
+EVERYWHERE = {"image": _IMAGE, "region": r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"}
+"""What every platform accepts, by field: the grammar of images, and what boto3 takes for a region.
+
+https://pkg.go.dev/github.com/distribution/reference
+"""
+
+
+def flag_of(field: str) -> str:
+    """The flag of a field of SubmitOptions."""
+    return f"--{field.replace('_', '-')}"
+
+
+def check_values(request: Any) -> None:
+    """Raise UsageError for a variable, tag or claim that is none, and for a name that is given twice."""
+    for tag in request.tags:
+        if not re.fullmatch(r"[^=\s]+=\S*", tag):
+            raise UsageError(f"--tags has {tag!r}: write each as key=value.")
+    _check_variables(request.env)
+    for each in request.pvc:
+        if ":" not in each:
+            raise UsageError(f"--pvc is {each!r}: write it as NAME:/PATH.")
+    for field in ("env", "tags"):
+        _refuse_repeated(field, [each.partition("=")[0] for each in getattr(request, field)])
+    for field in ("env_from_secret", "image_pull_secret"):
+        _refuse_repeated(field, getattr(request, field))
+
+
+def _check_variables(variables: Sequence[str]) -> None:
+    """Raise UsageError for what is no variable, or one that is not for --env; its value may be secret, so it is not
+    shown.
+    """
+    for each in variables:
+        name, equals, _ = each.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UsageError(f"--env has {name if equals else 'no ='!r}: write it as NAME=VALUE.")
+        if OWN_VARIABLE.match(name):
+            raise UsageError(f"--env sets {name}, a variable of the job itself: use an option of the command.")
+
+
+def _refuse_repeated(field: str, names: Iterable[str]) -> None:
+    """Raise UsageError for a name that is given twice, of which only one would count."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UsageError(f"{flag_of(field)} has {name} twice: give it once.")
+        seen.add(name)
+
+
+def check_patterns(request: Any, patterns: Mapping[str, str]) -> None:
+    """Raise UsageError for a value, or one of several, that its field's pattern does not match.
+
+    A placeholder of a dry run matches anything.
+    """
+    for field, pattern in patterns.items():
+        given = getattr(request, field) or ()
+        for value in (given,) if isinstance(given, str) else given:
+            if not (request.dry_run and value.startswith("<")) and not re.fullmatch(pattern, value):
+                raise UsageError(f"{flag_of(field)} is {value!r}: it must match {pattern}.")
+
+
+def check_maxima(request: Any, maxima: Mapping[str, int], platform: str) -> None:
+    """Raise UsageError for a number above its field's largest one."""
+    for field, most in maxima.items():
+        value = getattr(request, field)
+        if value is not None and value > most:
+            given = f"{value:.10g}" if isinstance(value, float) else value
+            raise UsageError(f"{flag_of(field)} is {given}: {platform} allows at most {most}.")
