@@ -1,5 +1,6 @@
 """Reads manifests and `submit --patch` from YAML files, and merges a patch as kustomize does."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,24 @@ _ITEM_KEYS = {
 _DIRECTIVE = "$patch"
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a key that an object has twice, of which PyYAML would take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """The object as it is written. Raises ValueError."""
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise ValueError(f"the key {key.value} is given twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return node
+
+
 def read_documents(path: str | Path) -> list[Document]:
     """The objects in a YAML or JSON file. Raises OSError, and ValueError for anything else than objects of JSON."""
     try:
-        documents = [each for each in yaml.safe_load_all(Path(path).read_text(encoding="utf-8")) if each is not None]
+        text = Path(path).read_text(encoding="utf-8")
+        documents = [each for each in yaml.load_all(text, Loader=_Loader) if each is not None]
         if not documents or not all(isinstance(each, dict) for each in documents):
             raise ValueError("it contains no object")
         _check_json(documents)
@@ -44,7 +59,7 @@ def read_documents(path: str | Path) -> list[Document]:
 
 
 def _check_json(value: Any) -> None:
-    """Raise ValueError for what YAML makes of a date, or of a key such as 1 or `on`."""
+    """Raise ValueError for what YAML makes of a date, of a key such as 1 or `on`, or of .nan and .inf."""
     if isinstance(value, dict):
         for name, each in value.items():
             if not isinstance(name, str):
@@ -53,6 +68,8 @@ def _check_json(value: Any) -> None:
     elif isinstance(value, list):
         for each in value:
             _check_json(each)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number of JSON")
     elif not isinstance(value, str | int | float | None):
         raise ValueError(f"{value} is neither text nor number, write it in quotes")
 
@@ -105,7 +122,8 @@ def merge(old: Any, patch: Any, item_key: str = "name") -> Any:
     """`old` with a patch applied as kustomize's strategic merge does.
 
     Lists of named items are merged by name, other lists are replaced, null removes a field, and `$patch: delete` an
-    item. Raises UsageError for another directive, and for a plain value in place of an object or a list.
+    item. Raises UsageError for another directive, for a plain value in place of an object or a list, and for two items
+    of one name.
     https://kubectl.docs.kubernetes.io/references/kustomize/glossary/#patchstrategicmerge
     """
     if isinstance(patch, Mapping):
@@ -122,6 +140,10 @@ def merge(old: Any, patch: Any, item_key: str = "name") -> Any:
         return {name: value for name, value in {**was, **changed}.items() if name not in patch or value is not None}
     if _has_keys(patch, item_key) and (old is None or _has_keys(old, item_key)):
         items, new = ({each[item_key]: each for each in group} for group in (old or [], patch))
+        if len(new) < len(patch):
+            names = [each[item_key] for each in patch]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UsageError(f"--patch has two items with the {item_key} {twice!r} in a list: give it once.")
         kept = [name for name in {**items, **new} if new.get(name, {}).get(_DIRECTIVE) != "delete"]
         return [merge(items.get(name), new[name]) if name in new else items[name] for name in kept]
     return patch

@@ -1,11 +1,15 @@
-"""yaml_patch.py: how a patch is merged."""
+"""yaml_patch.py: how a patch is read and merged."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inat_job.platforms.yaml_patch import merge
+from tests.harness.in_process import Ended
 
 NAMES = st.sampled_from("abc")
 
@@ -52,3 +56,49 @@ def test_a_patch_merged_twice_changes_nothing_more(tree: dict[str, Any], patch: 
     assert merge(tree, {}) == tree
     for field, value in patch.items():
         assert (field in once) == (value is not None)
+
+
+def shown(submit: Callable[..., Ended], folder: Path, text: str, target: str = "k8s") -> Ended:
+    """What a dry run shows with this patch."""
+    (folder / "p.yaml").write_text(text)
+    command = ("--", "parta", "--output", "s3://b/r")
+    return submit(target, "--dry-run", "--patch", str(folder / "p.yaml"), *command)
+
+
+@pytest.mark.parametrize("target", ["k8s", "batch", "sagemaker"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("spec: {x: 1, x: 2}", "the key x is given twice, again in line 1"),
+        ("spec:\n  x: 1\nspec:\n  y: 1", "the key spec is given twice, again in line 3"),
+        ('{"a": [{"b": 1, "b": 1}]}', "the key b is given twice"),
+        ("spec: {x: .nan}", "nan is no number of JSON"),
+        ("spec: {x: [-.inf]}", "-inf is no number of JSON"),
+    ],
+)
+def test_patch_that_is_no_json(
+    submit: Callable[..., Ended], tmp_path: Path, target: str, text: str, message: str
+) -> None:
+    refused = shown(submit, tmp_path, text, target)
+    assert (refused.code, message in refused.last) == (2, True), refused.last
+
+
+def test_patch_with_an_anchor_that_is_merged(submit: Callable[..., Ended], tmp_path: Path) -> None:
+    """The merged object may have a key of the one that it is merged into."""
+    result = shown(submit, tmp_path, "metadata: {labels: &a {x: '1', y: '2'}, annotations: {<<: *a, x: '3'}}")
+    assert result.code == 0
+    assert "    x: '3'" in result.lines
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ("containers: [{name: job, env: [{name: A, value: '1'}, {name: A, value: '2'}]}]", "with the name 'A' in"),
+        ("volumes: [{name: v, emptyDir: {}}, {name: v, emptyDir: {}}]", "with the name 'v' in"),
+    ],
+)
+def test_patch_with_two_items_of_one_name(
+    submit: Callable[..., Ended], tmp_path: Path, items: str, message: str
+) -> None:
+    refused = shown(submit, tmp_path, f"spec: {{template: {{spec: {{{items}}}}}}}")
+    assert (refused.code, message in refused.last) == (2, True), refused.last
