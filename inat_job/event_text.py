@@ -87,6 +87,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def counted(number: int, one: str, more: str) -> str:
+    """The number before `one` if it is 1, else before `more`."""
+    return f"{number} {one if number == 1 else more}"
+
+
 def _warning(fields: Fields) -> str:
     more = {name: value for name, value in fields.items() if name != "message"}
     return f"Warning: {fields['message']}" + (f" ({_pairs(more)})" if more else "")
@@ -188,8 +193,7 @@ def _tracker(fields: Fields) -> str | None:
 
 
 def _preflight(fields: Fields) -> str:
-    warnings = f"{fields['warn']} warning{'' if fields['warn'] == 1 else 's'}"
-    counts = f"{fields['ok']} ok, {warnings}, {fields['fail']} failed"
+    counts = f"{fields['ok']} ok, {counted(fields['warn'], 'warning', 'warnings')}, {fields['fail']} failed"
     return f"Preflight: {counts}, in {fields['seconds']} s."
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from inat_job import events, signals
 from inat_job.command_options import PrepareOptions
-from inat_job.event_text import printable
+from inat_job.event_text import counted, printable
 from inat_job.ingest import cache
 from inat_job.ingest.cache import CacheEntry, age_s
 from inat_job.run.prepare_images import prepare_images
@@ -47,12 +47,12 @@ def prune(cache_dir: Path, unused_s: float | None, stop: Stop) -> None:
     for each, state in states:
         _list(each, state)
     size, freed = sum(each.bytes for each, _ in states), sum(each.bytes for each, state in states if state == DELETED)
-    message = f"{cache_dir} holds {_size(size)} in {len(states)} folders"
+    message = f"{cache_dir} holds {_size(size)} in {counted(len(states), 'folder', 'folders')}"
     if unused_s is None:
         message += "; nothing is deleted: to delete what is unused for 30 days, use --prune 30d."
     else:
         deleted = sum(state == DELETED for _, state in states)
-        message += f", of which {deleted} are deleted: that frees {_size(freed)}."
+        message += f", of which {counted(deleted, 'is deleted', 'are deleted')}: that frees {_size(freed)}."
     events.emit("done", message=message, freed_bytes=freed)
 
 

@@ -2,7 +2,7 @@
 
 from inat_job import events
 from inat_job.command_options import PruneOptions
-from inat_job.event_text import printable
+from inat_job.event_text import counted, printable
 from inat_job.run.progress import FINISHED
 from inat_job.run.run_listing import delete_unfinished, is_old, list_runs, table
 from inat_job.settings import Settings
@@ -23,9 +23,9 @@ def run(settings: Settings, request: PruneOptions, stop: Stop) -> None:
         deleted += gone
         if events.is_json():
             events.emit("unfinished", **each.fields, deleted=gone)
-    message = f"{settings.run.output} has {len(unfinished)} unfinished runs"
+    message = f"{settings.run.output} has {counted(len(unfinished), 'unfinished run', 'unfinished runs')}"
     if age_s is None:
         message += "; nothing is deleted: to delete those without a sign of life for 30 days, use --runs 30d."
     else:
-        message += f", of which {deleted} are deleted."
+        message += f", of which {counted(deleted, 'is deleted', 'are deleted')}."
     events.emit("done", message=message, deleted=deleted)

@@ -10,6 +10,7 @@ from inat_job import events
 from inat_job.data import layout, splits
 from inat_job.data.cache_index import Cache
 from inat_job.data.layout import Arrangement
+from inat_job.event_text import counted
 from inat_job.ingest import build_cache, data_source, label_file
 from inat_job.run.run_state import storage_options
 from inat_job.run.timing import Clock
@@ -48,12 +49,15 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, trains: boo
         events.warn(f"{each['id']} is left out: {each['reason']}")
     if skipped := index.skipped:
         first = f"{skipped[0]['name']} ({skipped[0]['reason']})"
-        events.warn(f"{len(skipped)} files of the data set are not used, first {first}")
+        files = counted(len(skipped), "file of the data set is", "files of the data set are")
+        events.warn(f"{files} not used, first {first}")
     if blank := index.blank:
-        events.warn(f"{len(blank)} images have (nearly) one colour, maybe because they are broken", first=blank[0])
+        images = counted(len(blank), "image has (nearly) one colour", "images have (nearly) one colour")
+        events.warn(f"{images}, maybe because of damage", first=blank[0])
     for split, name, others in ((layout.TEST, "test", "train or val"), (layout.VALIDATION, "validation", "train")):
         if both := index.in_both_splits(split):
-            text = f"{len(both)} {name} images are also in {others}, so the {name} accuracy is too high"
+            images = counted(len(both), f"{name} image is", f"{name} images are")
+            text = f"{images} also in {others}, so the {name} accuracy is too high"
             events.warn(text, first=both[0])
     return cache
 

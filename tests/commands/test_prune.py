@@ -80,8 +80,11 @@ def test_use_renews_a_cache(archive: Path, pruned: Prune, tmp_path: Path) -> Non
     (folder,) = (each.folder for each in cache.list_entries(tmp_path / "cache"))
     grow_old(folder, days=31)
     prepare(tmp_path, archive)
-    (lines, _) = pruned("30d")
+    (lines, done) = pruned("30d")
     assert (lines["state"], lines["unused_s"] < 60) == ("unused", True)
+    assert " in 1 folder, of which 0 are deleted: " in done["message"]
+    (_, done) = pruned("0s")
+    assert " in 1 folder, of which 1 is deleted: " in done["message"]
 
 
 @pytest.mark.soak

@@ -104,6 +104,19 @@ def test_prune_deletes_old_unfinished_runs_only(
     assert len([*stores["young"].list()]) == 3
 
 
+def test_one_run_is_told_in_the_singular(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    made = settings()
+    begin(made, "old", "preempted", 40 * DAY_S)
+    for age, told in (
+        ((), "has 1 unfinished run; nothing"),
+        (("30d",), "has 1 unfinished run, of which 1 is deleted."),
+    ):
+        prune_runs.run(made, PruneOptions(*age), never)
+        assert told in capsys.readouterr().out.splitlines()[-1]
+    prune_runs.run(made, PruneOptions("30d"), never)
+    assert "has 0 unfinished runs, of which 0 are deleted." in capsys.readouterr().out
+
+
 def test_run_that_a_job_takes_up_meanwhile_is_kept(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made = settings()
     store = begin(made, "old", "preempted", 40 * DAY_S)
