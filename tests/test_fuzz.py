@@ -40,7 +40,7 @@ from inat_job.run.run_state import decide_run_state, read_config, run_config
 from inat_job.signals import never
 from inat_job.storage import Entry, StorageOptions, open_store, partial_download, retry
 from inat_job.storage.attempts import latest_attempt, next_attempt
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder
 from inat_job.training import context, execution
 from inat_job.training.feature_cache import FeaturePlan
 from inat_job.training.metrics_log import MetricsFile
@@ -48,6 +48,7 @@ from inat_job.training.trained_model import find_trained, temperature_of
 from tests.evaluation.made_predictions import table_of
 from tests.harness.damaged_answers import DamagedAnswers, mutated
 from tests.harness.made_images import encoded, write_tar, write_zip
+from tests.harness.run_folders import open_run_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -275,11 +275,6 @@ def _is_kept(part: str) -> bool:
     return is_object(part) and not part.endswith(".tmp")
 
 
-def open_run_folder(output: str, run_id: str, options: StorageOptions, spools: Path, stop: Stop = never) -> RunFolder:
-    """The folder of a run under the URI `output`, its local copies under `spools`."""
-    return open_folder(child(output, run_id), options, spools, stop)
-
-
 def open_folder(uri: str, options: StorageOptions, spools: Path, stop: Stop = never) -> RunFolder:
     """The run folder at a path or URI, its local copies under `spools`. Raises UsageError for an invalid address."""
     store = open_store(uri, options, role="output")

@@ -9,8 +9,9 @@ from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.uploader import Uploader
 from inat_job.storage import StorageOptions, retry
 from inat_job.storage.lease import Lease, acquire
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder
 from tests.checkpoints.unreliable_store import GRACE_S, UnreliableStore, store_of
+from tests.harness.run_folders import open_run_folder
 
 
 @pytest.fixture(autouse=True)

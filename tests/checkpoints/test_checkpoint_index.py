@@ -10,8 +10,9 @@ from inat_job.checkpoints.checkpoint_index import CheckpointIndex
 from inat_job.checkpoints.manifest import Manifest, to_json
 from inat_job.errors import BadDataError
 from inat_job.storage import StorageOptions
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder
 from tests.checkpoints.unreliable_store import manifest
+from tests.harness.run_folders import open_run_folder
 
 
 @pytest.fixture(params=["local", "s3"])

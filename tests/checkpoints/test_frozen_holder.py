@@ -17,11 +17,12 @@ from inat_job.signals import never
 from inat_job.storage import StorageOptions
 from inat_job.storage.fenced import lost_lease_first
 from inat_job.storage.lease import Lease, LeaseError, acquire
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder
 from inat_job.storage.threads import start_daemon
 from inat_job.training.metrics_log import MetricsFile
 from tests.checkpoints.unreliable_store import manifest
 from tests.harness.cloud_stores import cloud_output, has_azurite
+from tests.harness.run_folders import open_run_folder
 
 STEPS = range(1, 5)
 BEST = 2

@@ -14,8 +14,9 @@ from inat_job.reporting.publish import naming_local_copy, publish
 from inat_job.storage import StorageOptions
 from inat_job.storage.lease import LeaseError
 from inat_job.storage.retry import RetryableError
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder
 from tests.evaluation.made_predictions import table_of
+from tests.harness.run_folders import open_run_folder
 from tests.reporting.made_reports import REPORT
 
 

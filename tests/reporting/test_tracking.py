@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from inat_job.signals import never
 from inat_job.storage import StorageOptions
 from inat_job.storage.lease import Lease, acquire
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder
 from tests.harness import wandb_stub
+from tests.harness.run_folders import open_run_folder
 from tests.harness.wandb_stub import Recorded, wandb_server
 
 KEY = "0123456789abcdef" * 2 + "cafecafe"

@@ -9,7 +9,8 @@ from inat_job.errors import NoPermissionError
 from inat_job.platforms.platform import NO_PLATFORM, Platform
 from inat_job.run import outputs
 from inat_job.storage import StorageOptions
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder
+from tests.harness.run_folders import open_run_folder
 
 RUN = ("config.json", "metrics.jsonl", "checkpoints/1.ckpt", "wandb/x", "attempts/1.json")
 MODEL = ("model/model.json", "model/model.safetensors")

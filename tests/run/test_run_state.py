@@ -11,7 +11,8 @@ from inat_job.errors import BadDataError, ConflictError
 from inat_job.run.run_state import RunState, decide_run_state, delete_run, open_run, read_config, run_config
 from inat_job.settings import Settings
 from inat_job.storage import StorageOptions
-from inat_job.storage.run_folder import RunFolder, open_run_folder
+from inat_job.storage.run_folder import RunFolder
+from tests.harness.run_folders import open_run_folder
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -6,7 +6,8 @@ import pytest
 
 from inat_job.errors import BadDataError
 from inat_job.storage import StorageOptions
-from inat_job.storage.run_folder import RunFolder, open_run_folder, run_uri
+from inat_job.storage.run_folder import RunFolder, run_uri
+from tests.harness.run_folders import open_run_folder
 
 
 @pytest.fixture(params=["local", "s3"])
