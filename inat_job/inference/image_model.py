@@ -83,8 +83,10 @@ class ImageModel:
         return self._runtime.logits(np.stack([pixels for pixels, _ in squares]), [size for _, size in squares])
 
     def predictions(self, squares: Sequence[Square]) -> list[Prediction]:
-        """The predictions of decoded images, in one batch."""
+        """The predictions of decoded images, in one batch. Raises BadDataError for logits that are no numbers."""
         scaled = self.logits(squares).astype(np.float64) / self._folder.temperature
+        if not np.isfinite(scaled).all():
+            raise BadDataError(f"{self._folder.path} computes NaN or infinite logits: train the model again.")
         return [self._prediction(row) for row in softmax(scaled)]
 
     def decode(self, image: ImageLike) -> Square:

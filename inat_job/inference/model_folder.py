@@ -1,12 +1,21 @@
 """Finds the model that a person names: a run, its model/ folder, or a folder with model.json, local or in a store."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inat_job.errors import BadDataError
-from inat_job.models.model_files import DESCRIPTION, EXPORTS, WEIGHTS, check_digest, read_description
+from inat_job.models.model_files import (
+    DESCRIPTION,
+    EXPORTS,
+    WEIGHTS,
+    check_description,
+    check_digest,
+    read_description,
+    temperature_in,
+)
 from inat_job.options import public_uri
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, Store, cache_locks, open_store
@@ -43,7 +52,7 @@ class ModelFolder:
     @property
     def temperature(self) -> float:
         """What logits are divided by."""
-        return float(self.description.get("temperature") or 1.0)
+        return temperature_in(self.description, self.path / DESCRIPTION)
 
 
 def find_model(
@@ -63,15 +72,19 @@ def find_model(
     else:
         path = _download(store, prefix, (DESCRIPTION, file), cache_dir, stop)
     description = read_description(path / DESCRIPTION)
+    check_description(description, path / DESCRIPTION)
     found = ModelFolder(path, description, hold_folder(path))
-    try:
-        if not found.classes or found.image_size < 1 or not 0 < found.eval_crop <= 1 or found.temperature <= 0:
-            raise ValueError("a value is out of range")
-        if file != WEIGHTS:  # the weights are checked where they are loaded
-            check_digest(path / file, description["exports"][runtime]["sha256"])
-    except (LookupError, TypeError, ValueError, OSError) as error:
-        raise BadDataError(f"{path / DESCRIPTION} does not describe a model ({error}): export it again.") from None
+    if file != WEIGHTS:  # the weights are checked where they are loaded
+        _check_export(path, description, runtime)
     return found
+
+
+def _check_export(path: Path, description: Mapping[str, Any], runtime: str) -> None:
+    """Raise BadDataError unless the runtime's file is the one that the description names."""
+    try:
+        check_digest(path / EXPORTS[runtime], description["exports"][runtime]["sha256"])
+    except (LookupError, TypeError, OSError) as error:
+        raise BadDataError(f"{path / DESCRIPTION} does not describe a model ({error}): export it again.") from None
 
 
 def _located(name: str, output: str | None, options: StorageOptions) -> tuple[Store, str]:

@@ -31,7 +31,7 @@ class OnnxRuntime:
     def __init__(self, folder: ModelFolder) -> None:
         self.squash: Squash = squash_without_torch
         self._crop, self._size = folder.eval_crop, folder.image_size
-        self._run = open_session(folder.path / EXPORTS["onnx"])
+        self._run = open_session(folder.path / EXPORTS["onnx"], size=self._size, outputs=len(folder.classes))
 
     def logits(self, squares: np.ndarray, sizes: Sizes) -> np.ndarray:
         return self._run(centre_views(squares, sizes, self._crop, self._size))

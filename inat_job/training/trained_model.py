@@ -12,10 +12,10 @@ from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.models import backbones, five_block
 from inat_job.models.classifier import Classifier
 from inat_job.models.export import load_exported
-from inat_job.models.model_files import DESCRIPTION, EXPORTS, WEIGHTS
-from inat_job.options import public_uri
+from inat_job.models.model_files import DESCRIPTION, EXPORTS, WEIGHTS, check_description, temperature_in
+from inat_job.options import parse_section, public_uri
 from inat_job.run.run_state import CONFIG, REPORT, open_run, read_config
-from inat_job.settings import Settings
+from inat_job.settings import BackboneSettings, FiveBlockSettings, Settings
 from inat_job.signals import Stop
 from inat_job.storage import attempts
 from inat_job.storage.run_folder import RunFolder, run_uri
@@ -58,6 +58,7 @@ def find_trained(settings: Settings, checkpoint: str, stop: Stop) -> TrainedMode
     name = run_uri(name, settings.run.output, CONFIG, DESCRIPTION)
     folder = open_run(settings, name, stop)
     if step is None and (description := folder.read_json(DESCRIPTION)) is not None:
+        check_description(description, f"{folder.uri}/{DESCRIPTION}")
         config, classes = _config_of_model(description, folder), {"classes": description["classes"]}
         parent, slash, last = name.rstrip("/").rpartition("/")
         run = read_config(open_run(settings, parent, stop)) if slash and last == MODEL else None
@@ -84,16 +85,17 @@ def load_trained(context: RunContext, classifier: Classifier, trained: TrainedMo
 
 
 def temperature_of(trained: TrainedModel, table: PredictionTable) -> float:
-    """The temperature fitted on the validation images, or where there are none, that of the exported model."""
+    """The temperature fitted on the validation images, or where there are none, that of the exported model.
+
+    Raises BadDataError.
+    """
     if VALIDATION in table.splits:
         return fit_temperature(table.split(VALIDATION))
-    description: Any = trained.description
+    description, file = trained.description, DESCRIPTION
     if description is None and trained.step is None:
-        description = trained.folder.read_json(f"{MODEL}/{DESCRIPTION}")
-    temperature = description.get("temperature", 1.0) if isinstance(description, dict) else 1.0
-    if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
-        raise BadDataError(f"{trained.folder.uri}: the model's temperature is {temperature!r}: export it again.")
-    return float(temperature)
+        file = f"{MODEL}/{DESCRIPTION}"
+        description = trained.folder.read_json(file)
+    return temperature_in(description if isinstance(description, dict) else {}, f"{trained.folder.uri}/{file}")
 
 
 def _tested_in(folder: RunFolder) -> str:
@@ -148,9 +150,8 @@ def _config_of_model(description: Any, folder: RunFolder) -> dict[str, Any]:
             part, model = "b", {"backbone": blueprint["name"]}
         else:
             raise ValueError(blueprint["kind"])
+        parse_section(FiveBlockSettings if part == "a" else BackboneSettings, model)
         data = {name: preprocessing[name] for name in ("image_size", "eval_crop")}
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise ValueError("classes")
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, UsageError) as error:
         raise BadDataError(f"{folder.uri}/{DESCRIPTION} describes no model ({error!r}): export it again.") from None
     return {"part": part, "settings": {"model": model, "data": data}, "execution": {}, "classes": classes}

@@ -239,6 +239,56 @@ def test_missing_or_damaged_model_is_bad_data(
     assert rows == []
 
 
+CHANGES: list[dict[str, Any]] = [
+    {"classes": [1, 2, 3]},
+    {"classes": None},
+    {"classes": [*CLASSES[:2], CLASSES[1]]},
+    {"normalisation": None},
+    {"normalisation": {"mean": [1, 2, 3], "std": [1, 2, float("nan")]}},
+    {"temperature": 1e-320},
+    {"preprocessing": {"image_size": 100_000, "eval_crop": 0.9}},
+]
+
+
+def changed(model: str, copy: Path, **changes: Any) -> str:
+    """A copy of a run's model whose model.json says something else."""
+    shutil.copytree(Path(model) / "model", copy)
+    description = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps(description | changes))
+    return str(copy)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+@pytest.mark.parametrize("changes", CHANGES)
+def test_damaged_description_is_bad_data(
+    changes: dict[str, Any], runtime: str, model: str, predicted: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(1))
+    error, rows = predicted(changed(model, tmp_path / "copy", **changes), [tmp_path / "a.jpg"], runtime=runtime)
+    assert isinstance(error, BadDataError)
+    assert str(error).startswith(f"{tmp_path}/copy/model.json is damaged: {next(iter(changes))}")
+    assert rows == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocessing": {"image_size": 64, "eval_crop": 0.9}},
+        {"classes": ["A", "B"], "architecture": {"pooling": "gap", "image_size": 32, "num_classes": 2}},
+    ],
+)
+def test_graph_of_another_description_is_bad_data(changes: dict[str, Any], model: str, tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match=r"takes images of 48 pixels and has 3 outputs, and its model\.json says"):
+        load_model(changed(model, tmp_path / "copy", **changes), runtime="onnx")
+
+
+def test_logits_that_are_no_numbers_are_bad_data(model: str) -> None:
+    loaded = load_model(model)
+    loaded._runtime.logits = lambda squares, sizes: np.full((1, 3), np.nan)  # type: ignore[method-assign]
+    with pytest.raises(BadDataError, match="NaN or infinite logits: train the model again"):
+        loaded.predict(encoded(1))
+
+
 def test_temperature_flattens_the_probabilities(model: str, tmp_path: Path) -> None:
     shutil.copytree(Path(model) / "model", tmp_path / "copy")
     description = json.loads((tmp_path / "copy" / "model.json").read_text())

@@ -319,6 +319,11 @@ def test_exported_model_without_its_run(place: Path, run: str) -> None:
         lambda model: change_json(model / "model.json", classes=[1, 2, 3]),
         lambda model: change_json(model / "model.json", temperature="hot"),
         lambda model: change_json(model / "model.json", temperature=0),
+        lambda model: change_json(model / "model.json", temperature=1e-320),
+        lambda model: change_json(model / "model.json", normalisation=None),
+        lambda model: change_json(model / "model.json", normalisation={"mean": [1, 2, 3], "std": [0, 0, 0]}),
+        lambda model: change_json(model / "model.json", classes=["Ants", "Ants", "Bees"]),
+        lambda model: change_filters(model / "model.json"),
         lambda model: change_json(model / "model.json", preprocessing={"image_size": 1e9, "eval_crop": 0.9}),
     ],
 )
@@ -331,6 +336,11 @@ def test_damaged_model_is_bad_data(place: Path, damage: Callable[[Path], Any]) -
 
 def change_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_filters(path: Path) -> None:
+    architecture = json.loads(path.read_text())["architecture"]
+    change_json(path, architecture=architecture | {"filters": [0] * 5})
 
 
 def test_data_the_run_may_have_trained_on_keep_the_models_temperature(place: Path) -> None:
