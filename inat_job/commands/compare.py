@@ -20,7 +20,7 @@ from inat_job.run.run_state import CONFIG, REPORT, storage_options
 from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage.base import Store
-from inat_job.storage.disk import disk_errors, refuse_foreign, write_atomic
+from inat_job.storage.disk import disk_errors, refuse_foreign, write_named
 from inat_job.storage.interruptible import InterruptibleStore
 from inat_job.storage.open_store import open_store, split_uri
 from inat_job.storage.run_folder import read_stored_json, run_uri
@@ -43,7 +43,7 @@ def run(settings: Settings, names: Sequence[str], request: CompareOptions, stop:
             raise UsageError(f"RUNS names {public_uri(name)} twice: name each run once.")
     result = compare([_read(*each) for each in located])
     with disk_errors(page):
-        write_atomic(page, html.render("compare", result).encode())
+        write_named(page, html.render("compare", result).encode())
     if request.json or events.is_json():
         print(json.dumps(result), flush=True)
     else:

@@ -28,7 +28,7 @@ from inat_job.run.run_state import storage_options
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
 from inat_job.storage import StorageOptions
-from inat_job.storage.disk import disk_errors, refuse_foreign, write_atomic
+from inat_job.storage.disk import disk_errors, refuse_foreign, write_named
 from inat_job.telemetry import heartbeat
 
 _NAME_WIDTH = 60
@@ -189,10 +189,10 @@ def _csv_file(path: Path, top_k: int) -> Iterator[Callable[[Row], None]]:
         writer.writerow([row.image, *values, *[""] * (2 * top_k - len(values)), row.error])
 
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.resolve().parent.mkdir(parents=True, exist_ok=True)
     yield add
     with disk_errors(path):
-        write_atomic(path, text.getvalue().encode(errors="surrogateescape"))
+        write_named(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def _finish(broken: Sequence[Row], total: int) -> None:

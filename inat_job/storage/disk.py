@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from inat_job.errors import BadDataError, ConflictError, NoPermissionError, Tran
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OBSTRUCTED = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTEMPTY)
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _BLOCK_SIZE = 2**22
 _MOST_LEVELS = 50
 """Levels of objects and lists in JSON; a report has six."""
@@ -43,7 +45,10 @@ def _translated(error: OSError, path: Path, missing: str | None) -> Exception:
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and missing:
         return BadDataError(missing)
     if error.errno == errno.ENOENT:
-        return ConflictError(f"The folder of {path} disappeared: check that nothing deletes it while the job runs.")
+        return ConflictError(
+            f"The folder of {path} cannot be made, or was deleted: check the path, and that nothing deletes it while "
+            "the job runs."
+        )
     if error.errno in _OBSTRUCTED:
         return ConflictError(f"A file or folder is in the way of {path} ({reason}): remove it or choose another path.")
     return TransientError(f"The disk failed at {path} ({reason}): try again, or choose another folder.")
@@ -108,12 +113,23 @@ def write_atomic(path: Path, data: bytes, draft: Path | None = None) -> None:
         raise
 
 
-def refuse_foreign(path: Path, flag: str, kind: str, is_ours: Callable[[str], bool]) -> None:
-    """Raise ConflictError if the file that `flag` names exists and may not be replaced.
+def write_named(path: Path, data: bytes) -> None:
+    """As `write_atomic`, for a file that a person names: a link stays, and the file that it leads to is replaced.
 
-    `is_ours` gets its first 2,000 bytes as text; `kind` names the expected content in the message.
+    Raises OSError.
+    """
+    write_atomic(path.resolve(), data)
+
+
+def refuse_foreign(path: Path, flag: str, kind: str, is_ours: Callable[[str], bool]) -> None:
+    """Raise ConflictError if what `flag` names exists and may not be replaced; an empty file may be.
+
+    `is_ours` gets the first 2,000 bytes of a file as text; `kind` names the expected content in the message.
     """
     try:
+        if not stat.S_ISREG(mode := path.stat().st_mode):  # to open a pipe would wait for its other end
+            what = _KINDS.get(stat.S_IFMT(mode), "a device")
+            raise ConflictError(f"{flag} is {path}, which is {what}, not a file: name another file.")
         with path.open("rb") as file:
             start = file.read(2000).decode("utf-8", "replace")
     except FileNotFoundError:
@@ -122,7 +138,7 @@ def refuse_foreign(path: Path, flag: str, kind: str, is_ours: Callable[[str], bo
         raise ConflictError(
             f"{flag} is {path}, which cannot be written ({error.strerror}): name another file."
         ) from None
-    if not is_ours(start):
+    if start and not is_ours(start):
         raise ConflictError(f"{flag} is {path}, which exists and is no {kind}: name another file.")
 
 

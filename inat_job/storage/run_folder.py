@@ -201,7 +201,7 @@ class RunFolder:
         """A fresh local copy of a stored file, or None if it is not stored; an older local copy is replaced."""
         path = self.path(name)
         if not self.remote:
-            return path if path.exists() else None
+            return path if path.is_file() else None
         if self.store.stat(name) is None:
             path.unlink(missing_ok=True)
             return None

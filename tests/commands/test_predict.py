@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -187,6 +188,29 @@ def test_csv_replaces_its_own_file_and_no_other(model: str, predicted: Any, tmp_
         assert isinstance(error, ConflictError)
         assert (str(error).startswith(f"--csv is {name}, which "), rows) == (True, [])
     assert photo.read_bytes() == encoded(1)
+
+
+def test_csv_into_a_pipe_is_refused_at_once(model: str, predicted: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    error, rows = predicted(model, [tmp_path], csv=str(tmp_path / "pipe"))
+    assert isinstance(error, ConflictError)
+    assert (str(error), rows) == (f"--csv is {tmp_path}/pipe, which is a pipe, not a file: name another file.", [])
+
+
+def test_csv_is_written_to_an_empty_file_and_through_a_link(model: str, predicted: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(1))
+    table, link = tmp_path / "table.csv", tmp_path / "link.csv"
+    table.touch()
+    link.symlink_to(table)
+    assert predicted(model, [tmp_path / "a.jpg"], csv=str(link))[0] is None
+    assert (link.is_symlink(), table.read_text().startswith("image,class_1,")) == (True, True)
+
+
+def test_csv_where_no_folder_can_be_made_is_a_conflict(model: str, predicted: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(1))
+    error, _ = predicted(model, [tmp_path / "a.jpg"], csv="/proc/x/y")
+    assert isinstance(error, ConflictError)
+    assert str(error).startswith("The folder of /proc/x/y cannot be made, or was deleted: check the path")
 
 
 def test_top_k_beyond_the_classes_shows_all(model: str, predicted: Any, tmp_path: Path) -> None:

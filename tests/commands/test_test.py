@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import os
 import re
 import shlex
 import shutil
@@ -313,6 +314,7 @@ def test_exported_model_without_its_run(place: Path, run: str) -> None:
     [
         lambda model: (model / "model.safetensors").unlink(),
         lambda model: (model / "model.safetensors").write_bytes(b"x"),
+        lambda model: [(model / "model.safetensors").unlink(), os.mkfifo(model / "model.safetensors")],
         lambda model: (model / "model.json").write_text("{}"),
         lambda model: (model / "model.json").write_text("[1]"),
         lambda model: change_json(model / "model.json", architecture={"kind": "other"}),

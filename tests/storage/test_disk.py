@@ -4,12 +4,21 @@ import errno
 import hashlib
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from inat_job.errors import ConflictError, JobError, NoPermissionError, TransientError
-from inat_job.storage.disk import disk_errors, parse_json, read_json_object, sha256_of, write_atomic
+from inat_job.storage.disk import (
+    disk_errors,
+    parse_json,
+    read_json_object,
+    refuse_foreign,
+    sha256_of,
+    write_atomic,
+    write_named,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,7 +28,7 @@ from inat_job.storage.disk import disk_errors, parse_json, read_json_object, sha
         (errno.EDQUOT, ConflictError, "No space left"),
         (errno.EACCES, NoPermissionError, "No permission for"),
         (errno.EROFS, NoPermissionError, "No permission for"),
-        (errno.ENOENT, ConflictError, "disappeared"),
+        (errno.ENOENT, ConflictError, "cannot be made, or was deleted"),
         (errno.ENOTDIR, ConflictError, "in the way"),
         (errno.EIO, TransientError, "disk failed"),
     ],
@@ -50,6 +59,38 @@ def test_failed_write_atomic_keeps_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space left"):
         write_atomic(tmp_path / "x", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"old")]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_write_named_follows_a_link_and_write_atomic_replaces_it(tmp_path: Path, exists: bool) -> None:
+    target, link = tmp_path / "folder" / "target", tmp_path / "link"
+    if exists:
+        target.parent.mkdir()
+        target.write_bytes(b"old")
+    link.symlink_to("folder/target")
+    write_named(link, b"new")
+    assert (link.is_symlink(), target.read_bytes(), [*target.parent.iterdir()]) == (True, b"new", [target])
+    write_atomic(link, b"other")
+    assert (link.is_symlink(), link.read_bytes(), target.read_bytes()) == (False, b"other", b"new")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("pipe", "a pipe"), ("socket", "a socket"), ("folder", "a folder"), ("/dev/null", "a device")]
+)
+def test_refuse_foreign_opens_nothing_but_files(tmp_path: Path, name: str, what: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+    with pytest.raises(ConflictError, match=f", which is {what}, not a file: name another file"):
+        refuse_foreign(tmp_path / name, "--csv", "table", lambda start: True)
+
+
+def test_refuse_foreign_takes_an_empty_file_and_a_dead_link(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("empty", "link", "none"):
+        refuse_foreign(tmp_path / name, "--csv", "table", lambda start: False)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"5", b"{", b"\xff", b"[" * 100_000])
