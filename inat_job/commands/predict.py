@@ -21,9 +21,8 @@ from inat_job.errors import BadDataError, ConflictError, UsageError
 from inat_job.event_text import printable
 from inat_job.host import cpu
 from inat_job.inference.image_model import ImageModel, Prediction, Square, load_model
-from inat_job.inference.image_source import ImageSource, find_images
+from inat_job.inference.image_source import ImageSource, find_images, unreadable_path
 from inat_job.ingest.container import Load
-from inat_job.options import public_uri
 from inat_job.run.run_state import storage_options
 from inat_job.settings import Settings
 from inat_job.signals import StopFlag
@@ -72,23 +71,21 @@ def run(settings: Settings, model: str, paths: Sequence[str], request: PredictOp
         if request.top_k > len(loaded.classes):
             events.warn(f"--top-k is {request.top_k}, and the model has {len(loaded.classes)} classes: all are shown.")
             request = dataclasses.replace(request, top_k=len(loaded.classes))
-        sources, missing = _find_all(paths, cache_dir, options, stop)
-        rows = itertools.chain(missing, _predicted(loaded, sources, settings.train.batch_size, stop))
-        total = len(missing) + sum(len(each.names) for each in sources)
+        sources = _find_all(paths, cache_dir, options, stop)
+        rows = _predicted(loaded, sources, settings.train.batch_size, stop)
+        total = sum(len(each.names) for each in sources)
         _finish(_write(rows, sources, loaded, request, total), total)
 
 
-def _find_all(
-    paths: Sequence[str], cache_dir: Path, options: StorageOptions, stop: StopFlag
-) -> tuple[list[ImageSource], list[Row]]:
-    """The images at each path, and a row for each path without any."""
-    sources, missing = [], []
+def _find_all(paths: Sequence[str], cache_dir: Path, options: StorageOptions, stop: StopFlag) -> list[ImageSource]:
+    """The images at each path; a path without any has the reason in their place."""
+    sources = []
     for path in paths:
         try:
             sources.append(find_images(path, cache_dir, options, stop))
         except BadDataError as error:
-            missing.append(Row(public_uri(path), None, str(error)))
-    return sources, missing
+            sources.append(unreadable_path(path, error))
+    return sources
 
 
 def _predicted(model: ImageModel, sources: Sequence[ImageSource], batch_size: int, stop: StopFlag) -> Iterator[Row]:

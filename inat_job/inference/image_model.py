@@ -21,6 +21,7 @@ from inat_job.settings import DataSettings
 from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions
 from inat_job.storage.disk import disk_errors
+from inat_job.storage.local import SPECIAL
 
 BATCH_SIZE = 32
 
@@ -95,6 +96,8 @@ class ImageModel:
         if isinstance(image, str | Path):
             path = Path(expanded(str(image)))
             with disk_errors(path, missing=f"{image} does not exist: check the path."):
+                if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would wait
+                    raise Rejected(SPECIAL)
                 image = path.read_bytes()
         if isinstance(image, bytes):
             return decode(image, side, squash)

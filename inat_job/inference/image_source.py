@@ -7,7 +7,7 @@ from pathlib import Path
 from inat_job.data import layout
 from inat_job.errors import BadDataError, UsageError
 from inat_job.ingest import archives, data_source
-from inat_job.ingest.container import Container, Load
+from inat_job.ingest.container import Load
 from inat_job.options import public_uri
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, open_store, split_uri
@@ -16,15 +16,17 @@ from inat_job.storage.interruptible import interruptible
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The images of one PATH; `shown` is how a name is shown, without what may be secret."""
+    """The images of one PATH; `read` is its container's `load`, and `shown` how a name is shown, without what may be
+    secret.
+    """
 
-    container: Container
+    read: Callable[[Sequence[str]], Iterator[tuple[str, Load]]]
     names: Sequence[str]
     shown: Callable[[str], str]
 
     def load(self) -> Iterator[tuple[str, Load]]:
         """The shown name of each image and the function that reads it, which raises Rejected or a JobError."""
-        return ((self.shown(name), load) for name, load in self.container.load(self.names))
+        return ((self.shown(name), load) for name, load in self.read(self.names))
 
 
 def find_images(path: str, cache_dir: Path, options: StorageOptions, stop: Stop) -> ImageSource:
@@ -37,7 +39,7 @@ def find_images(path: str, cache_dir: Path, options: StorageOptions, stop: Stop)
     store = interruptible(open_store(parent, options), stop)
     entry = store.stat(key) if key else None
     if entry is not None and not data_source.names_archive(path):
-        return ImageSource(archives.LooseFiles(store, {key: entry.size}, {}), [key], lambda name: public_uri(path))
+        return ImageSource(archives.LooseFiles(store, {key: entry.size}, {}).load, [key], lambda name: public_uri(path))
     try:
         container = data_source.find(path, cache_dir, options, stop).open()
     except (BadDataError, UsageError) as error:
@@ -50,4 +52,13 @@ def find_images(path: str, cache_dir: Path, options: StorageOptions, stop: Stop)
     if not names:
         raise BadDataError(f"{public_uri(path)} holds no images: check the path.")
     prefix = f"{public_uri(path).rstrip('/')}/"
-    return ImageSource(container, names, lambda name: prefix + name)
+    return ImageSource(container.load, names, lambda name: prefix + name)
+
+
+def unreadable_path(path: str, error: BadDataError) -> ImageSource:
+    """In place of the images of a path that has none: a single one, whose `Load` raises the reason."""
+
+    def fail() -> bytes:
+        raise error
+
+    return ImageSource(lambda names: iter([(path, fail)]), [path], public_uri)

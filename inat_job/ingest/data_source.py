@@ -21,7 +21,7 @@ from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.base import UNKNOWN_SIZE
 from inat_job.storage.disk import disk_errors
 from inat_job.storage.interruptible import interruptible
-from inat_job.storage.local import LocalStore
+from inat_job.storage.local import LocalStore, missing_object
 
 DEMO = "demo:"
 REMOTE = (*BUCKETS, "http://", "https://")
@@ -207,7 +207,7 @@ def _entry(store: Store, key: str) -> Entry:
     """An object whose parts can be read. Raises BadDataError."""
     entry = store.stat(key)
     if entry is None:
-        raise BadDataError(f"{store.uri}/{key.partition('?')[0]} does not exist: check --data.")
+        raise missing_object(store, key, f"{store.uri}/{key.partition('?')[0]}", "--data")
     if not entry.version or entry.size == UNKNOWN_SIZE:
         raise BadDataError(
             f"{store.uri}/{key.partition('?')[0]} may change unseen, as its server reports no version of it: download "
@@ -250,7 +250,7 @@ def _archive(
     store = open_store(parent, options)
     entry = interruptible(store, stop).stat(key)
     if entry is None:
-        raise BadDataError(f"{shown} does not exist: check --data.")
+        raise missing_object(store, key, shown, "--data")
     download = Download(store, entry, as_utf8(shown), archive_name(uri, store, key), cache_dir, stop, expected)
     draft, remote = (download.draft_key, download) if download.is_streamable else (download.digest(), None)
     source = DataSource(

@@ -29,7 +29,7 @@ from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.base import UNKNOWN_SIZE
 from inat_job.storage.disk import disk_errors, megabytes
 from inat_job.storage.interruptible import interruptible
-from inat_job.storage.local import LocalStore
+from inat_job.storage.local import LocalStore, missing_object
 
 MAX_LISTED = 20_000
 """Loose files that are listed: twenty requests to S3."""
@@ -125,7 +125,7 @@ def _archive(
     store = interruptible(opened, stop)
     entry = store.stat(key)
     if entry is None:
-        raise BadDataError(f"{shown} does not exist: check --data.")
+        raise missing_object(opened, key, shown, "--data")
     download = Download(opened, entry, shown, data_source.archive_name(uri, opened, key), cache_dir, never, expected)
     digest = download.known_digest()
     if digest and (index := build_cache.published_index(cache_dir, digest, image_size, arrangement)):
@@ -161,7 +161,7 @@ def _names(store: Store, entry: Entry, shown: str) -> dict[str, str] | None:
         return None
     if _END_OF_ZIP not in tail[-_END_WITHIN:]:
         other = kinds.mismatch(name, sample)
-        raise BadDataError(f"{shown} is {other}." if other else cut_off(shown, entry.size))
+        raise BadDataError(f"{shown} is {other}." if other else cut_off(shown, entry.size, sample))
     try:
         directory = read_directory(io.BytesIO(tail), len(tail), Path(shown), entry.size - len(tail))
         files = [member for _, member in directory.members(never) if not member.is_folder]

@@ -7,6 +7,7 @@ import lzma
 import re
 import tarfile
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -80,6 +81,15 @@ _OTHERS = (
     Kind(r"\x00\x05\x16[\x00\x07]\x00", "AppleDouble metadata of macOS"),
     Kind(r"\0\0[\1\2]\0[^\0]", "an icon"),
 )
+_IMAGES = (
+    Kind(r"\xff\xd8\xff", "a JPEG image"),
+    Kind(r"\x89PNG", "a PNG image"),
+    Kind(r"GIF8", "a GIF image"),
+    Kind(r"RIFF.{4}WEBP", "a WebP image"),
+    Kind(r"BM.{4}\0{4}", "a BMP image"),
+)
+"""Images that are read, and so no fault but in the place of an archive."""
+
 _TEXT, _JSON = Kind(_NOTHING, "text"), Kind(_NOTHING, "JSON or text")
 TEXTS = (_TEXT.name, _JSON.name)
 
@@ -87,12 +97,15 @@ TEXTS = (_TEXT.name, _JSON.name)
 def kind_of(data: bytes) -> Kind | None:
     """What a file is that is no image in a format that is read, by its first bytes; None if unknown."""
     start = data[:1024].decode("latin-1")
-    for kind in (*_ARCHIVES, *_OTHERS):
-        if re.match(kind.magic, start, re.IGNORECASE | re.DOTALL):
-            return kind
+    if kind := _first_match((*_ARCHIVES, *_OTHERS), start):
+        return kind
     if _is_text(data):
         return _JSON if re.match(r"(\xef\xbb\xbf)?\s*[\[{]", start) else _TEXT
     return None
+
+
+def _first_match(kinds: Iterable[Kind], start: str) -> Kind | None:
+    return next((kind for kind in kinds if re.match(kind.magic, start, re.IGNORECASE | re.DOTALL)), None)
 
 
 def _is_text(data: bytes) -> bool:
@@ -157,7 +170,7 @@ def refuse_page(head: bytes, shown: str) -> None:
 def mismatch(name: str, head: bytes) -> str:
     """What an archive really is, and what to do, if its `head` is nothing like its name; empty if that fits."""
     wanted = _ZIP if name.lower().endswith(".zip") else _TAR
-    kind = kind_of(head)
+    kind = kind_of(head) or _first_match(_IMAGES, head.decode("latin-1"))
     if (
         kind is None
         or kind.reader == wanted

@@ -14,6 +14,7 @@ from inat_job.options import public_uri
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, open_store, split_uri
 from inat_job.storage.interruptible import interruptible
+from inat_job.storage.local import missing_object
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "image_id", "id", "name"),
@@ -38,7 +39,7 @@ def read(uri: str, options: StorageOptions, stop: Stop) -> LabelTable:
     parent, key = split_uri(uri)
     store = interruptible(open_store(parent, options), stop)
     if store.stat(key) is None:
-        raise BadDataError(f"{shown} does not exist: check --labels.")
+        raise missing_object(store, key, shown, "--labels")
     data = store.read(key)
     rows = _read_parquet(data, shown) if name.endswith(".parquet") else _read_text(data, shown)
     return checked_rows(_rows(rows, shown), shown)

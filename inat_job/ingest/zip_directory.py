@@ -24,6 +24,9 @@ UTF8 = 0x800
 
 MAX_DIRECTORY_BYTES = 2**29
 
+_MARK = b"PK"
+"""The first bytes of every record of a zip."""
+
 _END = struct.Struct("<4s4H2LH")
 """The end: signature, number of this part, part with the directory, entries here and in all, the directory's size and
 offset, length of the comment."""
@@ -111,7 +114,8 @@ def read_directory(file: IO[bytes] | PartialFile, size: int, path: Path, left_ou
         if 0 <= (at := tail.rfind(b"PK\5\6")) <= len(tail) - _END.size:
             break
     else:
-        raise DamagedArchiveError(cut_off(path, size))
+        file.seek(0)
+        raise DamagedArchiveError(cut_off(path, size, file.read(len(_MARK)) or b""))
     count, length, offset, end = _stated(tail, at, path)
     check_count(path, count)
     if length > MAX_DIRECTORY_BYTES:
@@ -131,8 +135,10 @@ def read_directory(file: IO[bytes] | PartialFile, size: int, path: Path, left_ou
     return ZipDirectory(entries, start, start - offset)
 
 
-def cut_off(path: object, size: int) -> str:
-    """The message about a zip without an end."""
+def cut_off(path: object, size: int, head: bytes) -> str:
+    """The message about a zip without an end, or about a file whose `head`, its first bytes, is not a zip's either."""
+    if not head.startswith(_MARK):
+        return f"{path} is no zip archive, by its beginning and its end: check its address."
     return f"{path} is cut off: it has {size:,} bytes, without the directory at its end: get all of it again."
 
 

@@ -19,6 +19,7 @@ from inat_job.signals import Stop, never
 from inat_job.storage import Entry, StorageOptions, Store, open_store, split_uri
 from inat_job.storage.disk import disk_errors, megabytes, sha256_of
 from inat_job.storage.interruptible import interruptible
+from inat_job.storage.local import missing_object
 from inat_job.torchvision_weights import known_backbones, weights_url
 
 
@@ -54,7 +55,7 @@ def stat_weights(uri: str, options: StorageOptions, stop: Stop = never) -> tuple
     store = open_store(parent, replace(options, flag="--weights"))
     entry = interruptible(store, stop).stat(key)
     if entry is None:
-        raise BadDataError(f"--weights is {public_uri(uri)}, which does not exist: check it.")
+        raise missing_object(store, key, f"--weights {public_uri(uri)}", "it")
     return store, entry
 
 

@@ -12,7 +12,7 @@ from typing import Unpack
 
 from inat_job.errors import BadDataError, PreconditionFailed, TransientError
 from inat_job.events import Progress
-from inat_job.storage.base import Conditions, DamagedFileError, Entry, StorageOptions, Transfer, checked_key
+from inat_job.storage.base import Conditions, DamagedFileError, Entry, StorageOptions, Store, Transfer, checked_key
 from inat_job.storage.disk import disk_errors, sync_folder
 from inat_job.storage.ranged_download import BLOCK_SIZE, RangeSource, download
 
@@ -23,6 +23,7 @@ _TOKEN_BYTES = 8
 _NAME_CHARACTERS = 50
 
 DEAD_LINK = "a dead link"
+SPECIAL = "neither a file nor a folder"
 LINK_UPWARDS = "a link to a folder that it is in"
 
 
@@ -48,7 +49,7 @@ class LocalStore:
         upwards = set[str]()
         with disk_errors(self.root):
             keys = [key for key in self._keys(self.root, upwards) if not self._path(key).is_file()]
-            found = {key: DEAD_LINK if self._path(key).is_symlink() else "neither a file nor a folder" for key in keys}
+            found = {key: DEAD_LINK if self._path(key).is_symlink() else SPECIAL for key in keys}
         return dict(sorted((found | dict.fromkeys(upwards, LINK_UPWARDS)).items()))
 
     def _keys(self, start: Path, upwards: set[str] | None = None) -> Iterator[str]:
@@ -182,6 +183,16 @@ def _entry(key: str, stat: os.stat_result) -> Entry:
 
 def _missing(path: Path) -> str:
     return f"{path} does not exist or is not a file: check the path."
+
+
+def missing_object(store: Store, key: str, shown: str, what: str) -> BadDataError:
+    """The error for an address without an object: `shown` is the address, and `what` is to be checked."""
+    path = store.root / key if isinstance(store, LocalStore) else None
+    if path is not None and path.is_dir():
+        return BadDataError(f"{shown} is a folder, not a file: check {what}.")
+    if path is not None and path.exists():
+        return BadDataError(f"{shown} is {SPECIAL}: check {what}.")
+    return BadDataError(f"{shown} does not exist: check {what}.")
 
 
 def is_object(name: str) -> bool:

@@ -345,6 +345,12 @@ def test_library_refuses_what_is_no_image(image: object, model: str) -> None:
         load_model(model).predict([image])
 
 
+def test_library_opens_no_pipe(model: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(BadDataError, match=r"pipe\.jpg cannot be read \(neither a file nor a folder\)"):
+        load_model(model).predict([tmp_path / "pipe.jpg"])
+
+
 def test_library_refuses_an_opened_image_that_is_truncated(model: str) -> None:
     data = encoded(1, format="JPEG")
     with (
@@ -399,7 +405,17 @@ def test_accelerator_with_onnx_is_refused(trained: Settings, model: str) -> None
 
 
 def test_missing_image_is_shown_without_its_query(site: Site, tmp_path: Path) -> None:  # noqa: F811
-    sources, [row] = predict._find_all([f"{site.url}/none.jpg?token=hidden"], tmp_path, StorageOptions(), StopFlag())
-    assert sources == []
-    assert row.image == f"{site.url}/none.jpg"
-    assert "hidden" not in row.error
+    [source] = predict._find_all([f"{site.url}/none.jpg?token=hidden"], tmp_path, StorageOptions(), StopFlag())
+    [(name, load)] = source.load()
+    assert name == f"{site.url}/none.jpg"
+    with pytest.raises(BadDataError) as caught:
+        load()
+    assert "hidden" not in str(caught.value)
+
+
+def test_rows_have_the_order_of_the_paths(model: str, predicted: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(1))
+    paths = [str(tmp_path / name) for name in ("a.jpg", "no.jpg", "a.jpg", "none")]
+    error, rows = predicted(model, paths)
+    assert [row["image"] for row in rows] == paths
+    assert str(error).startswith(f"2 of 4 images could not be read, first {tmp_path}/no.jpg ")

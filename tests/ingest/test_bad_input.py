@@ -400,9 +400,12 @@ GZIP = gzip.compress(b"x" * 99, mtime=0)
         ("x.zip", b"<!DOCTYPE html><html>", "is an HTML page, not an archive: open the address"),
         ("x.tar.gz", "zip", "is a zip archive, whatever its name says: call it .zip"),
         ("x.tar", b"7z\xbc\xaf\x27\x1c" + bytes(90), "is a 7z archive, not a tar: pack its files as"),
+        *((f"x.{name}", encoded(1, format=kind), f"is a {kind} image, not a {name[:3]}: check its address")
+          for name in ("zip", "tar", "tar.gz") for kind in ("JPEG", "PNG", "GIF", "WebP", "BMP")),
+        ("x.zip", bytes(range(128, 256)), "is no zip archive, by its beginning and its end: check its address"),
         ("x.tar", b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer, not a tar: run git lfs pull"),
     ],
-)
+)  # fmt: skip
 def test_archive_of_another_kind_is_named(name: str, content: bytes | str, message: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if isinstance(content, str):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -255,6 +256,12 @@ def test_labels_of_another_kind_and_missing_ones(tmp_path: Path) -> None:
         label_file.read(str(tmp_path / "labels.xlsx"), StorageOptions(), never)
     with pytest.raises(BadDataError, match=r"labels.csv does not exist: check --labels"):
         label_file.read(str(tmp_path / "labels.csv"), StorageOptions(), never)
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(BadDataError, match=r"pipe.csv is neither a file nor a folder: check --labels"):
+        label_file.read(str(tmp_path / "pipe.csv"), StorageOptions(), never)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(BadDataError, match=r"folder.csv is a folder, not a file: check --labels"):
+        label_file.read(str(tmp_path / "folder.csv"), StorageOptions(), never)
 
 
 @pytest.mark.parametrize("empty", [None, float("nan")])
