@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from inat_job.configuration import options_of_all_parts
 from inat_job.evaluation import significance
 from inat_job.evaluation.prediction_table import PredictionTable
 from inat_job.evaluation.significance import PairedCounts
+from inat_job.options import Option
 from inat_job.reporting.reproduction import is_test
+from inat_job.storage.disk import shown_number
 
 CLAIM = 2.0
 """The ratio of the original assignment's claim: fine-tuning doubles the accuracy of training from scratch."""
@@ -25,8 +28,11 @@ _UNPAIRED = (
 )
 _APART = "As independent tests: Newcombe's interval (1998) of the difference, Katz's (1978) of the ratio."
 
-_NOT_COMPARED = ("run.run_id", "run.export", "run.output", "run.force", "run.resume", "data.cache_dir")
-"""Settings that say where a run is, and what else it writes."""
+_WHERE_IT_RAN = ("run.preset", "run.price_per_hour", "train.accelerator", "train.devices", "train.num_nodes")
+"""Settings that decide no result, and explain its settings, its time or its cost."""
+
+_ROUNDING = 1e-6
+"""Of a share that another program has written."""
 
 _TYPES: Mapping[str, Any] = {
     "part": str,
@@ -59,7 +65,8 @@ def is_report(value: Any) -> bool:
     rows = [*test["per_class"].values()]
     return (
         0 <= test["correct"] <= test["n"] > 0
-        and _is_interval(test["ci95"])
+        and abs(test["accuracy"] - test["correct"] / test["n"]) <= _ROUNDING
+        and _is_interval(test["ci95"], test["accuracy"])
         and all(_has(row, {"n": int, "recall": float, "f1": float}) for row in rows)
         and all(isinstance(section, dict) for section in settings.values())
         and all(isinstance(name, str) for name in value["data"]["classes"])
@@ -98,7 +105,7 @@ def _base(runs: Sequence[ComparedRun]) -> int:
 def _row(name: str, run: ComparedRun) -> dict[str, Any]:
     report = run.report
     test, cost, val, reuse = report["test"], report.get("cost") or {}, report.get("val"), report.get("reuse") or {}
-    macro_f1, tested = _number(test.get("macro_f1")), is_test(report)
+    macro_f1, tested = shown_number(test.get("macro_f1")), is_test(report)
     return {
         "name": name,
         "uri": run.uri,
@@ -107,12 +114,12 @@ def _row(name: str, run: ComparedRun) -> dict[str, Any]:
         "parameters": report["model"]["parameters"],
         **{key: test[key] for key in ("n", "correct", "accuracy", "ci95", "loss")},
         "macro_f1": _mean_f1(test["per_class"]) if macro_f1 is None else macro_f1,
-        "val_accuracy": _number(val.get("accuracy")) if isinstance(val, dict) else None,
+        "val_accuracy": shown_number(val.get("accuracy")) if isinstance(val, dict) else None,
         "train_s": None if tested else report["timing"]["train_s"],
-        "features_s": _number(reuse.get("seconds")),
+        "features_s": shown_number(reuse.get("seconds")),
         "total_s": report["timing"]["total_s"],
-        "device_seconds": None if tested else _number(cost.get("device_seconds")),
-        "cost": None if tested else _number(cost.get("total")),
+        "device_seconds": None if tested else shown_number(cost.get("device_seconds")),
+        "cost": None if tested else shown_number(cost.get("total")),
         "finished": _text(report.get("finished")),
         "precision": _text(_execution(report).get("precision")),
         "device": report["environment"]["device"],
@@ -236,14 +243,19 @@ def _claim(pair: Mapping[str, Any], subject: str) -> str:
 
 def _differing(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     """The settings that are not the same in all runs, first those that all have; "-" where a run does not have one."""
-    flat = [flat_settings(run.report["settings"]) for run in runs]
-    keys = list(dict.fromkeys(key for each in flat for key in each if key not in _NOT_COMPARED))
+    flat, known = [flat_settings(run.report["settings"]) for run in runs], options_of_all_parts()
+    keys = list(dict.fromkeys(key for each in flat for key in each if _is_compared(key, known)))
     rows: list[dict[str, Any]] = [
         {"setting": key, "values": [each.get(key, "-") for each in flat], "shared": all(key in each for each in flat)}
         for key in keys
     ]
     differing = [row for row in rows if any(value != row["values"][0] for value in row["values"])]
     return sorted(differing, key=lambda row: not row["shared"])
+
+
+def _is_compared(key: str, known: Mapping[str, tuple[Option, Any]]) -> bool:
+    """Whether a setting decides results, as one of another version may, or says where the run was."""
+    return key not in known or known[key][0].in_fingerprint or key in _WHERE_IT_RAN
 
 
 def flat_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -260,7 +272,7 @@ def _has(value: Any, types: Mapping[str, Any]) -> bool:
         if isinstance(wanted, Mapping):
             fits = _has(found, wanted)
         elif wanted in (int, float):
-            fits = isinstance(found, int | wanted) and _number(found) is not None
+            fits = isinstance(found, int | wanted) and shown_number(found) is not None
         else:
             fits = isinstance(found, wanted)
         if not fits:
@@ -268,14 +280,13 @@ def _has(value: Any, types: Mapping[str, Any]) -> bool:
     return True
 
 
-def _number(value: Any) -> Any:
-    """The value if it is a number that can be shown, and else None."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None
-
-
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _is_interval(value: Any) -> bool:
-    return len(value) == 2 and all(_number(each) is not None and 0 <= each <= 1 for each in value)
+def _is_interval(value: Sequence[Any], around: float) -> bool:
+    """Whether two numbers are the ends of an interval of shares, around one of them."""
+    if len(value) != 2 or any(shown_number(each) is None for each in value):
+        return False
+    low, high = value
+    return bool(0 <= low <= around + _ROUNDING and around - _ROUNDING <= high <= 1)

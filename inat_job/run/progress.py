@@ -8,6 +8,7 @@ from typing import Any
 from inat_job.checkpoints.manifest import Manifest, best_of, planned_epochs
 from inat_job.errors import Preempted, TransientError
 from inat_job.storage.attempts import RUNNING, Attempt, IsGone
+from inat_job.storage.disk import shown_number
 
 FINISHED, SILENT, BEGUN = "finished", "silent", "begun"
 
@@ -224,8 +225,7 @@ def _epochs_on_features(config: Mapping[str, Any]) -> int:
 
 def _test_accuracy(report: Mapping[str, Any] | None) -> float | None:
     test = (report or {}).get("test")
-    accuracy = test.get("accuracy") if isinstance(test, Mapping) else None
-    return accuracy if isinstance(accuracy, int | float) else None
+    return shown_number(test.get("accuracy")) if isinstance(test, Mapping) else None
 
 
 def _int_or_zero(value: Any) -> int:

@@ -24,6 +24,7 @@ from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage import attempts, open_store
 from inat_job.storage.attempts import RUNNING, Attempt
+from inat_job.storage.disk import shown_number
 from inat_job.storage.lease import LeaseError, acquire
 from inat_job.storage.run_folder import RunFolder
 from inat_job.storage.threads import map_in_threads
@@ -96,7 +97,7 @@ def _listed(folder: RunFolder, stop: Stop) -> ListedRun:
     started, cost = seen.config.get("started"), (seen.report or {}).get("cost")
     fields = progress.status_fields(seen, progress.state_of(seen, process.has_ended)) | {
         "started": started if isinstance(started, str) else None,
-        "cost": dict(cost) if isinstance(cost, Mapping) else None,
+        "cost": {name: shown_number(each) for name, each in cost.items()} if isinstance(cost, Mapping) else None,
     }
     at = seen.attempt.at if seen.attempt else 0.0
     return ListedRun(folder, fields, seen.attempt, at or _seconds(fields["started"]))
@@ -173,9 +174,9 @@ def _share(value: Any) -> str:
 def _cost(cost: Mapping[str, Any] | None) -> str:
     """In the currency of --price-per-hour, or else the devices' time."""
     total, used = (cost or {}).get("total"), (cost or {}).get("device_seconds")
-    if isinstance(total, int | float):
+    if total is not None:
         return f"{total:.2f}"
-    return format_duration(used) if isinstance(used, int | float) else ""
+    return "" if used is None else format_duration(used)
 
 
 def is_old(run: ListedRun, age_s: float) -> bool:

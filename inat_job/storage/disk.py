@@ -185,6 +185,12 @@ def _check_plain(value: Any, levels: int) -> None:
             _check_plain(each, levels - 1)
 
 
+def shown_number(value: Any) -> Any:
+    """A value from such JSON if it is a number that can be shown, finite and with 15 digits at most, and else None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and abs(value) < 1e15 else None
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if the file is missing, unreadable, damaged or holds anything else."""
     try:

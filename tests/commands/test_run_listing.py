@@ -1,6 +1,7 @@
 """The list of runs in `status`, and `prune --runs`, local and on S3."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,6 +72,26 @@ def test_status_without_a_run_lists_all(settings: Make, capsys: pytest.CaptureFi
     listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [each["run_id"] for each in listed] == [*by_name]
     assert listed[2]["cost"]["total"] > 0
+
+
+@pytest.mark.parametrize(
+    ("cost", "shown"),
+    [
+        ({"total": 1e300, "device_seconds": 30}, "30 s"),
+        ({"total": float("nan"), "device_seconds": 1e300}, ""),
+        ({"total": "5"}, ""),
+        (5, ""),
+    ],
+)
+def test_damaged_cost_is_unknown(cost: object, shown: str, settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    made = settings()
+    report = {"status": "done", "cost": cost, "test": {"accuracy": float("nan")}}
+    begin(made, "t", "finished", DAY_S).put("report.json", json.dumps(report).encode())
+    [_, row] = table_of(made, capsys)
+    assert " ".join(row).partition("finished ")[2] == shown
+    events.configure(text=False)
+    status.run(made, None, StatusOptions(), never)
+    assert not {"NaN", "Infinity"} & {*re.findall(r"\w+", capsys.readouterr().out)}
 
 
 Pruned = Callable[[str], dict[str, Any]]

@@ -152,15 +152,18 @@ def test_base_is_the_first_run_of_part_a(weak: PredictionTable) -> None:
 
 def test_settings_that_differ(weak: PredictionTable) -> None:
     one = compared(weak)
-    train = {"a_new_one": False, **one.report["settings"]["train"], "lr": 0.5}
+    train = {"a_new_one": False, **one.report["settings"]["train"], "lr": 0.5, "devices": 2, "resident_share": 0}
     settings = {
         **one.report["settings"],
         "train": train,
-        "run": {**one.report["settings"]["run"], "run_id": "s", "export": ["onnx"]},
+        "run": {**one.report["settings"]["run"], "run_id": "s", "export": ["onnx"], "pictures": False},
+        "tracker": {**one.report["settings"]["tracker"], "mode": "off", "group": "g"},
+        "storage": {**one.report["settings"]["storage"], "anonymous": True},
     }
     rows = compare([one, compared(weak, run_id="s", settings=settings)])["settings"]
     assert rows == [
         {"setting": "train.lr", "values": [0.003, 0.5], "shared": True},
+        {"setting": "train.devices", "values": [None, 2], "shared": True},
         {"setting": "train.a_new_one", "values": ["-", False], "shared": False},
     ]
 
@@ -211,3 +214,18 @@ def test_what_is_a_report_can_be_compared(path: tuple[Any, ...], value: Any) -> 
 def test_what_is_no_report(value: Any) -> None:
     assert not is_report(value)
     assert is_report(REPORT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": 0.99},
+        {"correct": 2},
+        {"ci95": [0.95, 0.3]},
+        {"ci95": [0.8, 0.95]},
+        {"ci95": [0.3, 0.7]},
+        {"loss": 1e300},
+    ],
+)
+def test_report_that_contradicts_itself_is_none(change: dict[str, Any]) -> None:
+    assert not is_report(REPORT | {"test": REPORT["test"] | change})

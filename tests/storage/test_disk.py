@@ -16,6 +16,7 @@ from inat_job.storage.disk import (
     read_json_object,
     refuse_foreign,
     sha256_of,
+    shown_number,
     write_atomic,
     write_named,
 )
@@ -132,3 +133,9 @@ def test_json_is_parsed() -> None:
     value = {"a": [1, -(2**63), 2**63 - 1, 1.5, None, True, "é\U0001f600"], "b": {"c": {}}}
     assert parse_json(json.dumps(value)) == value
     assert parse_json(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("value", [None, "1", True, [1], float("nan"), float("inf"), 1e300, -1e15])
+def test_shown_number_is_none_for_anything_else(value: object) -> None:
+    assert shown_number(value) is None
+    assert [shown_number(each) for each in (0, -1, 0.5)] == [0, -1, 0.5]
