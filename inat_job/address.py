@@ -93,6 +93,12 @@ def without_secrets(address: str) -> str:
     return re.split(r"[?#]", without_login(address), maxsplit=1)[0]
 
 
+def may_hold_secret(address: str) -> bool:
+    """Whether it is an address with a login or a query, either of which can be secret."""
+    start, login, rest = split_login(address)
+    return bool(login) or (bool(start) and "?" in rest)
+
+
 def basic_login(uri: str) -> str | None:
     """The header for the login in an address, None without one."""
     parts = urlsplit(uri)

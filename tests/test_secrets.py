@@ -182,6 +182,7 @@ COMMANDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "a word too many": (2, ("parta", "{signed}")),
     "--set": (2, ("parta", "--set", "{signed}")),
     "an option": (2, ("parta", "--dota={signed}")),
+    "a choice of a sweep": (2, ("sweep", "--part", "b", "--space", "model.weights.choices = ['{signed}', 'none']")),
     "a number": (2, ("parta", "--epochs", "{signed}")),
 }
 

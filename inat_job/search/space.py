@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inat_job import options
-from inat_job.address import expanded
+from inat_job.address import expanded, may_hold_secret, start_of
 from inat_job.configuration import SWEEP_TAKES, known_key, options_by_key, takes
 from inat_job.errors import UsageError
 from inat_job.settings import Settings
@@ -158,6 +158,8 @@ def text_of(given: str) -> str:
     """
     if "=" in given:
         return given
+    if start := start_of(given):
+        raise UsageError(f"--space begins with {start!r}, and must be TOML or a file of it here: download the file.")
     try:
         text = Path(expanded(given)).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -188,7 +190,20 @@ def _tables(given: str, where: str) -> dict[str, Any]:
         if not isinstance(fields, dict):
             raise UsageError(f"{where}: {section!r} is not a section: write [{section}.field] above its range.")
         tables |= {f"{section}.{field}": table for field, table in fields.items()}
+    for key, table in tables.items():
+        _refuse_secrets(key, table, where)
     return tables
+
+
+def _refuse_secrets(key: str, value: Any, where: str) -> None:
+    """Raise UsageError for an address with a login or a query, which the study, the log and the report would show."""
+    if isinstance(value, str) and may_hold_secret(value):
+        raise UsageError(
+            f"{where}: {key} holds an address with a login or a query, which all files of the sweep would show: name "
+            "the address without it and give the credentials in the environment, or download the file and name it."
+        )
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_secrets(key, each, where)
 
 
 def _axis(

@@ -176,6 +176,30 @@ def test_file_without_a_range(text: str, tmp_path: Path) -> None:
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("address", ["s3://kk:secretpw@host/x.pth", "https://host/x.pth?X-Amz-Signature=secretpw"])
+@pytest.mark.parametrize("value", ['{{choices = ["{0}", "none"]}}', '"{0}"', '["{0}"]', '{{low = "{0}", high = 1}}'])
+def test_address_with_a_secret_is_refused_without_it(address: str, value: str, tmp_path: Path) -> None:
+    """Its choices would be in the study, the log and the report as they are."""
+    text = f"model.weights = {value.format(address)}"
+    (tmp_path / "x.toml").write_text(text)
+    for given_text in (text, str(tmp_path / "x.toml")):
+        with pytest.raises(UsageError, match=r"model\.weights holds an address .*: name the address without") as error:
+            space_of(RECIPES["b"](), given_text)
+        assert "secretpw" not in str(error.value)
+
+
+def test_address_without_a_secret_is_a_choice() -> None:
+    choices = ("s3://host/x@2.pth", "https://host/x.pth#sha256=1", "a?b.pth", "none")
+    space = space_of(RECIPES["b"](), f"model.weights.choices = {list(choices)}")
+    assert space["model.weights"].choices == choices
+
+
+def test_address_of_a_file_is_refused_without_its_secret() -> None:
+    with pytest.raises(UsageError, match="--space begins with 'https://', and must be TOML or a file") as error:
+        text_of("https://me:secretpw@host/space.toml")
+    assert "secretpw" not in str(error.value)
+
+
 def test_missing_file() -> None:
     with pytest.raises(UsageError, match="--space is nowhere.toml, which cannot be read"):
         space_of(RECIPES["a"](), "nowhere.toml")
