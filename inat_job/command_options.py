@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 
 from inat_job import options
@@ -125,6 +126,10 @@ class PredictOptions(SettingsSection):
     csv: str | None = option(None, "Also write the predictions to this file", metavar="PATH")
 
 
+_IN_MEMORY = re.compile(r"sqlite(\+\w+)?://(/?(\?|$)|.*(:memory:|[?&]mode=memory))", re.IGNORECASE)
+"""Addresses with which SQLite makes a database that no other process sees."""
+
+
 @dataclass(frozen=True)
 class SweepOptions(SettingsSection):
     """How `sweep` searches, and when it ends."""
@@ -172,6 +177,11 @@ class SweepOptions(SettingsSection):
         super().__post_init__()
         if self.final and not self.retrain:
             raise UsageError("--final is given and --retrain is 0, so that nothing is trained again: leave one out.")
+        if _IN_MEMORY.match(self.study or ""):
+            raise UsageError(
+                f"--storage is {options.public_uri(str(self.study))}, a database in memory, which ends with this "
+                "process: name a file, such as sqlite:///study.db, or leave it out."
+            )
 
 
 STAGES = (

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from inat_job import near_misses
 from inat_job.address import as_utf8, expanded, fault_of, quote_login, start_of, without_login
@@ -268,7 +268,8 @@ def _without_secrets(uri: str, keep: Callable[[str], bool]) -> str:
         return uri
     parts = urlsplit(without_login(uri))
     query = "&".join(parameter for parameter in parts.query.split("&") if keep(parameter))
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, query, parts.fragment))
+    end = (f"?{query}" if query else "") + (f"#{parts.fragment}" if parts.fragment else "")
+    return f"{parts.scheme}://{parts.netloc}{parts.path}{end}"  # urlunsplit would write sqlite:/x.db
 
 
 def absolute(path: str) -> str:

@@ -119,3 +119,16 @@ def test_child_keeps_the_slashes_of_the_scheme() -> None:
     assert child("file:///", "r") == "file:///r"
     assert child("/", "r") == "/r"
     assert child("runs//", "r") == "runs/r"
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("sqlite:///x.db", "sqlite:///x.db"),
+        ("sqlite:////a/x.db", "sqlite:////a/x.db"),
+        ("file:///a/x.zip#sha256=1", "file:///a/x.zip#sha256=1"),
+        ("postgresql://me:secret@host/name?password=secret", "postgresql://host/name"),
+    ],
+)
+def test_address_is_shown_as_it_is_written_but_for_secrets(address: str, shown: str) -> None:
+    assert public_uri(address) == shown

@@ -11,6 +11,7 @@ from inat_job.command_options import (
     LogOptions,
     PredictOptions,
     PrepareOptions,
+    SweepOptions,
 )
 from inat_job.errors import UsageError
 from inat_job.options import parse_section
@@ -77,3 +78,23 @@ def test_prune_age(prune: str | None, seconds: float | None) -> None:
 def test_quiet_and_verbose_exclude_each_other() -> None:
     with pytest.raises(UsageError, match="--quiet and --verbose contradict each other"):
         LogOptions(quiet=True, verbose=True)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite:///:memory:", "sqlite:///?timeout=3"),
+        "sqlite:///file:x?mode=memory&uri=true",
+    ],
+)
+def test_study_in_memory_is_refused(address: str) -> None:
+    """The next worker would find no trials, and the end of this one would lose them."""
+    with pytest.raises(
+        UsageError, match=r"--storage is sqlite.*, a database in memory.*: name a file, such as sqlite:"
+    ):
+        SweepOptions(study=address)
+
+
+@pytest.mark.parametrize("address", ["sqlite:///x.db", "sqlite:////a/x.db?timeout=3", "postgresql://host/memory"])
+def test_study_in_a_file_or_on_a_server_is_taken(address: str) -> None:
+    assert SweepOptions(study=address).study == address

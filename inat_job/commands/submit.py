@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from inat_job import command_options, events, timm_networks
-from inat_job.address import in_bucket, without_login
+from inat_job.address import in_bucket
 from inat_job.configuration import PREPARE_TAKES, SWEEP_TAKES, TEST_TAKES, Configuration, configure
 from inat_job.distributed import world
 from inat_job.errors import EndedError, JobError, Preempted, TransientError, UsageError
 from inat_job.event_text import printable
 from inat_job.job_status import STATUS
-from inat_job.options import options_of, parse_section
+from inat_job.options import options_of, parse_section, public_uri
 from inat_job.platforms import sent_secrets, submission
 from inat_job.platforms.submission import Command, Handle, State, SubmitOptions, Target
 from inat_job.run.run_state import REPORT, is_finished, open_run, storage_options
@@ -119,7 +119,7 @@ def checked(words: Sequence[str], parse: Parse) -> Command:
     sweep = request if isinstance(request, command_options.SweepOptions) else None
     if sweep and (sweep.study or "").startswith("sqlite"):
         raise UsageError(
-            f"--storage is {without_login(str(sweep.study))}, a file that the job's machine does not have: use "
+            f"--storage is {public_uri(str(sweep.study))}, a file that the job's machine does not have: use "
             "postgresql://host/name, or leave it out."
         )
     files = (_named(options, _READ), _named(options, _WRITTEN))

@@ -6,18 +6,18 @@ A worker is this command. The same command on another machine, or again after a 
 import dataclasses
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
 from inat_job import events
-from inat_job.address import without_login
 from inat_job.command_options import SweepOptions
 from inat_job.commands import sweep_runs
 from inat_job.commands.sweep_runs import BEST, TRIALS, Sweep
 from inat_job.errors import BadDataError, ConflictError, PreconditionFailed
 from inat_job.host import process
 from inat_job.job_status import STATUS
+from inat_job.options import public_uri
 from inat_job.reporting.sweep_page import render_sweep
 from inat_job.reporting.tracker_check import check_tracking
 from inat_job.run.outputs import warn_of_loss
@@ -72,17 +72,22 @@ def run(settings: Settings, request: SweepOptions, given: Collection[str], stop:
         if not probe.probe(folder.store):  # then only one worker can be, which holds the folder
             sweep = dataclasses.replace(sweep, conditional=False)
             held.enter_context(_only_worker(sweep))
-        _begin(sweep, definition, _place(request.study))
+        study = public_uri(request.study) if request.study else FOLDER
+        _refuse_another(sweep, definition, study)
         asked = {name: getattr(request, name) for name in _ASKED}
         report = folder.read_json(REPORT)
         if sweep_report.is_of(report, asked):
             events.emit("done", message=f"Already finished; there is nothing to do: see {folder.uri}/{REPORT}.")
             return
+        journal = None if request.study else StoreJournal(folder.store, conditional=sweep.conditional)
+        storage = studies.open_storage(journal, request.study, stop)
+        _begin(sweep, definition, study)
         preload()
         cache = prepare_images(settings, Clock(started), stop)
         held.callback(lambda: cache)  # whose hold would end with the last reference
         with studies.database_errors(request.study):
-            record = _search(sweep, request, asked, space)
+            trials = _open_trials(sweep, request, space, journal, storage)
+            record = _search(sweep, request, asked, space, trials)
         events.phase("retrain")
         _report(sweep, record, sweep_runs.retrain(sweep, record.best, request))
 
@@ -100,22 +105,24 @@ def _only_worker(sweep: Sweep) -> Iterator[None]:
         ) from None
 
 
-def _place(study: str | None) -> str:
-    """Where the study is, without login and query, which can be secrets; unlike urllib it keeps `sqlite:///`."""
-    return without_login(study).partition("?")[0] if study else FOLDER
-
-
 def _begin(sweep: Sweep, definition: Definition, study: str) -> None:
-    """Store what the sweep is, and where its study is; raise ConflictError if its folder holds another one."""
+    """Store what the sweep is, and where its study is: only once that can be opened, since no other place is taken
+    afterwards. Raises as `_refuse_another`, also for a sweep that another worker has begun meanwhile.
+    """
     content = {**definition, "study": study, "settings": sweep.base.anchored().as_dict()}
     text = json.dumps(content, indent=2) + "\n"
+    with suppress(PreconditionFailed):
+        if sweep.folder.store.stat(SWEEP) is None:
+            sweep.folder.store.put(SWEEP, text.encode(), if_none_match=sweep.conditional)
+            return
+    _refuse_another(sweep, definition, study)
+
+
+def _refuse_another(sweep: Sweep, definition: Definition, study: str) -> None:
+    """Raise ConflictError if the folder holds another sweep, or one whose study is elsewhere."""
     store = sweep.folder.store
     if store.stat(SWEEP) is None:
-        try:
-            store.put(SWEEP, text.encode(), if_none_match=sweep.conditional)
-            return
-        except PreconditionFailed:
-            pass  # by another worker, with the same, as the next lines check
+        return
     try:
         stored = parse_json(store.read(SWEEP))
         differing = [name for name in definition if stored[name] != json.loads(json.dumps(definition[name]))]
@@ -134,17 +141,23 @@ def _begin(sweep: Sweep, definition: Definition, study: str) -> None:
         )
 
 
-def _open_trials(sweep: Sweep, request: SweepOptions, space: dict[str, Axis]) -> Trials:
-    journal = None if request.study else StoreJournal(sweep.folder.store, conditional=sweep.conditional)
+def _open_trials(
+    sweep: Sweep,
+    request: SweepOptions,
+    space: dict[str, Axis],
+    journal: StoreJournal | None,
+    storage: studies.StudyStorage,
+) -> Trials:
     default = spaces.default_point(sweep.base, space)
     search = Search(request.sampler, request.pruner, sweep.base.train.seed, default)
-    study = studies.open_study(journal, request.study, sweep.folder.run_id, search)
+    study = studies.open_study(storage, sweep.folder.run_id, search)
     together = journal.together if journal else nullcontext
     return Trials(study, space, lambda values: sweep.settings_of(values, TRIALS), together)
 
 
-def _search(sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space: dict[str, Axis]) -> SweepRecord:
-    trials = _open_trials(sweep, request, space)
+def _search(
+    sweep: Sweep, request: SweepOptions, asked: Mapping[str, Any], space: dict[str, Axis], trials: Trials
+) -> SweepRecord:
     limits = Limits(request.trials, request.max_time, request.target, request.patience)
     leases = TrialLeases(lambda number: sweep.open(TRIALS, str(number)).store, sweep.base.run.lease_seconds)
     events.phase("search")

@@ -3,6 +3,7 @@
 Optuna is the engine: Akiba et al., Optuna: A Next-generation Hyperparameter Optimization Framework, 2019.
 """
 
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +20,29 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
-from inat_job.errors import TransientError, UsageError, first_line
+from inat_job.errors import JobError, NoPermissionError, TransientError, UsageError, first_line
 from inat_job.options import public_uri
 from inat_job.search.journal import StoreJournal
 from inat_job.search.space import Axis, Space, Value
+from inat_job.signals import Stop, never
+from inat_job.storage import StorageOptions
+from inat_job.storage.retry import RetryableError, with_retries
+from inat_job.telemetry.redact import redact
+
+StudyStorage = JournalStorage | RDBStorage
 
 _TRIES = 5
 """Times that a new database is opened while other workers make its tables."""
+_CONNECT_S = 10
+"""Seconds for a connection to PostgreSQL."""
+_LIBPQ = re.compile(r"postgresql(\+psycopg2?)?:")
+# What PostgreSQL says of a login or a database that no other try makes right.
+_REFUSED = re.compile(
+    r"authentication failed|no password supplied|pg_hba\.conf|role \S+ does not exist|permission denied"
+)
+_UNKNOWN = re.compile(r"database \S+ does not exist")
 
 
 @dataclass(frozen=True)
@@ -86,15 +101,25 @@ class PerTrialSampler(BaseSampler):
         self._own.after_trial(study, trial, state, values)
 
 
-def open_study(journal: StoreJournal | None, database: str | None, name: str, search: Search) -> Study:
-    """The study `name`, made if there is none, in a journal or in a database.
+def open_storage(
+    journal: StoreJournal | None, database: str | None, stop: Stop = never, retries: int = StorageOptions.retries
+) -> StudyStorage:
+    """Where a study is stored: in a journal, or in a database, which gets its tables here and no study yet.
 
-    Raises UsageError for a database that cannot be reached, or whose driver is not installed.
+    Raises UsageError for a database that cannot be used, as without its driver, NoPermissionError for one that refuses
+    the login, TransientError for a server that does not answer despite `retries`, and Preempted.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if journal:
+        return JournalStorage(journal)
+    return with_retries(lambda: _database(str(database)), retries, str(database), stop)
+
+
+def open_study(storage: StudyStorage, name: str, search: Search) -> Study:
+    """The study `name`, made if there is none."""
     return optuna.create_study(
         study_name=name,
-        storage=JournalStorage(journal) if journal else _database(str(database)),
+        storage=storage,
         sampler=PerTrialSampler(search.sampler, search.seed, search.first),
         pruner=make_pruner(search.pruner),
         direction="maximize",
@@ -103,6 +128,7 @@ def open_study(journal: StoreJournal | None, database: str | None, name: str, se
 
 
 def _database(uri: str) -> RDBStorage:
+    """Raises RetryableError for a server that may answer later, and else as `open_storage`."""
     where = public_uri(uri)
     try:
         return _opened(uri)
@@ -111,17 +137,34 @@ def _database(uri: str) -> RDBStorage:
             f"--storage is {where}, whose driver is not installed ({error.__cause__ or error}): pip install it, or for "
             "PostgreSQL build the image with --build-arg EXTRAS=postgresql."
         ) from None
-    except (SQLAlchemyError, ValueError) as error:
-        raise UsageError(f"--storage is {where}, which cannot be used ({_reason(error)}): check the address.") from None
+    except (SQLAlchemyError, ValueError, RuntimeError) as error:  # the last for tables of another Optuna
+        raise _as_ours(error, uri) from None
+
+
+def _as_ours(error: Exception, uri: str) -> JobError:
+    """The error of ours for a database that cannot be opened: what a server says has no code, only its words."""
+    what, reason = f"--storage is {public_uri(uri)}", redact(_reason(error))
+    if _REFUSED.search(reason):
+        return NoPermissionError(f"{what}, which refuses the login ({reason}): check user and password.")
+    if not isinstance(error, OperationalError) or uri.startswith("sqlite") or _UNKNOWN.search(reason):
+        return UsageError(f"{what}, which cannot be used ({reason}): check the address.")
+    return RetryableError(
+        f"{what}, which does not answer ({reason})",
+        "check that the server runs at this address",
+        is_unresolved=bool(re.search("(resolve|translate) host", reason)),
+    )
 
 
 def _opened(uri: str) -> RDBStorage:
+    engine: dict[str, Any] = {"pool_pre_ping": True}
+    if _LIBPQ.match(uri) and "connect_timeout" not in uri:  # or it is two minutes for each try
+        engine["connect_args"] = {"connect_timeout": _CONNECT_S}
     for _ in range(_TRIES):
         try:
-            return RDBStorage(uri, engine_kwargs={"pool_pre_ping": True})
+            return RDBStorage(uri, engine_kwargs=engine)
         except (IntegrityError, ProgrammingError):  # another worker has just made the same tables
             time.sleep(1.0)
-    return RDBStorage(uri, engine_kwargs={"pool_pre_ping": True})
+    return RDBStorage(uri, engine_kwargs=engine)
 
 
 @contextmanager
@@ -130,7 +173,8 @@ def database_errors(database: str | None) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:
-        raise TransientError(f"--storage is {public_uri(str(database))}, which fails ({_reason(error)}).") from error
+        where, reason = public_uri(str(database)), redact(_reason(error))
+        raise TransientError(f"--storage is {where}, which fails ({reason}).") from error
 
 
 def _reason(error: Exception) -> str:

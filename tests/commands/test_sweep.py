@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jsonschema
@@ -267,22 +268,27 @@ def settings_in_use(accelerator: str) -> TrainSettings:
     return configure("a", {"train.accelerator": accelerator}, [], None, environment={}).settings.train
 
 
-def begin(folder: Path, study: str) -> None:
+def begin(folder: Path, study: str, definition: Mapping[str, object] = MappingProxyType({"part": "a"})) -> None:
     settings = configure("a", {}, [], None, environment={}).settings
     made = sweep_runs.Sweep(settings, 1, open_run(settings, str(folder)), StopFlag())
-    sweep._begin(made, {"part": "a"}, study)
+    sweep._begin(made, definition, study)
 
 
-@pytest.mark.parametrize(
-    ("study", "place"),
-    [
-        (None, sweep.FOLDER),
-        ("sqlite:///x.db", "sqlite:///x.db"),
-        ("postgresql://me:secret@host/name?password=secret", "postgresql://host/name"),
-    ],
-)
-def test_place_of_a_study_has_no_secret(study: str | None, place: str) -> None:
-    assert sweep._place(study) == place
+def test_address_that_cannot_be_used_leaves_the_sweep_free(job: Callable[..., Ended], tmp_path: Path) -> None:
+    """Otherwise the right address would be refused for the wrong one."""
+    words = [*WORDS, "--output", "runs", "--storage"]
+    for wrong in ("sqlite:///none/x.db", "nosuch://host/name"):
+        ended = job(*words, wrong)
+        assert (ended.code, f"--storage is {wrong}, which cannot be used" in ended.last) == (2, True), ended.last
+    assert not (tmp_path / "runs/s" / sweep.SWEEP).exists()
+
+
+def test_another_sweep_is_refused_before_its_database_is_opened(job: Callable[..., Ended], tmp_path: Path) -> None:
+    other = {"part": "a", "fingerprint": "other", "space": {}, "sampler": "tpe", "pruner": "none"}
+    begin(tmp_path / "runs/s", "sqlite:///x.db", other)
+    ended = job(*WORDS, "--output", "runs", "--storage", "sqlite:///x.db")
+    assert (ended.code, "is a sweep with another fingerprint, space" in ended.last) == (78, True), ended.last
+    assert not (tmp_path / "x.db").exists()
 
 
 def test_study_stays_where_it_is(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from inat_job.configuration import changed  # noqa: E402
 from inat_job.recipes import RECIPES  # noqa: E402
 from inat_job.search.journal import StoreJournal  # noqa: E402
 from inat_job.search.space import PART_A, Value, default_point  # noqa: E402
-from inat_job.search.study import Search, open_study  # noqa: E402
+from inat_job.search.study import Search, open_storage, open_study  # noqa: E402
 from inat_job.search.trials import Trials  # noqa: E402
 from inat_job.storage.open_store import open_store  # noqa: E402
 from tests.harness.stores import S3Output, credentials, s3_endpoint  # noqa: E402
@@ -58,7 +58,7 @@ def accuracy(values: Mapping[str, Value], epoch: int) -> float:
 def open_trials(uri: str, seed: int) -> Trials:
     """A new search in a store."""
     base, journal = RECIPES["a"](), StoreJournal(open_store(uri))
-    study = open_study(journal, None, "toy", Search("tpe", "asha", seed, default_point(base, PART_A)))
+    study = open_study(open_storage(journal, None), "toy", Search("tpe", "asha", seed, default_point(base, PART_A)))
     return Trials(study, PART_A, lambda values: changed(base, values, "sweep"), journal.together)
 
 

@@ -1,20 +1,29 @@
 """Sampler and pruner: the same points after a restart, conditional axes, and what each pruner stops."""
 
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import optuna
 import pytest
 
 from inat_job.configuration import configure
-from inat_job.errors import UsageError
+from inat_job.errors import NoPermissionError, TransientError, UsageError
 from inat_job.recipes import RECIPES
 from inat_job.search.space import PART_A, Axis, Value, default_point, one_of, real
-from inat_job.search.study import PerTrialSampler, Search, draw, make_pruner, open_study
+from inat_job.search.study import PerTrialSampler, draw, make_pruner, open_storage
 from inat_job.search.trials import Trials
+from tests.search.postgresql import Postgresql, postgresql_server
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture
+def postgresql() -> Iterator[Postgresql]:
+    with postgresql_server() as server:
+        yield server
 
 
 def study(
@@ -133,4 +142,32 @@ def test_importances_of_equal_trials() -> None:
 def test_missing_driver_of_a_database_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(UsageError, match=r"driver is not installed \(.*psycopg.*EXTRAS=postgresql"):
-        open_study(None, "postgresql://host/name", "s", Search("tpe", "none", 0, {}))
+        open_storage(None, "postgresql://host/name")
+
+
+def test_server_that_refuses_connections_is_tried_again_and_named() -> None:
+    pytest.importorskip("psycopg", reason="needs psycopg")
+    with socket.socket() as taken:  # bound and not listening
+        taken.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{taken.getsockname()[1]}/name"
+        with pytest.raises(TransientError) as raised:
+            open_storage(None, f"postgresql://me:secretpw@{where}", retries=2)
+    sentence = str(raised.value)
+    assert sentence.startswith(f"--storage is postgresql://{where}, which does not answer (")
+    assert sentence.endswith("despite retries: check that the server runs at this address.")
+    assert "secretpw" not in sentence
+
+
+def test_login_or_database_that_a_server_refuses_is_not_tried_again(postgresql: Postgresql) -> None:
+    server, _, name = postgresql.uri.rpartition("/")
+    with pytest.raises(NoPermissionError, match=r'refuses the login \(.*role "nobody" does not exist\): check user'):
+        open_storage(None, f"{server.replace('postgres@', 'nobody@')}/{name}")
+    with pytest.raises(UsageError, match=r'cannot be used \(.*database "other" does not exist\): check the address'):
+        open_storage(None, f"{server}/other")
+
+
+@pytest.mark.parametrize("start", ["sqlite:///", "nosuch://host/", "postgresql://host:port/", ""])
+def test_address_that_cannot_be_used_is_named_as_given(start: str, tmp_path: Path) -> None:
+    uri = f"{start}{tmp_path}/none/x.db"
+    with pytest.raises(UsageError, match=f"--storage is {uri}, which cannot be used .*: check the address"):
+        open_storage(None, uri)

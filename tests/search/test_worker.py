@@ -19,14 +19,14 @@ import pytest
 from optuna.trial import TrialState
 
 from inat_job import watchdog
-from inat_job.errors import ConflictError, EndedError, Preempted, TransientError, UsageError
+from inat_job.errors import ConflictError, EndedError, Preempted, TransientError
 from inat_job.run.trial_link import Ended, Epochs
 from inat_job.search import trial_process
 from inat_job.search import worker as worker_module
 from inat_job.search.journal import FOLDER
 from inat_job.search.outcomes import Limits
 from inat_job.search.space import PART_A, one_of
-from inat_job.search.study import database_errors
+from inat_job.search.study import database_errors, open_storage
 from inat_job.search.trials import FAILURES, REASON, UNCOUNTED, Trials
 from inat_job.search.worker import _Slot
 from inat_job.signals import StopFlag
@@ -382,8 +382,8 @@ def test_database_that_fails_during_a_search_is_temporary(
         database_errors(postgresql.uri),
     ):
         worker(tmp_path, Limits(2), trials=trials).run()
-    with pytest.raises(UsageError, match=r"cannot be used .*: check the address"):
-        trials_in(tmp_path, database=postgresql.uri)
+    with pytest.raises(TransientError, match=r"does not answer .* despite retries"):
+        open_storage(None, postgresql.uri, retries=1)
 
 
 def wait_until_ready(each: subprocess.Popen[str]) -> None:

@@ -13,7 +13,7 @@ from inat_job.search import trial_process
 from inat_job.search.journal import StoreJournal
 from inat_job.search.outcomes import Limits
 from inat_job.search.space import Space, Value, real
-from inat_job.search.study import Search, open_study
+from inat_job.search.study import Search, open_storage, open_study
 from inat_job.search.trial_process import TrialProcess
 from inat_job.search.trials import Trials
 from inat_job.search.worker import Worker
@@ -44,7 +44,7 @@ def trials_in(
     stale_s: float = 0.2,
 ) -> Trials:
     journal = None if database else StoreJournal(LocalStore(folder, StorageOptions()), stale_s=stale_s)
-    study = open_study(journal, database, "toy", Search("tpe", pruner, seed, first))
+    study = open_study(open_storage(journal, database), "toy", Search("tpe", pruner, seed, first))
     return Trials(study, space, make_settings, journal.together if journal else nullcontext)
 
 
