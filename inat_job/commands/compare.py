@@ -17,6 +17,7 @@ from inat_job.reporting import html
 from inat_job.reporting.comparison import ComparedRun, compare, is_report
 from inat_job.reporting.comparison_table import comparison_lines
 from inat_job.run.run_state import CONFIG, REPORT, storage_options
+from inat_job.run.sweep_folder import refuse_sweep
 from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage.base import Store
@@ -70,6 +71,8 @@ def _located(settings: Settings, name: str, stop: Stop) -> tuple[Store, str]:
 
 def _report(store: Store, key: str) -> dict[str, Any]:
     report = read_stored_json(store, key)
+    if not is_report(report):
+        refuse_sweep(store, whole=True)
     if report is None:
         if key == REPORT and store.stat(CONFIG) is not None:
             raise BadDataError(f"{store.uri} is not finished, and has no {REPORT} yet: run its command again.")

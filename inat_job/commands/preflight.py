@@ -20,6 +20,7 @@ from inat_job.run import outputs, resources
 from inat_job.run.checks import Check, CheckResult, CheckWarning, run_checks, worst_failure
 from inat_job.run.prepare_images import arrangement
 from inat_job.run.run_state import RunState, decide_run_state, open_run, read_config, storage_options
+from inat_job.run.sweep_folder import refuse_sweep
 from inat_job.settings import Settings
 from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions, open_store
@@ -186,6 +187,7 @@ def _init_from(job: _Job) -> str:
         return "not given"
     folder = job.folder(name)
     if read_config(folder) is None:
+        refuse_sweep(folder.store)
         raise BadDataError(f"--init-from names {folder.uri}, which holds no run: check the name.")
     return folder.uri
 

@@ -4,7 +4,7 @@ from inat_job import events
 from inat_job.command_options import PruneOptions
 from inat_job.event_text import counted, printable
 from inat_job.run.progress import FINISHED
-from inat_job.run.run_listing import delete_unfinished, is_old, list_runs, table
+from inat_job.run.run_listing import OF_SWEEP, delete_unfinished, is_old, list_runs, table
 from inat_job.settings import Settings
 from inat_job.signals import Stop
 
@@ -14,7 +14,7 @@ def run(settings: Settings, request: PruneOptions, stop: Stop) -> None:
 
     Raises Preempted and what the store raises.
     """
-    unfinished = [each for each in list_runs(settings, stop) if each.state != FINISHED]
+    unfinished = [each for each in list_runs(settings, stop) if each.state not in (FINISHED, OF_SWEEP)]
     if not events.is_json() and unfinished:
         print("\n".join(map(printable, table(unfinished))), flush=True)
     age_s, lease_s, deleted = request.age_s, settings.run.lease_seconds, 0

@@ -13,7 +13,7 @@ from typing import Any
 from inat_job import events
 from inat_job.command_options import SweepOptions
 from inat_job.commands import sweep_runs
-from inat_job.commands.sweep_runs import BEST, TRIALS, Sweep
+from inat_job.commands.sweep_runs import Sweep
 from inat_job.errors import BadDataError, ConflictError, PreconditionFailed
 from inat_job.host import process
 from inat_job.job_status import STATUS
@@ -22,8 +22,8 @@ from inat_job.reporting.sweep_page import render_sweep
 from inat_job.reporting.tracker_check import check_tracking
 from inat_job.run.outputs import warn_of_loss
 from inat_job.run.prepare_images import prepare_images
-from inat_job.run.run_listing import SWEEP
-from inat_job.run.run_state import REPORT, lease_run, open_run
+from inat_job.run.run_state import CONFIG, REPORT, lease_run, open_run
+from inat_job.run.sweep_folder import BEST, SWEEP, TRIALS
 from inat_job.run.timing import Clock
 from inat_job.search import space as spaces
 from inat_job.search import study as studies
@@ -119,9 +119,11 @@ def _begin(sweep: Sweep, definition: Definition, study: str) -> None:
 
 
 def _refuse_another(sweep: Sweep, definition: Definition, study: str) -> None:
-    """Raise ConflictError if the folder holds another sweep, or one whose study is elsewhere."""
+    """Raise ConflictError if the folder holds another sweep, one whose study is elsewhere, or a run."""
     store = sweep.folder.store
     if store.stat(SWEEP) is None:
+        if store.stat(CONFIG) is not None:
+            raise ConflictError(f"{store.uri} is a run, which a sweep would damage: change --run-id.")
         return
     try:
         stored = parse_json(store.read(SWEEP))

@@ -18,6 +18,7 @@ from inat_job.platforms.platform import NO_PLATFORM
 from inat_job.run import exit
 from inat_job.run.job import Job
 from inat_job.run.run_state import REPORT, open_run
+from inat_job.run.sweep_folder import BEST
 from inat_job.run.timing import Clock
 from inat_job.run.trial_link import Ended, Epochs, TrialLink
 from inat_job.search.outcomes import MOST_FAILURES, Next, next_of
@@ -29,9 +30,6 @@ from inat_job.signals import StopFlag
 from inat_job.storage.lease import LeaseError
 from inat_job.storage.run_folder import RunFolder
 from inat_job.telemetry import liveness
-
-TRIALS, BEST = "trials", "best"
-"""The folders of a sweep's runs."""
 
 _PAUSE_S = 2.0
 

@@ -23,6 +23,7 @@ from inat_job.reporting.tracker_check import check_tracking
 from inat_job.run import outputs
 from inat_job.run.prepare_images import prepare_images
 from inat_job.run.run_state import CONFIG, lease_run, open_run, read_config, refuse_unowned_checkpoints, run_config
+from inat_job.run.sweep_folder import refuse_to_write_in_sweep
 from inat_job.run.timing import Clock
 from inat_job.settings import FOLDERS, Settings
 from inat_job.signals import Stop, StopFlag, never
@@ -217,6 +218,7 @@ def _claim(folder: RunFolder) -> None:
     """Raise ConflictError unless the folder is free, or an earlier test's."""
     earlier = read_config(folder)
     if earlier is None:
+        refuse_to_write_in_sweep(folder.store)
         refuse_unowned_checkpoints(folder)
     elif earlier.get("command") != "test":
         raise ConflictError(f"{folder.uri} is a training run: give the test another --run-id.")

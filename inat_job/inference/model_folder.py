@@ -17,6 +17,7 @@ from inat_job.models.model_files import (
     temperature_in,
 )
 from inat_job.options import public_uri
+from inat_job.run.sweep_folder import refuse_sweep
 from inat_job.signals import Stop
 from inat_job.storage import StorageOptions, Store, cache_locks, open_store
 from inat_job.storage.cache_locks import FolderHold, hold_folder
@@ -94,6 +95,7 @@ def _located(name: str, output: str | None, options: StorageOptions) -> tuple[St
     for prefix, file in zip(_PREFIXES, files, strict=True):
         if store.stat(file) is not None:
             return store, prefix
+    refuse_sweep(store, whole=True)
     raise BadDataError(
         f"{public_uri(name)} holds no {DESCRIPTION}: name a run that has trained, its model/ folder, or its run id "
         "under --output."

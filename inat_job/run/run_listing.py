@@ -20,18 +20,19 @@ from inat_job.host import process
 from inat_job.run import progress
 from inat_job.run.progress import FINISHED, RunSnapshot, format_duration
 from inat_job.run.run_state import CONFIG, REPORT, open_run, read_config, storage_options
+from inat_job.run.sweep_folder import SWEEP, refuse_sweep
 from inat_job.settings import Settings
 from inat_job.signals import Stop
 from inat_job.storage import attempts, open_store
 from inat_job.storage.attempts import RUNNING, Attempt
 from inat_job.storage.disk import shown_number
 from inat_job.storage.lease import LeaseError, acquire
-from inat_job.storage.run_folder import RunFolder
+from inat_job.storage.run_folder import RunFolder, read_stored_json
 from inat_job.storage.threads import map_in_threads
 
 DAMAGED = "damaged"
-SWEEP = "sweep.json"
-"""What a sweep is, in its folder: its part, its space, how it searches, and the settings that its trials share."""
+OF_SWEEP = "sweep"
+"""The state of a sweep, whose runs have states of their own."""
 _THREADS = 8
 """Runs that are looked at side by side: each look is some ten requests."""
 
@@ -40,8 +41,8 @@ _OF_A_RUN = re.compile(rf"([^/]+)/({re.escape(CONFIG)}|{attempts.FOLDER}/\d+\.js
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run under `--output`: the fields of `status`, its last attempt, and its last sign of life in seconds since
-    1970, 0 if unknown.
+    """A run or a sweep under `--output`: the fields of `status`, its last attempt, and its last sign of life in seconds
+    since 1970, 0 if unknown.
     """
 
     folder: RunFolder
@@ -51,7 +52,7 @@ class ListedRun:
 
     @property
     def state(self) -> str:
-        """As in `status`, or DAMAGED."""
+        """As in `status`, or DAMAGED, or OF_SWEEP."""
         return str(self.fields["state"])
 
 
@@ -59,7 +60,10 @@ def look(folder: RunFolder, stop: Stop) -> tuple[RunSnapshot, str]:
     """A run's folder as it is now, and the version of the last attempt's object. Raises BadDataError if it holds no
     run, or a damaged one.
     """
-    config, (attempt, version) = read_config(folder), attempts.latest_attempt(folder.store, 1.0)
+    config = read_config(folder)
+    if config is None:
+        refuse_sweep(folder.store)
+    attempt, version = attempts.latest_attempt(folder.store, 1.0)
     stored = CheckpointIndex(folder, stop).discover().stored
     if config is None and attempt is None and not stored:
         raise BadDataError(f"{folder.uri} holds no run: check its name and --output.")
@@ -70,19 +74,21 @@ def look(folder: RunFolder, stop: Stop) -> tuple[RunSnapshot, str]:
 
 
 def list_runs(settings: Settings, stop: Stop) -> list[ListedRun]:
-    """The runs under `--output`, in the order of their names; trials of sweeps are not among them.
+    """The runs and sweeps under `--output`, in the order of their names; the runs of sweeps are not among them.
 
     Raises Preempted and what the store raises.
     """
     output = settings.run.output
     store = open_store(output, storage_options(settings.storage), role="output")
     keys = [entry.key for entry in store.list()]
-    sweeps = {key.partition("/")[0] for key in keys if key.endswith(f"/{SWEEP}")}
-    names = sorted({match[1] for match in map(_OF_A_RUN.fullmatch, keys) if match} - sweeps)
-    folders = [open_run(settings, child(output, name), stop) for name in names]
+    holders = {key.removesuffix(f"/{SWEEP}") for key in keys if key.endswith(f"/{SWEEP}")}
+    sweeps = {name for name in holders if "/" not in name}
+    runs = {match[1] for match in map(_OF_A_RUN.fullmatch, keys) if match}
+    runs -= {name.partition("/")[0] for name in holders}
+    folders = [open_run(settings, child(output, name), stop) for name in sorted(runs | sweeps)]
     listed = map_in_threads(
         folders,
-        lambda folder, _: _listed(folder, stop),
+        lambda folder, _: _listed_sweep(folder) if folder.run_id in sweeps else _listed(folder, stop),
         threads=_THREADS,
         tick=lambda: signals.check(stop, "listing the runs"),
     )
@@ -101,6 +107,19 @@ def _listed(folder: RunFolder, stop: Stop) -> ListedRun:
     }
     at = seen.attempt.at if seen.attempt else 0.0
     return ListedRun(folder, fields, seen.attempt, at or _seconds(fields["started"]))
+
+
+def _listed_sweep(folder: RunFolder) -> ListedRun:
+    """A sweep, with the accuracies of its report once there is one."""
+    fields = {"run_id": folder.run_id, "run": folder.uri}
+    try:
+        sweep: Any = read_stored_json(folder.store, SWEEP)
+        part, report = sweep["part"], read_stored_json(folder.store, REPORT)
+        best = {"val_accuracy": report["best"]["val_accuracy"]} if report else None
+        test = report["test"]["mean"] if report and report["test"] else None
+    except (BadDataError, TypeError, LookupError):
+        return ListedRun(folder, fields | {"state": DAMAGED})
+    return ListedRun(folder, fields | {"state": OF_SWEEP, "part": part, "best": best, "test_accuracy": test})
 
 
 def _seconds(date: str | None) -> float:
@@ -181,5 +200,5 @@ def _cost(cost: Mapping[str, Any] | None) -> str:
 
 def is_old(run: ListedRun, age_s: float) -> bool:
     """Whether an unfinished run has shown no sign of life for so long."""
-    idle = run.state not in (FINISHED, RUNNING, DAMAGED)
+    idle = run.state not in (FINISHED, RUNNING, DAMAGED, OF_SWEEP)
     return idle and 0 < run.seen_at <= time.time() - age_s

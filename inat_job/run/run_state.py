@@ -19,6 +19,7 @@ from inat_job.host import environment, process
 from inat_job.job_settings import StorageSettings
 from inat_job.job_status import STATUS
 from inat_job.recipes import RECIPES
+from inat_job.run.sweep_folder import refuse_to_write_in_sweep
 from inat_job.settings import Settings
 from inat_job.signals import Stop, never
 from inat_job.storage import StorageOptions
@@ -102,15 +103,18 @@ def _is_config(stored: Any) -> bool:
 def decide_run_state(folder: RunFolder, settings: Settings) -> tuple[RunState, dict[str, Any] | None]:
     """What to do with a run's folder, and the config.json in it.
 
-    With `--force` it is new, whatever is in it. Raises ConflictError if it holds a run with other settings, or exists
-    although `--resume never` is set; BadDataError if `--resume must` is set and there is nothing to resume.
+    With `--force` it is new, whatever run is in it. Raises ConflictError if it holds a run with other settings or a
+    sweep, or exists although `--resume never` is set; BadDataError if `--resume must` is set and there is nothing to
+    resume.
     """
     run = settings.run
     if run.force and run.resume != "never":
         raise UsageError("--force needs --resume never: it deletes the run and starts it again.")
+    stored = None if run.force else read_config(folder)
+    if stored is None:
+        refuse_to_write_in_sweep(folder.store)
     if run.force:
         return RunState.NEW, None
-    stored = read_config(folder)
     if stored is None:
         refuse_unowned_checkpoints(folder)
         if run.resume == "must":

@@ -23,6 +23,7 @@ from inat_job.models.classifier import Classifier
 from inat_job.models.flops import meta_copy
 from inat_job.models.strategies import Architecture, apply_strategy, trainable_stages
 from inat_job.run.run_state import CONFIG, open_run, read_config
+from inat_job.run.sweep_folder import refuse_sweep
 from inat_job.training import feature_cache
 from inat_job.training.context import RunContext, check_classes, load_weights, warn_of_other_test_set
 
@@ -113,7 +114,10 @@ def load_best(context: RunContext, classifier: Classifier, find: Callable[[], tu
 
 def _best_of(context: RunContext, name: str) -> tuple[Manifest, Path]:
     folder, index = open_run(context.settings, name, context.stop), context.images.cache.index
-    config = read_config(folder) or {}
+    config = read_config(folder)
+    if config is None:
+        refuse_sweep(folder.store)
+        config = {}
     check_classes(folder, config, index.classes)
     warn_of_other_test_set(context, folder, config)
     best, path = CheckpointIndex(folder, context.stop).discover().best()

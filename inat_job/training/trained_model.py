@@ -15,6 +15,7 @@ from inat_job.models.export import load_exported
 from inat_job.models.model_files import DESCRIPTION, EXPORTS, WEIGHTS, check_description, temperature_in
 from inat_job.options import parse_section, public_uri
 from inat_job.run.run_state import CONFIG, REPORT, open_run, read_config
+from inat_job.run.sweep_folder import refuse_sweep
 from inat_job.settings import BackboneSettings, FiveBlockSettings, Settings
 from inat_job.signals import Stop
 from inat_job.storage import attempts
@@ -65,6 +66,7 @@ def find_trained(settings: Settings, checkpoint: str, stop: Stop) -> TrainedMode
         return TrainedModel(folder, (run or config) | classes, None, description, run is not None)
     stored = read_config(folder)
     if stored is None:
+        refuse_sweep(folder.store)
         raise BadDataError(f"{folder.uri} holds no run and no model: check --checkpoint.")
     if stored.get("command") == "test":
         raise BadDataError(f"{folder.uri} is the folder of a test{_tested_in(folder)}: name that run.")

@@ -150,6 +150,20 @@ def test_run_that_a_job_takes_up_meanwhile_is_kept(settings: Make, monkeypatch: 
     assert len([*store.list()]) == 4
 
 
+def test_status_without_a_run_lists_sweeps(settings: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    made = settings()
+    for name in ("done", "begun", "bad"):
+        store = open_store(f"{made.run.output}/{name}")
+        store.put("sweep.json", b'{"part": "b"}' if name != "bad" else b"{")
+        begin(made, f"{name}/trials/0", "preempted", DAY_S)
+    report = {"kind": "sweep", "best": {"trial": 0, "val_accuracy": 0.5}, "test": {"mean": 0.25}}
+    (tmp_path / "runs/done/report.json").write_text(json.dumps(report))
+    _, *rows = table_of(made, capsys)
+    assert sorted(rows) == [["bad", "damaged"], ["begun", "B", "sweep"], ["done", "B", "0.5000", "0.2500", "sweep"]]
+    prune_runs.run(made, PruneOptions("0d"), never)
+    assert [each.folder.run_id for each in run_listing.list_runs(made, never)] == ["bad", "begun", "done"]
+
+
 def test_prune_keeps_sweeps_and_what_links_lead_to(settings: Make, tmp_path: Path) -> None:
     made = settings()
     sweep = begin(made, "search", "preempted", 40 * DAY_S)

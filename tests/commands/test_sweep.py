@@ -26,6 +26,7 @@ from inat_job.host import cpu, nvidia
 from inat_job.recipes import RECIPES
 from inat_job.reporting.html import is_page
 from inat_job.run.run_state import lease_run, open_run
+from inat_job.run.sweep_folder import TRIALS
 from inat_job.search.outcomes import Limits, SearchState
 from inat_job.settings import TrainSettings
 from inat_job.signals import StopFlag, never
@@ -330,7 +331,7 @@ def test_trial_of_other_weights_has_their_crop_unless_one_is_set(tmp_path: Path)
     def crop_of(values: Mapping[str, Any], **given: str) -> float:
         settings = configure("b", given, [], None, environment={}).settings
         made = sweep_runs.Sweep(settings, 1, open_run(settings, str(tmp_path)), StopFlag())
-        return made.settings_of(values, sweep_runs.TRIALS).data.eval_crop
+        return made.settings_of(values, TRIALS).data.eval_crop
 
     other = {"model.backbone": "convnext_tiny"}
     alone = configure("b", other, [], None, environment={}).settings.data.eval_crop
