@@ -88,7 +88,6 @@ def run(settings: Settings, request: SweepOptions, given: Collection[str], stop:
         with studies.database_errors(request.study):
             trials = _open_trials(sweep, request, space, journal, storage)
             record = _search(sweep, request, asked, space, trials)
-        events.phase("retrain")
         _report(sweep, record, sweep_runs.retrain(sweep, record.best, request))
 
 

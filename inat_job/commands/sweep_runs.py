@@ -153,6 +153,8 @@ def retrain(sweep: Sweep, best: Best, request: SweepOptions) -> list[Retrained]:
     With `final` they train on the validation images too, and for the epochs after which the trial was best. Raises
     Preempted when stopped, EndedError where a run fails.
     """
+    if request.retrain:
+        events.phase("retrain")
     done = []
     for seed in range(request.retrain):
         # With the trial, since more trials may bring other best settings.

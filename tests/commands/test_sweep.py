@@ -19,6 +19,7 @@ import jsonschema
 import pytest
 
 import inat_job
+from inat_job.command_options import SweepOptions
 from inat_job.commands import sweep, sweep_runs
 from inat_job.configuration import configure
 from inat_job.errors import ConflictError
@@ -28,6 +29,7 @@ from inat_job.reporting.html import is_page
 from inat_job.run.run_state import lease_run, open_run
 from inat_job.run.sweep_folder import TRIALS
 from inat_job.search.outcomes import Limits, SearchState
+from inat_job.search.sweep_report import Best
 from inat_job.settings import TrainSettings
 from inat_job.signals import StopFlag, never
 from inat_job.storage import open_store
@@ -302,6 +304,19 @@ def test_study_stays_where_it_is(tmp_path: Path) -> None:
             begin(folder, second)
     (folder / sweep.SWEEP).write_text('{"part": "a"}')  # of an older version
     begin(folder, here)
+
+
+@pytest.mark.parametrize("seeds", [0, 2])
+def test_best_settings_that_are_not_trained_again_are_no_phase(
+    seeds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep_runs, "_run_to_end", lambda *_: None)
+    monkeypatch.setattr(sweep_runs, "read_report", lambda _: {"val": {"accuracy": 0.5}, "test": {"accuracy": 0.5}})
+    settings = configure("a", {}, [], None, environment={}).settings
+    made = sweep_runs.Sweep(settings, 1, open_run(settings, str(tmp_path)), StopFlag())
+    done = sweep_runs.retrain(made, Best(0, {}, 0.5, 1), SweepOptions(retrain=seeds))
+    assert len(done) == seeds
+    assert ('"phase": "retrain"' in capsys.readouterr().out) == (seeds > 0)
 
 
 def test_search_that_ends_without_a_finished_trial_says_why() -> None:
