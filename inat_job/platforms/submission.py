@@ -243,7 +243,7 @@ def completed(request: SubmitOptions, command: Command, needs: Sequence[str]) ->
     if missing and not request.dry_run:
         flags = ", ".join(known[field][0].flag for field in missing)
         raise UsageError(f"{flags} must be given to submit this; --dry-run shows the request with placeholders.")
-    submit_values.check_patterns(request, submit_values.EVERYWHERE)
+    submit_values.check_image_and_region(request)
     filled: dict[str, Any] = {field: placeholder(known[field][0].name) for field in missing}
     return dataclasses.replace(request, name=request.name or command.name, **filled)
 

@@ -23,11 +23,10 @@ _IMAGE = (
     rf"(({_HOST}(\.{_HOST})*|\[[a-fA-F0-9:]+\])(:\d+)?/)?{_PATH}(/{_PATH})*"
     r"(:\w[\w.-]{0,127})?(@[A-Za-z][A-Za-z0-9]*([-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,})?"
 )
-EVERYWHERE = {"image": _IMAGE, "region": r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"}
-"""What every platform accepts, by field: the grammar of images, and what boto3 takes for a region.
+"""The grammar of an image's name: https://pkg.go.dev/github.com/distribution/reference"""
 
-https://pkg.go.dev/github.com/distribution/reference
-"""
+_REGION = {"region": r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"}
+"""What boto3 takes for a region."""
 
 
 def flag_of(field: str) -> str:
@@ -71,6 +70,15 @@ def _refuse_repeated(field: str, names: Iterable[str]) -> None:
         seen.add(name)
 
 
+def check_image_and_region(request: Any) -> None:
+    """Raise UsageError for an image's name or a region that no platform accepts."""
+    if request.image and not (_is_placeholder(request, request.image) or re.fullmatch(_IMAGE, request.image)):
+        raise UsageError(
+            f"--image is {request.image!r}: write it as REGISTRY/NAME:TAG or NAME@DIGEST, with the name in lower case."
+        )
+    check_patterns(request, _REGION)
+
+
 def check_patterns(request: Any, patterns: Mapping[str, str]) -> None:
     """Raise UsageError for a value, or one of several, that its field's pattern does not match.
 
@@ -79,8 +87,12 @@ def check_patterns(request: Any, patterns: Mapping[str, str]) -> None:
     for field, pattern in patterns.items():
         given = getattr(request, field) or ()
         for value in (given,) if isinstance(given, str) else given:
-            if not (request.dry_run and value.startswith("<")) and not re.fullmatch(pattern, value):
+            if not (_is_placeholder(request, value) or re.fullmatch(pattern, value)):
                 raise UsageError(f"{flag_of(field)} is {value!r}: it must match {pattern}.")
+
+
+def _is_placeholder(request: Any, value: str) -> bool:
+    return bool(request.dry_run) and value.startswith("<")
 
 
 def check_maxima(request: Any, maxima: Mapping[str, int], platform: str) -> None:
