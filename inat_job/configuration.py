@@ -90,7 +90,7 @@ _RUN = "the run"
 _PRESET, _OF_PRESET = "run.preset", "preset "
 
 _AUGMENT = "train.augment"
-_AUGMENTING = tuple(
+AUGMENTING = tuple(
     f"train.{name}"
     for name in ("crop_scale", "rotation", "colour", "flip", "trivial_augment", "erase", "mixup", "cutmix", "mix_until")
 )
@@ -222,7 +222,7 @@ def _refuse_unused_augmentation(merged: Configuration, layers: Sequence[Layer]) 
     if merged.settings.train.augment or off < 0:
         return
     known, values = options_by_key(merged.settings), merged.settings.by_key()
-    for key in _AUGMENTING:
+    for key in AUGMENTING:
         if strength.get(key, -1) > off and values[key] not in known[key][0].off:
             raise UsageError(
                 f"{known[key][0].flag} is {as_text(values[key])}, and does nothing without augmentation, which is off "

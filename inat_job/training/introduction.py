@@ -2,8 +2,23 @@
 
 from inat_job import events
 from inat_job.checkpoints.manifest import Manifest, planned_epochs
+from inat_job.configuration import AUGMENTING, options_by_key
 from inat_job.models.strategies import Architecture, parameter_groups
+from inat_job.options import as_text
+from inat_job.recipes import PRESETS
+from inat_job.settings import Settings
 from inat_job.training.context import RunContext
+
+
+def warn_of_unused_augmentation(settings: Settings) -> None:
+    """Warn of options of augmentation that were given together with --no-augment, as an agent of wandb may do."""
+    if settings.train.augment:
+        return
+    known, values = options_by_key(settings), settings.by_key()
+    usual = PRESETS[settings.part][settings.run.preset]().by_key()
+    for key in AUGMENTING:
+        if values[key] not in (usual[key], *known[key][0].off):
+            events.warn(f"{known[key][0].flag} is {as_text(values[key])}, and does nothing without augmentation.")
 
 
 def introduce(context: RunContext, architecture: Architecture, resumed: Manifest | None) -> None:

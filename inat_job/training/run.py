@@ -34,7 +34,7 @@ from inat_job.training.checkpoint_callback import CheckpointCallback
 from inat_job.training.context import RunContext, load_weights
 from inat_job.training.feature_cache import FeaturePlan
 from inat_job.training.finish_model import export_formats, finish_model
-from inat_job.training.introduction import introduce
+from inat_job.training.introduction import introduce, warn_of_unused_augmentation
 from inat_job.training.metrics_log import NAME as METRICS
 from inat_job.training.metrics_log import MetricsFile, MetricsLog, probe_row
 from inat_job.training.results import (
@@ -119,6 +119,7 @@ def _network(
     if context.group.is_main:
         resources.check_training(architecture, settings.train, context.folder.path(CONFIG).parent)
         start.check_batch_norm(context, architecture)
+        warn_of_unused_augmentation(settings)
     context.move_images_to_gpu()
     if resumed:
         start.check_same_data(context, resumed.manifest)
