@@ -251,6 +251,6 @@ _DETAILS: Mapping[str, Callable[[Fields], str]] = {
         f"Data: no test set of its own, so {percent(fields['test_share'])} of each class, {fields['test']:,} images, "
         "are split off by content"
     ),
-    "run": lambda fields: f"Run {fields['run']} ({fields['standing']})",
+    "run": lambda fields: f"Run {fields['run']} ({fields['state']})",
 }
 """Events with a sentence of their own that a person sees with --verbose."""

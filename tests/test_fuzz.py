@@ -284,8 +284,8 @@ class DamagedRun:
             "preprocessing": {"image_size": 224, "eval_crop": 0.9},
             "temperature": 1.5,
         }
-        standing = {"step": 3, "images_per_s": 1.5, "phase": "train"}
-        beating = replace(next_attempt(None, 60, {"host": "x"}, "n"), standing=standing)
+        progress = {"step": 3, "images_per_s": 1.5, "phase": "train"}
+        beating = replace(next_attempt(None, 60, {"host": "x"}, "n"), progress=progress)
         self.files = {
             "config.json": json.dumps(config).encode(),
             "checkpoints/6.json": manifest.to_json(checkpoint).encode(),

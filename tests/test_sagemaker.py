@@ -196,7 +196,7 @@ def test_host_waits_for_rank_0_until_it_is_stopped(train: Callable[..., Child], 
 @pytest.mark.soak
 def test_stop_is_the_failure_reason_and_the_job_resumes(train: Callable[..., Child], ml: Path) -> None:
     long = {**SMALL, "data": "demo:", "epochs": "400"}
-    for standing in ("new", "resume"):
+    for state in ("new", "resume"):
         child = train(long)
         assert child.stdout is not None
         seen = []
@@ -206,7 +206,7 @@ def test_stop_is_the_failure_reason_and_the_job_resumes(train: Callable[..., Chi
                 break
         child.send_signal(signal.SIGTERM)
         _, err = child.communicate(timeout=60)
-        assert (child.returncode, [each["standing"] for each in seen if each["event"] == "run"]) == (143, [standing])
+        assert (child.returncode, [each["state"] for each in seen if each["event"] == "run"]) == (143, [state])
         assert f"is stored in {ml}/checkpoints/birds/checkpoints" in failure(ml)
         assert err.splitlines()[-1] == f"Error: {failure(ml)}"
     assert names(ml / "model") == set()

@@ -70,7 +70,7 @@ class Job:
         elif not folder.has_local(CONFIG, config, "id"):
             folder.discard_local()  # the local files are of a run that was deleted since
             folder.write_json(CONFIG, config)  # so that the next attempt here sees that they are this run's
-        events.emit("run", run=folder.uri, standing=state.value)
+        events.emit("run", run=folder.uri, state=state.value)
         return replace(leased, config=config)
 
     def _start(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def exit_code_of(state: str) -> int:
 def status_fields(snapshot: RunSnapshot, state: str) -> dict[str, Any]:
     """The JSON object that `status` prints for machines."""
     attempt, newest = snapshot.attempt, snapshot.stored[-1] if snapshot.stored else None
-    beat = attempt.standing if attempt else {}
+    beat = attempt.progress if attempt else {}
     step = max(_int_or_zero(beat.get("step")), newest.step if newest else 0)
     epochs, per_epoch = _epochs(snapshot.config), _int_or_zero(beat.get("steps_per_epoch"))
     if newest and epochs:

@@ -26,8 +26,8 @@ class Attempt:
     """One attempt at a run.
 
     `holder` identifies its process, `beat` counts the renewals of its lease, `lease_s` is the lease's time-out in
-    seconds. `standing` is the progress that the holder reported last, for people only, and `at` the time of that
-    report, in seconds since 1970 by the holder's clock. `earlier` are the summaries of the attempts before it.
+    seconds. `progress` is what the holder reported last, for people only, and `at` the time of that report, in seconds
+    since 1970 by the holder's clock. `earlier` are the summaries of the attempts before it.
     """
 
     number: int
@@ -38,7 +38,7 @@ class Attempt:
     ended_step: int = 0
     why: str = RUNNING
     beat: int = 0
-    standing: Mapping[str, Any] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
     at: float = 0.0
     earlier: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
@@ -113,8 +113,8 @@ def _is_valid(attempt: Attempt) -> bool:
     return (
         all(_is_count(each) for each in counts)
         and all(isinstance(each, str) for each in texts)
-        and isinstance(attempt.standing, dict)
-        and all(value is None or isinstance(value, str | int | float) for value in attempt.standing.values())
+        and isinstance(attempt.progress, dict)
+        and all(value is None or isinstance(value, str | int | float) for value in attempt.progress.values())
         and is_non_negative_number(attempt.at)
         and is_non_negative_number(attempt.lease_s)
         and attempt.lease_s > 0

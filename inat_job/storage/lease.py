@@ -115,7 +115,7 @@ class Lease:
         anyway.
         """
         self._ended.set()
-        self._update(why=why or self._why, standing=dict(self._read_progress()), at=time.time())
+        self._update(why=why or self._why, progress=dict(self._read_progress()), at=time.time())
         last = self._renewing
         if not self._lost:
             last = threading.Thread(target=self._write_end, name="lease", daemon=True)
@@ -143,7 +143,7 @@ class Lease:
         with self._writing:
             if not self._ended.is_set():
                 progress = dict(self._read_progress())
-                self._update(beat=self._attempt.beat + 1, standing=progress, at=time.time())
+                self._update(beat=self._attempt.beat + 1, progress=progress, at=time.time())
                 self._store.put(self.key, self._attempt.to_json(), confirm=self.check)
 
     def _write_end(self) -> None:
@@ -178,7 +178,7 @@ def acquire(
         now = time.monotonic()
         if attempts.may_follow(attempt, now - seen_at, is_gone):
             ours = attempts.next_attempt(attempt, seconds, holder, secrets.token_hex(8))
-            ours = replace(ours, standing=dict(read_progress()), at=time.time())
+            ours = replace(ours, progress=dict(read_progress()), at=time.time())
             conditional = _create(store, ours)
             if _is_ours(store, ours) and _is_newest(store, ours):
                 _delete_drafts(store, ours)

@@ -128,5 +128,5 @@ def test_stopped_job_ends_with_143_and_resumes(batch: Batch) -> None:
     assert "is stored in s3://runs/long/long/checkpoints" in out
     again = batch.submit(*words, name="long")
     out, err = again.communicate(timeout=300)
-    assert '"standing": "resume"' in out, (out, err)
+    assert '"state": "resume"' in out, (out, err)
     assert again.returncode == 0, err

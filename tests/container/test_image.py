@@ -42,5 +42,5 @@ def test_stop_stores_a_checkpoint_and_the_run_resumes(image: str, output: Path, 
     assert engine("inspect", "-f", "{{.State.ExitCode}}", name).stdout.strip() == "143"
     done = run(image, "-v", f"{output}:/output", command=command)
     assert done.returncode == 0, done.stderr
-    assert '"standing": "resume"' in done.stdout
+    assert '"state": "resume"' in done.stdout
     assert len(report(output)["history"]) == 2

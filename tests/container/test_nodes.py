@@ -95,4 +95,4 @@ def test_stop_of_one_machine_ends_both_and_the_run_resumes(start: Start, output:
     assert [job.wait(60) for job in jobs] == [143, 143], [job.errors[-3:] for job in jobs]
     again = [start("batch", node, 60) for node in (1, 0)]
     again[1].until(lambda: any(event["event"] == "epoch" for event in again[1].events))
-    assert [event["standing"] for event in again[1].events if event["event"] == "run"] == ["resume"]
+    assert [event["state"] for event in again[1].events if event["event"] == "run"] == ["resume"]

@@ -96,7 +96,7 @@ def test_stop_ends_with_143_and_the_next_job_resumes(image: str, name: str, ml: 
     assert names(ml / "model") == set()
     again = run(image, *mounted(ml, {**PART_A, "epochs": "60"}), command=("train",))
     assert again.returncode == 0, again.stderr
-    assert '"standing": "resume"' in again.stdout
+    assert '"state": "resume"' in again.stdout
     assert names(ml / "model") == MODEL
 
 

@@ -21,7 +21,7 @@ from inat_job.storage.attempts import Attempt
 
 CONFIG = {"part": "a", "settings": {"train": {"epochs": 10}}}
 ATTEMPT = Attempt(
-    2, 60.0, {"host": "node-1"}, standing={"phase": "train", "step": 55, "epoch": 5, "images_per_s": 80.0}
+    2, 60.0, {"host": "node-1"}, progress={"phase": "train", "step": 55, "epoch": 5, "images_per_s": 80.0}
 )
 
 
@@ -131,7 +131,7 @@ def test_time_left_is_limited_by_max_time_and_zero_after_the_end() -> None:
 def test_shortened_run_has_fewer_epochs_and_steps() -> None:
     cut = manifest(50, 5, 100.0, cuts=[[20, 60], [40, 65]])
     assert seconds_left(CONFIG, [cut], 50) == 30.0
-    beat = replace(ATTEMPT, standing=ATTEMPT.standing | {"steps_per_epoch": 10})
+    beat = replace(ATTEMPT, progress=ATTEMPT.progress | {"steps_per_epoch": 10})
     assert status_fields(snapshot(attempt=beat, stored=[cut]), "running")["epochs"] == 7
 
 
@@ -154,8 +154,8 @@ def test_time_left_ignores_the_pace_of_epochs_on_cached_features() -> None:
     st.sampled_from([{}, {"settings": {}}, CONFIG, {"settings": {"train": {"epochs": "x"}}, "reuse": 3}]),
     st.booleans(),
 )
-def test_status_accepts_any_heartbeat_and_config(standing: Any, config: Any, stored: bool) -> None:
-    attempt = replace(ATTEMPT, standing=standing)
+def test_status_accepts_any_heartbeat_and_config(progress: Any, config: Any, stored: bool) -> None:
+    attempt = replace(ATTEMPT, progress=progress)
     seen = snapshot(attempt=attempt, config=config, stored=[manifest(50, 5, 100.0)] if stored else [])
     assert status_lines(status_fields(seen, state_of(seen, not_gone)))
 

@@ -12,10 +12,10 @@ from inat_job.storage.attempts import Attempt, may_follow, next_attempt, parse_a
 HOLDER = {"host": "here", "pid": "1"}
 
 
-@pytest.mark.parametrize("damage", [{"standing": []}, {"standing": {"step": []}}, {"at": -1}, {"at": "now"}])
+@pytest.mark.parametrize("damage", [{"progress": []}, {"progress": {"step": []}}, {"at": -1}, {"at": "now"}])
 def test_damaged_field_invalidates_record(damage: dict[str, Any]) -> None:
-    fields = json.loads(Attempt(3, 5.0, HOLDER, standing={"step": 1}, at=1.0).to_json())
-    assert parse_attempt(3, json.dumps(fields).encode(), 9.0).standing == {"step": 1}
+    fields = json.loads(Attempt(3, 5.0, HOLDER, progress={"step": 1}, at=1.0).to_json())
+    assert parse_attempt(3, json.dumps(fields).encode(), 9.0).progress == {"step": 1}
     assert parse_attempt(3, json.dumps(fields | damage).encode(), 9.0) == Attempt(3, 9.0, {})
 
 

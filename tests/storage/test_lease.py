@@ -82,16 +82,16 @@ def test_renewal_reports_progress(store: Store) -> None:
         assert attempt
         return attempt
 
-    assert latest().standing == {"phase": "pull"}
+    assert latest().progress == {"phase": "pull"}
     assert abs(latest().at - time.time()) < 5
     progress.update(phase="train", step=7, images_per_s=None)
     until = time.monotonic() + 5
-    while latest().standing != progress and time.monotonic() < until:
+    while latest().progress != progress and time.monotonic() < until:
         time.sleep(0.1)
-    assert latest().standing == {"phase": "train", "step": 7, "images_per_s": None}
+    assert latest().progress == {"phase": "train", "step": 7, "images_per_s": None}
     progress.update(step=8)
     acquired.end("preempted")
-    assert (latest().why, latest().standing["step"]) == ("preempted", 8)
+    assert (latest().why, latest().progress["step"]) == ("preempted", 8)
     assert acquire_lease(store).history("x")[0].keys() == {"started_step", "ended_step", "why"}
 
 
