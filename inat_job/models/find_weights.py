@@ -55,7 +55,7 @@ def stat_weights(uri: str, options: StorageOptions, stop: Stop = never) -> tuple
     store = open_store(parent, replace(options, flag="--weights"))
     entry = interruptible(store, stop).stat(key)
     if entry is None:
-        raise missing_object(store, key, f"--weights {public_uri(uri)}", "it")
+        raise missing_object(store, key, public_uri(uri), "--weights")
     return store, entry
 
 

@@ -112,5 +112,5 @@ def test_weights_file_is_verified_only_if_a_hash_is_given(tmp_path: Path) -> Non
 def test_weights_in_a_bucket_are_found_without_a_download(s3_bucket: str) -> None:
     open_store(f"s3://{s3_bucket}").put("w.pth", bytes(10**6))
     assert find(f"s3://{s3_bucket}/w.pth") == f"s3://{s3_bucket}/w.pth, 1 MB, to be downloaded"
-    with pytest.raises(BadDataError, match="which does not exist"):
+    with pytest.raises(BadDataError, match=r"none\.pth does not exist: check --weights"):
         find(f"s3://{s3_bucket}/none.pth")
