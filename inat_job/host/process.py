@@ -1,4 +1,7 @@
-"""This process: its core dumps, and its identity, by which another job sees whether a lease's holder still runs."""
+"""This process: its core dumps, its temporary folders, and its identity.
+
+By the identity another job sees whether a lease's holder still runs.
+"""
 
 import os
 import resource
@@ -16,6 +19,19 @@ _LONGEST_START_S = 30
 """A process older than this was another program before: a shell's `exec` keeps the start time."""
 
 _SAME_MACHINE = ("boot", "namespace")
+
+_temporary_folders: set[str] = set()
+
+
+def delete_at_end(folder: str) -> None:
+    """Let `delete_temporary_folders` delete a folder that a library leaves to Python's exit, which `os._exit` skips."""
+    _temporary_folders.add(folder)
+
+
+def delete_temporary_folders() -> None:
+    """Delete the folders of `delete_at_end`, just before the process ends."""
+    for folder in _temporary_folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_standard_streams() -> None:

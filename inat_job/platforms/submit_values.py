@@ -1,6 +1,6 @@
 """Checks of the values that `submit` is given: names that are repeated, patterns, and the largest numbers.
 
-Each of these values is a field of SubmitOptions, and its flag is the field's name.
+Each of these values is a field of SubmitOptions, which a `request` is.
 """
 
 import re
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from inat_job.errors import UsageError
+from inat_job.options import options_of
 
 OWN_VARIABLE = re.compile("(INAT|KUBERNETES|AWS_BATCH)_|JOB_COMPLETION_INDEX$")
 """Names of variables that are settings, or that the platform sets."""
@@ -29,9 +30,8 @@ _REGION = {"region": r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"}
 """What boto3 takes for a region."""
 
 
-def flag_of(field: str) -> str:
-    """The flag of a field of SubmitOptions."""
-    return f"--{field.replace('_', '-')}"
+def _flag(request: Any, field: str) -> str:
+    return options_of(type(request))[field][0].flag
 
 
 def check_values(request: Any) -> None:
@@ -44,9 +44,9 @@ def check_values(request: Any) -> None:
         if ":" not in each:
             raise UsageError(f"--pvc is {each!r}: write it as NAME:/PATH.")
     for field in ("env", "tags"):
-        _refuse_repeated(field, [each.partition("=")[0] for each in getattr(request, field)])
+        _refuse_repeated(request, field, [each.partition("=")[0] for each in getattr(request, field)])
     for field in ("env_from_secret", "image_pull_secret"):
-        _refuse_repeated(field, getattr(request, field))
+        _refuse_repeated(request, field, getattr(request, field))
 
 
 def _check_variables(variables: Sequence[str]) -> None:
@@ -61,12 +61,12 @@ def _check_variables(variables: Sequence[str]) -> None:
             raise UsageError(f"--env sets {name}, a variable of the job itself: use an option of the command.")
 
 
-def _refuse_repeated(field: str, names: Iterable[str]) -> None:
+def _refuse_repeated(request: Any, field: str, names: Iterable[str]) -> None:
     """Raise UsageError for a name that is given twice, of which only one would count."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise UsageError(f"{flag_of(field)} has {name} twice: give it once.")
+            raise UsageError(f"{_flag(request, field)} has {name} twice: give it once.")
         seen.add(name)
 
 
@@ -88,7 +88,7 @@ def check_patterns(request: Any, patterns: Mapping[str, str]) -> None:
         given = getattr(request, field) or ()
         for value in (given,) if isinstance(given, str) else given:
             if not (_is_placeholder(request, value) or re.fullmatch(pattern, value)):
-                raise UsageError(f"{flag_of(field)} is {value!r}: it must match {pattern}.")
+                raise UsageError(f"{_flag(request, field)} is {value!r}: it must match {pattern}.")
 
 
 def _is_placeholder(request: Any, value: str) -> bool:
@@ -101,4 +101,4 @@ def check_maxima(request: Any, maxima: Mapping[str, int], platform: str) -> None
         value = getattr(request, field)
         if value is not None and value > most:
             given = f"{value:.10g}" if isinstance(value, float) else value
-            raise UsageError(f"{flag_of(field)} is {given}: {platform} allows at most {most}.")
+            raise UsageError(f"{_flag(request, field)} is {given}: {platform} allows at most {most}.")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inat_job import events
-from inat_job.host import environment, temporary_folders
+from inat_job.host import environment, process
 from inat_job.job_settings import TrackerSettings
 from inat_job.reporting.loggers import BackgroundLogger
 from inat_job.reporting.tracker_check import Mode, mode_of_run
@@ -147,7 +147,7 @@ def _import() -> None:
     if "wandb" in sys.modules:
         return
     before, tempfile.tempdir = tempfile.tempdir, tempfile.mkdtemp(prefix="inat-job-")
-    temporary_folders.delete_at_end(tempfile.tempdir)
+    process.delete_at_end(tempfile.tempdir)
     try:
         import wandb  # noqa: F401
     finally:

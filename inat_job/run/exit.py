@@ -16,7 +16,7 @@ from inat_job import events, signals
 from inat_job.distributed import ranks
 from inat_job.errors import ConflictError, DeviceError, JobError, Preempted
 from inat_job.event_text import printable
-from inat_job.host import memory, process, temporary_folders
+from inat_job.host import memory, process
 from inat_job.host.device_faults import is_device_lost
 from inat_job.job_status import STATUS
 from inat_job.platforms.aws import spot
@@ -128,7 +128,7 @@ def exit_now(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # its reader is gone
             stream.flush()
-    temporary_folders.delete_all()
+    process.delete_temporary_folders()
     os._exit(code)
 
 

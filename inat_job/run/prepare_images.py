@@ -8,7 +8,7 @@ from pathlib import Path
 
 from inat_job import events
 from inat_job.data import layout, splits
-from inat_job.data.cache_index import Cache
+from inat_job.data.cache_index import Cache, CacheIndex
 from inat_job.data.layout import Arrangement
 from inat_job.event_text import counted
 from inat_job.ingest import build_cache, data_source, label_file
@@ -41,7 +41,12 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, trains: boo
         if trains:
             source = replace(source, check_listed=partial(_check_batch_size, settings))
         cache = build_cache.prepare(source, cache_dir, data.eval_size, data.max_broken, stop, downloaded)
-    index = cache.index
+    _say_what_is_used(cache.index)
+    return cache
+
+
+def _say_what_is_used(index: CacheIndex) -> None:
+    """Log what the data set has, and warn of what is left out or may be wrong with it."""
     events.emit("data", images=len(index.ids), classes=len(index.classes), digest=index.digest)
     if index.test_share is not None:
         events.emit("split", test_share=index.test_share, test=len(index.rows(layout.TEST)))
@@ -59,7 +64,6 @@ def prepare_images(settings: Settings, clock: Clock, stop: StopFlag, trains: boo
             images = counted(len(both), f"{name} image is", f"{name} images are")
             text = f"{images} also in {others}, so the {name} accuracy is too high"
             events.warn(text, first=both[0])
-    return cache
 
 
 def arrangement(data: DataSettings, options: StorageOptions, stop: Stop) -> Arrangement:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import inat_job
-from inat_job.host import environment, temporary_folders
+from inat_job.host import environment, process
 from inat_job.run.trial_link import Ended
 from inat_job.signals import SIGNALS
 
@@ -38,7 +38,7 @@ def preload() -> None:
     resource_tracker.ensure_running()  # which the fork server needs, and which unblocks the signals as it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        temporary_folders.delete_at_end(util.get_temp_dir())  # with the server's socket
+        process.delete_at_end(util.get_temp_dir())  # with the server's socket
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -102,5 +102,5 @@ def _run(target: Target, task: Any, variables: Mapping[str, str], connection: Co
     ended = target(task, connection)
     with contextlib.suppress(OSError):  # the worker is gone, and the run folder says it all
         connection.send(ended)
-    temporary_folders.delete_all()
+    process.delete_temporary_folders()
     os._exit(ended.code)
